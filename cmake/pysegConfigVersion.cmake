@@ -1,0 +1,16 @@
+# The version of a checkout or an installed Python package; an installation by CMake has its own file.
+foreach(folder "${CMAKE_CURRENT_LIST_DIR}/../pyseg" "${CMAKE_CURRENT_LIST_DIR}/..")
+  if(EXISTS "${folder}/_build.py")
+    file(STRINGS "${folder}/__init__.py" line REGEX "^__version__ = ")
+  endif()
+endforeach()
+string(REGEX REPLACE ".*\"(.*)\".*" "\\1" PACKAGE_VERSION "${line}")
+# Before 1.0 every minor version may break: 0.1.3 satisfies 0.1.2, 0.2.0 does not.
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" minor "${PACKAGE_VERSION}")
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" wanted_minor "${PACKAGE_FIND_VERSION}.0")
+if(minor VERSION_EQUAL wanted_minor AND PACKAGE_VERSION VERSION_GREATER_EQUAL PACKAGE_FIND_VERSION)
+  set(PACKAGE_VERSION_COMPATIBLE TRUE)
+endif()
+if(PACKAGE_VERSION VERSION_EQUAL PACKAGE_FIND_VERSION)
+  set(PACKAGE_VERSION_EXACT TRUE)
+endif()

@@ -1,0 +1,55 @@
+"""Segment-level multi-label video classification with fused C++/CUDA operators."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_PACKAGE = Path(__file__).resolve().parent
+_ROOT = _PACKAGE if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent  # installed, or a checkout
+
+cmake_prefix_path = str(_ROOT / "cmake")
+"""The folder to give to CMake (``-DCMAKE_PREFIX_PATH=``) for ``find_package(pyseg)``."""
+
+
+def include_path() -> str:
+    """Returns the folder of the C++ headers: ``#include "pyseg/vlad.h"``.
+
+    They need neither torch nor Python: raw pointers and sizes.
+
+    Example:
+        >>> import pyseg
+        >>> from pathlib import Path
+        >>> Path(pyseg.include_path(), "pyseg").is_dir()
+        True
+    """
+    return str(_ROOT / "csrc" / "include")
+
+
+# `python -m pyseg._build` must run where the libraries are out of step with the Python beside them.
+if not (sys.argv[:1] == ["-m"] and "pyseg._build" in sys.orig_argv):
+    from pyseg import _ext as _ext
+    from pyseg import ops as ops
+
+if TYPE_CHECKING:
+    from pyseg import convert as convert
+    from pyseg import data as data
+    from pyseg import metrics as metrics
+    from pyseg import models as models
+    from pyseg import nn as nn
+
+_LAZY = ("convert", "data", "metrics", "models", "nn")  # imported when first used
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return importlib.import_module(f"pyseg.{name}")
+    raise AttributeError(f"module 'pyseg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
