@@ -1,0 +1,38 @@
+// From a dtype to a type.
+#pragma once
+
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <type_traits>
+
+namespace pyseg {
+
+// Calls function(std::type_identity<T>{}) with the T of `dtype`; float16 and bfloat16 are what the
+// caller names, since the CPU and CUDA kernels each have their own.
+template <typename Float16, typename BFloat16, typename Function>
+void dispatch_floating(torch::headeronly::ScalarType dtype, const char* op,
+                       const Function& function) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Float:
+      return function(std::type_identity<float>{});
+    case ScalarType::Double:
+      return function(std::type_identity<double>{});
+    case ScalarType::Half:
+      return function(std::type_identity<Float16>{});
+    case ScalarType::BFloat16:
+      return function(std::type_identity<BFloat16>{});
+    default:
+      STD_TORCH_CHECK(false, op, " takes float32, float64, float16 or bfloat16, got ",
+                      torch::headeronly::toString(dtype));
+  }
+}
+
+// The dtype in which sums over values of `dtype` are kept.
+inline torch::headeronly::ScalarType accumulate_dtype(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace pyseg
