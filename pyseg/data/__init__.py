@@ -1,0 +1,67 @@
+"""Reading videos and rated segments: records, data sets, batches, and collections of them."""
+
+from pyseg.data._tables import DataError
+from pyseg.data.audioset import StrongSegmentDataset
+from pyseg.data.batch import Batch, Example, collate
+from pyseg.data.collection import Collection, open_collection
+from pyseg.data.datasets import (
+    FrameDataset,
+    RecordDataset,
+    SegmentDataset,
+    VideoDataset,
+    find_shards,
+    held_out,
+    loader,
+)
+from pyseg.data.records import (
+    FrameRecord,
+    FrameSchema,
+    Ratings,
+    ReadReport,
+    RecordError,
+    RecordWarning,
+    VideoRecords,
+    VideoSchema,
+    encode_frames,
+    encode_video,
+    read_frames,
+    read_records,
+    read_videos,
+    sniff,
+    write_records,
+)
+from pyseg.data.sampling import sample_random_frames, sample_random_sequence
+
+__all__ = [
+    "Batch",
+    "Collection",
+    "DataError",
+    "Example",
+    "FrameDataset",
+    "FrameRecord",
+    "FrameSchema",
+    "Ratings",
+    "ReadReport",
+    "RecordDataset",
+    "RecordError",
+    "RecordWarning",
+    "SegmentDataset",
+    "StrongSegmentDataset",
+    "VideoDataset",
+    "VideoRecords",
+    "VideoSchema",
+    "collate",
+    "encode_frames",
+    "encode_video",
+    "find_shards",
+    "held_out",
+    "loader",
+    "open_collection",
+    "read_frames",
+    "read_records",
+    "read_videos",
+    "sample_random_frames",
+    "sample_random_sequence",
+    "sniff",
+    "write_records",
+]

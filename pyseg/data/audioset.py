@@ -1,0 +1,273 @@
+"""AudioSet with strong labels: clips of ten seconds, and when in them something sounds.
+
+The clips come as TFRecords of frames (0.96 s each) with the weak labels of the whole clip, the
+strong labels as a table of events. Together they give what YouTube-8M gives: videos with labels,
+and 5-frame segments of which one or some classes are rated. See :class:`StrongSegmentDataset`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyseg.data._tables import DataError, read_table
+from pyseg.data.batch import Example
+from pyseg.data.datasets import Paths, SegmentDataset, stable_hash
+from pyseg.data.records import FrameRecord, FrameSchema, Ratings, ReadReport
+
+NUM_CLASSES = 527  # weak labels
+FEATURE_SIZES = (128,)
+FRAME_SECONDS = 0.96
+SCHEMA = FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")
+
+Interval = tuple[float, float]
+StrongLabels = Mapping[str, Mapping[str, Sequence[Interval]]]
+"""Clip name to label id to when it sounds: disjoint (onset, offset), in seconds, in order."""
+
+
+def read_class_labels(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Returns the ids and the names of the weak classes, from ``class_labels_indices.csv``.
+
+    Raises:
+        pyseg.data.DataError: The file is malformed, or its indices are not 0, 1, 2, ....
+        OSError: It cannot be read.
+    """
+    ids: list[str] = []
+    names: list[str] = []
+    for row in read_table(path, [["index"], ["mid"], ["display_name"]]):
+        if row.integer("index") != len(ids):
+            row.fail(f"index {len(ids)}, found {row.text('index')}")
+        if row.text("mid") in ids:
+            row.fail(f"every class once, found {row.text('mid')} again")
+        ids.append(row.text("mid"))
+        names.append(row.text("display_name"))
+    if not ids:
+        raise DataError(f"{os.fspath(path)}: expected at least one class, found none")
+    return ids, names
+
+
+def read_display_names(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns the names of classes by id, from ``mid_to_display_name.tsv``.
+
+    Raises:
+        pyseg.data.DataError: The file is malformed.
+        OSError: It cannot be read.
+    """
+    columns = ["mid", "name"]
+    rows = read_table(path, [[name] for name in columns], delimiter="\t", header=columns)
+    return {row.text("mid"): row.text("name") for row in rows}
+
+
+def read_strong_labels(path: str | os.PathLike[str]) -> StrongLabels:
+    """Returns who sounds when in each clip, from a table of events.
+
+    The table has tab-separated columns ``filename`` (video id, "_", start of the clip in ms),
+    ``event_label``, ``onset`` and ``offset`` (s from the clip's start), or goes by the names of
+    the published files: ``segment_id``, ``label``, ``start_time_seconds``, ``end_time_seconds``.
+    Events of one class that overlap or touch are one event.
+
+    Raises:
+        pyseg.data.DataError: A line is malformed; the message names file and line.
+        OSError: The file cannot be read.
+    """
+    columns = [
+        ["filename", "segment_id"],
+        ["event_label", "label"],
+        ["onset", "start_time_seconds"],
+        ["offset", "end_time_seconds"],
+    ]
+    events: dict[str, dict[str, list[Interval]]] = {}
+    for row in read_table(path, columns, delimiter="\t"):
+        onset, offset = row.number("onset"), row.number("offset")
+        if not 0 <= onset < offset:
+            row.fail(f"0 <= onset < offset, found {onset} and {offset}")
+        clip = events.setdefault(row.text("filename"), {})
+        clip.setdefault(row.text("event_label"), []).append((onset, offset))
+    if not events:
+        raise DataError(f"{os.fspath(path)}: expected at least one event, found none")
+    return {
+        name: {label: merge_events(intervals) for label, intervals in clip.items()}
+        for name, clip in events.items()
+    }
+
+
+def merge_events(intervals: Iterable[Interval]) -> list[Interval]:
+    """Returns the union of intervals as disjoint ones, in order.
+
+    Example:
+        >>> merge_events([(3, 4), (0, 2), (1, 3)])
+        [(0, 4)]
+    """
+    merged: list[Interval] = []
+    for onset, offset in sorted(intervals):
+        if merged and onset <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], offset)
+        else:
+            merged.append((onset, offset))
+    return merged
+
+
+def label_space(
+    weak_ids: Sequence[str], strong: StrongLabels, names: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Returns the ids and names of all classes, of one numbering for weak and strong labels.
+
+    The weak classes keep their numbers; classes that only strong labels use follow, in the order of
+    their ids.
+
+    Args:
+        weak_ids: From `read_class_labels`.
+        strong: From `read_strong_labels`.
+        names: Names by id; a class without one goes by its id.
+    """
+    used = {label for clip in strong.values() for label in clip}
+    ids = [*weak_ids, *sorted(used - set(weak_ids))]
+    names = names or {}
+    return ids, [names.get(id, id) for id in ids]
+
+
+def sounds(
+    events: Sequence[Interval],
+    begin: float,
+    end: float,
+    *,
+    segment_share: float = 0.5,
+    event_share: float = 0.5,
+) -> bool:
+    """Returns whether a class counts as present in a segment.
+
+    It does when it sounds in at least ``segment_share`` of the segment, or when the segment holds
+    at least ``event_share`` of one of its events.
+
+    Args:
+        events: Disjoint events of the class, in seconds.
+        begin: Start of the segment, in seconds.
+        end: End of the segment, in seconds.
+        segment_share: In (0, 1].
+        event_share: In (0, 1]; above 1 the second way is out.
+
+    Example:
+        >>> sounds([(0.0, 10.0)], 0.0, 4.8), sounds([(4.7, 4.9)], 0.0, 4.8), sounds([], 0.0, 4.8)
+        (True, True, False)
+    """
+    overlaps = [max(0.0, min(end, offset) - max(begin, onset)) for onset, offset in events]
+    rounding = 1e-6
+    return sum(overlaps) >= segment_share * (end - begin) - rounding or any(
+        overlap >= event_share * (offset - onset) - rounding
+        for overlap, (onset, offset) in zip(overlaps, events, strict=True)
+    )
+
+
+class StrongSegmentDataset(SegmentDataset):
+    """Segments of AudioSet clips, rated by strong labels.
+
+    A clip is cut into segments of ``schema.segment_size`` frames; the last may be shorter. For
+    each, some of the classes that the clip's strong labels name are rated, 1 or 0 by `sounds`: a
+    class that sounds in the clip at another time is a negative that is easily mistaken. What is
+    rated depends on ``rating_seed``, clip, segment and class only. A clip without strong labels
+    gives no segment.
+
+    An example's id is ``"<video id>:<start frame>"``.
+
+    Args:
+        paths: See `RecordDataset`.
+        strong: From `read_strong_labels`.
+        class_ids: The id of every class, by number (`label_space`); events of others are not rated.
+        schema: What the features are called, and how long a segment is.
+        rated_per_segment: Classes rated per segment; None rates all that the clip names, so that
+            with 0 for all others a segment's labels are complete.
+        segment_share: See `sounds`.
+        event_share: See `sounds`.
+        rating_seed: Another seed draws other classes to rate.
+        options: See `RecordDataset`.
+
+    Raises:
+        ValueError: ``rated_per_segment`` is less than 1, or a share not above 0.
+    """
+
+    context_keys = ("start_time_seconds",)
+    _counts = (*SegmentDataset._counts, "clips_without_labels")
+
+    def __init__(
+        self,
+        paths: Paths,
+        strong: StrongLabels,
+        class_ids: Sequence[str],
+        schema: FrameSchema = SCHEMA,
+        *,
+        rated_per_segment: int | None = 1,
+        segment_share: float = 0.5,
+        event_share: float = 0.5,
+        rating_seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Reads nothing yet, except for a cache; the class describes the arguments."""
+        if rated_per_segment is not None and rated_per_segment < 1:
+            raise ValueError(f"rated_per_segment must be at least 1, got {rated_per_segment}")
+        for name, share in (("segment_share", segment_share), ("event_share", event_share)):
+            if not share > 0:
+                raise ValueError(f"{name} must be above 0, got {share}")
+        self.strong = strong
+        self.class_numbers = {id: number for number, id in enumerate(class_ids)}
+        self.rated_per_segment = rated_per_segment
+        self.segment_share = segment_share
+        self.event_share = event_share
+        self.rating_seed = rating_seed
+        self._without_labels = 0
+        super().__init__(paths, schema, **options)
+
+    @property
+    def clips_without_labels(self) -> int:
+        """Clips of the current or last pass that have no strong label of a known class."""
+        return int(self._shared.counts[:, self._counts.index("clips_without_labels")].sum())
+
+    def rate(self, record: FrameRecord) -> Ratings | None:
+        """Returns the ratings of a clip's segments; None where it has no strong label."""
+        clip = f"{record.id}_{round(1000 * float(record.context['start_time_seconds']))}"
+        events = {
+            label: intervals
+            for label, intervals in self.strong.get(clip, {}).items()
+            if label in self.class_numbers
+        }
+        if not events:
+            self._without_labels += 1
+            return None
+        starts, classes, scores = [], [], []
+        for start in range(0, len(record.frames), self.schema.segment_size):
+            stop = min(start + self.schema.segment_size, len(record.frames))
+            for label in self._draw(events, f"{clip}:{start}"):
+                starts.append(start)
+                classes.append(self.class_numbers[label])
+                present = sounds(
+                    events[label],
+                    start * FRAME_SECONDS,
+                    stop * FRAME_SECONDS,
+                    segment_share=self.segment_share,
+                    event_share=self.event_share,
+                )
+                scores.append(float(present))
+        return Ratings(
+            np.array(starts, np.int64), np.array(classes, np.int64), np.array(scores, np.float32)
+        )
+
+    def _draw(self, labels: Iterable[str], segment: str) -> list[str]:
+        """Returns the classes to rate of those that the clip names."""
+        if self.rated_per_segment is None:
+            return sorted(labels)
+
+        def order(label: str) -> int:
+            return stable_hash(f"{segment}:{label}", self.rating_seed)
+
+        return sorted(labels, key=order)[: self.rated_per_segment]
+
+    def __iter__(self) -> Iterator[Example]:
+        """Yields the examples of this rank and worker."""
+        if self._memory is None:
+            self._without_labels = 0
+        return super().__iter__()
+
+    def _count(self, report: ReadReport) -> list[int]:
+        return [*super()._count(report), self._without_labels]

@@ -1,0 +1,205 @@
+"""Examples, and batches of them.
+
+See :class:`Batch` and :func:`collate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Example(NamedTuple):
+    """A video or a segment, with its labels or ratings.
+
+    Attributes:
+        id: The video's id; a segment is ``"<video id>:<start frame>"``. Always text, as it stands
+            in the record: ids such as ``1e10`` and ``0012`` are not numbers.
+        frames: (T, N) uint8, quantised as in the record; or float32 (video-level features, T = 1).
+        classes: (R,) int64: the labels of a video, or the rated classes of a segment.
+        scores: (R,) float32: 1 for labels; the rating, in [0, 1], of a rated class.
+    """
+
+    id: str
+    frames: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded to one length; labels or ratings stay ragged.
+
+    Example b rates ``classes[offsets[b]:offsets[b + 1]]``, which is how
+    `pyseg.ops.rated_bce_with_logits` takes them.
+
+    Attributes:
+        ids: B ids.
+        frames: (B, T, N) uint8 or float32, zero past ``num_frames``.
+        num_frames: (B,) int64, from 1 to T.
+        offsets: (B + 1,) int64.
+        classes: (R,) int64.
+        scores: (R,) float32.
+
+    Example:
+        >>> import numpy as np
+        >>> frames = np.ones((3, 4), np.uint8)
+        >>> example = Example("abcd:5", frames, np.array([2]), np.array([1], np.float32))
+        >>> collate([example]).targets(num_classes=4)
+        tensor([[0., 0., 1., 0.]])
+    """
+
+    ids: list[str]
+    frames: Tensor
+    num_frames: Tensor
+    offsets: Tensor
+    classes: Tensor
+    scores: Tensor
+
+    def __len__(self) -> int:
+        """Returns the number of examples, B."""
+        return len(self.ids)
+
+    def targets(self, num_classes: int) -> Tensor:
+        """Returns the scores as a matrix, (B, C) float32: 0 where a class is not rated.
+
+        Raises:
+            ValueError: A class is not in ``[0, num_classes)``.
+        """
+        targets = self.scores.new_zeros(len(self), num_classes)
+        return targets.index_put_(self._positions(num_classes), self.scores)
+
+    def rated(self, num_classes: int) -> Tensor:
+        """Returns which classes are rated (or labels), (B, C) bool.
+
+        Raises:
+            ValueError: A class is not in ``[0, num_classes)``.
+        """
+        rated = torch.zeros(len(self), num_classes, dtype=torch.bool, device=self.classes.device)
+        return rated.index_put_(self._positions(num_classes), rated.new_ones(()))
+
+    def _positions(self, num_classes: int) -> tuple[Tensor, Tensor]:
+        rows = torch.repeat_interleave(
+            torch.arange(len(self), device=self.offsets.device),
+            self.offsets.diff(),
+            output_size=len(self.classes),
+        )
+        wrong = (self.classes < 0) | (self.classes >= num_classes)
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{self.ids[int(rows[first])]}: class {int(self.classes[first])} is not in "
+                f"[0, {num_classes}): num_classes does not fit the data"
+            )
+        return rows, self.classes
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Batch:
+        """Returns the batch with its tensors on a device.
+
+        Args:
+            device: Where to.
+            non_blocking: Do not wait for the copy; it needs pinned memory to have an effect.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in page-locked memory, which a GPU can copy from by itself.
+
+        A `torch.utils.data.DataLoader` with ``pin_memory=True`` calls this.
+        """
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            self.ids,
+            function(self.frames),
+            function(self.num_frames),
+            function(self.offsets),
+            function(self.classes),
+            function(self.scores),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns what is pickled, as on the way from a worker process."""
+        # A tensor travels between processes as an open file descriptor. Only the frames are worth
+        # one: the rest goes through the pipe, so that six times as many batches fit the limit.
+        small = (self.num_frames, self.offsets, self.classes, self.scores)
+        if self.frames.device.type != "cpu":
+            return Batch, (self.ids, self.frames, *small)
+        return _rebuild, (self.ids, self.frames, *(tensor.numpy() for tensor in small))
+
+
+def _rebuild(ids: list[str], frames: Tensor, *small: np.ndarray) -> Batch:
+    return Batch(ids, frames, *(torch.from_numpy(array) for array in small))
+
+
+def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
+    """Returns a batch of examples, padded with zeros at the end.
+
+    In a worker of a `torch.utils.data.DataLoader` the frames are written straight into memory that
+    is shared with the parent.
+
+    Args:
+        examples: B examples of the same width N and kind of frames.
+        frames: T, the length to pad to; default: the longest example's.
+
+    Raises:
+        ValueError: There is no example, their widths or dtypes differ, one has no frame or more
+            than ``frames``.
+
+    Example:
+        >>> import numpy as np
+        >>> none = np.zeros(0)
+        >>> batch = collate([Example(name, np.ones((t, 2), np.uint8), none, none)
+        ...                  for name, t in (("abcd", 1), ("1e10", 3))])
+        >>> batch.frames.shape, batch.num_frames
+        (torch.Size([2, 3, 2]), tensor([1, 3]))
+    """
+    if not examples:
+        raise ValueError("collate needs at least one example, got none")
+    lengths = np.fromiter((len(example.frames) for example in examples), np.int64, len(examples))
+    length = int(lengths.max()) if frames is None else frames
+    first = examples[0]
+    width, dtype = first.frames.shape[1], first.frames.dtype
+    for example in examples:
+        found = example.frames
+        if found.shape[1] != width or found.dtype != dtype:
+            raise ValueError(
+                f"{example.id}: frames are {found.shape[1]} wide and {found.dtype}, "
+                f"but those of {first.id} in the same batch are {width} wide and {dtype}"
+            )
+        if not 1 <= len(found) <= length:
+            raise ValueError(f"{example.id}: expected 1 to {length} frames, found {len(found)}")
+    output = _empty((len(examples), length, width), dtype)
+    matrix = output.numpy()
+    for row, example in zip(matrix, examples, strict=True):
+        row[: len(example.frames)] = example.frames
+        row[len(example.frames) :] = 0
+    offsets = np.zeros(len(examples) + 1, np.int64)
+    np.cumsum([len(example.classes) for example in examples], out=offsets[1:])
+    classes = np.concatenate([example.classes for example in examples])
+    scores = np.concatenate([example.scores for example in examples])
+    if len(classes) != len(scores):
+        raise ValueError(f"expected one score a class, found {len(scores)} for {len(classes)}")
+    return Batch(
+        [example.id for example in examples],
+        output,
+        torch.from_numpy(lengths),
+        torch.from_numpy(offsets),
+        torch.from_numpy(classes.astype(np.int64, copy=False)),
+        torch.from_numpy(scores.astype(np.float32, copy=False)),
+    )
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=kind)
+    # As torch's own default_collate does: share_memory_() afterwards would copy the batch.
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)) * dtype.itemsize)
+    return torch.empty(0, dtype=kind).set_(storage).view(shape)

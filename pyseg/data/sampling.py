@@ -1,0 +1,87 @@
+"""Drawing some of a video's frames, as the starter code's model_utils.py does.
+
+See :func:`sample_random_frames` and :func:`sample_random_sequence`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sample_random_frames(
+    num_frames: Tensor,
+    num_samples: int,
+    *,
+    ordered: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Returns frame numbers drawn independently and with replacement: ``int(u * num_frames)``.
+
+    The source is SampleRandomFrames of google/youtube-8m.
+
+    Args:
+        num_frames: (B,) int, at least 1 each.
+        num_samples: S, the number of frames to draw from every video.
+        ordered: Return each video's frame numbers in rising order. The draw is the same set; a
+            model that reads frames in sequence needs their order in time.
+        generator: Where the randomness comes from, on the device of ``num_frames``; default:
+            torch's own of that device.
+
+    Returns:
+        (B, S) int64, each in ``[0, num_frames)``.
+
+    Raises:
+        ValueError: ``num_samples`` or (on the CPU) an element of ``num_frames`` is less than 1.
+
+    Example:
+        >>> sample_random_frames(torch.tensor([1, 300]), 4).shape
+        torch.Size([2, 4])
+    """
+    _check(num_frames, num_samples)
+    uniform = _uniform((len(num_frames), num_samples), num_frames, generator)
+    frames = (uniform * num_frames[:, None]).long()
+    return frames.sort(dim=1).values if ordered else frames
+
+
+def sample_random_sequence(
+    num_frames: Tensor, num_samples: int, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Returns the numbers of consecutive frames from a random start.
+
+    ``start = int(u * (max(num_frames - num_samples, 0) + 1))``, and the i-th frame is
+    ``min(start + i, num_frames - 1)``: the last frame of a short video is repeated. The source is
+    SampleRandomSequence of google/youtube-8m.
+
+    Args:
+        num_frames: (B,) int, at least 1 each.
+        num_samples: S, the number of frames to take from every video.
+        generator: As in `sample_random_frames`.
+
+    Returns:
+        (B, S) int64, each in ``[0, num_frames)``, rising by at most 1.
+
+    Raises:
+        ValueError: ``num_samples`` or (on the CPU) an element of ``num_frames`` is less than 1.
+
+    Example:
+        >>> sample_random_sequence(torch.tensor([2]), 4)
+        tensor([[0, 1, 1, 1]])
+    """
+    _check(num_frames, num_samples)
+    starts = (num_frames - num_samples).clamp(min=0) + 1
+    start = (_uniform((len(num_frames),), num_frames, generator) * starts).long()
+    steps = torch.arange(num_samples, device=num_frames.device)
+    return torch.minimum(start[:, None] + steps, num_frames[:, None] - 1)
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+
+
+def _check(num_frames: Tensor, num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    # Elsewhere the comparison would wait for the device; data sets have no empty video anyway.
+    if num_frames.device.type == "cpu" and (num_frames < 1).any():
+        raise ValueError(f"num_frames must be at least 1, got {int(num_frames.min())}")

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyseg.data import (
+    DataError,
+    RecordError,
+    encode_frames,
+    encode_video,
+    held_out,
+    open_collection,
+    write_records,
+)
+from pyseg.data.audioset import SCHEMA
+
+from .conftest import ratings_of
+
+IDS = [f"v{number:03d}" for number in range(40)]
+HELD = {id for id in IDS if held_out(id)}
+RATED = ratings_of([(0, 1, 1.0), (5, 2, 0.0)])
+
+
+def frames(path: Path, ids: list[str], rated: bool = False, labels: tuple[int, ...] = (1,)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features = np.ones((12, 1152), np.uint8)
+    write_records(
+        path, [encode_frames(id, features, labels, RATED if rated else None) for id in ids]
+    )
+
+
+def unlabelled(path: Path) -> None:
+    from pyseg.data import FrameSchema
+
+    schema = FrameSchema(labels_key=None)
+    write_records(path, [encode_frames("test", np.ones((3, 1152), np.uint8), [], None, schema)])
+
+
+def vocabulary(folder: Path, names: list[str], file: str = "vocabulary.csv") -> None:
+    rows = "".join(f"{number},{name}\n" for number, name in enumerate(names))
+    (folder / file).write_text("Index,Name\n" + rows)
+
+
+def ids(dataset) -> set[str]:
+    found = [example.id.split(":")[0] for example in dataset]
+    return set(found)
+
+
+def test_sample() -> None:
+    collection = open_collection("sample")
+    assert collection.name == "sample"
+    assert collection.num_classes == len(collection.class_names) == 44
+    assert collection.segment_classes == list(range(40))
+    assert collection.notes == ()
+    assert len(collection.segments("train")) + len(collection.segments("test")) == 2400
+    parts = [ids(collection.videos(part)) for part in ("train", "test")]
+    assert not parts[0] & parts[1]
+    assert len(parts[0] | parts[1]) == 500
+    assert ids(collection.segments("test")) == parts[1]
+    assert ids(collection.segments("train")) < parts[0]
+
+
+def test_the_train_partition_is_all_for_training(tmp_path: Path) -> None:
+    frames(tmp_path / "train00.tfrecord", IDS[:20])
+    frames(tmp_path / "validate00.tfrecord", IDS[20:], rated=True)
+    collection = open_collection(tmp_path)
+    for cache in (False, True):
+        held = HELD & set(IDS[20:])
+        assert 0 < len(held) < 20
+        assert ids(collection.videos("test", cache=cache)) == held
+        assert ids(collection.videos("train", cache=cache)) == set(IDS) - held
+        assert ids(collection.videos("all", cache=cache)) == set(IDS)
+        assert ids(collection.segments("test", cache=cache)) == held
+        assert ids(collection.segments("train", cache=cache)) == set(IDS[20:]) - held
+
+
+@pytest.mark.parametrize("rated", [False, True])
+def test_a_train_partition_alone_or_rated_is_split(tmp_path: Path, rated: bool) -> None:
+    """Otherwise there would be nothing to evaluate on, or training videos to evaluate on."""
+    frames(tmp_path / "train00.tfrecord", IDS, rated=rated)
+    if rated:
+        frames(tmp_path / "validate00.tfrecord", ["abcd"])
+    collection = open_collection(tmp_path)
+    assert ids(collection.videos("test")) - {"abcd"} == HELD
+    assert not ids(collection.videos("train")) & HELD
+    if rated:
+        assert ids(collection.segments("test")) == HELD
+    else:
+        assert collection.segments("test") is None
+        assert not collection.has_segments
+        assert "no rated segments in these records" in collection.notes
+
+
+def test_ratings_may_come_late_in_a_file(tmp_path: Path) -> None:
+    features = np.ones((12, 1152), np.uint8)
+    records = [encode_frames(id, features, [1], RATED if id == "v030" else None) for id in IDS]
+    write_records(tmp_path / "validate0000.tfrecord", records)
+    assert ids(open_collection(tmp_path).segments("all")) == {"v030"}
+
+
+def test_split_follows_fraction_and_seed(tmp_path: Path) -> None:
+    frames(tmp_path / "a00.tfrecord", IDS, rated=True)
+    half = open_collection(tmp_path, test_fraction=0.5, seed=3)
+    expected = {id for id in IDS if held_out(id, 0.5, 3)}
+    assert ids(half.videos("test")) == ids(half.segments("test")) == expected
+    none = open_collection(tmp_path, test_fraction=0)
+    assert ids(none.videos("test")) == set()
+    assert ids(none.segments("train")) == set(IDS)
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], got 1.5"):
+        open_collection(tmp_path, test_fraction=1.5)
+    with pytest.raises(ValueError, match='part must be "train", "test" or "all", got \'val\''):
+        half.videos("val")
+
+
+def test_segments_are_read_once(tmp_path: Path) -> None:
+    frames(tmp_path / "a00.tfrecord", IDS, rated=True)
+    collection = open_collection(tmp_path)
+    train, test = collection.segments("train", shuffle=True, seed=1), collection.segments("test")
+    assert train._memory is test._memory
+    assert collection.segments("train", classes=[1])._memory is not train._memory
+    assert len(train) + len(test) == 2 * len(IDS)
+    kept = collection.segments("all", keep=lambda id: id < "v010")
+    assert ids(kept) == set(IDS[:10])
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        collection.segments("train", cache=True, colour="red")
+
+
+def test_data_sets_can_be_sent_to_workers(tmp_path: Path) -> None:
+    frames(tmp_path / "a00.tfrecord", IDS, rated=True)
+    collection = open_collection(tmp_path)
+    for dataset in (collection.videos("test"), collection.segments("test")):
+        assert ids(pickle.loads(pickle.dumps(dataset))) == HELD
+
+
+def test_vocabulary_beside_or_above_the_records(tmp_path: Path) -> None:
+    frames(tmp_path / "frames/validate/validate00.tfrecord", ["abcd"], rated=True)
+    data = tmp_path / "frames/validate"
+    bare = open_collection(data)
+    assert (bare.num_classes, bare.class_names, bare.segment_classes) == (3862, None, None)
+    assert bare.notes == ("no vocabulary.csv: 3862 classes without names",)
+    vocabulary(tmp_path / "frames", ["a", "b", "c"])
+    vocabulary(tmp_path / "frames", ["a", "b"], "segment_vocabulary.csv")
+    above = open_collection(data)
+    assert (above.num_classes, above.class_names, above.segment_classes) == (
+        3, ["a", "b", "c"], [0, 1]
+    )  # fmt: skip
+    assert above.notes == ()
+    vocabulary(tmp_path, ["x", "y", "z", "w"], "mine.csv")
+    assert open_collection(data, vocabulary=tmp_path / "mine.csv").class_names == list("xyzw")
+    vocabulary(tmp_path / "frames", ["a"] * 9, "segment_vocabulary.csv")
+    with pytest.raises(DataError, match="class 8 is none of the 3 classes"):
+        open_collection(data)
+
+
+def test_the_most_common_kind_is_taken(tmp_path: Path) -> None:
+    video = encode_video("abcd", np.zeros(1152), [1])
+    for shard in range(3):
+        write_records(tmp_path / f"video{shard:02d}.tfrecord", [video])
+    frames(tmp_path / "frames.tfrecord", ["efgh"])
+    unlabelled(tmp_path / "test00.tfrecord")
+    write_records(tmp_path / "zzz.tfrecord", [b""])
+    collection = open_collection(tmp_path)
+    assert collection.level == "video"
+    assert collection.segments("all") is None
+    assert ids(collection.videos("all")) == {"abcd"}
+    assert collection.notes[:3] == (
+        f"left out 1 file of YouTube-8M frames (rgb, audio): {tmp_path}/frames.tfrecord",
+        f"left out 1 file of records without labels: {tmp_path}/test00.tfrecord",
+        f"left out 1 file of other records: {tmp_path}/zzz.tfrecord",
+    )
+
+
+def test_the_unlabelled_test_partition_is_left_out(tmp_path: Path) -> None:
+    frames(tmp_path / "validate00.tfrecord", IDS)
+    for shard in range(3):
+        unlabelled(tmp_path / f"test0{shard}.tfrecord")
+    collection = open_collection(tmp_path)
+    assert ids(collection.videos("all")) == set(IDS)
+    assert collection.notes[0].startswith("left out 3 files of records without labels: ")
+
+
+def test_a_series_of_two_kinds(tmp_path: Path) -> None:
+    """Names do not tell them apart: every file is looked at."""
+    video = encode_video("abcd", np.zeros(1152), [1])
+    for shard in range(40):
+        path = tmp_path / f"data{shard:02d}.tfrecord"
+        if shard % 5 == 0:
+            write_records(path, [video])
+        else:
+            frames(path, [f"f{shard}"])
+    collection = open_collection(tmp_path)
+    assert len(ids(collection.videos("all"))) == 32
+    assert "left out 8 files of YouTube-8M mean features" in collection.notes[0]
+
+
+def test_a_glob_may_take_in_the_tables(tmp_path: Path) -> None:
+    frames(tmp_path / "train00.tfrecord", ["abcd"])
+    vocabulary(tmp_path, ["a", "b"])
+    assert open_collection(f"{tmp_path}/*").num_classes == 2
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\*\.tfrecord: no file matches"):
+        open_collection(str(tmp_path / "none*.tfrecord"))
+    with pytest.raises(FileNotFoundError, match="no file in this folder ends in"):
+        open_collection(tmp_path)
+
+
+def test_records_of_no_known_kind(tmp_path: Path) -> None:
+    schema = type(SCHEMA)(features=(("depth", 4),))
+    path = tmp_path / "x00.tfrecord"
+    write_records(path, [encode_frames("abcd", np.ones((3, 4), np.uint8), [1], None, schema)])
+    with pytest.raises(DataError, match=r"expected AudioSet .*x00.tfrecord holds the features id"):
+        open_collection(tmp_path)
+    path.unlink()
+    unlabelled(tmp_path / "test00.tfrecord")
+    with pytest.raises(DataError, match=r"expected .*test00.tfrecord has no labels"):
+        open_collection(tmp_path)
+
+
+def test_not_records(tmp_path: Path) -> None:
+    path = tmp_path / "train00.tfrecord"
+    path.write_text("<html>404</html>" * 10)
+    with pytest.raises(RecordError, match=r"train00.tfrecord.*HTML"):
+        open_collection(tmp_path)
+
+
+def test_audioset_without_its_tables(tmp_path: Path) -> None:
+    record = encode_frames("abcd", np.ones((10, 128), np.uint8), [3], None, SCHEMA,
+                           context={"start_time_seconds": 0.0})  # fmt: skip
+    write_records(tmp_path / "eval00.tfrecord", [record])
+    bare = open_collection(tmp_path)
+    assert (bare.name, bare.num_classes, bare.class_names) == ("audioset", 527, None)
+    assert bare.segments("all") is None
+    assert bare.notes == ("no strong_labels.tsv: no rated segments",)
+    labels = tmp_path / "elsewhere.tsv"
+    labels.write_text("filename\tevent_label\tonset\toffset\nabcd_0\t/m/a\t0\t9\n")
+    with pytest.raises(FileNotFoundError, match=r"class_labels_indices.csv is not beside"):
+        open_collection(tmp_path, labels=labels)
+    (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/b,B\n")
+    full = open_collection(tmp_path, labels=labels)
+    assert full.class_names == ["B", "/m/a"]
+    assert full.segment_classes == [1]
+    assert [e.scores.tolist() for e in full.segments("all")] == [[1.0], [1.0]]
+
+
+def test_the_real_video_level_shards(shared: Path) -> None:
+    collection = open_collection(shared / "data/yt8m")
+    assert (collection.name, collection.level) == ("youtube8m", "video")
+    assert collection.feature_sizes == (1024, 128)
+    assert collection.num_classes == len(collection.class_names) == 3862
+    [note] = collection.notes
+    assert note.startswith("left out 1 file of YouTube-8M frames (rgb, audio): ")
+    videos = collection.videos("all", cache=True)
+    assert len(videos) == 7719
+    labels = np.concatenate([video.classes for video in videos])
+    assert labels.max() < 3862
+    assert 2.5 < len(labels) / len(videos) < 3.5
+    train, test = (collection.videos(part, cache=True) for part in ("train", "test"))
+    assert len(train) + len(test) == 7719
+    assert not ids(train) & ids(test)
+    frame = open_collection(shared / "data/yt8m/frame_level_example.tfrecord")
+    assert (frame.level, frame.num_classes) == ("frame", 3862)
+
+
+def test_importing_costs_little() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import pyseg.data; "
+        "late = {'numba', 'tqdm', 'jsonargparse', 'matplotlib', 'scipy', 'sklearn'}; "
+        "print(sorted(late & (set(sys.modules) - before)))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
