@@ -1,0 +1,314 @@
+"""Named presets: the classifiers of the paper, ready to make, save and load.
+
+A saved model is a folder with ``model.safetensors`` (weights and buffers) and ``model.json`` (what
+`create` was called with). Nothing in it is pickled.
+
+Example:
+    >>> import tempfile
+    >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, folder, class_names=[f"class {i}" for i in range(10)])
+    ...     again = load(folder)
+    >>> frames = torch.randint(0, 256, (2, 5, 80), dtype=torch.uint8)
+    >>> torch.equal(model(frames, torch.tensor([5, 3])), again(frames, torch.tensor([5, 3])))
+    True
+    >>> again.config.name, again.config.class_names[3]
+    ('nextvlad-small', 'class 3')
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from pyseg.nn import NeXtVLADClassifier
+
+FORMAT_VERSION = 1
+"""Version of the two files that `save` writes."""
+
+_WEIGHTS = "model.safetensors"
+_CONFIG = "model.json"
+
+_PRESETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
+    # The three of the paper's table 1: cluster size, hidden size and reduction of each.
+    "nextvlad1": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 16}),
+    "nextvlad2": (NeXtVLADClassifier, {"clusters": 136, "hidden_size": 2048, "reduction": 16}),
+    "nextvlad3": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 8}),
+    # For two CPU cores and some hundred steps: a momentum of 0.001 would leave the running
+    # statistics where they started.
+    "nextvlad-small": (
+        NeXtVLADClassifier,
+        {
+            "clusters": 16,
+            "groups": 4,
+            "hidden_size": 128,
+            "reduction": 4,
+            "expansion": 1,
+            "dropout": 0.1,
+            "batch_norm_momentum": 0.1,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a model was made with; `create` and `load` attach it as ``model.config``.
+
+    Attributes:
+        name: name of the preset.
+        num_classes: number of classes C.
+        overrides: the arguments in which the model differs from the preset, as JSON holds them.
+        tensors: shapes of those arguments that are tensors (``eigenvalues``); their values are
+            buffers of the model.
+        class_names: name of each class, in order of index, or ``None``.
+    """
+
+    name: str
+    num_classes: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+
+    def _description(self) -> dict[str, Any]:
+        """What both files of a saved model say about it."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "overrides": dict(self.overrides),
+            "tensors": {key: list(shape) for key, shape in self.tensors.items()},
+        }
+
+
+def names() -> list[str]:
+    """Lists the presets.
+
+    Returns:
+        Their names, sorted.
+
+    Example:
+        >>> names()
+        ['nextvlad-small', 'nextvlad1', 'nextvlad2', 'nextvlad3']
+    """
+    return sorted(_PRESETS)
+
+
+def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
+    """Makes a classifier with fresh weights.
+
+    Args:
+        name: a preset, see `names`.
+        num_classes: number of classes C.
+        **overrides: arguments of the preset's class to use instead of the preset's, for example
+            ``feature_sizes=(128,)`` or ``dropout=0``.
+
+    Returns:
+        The classifier, called as ``model(frames, num_frames) -> logits (B, C)``, in training mode.
+        Its attribute ``config`` is a `ModelConfig`.
+
+    Raises:
+        ValueError: the preset or an override is unknown, or a value does not fit.
+
+    Example:
+        >>> with torch.device("meta"):  # draws no weights
+        ...     model = create("nextvlad1", num_classes=3862)
+        >>> sum(p.numel() for p in model.parameters())
+        78643170
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"name: {_unknown('preset', name, names())}")
+    make, preset = _PRESETS[name]
+    known = [key for key in inspect.signature(make).parameters if key != "num_classes"]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
+    tensors = {k: v for k, v in overrides.items() if isinstance(v, (Tensor, np.ndarray))}
+    try:
+        plain = json.loads(json.dumps({k: v for k, v in overrides.items() if k not in tensors}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"overrides: expected numbers, text, lists of these, or tensors; {error}"
+        ) from error
+    model = make(num_classes, **{**preset, **overrides})
+    shapes = {key: list(value.shape) for key, value in tensors.items()}
+    model.config = cast(Any, ModelConfig(name, int(num_classes), plain, shapes))
+    return model
+
+
+def save(
+    model: nn.Module, folder: str | os.PathLike[str], *, class_names: Sequence[str] | None = None
+) -> None:
+    """Saves a model that `create` or `load` returned.
+
+    Each file is written beside its place and then renamed, so that an interrupted save never
+    leaves half a file.
+
+    Args:
+        model: the model, also as `torch.compile` wraps it.
+        folder: where to; created if it is not there.
+        class_names: name of each class, in order of index. ``None``: those of ``model.config``.
+
+    Raises:
+        ValueError: the model has no ``config``, or there are not as many class names as classes.
+    """
+    model = getattr(model, "_orig_mod", model)
+    config = getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        raise ValueError(
+            "model: expected one that pyseg.models.create or load returned, "
+            f"found {type(model).__name__} without a config"
+        )
+    if class_names is None:
+        class_names = config.class_names
+    if class_names is not None and len(class_names) != config.num_classes:
+        raise ValueError(
+            f"class_names: expected {config.num_classes} names, found {len(class_names)}"
+        )
+    description = config._description()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The description goes into both files: so `load` sees when they do not belong together.
+    weights = serialize(
+        {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
+        metadata={"pyseg": json.dumps(description, sort_keys=True)},
+    )
+    if class_names is not None:
+        description["class_names"] = list(class_names)
+    _write(folder / _WEIGHTS, weights)
+    _write(folder / _CONFIG, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> nn.Module:
+    """Loads a model that `save` wrote, bit for bit.
+
+    Args:
+        folder: the folder.
+        device: where the weights go.
+
+    Returns:
+        The model, in eval mode: call ``.train()`` to go on training. ``model.config`` holds the
+        class names.
+
+    Raises:
+        FileNotFoundError: one of the two files is not there.
+        ValueError: a file is damaged, of another format version, or does not fit the other; the
+            message names the file, what was expected and what was found.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / _CONFIG)
+    weights = folder / _WEIGHTS
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights}: no such file")
+    try:
+        with safe_open(weights, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{weights}: expected a safetensors file, found: {error}") from error
+    expected = json.dumps(config._description(), sort_keys=True)
+    if metadata.get("pyseg") != expected:
+        raise ValueError(
+            f"{weights}: expected the weights that {_CONFIG} describes, {expected}; "
+            f"found {metadata.get('pyseg', 'no description: not written by pyseg.models.save')}"
+        )
+    try:
+        with torch.device("meta"):  # the values come from the file: draw none
+            tensors = {key: torch.empty(*shape) for key, shape in config.tensors.items()}
+            model = create(
+                config.name, num_classes=config.num_classes, **config.overrides, **tensors
+            )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _CONFIG}: {error}") from error
+    _check_shapes(weights, model.state_dict(), state)
+    model.load_state_dict(state, assign=True)
+    model.config = cast(Any, config)
+    return model.eval()
+
+
+def _unknown(kind: str, found: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(found, known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"expected one of {', '.join(known)}; found the unknown {kind} {found!r}{hint}"
+
+
+def _read_config(path: Path) -> ModelConfig:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, found: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, found {version!r}")
+    expected: dict[str, type | tuple[type, ...]] = {
+        "name": str,
+        "num_classes": int,
+        "overrides": dict,
+        "tensors": dict,
+        "class_names": (list, type(None)),
+    }
+    for key, kind in expected.items():
+        found = data.get(key)
+        if not isinstance(found, kind):
+            name = "list" if isinstance(kind, tuple) else kind.__name__
+            raise ValueError(f"{path}: {key}: expected {name}, found {found!r}")
+    class_names = data.get("class_names")
+    if class_names is not None and len(class_names) != data["num_classes"]:
+        raise ValueError(
+            f"{path}: class_names: expected {data['num_classes']} names, found {len(class_names)}"
+        )
+    return ModelConfig(
+        data["name"], data["num_classes"], data["overrides"], data["tensors"], class_names
+    )
+
+
+def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{path}: expected the {len(expected)} tensors of the model, "
+            f"found missing: {', '.join(missing) or 'none'}; "
+            f"unexpected: {', '.join(unexpected) or 'none'}"
+        )
+    for key, value in expected.items():
+        if value.shape != found[key].shape:
+            raise ValueError(
+                f"{path}: {key}: expected shape {tuple(value.shape)}, "
+                f"found {tuple(found[key].shape)}"
+            )
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; give it the mode any new file would get.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

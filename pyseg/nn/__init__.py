@@ -1,0 +1,23 @@
+"""Modules: one component of the paper per file.
+
+Shapes: B batch, T frames, N frame feature size, G groups, E expansion, F = E*N/G, K clusters,
+H hidden size, C classes. Every classifier is called as ``model(frames, num_frames)`` and returns
+logits (B, C); frames are uint8 as stored, or floating and already dequantised.
+"""
+
+from pyseg.nn.batch_norm import BatchNorm
+from pyseg.nn.gate import ContextGate
+from pyseg.nn.head import LogisticHead
+from pyseg.nn.mask import frame_mask
+from pyseg.nn.nextvlad import NeXtVLAD, NeXtVLADClassifier
+from pyseg.nn.normalize import FrameNormalization
+
+__all__ = [
+    "BatchNorm",
+    "ContextGate",
+    "FrameNormalization",
+    "LogisticHead",
+    "NeXtVLAD",
+    "NeXtVLADClassifier",
+    "frame_mask",
+]

@@ -1,0 +1,159 @@
+"""Batch normalisation as the reference models use it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all rows, with the constants and the variance of TensorFlow's slim.
+
+    y = (x - mean) / sqrt(variance + eps) * weight + bias, with the mean and the biased variance of
+    the batch in training mode and the running ones in eval mode. It differs from
+    `torch.nn.BatchNorm1d` in that
+
+    * channels are the last dimension, all others are rows (reference: (B*T, channels));
+    * eps is 1e-3 and momentum 0.001 (slim's decay of 0.999);
+    * the running variance is the biased one of the batch (slim with ``fused=False``) unless
+      `unbiased` is set (slim's default, which PyTorch always does): a factor n / (n - 1);
+    * rows can be left out of the statistics with a mask;
+    * a batch with a single row is no error: its variance is 0 and the output is `bias`. A batch
+      without rows (or with none that the mask lets through) leaves the running statistics alone.
+
+    Statistics are computed in float32 or better whatever the dtype of the input.
+
+    Args:
+        num_features: number of channels.
+        eps: added to the variance.
+        momentum: weight of the batch in the running statistics, in 0..1.
+        unbiased: whether the running variance is that of a sample (n - 1 in the denominator).
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Attributes:
+        weight: (channels,) scale, 1 at the start.
+        bias: (channels,) shift, 0 at the start.
+        running_mean: (channels,) buffer, 0 at the start.
+        running_var: (channels,) buffer, 1 at the start.
+
+    Example:
+        >>> norm = BatchNorm(2, eps=0.0)
+        >>> norm(torch.tensor([[1.0, 5.0], [3.0, 9.0]])).round(decimals=4).tolist()
+        [[-1.0, -1.0], [1.0, 1.0]]
+        >>> norm.running_mean.tolist()
+        [0.0020000000949949026, 0.007000000216066837]
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float = 1e-3,
+        momentum: float = 0.001,
+        unbiased: bool = False,
+    ) -> None:
+        """Makes the module; the class describes the arguments."""
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features: expected at least 1, found {num_features}")
+        if not eps >= 0.0:
+            raise ValueError(f"eps: expected a number >= 0, found {eps}")
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum: expected a number in 0..1, found {momentum}")
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.unbiased = unbiased
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalises every row.
+
+        Args:
+            x: (..., channels), floating.
+            mask: (...) bool; in training mode only rows with True enter the statistics (every row
+                is normalised). ``None``: all rows do.
+
+        Returns:
+            The same shape and dtype as `x`.
+
+        Raises:
+            ValueError: the last dimension is not `num_features`, or `mask` does not fit.
+        """
+        if x.shape[-1] != self.num_features:
+            raise ValueError(
+                f"x: expected a last dimension of {self.num_features}, found {tuple(x.shape)}"
+            )
+        if mask is not None and mask.shape != x.shape[:-1]:
+            raise ValueError(
+                f"mask: expected shape {tuple(x.shape[:-1])} as x has, found {tuple(mask.shape)}"
+            )
+        rows = x.reshape(-1, self.num_features)
+        if self.training and rows.shape[0] > 0:
+            if mask is None:
+                rows = self._by_batch(rows)
+            else:
+                rows = self._by_masked_batch(rows, mask.reshape(-1))
+        else:
+            rows = self._apply_native(rows, self.running_mean, self.running_var, training=False)
+        return rows.reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        """Returns the arguments for `repr`."""
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"unbiased={self.unbiased}"
+        )
+
+    def _apply_native(self, rows: Tensor, mean: Tensor, var: Tensor, *, training: bool) -> Tensor:
+        # Momentum 1: in training `mean` and `var` receive the statistics of this batch alone.
+        # Not torch.nn.functional.batch_norm: it refuses a single row.
+        return torch.batch_norm(
+            rows,
+            self.weight,
+            self.bias,
+            mean,
+            var,
+            training,
+            1.0,
+            self.eps,
+            torch.backends.cudnn.enabled,
+        )
+
+    def _by_batch(self, rows: Tensor) -> Tensor:
+        count = rows.shape[0]
+        mean = torch.zeros_like(self.running_mean)
+        var = torch.zeros_like(self.running_var)
+        rows = self._apply_native(rows, mean, var, training=True)
+        if count == 1:  # PyTorch has just divided by n - 1
+            var = torch.zeros_like(var)
+        elif not self.unbiased:
+            var = var * ((count - 1) / count)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+        return rows
+
+    def _by_masked_batch(self, rows: Tensor, mask: Tensor) -> Tensor:
+        # Sums with weights instead of indexing: no shape may depend on the values of the mask.
+        wide = rows.to(torch.promote_types(rows.dtype, self.running_mean.dtype))
+        weights = mask.to(wide.dtype).unsqueeze(1)
+        count = weights.sum()
+        mean = (wide * weights).sum(0) / count.clamp(min=1.0)
+        centered = wide - mean
+        squares = (centered.square() * weights).sum(0)
+        scale = self.weight * torch.rsqrt(squares / count.clamp(min=1.0) + self.eps)
+        with torch.no_grad():
+            var = squares / (count - 1.0 if self.unbiased else count).clamp(min=1.0)
+            momentum = self.momentum * (count > 0).to(mean.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(var.to(self.running_var.dtype), momentum)
+        return torch.addcmul(self.bias, centered, scale).to(rows.dtype)

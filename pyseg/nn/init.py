@@ -1,0 +1,62 @@
+"""Weight initialisation of the reference code."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def he_truncated_normal_(tensor: Tensor, fan_in: int) -> Tensor:
+    """Fills a weight in place with He initialisation from a truncated normal distribution.
+
+    This is ``variance_scaling_initializer()`` of TensorFlow's slim with its defaults (factor 2,
+    fan-in): the normal distribution has the standard deviation sqrt(1.3 * 2 / fan_in) and is cut
+    at two of them, which leaves about sqrt(2 / fan_in).
+
+    Args:
+        tensor: the weight, of any shape.
+        fan_in: number of inputs that one output sums over.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        ValueError: `fan_in` is smaller than 1.
+
+    Example:
+        >>> weight = he_truncated_normal_(torch.empty(64, 50), fan_in=50)
+        >>> bool(weight.abs().max() <= 2 * (1.3 * 2 / 50) ** 0.5)
+        True
+    """
+    if fan_in < 1:
+        raise ValueError(f"fan_in: expected at least 1, found {fan_in}")
+    std = math.sqrt(1.3 * 2.0 / fan_in)
+    with torch.no_grad():
+        return torch.nn.init.trunc_normal_(tensor, std=std, a=-2.0 * std, b=2.0 * std)
+
+
+def he_linear(in_features: int, out_features: int, *, bias: bool = True) -> torch.nn.Linear:
+    """Makes a linear layer with `he_truncated_normal_` weights and a bias of 0.
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+        bias: whether the layer has a bias.
+
+    Returns:
+        The layer.
+
+    Example:
+        >>> he_linear(8, 3)(torch.zeros(2, 8)).tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    # skip_init: Linear's own random initialisation would be thrown away, and costs as much again.
+    layer: torch.nn.Linear = torch.nn.utils.skip_init(
+        torch.nn.Linear, in_features, out_features, bias=bias, device=torch.get_default_device()
+    )
+    he_truncated_normal_(layer.weight, fan_in=in_features)
+    if bias:
+        torch.nn.init.zeros_(layer.bias)
+    return layer

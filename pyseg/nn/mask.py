@@ -1,0 +1,48 @@
+"""Which frames of a padded batch are frames of the video."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def frame_mask(num_frames: Tensor, frames: Tensor) -> Tensor:
+    """Marks the valid frames of a padded batch.
+
+    The number of frames T is taken from `frames`, whatever it is (the reference code builds its
+    mask for exactly 300).
+
+    Args:
+        num_frames: (B,) integers, the number of valid frames of each video, in 0..T.
+        frames: (B, T, N) the padded batch; only its shape and device are used.
+
+    Returns:
+        (B, T) bool, True where the frame is valid.
+
+    Raises:
+        TypeError: `num_frames` does not hold integers.
+        ValueError: `num_frames` has another shape than (B,), or a value outside 0..T. The values
+            are looked at only when `num_frames` lies in host memory and nothing is being traced:
+            elsewhere reading them would stall the device. Values beyond T then mean T.
+
+    Example:
+        >>> frame_mask(torch.tensor([1, 3]), torch.zeros(2, 3, 8)).tolist()
+        [[True, False, False], [True, True, True]]
+    """
+    batch, length = frames.shape[0], frames.shape[1]
+    if num_frames.is_floating_point() or num_frames.is_complex() or num_frames.dtype == torch.bool:
+        raise TypeError(f"num_frames: expected integers, found {num_frames.dtype}")
+    if num_frames.ndim != 1 or num_frames.shape[0] != batch:
+        raise ValueError(
+            f"num_frames: expected shape ({batch},) as frames has {batch} videos, "
+            f"found {tuple(num_frames.shape)}"
+        )
+    if num_frames.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        low, high = int(num_frames.min()), int(num_frames.max())
+        if low < 0 or high > length:
+            raise ValueError(
+                f"num_frames: expected values in 0..{length} (frames has {length} frames), "
+                f"found {low if low < 0 else high}"
+            )
+    steps = torch.arange(length, device=frames.device)
+    return steps < num_frames.to(frames.device).unsqueeze(1)

@@ -1,0 +1,144 @@
+"""What happens to frames before the first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Convention = Literal["dequantize", "l2", "unwhiten", "raw"]
+
+# YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py reads it back as
+# q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but it is what all
+# public models were trained with.
+_SCALE = 4.0 / 255.0
+_OFFSET = 4.0 / 512.0 - 2.0
+
+
+class FrameNormalization(nn.Module):
+    """Turns stored frames into what a model was trained on, padding included.
+
+    Public YouTube-8M systems do not agree on this step, and mixing the conventions up is silent
+    and costly. So it is a part of the classifier: its name is saved with the configuration and its
+    buffer with the weights.
+
+    ============== ============================================= ===================================
+    convention     valid frames                                  padded frames
+    ============== ============================================= ===================================
+    ``dequantize`` x                                             0
+    ``l2``         x / sqrt(max(sum(x^2), 1e-12)) over the whole 0
+                   frame (starter code)
+    ``unwhiten``   (x - 4/512) * (sqrt(eigenvalue) + 1e-4) for   -4/512 * (sqrt(eigenvalue) + 1e-4)
+                   the first feature, x for the others           in the first feature, 0 in the
+                   (reference NeXtVLAD code)                     others
+    ``raw``        the input itself: bytes as 0..255             0
+    ============== ============================================= ===================================
+
+    Here x is a floating input as it is, or for a uint8 input q its dequantised value
+    q * 4/255 + (4/512 - 2). Padding is exact, as in the reference, which pads after dequantising:
+    whatever the padded rows hold (bytes, garbage, NaN) is replaced. Only `unwhiten` moves padding
+    away from 0; no prediction in eval mode depends on it, batch-norm statistics do.
+
+    Args:
+        convention: one of the above.
+        feature_sizes: widths of the features that make up a frame, for example (1024, 128).
+        eigenvalues: for ``unwhiten`` only: eigenvalues of the features' PCA, largest first, of any
+            shape with at least ``feature_sizes[0]`` values; the first ones are used.
+
+    Raises:
+        ValueError: unknown convention; eigenvalues missing, superfluous, too few, negative or not
+            finite.
+
+    Example:
+        >>> normalize = FrameNormalization("dequantize", feature_sizes=(3,))
+        >>> frames = torch.tensor([[[0, 255, 0], [7, 7, 7]]], dtype=torch.uint8)
+        >>> normalize(frames, torch.tensor([[True, False]])).tolist()
+        [[[-1.9921875, 2.0078125, -1.9921875], [0.0, 0.0, 0.0]]]
+    """
+
+    eigenvalues: Tensor | None
+
+    def __init__(
+        self,
+        convention: Convention = "dequantize",
+        feature_sizes: Sequence[int] = (1024, 128),
+        eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
+    ) -> None:
+        """Makes the module; the class describes the arguments."""
+        super().__init__()
+        if convention not in get_args(Convention):
+            raise ValueError(
+                f"normalization: expected one of {', '.join(get_args(Convention))}; "
+                f"found {convention!r}"
+            )
+        if (convention == "unwhiten") != (eigenvalues is not None):
+            raise ValueError(
+                f"eigenvalues: expected {'them' if eigenvalues is None else 'none'} with the "
+                f"normalization {convention!r}"
+            )
+        self.convention = convention
+        self.feature_sizes = tuple(feature_sizes)
+        if eigenvalues is not None:
+            values = torch.as_tensor(eigenvalues, dtype=torch.float32).flatten()
+            first = self.feature_sizes[0]
+            if values.numel() < first:
+                raise ValueError(
+                    f"eigenvalues: expected at least {first} values (the width of the first "
+                    f"feature), found {values.numel()}"
+                )
+            values = values[:first].clone()
+            valid = (values >= 0) & values.isfinite()
+            if values.device.type != "meta" and not bool(valid.all()):
+                raise ValueError("eigenvalues: expected finite numbers >= 0")
+            self.register_buffer("eigenvalues", values)
+        else:
+            self.eigenvalues = None
+
+    def forward(
+        self, frames: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Normalises a padded batch.
+
+        Args:
+            frames: (B, T, N) uint8 as stored, or floating and already dequantised.
+            mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
+            dtype: dtype of the result; the dtype of the model's weights.
+
+        Returns:
+            (B, T, N) of `dtype`.
+
+        Raises:
+            TypeError: `frames` is neither uint8 nor floating.
+            ValueError: the last dimension of `frames` is not ``sum(feature_sizes)``.
+        """
+        width = sum(self.feature_sizes)
+        if frames.ndim != 3 or frames.shape[-1] != width:
+            sizes = " + ".join(map(str, self.feature_sizes))
+            raise ValueError(
+                f"frames: expected shape (batch, frames, {width}), as the features have the "
+                f"widths {sizes}; found {tuple(frames.shape)}"
+            )
+        if frames.dtype == torch.uint8:
+            x = frames.to(dtype)  # a copy, so the arithmetic may be in place
+            if self.convention != "raw":
+                x.mul_(_SCALE).add_(_OFFSET)
+        elif frames.is_floating_point():
+            x = frames.to(dtype)
+        else:
+            raise TypeError(f"frames: expected uint8 or floating, found {frames.dtype}")
+        if mask is not None:
+            x = torch.where(mask.unsqueeze(-1), x, 0.0)
+        if self.convention == "l2":
+            return x * torch.rsqrt(x.square().sum(-1, keepdim=True).clamp(min=1e-12))
+        if self.eigenvalues is not None:
+            first, rest = x.split((self.feature_sizes[0], width - self.feature_sizes[0]), dim=-1)
+            scale = (self.eigenvalues.sqrt() + 1e-4).to(dtype)
+            return torch.cat(((first - 4.0 / 512.0) * scale, rest), dim=-1)
+        return x
+
+    def extra_repr(self) -> str:
+        """Returns the arguments for `repr`."""
+        return f"{self.convention!r}, feature_sizes={self.feature_sizes}"

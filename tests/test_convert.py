@@ -1,0 +1,260 @@
+"""load_nextvlad_tf against what the reference code computed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyseg import convert, models
+
+
+def reference_shapes(clusters: int, hidden: int, reduction: int, groups: int, classes: int) -> dict:
+    """Names and shapes of the reference model's variables, for YouTube-8M features."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def batch_norm(scope: str, size: int) -> None:
+        for name in ("beta", "gamma", "moving_mean", "moving_variance"):
+            shapes[f"tower/{scope}/{name}"] = (size,)
+
+    aggregate = 0
+    for scope, size, k, g in (
+        ("video_VLAD", 1024, clusters, groups),
+        ("audio_VLAD", 128, clusters // 2, groups // 2),
+    ):
+        expanded, group_size = 2 * size, 2 * size // g
+        shapes[f"tower/{scope}/fully_connected/weights"] = (size, expanded)
+        shapes[f"tower/{scope}/fully_connected/biases"] = (expanded,)
+        shapes[f"tower/{scope}/fully_connected_1/weights"] = (expanded, g)
+        shapes[f"tower/{scope}/fully_connected_1/biases"] = (g,)
+        shapes[f"tower/{scope}/cluster_weights"] = (expanded, g * k)
+        shapes[f"tower/{scope}/cluster_weights2"] = (1, group_size, k)
+        batch_norm(f"{scope}/cluster_bn", g * k)
+        batch_norm(f"{scope}/vlad_bn", group_size * k)
+        aggregate += group_size * k
+    shapes["tower/hidden1_weights"] = (aggregate, hidden)
+    shapes["tower/gating_weights_1"] = (hidden, hidden // reduction)
+    shapes["tower/gating_weights_2"] = (hidden // reduction, hidden)
+    shapes["tower/fully_connected/weights"] = (hidden, classes)
+    shapes["tower/fully_connected/biases"] = (classes,)
+    batch_norm("hidden1_bn", hidden)
+    batch_norm("gating_bn", hidden // reduction)
+    return shapes
+
+
+def draw_variables(shapes: dict, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    variables = {}
+    for name in in_order(shapes):
+        shape, last = shapes[name], name.rsplit("/", 1)[-1]
+        if last in ("gamma", "moving_variance"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif last in ("beta", "moving_mean", "biases"):
+            value = rng.standard_normal(shape) * 0.2
+        else:
+            fan_in = shape[1] if last == "cluster_weights2" else np.prod(shape[:-1])
+            value = rng.standard_normal(shape) / np.sqrt(fan_in)
+        variables[name] = value.astype(np.float32)
+    return variables
+
+
+def in_order(names: Any) -> list[str]:
+    """TensorFlow's names end in ":0", so cluster_weights2 comes before cluster_weights."""
+    return sorted(names, key=lambda name: name + ":0")
+
+
+@dataclass
+class Golden:
+    """Numbers of the reference, and the weights and inputs that they belong to."""
+
+    results: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    variables: dict[str, np.ndarray]
+    quantized: np.ndarray  # (B, T, 1152) uint8
+    frames: np.ndarray  # (B, T, 1152) float32, 0 past num_frames
+    num_frames: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        with np.load(path, allow_pickle=False) as file:
+            results = dict(file)
+        meta = json.loads(str(results["meta"]))
+        batch, length = meta["B"], meta["T"]
+        rng = np.random.default_rng(meta["seed"] + 1)
+        quantized = rng.integers(0, 256, (batch, length, 1152))
+        frames = (quantized * np.float32(4 / 255) + np.float32(4 / 512 - 2)).astype(np.float32)
+        num_frames = rng.integers(max(1, length // 3), length + 1, batch)
+        frames[np.arange(length) >= num_frames[:, None]] = 0
+        labels = rng.random((batch, meta["C"])) < 0.2
+        variables = draw_variables(meta["shapes"], meta["seed"])
+        return cls(results, meta, variables, quantized.astype(np.uint8), frames, num_frames, labels)
+
+
+@pytest.fixture(params=["nextvlad_eval", "nextvlad_train"])
+def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
+    path = shared / "goldens" / f"{request.param}.npz"
+    if not path.is_file():
+        pytest.skip(f"no reference numbers at {path}")
+    return Golden.read(path)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_reference_numbers(golden: Golden, quantized: bool) -> None:
+    model = convert.load_nextvlad_tf(golden.variables, golden.meta["C"], dropout=0.0)
+    model.train(golden.meta["train"])
+    frames = torch.from_numpy(golden.quantized if quantized else golden.frames)
+    logits = model(frames, torch.from_numpy(golden.num_frames))
+    results = golden.results
+    np.testing.assert_allclose(logits.detach().numpy(), results["out/logits"], rtol=0, atol=1e-5)
+    predictions = torch.sigmoid(logits)
+    np.testing.assert_allclose(
+        predictions.detach().numpy(), results["out/predictions"], rtol=0, atol=1e-6
+    )
+    # The reference's constant inside the logarithms is 1e-8.
+    right = torch.where(torch.from_numpy(golden.labels), predictions, 1 - predictions)
+    loss = -torch.log(right + 1e-8).sum(1).mean()
+    assert loss.item() == pytest.approx(float(results["out/cross_entropy"]), rel=1e-6)
+    loss.backward()
+
+    keys = {name: key for key, name in convert._variable_names().items()}
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    rng = np.random.default_rng(golden.meta["seed"] + 2)
+    trainable = [name for name in in_order(golden.meta["shapes"]) if "moving_" not in name]
+    assert len(trainable) == len(parameters)
+    for name in trainable:
+        shape = golden.meta["shapes"][name]
+        direction = rng.standard_normal(shape)
+        gradient = parameters[keys[name]].grad.double().numpy()
+        if gradient.ndim == 2 and keys[name].endswith(".weight"):
+            gradient = gradient.T
+        gradient = gradient.reshape(shape)
+        norm, dot = np.linalg.norm(gradient), (gradient * direction).sum()
+        # A shift before a batch normalisation has no gradient: what there is, is rounding.
+        noise = 1e-6 if golden.meta["train"] and name.endswith("vlad_bn/beta") else 0.0
+        expected = float(results[f"gradnorm/{name}"])
+        assert norm == pytest.approx(expected, rel=1e-4, abs=noise), name
+        # A dot product may cancel: its error is relative to the norm.
+        expected_dot = float(results[f"graddot/{name}"])
+        assert dot == pytest.approx(expected_dot, abs=1e-4 * expected + noise * 100), name
+
+    after = {name[6:]: value for name, value in results.items() if name.startswith("after/")}
+    assert len(after) == (12 if golden.meta["train"] else 0)
+    for name, value in after.items():
+        found = buffers[keys[name]].numpy()
+        np.testing.assert_allclose(found, value, rtol=1e-6, atol=1e-7, err_msg=name)
+        assert not np.allclose(found, golden.variables[name], rtol=1e-6, atol=1e-7), name
+
+
+def test_reference_names(golden: Golden) -> None:
+    meta = golden.meta
+    shapes = reference_shapes(meta["K"], meta["H"], meta["R"], meta["G"], meta["C"])
+    assert {name: list(shape) for name, shape in shapes.items()} == meta["shapes"]
+
+
+@pytest.fixture(scope="module")
+def variables() -> dict[str, np.ndarray]:
+    return draw_variables(reference_shapes(4, 16, 4, 4, 7), seed=0)
+
+
+def test_geometry_is_read_from_the_shapes(variables: dict[str, np.ndarray]) -> None:
+    model = convert.load_nextvlad_tf(variables, 7)
+    assert model.training
+    assert model.feature_sizes == (1024, 128)
+    assert model.num_classes == 7
+    video, audio = model.branches
+    assert (video.clusters, video.groups, video.expansion) == (4, 4, 2)
+    assert (audio.clusters, audio.groups, audio.expansion) == (2, 2, 2)
+    assert model.gate.squeeze.weight.shape == (4, 16)
+    assert model.dropout.p == 0.5
+    assert model.normalization.convention == "dequantize"
+
+
+def test_every_value_arrives(variables: dict[str, np.ndarray]) -> None:
+    """Each variable, element by element, with the two layouts that differ."""
+    model = convert.load_nextvlad_tf(variables, 7)
+    state = model.state_dict()
+    names = convert._variable_names()
+    assert state.keys() == names.keys()
+    assert set(names.values()) == variables.keys()
+    for key, name in names.items():
+        found = state[key].numpy()
+        if name.endswith("cluster_weights2"):
+            np.testing.assert_array_equal(found, variables[name][0])
+        elif found.ndim == 2:
+            np.testing.assert_array_equal(found, variables[name].T)
+        else:
+            np.testing.assert_array_equal(found, variables[name])
+
+
+def test_names_of_a_checkpoint(variables: dict[str, np.ndarray]) -> None:
+    """A ":0" at the end, float64, and what an optimiser adds make no difference."""
+    checkpoint: dict[str, np.ndarray] = {
+        f"{name}:0": value.astype(np.float64) for name, value in variables.items()
+    }
+    checkpoint |= {
+        "global_step": np.int64(3),
+        "beta1_power": np.float32(0.1),
+        "tower/hidden1_weights/Adam": variables["tower/hidden1_weights"],
+        "tower/hidden1_weights/Adam_1:0": variables["tower/hidden1_weights"],
+    }
+    a, b = convert.load_nextvlad_tf(variables, 7), convert.load_nextvlad_tf(checkpoint, 7)
+    for key, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[key])
+
+
+def test_options_and_saving(variables: dict[str, np.ndarray], tmp_path: Path) -> None:
+    eigenvalues = np.linspace(3, 0.1, 2048, dtype=np.float32).reshape(-1, 1)
+    model = convert.load_nextvlad_tf(
+        variables, 7, dropout=0.75, normalization="unwhiten", eigenvalues=eigenvalues
+    )
+    assert model.dropout.p == 0.75
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    frames = torch.randint(0, 256, (2, 3, 1152), dtype=torch.uint8)
+    num_frames = torch.tensor([3, 1])
+    assert torch.equal(model.eval()(frames, num_frames), again(frames, num_frames))
+
+
+def test_missing_and_unexpected_variables(variables: dict[str, np.ndarray]) -> None:
+    broken = dict(variables)
+    broken["tower/hidden1_biases"] = broken.pop("tower/hidden1_weights")
+    with pytest.raises(
+        ValueError,
+        match=r"missing: tower/hidden1_weights; unexpected: tower/hidden1_biases",
+    ):
+        convert.load_nextvlad_tf(broken, 7)
+    with pytest.raises(ValueError, match=r"variables: .*missing: .*tower/video_VLAD"):
+        convert.load_nextvlad_tf({}, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("tower/hidden1_weights", (1, 16), r"tower/hidden1_weights: expected shape \(.*, 16\)"),
+        ("tower/hidden1_bn/beta", (17,), r"tower/hidden1_bn/beta: expected shape \(16,\)"),
+        ("tower/audio_VLAD/cluster_weights2", (128, 2), r"weights2: expected shape \(1, 128, 2\)"),
+        ("tower/video_VLAD/cluster_weights2", (512, 4), "cluster_weights2: expected 3 dimensions"),
+        ("tower/gating_weights_1", (16, 0), r"gating_weights_1: expected .* found shape \(16, 0\)"),
+        ("tower/gating_weights_1", (16, 5), r"gating_weights_2: expected shape \(5, 16\)"),
+    ],
+)
+def test_shapes_that_do_not_fit(
+    variables: dict[str, np.ndarray], name: str, shape: tuple, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert.load_nextvlad_tf(variables | {name: np.zeros(shape, np.float32)}, 7)
+
+
+def test_wrong_arguments(variables: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match=r"fully_connected/\w+: expected shape .*8.*num_classes=8"):
+        convert.load_nextvlad_tf(variables, 8)
+    with pytest.raises(ValueError, match=r"clusters: expected no value"):
+        convert.load_nextvlad_tf(variables, 7, clusters=4)
+    with pytest.raises(ValueError, match=r"overrides: .*unknown argument of nextvlad1 'drop'"):
+        convert.load_nextvlad_tf(variables, 7, drop=0.1)
