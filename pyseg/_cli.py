@@ -1,0 +1,81 @@
+"""What the runnable modules share: typed configuration from the command line, and calm errors.
+
+A command's options are a dataclass; jsonargparse turns it into flags, YAML (``--config``) and
+``--print_config``, with the help texts taken from its docstring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from jsonargparse import ArgumentParser
+
+Config = TypeVar("Config")
+
+
+class UserError(Exception):
+    """A request that cannot be carried out; its text is all that the user needs to see."""
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Reports a ValueError as a `UserError`: for calls that check what the user asked for."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def make_parser(config_class: type, module: str, description: str) -> ArgumentParser:
+    """Returns the command line of ``python -m <module>`` for the options in ``config_class``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--config", action="config", help="a YAML file of these options")
+    parser.add_class_arguments(config_class, as_group=True)
+    return parser
+
+
+def parse(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str] | None) -> Config:
+    """Returns the options given in ``argv`` (default: the command line of the process)."""
+    return _instantiate(parser, config_class, parser.parse_args(argv))
+
+
+def read_config(parser: ArgumentParser, config_class: type[Config], path: Path) -> Config:
+    """Returns the options that `write_config` left in a YAML file."""
+    return _instantiate(parser, config_class, parser.parse_path(str(path)))
+
+
+def _instantiate(parser, config_class, namespace):  # type: ignore[no-untyped-def]
+    values = dict(parser.instantiate(namespace).items())
+    values.pop("config", None)
+    return config_class(**values)
+
+
+def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:
+    """Writes a configuration as YAML that ``--config`` and `read_config` read back."""
+    path.write_text(parser.dump(parser.parse_object(asdict(config))), encoding="utf-8")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command: what the user can mend becomes one line on stderr and exit status 1.
+
+    A program error keeps its traceback.
+    """
+    from pyseg.data import DataError, RecordError
+
+    try:
+        main()
+    except (UserError, DataError, RecordError, OSError) as error:
+        print(f"pyseg: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("pyseg: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,95 @@
+"""The options of a training run, which its run folder keeps and later commands read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyseg import _cli
+from pyseg.data import Collection, open_collection
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jsonargparse import ArgumentParser
+
+
+@dataclass
+class StageConfig:
+    """One stage of training.
+
+    Args:
+        steps: Optimiser steps; 0 leaves the stage out.
+        learning_rate: Adam's learning rate.
+        batch_size: Examples a step.
+    """
+
+    steps: int
+    learning_rate: float
+    batch_size: int = 80
+
+
+@dataclass
+class TrainConfig:
+    """What to train, on what.
+
+    Args:
+        data: Records as a folder, glob or file; "sample" is a small generated collection, made
+            in the user's cache folder at first use.
+        vocabulary: A vocabulary.csv naming the classes; default: the one beside the records.
+        model: A preset of pyseg.models.
+        overrides: Arguments of the preset to change, as in --overrides.hidden_size 256.
+        run: The folder to write; default: the next free runs/<data>-<model>-<number>.
+        pretrain: Pretraining on video labels.
+        finetune: Fine-tuning on rated segments; skipped where the data has none.
+        max_frames: Frames of a video that are used, from its start.
+        test_fraction: The part of the videos that is held out for evaluation.
+        seed: Seeds the weights, the order of the data and the choice of held-out videos.
+        workers: Processes that read ahead; 0 reads in this process.
+        device: "cpu", "cuda", ...; default: a GPU where there is one.
+    """
+
+    data: str = "sample"
+    vocabulary: str | None = None
+    model: str = "nextvlad-small"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    run: str | None = None
+    pretrain: StageConfig = field(default_factory=lambda: StageConfig(200, 2e-3, 40))
+    finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 5e-4))
+    max_frames: int = 300
+    test_fraction: float = 0.2
+    seed: int = 0
+    workers: int = 0
+    device: str | None = None
+
+
+def make_parser() -> ArgumentParser:
+    """Returns the command line of ``python -m pyseg.train``."""
+    return _cli.make_parser(
+        TrainConfig,
+        "pyseg.train",
+        "Pretrains a model on video labels, fine-tunes it on rated segments, evaluates it on "
+        "held-out videos. Without options it trains on a small generated sample.",
+    )
+
+
+def open_data(config: TrainConfig, data: str | None = None) -> Collection:
+    """Returns a run's collection, or another one split in the same way."""
+    return open_collection(
+        data or config.data,
+        vocabulary=config.vocabulary,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
+
+
+def read_run_config(run: Path) -> TrainConfig:
+    """Returns the options that a run folder was trained with.
+
+    Raises:
+        pyseg._cli.UserError: The folder is not a run.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise _cli.UserError(f"{run} is not a run folder: it has no config.yaml")
+    return _cli.read_config(make_parser(), TrainConfig, path)

@@ -1,0 +1,199 @@
+"""Trains a model: ``python -m pyseg.train`` (``--help`` lists the options).
+
+Two stages, as in the paper's section 4.2: pretraining on the labels of whole videos, then
+fine-tuning on rated segments; each with binary cross-entropy summed over the classes (eq. 1).
+Videos are held out by id, in both stages, and the run ends with their evaluation.
+
+A run folder holds
+
+* ``config.yaml``: the options; ``--config`` reads them back;
+* ``model.safetensors``, ``model.json``: the weights, and what `pyseg.models.load` builds;
+* ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from pyseg import _cli, models
+from pyseg.config import StageConfig, TrainConfig, make_parser, open_data
+from pyseg.data import Collection, loader
+from pyseg.evaluate import describe, evaluate, pick_device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyseg.data import Batch, RecordDataset
+
+
+LOG_EVERY = 10  # steps between two lines of metrics.jsonl
+
+
+def bce_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Returns the paper's eq. (1), summed over the classes and averaged over the batch.
+
+    Classes without a label or rating count as 0, with the same weight as the others.
+
+    Args:
+        logits: (B, C).
+        batch: Of B examples, on the same device.
+    """
+    targets = batch.targets(logits.shape[1]).to(logits.dtype)
+    return binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(batch)
+
+
+def _train_stage(
+    name: str,
+    model: nn.Module,
+    dataset: RecordDataset,
+    stage: StageConfig,
+    config: TrainConfig,
+    log: _Log,
+) -> None:
+    from tqdm import tqdm
+
+    device = next(model.parameters()).device
+    optimizer = torch.optim.Adam(model.parameters(), lr=stage.learning_rate)
+    batches = iter(loader(dataset, stage.batch_size, workers=config.workers))
+    model.train()
+    total = torch.zeros((), device=device)
+    start, logged = time.perf_counter(), 0
+    with tqdm(total=stage.steps, desc=name, unit="step", leave=False) as bar:
+        for step in range(1, stage.steps + 1):
+            batch = next(batches, None)
+            if batch is None:
+                raise _cli.UserError(f"{name}: the data set has no training example")
+            batch = batch.to(device, non_blocking=True)
+            loss = bce_loss(model(batch.frames, batch.num_frames), batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            bar.update()
+            if step % LOG_EVERY == 0 or step == stage.steps:
+                mean = total.item() / (step - logged)
+                if not torch.isfinite(total):
+                    raise _cli.UserError(
+                        f"{name}: the loss is {mean} between steps {logged + 1} and {step}; "
+                        f"the last batch is {', '.join(batch.ids[:5])}, ..."
+                    )
+                seconds = time.perf_counter() - start
+                log.write(
+                    name,
+                    step=step,
+                    loss=mean,
+                    examples_per_second=round(step * stage.batch_size / seconds, 1),
+                )
+                bar.set_postfix(loss=f"{mean:.3f}")
+                total.zero_()
+                logged = step
+    seconds = time.perf_counter() - start
+    rate = stage.steps * stage.batch_size / seconds
+    print(
+        f"{name}: {stage.steps} steps of {stage.batch_size} in {seconds:.0f} s "
+        f"({rate:.0f} examples/s), loss {mean:.3f}"
+    )
+
+
+class _Log:
+    """metrics.jsonl: every line is on disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, stage: str, **values: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, **values}) + "\n")
+
+
+def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
+    if config.run is not None:
+        folder = Path(config.run)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise _cli.UserError(f"--run {folder} exists already and is not an empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{collection.name}-{config.model}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains, evaluates and saves a model; returns the run folder.
+
+    Raises:
+        pyseg._cli.UserError: The options do not fit the data.
+        pyseg.data.RecordError: A record is damaged.
+    """
+    torch.manual_seed(config.seed)
+    device = pick_device(config.device)
+    with _cli.user_errors():
+        collection = open_data(config)
+        model = models.create(
+            config.model,
+            num_classes=collection.num_classes,
+            feature_sizes=collection.feature_sizes,
+            **config.overrides,
+        ).to(device)
+    run = _make_run_folder(config, collection)
+    _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
+    log = _Log(run / "metrics.jsonl")
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"data: {collection.name}, {collection.num_classes} classes; "
+        f"model: {config.model}, {parameters:,} parameters, on {device}"
+    )
+    for note in collection.notes:
+        print(f"data: {note}")
+    # Repeated without end, so that every batch is a full one: batch statistics need it.
+    order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
+    frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
+    segments = collection.segments("train", **order)
+    stages = [("pretrain", config.pretrain, collection.videos("train", **order, **frames))]
+    if segments is not None:
+        stages.append(("finetune", config.finetune, segments))
+    try:
+        for name, stage, dataset in stages:
+            if stage.steps == 0:
+                continue
+            _train_stage(name, model, dataset, stage, config, log)
+            result = evaluate(model, collection, "test", workers=config.workers)
+            log.write("evaluate", after=name, **result)
+            print(f"after {name}: {describe(result)}")
+    except KeyboardInterrupt:
+        models.save(model, run, class_names=collection.class_names)
+        print(f"interrupted: the weights so far are in {run}")
+        raise
+    models.save(model, run, class_names=collection.class_names)
+    print(f"run folder: {run}")
+    return run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs ``python -m pyseg.train``."""
+    config = _cli.parse(make_parser(), TrainConfig, argv)
+    run = train(config)
+    print(f"evaluate again: python -m pyseg.evaluate --run {run}")
+    if config.data == "sample":
+        print(
+            "on YouTube-8M: python -m pyseg.train --model nextvlad1 "
+            "--data <folder of train*.tfrecord and validate*.tfrecord>"
+        )
+
+
+if __name__ == "__main__":
+    _cli.run(main)

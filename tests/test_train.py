@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyseg import _cli, evaluate, models, train
+from pyseg.config import StageConfig, TrainConfig, make_parser, read_run_config
+from pyseg.data import (
+    Example,
+    Ratings,
+    VideoSchema,
+    collate,
+    encode_frames,
+    encode_video,
+    write_records,
+)
+
+CLASSES = 4
+QUICK = {"pretrain": StageConfig(3, 1e-3, 8), "finetune": StageConfig(2, 1e-3, 8)}
+TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
+
+
+def write_vocabulary(folder: Path) -> None:
+    lines = ["Index,KnowledgeGraphId,Name", *(f"{i},/m/{i},class {i}" for i in range(CLASSES))]
+    (folder / "vocabulary.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def segments_folder(tmp_path_factory) -> Path:
+    """40 videos of 12 frames; class c is present where byte c of a frame is 255."""
+    folder = tmp_path_factory.mktemp("segments")
+    rng = np.random.default_rng(0)
+    records = []
+    for video in range(40):
+        frames = rng.integers(0, 256, (12, 1152), np.uint8)
+        label = video % CLASSES
+        frames[:, :CLASSES] = 0
+        frames[:6, label] = 255
+        scores = np.array([1, 0], np.float32)
+        ratings = Ratings(np.array([0, 6]), np.array([label, label]), scores)
+        records.append(encode_frames(f"v{video:03d}", frames, [label], ratings))
+    write_records(folder / "validate0000.tfrecord", records)
+    write_vocabulary(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    records = [
+        encode_video(f"v{video:03d}", rng.standard_normal(1152), [video % CLASSES], VideoSchema())
+        for video in range(40)
+    ]
+    write_records(folder / "video0000.tfrecord", records)
+    write_vocabulary(folder)
+    return folder
+
+
+def config(data: Path, run: Path, **changes) -> TrainConfig:
+    return TrainConfig(data=str(data), run=str(run), overrides=TINY, **(QUICK | changes))
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_trains_both_stages_and_leaves_a_run(segments_folder, tmp_path, capsys):
+    run = train.train(config(segments_folder, tmp_path / "run"))
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.yaml", "metrics.jsonl", "model.json", "model.safetensors"
+    ]  # fmt: skip
+    assert [line["stage"] for line in log_of(run)] == [
+        "pretrain", "evaluate", "finetune", "evaluate"
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "MAP@100k" in printed
+    assert str(run) in printed
+    assert models.load(run).config.class_names == [f"class {i}" for i in range(CLASSES)]
+
+
+def test_evaluate_gives_the_map_of_training(segments_folder, tmp_path, capsys):
+    run = train.train(config(segments_folder, tmp_path / "run"))
+    capsys.readouterr()
+    evaluate.main(["--run", str(run), "--data", str(segments_folder)])
+    last, again = log_of(run)[-2:]
+    assert again["map"] == last["map"]
+    assert f"{last['map']:.4f}" in capsys.readouterr().out
+
+
+def test_same_seed_gives_same_weights(segments_folder, tmp_path):
+    states = []
+    for name in ("a", "b"):
+        run = train.train(config(segments_folder, tmp_path / name))
+        states.append(models.load(run).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_learns(segments_folder, tmp_path):
+    run = train.train(
+        config(
+            segments_folder,
+            tmp_path / "run",
+            pretrain=StageConfig(0, 1e-3),
+            finetune=StageConfig(60, 1e-2, 16),
+        )
+    )
+    evaluate.main(["--run", str(run), "--part", "train"])
+    *_, held_out, on_train = log_of(run)
+    assert on_train["rated"] + held_out["rated"] == 80
+    assert on_train["map"] > 0.9
+
+
+def test_video_level_data_skips_fine_tuning(videos_folder, tmp_path, capsys):
+    run = train.train(config(videos_folder, tmp_path / "run"))
+    assert [line["stage"] for line in log_of(run)] == ["pretrain", "evaluate"]
+    assert "GAP@20" in capsys.readouterr().out
+
+
+def test_config_round_trips_through_the_run_folder(segments_folder, tmp_path):
+    written = config(segments_folder, tmp_path / "run", seed=3, test_fraction=0.25)
+    assert read_run_config(train.train(written)) == written
+
+
+def test_print_config_is_read_back(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--print_config", "--pretrain.steps", "7", "--overrides.clusters", "8"])
+    assert stop.value.code == 0
+    path = tmp_path / "config.yaml"
+    path.write_text(capsys.readouterr().out)
+    read = _cli.parse(make_parser(), TrainConfig, ["--config", str(path)])
+    assert (read.pretrain.steps, read.overrides) == (7, {"clusters": 8})
+    assert read.finetune == TrainConfig().finetune
+
+
+def test_a_run_is_never_overwritten(segments_folder, tmp_path):
+    (tmp_path / "kept").touch()
+    with pytest.raises(_cli.UserError, match=r"--run .* exists already"):
+        train.train(config(segments_folder, tmp_path))
+
+
+def test_default_run_folders_are_numbered(segments_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [
+        train.train(TrainConfig(data=str(segments_folder), overrides=TINY, **QUICK)).name
+        for _ in range(2)
+    ]
+    assert names == ["youtube8m-nextvlad-small-1", "youtube8m-nextvlad-small-2"]
+
+
+def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
+    with pytest.raises(_cli.UserError, match="nextvlad-smal"):
+        train.train(config(segments_folder, tmp_path / "run", model="nextvlad-smal"))
+    with pytest.raises(_cli.UserError, match="cluster"):
+        train.train(
+            TrainConfig(data=str(segments_folder), run=str(tmp_path / "r"), overrides={"k": 1})
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops(segments_folder, tmp_path):
+    stage = StageConfig(3, float("inf"), 8)
+    with pytest.raises(_cli.UserError, match=r"pretrain: the loss is (nan|inf)"):
+        train.train(config(segments_folder, tmp_path / "run", pretrain=stage))
+
+
+def test_an_interrupted_run_keeps_its_weights(segments_folder, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "evaluate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config(segments_folder, tmp_path / "run"))
+    models.load(tmp_path / "run")
+
+
+def test_loss_is_summed_over_classes_and_averaged_over_the_batch():
+    # Pitfall 12: the reference's learning rates belong to a sum over the classes.
+    frames = np.zeros((1, 2), np.uint8)
+    examples = [
+        Example("a", frames, np.array([0, 2]), np.array([1.0, 0.0], np.float32)),
+        Example("b", frames, np.array([1]), np.array([1.0], np.float32)),
+    ]
+    logits = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, -3.0]], dtype=torch.float64)
+    targets = torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    p = logits.sigmoid()
+    expected = -(targets * p.log() + (1 - targets) * (1 - p).log()).sum() / 2
+    torch.testing.assert_close(train.bce_loss(logits, collate(examples)), expected)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_bad_data_is_one_line(tmp_path):
+    (tmp_path / "train0000.tfrecord").write_bytes(b"no records at all, but some text")
+    done = command("pyseg.train", "--data", str(tmp_path))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("pyseg: error: ")
+    assert "train0000.tfrecord" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluate_of_no_run_is_one_line(tmp_path):
+    done = command("pyseg.evaluate", "--run", str(tmp_path))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == f"pyseg: error: {tmp_path} is not a run folder: it has no config.yaml"
