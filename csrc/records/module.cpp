@@ -226,7 +226,6 @@ PYBIND11_MODULE(_records, module) {
                                     text.size());
       },
       py::arg("data"), py::arg("crc") = 0, "crc32c without the processor's instruction.");
-  module.def("has_sse42", &crc::has_sse42, "Whether crc32c uses the processor's instruction.");
 
   py::class_<FrameDecoder>(module, "FrameDecoder")
       .def(py::init<const Features&, const std::string&, const std::string&, int64_t, size_t,

@@ -333,6 +333,28 @@ def test_absurd_length_is_refused_before_allocating(engine, write, length, compr
         assert f"expected at most 2147483647 bytes in a record, found a length of {length}" in error
 
 
+@pytest.mark.parametrize("knows_size", [True, False])
+def test_no_more_is_asked_for_than_there_can_be(engine, knows_size):
+    """A length is believed no further than the file's size, or some way ahead of what has come."""
+    header = struct.pack("<Q", 2**31 - 1)
+    data = header + masked(header) + bytes(1000)
+    asked = []
+
+    class Source:
+        def readinto(self, buffer):
+            asked.append(len(buffer))
+            piece = data[sum(given) :][: len(buffer)]
+            buffer[: len(piece)] = piece
+            given.append(len(piece))
+            return len(piece)
+
+    given = []
+    reader = engine.Reader(Source(), len(data) if knows_size else -1)
+    with pytest.raises(engine.Fault, match="found 1000 before the end of the file"):
+        reader.next_record(0, 1)
+    assert max(asked) <= (1 << 18 if knows_size else 1 << 24)
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
