@@ -49,6 +49,7 @@ def clips(tmp_path: Path) -> Path:
         + "long_30000\t/m/b\t0.7\t1.1\n"
         + "long_30000\t/m/c\t9.7\t10.0\n"  # past the last frame
         + "short_0\t/m/b\t5.0\t6.72\n"
+        + "short_0\t/m/a\t2.0\t6.0\n"  # 1.2 of the last segment's 1.92 s
         + "none_0\t/m/a\t0.0\t9.0\n",  # another clip of that video
     )
     write(
@@ -73,8 +74,8 @@ def test_complete_ratings(clips: Path) -> None:
     assert rated(data) == {
         "long:0": {0: 1.0, 1: 1.0, 2: 0.0},
         "long:5": {0: 0.0, 1: 1.0, 2: 0.0},
-        "short:0": {0: 0.0},  # 5.0 to 6.72 s is all in the second
-        "short:5": {0: 1.0},
+        "short:0": {0: 0.0, 1: 1.0},  # 5.0 to 6.72 s is all in the second
+        "short:5": {0: 1.0, 1: 1.0},
     }
     assert data.clips_without_labels == 1
     assert [len(e.frames) for e in data] == [5, 5, 5, 2]  # the rest of a clip is a segment
@@ -88,7 +89,8 @@ def test_some_classes_are_drawn_per_segment(clips: Path, cache: bool) -> None:
     one = rated(dataset(clips, cache=cache))
     assert {id: len(classes) for id, classes in one.items()} == dict.fromkeys(complete, 1)
     two = rated(dataset(clips, rated_per_segment=2, cache=cache))
-    assert [len(classes) for classes in two.values()] == [2, 2, 1, 1]
+    assert [len(classes) for classes in two.values()] == [2, 2, 2, 2]
+    assert rated(dataset(clips, rated_per_segment=9, cache=cache)) == complete
     for drawn in (one, two):
         for id, classes in drawn.items():
             assert classes.items() <= complete[id].items()
@@ -184,8 +186,8 @@ def test_strong_only_classes_follow_the_weak_ones() -> None:
 
 def test_events_of_unknown_classes_are_not_rated(clips: Path) -> None:
     strong = read_strong_labels(clips / "strong_labels.tsv")
-    data = StrongSegmentDataset(clips, strong, ["/m/a"], rated_per_segment=None)
-    assert rated(data) == {"long:0": {0: 1.0}, "long:5": {0: 1.0}}
+    data = StrongSegmentDataset(clips, strong, ["/m/c"], rated_per_segment=None)
+    assert rated(data) == {"long:0": {0: 0.0}, "long:5": {0: 0.0}}
     assert data.clips_without_labels == 2
 
 

@@ -341,8 +341,11 @@ def test_subset_shares_the_cache(frame_shards) -> None:
     assert len(part) == 4
     assert len(full) == len(ids(full)) == 8
     assert part.report == full.report
+    again = full.subset(shuffle=True)
+    order = ids(again)
     part.set_epoch(3)
-    assert ids(full) == sorted(ids(full))  # another's epoch and order
+    assert ids(full) == sorted(ids(full))
+    assert ids(again) == order  # epochs are a data set's own
     with pytest.raises(TypeError, match="subset cannot change classes"):
         full.subset(classes=[1])
     with pytest.raises(ValueError, match="buffer must be at least 1, got 0"):
@@ -401,6 +404,8 @@ def test_sampling(frame_shards, sampling: str, cache: bool) -> None:
     first = draw(dataset)
     assert all(rows == sorted(rows) and len(rows) == 4 for rows in first.values())  # order in time
     assert draw(dataset) == first
+    of_seven = {tuple(rows) for id, rows in first.items() if int(id[3:]) % 5 == 4}  # frames
+    assert len(of_seven) > 1  # not the same draw for every video
     dataset.set_epoch(1)
     assert draw(dataset) != first
     # Neither order nor division changes what is drawn from a video.
@@ -533,6 +538,13 @@ def test_skipping_counts_once_whatever_the_workers(frame_shards, workers: int) -
         assert dataset.report.records == 11
         assert dataset.report.skipped == 1
         assert "train0002.tfrecord: record 3" in dataset.report.first_error
+
+
+def test_report_is_of_the_last_pass_only(frame_shards) -> None:
+    dataset = Frames(frame_shards([4, 3, 5]))
+    for workers in (3, 2, 0):
+        loaded_ids(dataset, workers=workers)
+        assert dataset.report.records == 12
 
 
 def test_report_of_a_cache(frame_shards) -> None:

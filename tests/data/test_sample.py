@@ -177,6 +177,16 @@ def test_an_interrupted_generation_leaves_nothing(
     assert open_collection("sample").has_segments
 
 
+@pytest.mark.usefixtures("small")
+def test_every_seed_has_its_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYSEG_CACHE", str(tmp_path / "cache"))
+    folder = make_sample(5)
+    assert folder.name.endswith("-5")
+    assert digest(folder) == digest(generate(tmp_path / "direct", seed=5))
+    assert make_sample(5) == folder
+    assert digest(make_sample(6)) != digest(folder)
+
+
 def _make(cache: str, start) -> None:
     sample_module.TRAIN_VIDEOS = sample_module.RATED_VIDEOS = 8
     os.environ["PYSEG_CACHE"] = cache
