@@ -48,6 +48,8 @@ class BuildLibraries(build_ext):
         try:
             with builder.locked(folder):
                 outcomes = builder.build(folder, objects=builder.OBJECTS)
+            cuda = outcomes[builder.CUDA.name]
+            builder.check_strict(cuda.reason, cuda.log)
         except builder.BuildError as error:
             sys.exit(f"{error.log}pyseg: {error}")
         for name, outcome in outcomes.items():

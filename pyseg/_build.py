@@ -90,12 +90,12 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
 
 
-_SHARED_HEADERS = ("include/pyseg/*", "torch/*")
+_HEADERS = ("include/pyseg/*.h", "torch/*.h")
 _EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-CPU = Library(
-    "libpyseg", "libpyseg.so", ("library.cpp", "cpu/*.cpp"), ("cpu/*.h", *_SHARED_HEADERS)
+CPU = Library("libpyseg", "libpyseg.so", ("library.cpp", "cpu/*.cpp"), ("cpu/*.h", *_HEADERS))
+CUDA = Library(
+    "libpyseg_cuda", "libpyseg_cuda.so", ("cuda/*.cu",), ("**/*.cuh", "cuda/*.h", *_HEADERS)
 )
-CUDA = Library("libpyseg_cuda", "libpyseg_cuda.so", ("cuda/*.cu",), ("cuda/*.*h", *_SHARED_HEADERS))
 RECORDS = Library("_records", f"_records{_EXT_SUFFIX}", ("records/*.cpp",), ("records/*.h",))
 LIBRARIES = (CPU, CUDA, RECORDS)
 
@@ -292,7 +292,7 @@ def find_toolkit() -> Toolkit | str:
         told = f"the CUDA toolkit {home}"
     else:
         return "no CUDA toolkit: nvcc is not on PATH and CUDA_HOME is not set"
-    headers = [home / "include", home / "targets" / "x86_64-linux" / "include"]
+    headers = [home / "include", *home.glob("targets/*/include")]
     if not any((folder / "cuda_runtime.h").exists() for folder in headers):
         return f"{told} has no include/cuda_runtime.h"
     release = re.search(
@@ -402,7 +402,7 @@ def cxx_flags(library: Library) -> list[str]:
 def nvcc_flags() -> list[str]:
     """Returns the flags that compile a CUDA source, less architectures and include folders."""
     flags = [STANDARD, *optimisation(), *DEFINITIONS, *NVCC_DEFINITIONS]
-    flags += ["-lineinfo", "-Xcompiler", ",".join([*VISIBILITY, "-Wall"])]
+    flags += ["-lineinfo", f"-Xcompiler={','.join([*VISIBILITY, '-Wall'])}"]
     if os.environ.get("CXX"):
         flags += ["-ccbin", shlex.split(os.environ["CXX"])[-1]]
     return flags
@@ -439,7 +439,7 @@ def link_command(library: Library, objects: list[Path], target: Path) -> list[st
     if library is CUDA:
         toolkit = find_toolkit()
         assert isinstance(toolkit, Toolkit)
-        folders = [toolkit.home / "lib64", toolkit.home / "targets" / "x86_64-linux" / "lib"]
+        folders = [toolkit.home / "lib64", *toolkit.home.glob("targets/*/lib")]
         command += [f"-L{folder}" for folder in folders if folder.is_dir()]
         command += ["-ltorch_cuda", "-lcudart"]
     return [*command, "-Wl,-rpath,$ORIGIN/../torch/lib", "-Wl,--no-undefined"]
@@ -473,13 +473,22 @@ def version() -> str:
     return found[1]
 
 
+def user_cache() -> Path:
+    """Returns the user's folder for what pyseg makes once and keeps.
+
+    That is ``PYSEG_CACHE`` where it is set, else ``pyseg`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    if own := os.environ.get("PYSEG_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pyseg")
+
+
 @functools.cache
 def cache_folder() -> Path:
     """Returns the user's folder for libraries of exactly these sources."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     sources = [library.source_digest() for library in LIBRARIES]
     key = digest(sources, DEFINITIONS, platform.machine())
-    return Path(base, "pyseg", f"{version()}-{key}")
+    return user_cache() / f"{version()}-{key}"
 
 
 def locate(library: Library) -> Path | None:
@@ -614,6 +623,7 @@ def build_library(library: Library, folder: Path, objects: Path, submit: Callabl
                 log += future.result()
                 half.replace(target)
             if not running and path.exists() and noted.get("signature") == signature:
+                write_metadata(folder, {library.file: noted | {"sources": sources}})
                 return Outcome(path)
             log += run(link_command(library, targets, temporary))
             temporary.replace(path)  # atomic: nobody loads a half-written library
@@ -622,7 +632,7 @@ def build_library(library: Library, folder: Path, objects: Path, submit: Callabl
             for _, half, _ in running:
                 half.unlink(missing_ok=True)
             failed: dict[str, object] = {"failed": str(error), "attempt": attempt(library)}
-            write_metadata(folder, {library.file: failed})
+            write_metadata(folder, {library.file: noted | failed})
             return Outcome(reason=str(error), log=error.log)
         seconds = round(time.perf_counter() - start, 1)
         entry = facts | {"sources": sources, "signature": signature, "seconds": seconds}
@@ -651,14 +661,12 @@ def build(
         The outcome by library name.
 
     Raises:
-        BuildError: A switch has a wrong value, or ``PYSEG_CUDA=1`` and CUDA cannot be built.
+        BuildError: A switch has a wrong value.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     libraries = list(libraries)
     reasons = {library.name: why_not(library) for library in libraries}
-    if CUDA in libraries:
-        check_strict(reasons[CUDA.name])
     outcomes = {name: Outcome(reason=reason) for name, reason in reasons.items()}
     with contextlib.ExitStack() as stack:
         if objects is None:
@@ -672,14 +680,12 @@ def build(
         ]
         for name, finish in waiting:
             outcomes[name] = finish()
-    if CUDA in libraries:
-        check_strict(outcomes[CUDA.name].reason, outcomes[CUDA.name].log)
     return outcomes
 
 
-def plan(libraries: Iterable[Library] = LIBRARIES) -> str:
+def plan() -> str:
     """Returns the line that says what a build here makes, with what, and why not the rest."""
-    reasons = {library.file: why_not(library) for library in libraries}
+    reasons = {library.file: why_not(library) for library in LIBRARIES}
     made = [name for name, reason in reasons.items() if reason is None]
     compiler, torch = find_compiler(), find_torch()
     tools = [compiler if isinstance(compiler, str) else compiler[1]]
@@ -700,10 +706,9 @@ def prepare() -> dict[str, Outcome]:
     sources, its compiler or torch change.
 
     Raises:
-        BuildError: A switch has a wrong value, or ``PYSEG_CUDA=1`` and CUDA cannot be had.
+        BuildError: A switch has a wrong value.
     """
     if reason := disabled():
-        check_strict(reason)
         return {library.name: Outcome(reason=reason) for library in LIBRARIES}
     found = {library.name: look_up(library) for library in LIBRARIES}
     missing = [lib for lib in LIBRARIES if (o := found[lib.name]).path is None and not o.reason]
@@ -719,11 +724,10 @@ def prepare() -> dict[str, Outcome]:
                 if missing:
                     names = ", ".join(library.file for library in missing)
                     print(f"pyseg: building {names} in {folder}, once", file=sys.stderr, flush=True)
-                    found |= build(folder, missing)
+                    found |= build(folder, missing, OBJECTS if folder == PACKAGE else None)
         except (OSError, BuildError) as error:
             for library in missing:
                 found[library.name].reason = str(error)
-    check_strict(found[CUDA.name].reason)
     return found
 
 
@@ -758,7 +762,7 @@ def cmake_lists() -> str:
         "CPU_SOURCES": CPU.sources(),
         "CUDA_SOURCES": CUDA.sources(),
         "DEFINITIONS": [flag.removeprefix("-D") for flag in DEFINITIONS],
-        "CUDA_DEFINITIONS": [flag.removeprefix("-D") for flag in NVCC_DEFINITIONS],
+        "CUDA_FLAGS": [flag for flag in nvcc_flags() if flag not in optimisation()],
         "WARNINGS": WARNINGS,
     }
     return "".join(
@@ -780,11 +784,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         print(f"pyseg: {plan()}", flush=True)
+        check_strict(why_not(CUDA))
+        if all(map(why_not, LIBRARIES)):
+            return 0
         start, folder = time.perf_counter(), build_folder()
         with locked(folder):
             if args.force and OBJECTS:
                 shutil.rmtree(OBJECTS, ignore_errors=True)
             outcomes = build(folder, objects=OBJECTS)
+        check_strict(outcomes[CUDA.name].reason, outcomes[CUDA.name].log)
     except (BuildError, OSError) as error:
         print(f"{getattr(error, 'log', '')}pyseg: {error}", file=sys.stderr)
         return 1

@@ -61,25 +61,27 @@ def _warn_of_other_sources() -> None:
         )
 
 
+PATHS: dict[str, Path | None]
+CPU_REASON: str | None
+CUDA_REASON: str | None
+RECORDS_REASON: str | None
+records: ModuleType | None
+
 try:
     _found = _build.prepare()
+    PATHS = {name: outcome.path for name, outcome in _found.items()}
+    CPU_REASON = _load_ops(_found["libpyseg"])
+    # The CUDA library implements what the other one declares.
+    _cuda = _found["libpyseg_cuda"]
+    CUDA_REASON = _cuda.reason or CPU_REASON or _load_ops(_cuda)
+    _build.check_strict(CUDA_REASON)
+    records, RECORDS_REASON = _load_records(_found["_records"])
 except _build.BuildError as _error:
     raise ImportError(str(_error)) from None
 
-PATHS: dict[str, Path | None] = {name: outcome.path for name, outcome in _found.items()}
+HAS_CPU_OPS: bool = CPU_REASON is None
+HAS_CUDA_OPS: bool = CUDA_REASON is None
+HAS_RECORDS: bool = RECORDS_REASON is None
+
 if not _build.INSTALLED:
     _warn_of_other_sources()
-
-CPU_REASON: str | None = _load_ops(_found["libpyseg"])
-HAS_CPU_OPS: bool = CPU_REASON is None
-
-# The CUDA library implements what the other one declares.
-CUDA_REASON: str | None = (
-    _found["libpyseg_cuda"].reason or CPU_REASON or _load_ops(_found["libpyseg_cuda"])
-)
-HAS_CUDA_OPS: bool = CUDA_REASON is None
-
-records: ModuleType | None
-RECORDS_REASON: str | None
-records, RECORDS_REASON = _load_records(_found["_records"])
-HAS_RECORDS: bool = RECORDS_REASON is None

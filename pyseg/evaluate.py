@@ -89,7 +89,7 @@ def score(
         dataset: Yields `pyseg.data.Example`.
         batch_size: Examples scored at once; scores do not depend on it but for rounding.
         workers: Processes that read ahead.
-        progress: The name of the progress bar on stderr; none without a name.
+        progress: The name of the progress bar, shown on a terminal; none without a name.
 
     Raises:
         pyseg._cli.UserError: The data set is empty.
@@ -104,7 +104,9 @@ def score(
     was_training = model.training
     model.eval()
     try:
-        with tqdm(desc=progress, unit=" examples", disable=progress is None, leave=False) as bar:
+        # None: only on a terminal.
+        hidden = None if progress else True
+        with tqdm(desc=progress, unit=" examples", disable=hidden, leave=False) as bar:
             batch: Batch
             for batch in loader(dataset, batch_size, workers=workers):
                 frames = batch.frames.to(device, non_blocking=True)
@@ -124,25 +126,27 @@ def score(
     )
 
 
-def rated_metrics(scores: Scores) -> dict[str, Any]:
+def rated_metrics(scores: Scores, num_rated_classes: int | None = None) -> dict[str, Any]:
     """Returns MAP@100k over rated (segment, class) pairs: paper eq. (7).
 
-    ``map`` is the mean over the classes that have a rated positive, ``map_all_classes`` the mean
-    over every class of the model, those without a positive counting 0, as the challenge does.
+    ``map`` is the mean over the classes that have a rated positive; ``map_all_classes`` the sum
+    over them divided by the number of classes, as in the challenge, where a class without a
+    positive counts 0.
+
+    Args:
+        scores: Of rated segments.
+        num_rated_classes: The classes of the task, 1,000 in the challenge; default: all C.
     """
     num_classes = scores.logits.shape[1]
     rows = np.repeat(np.arange(len(scores.logits)), np.diff(scores.offsets))
     rated = scores.logits[rows, scores.classes]
     relevant = scores.relevance > 0.5
-    result = {
-        empty: metrics.map_at_k(
-            scores.classes, rated, relevant, num_classes=num_classes, empty_classes=empty
-        ).map
-        for empty in ("skip", "zero")
-    }
+    result = metrics.map_at_k(
+        scores.classes, rated, relevant, num_classes=num_classes, empty_classes="skip"
+    )
     return {
-        "map": result["skip"],
-        "map_all_classes": result["zero"],
+        "map": result.map,
+        "map_all_classes": float(result.per_class.sum()) / (num_rated_classes or num_classes),
         "classes": len(np.unique(scores.classes[relevant])),
         "rated": len(rated),
         "positives": int(relevant.sum()),
@@ -188,7 +192,10 @@ def evaluate(
         workers=workers,
         progress="evaluate",
     )
-    return label_metrics(scores) if segments is None else rated_metrics(scores)
+    if segments is None:
+        return label_metrics(scores)
+    rated_classes = collection.segment_classes
+    return rated_metrics(scores, len(rated_classes) if rated_classes else None)
 
 
 def describe(result: dict[str, Any]) -> str:

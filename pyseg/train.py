@@ -67,7 +67,7 @@ def _train_stage(
     model.train()
     total = torch.zeros((), device=device)
     start, logged = time.perf_counter(), 0
-    with tqdm(total=stage.steps, desc=name, unit="step", leave=False) as bar:
+    with tqdm(total=stage.steps, desc=name, unit="step", leave=False, disable=None) as bar:
         for step in range(1, stage.steps + 1):
             batch = next(batches, None)
             if batch is None:

@@ -226,6 +226,20 @@ def test_strict_cuda(monkeypatch):
         _build.check_strict("some reason")
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"PYSEG_CACHE": "/own", "XDG_CACHE_HOME": "/xdg"}, "/own"),
+        ({"PYSEG_CACHE": "", "XDG_CACHE_HOME": "/xdg"}, "/xdg/pyseg"),
+        ({"PYSEG_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/me"}, "/me/.cache/pyseg"),
+    ],
+)
+def test_user_cache(monkeypatch, environment, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _build.user_cache() == Path(expected)
+
+
 # ---- building a small library --------------------------------------------------------------------
 
 needs_compiler = pytest.mark.skipif(
@@ -255,7 +269,7 @@ def load(checkout: Path, package: str = "pyseg"):
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout whose only library has one function."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYSEG_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "checkout"
     (folder / "pyseg").mkdir(parents=True)
     (folder / "csrc" / "include" / "pyseg").mkdir(parents=True)
@@ -301,6 +315,12 @@ def test_builds_only_what_is_out_of_date(checkout):
     os.utime(header, (later, later))
     assert builder.out_of_date(builder.CPU, first.path)
     assert build().built
+    assert not builder.out_of_date(builder.CPU, first.path)
+
+    os.utime(header, (later - 20, later - 20))
+    header.with_name("unused.h").touch()
+    assert builder.out_of_date(builder.CPU, first.path)
+    assert not build().built
     assert not builder.out_of_date(builder.CPU, first.path)
 
 
@@ -353,7 +373,7 @@ def test_installed_package_builds_into_the_users_cache(checkout, tmp_path):
     output, _ = prepare(installed.parent).communicate(timeout=60)
     path = Path(output.strip())
     assert path.name == "libpyseg.so"
-    assert path.parent.parent == tmp_path / "cache" / "pyseg"
+    assert path.parent.parent == tmp_path / "cache"
     assert path.parent.name.startswith("0.0.1-")
     (installed / "csrc" / "library.cpp").write_text('extern "C" int two() { return 2; }\n')
     other, _ = prepare(installed.parent).communicate(timeout=60)
@@ -365,7 +385,7 @@ def test_no_folder_to_write_to(checkout, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file where the cache folder should be")
     monkeypatch.setattr(builder, "PACKAGE", tmp_path / "cache" / "pyseg")
     monkeypatch.setattr(builder, "version", lambda: "0.0.1")
-    with pytest.raises(builder.BuildError, match=r"pyseg and .*cache/pyseg/0.0.1-\w+ cannot be"):
+    with pytest.raises(builder.BuildError, match=r"pyseg and .*cache/0.0.1-\w+ cannot be"):
         builder.build_folder()
 
 
@@ -382,6 +402,9 @@ def test_command_line(checkout, capsys):
     (checkout / "csrc" / "library.cpp").write_text('#error "planted"\n')
     assert builder.main(["--force"]) == 1
     assert "planted" in capsys.readouterr().err
+    noted = builder.read_metadata(builder.PACKAGE)["libpyseg.so"]
+    assert "planted" in noted["failed"]
+    assert builder.out_of_date(builder.CPU, builder.PACKAGE / "libpyseg.so")
 
 
 def test_command_line_names_a_wrong_switch(checkout, capsys, monkeypatch):

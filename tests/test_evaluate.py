@@ -65,6 +65,7 @@ def test_rated_metrics_rank_among_rated_pairs_only():
     result = rated_metrics(scores)
     assert result["map"] == pytest.approx((1 + 2 / 3) / 2)
     assert result["map_all_classes"] == pytest.approx((1 + 2 / 3) / 6)
+    assert rated_metrics(scores, 2)["map_all_classes"] == pytest.approx((1 + 2 / 3) / 4)
     assert (result["classes"], result["rated"], result["positives"]) == (1, 4, 2)
     assert "MAP@100k 0.8333" in describe(result)
 

@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pyseg._build import user_cache
 from pyseg.data._tables import DataError
 from pyseg.data.records import Ratings, encode_frames, write_records
 from pyseg.data.youtube8m import FEATURE_SIZES, SEGMENT_SIZE
@@ -302,21 +303,12 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def cache_folder() -> Path:
-    """Returns where pyseg keeps what it can make again.
-
-    That is ``PYSEG_CACHE`` where it is set, else ``pyseg`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
-    """
-    if own := os.environ.get("PYSEG_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyseg"
-
-
 def make_sample(seed: int = 0) -> Path:
     """Returns the folder of the generated sample, which is written at the first call.
 
-    It lies in `cache_folder` and appears there when it is complete: neither an interrupted run nor
-    several processes at once leave a part of it.
+    It lies in the user's cache folder (``PYSEG_CACHE``, else ``~/.cache/pyseg``) and appears there
+    when it is complete: neither an interrupted run nor several processes at once leave a part of
+    it.
 
     Raises:
         pyseg.data.DataError: What lies there has been damaged since.
@@ -326,7 +318,7 @@ def make_sample(seed: int = 0) -> Path:
         >>> sorted(path.name for path in make_sample().iterdir())[:2]
         ['graph.json', 'sample.json']
     """
-    folder = cache_folder() / f"sample-{VERSION}-{seed}"
+    folder = user_cache() / f"sample-{VERSION}-{seed}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -139,7 +139,8 @@ def _in_autocast(features: Tensor) -> bool:
     if not isinstance(features, Tensor):
         return False
     device = features.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Not torch.amp.is_autocast_available(device): torch.compile of torch 2.11 cannot trace it.
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
 def _to_autocast_dtype(features: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ import pytest
 
 from pyseg.data import DataError, FrameDataset, SegmentDataset, open_collection, read_frames
 from pyseg.data import sample as sample_module
-from pyseg.data.sample import cache_folder, generate, main, make_sample
+from pyseg.data.sample import generate, main, make_sample
 from pyseg.data.youtube8m import read_segment_vocabulary, read_vocabulary
 
 
@@ -147,17 +147,6 @@ def test_labels_of_a_video_are_complete_but_segments_are_not_all_of_it(sample: P
     }
     partial = video.present.any(axis=0) & ~video.present.all(axis=0)
     assert partial.any()  # scenes have a beginning and an end
-
-
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PYSEG_CACHE", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("PYSEG_CACHE")
-    assert cache_folder() == tmp_path / "xdg/pyseg"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache/pyseg"
 
 
 @pytest.mark.usefixtures("small")
