@@ -39,6 +39,8 @@ class TrainConfig:
         vocabulary: A vocabulary.csv naming the classes; default: the one beside the records.
         model: A preset of pyseg.models.
         overrides: Arguments of the preset to change, as in --overrides.hidden_size 256.
+        eigenvalues: The .npy file of the features' PCA eigenvalues, which
+            --overrides.normalization unwhiten needs.
         run: The folder to write; default: the next free runs/<data>-<model>-<number>.
         pretrain: Pretraining on video labels.
         finetune: Fine-tuning on rated segments; skipped where the data has none.
@@ -53,6 +55,7 @@ class TrainConfig:
     vocabulary: str | None = None
     model: str = "nextvlad-small"
     overrides: dict[str, Any] = field(default_factory=dict)
+    eigenvalues: str | None = None
     run: str | None = None
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(200, 2e-3, 40))
     finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 5e-4))

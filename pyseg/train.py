@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -115,6 +116,13 @@ class _Log:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
 
+def _read_array(path: str) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise _cli.UserError(f"{path}: expected a NumPy array, found: {error}") from error
+
+
 def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
     if config.run is not None:
         folder = Path(config.run)
@@ -143,11 +151,14 @@ def train(config: TrainConfig) -> Path:
     device = pick_device(config.device)
     with _cli.user_errors():
         collection = open_data(config)
+        overrides = dict(config.overrides)
+        if config.eigenvalues is not None:
+            overrides["eigenvalues"] = _read_array(config.eigenvalues)
         model = models.create(
             config.model,
             num_classes=collection.num_classes,
             feature_sizes=collection.feature_sizes,
-            **config.overrides,
+            **overrides,
         ).to(device)
     run = _make_run_folder(config, collection)
     _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")

@@ -164,6 +164,23 @@ def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_reverse_whitening_is_saved_with_the_model(segments_folder, tmp_path):
+    path = tmp_path / "eigenvals.npy"
+    np.save(path, np.linspace(2, 1, 2048, dtype=np.float32).reshape(-1, 1))
+    written = config(segments_folder, tmp_path / "run", eigenvalues=str(path))
+    written.overrides = {**TINY, "normalization": "unwhiten"}
+    model = models.load(train.train(written))
+    assert model.normalization.convention == "unwhiten"
+    assert model.normalization.eigenvalues[0] == 2
+
+
+def test_eigenvalues_are_never_unpickled(segments_folder, tmp_path):
+    path = tmp_path / "eigenvals.npy"
+    np.save(path, np.array([{}], dtype=object))
+    with pytest.raises(_cli.UserError, match=r"eigenvals\.npy: expected a NumPy array, found"):
+        train.train(config(segments_folder, tmp_path / "run", eigenvalues=str(path)))
+
+
 def test_a_loss_that_is_not_finite_stops(segments_folder, tmp_path):
     stage = StageConfig(3, float("inf"), 8)
     with pytest.raises(_cli.UserError, match=r"pretrain: the loss is (nan|inf)"):
@@ -215,3 +232,17 @@ def test_evaluate_of_no_run_is_one_line(tmp_path):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last == f"pyseg: error: {tmp_path} is not a run folder: it has no config.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "examples"), [("audioset", "map", 4010), ("yt8m", "gap", 1537)]
+)
+def test_trains_and_evaluates_on_real_data(shared, tmp_path, name, metric, examples):
+    run, data = str(tmp_path / "run"), str(shared / "data" / name)
+    steps = ["--pretrain.steps", "5", "--finetune.steps", "5"]
+    train.main(["--data", data, "--run", run, *steps, "--overrides", json.dumps(TINY)])
+    evaluate.main(["--run", run, "--data", data])
+    last, again = log_of(tmp_path / "run")[-2:]
+    assert again["examples"] == examples
+    assert again[metric] == last[metric]
+    assert 0 < again[metric] < 1

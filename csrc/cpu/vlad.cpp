@@ -17,16 +17,6 @@ using torch::stable::contiguous;
 using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
-template <typename T>
-const T* read(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* write(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
 std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cpu(const Tensor& features,    // (B, T, G, F)
                                                       const Tensor& assignment,  // (B, T, G, K)
                                                       const Tensor& attention,   // (B, T, G)

@@ -1,6 +1,7 @@
-// From a dtype to a type.
+// From a dtype to a type, and to pointers of that type.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -27,6 +28,17 @@ void dispatch_floating(torch::headeronly::ScalarType dtype, const char* op,
       STD_TORCH_CHECK(false, op, " takes float32, float64, float16 or bfloat16, got ",
                       torch::headeronly::toString(dtype));
   }
+}
+
+// A tensor's values as a kernel's type, which may be another than torch's for the same dtype.
+template <typename T>
+const T* read(const torch::stable::Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* write(const torch::stable::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
 // The dtype in which sums over values of `dtype` are kept.

@@ -198,8 +198,8 @@ def open_collection(
 
         data, name = make_sample(), "sample"
     found = _Found.look(data)
-    make = {"audioset": _audioset, "frame": _youtube8m_frames, "video": _youtube8m_videos}
-    collection = make[found.kind](found, labels, vocabulary, test_fraction, seed)
+    make = _audioset if found.kind == "audioset" else _youtube8m
+    collection = make(found, labels, vocabulary, test_fraction, seed)
     return collection if name is None else replace(collection, name=name)
 
 
@@ -336,7 +336,7 @@ def _classes(
     return num_classes, names, rated, notes
 
 
-def _youtube8m_frames(
+def _youtube8m(
     found: _Found,
     labels: str | os.PathLike[str] | None,
     vocabulary: str | os.PathLike[str] | None,
@@ -344,8 +344,8 @@ def _youtube8m_frames(
     seed: int,
 ) -> Collection:
     num_classes, names, rated, notes = _classes(found, vocabulary)
-    if not found.rated:
-        rated = None
+    of_frames = found.kind == "frame"
+    if of_frames and not found.rated:
         notes += ("no rated segments in these records",)
     train = {path for path in found.paths if _is_train(path) and path not in found.rated}
     return Collection(
@@ -353,42 +353,15 @@ def _youtube8m_frames(
         feature_sizes=youtube8m.FEATURE_SIZES,
         num_classes=num_classes,
         class_names=names,
-        segment_classes=rated,
-        level="frame",
+        segment_classes=rated if found.rated else None,
+        level="frame" if of_frames else "video",
         notes=notes,
         test_fraction=test_fraction,
         seed=seed,
-        _make_videos=FrameDataset,
+        _make_videos=FrameDataset if of_frames else VideoDataset,
         _make_segments=SegmentDataset if found.rated else None,
         _video_paths=found.paths,
         _segment_paths=found.rated,
-        _train_paths=frozenset(train) if len(train) < len(found.paths) else frozenset(),
-    )
-
-
-def _youtube8m_videos(
-    found: _Found,
-    labels: str | os.PathLike[str] | None,
-    vocabulary: str | os.PathLike[str] | None,
-    test_fraction: float,
-    seed: int,
-) -> Collection:
-    num_classes, names, _, notes = _classes(found, vocabulary)
-    train = {path for path in found.paths if _is_train(path)}
-    return Collection(
-        name="youtube8m",
-        feature_sizes=youtube8m.FEATURE_SIZES,
-        num_classes=num_classes,
-        class_names=names,
-        segment_classes=None,
-        level="video",
-        notes=notes,
-        test_fraction=test_fraction,
-        seed=seed,
-        _make_videos=VideoDataset,
-        _make_segments=None,
-        _video_paths=found.paths,
-        _segment_paths=(),
         _train_paths=frozenset(train) if len(train) < len(found.paths) else frozenset(),
     )
 
