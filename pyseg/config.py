@@ -58,7 +58,7 @@ class TrainConfig:
     eigenvalues: str | None = None
     run: str | None = None
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(200, 2e-3, 40))
-    finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 5e-4))
+    finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 1e-3))
     max_frames: int = 300
     test_fraction: float = 0.2
     seed: int = 0

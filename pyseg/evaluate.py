@@ -204,7 +204,7 @@ def describe(result: dict[str, Any]) -> str:
         return (
             f"MAP@100k {result['map']:.4f} "
             f"(mean over {result['classes']} classes with a positive; {result['rated']} ratings "
-            f"of {result['examples']} held segments, {result['positives']} positive)"
+            f"of {result['examples']} segments, {result['positives']} positive)"
         )
     return (
         f"GAP@20 {result['gap']:.4f}, Hit@1 {result['hit_at_1']:.4f}, PERR {result['perr']:.4f}, "
