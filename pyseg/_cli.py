@@ -54,9 +54,10 @@ def read_config(parser: ArgumentParser, config_class: type[Config], path: Path) 
 
 
 def _instantiate(parser, config_class, namespace):  # type: ignore[no-untyped-def]
-    values = dict(parser.instantiate(namespace).items())
-    values.pop("config", None)
-    return config_class(**values)
+    with user_errors():
+        values = dict(parser.instantiate(namespace).items())
+        values.pop("config", None)
+        return config_class(**values)
 
 
 def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:

@@ -22,11 +22,22 @@ class StageConfig:
         steps: Optimiser steps; 0 leaves the stage out.
         learning_rate: Adam's learning rate.
         batch_size: Examples a step.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     steps: int
     learning_rate: float
     batch_size: int = 80
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, least in (("steps", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: expected above 0, found {self.learning_rate}")
 
 
 @dataclass

@@ -69,8 +69,18 @@ class Scores:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Returns the named device, or by default a GPU where there is one, else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Returns the named device, or by default a GPU where there is one, else the CPU.
+
+    Raises:
+        pyseg._cli.UserError: There is no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        told = str(error).splitlines()[0]
+        raise _cli.UserError(f"--device {name}: expected a device here, found: {told}") from error
+    return device
 
 
 @torch.no_grad()

@@ -147,9 +147,9 @@ def train(config: TrainConfig) -> Path:
         pyseg._cli.UserError: The options do not fit the data.
         pyseg.data.RecordError: A record is damaged.
     """
-    torch.manual_seed(config.seed)
     device = pick_device(config.device)
     with _cli.user_errors():
+        torch.manual_seed(config.seed)
         collection = open_data(config)
         overrides = dict(config.overrides)
         if config.eigenvalues is not None:
@@ -160,8 +160,20 @@ def train(config: TrainConfig) -> Path:
             feature_sizes=collection.feature_sizes,
             **overrides,
         ).to(device)
+        # Repeated without end, so that every batch is a full one: batch statistics need it.
+        order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
+        frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
+        stages = [("pretrain", config.pretrain, collection.videos("train", **order, **frames))]
+        segments = collection.segments("train", **order)
+        if segments is not None:
+            stages.append(("finetune", config.finetune, segments))
     run = _make_run_folder(config, collection)
+
+    def save() -> None:
+        models.save(model, run, class_names=collection.class_names)
+
     _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
+    save()  # a folder that cannot take the weights is told now, not after hours
     log = _Log(run / "metrics.jsonl")
     parameters = sum(p.numel() for p in model.parameters())
     print(
@@ -170,26 +182,19 @@ def train(config: TrainConfig) -> Path:
     )
     for note in collection.notes:
         print(f"data: {note}")
-    # Repeated without end, so that every batch is a full one: batch statistics need it.
-    order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
-    frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
-    segments = collection.segments("train", **order)
-    stages = [("pretrain", config.pretrain, collection.videos("train", **order, **frames))]
-    if segments is not None:
-        stages.append(("finetune", config.finetune, segments))
     try:
         for name, stage, dataset in stages:
             if stage.steps == 0:
                 continue
             _train_stage(name, model, dataset, stage, config, log)
+            save()
             result = evaluate(model, collection, "test", workers=config.workers)
             log.write("evaluate", after=name, **result)
             print(f"after {name}: {describe(result)}")
     except KeyboardInterrupt:
-        models.save(model, run, class_names=collection.class_names)
+        save()
         print(f"interrupted: the weights so far are in {run}")
         raise
-    models.save(model, run, class_names=collection.class_names)
     print(f"run folder: {run}")
     return run
 

@@ -164,6 +164,25 @@ def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--pretrain.steps", "-1"], "steps: expected at least 0, found -1"),
+        (["--finetune.batch_size", "0"], "batch_size: expected at least 1, found 0"),
+        (["--pretrain.learning_rate", "0"], "learning_rate: expected above 0, found 0"),
+        (["--max_frames", "0"], "max_frames must be at least 1, got 0"),
+        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--test_fraction", "1.5"], r"fraction must be in \[0, 1\], got 1.5"),
+        (["--device", "nowhere"], "--device nowhere: expected a device here, found: "),
+    ],
+)
+def test_options_out_of_range_are_told(segments_folder, tmp_path, arguments, text):
+    run = tmp_path / "run"
+    with pytest.raises(_cli.UserError, match=text):
+        train.main(["--data", str(segments_folder), "--run", str(run), *arguments])
+    assert not run.exists()
+
+
 def test_reverse_whitening_is_saved_with_the_model(segments_folder, tmp_path):
     path = tmp_path / "eigenvals.npy"
     np.save(path, np.linspace(2, 1, 2048, dtype=np.float32).reshape(-1, 1))
