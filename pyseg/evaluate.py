@@ -229,8 +229,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = _cli.parse(parser, EvaluateConfig, argv)
     run = Path(config.run)
     trained = read_run_config(run)
-    model = models.load(run).to(pick_device(config.device))
-    collection = open_data(trained, config.data)
+    with _cli.user_errors():
+        model: Any = models.load(run).to(pick_device(config.device))
+        collection = open_data(trained, config.data)
+    expected = model.feature_sizes, model.config.num_classes
+    found = collection.feature_sizes, collection.num_classes
+    if expected != found:
+        raise _cli.UserError(
+            f"--data {config.data}: expected features of the sizes {expected[0]} and {expected[1]} "
+            f"classes, which {run} was trained on; found {found[0]} and {found[1]}"
+        )
     result = evaluate(
         model,
         collection,

@@ -94,6 +94,15 @@ def test_evaluate_gives_the_map_of_training(segments_folder, tmp_path, capsys):
     assert f"{last['map']:.4f}" in capsys.readouterr().out
 
 
+def test_evaluate_tells_data_that_does_not_fit(segments_folder, tmp_path):
+    run = train.train(config(segments_folder, tmp_path / "run"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "validate0000.tfrecord").symlink_to(segments_folder / "validate0000.tfrecord")
+    with pytest.raises(_cli.UserError, match=r"4 classes, which .* found \(1024, 128\) and 3862"):
+        evaluate.main(["--run", str(run), "--data", str(other)])
+
+
 def test_same_seed_gives_same_weights(segments_folder, tmp_path):
     states = []
     for name in ("a", "b"):
