@@ -67,6 +67,11 @@ class Scores:
     classes: np.ndarray
     relevance: np.ndarray
 
+    @property
+    def rows(self) -> np.ndarray:
+        """(R,) int64: the example that each of ``classes`` belongs to."""
+        return np.repeat(np.arange(len(self.logits)), np.diff(self.offsets))
+
 
 def pick_device(name: str | None) -> torch.device:
     """Returns the named device, or by default a GPU where there is one, else the CPU.
@@ -148,18 +153,19 @@ def rated_metrics(scores: Scores, num_rated_classes: int | None = None) -> dict[
         num_rated_classes: The classes of the task, 1,000 in the challenge; default: all C.
     """
     num_classes = scores.logits.shape[1]
-    rows = np.repeat(np.arange(len(scores.logits)), np.diff(scores.offsets))
-    rated = scores.logits[rows, scores.classes]
-    relevant = scores.relevance > 0.5
     result = metrics.map_at_k(
-        scores.classes, rated, relevant, num_classes=num_classes, empty_classes="skip"
+        scores.classes,
+        scores.logits[scores.rows, scores.classes],
+        scores.relevance > 0.5,
+        num_classes=num_classes,
+        empty_classes="skip",
     )
     return {
         "map": result.map,
         "map_all_classes": float(result.per_class.sum()) / (num_rated_classes or num_classes),
-        "classes": len(np.unique(scores.classes[relevant])),
-        "rated": len(rated),
-        "positives": int(relevant.sum()),
+        "classes": int((result.positives > 0).sum()),
+        "rated": len(scores.classes),
+        "positives": int(result.positives.sum()),
         "examples": len(scores.logits),
     }
 
@@ -170,7 +176,7 @@ def label_metrics(scores: Scores) -> dict[str, Any]:
     ``map`` is the mean over the classes that occur.
     """
     labels = np.zeros(scores.logits.shape, dtype=bool)
-    labels[np.repeat(np.arange(len(labels)), np.diff(scores.offsets)), scores.classes] = True
+    labels[scores.rows, scores.classes] = True
     probabilities = torch.from_numpy(scores.logits).sigmoid().numpy()
     return {
         "gap": metrics.gap_at_k(scores.logits, labels, k=20),
