@@ -28,7 +28,6 @@ import gzip
 import itertools
 import math
 import os
-import secrets
 import stat
 import struct
 import warnings
@@ -42,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg import _ext
+from pyseg._files import written_whole
 from pyseg.data import _records_reference as reference
 
 PathLike = str | os.PathLike[str]
@@ -784,34 +784,27 @@ def write_records(path: PathLike, records: Iterable[bytes], *, compress: bool = 
         >>> list(read_records(path))
         [b'payload']
     """
-    target = Path(os.fsdecode(path))
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     crc32c = _engine().crc32c
     count = 0
-    try:
-        with contextlib.ExitStack() as stack:
-            file: Any = stack.enter_context(open(unfinished, "xb"))
-            if compress:  # no name and no time in it, so that the same records give the same bytes
-                file = stack.enter_context(
-                    gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0)
+    with written_whole(Path(os.fsdecode(path))) as whole, contextlib.ExitStack() as stack:
+        file: Any = whole
+        if compress:  # no name and no time in it, so that the same records give the same bytes
+            file = stack.enter_context(
+                gzip.GzipFile("", "wb", compresslevel=6, fileobj=whole, mtime=0)
+            )
+        for record in records:
+            if len(record) > reference.LARGEST_RECORD:
+                raise ValueError(
+                    f"records: expected at most {reference.LARGEST_RECORD} bytes in record"
+                    f" {count}, found {len(record)}"
                 )
-            for record in records:
-                if len(record) > reference.LARGEST_RECORD:
-                    raise ValueError(
-                        f"records: expected at most {reference.LARGEST_RECORD} bytes in record"
-                        f" {count}, found {len(record)}"
-                    )
-                length = struct.pack("<Q", len(record))
-                file.write(length + struct.pack("<I", reference.mask(crc32c(length))))
-                file.write(record)
-                file.write(struct.pack("<I", reference.mask(crc32c(record))))
-                count += 1
+            length = struct.pack("<Q", len(record))
+            file.write(length + struct.pack("<I", reference.mask(crc32c(length))))
+            file.write(record)
+            file.write(struct.pack("<I", reference.mask(crc32c(record))))
+            count += 1
         if not count:
             raise ValueError("records: expected at least one, found none")
-        os.replace(unfinished, target)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
     return count
 
 
@@ -879,11 +872,7 @@ def encode_frames(
             ("segment_labels", _ints(classes)),
             ("segment_scores", _floats(scores)),
         ]
-    edges = [0, *itertools.accumulate(width for _, width in schema.features)]
-    lists = [
-        (name, _rows(frames[:, start:end]))
-        for (name, _), (start, end) in zip(schema.features, itertools.pairwise(edges), strict=True)
-    ]
+    lists = [(name, _rows(frames[:, columns])) for name, columns in _columns(schema)]
     return _field(1, _map(entries)) + _field(2, _map(lists))
 
 
@@ -916,9 +905,7 @@ def encode_video(
     if values.shape != (schema.width,):
         raise ValueError(f"features: expected shape ({schema.width},), found {values.shape}")
     entries = _identity(id, labels, schema)
-    edges = [0, *itertools.accumulate(width for _, width in schema.features)]
-    for (name, _), (start, end) in zip(schema.features, itertools.pairwise(edges), strict=True):
-        entries.append((name, _floats(values[start:end])))
+    entries += [(name, _floats(values[columns])) for name, columns in _columns(schema)]
     return _field(1, _map(entries))
 
 
@@ -933,6 +920,14 @@ def _identity(
     elif numbers.size:
         raise ValueError(f"labels: expected none without schema.labels_key, found {numbers.size}")
     return entries
+
+
+def _columns(schema: FrameSchema | VideoSchema) -> Iterator[tuple[str, slice]]:
+    """Each feature's name, and which columns of the features side by side are its own."""
+    start = 0
+    for name, width in schema.features:
+        yield name, slice(start, start + width)
+        start += width
 
 
 def _whole(name: str, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
