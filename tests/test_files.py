@@ -16,8 +16,11 @@ def test_the_file_appears_at_the_end(tmp_path):
 
 
 def test_nothing_is_left_where_the_block_raises(tmp_path):
-    path = tmp_path / "file"
-    with pytest.raises(KeyError), written_whole(path) as file:
-        file.write(b"half")
-        raise KeyError
+    def interrupted() -> None:
+        with written_whole(tmp_path / "file") as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert not list(tmp_path.iterdir())
