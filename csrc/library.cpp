@@ -1,15 +1,31 @@
 // Every operator that pyseg registers. The kernels are in cpu/ and cuda/, the gradients, fakes and
 // autocast rules in pyseg/ops/. The backward of an op takes what its forward returned.
+//
+// norm is (4, G, K): mean, rstd, weight and bias of the assignment's batch normalisation, or none;
+// row_weights is (B, T) or none, see include/pyseg/vlad_shape.h. Both, like every sum that an op
+// returns, are of the dtype in which sums over the values are kept. norm_sums is (2, G, K), an
+// empty tensor without norm.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(pyseg, m) {
-  // Shapes are those of pyseg.ops.vlad_aggregate; mass and square_norm are (B, K), of the dtype in
-  // which sums are kept. Without needs_features_grad the first gradient is an empty tensor.
+  // Shapes are those of pyseg.ops.vlad_aggregate; mass and square_norm are (B, K). Without
+  // needs_features_grad the first gradient is an empty tensor.
   m.def(
       "vlad_aggregate(Tensor features, Tensor assignment, Tensor attention, Tensor centers, "
-      "float eps=1e-12) -> (Tensor output, Tensor mass, Tensor square_norm)");
+      "Tensor? norm=None, Tensor? row_weights=None, float eps=1e-12) "
+      "-> (Tensor output, Tensor mass, Tensor square_norm)");
   m.def(
       "vlad_aggregate_backward(Tensor grad, Tensor features, Tensor assignment, Tensor attention, "
-      "Tensor centers, Tensor output, Tensor mass, Tensor square_norm, float eps, "
-      "bool needs_features_grad) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor centers, Tensor? norm, Tensor? row_weights, Tensor output, Tensor mass, "
+      "Tensor square_norm, float eps, bool needs_features_grad) -> (Tensor features, "
+      "Tensor assignment, Tensor attention, Tensor centers, Tensor norm_sums)");
+  // Shapes are those of pyseg.ops.soft_assign.
+  m.def(
+      "soft_assign(Tensor assignment, Tensor attention, Tensor? norm=None, "
+      "Tensor? row_weights=None) -> Tensor");
+  m.def(
+      "soft_assign_backward(Tensor grad, Tensor assignment, Tensor attention, Tensor? norm, "
+      "Tensor? row_weights) -> (Tensor assignment, Tensor attention, Tensor norm_sums)");
+  // x is (R, C), row_weights (R); the result is (2, C): mean and biased variance of every column.
+  m.def("moments(Tensor x, Tensor? row_weights=None) -> Tensor");
 }

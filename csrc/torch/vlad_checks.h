@@ -1,7 +1,9 @@
-// The checks of vlad_aggregate, the same for every device.
+// The checks of vlad_aggregate, soft_assign and moments, the same for every device.
 #pragma once
 
 #include <limits>
+#include <optional>
+#include <utility>
 
 #include "../include/pyseg/vlad_shape.h"
 #include "checks.h"
@@ -9,31 +11,71 @@
 
 namespace pyseg {
 
-inline VladShape check_vlad(const Tensor& features,    // (B, T, G, F)
-                            const Tensor& assignment,  // (B, T, G, K)
-                            const Tensor& attention,   // (B, T, G)
-                            const Tensor& centers,     // (F, K)
+// `tensor` is of the dtype in which sums over the values of `values` are kept, on the same device.
+inline void check_sums(const Tensor& tensor, const char* name, const Tensor& values,
+                       const char* values_name) {
+  check_dtype(tensor, name, accumulate_dtype(values.scalar_type()));
+  check_device(tensor, name, values, values_name);
+}
+
+inline void check_norm(const Tensor& assignment,                  // (B, T, G, K)
+                       const std::optional<Tensor>& norm,         // (4, G, K)
+                       const std::optional<Tensor>& row_weights)  // (B, T)
+{
+  const int64_t B = assignment.size(0), T = assignment.size(1);
+  const int64_t G = assignment.size(2), K = assignment.size(3);
+  if (norm) {
+    check_shape(*norm, "norm", "(4, G, K)", {4, G, K});
+    check_sums(*norm, "norm", assignment, "assignment");
+  }
+  if (row_weights) {
+    STD_TORCH_CHECK(norm.has_value(), "row_weights must be None without norm");
+    check_shape(*row_weights, "row_weights", "(B, T)", {B, T});
+    check_sums(*row_weights, "row_weights", assignment, "assignment");
+  }
+}
+
+inline VladShape check_soft_assign(const Tensor& assignment,                  // (B, T, G, K)
+                                   const Tensor& attention,                   // (B, T, G)
+                                   const std::optional<Tensor>& norm,         // (4, G, K)
+                                   const std::optional<Tensor>& row_weights)  // (B, T)
+{
+  check_dimensions(assignment, "assignment", "(B, T, G, K)");
+  const int64_t B = assignment.size(0), T = assignment.size(1);
+  const int64_t G = assignment.size(2), K = assignment.size(3);
+  check_shape(attention, "attention", "(B, T, G)", {B, T, G});
+  STD_TORCH_CHECK(K >= 1, "assignment must have at least 1 cluster, got shape ",
+                  shape_text(assignment));
+  check_dtype(attention, "attention", assignment.scalar_type());
+  check_device(attention, "attention", assignment, "assignment");
+  check_norm(assignment, norm, row_weights);
+  return {B, T * G, G, 0, K};
+}
+
+inline VladShape check_vlad(const Tensor& features,                    // (B, T, G, F)
+                            const Tensor& assignment,                  // (B, T, G, K)
+                            const Tensor& attention,                   // (B, T, G)
+                            const Tensor& centers,                     // (F, K)
+                            const std::optional<Tensor>& norm,         // (4, G, K)
+                            const std::optional<Tensor>& row_weights,  // (B, T)
                             double eps) {
   check_dimensions(features, "features", "(B, T, G, F)");
   check_dimensions(assignment, "assignment", "(B, T, G, K)");
   const int64_t B = features.size(0), T = features.size(1), G = features.size(2);
   const int64_t F = features.size(3), K = assignment.size(3);
   check_shape(assignment, "assignment", "(B, T, G, K)", {B, T, G, K});
-  check_shape(attention, "attention", "(B, T, G)", {B, T, G});
   check_shape(centers, "centers", "(F, K)", {F, K});
-  STD_TORCH_CHECK(K >= 1, "assignment must have at least 1 cluster, got shape ",
-                  shape_text(assignment));
-  const auto check_like_features = [&](const Tensor& tensor, const char* name) {
-    check_dtype(tensor, name, features.scalar_type());
-    check_device(tensor, name, features, "features");
-  };
-  check_like_features(assignment, "assignment");
-  check_like_features(attention, "attention");
-  check_like_features(centers, "centers");
+  for (const auto& [tensor, name] :
+       {std::pair{&assignment, "assignment"}, std::pair{&centers, "centers"}}) {
+    check_dtype(*tensor, name, features.scalar_type());
+    check_device(*tensor, name, features, "features");
+  }
+  VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
+  shape.width = F;
   STD_TORCH_CHECK(eps >= std::numeric_limits<float>::min() && eps < 1.0 / 0.0,
                   "eps must be finite and at least ", std::numeric_limits<float>::min(), ", got ",
                   eps);
-  return {B, T * G, F, K};
+  return shape;
 }
 
 inline void check_vlad_saved(const VladShape& shape,
@@ -43,19 +85,29 @@ inline void check_vlad_saved(const VladShape& shape,
                              const Tensor& mass,         // (B, K)
                              const Tensor& square_norm)  // (B, K)
 {
-  const auto check = [&](const Tensor& tensor, const char* name, auto dtype) {
-    check_dtype(tensor, name, dtype);
-    check_device(tensor, name, features, "features");
-  };
-  const auto [B, N, F, K] = shape;
+  const auto [B, N, G, F, K] = shape;
   check_shape(grad, "grad", "(B, F, K)", {B, F, K});
   check_shape(output, "output", "(B, F, K)", {B, F, K});
   check_shape(mass, "mass", "(B, K)", {B, K});
   check_shape(square_norm, "square_norm", "(B, K)", {B, K});
-  check(grad, "grad", features.scalar_type());
-  check(output, "output", features.scalar_type());
-  check(mass, "mass", accumulate_dtype(features.scalar_type()));
-  check(square_norm, "square_norm", accumulate_dtype(features.scalar_type()));
+  for (const auto& [tensor, name] : {std::pair{&grad, "grad"}, std::pair{&output, "output"}}) {
+    check_dtype(*tensor, name, features.scalar_type());
+    check_device(*tensor, name, features, "features");
+  }
+  check_sums(mass, "mass", features, "features");
+  check_sums(square_norm, "square_norm", features, "features");
+}
+
+// Returns (R, C).
+inline std::pair<int64_t, int64_t> check_moments(const Tensor& x,  // (R, C)
+                                                 const std::optional<Tensor>& row_weights)  // (R)
+{
+  check_dimensions(x, "x", "(R, C)");
+  if (row_weights) {
+    check_shape(*row_weights, "row_weights", "(R,)", {x.size(0)});
+    check_sums(*row_weights, "row_weights", x, "x");
+  }
+  return {x.size(0), x.size(1)};
 }
 
 }  // namespace pyseg

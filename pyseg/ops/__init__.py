@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from pyseg.ops.assignment import (
+    AssignmentNorm,
+    moments,
+    moments_reference,
+    soft_assign,
+    soft_assign_reference,
+)
 from pyseg.ops.vlad import vlad_aggregate, vlad_aggregate_reference
 
-__all__ = ["vlad_aggregate", "vlad_aggregate_reference"]
+__all__ = [
+    "AssignmentNorm",
+    "moments",
+    "moments_reference",
+    "soft_assign",
+    "soft_assign_reference",
+    "vlad_aggregate",
+    "vlad_aggregate_reference",
+]

@@ -9,8 +9,25 @@ import torch
 from torch import Tensor
 
 from pyseg import _ext
+from pyseg.ops._dispatch import (
+    check_alike,
+    check_layout,
+    has_kernel,
+    in_autocast,
+    refuse_double_backward,
+    register_autocast,
+    sum_dtype,
+    to_autocast_dtype,
+)
+from pyseg.ops.assignment import (
+    AssignmentNorm,
+    check_norm,
+    fake_norm_sums,
+    norm_gradient,
+    normalize,
+    pack_norm,
+)
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _SMALLEST_EPS = torch.finfo(torch.float32).tiny
 
 
@@ -20,6 +37,7 @@ def vlad_aggregate(
     attention: Tensor,
     centers: Tensor,
     *,
+    norm: AssignmentNorm | None = None,
     eps: float = 1e-12,
 ) -> Tensor:
     r"""Returns the intra-normalised VLAD descriptor of every video, fused into one pass.
@@ -50,6 +68,8 @@ def vlad_aggregate(
         assignment: (B, T, G, K) scores of the K clusters, before the softmax over K.
         attention: (B, T, G) weight of every group of every frame, already 0 on padding.
         centers: (F, K) cluster centres, a column each.
+        norm: batch normalisation of the assignment before the softmax; its normalised values are
+            never written.
         eps: lower bound of a column's squared norm, at least the smallest normal float32.
 
     Returns:
@@ -75,15 +95,16 @@ def vlad_aggregate(
         >>> torch.allclose(vlad.norm(dim=1), torch.ones(2, 3))
         True
     """
-    if _in_autocast(features):
-        inputs = _to_autocast_dtype(features, assignment, attention, centers)
+    if in_autocast(features):
+        inputs = to_autocast_dtype(features, assignment, attention, centers)
         with torch.autocast(features.device.type, enabled=False):
-            return vlad_aggregate(*inputs, eps=eps)
-    _check(features, assignment, attention, centers, eps)
-    if _has_kernel(features):
+            return vlad_aggregate(*inputs, norm=norm, eps=eps)
+    _check(features, assignment, attention, centers, norm, eps)
+    if has_kernel(features):
         op = torch.ops.pyseg.vlad_aggregate.default
-        return op(features, assignment, attention, centers, eps)[0]
-    return _reference(features, assignment, attention, centers, eps)
+        packed = pack_norm(assignment, norm)
+        return op(features, assignment, attention, centers, *packed, eps)[0]
+    return _reference(features, assignment, attention, centers, norm, eps)
 
 
 def vlad_aggregate_reference(
@@ -92,6 +113,7 @@ def vlad_aggregate_reference(
     attention: Tensor,
     centers: Tensor,
     *,
+    norm: AssignmentNorm | None = None,
     eps: float = 1e-12,
 ) -> Tensor:
     """Returns what :func:`vlad_aggregate` returns, in plain PyTorch: its definition and fallback.
@@ -109,57 +131,40 @@ def vlad_aggregate_reference(
         >>> vlad.flatten()
         tensor([0.5774, 0.5774, 0.5774])
     """
-    _check(features, assignment, attention, centers, eps)
-    return _reference(features, assignment, attention, centers, eps)
+    _check(features, assignment, attention, centers, norm, eps)
+    return _reference(features, assignment, attention, centers, norm, eps)
 
 
 def _reference(
-    features: Tensor, assignment: Tensor, attention: Tensor, centers: Tensor, eps: float
+    features: Tensor,
+    assignment: Tensor,
+    attention: Tensor,
+    centers: Tensor,
+    norm: AssignmentNorm | None,
+    eps: float,
 ) -> Tensor:
     dtype = features.dtype
     if dtype == torch.float16:
         features, assignment, attention, centers = (
             tensor.float() for tensor in (features, assignment, attention, centers)
         )
-    accumulate = torch.promote_types(dtype, torch.float32)
+    accumulate = sum_dtype(dtype)
     rows = features.flatten(1, 2)  # (B, T*G, F)
-    weights = (assignment.softmax(-1) * attention.unsqueeze(-1)).flatten(1, 2)  # (B, T*G, K)
+    probability = normalize(assignment, norm).softmax(-1).to(rows.dtype)
+    weights = (probability * attention.unsqueeze(-1)).flatten(1, 2)  # (B, T*G, K)
     mass = weights.sum(1, keepdim=True, dtype=accumulate)  # (B, 1, K)
     vlad = torch.matmul(rows.mT, weights).to(accumulate) - centers.to(accumulate) * mass
     square_norm = vlad.square().sum(1, keepdim=True)
     return (vlad * square_norm.clamp_min(eps).rsqrt()).to(dtype)
 
 
-def _has_kernel(features: Tensor) -> bool:
-    device = features.device.type
-    return (device == "cpu" and _ext.HAS_CPU_OPS) or (device == "cuda" and _ext.HAS_CUDA_OPS)
-
-
-def _in_autocast(features: Tensor) -> bool:
-    if not isinstance(features, Tensor):
-        return False
-    device = features.device.type
-    # Not torch.amp.is_autocast_available(device): torch.compile of torch 2.11 cannot trace it.
-    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
-
-
-def _to_autocast_dtype(features: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Casts what autocast casts for a matrix product: float tensors of its device, not float64."""
-    device = features.device.type
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        tensor.to(dtype)
-        if isinstance(tensor, Tensor)
-        and tensor.is_floating_point()
-        and tensor.dtype != torch.float64
-        and tensor.device.type == device
-        else tensor
-        for tensor in (features, *others)
-    )
-
-
 def _check(
-    features: Tensor, assignment: Tensor, attention: Tensor, centers: Tensor, eps: float
+    features: Tensor,
+    assignment: Tensor,
+    attention: Tensor,
+    centers: Tensor,
+    norm: AssignmentNorm | None,
+    eps: float,
 ) -> None:
     """Raises an error that names the first argument which does not fit."""
     arguments = {
@@ -168,50 +173,43 @@ def _check(
         "attention": (attention, "(B, T, G)"),
         "centers": (centers, "(F, K)"),
     }
-    for name, (tensor, layout) in arguments.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-        if tensor.dim() != layout.count(",") + 1:
-            raise ValueError(f"{name} must be {layout}, got shape {tuple(tensor.shape)}")
-    if features.dtype not in _DTYPES:
-        raise TypeError(
-            f"features must be float32, float64, float16 or bfloat16, got {features.dtype}"
-        )
-    for name, (tensor, _) in arguments.items():
-        if tensor.dtype != features.dtype:
-            raise TypeError(
-                f"{name} must have the dtype of features, {features.dtype}, got {tensor.dtype}"
-            )
-        if tensor.device != features.device:
-            raise ValueError(
-                f"{name} must be on the device of features, {features.device}, got {tensor.device}"
-            )
+    check_layout(arguments)
+    others = {name: tensor for name, (tensor, _) in arguments.items() if name != "features"}
+    check_alike(("features", features), others)
     batch, frames, groups, width = features.shape
     clusters = assignment.shape[3]
     expected = {
-        "assignment": (assignment, (batch, frames, groups, clusters)),
-        "attention": (attention, (batch, frames, groups)),
-        "centers": (centers, (width, clusters)),
+        "assignment": (batch, frames, groups, clusters),
+        "attention": (batch, frames, groups),
+        "centers": (width, clusters),
     }
-    for name, (tensor, shape) in expected.items():
+    for name, shape in expected.items():
+        tensor, layout = arguments[name]
         if tensor.shape != shape:
             raise ValueError(
-                f"{name} must be {arguments[name][1]} = {tuple(shape)} to fit "
+                f"{name} must be {layout} = {tuple(shape)} to fit "
                 f"features {tuple(features.shape)}, got {tuple(tensor.shape)}"
             )
     if clusters < 1:
         raise ValueError(
             f"assignment must have at least 1 cluster, got shape {tuple(assignment.shape)}"
         )
+    check_norm(assignment, norm)
     if not _SMALLEST_EPS <= eps < math.inf:
         raise ValueError(f"eps must be finite and at least {_SMALLEST_EPS:.3g}, got {eps}")
 
 
 def _fake(
-    features: Tensor, assignment: Tensor, attention: Tensor, centers: Tensor, eps: float = 1e-12
+    features: Tensor,
+    assignment: Tensor,
+    attention: Tensor,
+    centers: Tensor,
+    norm: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    eps: float = 1e-12,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, clusters = features.shape[0], assignment.shape[3]
-    sums = torch.promote_types(features.dtype, torch.float32)
+    sums = sum_dtype(features.dtype)
     return (
         features.new_empty(batch, features.shape[3], clusters),
         features.new_empty(batch, clusters, dtype=sums),
@@ -225,17 +223,20 @@ def _backward_fake(
     assignment: Tensor,
     attention: Tensor,
     centers: Tensor,
+    norm: Tensor | None,
+    row_weights: Tensor | None,
     output: Tensor,
     mass: Tensor,
     square_norm: Tensor,
     eps: float,
     needs_features_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         features.new_empty(features.shape if needs_features_grad else (0,)),
         assignment.new_empty(assignment.shape),
         attention.new_empty(attention.shape),
         centers.new_empty(centers.shape),
+        fake_norm_sums(assignment, norm),
     )
 
 
@@ -247,24 +248,30 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     needs_features_grad = ctx.needs_input_grad[0]
+    norm, row_weights = ctx.saved_tensors[4:6]
     op = torch.ops.pyseg.vlad_aggregate_backward.default
-    features_grad, *grads = op(grad, *ctx.saved_tensors, ctx.eps, needs_features_grad)
-    return (features_grad if needs_features_grad else None, *grads, None)
-
-
-def _refuse_double_backward(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "vlad_aggregate cannot be differentiated twice: "
-        "use pyseg.ops.vlad_aggregate_reference for second derivatives"
+    features_grad, *grads, sums = op(grad, *ctx.saved_tensors, ctx.eps, needs_features_grad)
+    return (
+        features_grad if needs_features_grad else None,
+        *grads,
+        norm_gradient(norm, row_weights, sums),
+        None,
+        None,
     )
 
 
 def _autocast(
-    features: Tensor, assignment: Tensor, attention: Tensor, centers: Tensor, eps: float = 1e-12
+    features: Tensor,
+    assignment: Tensor,
+    attention: Tensor,
+    centers: Tensor,
+    norm: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    eps: float = 1e-12,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = _to_autocast_dtype(features, assignment, attention, centers)
+    inputs = to_autocast_dtype(features, assignment, attention, centers)
     with torch.autocast(features.device.type, enabled=False):
-        return torch.ops.pyseg.vlad_aggregate.default(*inputs, eps)
+        return torch.ops.pyseg.vlad_aggregate.default(*inputs, norm, row_weights, eps)
 
 
 if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
@@ -273,8 +280,7 @@ if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
     torch.library.register_autograd(
         "pyseg::vlad_aggregate", _backward, setup_context=_setup_context
     )
-    torch.library.register_autograd("pyseg::vlad_aggregate_backward", _refuse_double_backward)
-    # torch.library.register_autocast casts to one fixed dtype; users choose theirs.
-    _LIBRARY = torch.library.Library("pyseg", "FRAGMENT")
-    _LIBRARY.impl("vlad_aggregate", _autocast, "AutocastCPU")
-    _LIBRARY.impl("vlad_aggregate", _autocast, "AutocastCUDA")
+    torch.library.register_autograd(
+        "pyseg::vlad_aggregate_backward", refuse_double_backward("vlad_aggregate")
+    )
+    register_autocast("vlad_aggregate", _autocast)

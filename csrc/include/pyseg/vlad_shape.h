@@ -1,5 +1,5 @@
-// What the CPU and the CUDA kernels of the VLAD aggregation take. All arrays are contiguous.
-// T is the type of the values, A the type in which sums are kept.
+// What the CPU and the CUDA kernels of the VLAD aggregation and of its soft assignment take. All
+// arrays are contiguous. T is the type of the values, A the type in which sums are kept.
 #pragma once
 
 #include <cstdint>
@@ -8,17 +8,30 @@ namespace pyseg {
 
 struct VladShape {
   int64_t batch;     // B
-  int64_t rows;      // T * G rows of one video
-  int64_t width;     // F
+  int64_t rows;      // T * G rows of one video; row n belongs to group n % G
+  int64_t groups;    // G
+  int64_t width;     // F; 0 for the soft assignment alone
   int64_t clusters;  // K
 };
 
-template <typename T>
+// Batch normalisation of the assignment, applied when it is read:
+//   normal[n,k] = (assignment[n,k] - mean[g,k]) rstd[g,k],  y = normal weight[g,k] + bias[g,k]
+// with g = n % G. Without values there is none. With row_weights (which sum to 1 over B and T) mean
+// and rstd are statistics of the assignment itself, every frame counted with its weight, and the
+// gradient goes through them; without, they are constants.
+template <typename A>
+struct VladNorm {
+  const A* values;       // (4, G, K): mean, rstd, weight, bias; or null
+  const A* row_weights;  // (B, T), or null
+};
+
+template <typename T, typename A>
 struct VladInput {
   const T* features;    // (B, T * G, F)
   const T* assignment;  // (B, T * G, K)
   const T* attention;   // (B, T * G)
   const T* centers;     // (F, K)
+  VladNorm<A> norm;
 };
 
 template <typename T, typename A>
@@ -37,11 +50,16 @@ struct VladSaved {
   const A* square_norm;  // (B, K)
 };
 
-template <typename T>
+// With e the gradient of y: norm_sums[0] = sum_n e normal, the gradient of weight, and
+// norm_sums[1] = sum_n e, that of bias (sums over the rows of a group, in all videos). The gradient
+// of the assignment is weight rstd (e - row_weight (norm_sums[1] + normal norm_sums[0])).
+template <typename T, typename A>
 struct VladGradient {
   T* features;    // (B, T * G, F), or null where it is not wanted
   T* assignment;  // (B, T * G, K)
   T* attention;   // (B, T * G)
+  T* centers;     // (F, K)
+  A* norm_sums;   // (2, G, K); null without norm.values
 };
 
 }  // namespace pyseg

@@ -1,0 +1,352 @@
+"""The soft assignment of VLAD layers: batch normalisation, softmax over clusters, attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyseg import _ext
+from pyseg.ops._dispatch import (
+    check_alike,
+    check_device,
+    check_layout,
+    has_kernel,
+    in_autocast,
+    refuse_double_backward,
+    register_autocast,
+    sum_dtype,
+    to_autocast_dtype,
+)
+
+
+class AssignmentNorm(NamedTuple):
+    r"""Batch normalisation of an assignment, applied by an op while it reads the assignment.
+
+    .. math:: y_{tgk} = (z_{tgk} - mean_{gk}) / \sqrt{variance_{gk} + eps} \cdot weight_{gk}
+        + bias_{gk}
+
+    So the normalised assignment is never written. With `row_weights`, `mean` and `variance` are
+    the statistics of this very assignment, as :func:`moments` returns them for the same weights,
+    and the op's gradient with respect to the assignment goes through them. Without, they are
+    constants, as in inference.
+
+    Why here and not elsewhere: the statistics must be known before the first softmax, which costs
+    one reading (:func:`moments`), and the gradient's two sums over a batch must be known before
+    the first gradient is final, which costs one more pass over it. Nothing else is added to what
+    the op does anyway; PyTorch's own batch norm costs seven more passes.
+
+    Attributes:
+        mean: (G*K,) or (G, K).
+        variance: the same; biased (divided by the number of rows).
+        weight: the same; the factor after normalisation.
+        bias: the same; the summand after normalisation.
+        eps: added to the variance.
+        row_weights: (B, T) the weight of each frame in the statistics, with sum 1: 1 / (B*T)
+            everywhere, or 0 for frames that are left out. ``None``: the statistics are constants.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float = 1e-3
+    row_weights: Tensor | None = None
+
+
+def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""Returns mean and biased variance of every column, in one reading of `x`.
+
+    .. math::
+        mean_c = \sum_r w_r x_{rc}, \qquad variance_c = \sum_r w_r (x_{rc} - mean_c)^2
+
+    The results are constants for autograd: ops that take an :class:`AssignmentNorm` with
+    `row_weights` account for them in their own gradient. Deterministic.
+
+    Args:
+        x: (R, C), float32, float64, float16 or bfloat16.
+        row_weights: (R,) non-negative weights with sum 1 (rows of weight 0 are left out; all 0:
+            both results are 0). ``None``: 1 / R each.
+
+    Returns:
+        mean and variance, (C,) each, float64 for float64 and float32 otherwise.
+
+    Raises:
+        TypeError: an argument is not a tensor, or its dtype does not fit.
+        ValueError: a shape or a device does not fit.
+
+    Example:
+        >>> import torch, pyseg
+        >>> mean, variance = pyseg.ops.moments(torch.tensor([[1.0, 5.0], [3.0, 9.0]]))
+        >>> mean.tolist(), variance.tolist()
+        ([2.0, 7.0], [1.0, 4.0])
+    """
+    _check_moments(x, row_weights)
+    with torch.no_grad():
+        x = x.detach()
+        weights = None if row_weights is None else row_weights.detach().to(sum_dtype(x.dtype))
+        if has_kernel(x):
+            mean, variance = torch.ops.pyseg.moments.default(x, weights).unbind()
+        else:
+            mean, variance = _moments(x, weights)
+        return mean, variance
+
+
+def moments_reference(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns what :func:`moments` returns, in plain PyTorch and differentiable.
+
+    Example:
+        >>> import torch, pyseg
+        >>> x = torch.tensor([[1.0], [3.0], [1e9]])
+        >>> mean, variance = pyseg.ops.moments_reference(x, torch.tensor([0.5, 0.5, 0.0]))
+        >>> mean.item(), variance.item()
+        (2.0, 1.0)
+    """
+    _check_moments(x, row_weights)
+    return _moments(x, row_weights)
+
+
+def _moments(x: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    x = x.to(sum_dtype(x.dtype))
+    if row_weights is None:
+        weights = x.new_full((x.shape[0], 1), 1.0 / max(x.shape[0], 1))
+    else:
+        weights = row_weights.to(x.dtype).unsqueeze(1)
+        x = x.where(weights > 0, 0.0)  # rows left out may hold anything
+    mean = (x * weights).sum(0)
+    return mean, ((x - mean).square() * weights).sum(0)
+
+
+def soft_assign(
+    assignment: Tensor, attention: Tensor, *, norm: AssignmentNorm | None = None
+) -> Tensor:
+    r"""Returns the weight of every cluster for every group of every frame.
+
+    .. math:: w_{tgk} = \alpha_{tg} \operatorname{softmax}_k(z_{tg})_k
+
+    It is the first half of :func:`pyseg.ops.vlad_aggregate`, for those who aggregate something
+    else with the weights; one pass over the assignment, and one in the gradient, which recomputes
+    the softmax. Autocast's matrix-product dtype applies, sums stay in float32.
+
+    Args:
+        assignment: (B, T, G, K) scores of the K clusters, before `norm` and the softmax over K;
+            float32, float64, float16 or bfloat16.
+        attention: (B, T, G) weight of every group of every frame, already 0 on padding.
+        norm: batch normalisation of the assignment before the softmax.
+
+    Returns:
+        (B, T, G, K) weights of the dtype of `assignment`, contiguous.
+
+    Raises:
+        TypeError: an argument is not a tensor, or the dtypes differ or are not floating.
+        ValueError: shapes or devices do not fit together.
+
+    Example:
+        >>> import torch, pyseg
+        >>> weights = pyseg.ops.soft_assign(torch.zeros(1, 1, 1, 4), torch.full((1, 1, 1), 0.5))
+        >>> weights.flatten().tolist()
+        [0.125, 0.125, 0.125, 0.125]
+    """
+    if in_autocast(assignment):
+        assignment, attention = to_autocast_dtype(assignment, attention)
+        with torch.autocast(assignment.device.type, enabled=False):
+            return soft_assign(assignment, attention, norm=norm)
+    check_assignment(assignment, attention, norm)
+    if has_kernel(assignment):
+        packed = pack_norm(assignment, norm)
+        return torch.ops.pyseg.soft_assign.default(assignment, attention, *packed)
+    return _reference(assignment, attention, norm)
+
+
+def soft_assign_reference(
+    assignment: Tensor, attention: Tensor, *, norm: AssignmentNorm | None = None
+) -> Tensor:
+    """Returns what :func:`soft_assign` returns, in plain PyTorch: its definition and fallback.
+
+    Arguments, result and errors are those of :func:`soft_assign`. It can be differentiated any
+    number of times.
+
+    Example:
+        >>> import torch, pyseg
+        >>> pyseg.ops.soft_assign_reference(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1)).flatten()
+        tensor([0.5000, 0.5000])
+    """
+    check_assignment(assignment, attention, norm)
+    return _reference(assignment, attention, norm)
+
+
+def _reference(assignment: Tensor, attention: Tensor, norm: AssignmentNorm | None) -> Tensor:
+    probability = normalize(assignment, norm).softmax(-1)
+    return (probability * attention.unsqueeze(-1)).to(assignment.dtype)
+
+
+def normalize(assignment: Tensor, norm: AssignmentNorm | None) -> Tensor:
+    """Applies `norm` in plain PyTorch; the result is in the dtype of sums where there is one."""
+    if norm is None:
+        return assignment
+    shape = assignment.shape[2:]
+    z = assignment.to(sum_dtype(assignment.dtype))
+    mean, variance, weight, bias = (t.to(z.dtype).reshape(shape) for t in norm[:4])
+    if norm.row_weights is not None:  # functions of the assignment, so that gradients pass
+        columns = _moments(z.flatten(0, 1).flatten(1), norm.row_weights.flatten())
+        mean, variance = (t.reshape(shape) for t in columns)
+    return (z - mean) * torch.rsqrt(variance + norm.eps) * weight + bias
+
+
+def pack_norm(
+    assignment: Tensor, norm: AssignmentNorm | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns `norm` as the native ops take it: (4, G, K) and row weights."""
+    if norm is None:
+        return None, None
+    dtype, shape = sum_dtype(assignment.dtype), assignment.shape[2:]
+    mean, variance, weight, bias = (t.to(dtype).reshape(shape) for t in norm[:4])
+    packed = torch.stack((mean, torch.rsqrt(variance + norm.eps), weight, bias))
+    weights = norm.row_weights
+    return packed, None if weights is None else weights.to(dtype)
+
+
+def norm_gradient(norm: Tensor | None, row_weights: Tensor | None, sums: Tensor) -> Tensor | None:
+    """Returns the gradient of packed `norm` from the sums that a backward op returns."""
+    if norm is None:
+        return None
+    _, rstd, weight, _ = norm.unbind()
+    by_weight, by_bias = sums.unbind()
+    if row_weights is not None:  # the gradient has gone through the statistics already
+        by_mean = by_rstd = torch.zeros_like(rstd)
+    else:
+        by_mean, by_rstd = -rstd * weight * by_bias, weight * by_weight / rstd
+    return torch.stack((by_mean, by_rstd, by_weight, by_bias))
+
+
+def _check_moments(x: Tensor, row_weights: Tensor | None) -> None:
+    arguments = {"x": (x, "(R, C)")}
+    if row_weights is not None:
+        arguments["row_weights"] = (row_weights, "(R,)")
+    check_layout(arguments)
+    check_alike(("x", x), {})
+    if row_weights is not None:
+        if not row_weights.is_floating_point():
+            raise TypeError(f"row_weights must be floating, got {row_weights.dtype}")
+        check_device(("x", x), "row_weights", row_weights)
+        if row_weights.shape != x.shape[:1]:
+            raise ValueError(
+                f"row_weights must be (R,) = {tuple(x.shape[:1])} to fit x {tuple(x.shape)}, "
+                f"got {tuple(row_weights.shape)}"
+            )
+
+
+def check_assignment(assignment: Tensor, attention: Tensor, norm: AssignmentNorm | None) -> None:
+    """Raises an error that names the first argument which does not fit."""
+    arguments = {"assignment": (assignment, "(B, T, G, K)"), "attention": (attention, "(B, T, G)")}
+    check_layout(arguments)
+    check_alike(("assignment", assignment), {"attention": attention})
+    if attention.shape != assignment.shape[:3]:
+        raise ValueError(
+            f"attention must be (B, T, G) = {tuple(assignment.shape[:3])} to fit "
+            f"assignment {tuple(assignment.shape)}, got {tuple(attention.shape)}"
+        )
+    if assignment.shape[3] < 1:
+        raise ValueError(
+            f"assignment must have at least 1 cluster, got shape {tuple(assignment.shape)}"
+        )
+    check_norm(assignment, norm)
+
+
+def check_norm(assignment: Tensor, norm: AssignmentNorm | None) -> None:
+    """Raises an error that names the first field of `norm` which does not fit `assignment`."""
+    if norm is None:
+        return
+    if not isinstance(norm, AssignmentNorm):
+        raise TypeError(f"norm must be an AssignmentNorm, got {type(norm).__name__}")
+    batch, frames, groups, clusters = assignment.shape
+    shapes: dict[str, tuple[int, ...]]
+    fields = {f"norm.{name}": getattr(norm, name) for name in norm._fields if name != "eps"}
+    for name, tensor in fields.items():
+        if name == "norm.row_weights":
+            if tensor is None:
+                continue
+            shapes = {"(B, T)": (batch, frames)}
+        else:
+            shapes = {"(G*K,)": (groups * clusters,), "(G, K)": (groups, clusters)}
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
+        check_device(("assignment", assignment), name, tensor)
+        if tuple(tensor.shape) not in shapes.values():
+            expected = " or ".join(f"{layout} = {shape}" for layout, shape in shapes.items())
+            raise ValueError(
+                f"{name} must be {expected} to fit assignment {tuple(assignment.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    if not 0.0 <= norm.eps < math.inf:
+        raise ValueError(f"norm.eps must be finite and at least 0, got {norm.eps}")
+
+
+def fake_norm_sums(assignment: Tensor, norm: Tensor | None) -> Tensor:
+    """Returns the fake of the sums that a backward op returns."""
+    shape = (0,) if norm is None else (2, *assignment.shape[2:])
+    return assignment.new_empty(shape, dtype=sum_dtype(assignment.dtype))
+
+
+def _fake(
+    assignment: Tensor,
+    attention: Tensor,
+    norm: Tensor | None = None,
+    row_weights: Tensor | None = None,
+) -> Tensor:
+    return assignment.new_empty(assignment.shape)
+
+
+def _backward_fake(
+    grad: Tensor,
+    assignment: Tensor,
+    attention: Tensor,
+    norm: Tensor | None,
+    row_weights: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        assignment.new_empty(assignment.shape),
+        attention.new_empty(attention.shape),
+        fake_norm_sums(assignment, norm),
+    )
+
+
+def _moments_fake(x: Tensor, row_weights: Tensor | None = None) -> Tensor:
+    return x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    assignment, attention, norm, row_weights = ctx.saved_tensors
+    op = torch.ops.pyseg.soft_assign_backward.default
+    *grads, sums = op(grad, assignment, attention, norm, row_weights)
+    return (*grads, norm_gradient(norm, row_weights, sums), None)
+
+
+def _autocast(
+    assignment: Tensor,
+    attention: Tensor,
+    norm: Tensor | None = None,
+    row_weights: Tensor | None = None,
+) -> Tensor:
+    assignment, attention = to_autocast_dtype(assignment, attention)
+    with torch.autocast(assignment.device.type, enabled=False):
+        return torch.ops.pyseg.soft_assign.default(assignment, attention, norm, row_weights)
+
+
+if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
+    torch.library.register_fake("pyseg::soft_assign", _fake)
+    torch.library.register_fake("pyseg::soft_assign_backward", _backward_fake)
+    torch.library.register_fake("pyseg::moments", _moments_fake)
+    torch.library.register_autograd("pyseg::soft_assign", _backward, setup_context=_setup_context)
+    torch.library.register_autograd(
+        "pyseg::soft_assign_backward", refuse_double_backward("soft_assign")
+    )
+    register_autocast("soft_assign", _autocast)
