@@ -9,10 +9,13 @@ from pyseg.ops.assignment import (
     soft_assign,
     soft_assign_reference,
 )
+from pyseg.ops.frames import frame_linear, frame_pool
 from pyseg.ops.vlad import vlad_aggregate, vlad_aggregate_reference
 
 __all__ = [
     "AssignmentNorm",
+    "frame_linear",
+    "frame_pool",
     "moments",
     "moments_reference",
     "soft_assign",
