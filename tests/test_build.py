@@ -460,6 +460,18 @@ def test_library_that_does_not_load(tmp_path):
 
 
 @pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"{_ext.CPU_REASON}")
+def test_refuses_a_library_of_other_operators(monkeypatch):
+    """After an update of the checkout the old library stays; its operators are not called."""
+    outcome = _build.Outcome(_ext.PATHS["libpyseg"])
+    assert _ext._load_ops(_build.CPU, outcome) is None
+    monkeypatch.setattr(_build.Library, "operator_digest", lambda self: "another")
+    reason = _ext._load_ops(_build.CPU, outcome)
+    assert (reason is None) == _build.INSTALLED
+    if reason:
+        assert "libpyseg.so has other operators than this checkout: `python -m pyse" in reason
+
+
+@pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"{_ext.CPU_REASON}")
 def test_warns_of_a_library_of_other_sources(monkeypatch):
     monkeypatch.setattr(_build.Library, "source_digest", lambda self: "another")
     with pytest.warns(RuntimeWarning, match=r"libpyseg\.so.* of other sources than those in"):
