@@ -80,7 +80,6 @@ class Library:
             ]
         )
 
-
     def operator_digest(self) -> str:
         """Returns a short hash of what declares operators, which the Python sources rely on."""
         return digest((SOURCES / "library.cpp").read_text())
