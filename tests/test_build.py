@@ -453,7 +453,7 @@ def test_strict_cuda_fails_the_import():
 def test_library_that_does_not_load(tmp_path):
     broken = tmp_path / "libpyseg.so"
     broken.write_text("no library")
-    reason = _ext._load_ops(_build.Outcome(broken))
+    reason = _ext._load_ops(_build.CPU, _build.Outcome(broken))
     assert reason is not None
     assert reason.startswith(f"{broken} does not load (")
     assert reason.endswith("`python -m pyseg._build --force` builds it anew")

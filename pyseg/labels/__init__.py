@@ -1,0 +1,19 @@
+"""What labels know of each other: counts of pairs, and the correlation made of them."""
+
+from __future__ import annotations
+
+from pyseg.labels.cooccurrence import (
+    Cooccurrence,
+    CooccurrenceCounter,
+    count_cooccurrence,
+    count_cooccurrence_reference,
+)
+from pyseg.labels.correlation import LabelCorrelation
+
+__all__ = [
+    "Cooccurrence",
+    "CooccurrenceCounter",
+    "LabelCorrelation",
+    "count_cooccurrence",
+    "count_cooccurrence_reference",
+]
