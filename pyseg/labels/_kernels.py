@@ -121,3 +121,62 @@ def _merge(a_offsets, a_columns, a_values, b_offsets, b_columns, b_values):  # t
 def merge(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     """Returns the sum of two sets of pairs, each as offsets, columns and values."""
     return _merge(*one, *other)
+
+
+# What `parse` may find wrong with a line.
+NO_COMMA, NO_NUMBER, TOO_LARGE = 1, 2, 3
+
+
+@njit(cache=True, nogil=True)
+def parse(text, excluded, starts, offsets, labels, hashes):  # type: ignore[no-untyped-def]
+    """Reads lines ``id,label label ...`` of ASCII digits, whole ones, from bytes.
+
+    `starts` receives where each line begins, `offsets` and `labels` the lists. With `excluded`,
+    sorted hashes of ids, `hashes` says of each line whether its id may be one of them.
+
+    Returns the number of lines, and what is wrong with the last one (0: nothing).
+    """
+    line, count, at, end = 0, 0, 0, len(text)
+    while at < end:
+        if text[at] == 10 or (text[at] == 13 and at + 1 < end and text[at + 1] == 10):
+            at += 1  # an empty line
+            continue
+        starts[line] = at
+        value = np.uint64(14695981039346656037)  # FNV-1a
+        while at < end and text[at] != 44 and text[at] != 10:
+            value = (value ^ np.uint64(text[at])) * np.uint64(1099511628211)
+            at += 1
+        if at == end or text[at] != 44:
+            return line + 1, NO_COMMA
+        at += 1
+        while at < end and text[at] != 10:
+            if text[at] == 32 or text[at] == 13:
+                at += 1
+                continue
+            number, digits = 0, 0
+            while at < end and 48 <= text[at] <= 57:
+                number = number * 10 + (text[at] - 48)
+                digits += 1
+                at += 1
+            if digits == 0 or (at < end and text[at] not in (10, 13, 32)):
+                return line + 1, NO_NUMBER
+            if digits > 9:
+                return line + 1, TOO_LARGE
+            labels[count] = number
+            count += 1
+        at += 1
+        if len(excluded):
+            place = np.searchsorted(excluded, value)
+            hashes[line] = place < len(excluded) and excluded[place] == value
+        line += 1
+        offsets[line] = count
+    return line, 0
+
+
+@njit(cache=True)
+def hash_id(text):  # type: ignore[no-untyped-def]
+    """Returns the hash that `parse` takes of an id."""
+    value = np.uint64(14695981039346656037)
+    for byte in text:
+        value = (value ^ np.uint64(byte)) * np.uint64(1099511628211)
+    return value
