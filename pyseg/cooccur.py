@@ -5,7 +5,6 @@ See `pyseg.labels`. What it writes is what ``--loss.correlation`` of `pyseg.trai
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from pyseg import _cli
 from pyseg.data import DataError, youtube8m
+from pyseg.data.datasets import find_shards
 from pyseg.labels import (
     Cooccurrence,
     CooccurrenceCounter,
@@ -61,7 +61,7 @@ def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
     from tqdm import tqdm
 
     exclude = read_ids(Path(config.exclude_ids)) if config.exclude_ids else set()
-    paths = record_files(config.data) if config.data else []
+    paths = find_shards(config.data) if config.data else []
     if config.labels is None and not paths:
         raise _cli.UserError("expected --labels or --data, found neither")
     with _cli.user_errors():
@@ -74,12 +74,15 @@ def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
         total=size, unit="B", unit_scale=True, desc="counting", leave=False, disable=None
     ) as bar:
 
+        def keep(id: str) -> bool:
+            return id not in exclude
+
         def sources() -> Iterator[tuple[str, Iterator[LabelLists]]]:
             if config.labels:
                 table = read_label_table(config.labels, exclude=exclude, progress=bar.update)
                 yield config.labels, table
             for path in paths:
-                yield path, read_label_records(path, exclude=exclude)
+                yield path, read_label_records(path, keep=keep)
                 bar.update(os.path.getsize(path))
 
         for name, blocks in sources():
@@ -99,15 +102,6 @@ def read_ids(path: Path) -> set[str]:
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     ids = {line.partition(",")[0].strip() for line in lines}
     return ids - {""}
-
-
-def record_files(data: str) -> list[str]:
-    """Returns the files of a folder, glob or file, sorted."""
-    pattern = os.path.join(data, "*.tfrecord*") if os.path.isdir(data) else data
-    paths = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
-    if not paths:
-        raise FileNotFoundError(f"no records at {data}")
-    return paths
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -81,13 +81,17 @@ def read_label_table(
 
 
 def read_label_records(
-    path: str | os.PathLike[str], *, exclude: Collection[str] = ()
+    path: str | os.PathLike[str],
+    *,
+    keep: Callable[[str], bool] | None = None,
+    id_key: str = "id",
 ) -> Iterator[LabelLists]:
     """Reads the labels of TFRecords, frame-level or video-level; features are not decoded.
 
     Args:
         path: A TFRecord file, plain or gzip-compressed.
-        exclude: Ids to leave out.
+        keep: Whether the video with an id counts. ``None``: all do.
+        id_key: Context feature with the id.
 
     Yields:
         Blocks of the file.
@@ -106,15 +110,14 @@ def read_label_records(
         >>> lists.labels.tolist()
         [4, 1]
     """
-    excluded = set(exclude)
     report = ReadReport()
-    for videos in read_videos(path, VideoSchema(features=()), report=report):
+    for videos in read_videos(path, VideoSchema(features=(), id_key=id_key), report=report):
         offsets, labels, left_out = videos.label_offsets, videos.labels, 0
-        if excluded:
-            keep = np.array([id not in excluded for id in videos.ids])
-            left_out = int((~keep).sum())
+        if keep is not None:
+            kept = np.fromiter((keep(id) for id in videos.ids), np.bool_, len(videos.ids))
+            left_out = int((~kept).sum())
             if left_out:
-                offsets, labels = _only(offsets, labels, keep)
+                offsets, labels = _only(offsets, labels, kept)
         yield LabelLists(offsets, labels, left_out)
     report.warn(os.fspath(path))
 

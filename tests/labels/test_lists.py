@@ -128,7 +128,7 @@ def test_records_of_both_levels(tmp_path: Path) -> None:
     )
     [block] = read_label_records(path)
     assert (block.offsets.tolist(), block.labels.tolist()) == ([0, 2, 3, 4], [3, 5, 2, 7])
-    [block] = read_label_records(path, exclude=["bb"])
+    [block] = read_label_records(path, keep=lambda id: id != "bb")
     assert (block.offsets.tolist(), block.labels.tolist()) == ([0, 2, 3], [3, 5, 7])
     assert block.left_out == 1
     damaged = bytearray(path.read_bytes())
