@@ -566,6 +566,46 @@ void test_conversion(const std::string& name, int mantissa) {
   expect(std::isinf(pyseg::widen(result)), name + " overflow");
 }
 
+struct Convert {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(const T* half, const float* values, int64_t size, float* wide,
+                               T* narrow) {
+    constexpr int kBytes = Level::kBytes;
+    for (int64_t i = 0; i < size; i += pyseg::simd::kLanes<float, kBytes>) {
+      pyseg::simd::Vector<float, kBytes> x;
+      pyseg::simd::load<kBytes>(half + i, size - i, 0, x);
+      pyseg::simd::store<kBytes>(x, size - i, wide + i);
+      pyseg::simd::load<kBytes>(values + i, size - i, 0, x);
+      pyseg::simd::store<kBytes>(x, size - i, narrow + i);
+    }
+  }
+};
+
+// Vectors are converted as single values are, and no part of a vector is left out.
+template <typename T>
+void test_vector_conversion(const std::string& name, Simd level) {
+  constexpr int64_t kSize = 0x10000 + 7;
+  std::mt19937_64 generator(4);
+  std::vector<T> half(kSize), narrow(kSize);
+  std::vector<float> values(kSize), wide(kSize);
+  for (int64_t i = 0; i < kSize; ++i) {
+    half[i].bits = static_cast<uint16_t>(i);
+    const auto bits = static_cast<uint32_t>(generator());
+    std::memcpy(&values[i], &bits, sizeof(bits));
+    if (i % 2 == 0) values[i] = pyseg::widen(half[i]) * (1 + (i % 5) * 0x1p-11f);
+  }
+  pyseg::simd::run<Convert>(level, half.data(), values.data(), kSize, wide.data(), narrow.data());
+  bool same = true;
+  for (int64_t i = 0; i < kSize; ++i) {
+    const float expected = pyseg::widen(half[i]);
+    T back;
+    pyseg::narrow(values[i], back);
+    same = same && std::memcmp(&wide[i], &expected, sizeof(float)) == 0;
+    same = same && narrow[i].bits == back.bits;
+  }
+  expect(same, name + " vectors at level " + std::to_string(static_cast<int>(level)));
+}
+
 void test_saturation() {
   Float16 result;
   pyseg::narrow_saturated(-1e9f, result);
@@ -582,6 +622,8 @@ int main() {
     test_batch(static_cast<Simd>(level));
     test_all_moments(static_cast<Simd>(level));
     test_exp(static_cast<Simd>(level));
+    test_vector_conversion<BFloat16>("bfloat16", static_cast<Simd>(level));
+    test_vector_conversion<Float16>("float16", static_cast<Simd>(level));
   }
   test_conversion<BFloat16>("bfloat16", 7);
   test_conversion<Float16>("float16", 10);

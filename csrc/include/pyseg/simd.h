@@ -15,7 +15,6 @@
 
 #include "pyseg/float16.h"
 
-#define PYSEG_INLINE __attribute__((always_inline)) inline
 #if defined(__x86_64__)
 #define PYSEG_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define PYSEG_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
@@ -131,9 +130,9 @@ PYSEG_INLINE void load(const T* source, Vector<Accumulate<T>, kBytes>& result) {
   if constexpr (std::is_same_v<T, A>) {
     result = *reinterpret_cast<const Unaligned<T, kBytes>*>(source);
   } else {
-    alignas(kBytes) A wide[kLanes<A, kBytes>];
-    for (int64_t i = 0; i < kLanes<A, kBytes>; ++i) wide[i] = widen(source[i]);
-    result = at<A, kBytes>(wide);
+    Vector<uint16_t, kBytes / 2> half;
+    std::memcpy(&half, source, sizeof(half));
+    float16_detail::widen(__builtin_convertvector(half, Vector<uint32_t, kBytes>), result, T{});
   }
 }
 
@@ -143,9 +142,10 @@ PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, T* result) 
   if constexpr (std::is_same_v<T, A>) {
     *reinterpret_cast<Unaligned<T, kBytes>*>(result) = source;
   } else {
-    alignas(kBytes) A wide[kLanes<A, kBytes>];
-    at<A, kBytes>(wide) = source;
-    for (int64_t i = 0; i < kLanes<A, kBytes>; ++i) narrow(wide[i], result[i]);
+    Vector<uint32_t, kBytes> wide;
+    float16_detail::narrow(source, wide, T{});
+    const auto half = __builtin_convertvector(wide, Vector<uint16_t, kBytes / 2>);
+    std::memcpy(result, &half, sizeof(half));
   }
 }
 
