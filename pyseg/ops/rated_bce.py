@@ -70,8 +70,8 @@ def rated_bce_with_logits(
         TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: shapes, devices, the number of classes or a weight do not fit.
         RuntimeError: on the CPU, a class is out of range or twice in a row, offsets do not increase
-            from 0 to R, or a score is outside [0, 1] or NaN. On a GPU, where looking would stall
-            the device, the loss is NaN then.
+            from 0 to R, or a score is outside [0, 1] or NaN. On a GPU, where an error would have to
+            wait for the device, the loss is NaN then, and so is the gradient of those rows.
 
     References:
         The paper's equations (1), (2), (3) and (6).
