@@ -39,7 +39,7 @@ struct RatedBceInput {
   A rated_weight, unrated_weight;
 };
 
-// x = log(1 + x) for 0 <= x <= 1, to 1.2 units in the last place of float: x times a polynomial in
+// x = log(1 + x) for 0 <= x <= 1, to 2 units in the last place of float: x times a polynomial in
 // x - 1/2, the Chebyshev interpolation of log(1 + x) / x of degree 9. V is float or a vector of it.
 template <typename V>
 PYSEG_EVERYWHERE void log1p_polynomial(V& x) {
