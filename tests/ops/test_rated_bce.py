@@ -344,6 +344,15 @@ def test_same_bits_whatever_the_threads():
         torch.set_num_threads(threads)
 
 
+@needs_cpu_ops
+def test_allocates_the_gradient_alone():
+    arguments = (*make((64, 1000)), make_correlation(1000))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        _, gradient = own_and_gradient(rated_bce_with_logits, arguments)
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert gradient.nbytes <= allocated < 1.1 * gradient.nbytes
+
+
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
 def test_kinds_of_integers_and_scores(kind):
     logits, offsets, classes, scores = make((4, 6))
