@@ -15,26 +15,28 @@ Memory is what exists at the worst moment beyond inputs, outputs and gradients.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from measure import Work
+from measure import (
+    DEVICE,
+    GPU,
+    Work,
+    compilations,
+    name_of,
+    needs_kernels,
+    peak_of,
+    return_memory_at_once,
+)
 from torch import Tensor, nn
 
-from pyseg import _ext
 from pyseg.nn import NeXtVLAD
 from pyseg.ops import vlad_aggregate, vlad_aggregate_reference
 
-GPU = _ext.HAS_CUDA_OPS and torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, *([torch.float16] if GPU else [])]
 VIDEOS = 80 if GPU else 8
 SHAPES = {  # B, T, G, F, K
@@ -48,22 +50,6 @@ SHAPES = {  # B, T, G, F, K
     "netvlad-videos": (VIDEOS, 300, 1, 1152, 64),
 }
 DIRECTIONS = ["forward", "forward+backward"]
-needs_kernels = pytest.mark.skipif(
-    not (GPU or _ext.HAS_CPU_OPS), reason=f"no kernel to measure: {_ext.CPU_REASON}"
-)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def compilations(request: pytest.FixtureRequest, function: Callable) -> dict[str, Callable]:
-    """Returns torch.compile of `function` in every mode that is compared with."""
-    torch._dynamo.reset()
-    modes = {"torch.compile": None}
-    if request.config.getoption("--max-autotune"):
-        modes["max-autotune"] = "max-autotune" if GPU else "max-autotune-no-cudagraphs"
-    return {name: torch.compile(function, dynamic=False, mode=mode) for name, mode in modes.items()}
 
 
 def operands(shape: tuple[int, ...], dtype: torch.dtype, backward: bool) -> tuple[list, Tensor]:
@@ -244,26 +230,6 @@ def test_layer(compare, benchmark, request, shape, dtype, direction):
 # ---- memory --------------------------------------------------------------------------------------
 
 
-def peak_of(step: Callable[[], object]) -> int:
-    """Returns how many bytes `step` needs at its worst moment, results included."""
-    gc.collect()
-    if GPU:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    # Linux: what the process holds at most. Memory that is freed must go back at once for that.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-    result = step()
-    after = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-    del result
-    return 1024 * (after - before)
-
-
 def extra_memory(function: Callable, shape: tuple[int, ...]) -> float:
     """Returns the megabytes of a forward and backward pass beyond inputs and results."""
     inputs, grad = operands(shape, torch.float32, backward=True)
@@ -278,9 +244,7 @@ def extra_memory(function: Callable, shape: tuple[int, ...]) -> float:
 
 def measure_memory() -> None:
     """Prints a line a shape: forward and backward in float32."""
-    if not GPU:  # every block of 64 KiB or more comes from the system and goes back to it
-        m_mmap_threshold = -3
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
+    return_memory_at_once()
     for name, shape in SHAPES.items():
         own, plain = (extra_memory(f, shape) for f in (vlad_aggregate, vlad_aggregate_reference))
         print(f"{name} | {own:.1f} MB | plain PyTorch {plain:.1f} MB | {own / plain:.2f}")

@@ -1,12 +1,25 @@
-"""How the benchmarks measure: one call's time, and the limits of the machine itself."""
+"""How the benchmarks measure: one call's time and memory, and the limits of the machine itself."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import pytest
 import torch
+
+from pyseg import _ext
+
+GPU = _ext.HAS_CUDA_OPS and torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+needs_kernels = pytest.mark.skipif(
+    not (GPU or _ext.HAS_CPU_OPS), reason=f"no kernel to measure: {_ext.CPU_REASON}"
+)
 
 
 @dataclass(frozen=True)
@@ -38,3 +51,43 @@ def matrix_product(dtype: torch.dtype) -> tuple[float, Callable[[], object]]:
         dtype = torch.float32  # what a processor without matrix units is best at
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2.0 * size**3, lambda: left @ right
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def compilations(request: pytest.FixtureRequest, function: Callable) -> dict[str, Callable]:
+    """Returns torch.compile of `function` in every mode that is compared with."""
+    torch._dynamo.reset()
+    modes = {"torch.compile": None}
+    if request.config.getoption("--max-autotune"):
+        modes["max-autotune"] = "max-autotune" if GPU else "max-autotune-no-cudagraphs"
+    return {name: torch.compile(function, dynamic=False, mode=mode) for name, mode in modes.items()}
+
+
+def return_memory_at_once() -> None:
+    """Makes freed memory go back to the system, which `peak_of` needs in host memory."""
+    if not GPU:  # every block of 64 KiB or more comes from the system and goes back to it
+        m_mmap_threshold = -3
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
+
+
+def peak_of(step: Callable[[], object]) -> int:
+    """Returns how many bytes `step` needs at its worst moment, results included."""
+    gc.collect()
+    if GPU:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # Linux: what the process holds at most. Memory that is freed must go back at once for that.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    result = step()
+    after = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    del result
+    return 1024 * (after - before)

@@ -344,6 +344,21 @@ def test_same_bits_whatever_the_threads():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+def test_same_bits_wherever_a_row_lies(device, dtype):
+    """Of the batch, and of memory, which decides what 16-byte accesses there are."""
+    logits, *ratings = make((1, 1001), dtype, device, grad=False)
+    correlation = make_correlation(1001).to(device)
+    expected = None
+    for shift in range(9):
+        memory = torch.empty(1001 + shift, dtype=dtype, device=device)
+        shifted = memory[shift:].view(1, 1001).copy_(logits).requires_grad_()
+        found = own_and_gradient(rated_bce_with_logits, (shifted, *ratings, correlation))
+        expected = expected or found
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @needs_cpu_ops
 def test_allocates_the_gradient_alone():
     arguments = (*make((64, 1000)), make_correlation(1000))

@@ -40,8 +40,8 @@ Sum<T> share(int64_t batch) {
   return std::is_same_v<T, __half> ? 1 : 1 / static_cast<Sum<T>>(batch);
 }
 
-// 1 / x for 1 <= x <= 2. One Newton step makes the approximation as good as a division, which has
-// a branch for other x.
+// 1 / x for 1 <= x <= 2. One Newton step makes the approximation nearly as good as a division,
+// which has a branch for other x.
 __device__ inline float reciprocal(float x) {
   const float approximate = __fdividef(1.f, x);
   return approximate * (2.f - x * approximate);
@@ -133,7 +133,7 @@ __device__ inline Term<A> term(A z, A target, A rated_weight, A unrated_weight, 
   return {w * (log1p_unit(e) + (z > 0 ? z * (1 - y) : -y * z)), w * (sigmoid - y) * share};
 }
 
-// The sum over all threads of the block, in thread 0.
+// The sum over all threads of the block, in each of them; once in a kernel.
 template <typename A>
 __device__ inline A block_sum(A value) {
   __shared__ A partial[kThreads / kWarp];
