@@ -1,90 +1,109 @@
-// vlad_aggregate for CPU tensors: a thread takes whole videos.
+// vlad_aggregate for CPU tensors.
 #include "pyseg/vlad.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <tuple>
 
 #include "../torch/dispatch.h"
 #include "../torch/vlad_checks.h"
+#include "../torch/vlad_tensors.h"
+#include "norm_gradient.h"
 
 namespace pyseg {
 namespace {
 
-using torch::stable::contiguous;
+using torch::stable::get_num_threads;
 using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
-std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cpu(const Tensor& features,    // (B, T, G, F)
-                                                      const Tensor& assignment,  // (B, T, G, K)
-                                                      const Tensor& attention,   // (B, T, G)
-                                                      const Tensor& centers,     // (F, K)
-                                                      double eps) {
-  const VladShape shape = check_vlad(features, assignment, attention, centers, eps);
-  const auto [B, N, F, K] = shape;
-  const Tensor features_ = contiguous(features), assignment_ = contiguous(assignment);
-  const Tensor attention_ = contiguous(attention), centers_ = contiguous(centers);
-  const auto sums = accumulate_dtype(features.scalar_type());
-  const Tensor output = new_empty(features_, {B, F, K});
-  const Tensor mass = new_empty(features_, {B, K}, sums);
-  const Tensor square_norm = new_empty(features_, {B, K}, sums);
+// Whole videos to threads would leave more than a quarter of the threads' time unused.
+bool too_few_videos(const VladShape& shape) {
+  const int64_t threads = get_num_threads(), rounds = (shape.batch + threads - 1) / threads;
+  return vlad_slices(shape) > 1 && 4 * rounds * threads > 5 * shape.batch;
+}
+
+std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cpu(
+    const Tensor& features,                    // (B, T, G, F)
+    const Tensor& assignment,                  // (B, T, G, K)
+    const Tensor& attention,                   // (B, T, G)
+    const Tensor& centers,                     // (F, K)
+    const std::optional<Tensor>& norm,         // (4, G, K)
+    const std::optional<Tensor>& row_weights,  // (B, T)
+    double eps) {
+  const VladShape shape =
+      check_vlad(features, assignment, attention, centers, norm, row_weights, eps);
+  const VladInputTensors inputs(features, assignment, attention, centers, norm, row_weights);
+  const VladOutputTensors outputs(shape, inputs.features);
   const auto run = [&]<typename T>(std::type_identity<T>) {
-    const VladInput<T> in{read<T>(features_), read<T>(assignment_), read<T>(attention_),
-                          read<T>(centers_)};
-    const VladOutput<T, Accumulate<T>> out{write<T>(output), write<Accumulate<T>>(mass),
-                                           write<Accumulate<T>>(square_norm)};
-    parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
-      vlad_forward<T>(shape, in, eps, out, begin, end);
+    using A = Accumulate<T>;
+    const auto in = inputs.input<T, A>();
+    const auto out = outputs.pointers<T, A>();
+    if (!too_few_videos(shape)) {
+      parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+        vlad_forward<T>(shape, in, eps, out, begin, end);
+      });
+      return;
+    }
+    const Tensor workspace = new_empty(outputs.mass, {vlad_forward_workspace<T>(shape)});
+    A* const sums = write<A>(workspace);
+    parallel_for(0, shape.batch * vlad_slices(shape), 1, [&](int64_t begin, int64_t end) {
+      vlad_forward_slices<T>(shape, in, sums, begin, end);
+    });
+    parallel_for(0, shape.batch * vlad_columns<T>(shape), 1, [&](int64_t begin, int64_t end) {
+      vlad_forward_finish<T>(shape, in, eps, out, sums, begin, end);
     });
   };
   dispatch_floating<Float16, BFloat16>(features.scalar_type(), "vlad_aggregate", run);
-  return {output, mass, square_norm};
+  return outputs.result();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> vlad_aggregate_backward_cpu(
-    const Tensor& grad,         // (B, F, K)
-    const Tensor& features,     // (B, T, G, F)
-    const Tensor& assignment,   // (B, T, G, K)
-    const Tensor& attention,    // (B, T, G)
-    const Tensor& centers,      // (F, K)
-    const Tensor& output,       // (B, F, K)
-    const Tensor& mass,         // (B, K)
-    const Tensor& square_norm,  // (B, K)
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vlad_aggregate_backward_cpu(
+    const Tensor& grad,                        // (B, F, K)
+    const Tensor& features,                    // (B, T, G, F)
+    const Tensor& assignment,                  // (B, T, G, K)
+    const Tensor& attention,                   // (B, T, G)
+    const Tensor& centers,                     // (F, K)
+    const std::optional<Tensor>& norm,         // (4, G, K)
+    const std::optional<Tensor>& row_weights,  // (B, T)
+    const Tensor& output,                      // (B, F, K)
+    const Tensor& mass,                        // (B, K)
+    const Tensor& square_norm,                 // (B, K)
     double eps, bool needs_features_grad) {
-  const VladShape shape = check_vlad(features, assignment, attention, centers, eps);
+  const VladShape shape =
+      check_vlad(features, assignment, attention, centers, norm, row_weights, eps);
   check_vlad_saved(shape, features, grad, output, mass, square_norm);
-  const auto [B, N, F, K] = shape;
-  const int64_t T = features.size(1), G = features.size(2);
-  const Tensor features_ = contiguous(features), assignment_ = contiguous(assignment);
-  const Tensor attention_ = contiguous(attention), centers_ = contiguous(centers);
-  const Tensor grad_ = contiguous(grad), output_ = contiguous(output);
-  const Tensor mass_ = contiguous(mass), square_norm_ = contiguous(square_norm);
-  const Tensor features_grad =
-      needs_features_grad ? new_empty(features_, {B, T, G, F}) : new_empty(features_, {0});
-  const Tensor assignment_grad = new_empty(features_, {B, T, G, K});
-  const Tensor attention_grad = new_empty(features_, {B, T, G});
-  const Tensor centers_grad = new_empty(features_, {F, K});
-  const Tensor columns = new_empty(mass_, {B, 2, K});
-  const auto run = [&]<typename S>(std::type_identity<S>) {
-    using A = Accumulate<S>;
-    const VladInput<S> in{read<S>(features_), read<S>(assignment_), read<S>(attention_),
-                          read<S>(centers_)};
-    const VladSaved<S, A> saved{read<S>(grad_), read<S>(output_), read<A>(mass_),
-                                read<A>(square_norm_)};
-    const VladGradient<S> out{needs_features_grad ? write<S>(features_grad) : nullptr,
-                              write<S>(assignment_grad), write<S>(attention_grad)};
-    A* const workspace = write<A>(columns);
-    parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
-      vlad_backward<S>(shape, in, saved, eps, out, workspace, begin, end);
+  const VladInputTensors inputs(features, assignment, attention, centers, norm, row_weights);
+  const VladSavedTensors saved_tensors(grad, output, mass, square_norm);
+  const VladGradientTensors gradients(shape, inputs, needs_features_grad);
+  const auto run = [&]<typename T>(std::type_identity<T>) {
+    using A = Accumulate<T>;
+    const auto in = inputs.input<T, A>();
+    const auto saved = saved_tensors.saved<T, A>();
+    const auto out = gradients.pointers<T, A>();
+    const int64_t blocks = vlad_blocks(shape), tasks = blocks * vlad_slices(shape);
+    const int64_t centers_size = vlad_centers_size<T>(shape);
+    const int64_t norm_size = norm ? norm_sums_size<T>(shape) : 0;
+    const Tensor workspace =
+        new_empty(saved_tensors.mass, {blocks * centers_size + tasks * norm_size});
+    A* const centers_sums = write<A>(workspace);
+    A* const norm_sums = norm ? centers_sums + blocks * centers_size : nullptr;
+    parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      vlad_backward<T>(shape, in, saved, eps, out, centers_sums, norm_sums, begin, end);
     });
-    parallel_for(0, shape.width, 1, [&](int64_t begin, int64_t end) {
-      vlad_backward_centers<S>(shape, saved, workspace, write<S>(centers_grad), begin, end);
+    parallel_for(0, shape.width, 16, [&](int64_t begin, int64_t end) {
+      add_partial_sums<T>(centers_sums, blocks, centers_size, shape.clusters, A{-1}, out.centers,
+                          begin, end);
     });
+    if (norm)
+      complete_norm_gradient<T>(shape, in.assignment, in.norm, norm_sums, tasks, out.norm_sums,
+                                out.assignment);
   };
   dispatch_floating<Float16, BFloat16>(features.scalar_type(), "vlad_aggregate_backward", run);
-  return {features_grad, assignment_grad, attention_grad, centers_grad};
+  return gradients.result();
 }
 
 }  // namespace

@@ -98,6 +98,16 @@ inline void check_vlad_saved(const VladShape& shape,
   check_sums(square_norm, "square_norm", features, "features");
 }
 
+// `grad` is the gradient of soft_assign's result.
+inline void check_weights_grad(const Tensor& assignment,  // (B, T, G, K)
+                               const Tensor& grad)        // (B, T, G, K)
+{
+  check_shape(grad, "grad", "(B, T, G, K)",
+              {assignment.size(0), assignment.size(1), assignment.size(2), assignment.size(3)});
+  check_dtype(grad, "grad", assignment.scalar_type());
+  check_device(grad, "grad", assignment, "assignment");
+}
+
 // Returns (R, C).
 inline std::pair<int64_t, int64_t> check_moments(const Tensor& x,  // (R, C)
                                                  const std::optional<Tensor>& row_weights)  // (R)

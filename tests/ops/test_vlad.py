@@ -278,7 +278,7 @@ def test_gradient_of_one_argument_alone(device, wanted):
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device, dtype, grad, layout):
     inputs = make(dtype=dtype, device=device, grad=grad, layout=layout)
-    torch.library.opcheck(torch.ops.pyseg.vlad_aggregate.default, (*inputs, 1e-12))
+    torch.library.opcheck(torch.ops.pyseg.vlad_aggregate.default, (*inputs, None, None, 1e-12))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
@@ -288,7 +288,7 @@ def test_opcheck_of_the_backward(device, needs_features_grad, layout):
     inputs = make(device=device, grad=False, layout=layout)
     saved = torch.ops.pyseg.vlad_aggregate(*inputs)
     grad = with_layout(torch.rand(2, 5, 4, device=device), layout)
-    arguments = (grad, *inputs, *saved, 1e-12, needs_features_grad)
+    arguments = (grad, *inputs, None, None, *saved, 1e-12, needs_features_grad)
     torch.library.opcheck(torch.ops.pyseg.vlad_aggregate_backward.default, arguments)
 
 
@@ -526,7 +526,7 @@ def test_raw_op_refuses_integers_and_bad_eps():
     with pytest.raises(RuntimeError, match="takes float32, float64, float16 or bfloat16, got Long"):
         torch.ops.pyseg.vlad_aggregate(*(t.long() for t in make(grad=False)))
     with pytest.raises(RuntimeError, match=r"eps must be finite and at least .*, got 0"):
-        torch.ops.pyseg.vlad_aggregate(*make(grad=False), 0.0)
+        torch.ops.pyseg.vlad_aggregate(*make(grad=False), eps=0.0)
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -537,7 +537,9 @@ def test_raw_backward_checks_what_it_reads(index):
     name = ["grad", "output", "mass", "square_norm"][index]
     saved[index] = saved[index][:1]
     with pytest.raises(RuntimeError, match=rf"{name} must be \(B, .*got \(1, "):
-        torch.ops.pyseg.vlad_aggregate_backward(saved[0], *inputs, *saved[1:], 1e-12, True)
+        torch.ops.pyseg.vlad_aggregate_backward(
+            saved[0], *inputs, None, None, *saved[1:], 1e-12, True
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,6 +11,9 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
+
+#include "pyseg/float16.h"
 
 #define PYSEG_INLINE __attribute__((always_inline)) inline
 #if defined(__x86_64__)
@@ -52,21 +55,19 @@ template <typename T, int kBytes>
 constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
 // Smallest multiple of the widest vector's lanes that holds `size` values: the row length of
-// scratch memory, so that no loop over a row has a remainder.
-template <typename T>
+// scratch memory, so that no loop over a row has a remainder and rows begin in cache lines.
+template <typename T, int kBytes = 64>
 constexpr int64_t padded(int64_t size) {
-  constexpr int64_t lanes = kLanes<T, 64>;
+  constexpr int64_t lanes = kLanes<T, kBytes>;
   return (size + lanes - 1) / lanes * lanes;
 }
 
-// Memory for `size` values, zeroed and aligned for the widest vector.
+// Memory for `size` values, not initialised, aligned for the widest vector.
 template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))) {
-    std::memset(data_.get(), 0, size * sizeof(T));
-  }
+      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))) {}
   T* get() const { return data_.get(); }
 
  private:
@@ -106,20 +107,6 @@ PYSEG_INLINE void exp_nonpositive(Vector<double, kBytes>& x) {
 }
 
 template <typename T, int kBytes>
-PYSEG_INLINE T sum(const Vector<T, kBytes>& x) {
-  T result = x[0];
-  for (int64_t i = 1; i < kLanes<T, kBytes>; ++i) result += x[i];
-  return result;
-}
-
-template <typename T, int kBytes>
-PYSEG_INLINE T maximum(const Vector<T, kBytes>& x) {
-  T result = x[0];
-  for (int64_t i = 1; i < kLanes<T, kBytes>; ++i) result = x[i] > result ? x[i] : result;
-  return result;
-}
-
-template <typename T, int kBytes>
 PYSEG_INLINE Vector<T, kBytes>& at(T* aligned) {
   return *reinterpret_cast<Vector<T, kBytes>*>(aligned);
 }
@@ -128,26 +115,139 @@ PYSEG_INLINE const Vector<T, kBytes>& at(const T* aligned) {
   return *reinterpret_cast<const Vector<T, kBytes>*>(aligned);
 }
 
-// row = softmax(row), of `size` values (a multiple of the lanes) of which padding is -infinity.
+// A vector of values at any address.
 template <typename T, int kBytes>
-PYSEG_INLINE void softmax(T* row, int64_t size) {
-  using V = Vector<T, kBytes>;
-  constexpr int64_t kStep = kLanes<T, kBytes>;
-  V largest = at<T, kBytes>(row);
-  for (int64_t k = kStep; k < size; k += kStep) {
-    const V& x = at<T, kBytes>(row + k);
-    largest = x > largest ? x : largest;
+struct UnalignedOf {
+  typedef T type __attribute__((vector_size(kBytes), aligned(alignof(T))));
+};
+template <typename T, int kBytes>
+using Unaligned = typename UnalignedOf<T, kBytes>::type;
+
+// Values in memory, widened to a vector of the type in which sums are kept. kBytes is the width of
+// that vector.
+template <int kBytes, typename T>
+PYSEG_INLINE void load(const T* source, Vector<Accumulate<T>, kBytes>& result) {
+  using A = Accumulate<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    result = *reinterpret_cast<const Unaligned<T, kBytes>*>(source);
+  } else {
+    alignas(kBytes) A wide[kLanes<A, kBytes>];
+    for (int64_t i = 0; i < kLanes<A, kBytes>; ++i) wide[i] = widen(source[i]);
+    result = at<A, kBytes>(wide);
   }
-  const T shift = maximum<T, kBytes>(largest);
-  V total = {};
-  for (int64_t k = 0; k < size; k += kStep) {
-    V& x = at<T, kBytes>(row + k);
-    x -= shift;
-    exp_nonpositive<kBytes>(x);
-    total += x;
+}
+
+template <int kBytes, typename T>
+PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, T* result) {
+  using A = Accumulate<T>;
+  if constexpr (std::is_same_v<T, A>) {
+    *reinterpret_cast<Unaligned<T, kBytes>*>(result) = source;
+  } else {
+    alignas(kBytes) A wide[kLanes<A, kBytes>];
+    at<A, kBytes>(wide) = source;
+    for (int64_t i = 0; i < kLanes<A, kBytes>; ++i) narrow(wide[i], result[i]);
   }
-  const T scale = 1 / sum<T, kBytes>(total);
-  for (int64_t k = 0; k < size; k += kStep) at<T, kBytes>(row + k) *= scale;
+}
+
+// Copies `count` values, fewer than kLimit (a power of 2), in a few moves of fixed length.
+template <int64_t kLimit, typename T>
+PYSEG_INLINE void copy_few(const T* source, int64_t count, T* result) {
+  if constexpr (kLimit > 1) {
+    constexpr int64_t kSize = kLimit / 2;
+    if ((count & kSize) != 0) {
+      std::memcpy(result, source, kSize * sizeof(T));
+      source += kSize;
+      result += kSize;
+    }
+    copy_few<kSize>(source, count, result);
+  }
+}
+
+// The same at a row's end: the first min(count, lanes) lanes; the others are `fill`.
+template <int kBytes, typename T>
+PYSEG_INLINE void load(const T* source, int64_t count, Accumulate<T> fill,
+                       Vector<Accumulate<T>, kBytes>& result) {
+  constexpr int64_t kStep = kLanes<Accumulate<T>, kBytes>;
+  T some[kStep];
+  if (count < kStep) {
+    narrow(fill, some[0]);
+    std::fill_n(some + 1, kStep - 1, some[0]);
+    copy_few<kStep>(source, count, some);
+    source = some;
+  }
+  load<kBytes>(source, result);
+}
+
+template <int kBytes, typename T>
+PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, int64_t count, T* result) {
+  constexpr int64_t kStep = kLanes<Accumulate<T>, kBytes>;
+  T some[kStep];
+  store<kBytes>(source, count < kStep ? some : result);
+  if (count < kStep) copy_few<kStep>(some, count, result);
+}
+
+// The lanes `kLane` of a, followed by b.
+template <typename T, int kBytes, int... kLane>
+PYSEG_INLINE void shuffle(const Vector<T, kBytes>& a, const Vector<T, kBytes>& b,
+                          Vector<T, kBytes>& result) {
+#if defined(__clang__)
+  result = __builtin_shufflevector(a, b, kLane...);
+#else
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  result = __builtin_shuffle(a, b, Vector<Index, kBytes>{kLane...});
+#endif
+}
+
+// x[i] = x[i ^ kStep]
+template <typename T, int kBytes, int kStep, int... kLane>
+PYSEG_INLINE void swap_lanes(const Vector<T, kBytes>& x, Vector<T, kBytes>& result,
+                             std::integer_sequence<int, kLane...>) {
+  shuffle<T, kBytes, (kLane ^ kStep)...>(x, x, result);
+}
+
+// The sum of all lanes, and the largest, by halves.
+template <typename T, int kBytes, int kStep = kLanes<T, kBytes> / 2>
+PYSEG_INLINE T sum(const Vector<T, kBytes>& x) {
+  using Lanes = std::make_integer_sequence<int, kLanes<T, kBytes>>;
+  Vector<T, kBytes> other;
+  swap_lanes<T, kBytes, kStep>(x, other, Lanes{});
+  other += x;
+  if constexpr (kStep > 1) return sum<T, kBytes, kStep / 2>(other);
+  return other[0];
+}
+
+template <typename T, int kBytes, int kStep = kLanes<T, kBytes> / 2>
+PYSEG_INLINE T maximum(const Vector<T, kBytes>& x) {
+  using Lanes = std::make_integer_sequence<int, kLanes<T, kBytes>>;
+  Vector<T, kBytes> other;
+  swap_lanes<T, kBytes, kStep>(x, other, Lanes{});
+  other = x > other ? x : other;
+  if constexpr (kStep > 1) return maximum<T, kBytes, kStep / 2>(other);
+  return other[0];
+}
+
+// One step of a transposition: blocks of kStep lanes change places between two rows.
+template <typename T, int kBytes, int kStep, int... kLane>
+PYSEG_INLINE void exchange(Vector<T, kBytes>& a, Vector<T, kBytes>& b,
+                           std::integer_sequence<int, kLane...>) {
+  constexpr int kSize = kLanes<T, kBytes>;
+  Vector<T, kBytes> low, high;
+  shuffle<T, kBytes, ((kLane & kStep) == 0 ? kLane : kSize + kLane - kStep)...>(a, b, low);
+  shuffle<T, kBytes, ((kLane & kStep) == 0 ? kLane + kStep : kSize + kLane)...>(a, b, high);
+  a = low;
+  b = high;
+}
+
+// Transposes a square of as many rows as there are lanes.
+template <typename T, int kBytes, int kStep = kLanes<T, kBytes> / 2>
+PYSEG_INLINE void transpose(Vector<T, kBytes>* rows) {
+  constexpr int kSize = kLanes<T, kBytes>;
+#pragma GCC unroll 16
+  for (int i = 0; i < kSize; ++i) {
+    if ((i & kStep) != 0) continue;
+    exchange<T, kBytes, kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, kSize>{});
+  }
+  if constexpr (kStep > 1) transpose<T, kBytes, kStep / 2>(rows);
 }
 
 // C = A B, or C += A B: a small matrix product whose operands lie in the first or second cache.
@@ -157,12 +257,12 @@ constexpr int64_t kDepth = 128;
 
 template <typename T>
 struct Product {
-  int64_t rows, columns, depth;  // columns: a multiple of the lanes
-  const T* a;                    // (rows, depth), of any strides
+  int64_t rows, columns, depth;
+  const T* a;  // (rows, depth), of any strides
   int64_t a_row, a_depth;
-  const T* b;  // (depth, columns), aligned rows of length b_row
+  const T* b;  // (depth, columns), aligned rows of length b_row that are padded to whole vectors
   int64_t b_row;
-  T* c;  // (rows, columns), aligned rows of length c_row
+  T* c;  // (rows, columns), rows of length c_row
   int64_t c_row;
   bool accumulate;
 };
@@ -192,12 +292,34 @@ PYSEG_INLINE void multiply_tile(const Product<T>& p, int64_t row, int64_t column
       for (int j = 0; j < kVectors; ++j) sums[i][j] += right[j] * left;
     }
   }
+  // A tile that is wider than what is left of C goes there by way of a copy.
+  constexpr int64_t kWidth = kVectors * kStep;
+  const int64_t width = std::min(kWidth, p.columns - column);
+  alignas(kBytes) T copy[kRows * kWidth];
+  T* tile = c;
+  int64_t tile_row = p.c_row;
+  if (width < kWidth) {
+    tile = copy, tile_row = kWidth;
+    for (int i = 0; i < kRows && p.accumulate; ++i) {
+      std::memcpy(copy + i * kWidth, c + i * p.c_row, width * sizeof(T));
+    }
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
-      V& result = at<T, kBytes>(c + i * p.c_row + j * kStep);
-      result = p.accumulate ? result + sums[i][j] : sums[i][j];
+      T* const result = tile + i * tile_row + j * kStep;
+      if (p.accumulate) {
+        V old;
+        load<kBytes>(result, old);
+        sums[i][j] += old;
+      }
+      store<kBytes>(sums[i][j], result);
+    }
+  }
+  if (width < kWidth) {
+    for (int i = 0; i < kRows; ++i) {
+      std::memcpy(c + i * p.c_row, copy + i * kWidth, width * sizeof(T));
     }
   }
 }
@@ -216,7 +338,7 @@ template <typename T, int kBytes>
 PYSEG_INLINE void multiply_block(const Product<T>& p) {
   constexpr int64_t kStep = kLanes<T, kBytes>;
   constexpr int64_t kWidest = kBytes == 64 ? 4 : 2;
-  const int64_t vectors = p.columns / kStep;
+  const int64_t vectors = (p.columns + kStep - 1) / kStep;
   if (vectors == 0) return;
   const int64_t panels = (vectors + kWidest - 1) / kWidest;
   const int64_t width = (vectors + panels - 1) / panels;  // even panels: 9 vectors are 3 + 3 + 3
@@ -253,7 +375,8 @@ PYSEG_INLINE void multiply(const Product<T>& p) {
 }
 
 // The levels as types: the vector width, and functions compiled for that level. run<Kernel> inlines
-// the always-inline Kernel::run<Level>; multiply is a function that the kernels of all types share.
+// the always-inline Kernel::run<Level>, which may call other kernels as Level::run<Other>; multiply
+// is a function that the kernels of all types share.
 struct Portable {
   static constexpr int kBytes = 16;
   template <typename T>
@@ -303,6 +426,30 @@ void run(Simd level, const Arguments&... arguments) {
       return Portable::run<Kernel>(arguments...);
   }
 }
+
+// result[j,i] = source[i,j] for i < rows and j < columns, in squares of whole vectors. Rows of both
+// are padded to cache lines; the result's padding becomes 0.
+struct Transpose {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(const T* source, int64_t rows, int64_t columns, T* result) {
+    constexpr int kBytes = Level::kBytes;
+    constexpr int64_t kStep = kLanes<T, kBytes>;
+    const int64_t source_row = padded<T>(columns), result_row = padded<T>(rows);
+    for (int64_t i0 = 0; i0 < result_row; i0 += kStep) {
+      for (int64_t j0 = 0; j0 < columns; j0 += kStep) {
+        Vector<T, kBytes> square[kStep];
+        for (int64_t i = 0; i < kStep; ++i) {
+          square[i] = Vector<T, kBytes>{};
+          if (i0 + i < rows) square[i] = at<T, kBytes>(source + (i0 + i) * source_row + j0);
+        }
+        transpose<T, kBytes>(square);
+        for (int64_t j = 0; j < kStep; ++j) {
+          at<T, kBytes>(result + (j0 + j) * result_row + i0) = square[j];
+        }
+      }
+    }
+  }
+};
 
 }  // namespace simd
 }  // namespace pyseg

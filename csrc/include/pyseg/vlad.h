@@ -1,321 +1,469 @@
 // Soft-assignment aggregation of NetVLAD (Arandjelovic et al. 2016, equation 4) and NeXtVLAD (Lin
 // et al. 2018, equations 2 to 5) on the CPU, forward and backward. No framework: raw pointers and
-// sizes; the caller divides the range of videos among its threads.
+// sizes; the caller divides ranges of tasks among its threads.
 //
-//   w[n,k] = attention[n] softmax_k(assignment[n,:])          n: the T * G rows of one video
+//   w[n,k] = attention[n] softmax_k(y[n,:])           n: the T * G rows of one video
 //   v[f,k] = sum_n w[n,k] (features[n,f] - centers[f,k])
 //   output[f,k] = v[f,k] / sqrt(max(sum_f v[f,k]^2, eps))
 //
-// Values are float, double, BFloat16 or Float16; sums are kept in Accumulate<T>. Every video is
-// computed by one thread in a fixed order, so results do not depend on the number of threads.
+// where y is the assignment, normalised as VladNorm says. Values are float, double, BFloat16 or
+// Float16; sums are kept in Accumulate<T>.
+//
+// A video's rows are summed in slices of kSliceRows, v = ((v0 + v1) + v2) + ..., one after another
+// in the cache or by several threads at a time: the shape alone decides what is summed in which
+// order, so a video's result depends neither on the number of threads nor on its batch.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
+#include <type_traits>
 
+#include "pyseg/assignment.h"
 #include "pyseg/float16.h"
+#include "pyseg/partial_sums.h"
 #include "pyseg/simd.h"
 #include "pyseg/vlad_shape.h"
 
 namespace pyseg {
 namespace vlad_detail {
 
+using assignment_detail::NormScratch;
+using assignment_detail::NormSums;
+using assignment_detail::Softmax;
+
 // Rows of one video that are worked on at a time: their weights and features stay in the cache.
-constexpr int64_t kRows = 64;
+constexpr int64_t kRows = 128;
+constexpr int64_t kSliceRows = 4 * kRows;
 // Long sums are taken in blocks of this length, then over blocks: less rounding error than one
 // chain.
 constexpr int64_t kBlock = 16;
 
-template <typename T>
-PYSEG_INLINE void widen_row(const T* source, int64_t size, Accumulate<T>* result) {
-  for (int64_t i = 0; i < size; ++i) result[i] = widen(source[i]);
+// Videos whose parts of the gradient of centers are summed as they come: about 32 blocks of them
+// need little memory, and short sums little accuracy.
+inline int64_t block_videos(int64_t batch) {
+  return std::clamp<int64_t>((batch + 31) / 32, 1, kBlock);
 }
 
 // Rows of features as the products read them: in place, or widened into `scratch`.
-template <typename T>
+template <typename T, int kBytes>
 PYSEG_INLINE const Accumulate<T>* widen_rows(const T* source, int64_t size,
                                              Accumulate<T>* scratch) {
-  if constexpr (std::is_same_v<T, Accumulate<T>>) {
+  using A = Accumulate<T>;
+  if constexpr (std::is_same_v<T, A>) {
     return source;
   } else {
-    widen_row(source, size, scratch);
+    for (int64_t i = 0; i < size; i += simd::kLanes<A, kBytes>) {
+      simd::load<kBytes>(source + i, size - i, A{0}, simd::at<A, kBytes>(scratch + i));
+    }
     return scratch;
   }
 }
 
-// probability[i,:] = softmax(assignment[i,:]) for `rows` rows; padding becomes 0.
-template <typename T, int kBytes>
-PYSEG_INLINE void softmax_rows(const T* assignment, int64_t rows, int64_t clusters,
-                               Accumulate<T>* probability, int64_t stride) {
-  using A = Accumulate<T>;
-  for (int64_t i = 0; i < rows; ++i) {
-    A* row = probability + i * stride;
-    widen_row(assignment + i * clusters, clusters, row);
-    std::fill(row + clusters, row + stride, -std::numeric_limits<A>::infinity());
-    simd::softmax<A, kBytes>(row, stride);
-  }
-}
-
 template <typename A, int kBytes>
-PYSEG_INLINE void add_row(const A* source, int64_t size, A* result) {
-  for (int64_t k = 0; k < size; k += simd::kLanes<A, kBytes>) {
-    simd::at<A, kBytes>(result + k) += simd::at<A, kBytes>(source + k);
+PYSEG_INLINE void add_rows(const A* source, int64_t size, A* result) {
+  for (int64_t i = 0; i < size; i += simd::kLanes<A, kBytes>) {
+    simd::at<A, kBytes>(result + i) += simd::at<A, kBytes>(source + i);
   }
 }
 
-// result[j,i] = source[i,j], by blocks of a cache line.
-template <typename A>
-PYSEG_INLINE void transpose(const A* source, int64_t rows, int64_t columns, int64_t stride,
-                            A* __restrict result, int64_t result_stride) {
-  constexpr int64_t kLine = 64 / sizeof(A);
-  for (int64_t i0 = 0; i0 < rows; i0 += kLine) {
-    const int64_t i1 = std::min(i0 + kLine, rows);
-    for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t i = i0; i < i1; ++i) result[j * result_stride + i] = source[i * stride + j];
-    }
-  }
+// Where a slice's sums lie: v as F rows of whole vectors, then a row of the mass, sum_n w[n,:].
+inline int64_t slice_sums_size(const VladShape& shape, int64_t stride) {
+  return (shape.width + 1) * stride;
 }
 
-template <typename T, typename Level>
-PYSEG_INLINE void forward(const VladShape& shape, const VladInput<T>& in, double eps,
-                          const VladOutput<T, Accumulate<T>>& out, int64_t begin, int64_t end) {
+template <typename T>
+struct SumScratch {
   using A = Accumulate<T>;
-  constexpr int kBytes = Level::kBytes;
-  constexpr int64_t kStep = simd::kLanes<A, kBytes>;
-  using V = simd::Vector<A, kBytes>;
-  const auto [batch, rows, width, clusters] = shape;
-  const int64_t stride = simd::padded<A>(clusters);
-  const simd::Buffer<A> weight(kRows * stride), wide(kRows * width), vlad(width * stride);
-  const simd::Buffer<A> mass(stride), norm(stride), partial(stride), center(stride);
+  NormScratch<A> norm;
+  simd::Buffer<A> weight, wide, partial;
 
-  for (int64_t b = begin; b < end; ++b) {
-    std::fill_n(vlad.get(), width * stride, A{0});
-    std::fill_n(mass.get(), stride, A{0});
-    std::fill_n(norm.get(), stride, A{0});
-    for (int64_t n = 0; n < rows; n += kRows) {
-      const int64_t count = std::min(kRows, rows - n), first = b * rows + n;
-      softmax_rows<T, kBytes>(in.assignment + first * clusters, count, clusters, weight.get(),
-                              stride);
-      std::fill_n(partial.get(), stride, A{0});
-      for (int64_t i = 0; i < count; ++i) {
-        const A attention = widen(in.attention[first + i]);
-        for (int64_t k = 0; k < stride; k += kStep) {
-          V& w = simd::at<A, kBytes>(weight.get() + i * stride + k);
-          w *= attention;
-          simd::at<A, kBytes>(partial.get() + k) += w;
+  SumScratch(const VladShape& shape, const VladNorm<A>& values)
+      : norm(shape, values),
+        weight(std::min(kRows, shape.rows) * simd::padded<A>(shape.clusters)),
+        wide(std::is_same_v<T, A> ? 0 : simd::padded<A>(std::min(kRows, shape.rows) * shape.width)),
+        partial(simd::padded<A>(shape.clusters)) {}
+};
+
+// v and mass of one slice of a video's rows, before centers are subtracted.
+struct SumSlice {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
+                               const SumScratch<T>& scratch, int64_t b, int64_t slice,
+                               Accumulate<T>* sums) {
+    using A = Accumulate<T>;
+    constexpr int kBytes = Level::kBytes;
+    constexpr int64_t kStep = simd::kLanes<A, kBytes>;
+    using V = simd::Vector<A, kBytes>;
+    const auto [batch, rows, groups, width, clusters] = shape;
+    const int64_t stride = simd::padded<A>(clusters);
+    const int64_t begin = slice * kSliceRows, end = std::min(begin + kSliceRows, rows);
+    A *const weight = scratch.weight.get(), *const mass = sums + width * stride;
+    A* const partial = scratch.partial.get();
+    std::fill_n(mass, stride, A{0});
+    if (begin == end) std::fill_n(sums, width * stride, A{0});
+    for (int64_t n = begin; n < end; n += kRows) {
+      const int64_t count = std::min(kRows, end - n), first = b * rows + n;
+      Level::template run<Softmax>(in.assignment + first * clusters, count, clusters, scratch.norm,
+                                   n, weight);
+      for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
+        std::fill_n(partial, stride, A{0});
+        for (int64_t i = i0; i < std::min(i0 + kBlock, count); ++i) {
+          A* const row = weight + i * stride;
+          const A attention = widen(in.attention[first + i]);
+          for (int64_t k = 0; k < clusters; k += kStep) {
+            V& w = simd::at<A, kBytes>(row + k);
+            w *= attention;
+            simd::at<A, kBytes>(partial + k) += w;
+          }
         }
+        add_rows<A, kBytes>(partial, stride, mass);
       }
-      add_row<A, kBytes>(partial.get(), stride, mass.get());
-      const A* x = widen_rows(in.features + first * width, count * width, wide.get());
+      const A* x =
+          widen_rows<T, kBytes>(in.features + first * width, count * width, scratch.wide.get());
       Level::template multiply<A>({.rows = width,
-                                   .columns = stride,
+                                   .columns = simd::padded<A, kBytes>(clusters),
                                    .depth = count,
                                    .a = x,
                                    .a_row = 1,
                                    .a_depth = width,
-                                   .b = weight.get(),
+                                   .b = weight,
                                    .b_row = stride,
-                                   .c = vlad.get(),
+                                   .c = sums,
                                    .c_row = stride,
-                                   .accumulate = true});
+                                   .accumulate = n > begin});
     }
+  }
+};
+
+// From the sums of a video's slices to its output, for the columns from k0 to k1, multiples of the
+// lanes. The sums of the first slice become those of all; `scale` is a row of scratch.
+struct Finish {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(const VladShape& shape, const T* centers, double eps, int64_t b,
+                               Accumulate<T>* sums, int64_t slices,
+                               const VladOutput<T, Accumulate<T>>& out, Accumulate<T>* scale,
+                               int64_t k0, int64_t k1) {
+    using A = Accumulate<T>;
+    constexpr int kBytes = Level::kBytes;
+    constexpr int64_t kStep = simd::kLanes<A, kBytes>;
+    using V = simd::Vector<A, kBytes>;
+    const int64_t width = shape.width, clusters = shape.clusters;
+    const int64_t stride = simd::padded<A>(clusters), size = slice_sums_size(shape, stride);
+    A* const mass = sums + width * stride;
+    for (int64_t k = k0; k < k1; k += kStep) {
+      V& total = simd::at<A, kBytes>(mass + k);
+      for (int64_t s = 1; s < slices; ++s) total += simd::at<A, kBytes>(mass + s * size + k);
+    }
+    std::fill(scale + k0, scale + k1, A{0});
     for (int64_t f0 = 0; f0 < width; f0 += kBlock) {
-      std::fill_n(partial.get(), stride, A{0});
-      for (int64_t f = f0; f < std::min(f0 + kBlock, width); ++f) {
-        widen_row(in.centers + f * clusters, clusters, center.get());
-        for (int64_t k = 0; k < stride; k += kStep) {
-          V& v = simd::at<A, kBytes>(vlad.get() + f * stride + k);
-          v -= simd::at<A, kBytes>(center.get() + k) * simd::at<A, kBytes>(mass.get() + k);
-          simd::at<A, kBytes>(partial.get() + k) += v * v;
+      const int64_t f1 = std::min(f0 + kBlock, width);
+      for (int64_t k = k0; k < k1; k += kStep) {
+        V squares = {};
+        const V& weight = simd::at<A, kBytes>(mass + k);
+        for (int64_t f = f0; f < f1; ++f) {
+          A* const first = sums + f * stride + k;
+          V v = simd::at<A, kBytes>(first), center;
+          for (int64_t s = 1; s < slices; ++s) v += simd::at<A, kBytes>(first + s * size);
+          simd::load<kBytes>(centers + f * clusters + k, clusters - k, A{0}, center);
+          v -= center * weight;
+          simd::at<A, kBytes>(first) = v;
+          squares += v * v;
         }
+        simd::at<A, kBytes>(scale + k) += squares;
       }
-      add_row<A, kBytes>(partial.get(), stride, norm.get());
     }
-    std::copy_n(mass.get(), clusters, out.mass + b * clusters);
-    std::copy_n(norm.get(), clusters, out.square_norm + b * clusters);
-    for (int64_t k = 0; k < clusters; ++k) {
-      norm.get()[k] = 1 / std::sqrt(std::max(norm.get()[k], static_cast<A>(eps)));
+    const int64_t end = std::min(k1, clusters);
+    std::copy(mass + k0, mass + end, out.mass + b * clusters + k0);
+    std::copy(scale + k0, scale + end, out.square_norm + b * clusters + k0);
+    for (int64_t k = k0; k < end; ++k) {
+      scale[k] = 1 / std::sqrt(std::max(scale[k], static_cast<A>(eps)));
     }
     for (int64_t f = 0; f < width; ++f) {
-      T* result = out.output + (b * width + f) * clusters;
-      const A* v = vlad.get() + f * stride;
-      for (int64_t k = 0; k < clusters; ++k) narrow(v[k] * norm.get()[k], result[k]);
-    }
-  }
-}
-
-// With d the gradient of v (see column_gradients), p the softmax and s[k] = -sum_f d[f,k] c[f,k]:
-//   g[n,k] = sum_f features[n,f] d[f,k] + s[k]                 the gradient of w
-//   d_attention[n] = sum_k p[n,k] g[n,k]
-//   d_assignment[n,k] = attention[n] p[n,k] (g[n,k] - d_attention[n])
-//   d_features[n,f] = attention[n] sum_k p[n,k] d[f,k]
-template <typename T, typename Level>
-PYSEG_INLINE void backward(const VladShape& shape, const VladInput<T>& in,
-                           const VladSaved<T, Accumulate<T>>& saved, double eps,
-                           const VladGradient<T>& out, Accumulate<T>* columns, int64_t begin,
-                           int64_t end) {
-  using A = Accumulate<T>;
-  constexpr int kBytes = Level::kBytes;
-  constexpr int64_t kStep = simd::kLanes<A, kBytes>;
-  using V = simd::Vector<A, kBytes>;
-  const auto [batch, rows, width, clusters] = shape;
-  const int64_t stride = simd::padded<A>(clusters), wide_stride = simd::padded<A>(width);
-  const simd::Buffer<A> probability(kRows * stride), gradient(kRows * stride);
-  const simd::Buffer<A> wide(kRows * width), product(kRows * wide_stride);
-  const simd::Buffer<A> d(width * stride), transposed(clusters * wide_stride), shifts(stride),
-      partial(stride);
-
-  for (int64_t b = begin; b < end; ++b) {
-    const T* __restrict grad = saved.grad + b * width * clusters;
-    const T* __restrict output = saved.output + b * width * clusters;
-    A* __restrict scale = columns + b * 2 * clusters;
-    A* __restrict projection = scale + clusters;
-    A* __restrict shift = shifts.get();
-    A* __restrict block = partial.get();
-    std::fill_n(projection, clusters, A{0});
-    for (int64_t f0 = 0; f0 < width; f0 += kBlock) {
-      std::fill_n(block, clusters, A{0});
-      for (int64_t f = f0; f < std::min(f0 + kBlock, width); ++f) {
-        for (int64_t k = 0; k < clusters; ++k) {
-          block[k] += widen(grad[f * clusters + k]) * widen(output[f * clusters + k]);
-        }
-      }
-      for (int64_t k = 0; k < clusters; ++k) projection[k] += block[k];
-    }
-    for (int64_t k = 0; k < clusters; ++k) {
-      const A norm = saved.square_norm[b * clusters + k];
-      const bool clamped = norm < static_cast<A>(eps);
-      scale[k] = 1 / std::sqrt(clamped ? static_cast<A>(eps) : norm);
-      if (clamped) projection[k] = 0;
-    }
-    std::fill_n(shift, clusters, A{0});
-    for (int64_t f0 = 0; f0 < width; f0 += kBlock) {
-      std::fill_n(block, clusters, A{0});
-      for (int64_t f = f0; f < std::min(f0 + kBlock, width); ++f) {
-        A* __restrict row = d.get() + f * stride;
-        for (int64_t k = 0; k < clusters; ++k) {
-          const int64_t i = f * clusters + k;
-          row[k] = scale[k] * (widen(grad[i]) - widen(output[i]) * projection[k]);
-          block[k] -= row[k] * widen(in.centers[i]);
-        }
-      }
-      for (int64_t k = 0; k < clusters; ++k) shift[k] += block[k];
-    }
-    if (out.features != nullptr) {
-      transpose(d.get(), width, clusters, stride, transposed.get(), wide_stride);
-    }
-
-    for (int64_t n = 0; n < rows; n += kRows) {
-      const int64_t count = std::min(kRows, rows - n), first = b * rows + n;
-      softmax_rows<T, kBytes>(in.assignment + first * clusters, count, clusters, probability.get(),
-                              stride);
-      const A* x = widen_rows(in.features + first * width, count * width, wide.get());
-      Level::template multiply<A>({.rows = count,
-                                   .columns = stride,
-                                   .depth = width,
-                                   .a = x,
-                                   .a_row = width,
-                                   .a_depth = 1,
-                                   .b = d.get(),
-                                   .b_row = stride,
-                                   .c = gradient.get(),
-                                   .c_row = stride,
-                                   .accumulate = false});
-      for (int64_t i = 0; i < count; ++i) {
-        const A* p = probability.get() + i * stride;
-        A* g = gradient.get() + i * stride;
-        V total = {};
-        for (int64_t k = 0; k < stride; k += kStep) {
-          V& value = simd::at<A, kBytes>(g + k);
-          value += simd::at<A, kBytes>(shift + k);
-          total += value * simd::at<A, kBytes>(p + k);
-        }
-        const A mean = simd::sum<A, kBytes>(total);
-        const A attention = widen(in.attention[first + i]);
-        narrow_saturated(mean, out.attention[first + i]);
-        T* result = out.assignment + (first + i) * clusters;
-        for (int64_t k = 0; k < clusters; ++k) {
-          narrow(attention * p[k] * (g[k] - mean), result[k]);
-        }
-      }
-      if (out.features == nullptr) continue;
-      Level::template multiply<A>({.rows = count,
-                                   .columns = wide_stride,
-                                   .depth = clusters,
-                                   .a = probability.get(),
-                                   .a_row = stride,
-                                   .a_depth = 1,
-                                   .b = transposed.get(),
-                                   .b_row = wide_stride,
-                                   .c = product.get(),
-                                   .c_row = wide_stride,
-                                   .accumulate = false});
-      for (int64_t i = 0; i < count; ++i) {
-        const A attention = widen(in.attention[first + i]);
-        T* result = out.features + (first + i) * width;
-        const A* value = product.get() + i * wide_stride;
-        for (int64_t f = 0; f < width; ++f) narrow(attention * value[f], result[f]);
+      for (int64_t k = k0; k < end; k += kStep) {
+        const V& v = simd::at<A, kBytes>(sums + f * stride + k);
+        simd::store<kBytes>(v * simd::at<A, kBytes>(scale + k), clusters - k,
+                            out.output + (b * width + f) * clusters + k);
       }
     }
   }
-}
+};
 
-// d_centers[f,k] = -sum_b mass[b,k] d[b,f,k], in the order of b.
-template <typename T>
-PYSEG_INLINE void backward_centers(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
-                                   const Accumulate<T>* columns, T* out, int64_t begin,
-                                   int64_t end) {
-  using A = Accumulate<T>;
-  const auto [batch, rows, width, clusters] = shape;
-  const simd::Buffer<A> sums(clusters), partial(clusters);
-  A* __restrict sum = sums.get();
-  A* __restrict block = partial.get();
-  for (int64_t f = begin; f < end; ++f) {
-    std::fill_n(sum, clusters, A{0});
-    for (int64_t b0 = 0; b0 < batch; b0 += kBlock) {
-      std::fill_n(block, clusters, A{0});
-      for (int64_t b = b0; b < std::min(b0 + kBlock, batch); ++b) {
-        const A* mass = saved.mass + b * clusters;
-        const A* scale = columns + b * 2 * clusters;
-        const A* projection = scale + clusters;
-        const T* grad = saved.grad + (b * width + f) * clusters;
-        const T* output = saved.output + (b * width + f) * clusters;
-        for (int64_t k = 0; k < clusters; ++k) {
-          block[k] -= mass[k] * (scale[k] * (widen(grad[k]) - widen(output[k]) * projection[k]));
-        }
-      }
-      for (int64_t k = 0; k < clusters; ++k) sum[k] += block[k];
-    }
-    for (int64_t k = 0; k < clusters; ++k) narrow(sum[k], out[f * clusters + k]);
-  }
+inline int64_t slices_of(const VladShape& shape) {
+  return std::max<int64_t>(1, (shape.rows + kSliceRows - 1) / kSliceRows);
 }
 
 struct Forward {
   template <typename Level, typename T>
-  PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T>& in, double eps,
-                               const VladOutput<T, Accumulate<T>>& out, int64_t begin,
+  PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
+                               double eps, const VladOutput<T, Accumulate<T>>& out, int64_t begin,
                                int64_t end) {
-    forward<T, Level>(shape, in, eps, out, begin, end);
+    using A = Accumulate<T>;
+    const int64_t stride = simd::padded<A>(shape.clusters);
+    const int64_t size = slice_sums_size(shape, stride), slices = slices_of(shape);
+    const SumScratch<T> scratch(shape, in.norm);
+    const simd::Buffer<A> sums(size), slice_sums(slices > 1 ? size : 0), scale(stride);
+    for (int64_t b = begin; b < end; ++b) {
+      Level::template run<SumSlice>(shape, in, scratch, b, 0, sums.get());
+      for (int64_t s = 1; s < slices; ++s) {
+        Level::template run<SumSlice>(shape, in, scratch, b, s, slice_sums.get());
+        add_rows<A, Level::kBytes>(slice_sums.get(), size, sums.get());
+      }
+      Level::template run<Finish>(shape, in.centers, eps, b, sums.get(), 1, out, scale.get(), 0,
+                                  stride);
+    }
   }
+};
+
+struct ForwardSlices {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
+                               Accumulate<T>* workspace, int64_t begin, int64_t end) {
+    using A = Accumulate<T>;
+    const int64_t size = slice_sums_size(shape, simd::padded<A>(shape.clusters));
+    const int64_t slices = slices_of(shape);
+    const SumScratch<T> scratch(shape, in.norm);
+    for (int64_t i = begin; i < end; ++i) {
+      Level::template run<SumSlice>(shape, in, scratch, i / slices, i % slices,
+                                    workspace + i * size);
+    }
+  }
+};
+
+struct ForwardFinish {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
+                               double eps, const VladOutput<T, Accumulate<T>>& out,
+                               Accumulate<T>* workspace, int64_t begin, int64_t end) {
+    using A = Accumulate<T>;
+    constexpr int64_t kLine = simd::kLanes<A, 64>;
+    const int64_t stride = simd::padded<A>(shape.clusters), lines = stride / kLine;
+    const int64_t size = slice_sums_size(shape, stride), slices = slices_of(shape);
+    const simd::Buffer<A> scale(stride);
+    while (begin < end) {
+      const int64_t b = begin / lines, first = begin % lines;
+      const int64_t last = std::min(lines, first + end - begin);
+      Level::template run<Finish>(shape, in.centers, eps, b, workspace + b * slices * size, slices,
+                                  out, scale.get(), first * kLine, last * kLine);
+      begin += last - first;
+    }
+  }
+};
+
+// With d the gradient of v (see prepare), p the softmax and s[k] = -sum_f d[f,k] c[f,k]:
+//   g[n,k] = sum_f features[n,f] d[f,k] + s[k]                 the gradient of w
+//   d_attention[n] = sum_k p[n,k] g[n,k]
+//   e[n,k] = attention[n] p[n,k] (g[n,k] - d_attention[n])     the gradient of y
+//   d_features[n,f] = attention[n] sum_k p[n,k] d[f,k]
+//   d_centers[f,k] = -sum_b mass[b,k] d[b,f,k]
+template <typename T, typename Level>
+class Gradient {
+  using A = Accumulate<T>;
+  static constexpr int kBytes = Level::kBytes;
+  static constexpr int64_t kStep = simd::kLanes<A, kBytes>;
+  using V = simd::Vector<A, kBytes>;
+
+ public:
+  Gradient(const VladShape& shape, const VladInput<T, A>& in, const VladSaved<T, A>& saved,
+           double eps, const VladGradient<T, A>& out)
+      : shape_(shape),
+        in_(in),
+        saved_(saved),
+        eps_(static_cast<A>(eps)),
+        out_(out),
+        stride_(simd::padded<A>(shape.clusters)),
+        wide_stride_(simd::padded<A>(shape.width)),
+        chunk_(std::min(kRows, shape.rows)),
+        norm_(shape, in.norm),
+        norm_sums_(shape, static_cast<bool>(norm_)),
+        probability_(chunk_ * stride_),
+        gradient_(chunk_ * stride_),
+        wide_(std::is_same_v<T, A> ? 0 : simd::padded<A>(chunk_ * shape.width)),
+        product_(std::is_same_v<T, A> ? 0 : chunk_ * wide_stride_),
+        d_(shape.width * stride_),
+        transposed_(out.features == nullptr ? 0 : stride_ * wide_stride_),
+        scale_(stride_),
+        projection_(stride_),
+        mass_(stride_),
+        shift_(stride_) {}
+
+  // d of video b: d = scale (grad - output projection), where projection = sum_f grad output and
+  // scale = 1 / |v|; for a column with |v|^2 < eps they are 0 and 1 / sqrt(eps). Its part of the
+  // gradient of centers is added to `centers`, or written there, unless that is null.
+  PYSEG_INLINE void prepare(int64_t b, A* centers, bool add) const {
+    const int64_t width = shape_.width, clusters = shape_.clusters;
+    const T* const grad = saved_.grad + b * width * clusters;
+    const T* const output = saved_.output + b * width * clusters;
+    A *const projection = projection_.get(), *const shift = shift_.get();
+    std::fill_n(projection, stride_, A{0});
+    for (int64_t f0 = 0; f0 < width; f0 += kBlock) {
+      const int64_t f1 = std::min(f0 + kBlock, width);
+      for (int64_t k = 0; k < clusters; k += kStep) {
+        V block = {};
+        for (int64_t f = f0; f < f1; ++f) {
+          V x, y;
+          simd::load<kBytes>(grad + f * clusters + k, clusters - k, A{0}, x);
+          simd::load<kBytes>(output + f * clusters + k, clusters - k, A{0}, y);
+          block += x * y;
+        }
+        simd::at<A, kBytes>(projection + k) += block;
+      }
+    }
+    std::fill_n(scale_.get(), stride_, A{0});
+    std::fill_n(mass_.get(), stride_, A{0});
+    for (int64_t k = 0; k < clusters; ++k) {
+      const A norm = saved_.square_norm[b * clusters + k];
+      const bool clamped = norm < eps_;
+      scale_.get()[k] = 1 / std::sqrt(clamped ? eps_ : norm);
+      if (clamped) projection[k] = 0;
+      mass_.get()[k] = saved_.mass[b * clusters + k];
+    }
+    std::fill_n(shift, stride_, A{0});
+    for (int64_t f0 = 0; f0 < width; f0 += kBlock) {
+      const int64_t f1 = std::min(f0 + kBlock, width);
+      for (int64_t k = 0; k < clusters; k += kStep) {
+        const V& scale = simd::at<A, kBytes>(scale_.get() + k);
+        const V& mass = simd::at<A, kBytes>(mass_.get() + k);
+        V block = {};
+        for (int64_t f = f0; f < f1; ++f) {
+          const int64_t at = f * clusters + k;
+          V x, y, center;
+          simd::load<kBytes>(grad + at, clusters - k, A{0}, x);
+          simd::load<kBytes>(output + at, clusters - k, A{0}, y);
+          simd::load<kBytes>(in_.centers + at, clusters - k, A{0}, center);
+          const V d = scale * (x - y * simd::at<A, kBytes>(projection + k));
+          simd::at<A, kBytes>(d_.get() + f * stride_ + k) = d;
+          block -= d * center;
+          if (centers == nullptr) continue;
+          V& sum = simd::at<A, kBytes>(centers + f * stride_ + k);
+          sum = add ? sum + d * mass : d * mass;
+        }
+        simd::at<A, kBytes>(shift + k) += block;
+      }
+    }
+    if (out_.features != nullptr) {
+      Level::template run<simd::Transpose>(d_.get(), width, clusters, transposed_.get());
+    }
+  }
+
+  // The gradients of one slice of the rows of video b, which is prepared. Its part of norm_sums is
+  // added to `norm_sums`.
+  PYSEG_INLINE void slice(int64_t b, int64_t slice, A* norm_sums) const {
+    const auto [batch, rows, groups, width, clusters] = shape_;
+    const int64_t begin = slice * kSliceRows, end = std::min(begin + kSliceRows, rows);
+    for (int64_t n = begin; n < end; n += kRows) {
+      const int64_t count = std::min(kRows, end - n), first = b * rows + n;
+      const A* x = widen_rows<T, kBytes>(in_.features + first * width, count * width, wide_.get());
+      Level::template multiply<A>({.rows = count,
+                                   .columns = simd::padded<A, kBytes>(clusters),
+                                   .depth = width,
+                                   .a = x,
+                                   .a_row = width,
+                                   .a_depth = 1,
+                                   .b = d_.get(),
+                                   .b_row = stride_,
+                                   .c = gradient_.get(),
+                                   .c_row = stride_,
+                                   .accumulate = false});
+      Level::template run<Softmax>(in_.assignment + first * clusters, count, clusters, norm_, n,
+                                   probability_.get());
+      for (int64_t i = 0; i < count; ++i) {
+        assignment_gradient(first + i, n + i, probability_.get() + i * stride_,
+                            gradient_.get() + i * stride_);
+      }
+      if (norm_) norm_sums_.add_chunk(norm_sums);
+      if (out_.features != nullptr) features_gradient(first, count);
+    }
+  }
+
+ private:
+  PYSEG_INLINE void assignment_gradient(int64_t row, int64_t n, A* p, A* g) const {
+    const int64_t clusters = shape_.clusters;
+    const T* const assignment = in_.assignment + row * clusters;
+    V total = {};
+    for (int64_t k = 0; k < clusters; k += kStep) {
+      V& value = simd::at<A, kBytes>(g + k);
+      value += simd::at<A, kBytes>(shift_.get() + k);
+      total += value * simd::at<A, kBytes>(p + k);
+    }
+    const A mean = simd::sum<A, kBytes>(total);
+    narrow_saturated(mean, out_.attention[row]);
+    assignment_detail::assignment_gradient_row<T, kBytes>(
+        assignment, clusters, norm_, in_.norm.row_weights != nullptr, n, widen(in_.attention[row]),
+        g, mean, p, out_.assignment + row * clusters, norm_sums_.by_weight(n),
+        norm_sums_.by_bias(n));
+  }
+
+  // From the weights, which assignment_gradient left in place of the probabilities.
+  PYSEG_INLINE void features_gradient(int64_t first, int64_t count) const {
+    const int64_t width = shape_.width;
+    T* const result = out_.features + first * width;
+    A* c;
+    int64_t c_row;
+    if constexpr (std::is_same_v<T, A>) {
+      c = result, c_row = width;
+    } else {
+      c = product_.get(), c_row = wide_stride_;
+    }
+    Level::template multiply<A>({.rows = count,
+                                 .columns = width,
+                                 .depth = shape_.clusters,
+                                 .a = probability_.get(),
+                                 .a_row = stride_,
+                                 .a_depth = 1,
+                                 .b = transposed_.get(),
+                                 .b_row = wide_stride_,
+                                 .c = c,
+                                 .c_row = c_row,
+                                 .accumulate = false});
+    if constexpr (!std::is_same_v<T, A>) {
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t f = 0; f < width; f += kStep) {
+          simd::store<kBytes>(simd::at<A, kBytes>(c + i * c_row + f), width - f,
+                              result + i * width + f);
+        }
+      }
+    }
+  }
+
+  const VladShape& shape_;
+  const VladInput<T, A>& in_;
+  const VladSaved<T, A>& saved_;
+  A eps_;
+  const VladGradient<T, A>& out_;
+  int64_t stride_, wide_stride_, chunk_;
+  NormScratch<A> norm_;
+  NormSums<A, kBytes> norm_sums_;
+  simd::Buffer<A> probability_, gradient_, wide_, product_, d_, transposed_;
+  simd::Buffer<A> scale_, projection_, mass_, shift_;
 };
 
 struct Backward {
   template <typename Level, typename T>
-  PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T>& in,
+  PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
                                const VladSaved<T, Accumulate<T>>& saved, double eps,
-                               const VladGradient<T>& out, Accumulate<T>* columns, int64_t begin,
+                               const VladGradient<T, Accumulate<T>>& out,
+                               Accumulate<T>* centers_sums, Accumulate<T>* norm_sums, int64_t begin,
                                int64_t end) {
-    backward<T, Level>(shape, in, saved, eps, out, columns, begin, end);
-  }
-};
-
-struct BackwardCenters {
-  template <typename Level, typename T>
-  PYSEG_INLINE static void run(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
-                               const Accumulate<T>* columns, T* out, int64_t begin, int64_t end) {
-    backward_centers<T>(shape, saved, columns, out, begin, end);
+    using A = Accumulate<T>;
+    const int64_t slices = slices_of(shape), videos = block_videos(shape.batch);
+    const int64_t centers_size = shape.width * simd::padded<A>(shape.clusters);
+    const int64_t norm_size = norm_sums == nullptr ? 0 : norm_sums_size<T>(shape);
+    const Gradient<T, Level> gradient(shape, in, saved, eps, out);
+    std::fill(norm_sums + begin * norm_size, norm_sums + end * norm_size, A{0});
+    while (begin < end) {
+      const int64_t block = begin / slices, first = begin % slices;
+      const int64_t last = std::min(slices, first + end - begin);
+      A* const centers = first == 0 ? centers_sums + block * centers_size : nullptr;
+      const int64_t b0 = block * videos, b1 = std::min(b0 + videos, shape.batch);
+      for (int64_t b = b0; b < b1; ++b) {
+        gradient.prepare(b, centers, b > b0);
+        for (int64_t s = first; s < last; ++s) {
+          gradient.slice(b, s, norm_sums + (block * slices + s) * norm_size);
+        }
+      }
+      begin += last - first;
+    }
   }
 };
 
@@ -323,30 +471,70 @@ struct BackwardCenters {
 
 // Forward of the videos begin <= b < end. K is at least 1, every other size may be 0.
 template <typename T>
-void vlad_forward(const VladShape& shape, const VladInput<T>& in, double eps,
+void vlad_forward(const VladShape& shape, const VladInput<T, Accumulate<T>>& in, double eps,
                   const VladOutput<T, Accumulate<T>>& out, int64_t begin, int64_t end,
                   Simd level = best_simd()) {
   simd::run<vlad_detail::Forward>(level, shape, in, eps, out, begin, end);
 }
 
-// Gradients of features (unless null), assignment and attention of the videos begin <= b < end.
-// The gradient of v is d = scale (grad - output projection), where projection = sum_f grad output
-// and scale = 1 / |v|; for a column with |v|^2 < eps they are 0 and 1 / sqrt(eps). Both are written
-// to columns, (B, 2, K), for vlad_backward_centers.
+// Slices of a video's rows. Where there are fewer videos than threads, vlad_forward_slices of all
+// B * vlad_slices and then vlad_forward_finish of all B * vlad_columns give the bits of
+// vlad_forward.
+inline int64_t vlad_slices(const VladShape& shape) { return vlad_detail::slices_of(shape); }
+
+// Values of workspace that the slices need.
 template <typename T>
-void vlad_backward(const VladShape& shape, const VladInput<T>& in,
-                   const VladSaved<T, Accumulate<T>>& saved, double eps, const VladGradient<T>& out,
-                   Accumulate<T>* columns, int64_t begin, int64_t end, Simd level = best_simd()) {
-  simd::run<vlad_detail::Backward>(level, shape, in, saved, eps, out, columns, begin, end);
+int64_t vlad_forward_workspace(const VladShape& shape) {
+  const int64_t stride = simd::padded<Accumulate<T>>(shape.clusters);
+  return shape.batch * vlad_slices(shape) * vlad_detail::slice_sums_size(shape, stride);
 }
 
-// Gradient of centers, (F, K), for the rows begin <= f < end, once vlad_backward has done all
-// videos.
 template <typename T>
-void vlad_backward_centers(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
-                           const Accumulate<T>* columns, T* out, int64_t begin, int64_t end,
-                           Simd level = best_simd()) {
-  simd::run<vlad_detail::BackwardCenters>(level, shape, saved, columns, out, begin, end);
+void vlad_forward_slices(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
+                         Accumulate<T>* workspace, int64_t begin, int64_t end,
+                         Simd level = best_simd()) {
+  simd::run<vlad_detail::ForwardSlices>(level, shape, in, workspace, begin, end);
+}
+
+// Parts of a video's columns that vlad_forward_finish computes.
+template <typename T>
+int64_t vlad_columns(const VladShape& shape) {
+  using A = Accumulate<T>;
+  return simd::padded<A>(shape.clusters) / simd::kLanes<A, 64>;
+}
+
+template <typename T>
+void vlad_forward_finish(const VladShape& shape, const VladInput<T, Accumulate<T>>& in, double eps,
+                         const VladOutput<T, Accumulate<T>>& out, Accumulate<T>* workspace,
+                         int64_t begin, int64_t end, Simd level = best_simd()) {
+  simd::run<vlad_detail::ForwardFinish>(level, shape, in, eps, out, workspace, begin, end);
+}
+
+// Blocks of videos in which vlad_backward works.
+inline int64_t vlad_blocks(const VladShape& shape) {
+  const int64_t videos = vlad_detail::block_videos(shape.batch);
+  return (shape.batch + videos - 1) / videos;
+}
+
+// Values in one block's part of the gradient of centers: F rows, padded.
+template <typename T>
+int64_t vlad_centers_size(const VladShape& shape) {
+  return shape.width * simd::padded<Accumulate<T>>(shape.clusters);
+}
+
+// Gradients of features (unless null), assignment and attention. The tasks begin <= i < end are
+// those of vlad_blocks * vlad_slices: slice i % vlad_slices of the videos of a block. Block j
+// writes its part of the gradient of centers, negated, to centers_sums[j] (of vlad_centers_size
+// values) and, with norm.values, task i its part of norm_sums to norm_sums[i] (of norm_sums_size
+// values), both to be added by add_partial_sums; with row weights, assignment_through_statistics
+// then completes the gradient of the assignment. out.centers and out.norm_sums are not touched.
+template <typename T>
+void vlad_backward(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
+                   const VladSaved<T, Accumulate<T>>& saved, double eps,
+                   const VladGradient<T, Accumulate<T>>& out, Accumulate<T>* centers_sums,
+                   Accumulate<T>* norm_sums, int64_t begin, int64_t end, Simd level = best_simd()) {
+  simd::run<vlad_detail::Backward>(level, shape, in, saved, eps, out, centers_sums, norm_sums,
+                                   begin, end);
 }
 
 }  // namespace pyseg
