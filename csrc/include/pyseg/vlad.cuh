@@ -114,8 +114,7 @@ cudaError_t launch_vlad_forward(const VladShape& shape, const VladInput<T, gpu::
                                 const VladOutput<T, gpu::Sum<T>>& out, void* workspace,
                                 cudaStream_t stream) {
   using A = gpu::Sum<T>;
-  const auto plan =
-      gpu::choose_forward<T>(shape, in.norm.values != nullptr, allow_tf32, device);
+  const auto plan = gpu::choose_forward<T>(shape, in.norm.values != nullptr, allow_tf32, device);
   gpu::Arena arena(workspace);
   const auto work = gpu::forward_workspace<A>(shape, plan, arena);
   if constexpr (!std::is_same_v<T, double>) {

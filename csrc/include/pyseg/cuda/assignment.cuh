@@ -123,14 +123,16 @@ __global__ void __launch_bounds__(kRowThreads)
   if (row >= shape.batch * shape.rows) return;  // the same for all lanes of a warp
   const RowScores<T> scores(shape, assignment, norm, row, lane);
   const Sum<T> weight = widen(attention[row]);
-  scores.for_each([&](int64_t k, Sum<T> p) { narrow(weight * p, weights[row * shape.clusters + k]); });
+  scores.for_each(
+      [&](int64_t k, Sum<T> p) { narrow(weight * p, weights[row * shape.clusters + k]); });
 }
 
 // The gradient of attention, and e in place of that of the assignment.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads)
     soft_assign_backward_kernel(VladShape shape, const T* grad, const T* assignment,
-                                const T* attention, VladNorm<Sum<T>> norm, VladGradient<T, Sum<T>> out) {
+                                const T* attention, VladNorm<Sum<T>> norm,
+                                VladGradient<T, Sum<T>> out) {
   using A = Sum<T>;
   const int lane = threadIdx.x % kWarp;
   const int64_t row = int64_t{blockIdx.x} * (kRowThreads / kWarp) + threadIdx.x / kWarp;
@@ -166,8 +168,8 @@ struct ColumnThread {
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kWarp* kSlabWarps)
     norm_sums_kernel(int64_t rows, int64_t columns, const T* e, const T* assignment,
-                     const Sum<T>* mean,     // (C)
-                     Sum<T>* partial) {      // (slabs, 2, C)
+                     const Sum<T>* mean,  // (C)
+                     Sum<T>* partial) {   // (slabs, 2, C)
   using A = Sum<T>;
   __shared__ A sums[2][kSlabWarps][kWarp * kWidth];
   const ColumnThread<kWidth> thread(columns);
@@ -212,9 +214,9 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
 template <typename A>
 __global__ void __launch_bounds__(kFinishColumns* kFinishSlices)
     norm_sums_finish_kernel(int64_t parts, int64_t columns,
-                            const A* partial,    // (parts, 2, C)
-                            const A* rstd,       // (C)
-                            A* norm_sums) {      // (2, C)
+                            const A* partial,  // (parts, 2, C)
+                            const A* rstd,     // (C)
+                            A* norm_sums) {    // (2, C)
   __shared__ A sums[kFinishSlices][kFinishColumns];
   const int64_t blocks = quotient(columns, kFinishColumns);
   const int64_t which = blockIdx.x / blocks;
@@ -265,8 +267,9 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
     if (weight != 0) load_values(assignment + index, thread.count, kWidth > 1, scores);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      const A through =
-          weight != 0 ? weight * (by_one[j] + (scores[j] - mean[j]) * rstd[j] * by_normal[j]) : A{0};
+      const A through = weight != 0
+                            ? weight * (by_one[j] + (scores[j] - mean[j]) * rstd[j] * by_normal[j])
+                            : A{0};
       values[j] = factor[j] * (values[j] - through);
     }
     store_values(values, thread.count, kWidth > 1, gradient + index);
@@ -432,8 +435,7 @@ template <typename T>
 cudaError_t launch_norm_backward(const VladShape& shape, const T* assignment,
                                  const VladNorm<Sum<T>>& norm, const VladGradient<T, Sum<T>>& out,
                                  Sum<T>* partial, cudaStream_t stream) {
-  cudaError_t error =
-      launch_norm_sums<T>(shape, out.assignment, assignment, norm, partial, stream);
+  cudaError_t error = launch_norm_sums<T>(shape, out.assignment, assignment, norm, partial, stream);
   if (error != cudaSuccess) return error;
   error = launch_norm_sums_finish(shape, norm, slabs(matrix_rows(shape)), partial, out.norm_sums,
                                   stream);
@@ -450,10 +452,8 @@ inline int64_t norm_sums_size(const VladShape& shape) {
 // weights (B, T * G, K).
 template <typename T>
 cudaError_t launch_soft_assign(const VladShape& shape, const T* assignment, const T* attention,
-                               const VladNorm<gpu::Sum<T>>& norm, T* weights,
-                               cudaStream_t stream) {
-  const int64_t blocks =
-      gpu::quotient(shape.batch * shape.rows, gpu::kRowThreads / gpu::kWarp);
+                               const VladNorm<gpu::Sum<T>>& norm, T* weights, cudaStream_t stream) {
+  const int64_t blocks = gpu::quotient(shape.batch * shape.rows, gpu::kRowThreads / gpu::kWarp);
   return gpu::launch(gpu::soft_assign_kernel<T>, blocks, gpu::kRowThreads, 0, stream, shape,
                      assignment, attention, norm, weights);
 }
@@ -470,8 +470,7 @@ cudaError_t launch_soft_assign_backward(const VladShape& shape, const T* grad, c
                                         const T* attention, const VladNorm<gpu::Sum<T>>& norm,
                                         const VladGradient<T, gpu::Sum<T>>& out, void* workspace,
                                         cudaStream_t stream) {
-  const int64_t blocks =
-      gpu::quotient(shape.batch * shape.rows, gpu::kRowThreads / gpu::kWarp);
+  const int64_t blocks = gpu::quotient(shape.batch * shape.rows, gpu::kRowThreads / gpu::kWarp);
   const cudaError_t error =
       gpu::launch(gpu::soft_assign_backward_kernel<T>, blocks, gpu::kRowThreads, 0, stream, shape,
                   grad, assignment, attention, norm, out);
@@ -497,9 +496,8 @@ cudaError_t launch_moments(int64_t rows, int64_t columns, const T* x,
   A* const partial = static_cast<A*>(workspace);
   A* const weights = partial + slabs * 2 * columns;
   const auto make = [](auto width) { return gpu::moments_kernel<T, width()>; };
-  const cudaError_t error =
-      gpu::launch_columns<T>(gpu::rows_aligned(x, columns), make, rows, columns, stream, x,
-                             row_weights, weights, partial);
+  const cudaError_t error = gpu::launch_columns<T>(
+      gpu::rows_aligned(x, columns), make, rows, columns, stream, x, row_weights, weights, partial);
   if (error != cudaSuccess) return error;
   return gpu::launch(gpu::moments_finish_kernel<A>, gpu::quotient(columns, gpu::kFinishColumns),
                      gpu::kFinishColumns * gpu::kFinishSlices, 0, stream, slabs, columns,

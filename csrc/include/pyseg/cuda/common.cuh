@@ -58,8 +58,8 @@ __host__ __device__ inline int64_t quotient(int64_t size, int64_t block) {
   return (size + block - 1) / block;
 }
 
-// Reductions over the lanes of a warp whose numbers differ in the bits of kFirst up to, but without,
-// kLast; in a fixed order, with the result in every lane.
+// Reductions over the lanes of a warp whose numbers differ in the bits of kFirst up to, but
+// without, kLast; in a fixed order, with the result in every lane.
 template <int kFirst = 1, int kLast = kWarp, typename A>
 __device__ inline A warp_maximum(A value) {
 #pragma unroll
@@ -173,7 +173,7 @@ class Arena {
 // What a plan depends on of the device that is current.
 struct Device {
   int multiprocessors = 1;
-  int shared = 0;  // bytes of shared memory that a block can ask for
+  int shared = 0;             // bytes of shared memory that a block can ask for
   bool tensor_cores = false;  // with bfloat16, TF32 and asynchronous copies: from sm_80 on
 };
 

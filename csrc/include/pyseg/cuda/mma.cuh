@@ -25,12 +25,11 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 // Copies 16 bytes to shared memory, or writes zeros where `inside` is false.
 __device__ inline void copy_16_bytes(void* target, const void* source, bool inside) {
   PYSEG_SM80("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)),
-             "l"(source), "r"(inside ? 16 : 0)
-             : "memory");
+             "l"(source), "r"(inside ? 16 : 0) : "memory");
 }
 
 // Closes a group of this thread's copies, which may be empty.
-__device__ inline void commit_copies() { PYSEG_SM80("cp.async.commit_group;\n" ::: "memory"); }
+__device__ inline void commit_copies() { PYSEG_SM80("cp.async.commit_group;\n" :: : "memory"); }
 
 // Waits until at most kPending of this thread's latest groups are still under way.
 template <int kPending>
@@ -43,15 +42,14 @@ __device__ inline void wait_for_copies() {
 template <bool kTransposed>
 __device__ inline void load_matrices(const void* row, uint32_t (&result)[4]) {
   if constexpr (kTransposed) {
-    PYSEG_SM80("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
-               : "r"(shared_address(row))
-               : "memory");
+    PYSEG_SM80("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n" : "=r"(
+                   result[0]),
+               "=r"(result[1]), "=r"(result[2]),
+               "=r"(result[3]) : "r"(shared_address(row)) : "memory");
   } else {
-    PYSEG_SM80("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
-               : "r"(shared_address(row))
-               : "memory");
+    PYSEG_SM80(
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n" : "=r"(result[0]),
+        "=r"(result[1]), "=r"(result[2]), "=r"(result[3]) : "r"(shared_address(row)) : "memory");
   }
 }
 
@@ -60,25 +58,25 @@ __device__ inline void multiply_add(__half, const uint32_t (&a)[4], const uint32
                                     float (&c)[4]) {
   PYSEG_SM80(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      "{%8, %9}, {%0, %1, %2, %3};\n" : "+f"(c[0]),
+      "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
+      "r"(b[1]));
 }
 __device__ inline void multiply_add(__nv_bfloat16, const uint32_t (&a)[4], const uint32_t (&b)[2],
                                     float (&c)[4]) {
   PYSEG_SM80(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      "{%8, %9}, {%0, %1, %2, %3};\n" : "+f"(c[0]),
+      "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
+      "r"(b[1]));
 }
 __device__ inline void multiply_add(float, const uint32_t (&a)[4], const uint32_t (&b)[2],
                                     float (&c)[4]) {
   PYSEG_SM80(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      "{%8, %9}, {%0, %1, %2, %3};\n" : "+f"(c[0]),
+      "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]),
+      "r"(b[1]));
 }
 
 // The nearest value that a product takes as it is: of T, or of TF32 for float.

@@ -24,10 +24,10 @@ struct ForwardWorkspace {
 };
 template <typename A>
 struct BackwardWorkspace {
-  Row<A>* rows;       // (B, T * G); this file only
-  A* columns;         // (B, 3, K): scale, projection (see vlad.cuh) and s[k] = -sum_f d[f,k] c[f,k]
-  A* attention;       // (B, T * G): the gradient of attention before rounding; this file only
-  A* norm_sums;       // (parts, 2, G, K)
+  Row<A>* rows;  // (B, T * G); this file only
+  A* columns;    // (B, 3, K): scale, projection (see vlad.cuh) and s[k] = -sum_f d[f,k] c[f,k]
+  A* attention;  // (B, T * G): the gradient of attention before rounding; this file only
+  A* norm_sums;  // (parts, 2, G, K)
 };
 
 constexpr int kTile = 64;      // a block of kThreads threads computes 64 x 64 sums,
@@ -232,6 +232,7 @@ __global__ void __launch_bounds__(kColumns* kSlices)
   const int64_t k = blockIdx.x % blocks * kColumns + column;
   const bool inside = k < K;  // no early return: all threads meet at the barriers
   A sum = 0;
+#pragma unroll 2
   for (int64_t f = slice; inside && f < F; f += kSlices) {
     const int64_t index = (b * F + f) * K + k;
     sum += widen(saved.grad[index]) * widen(saved.output[index]);
@@ -245,6 +246,7 @@ __global__ void __launch_bounds__(kColumns* kSlices)
   const A scale = inverse_root(clamped ? eps : norm);
   if (clamped) projection = 0;
   A shift = 0;
+#pragma unroll 2
   for (int64_t f = slice; inside && f < F; f += kSlices) {
     const A d = column_gradient(saved, (b * F + f) * K + k, scale, projection);
     shift -= d * widen(centers[f * K + k]);
@@ -263,8 +265,8 @@ __global__ void __launch_bounds__(kColumns* kSlices)
 // With u[n,f] = sum_k p[n,k] d[f,k]:
 //   d_features[n,f] = attention[n] u[n,f]
 //   d_attention[n] = sum_f features[n,f] u[n,f] + sum_k p[n,k] s[k]
-// (the sum over k of p g of vlad.cuh, in the other order). One block per (b, 64 rows), which walks F
-// by tiles of 64; terms are clusters k.
+// (the sum over k of p g of vlad.cuh, in the other order). One block per (b, 64 rows), which walks
+// F by tiles of 64; terms are clusters k.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     vlad_backward_features_kernel(VladShape shape, VladInput<T, Sum<T>> in,
@@ -401,7 +403,8 @@ __global__ void __launch_bounds__(kColumns* kSlices)
 #pragma unroll 4
   for (int64_t b = slice; k < K && b < shape.batch; b += kSlices) {
     const A* column = columns + b * 3 * K + k;
-    sum -= saved.mass[b * K + k] * column_gradient(saved, (b * F + f) * K + k, column[0], column[K]);
+    sum -=
+        saved.mass[b * K + k] * column_gradient(saved, (b * F + f) * K + k, column[0], column[K]);
   }
   partial[slice][x] = sum;
   __syncthreads();
@@ -448,9 +451,9 @@ cudaError_t launch_vlad_backward_fma(const VladShape& shape, const VladInput<T, 
                                      const VladGradient<T, Sum<T>>& out,
                                      const BackwardWorkspace<Sum<T>>& work, cudaStream_t stream) {
   const int64_t B = shape.batch, N = shape.rows, K = shape.clusters;
-  cudaError_t error = launch(vlad_columns_kernel<T>, B * quotient(K, kColumns), kColumns * kSlices,
-                             0, stream, shape, in.centers, saved, static_cast<Sum<T>>(eps),
-                             work.columns);
+  cudaError_t error =
+      launch(vlad_columns_kernel<T>, B * quotient(K, kColumns), kColumns * kSlices, 0, stream,
+             shape, in.centers, saved, static_cast<Sum<T>>(eps), work.columns);
   if (error != cudaSuccess) return error;
   if (N > 0) {
     error = launch(vlad_rows_kernel<T>, quotient(B * N, kRowThreads / kWarp), kRowThreads, 0,

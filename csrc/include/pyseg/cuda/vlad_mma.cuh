@@ -2,11 +2,11 @@
 // products' operands are rounded to T (TF32 for float), as in every matrix product of PyTorch; sums
 // and all else are float.
 //
-// A block owns rows of one video and walks them in chunks that asynchronous copies bring into shared
-// memory ahead of their use, so that features and assignment are read once. A row's softmax is the
-// work of half a warp or a warp; its weights go to shared memory as operands. K is at most 256. Sizes that are
-// no multiple of 16 are padded in shared memory; where rows do not start on 16-byte boundaries,
-// plain loads take the place of the asynchronous copies.
+// A block owns rows of one video and walks them in chunks that asynchronous copies bring into
+// shared memory ahead of their use, so that features and assignment are read once. A row's softmax
+// is the work of half a warp or a warp; its weights go to shared memory as operands. K is at most
+// 256. Sizes that are no multiple of 16 are padded in shared memory; where rows do not start on
+// 16-byte boundaries, plain loads take the place of the asynchronous copies.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@
 namespace pyseg {
 namespace gpu {
 
-constexpr int kMmaTile = 16;      // sizes are padded to multiples of it
+constexpr int kMmaTile = 16;       // sizes are padded to multiples of it
 constexpr int kMmaClusters = 256;  // the most that the kernels take
 
 __host__ __device__ constexpr int padded(int64_t size) {
@@ -49,7 +49,8 @@ struct NormTable {
 // Fills scale and shift for all groups. Every thread of the block takes part; a barrier follows.
 __device__ inline void fill_norm_table(const VladShape& shape, const VladNorm<float>& norm,
                                        int stride, float2* table) {
-  const int clusters = static_cast<int>(shape.clusters), plane = static_cast<int>(shape.groups) * clusters;
+  const int clusters = static_cast<int>(shape.clusters),
+            plane = static_cast<int>(shape.groups) * clusters;
   for (int i = threadIdx.x; i < shape.groups * stride; i += blockDim.x) {
     const int g = i / stride, k = i % stride;
     float2 entry{0, 0};
@@ -167,14 +168,15 @@ __device__ inline void store_chunk(const T* source, int stride, int rows, int wi
   }
 }
 
-// ---- forward -------------------------------------------------------------------------------------
+// ---- forward
+// -------------------------------------------------------------------------------------
 
 constexpr int kForwardWarps = 12;
 constexpr int kForwardThreads = kForwardWarps * kWarp;
-constexpr int kForwardChunk = 32;   // rows
-constexpr int kForwardTilesF = 3;   // a warp computes up to 3 x 4 results of 16 x 16
+constexpr int kForwardChunk = 32;  // rows
+constexpr int kForwardTilesF = 3;  // a warp computes up to 3 x 4 results of 16 x 16
 constexpr int kForwardTilesK = 4;
-constexpr int kSliceRows = 1024;    // at most, of one block
+constexpr int kSliceRows = 1024;  // at most, of one block
 constexpr int kForwardPad = 8;
 
 // How the forward is divided. It depends on N, F, K and the device, never on B: a video's result
@@ -308,9 +310,10 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   __syncthreads();
   weigh(0);
 
-  // The last warps, which have the fewest rows to weigh, add up the weights: a pair of columns each.
+  // The last warps, which have the fewest rows to weigh, add up the weights: a pair of columns
+  // each.
   const int mass_k = 2 * (static_cast<int>(threadIdx.x) - (kForwardThreads - kMmaClusters / 2));
-  float2 column_mass{0, 0};
+  if (mass_k >= 0 && mass_k < K) store_pair(0.f, 0.f, mass + mass_k);
   float products[kForwardTilesF][kForwardTilesK][2][4] = {};
   for (int chunk = 0; chunk < chunks; ++chunk) {
     // Chunk + 1 must be there; with four stages the one after it may still be on its way.
@@ -331,7 +334,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         const float2 pair = load_pair(w + n * stride_k + mass_k);
         partial = {partial.x + pair.x, partial.y + pair.y};
       }
-      column_mass = {column_mass.x + partial.x, column_mass.y + partial.y};
+      const float2 before = load_pair(mass + mass_k);  // which is this thread's alone
+      store_pair(before.x + partial.x, before.y + partial.y, mass + mass_k);
     }
 #pragma unroll 1
     for (int n = 0; n < kForwardChunk; n += M::kDepth) {
@@ -357,7 +361,6 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
       }
     }
   }
-  if (mass_k >= 0 && mass_k < K) store_pair(column_mass.x, column_mass.y, mass + mass_k);
   __syncthreads();
 
   // Calls function(i, j, half, row, f, k) for every pair of results (f, k), (f, k + 1) of the lane.
@@ -383,7 +386,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     const bool pairs = K % 2 == 0;
     for_each_pair([&](int i, int j, int half, int row, int f, int k) {
       const float* const values = products[i][j][half] + 2 * row;
-      float* const result = vlad + int64_t{f} * K + k;
+      float* const result = vlad + (f * K + k);
       if (pairs) {
         store_pair(values[0], values[1], result);
       } else {
@@ -398,31 +401,31 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     return;
   }
 
-  for_each_pair([&](int i, int j, int half, int row, int f, int k) {
-    float* const v = products[i][j][half] + 2 * row;
-    const T* const center = in.centers + int64_t{f} * K + k;
-    v[0] -= widen(center[0]) * mass[k];
-    v[1] -= k + 1 < K ? widen(center[1]) * mass[k + 1] : v[1];
-  });
 #pragma unroll
   for (int j = 0; j < kForwardTilesK; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int k = (warp_k + kWarpsK * j) * kMmaTile + half * 8 + lane % 4 * 2;
+      const float2 masses = k < K ? load_pair(mass + k) : float2{0, 0};
       float square_sums[2] = {};
 #pragma unroll
       for (int i = 0; i < kForwardTilesF; ++i) {
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-          const float* const v = products[i][j][half] + 2 * row;
-          if ((warp_f + kWarpsF * i) * kMmaTile + row * 8 + lane / 4 >= width) continue;
+          const int f = (warp_f + kWarpsF * i) * kMmaTile + row * 8 + lane / 4;
+          if (f >= width || k >= K) continue;
+          const T* const center = in.centers + (f * K + k);
+          float* const v = products[i][j][half] + 2 * row;
+          v[0] -= widen(center[0]) * masses.x;
+          v[1] = k + 1 < K ? v[1] - widen(center[1]) * masses.y : 0.f;
           square_sums[0] += v[0] * v[0];
           square_sums[1] += v[1] * v[1];
         }
       }
       square_sums[0] = warp_sum<4>(square_sums[0]);
       square_sums[1] = warp_sum<4>(square_sums[1]);
-      if (lane < 4 && k < K) store_pair(square_sums[0], square_sums[1], sums + warp_f * stride_k + k);
+      if (lane < 4 && k < K)
+        store_pair(square_sums[0], square_sums[1], sums + warp_f * stride_k + k);
     }
   }
   __syncthreads();
@@ -434,10 +437,11 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     mass[k] = inverse_root(norm_square < eps ? eps : norm_square);
   }
   __syncthreads();
+  T* const output = out.output + b * F * K;
   const bool pairs = K % 2 == 0 && reinterpret_cast<uintptr_t>(out.output) % (2 * sizeof(T)) == 0;
   for_each_pair([&](int i, int j, int half, int row, int f, int k) {
     const float* const v = products[i][j][half] + 2 * row;
-    T* const result = out.output + (b * F + f) * K + k;
+    T* const result = output + (f * K + k);
     T y0, y1;
     narrow(v[0] * mass[k], y0);
     narrow(v[1] * (k + 1 < K ? mass[k + 1] : 0.f), y1);
@@ -453,13 +457,14 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
 // The division of the forward, or warps_f = 0 where the sizes do not fit this device.
 template <typename T>
 ForwardPlan plan_forward(const VladShape& shape, bool norm, const Device& device) {
-  if (!device.tensor_cores || shape.rows == 0 || shape.width == 0 || shape.clusters > kMmaClusters) {
+  if (!device.tensor_cores || shape.rows == 0 || shape.width == 0 ||
+      shape.clusters > kMmaClusters) {
     return {};
   }
   ForwardPlan plan;
   plan.slices = quotient(shape.rows, kSliceRows);
-  plan.slice_rows = static_cast<int>(
-      quotient(quotient(shape.rows, plan.slices), kForwardChunk) * kForwardChunk);
+  plan.slice_rows =
+      static_cast<int>(quotient(quotient(shape.rows, plan.slices), kForwardChunk) * kForwardChunk);
   for (const int warps_f : {6, 3}) {
     const int tile_k = kForwardWarps / warps_f * kForwardTilesK * kMmaTile;
     if (shape.clusters > tile_k) continue;
@@ -488,7 +493,8 @@ cudaError_t launch_vlad_forward_mma(const VladShape& shape, const VladInput<T, f
   return launch_vlad_normalize<T>(shape, plan.slices, in.centers, eps, work, out, stream);
 }
 
-// ---- backward ------------------------------------------------------------------------------------
+// ---- backward
+// ------------------------------------------------------------------------------------
 
 constexpr int kBackwardWarps = 8;
 constexpr int kBackwardThreads = kBackwardWarps * kWarp;
@@ -497,8 +503,9 @@ constexpr int kColumnVector = 8;  // columns of d that a thread computes at a ti
 template <typename T>
 constexpr int kBackwardPad = sizeof(T) == 2 ? 8 : 4;
 
-// How the backward is divided: chunks of 16 warps_m m_tiles rows, `stages` of them in shared memory,
-// a range of them for each of a video's blocks. A video's gradients do not depend on the division.
+// How the backward is divided: chunks of 16 warps_m m_tiles rows, `stages` of them in shared
+// memory, a range of them for each of a video's blocks. A video's gradients do not depend on the
+// division.
 struct BackwardPlan {
   int warps_m = 0;  // of the 8 warps divide a chunk's rows, the others F and K; 0: vlad_fma.cuh
   int m_tiles = 0;  // results of 16 rows for each warp
@@ -601,8 +608,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   constexpr bool kScaled = std::is_same_v<T, __half>;
   constexpr int kChunk = kMmaTile * kWarpsM * kTilesM;
   constexpr int kWarpsN = kBackwardWarps / kWarpsM;
-  constexpr int kTilesK = kWarpsN == 4 ? 3 : 2;               // of 16 columns, for each warp
-  constexpr int kTilesF = kWarpsN == 4 ? 5 : 3;               // at a time
+  constexpr int kTilesK = kWarpsN == 4 ? 3 : 2;  // of 16 columns, for each warp
+  constexpr int kTilesF = kWarpsN == 4 ? 5 : 3;  // at a time
   constexpr int kRowLanes = 16, kPairs = kMmaClusters / (2 * kRowLanes);
   extern __shared__ uint4 dynamic_shared[];
   auto* const memory = reinterpret_cast<unsigned char*>(dynamic_shared);
@@ -613,7 +620,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   T* const weights = reinterpret_cast<T*>(memory + layout.weights);
   float* const scratch = reinterpret_cast<float*>(memory + layout.scratch);
   float* const scale = reinterpret_cast<float*>(memory + layout.columns);  // of d'
-  float* const shift = scale + clusters;                                  // s
+  float* const shift = scale + clusters;                                   // s
   float* const projection = shift + clusters;
   float* const factor = projection + clusters;  // of d' before rounding
   float* const largest = reinterpret_cast<float*>(memory + layout.rows);
@@ -628,16 +635,17 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   const int f_tiles = (F + kMmaTile - 1) / kMmaTile, k_tiles = clusters / kMmaTile;
   const int64_t slice = blockIdx.x % plan.slices, b = blockIdx.x / plan.slices;
   const int64_t first_chunk = slice * plan.slice_chunks;
-  const int64_t end_chunk = first_chunk + plan.slice_chunks < plan.chunks
-                                ? first_chunk + plan.slice_chunks
-                                : plan.chunks;
+  const int64_t end_chunk =
+      first_chunk + plan.slice_chunks < plan.chunks ? first_chunk + plan.slice_chunks : plan.chunks;
   const bool features_aligned = rows_aligned(in.features, F);
   const bool scores_aligned = rows_aligned(in.assignment, K);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_m = warp % kWarpsM, warp_n = warp / kWarpsM;
   const int lane_row = lane / 4, lane_column = lane % 4 * 2;
 
-  const auto slot_of = [&](int64_t chunk) { return plan.stages == 1 ? 0 : static_cast<int>(chunk % 2); };
+  const auto slot_of = [&](int64_t chunk) {
+    return plan.stages == 1 ? 0 : static_cast<int>(chunk % 2);
+  };
   const auto features_of = [&](int64_t chunk) {
     return reinterpret_cast<T*>(memory + layout.features) + slot_of(chunk) * kChunk * stride_f;
   };
@@ -674,8 +682,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const int f_begin = f_slice < f_slices ? f_slice : F;
     const T* const grad = saved.grad + b * F * K + k0;
     const T* const output = saved.output + b * F * K + k0;
-    const bool aligned = rows_aligned(saved.grad, K) && rows_aligned(saved.output, K) &&
-                         k0 + kColumnVector <= K;
+    const bool aligned =
+        rows_aligned(saved.grad, K) && rows_aligned(saved.output, K) && k0 + kColumnVector <= K;
     float products[kColumnVector] = {}, bounds[kColumnVector] = {};
 #pragma unroll 2
     for (int f = f_begin; f < F; f += f_slices) {
@@ -714,7 +722,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       float g[kColumnVector], y[kColumnVector], c[kColumnVector];
       load_values(grad + int64_t{f} * K, K - k0, aligned, g);
       load_values(output + int64_t{f} * K, K - k0, aligned, y);
-      load_values(in.centers + int64_t{f} * K + k0, K - k0, aligned && rows_aligned(in.centers, K), c);
+      load_values(in.centers + int64_t{f} * K + k0, K - k0, aligned && rows_aligned(in.centers, K),
+                  c);
       T* const target = gradients + f * stride_k + k0;
 #pragma unroll
       for (int i = 0; i < kColumnVector; i += 2) {
@@ -1009,8 +1018,8 @@ BackwardPlan plan_backward(const VladShape& shape, bool norm, const Device& devi
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int64_t slices = 1; slices <= std::min<int64_t>(plan.chunks, 64); ++slices) {
       const int64_t each = quotient(plan.chunks, slices);
-      const int64_t rounds = quotient(shape.batch * quotient(plan.chunks, each),
-                                      device.multiprocessors);
+      const int64_t rounds =
+          quotient(shape.batch * quotient(plan.chunks, each), device.multiprocessors);
       if (rounds * (each + kStart) >= least) continue;
       least = rounds * (each + kStart);
       plan.slices = quotient(plan.chunks, each);
@@ -1021,8 +1030,9 @@ BackwardPlan plan_backward(const VladShape& shape, bool norm, const Device& devi
   return {};
 }
 
-// All gradients but those of the norm. With it, out.assignment holds e, or the gradient itself where
-// there are no row weights and plan.norm_sums is set; then work.norm_sums holds plan.parts(B).
+// All gradients but those of the norm. With it, out.assignment holds e, or the gradient itself
+// where there are no row weights and plan.norm_sums is set; then work.norm_sums holds
+// plan.parts(B).
 template <typename T>
 cudaError_t launch_vlad_backward_mma(const VladShape& shape, const VladInput<T, float>& in,
                                      const VladSaved<T, float>& saved, double eps,
