@@ -1,17 +1,36 @@
-"""How fast vlad_aggregate is beside plain PyTorch and torch.compile of it.
+"""How fast vlad_aggregate and the NeXtVLAD layer are, beside what one would use instead.
 
-    pytest benchmarks/bench_vlad.py [-k "segments and float32"] [--benchmark-json FILE]
+    pytest benchmarks/bench_vlad.py [-k "aggregate and segments and float32"] [--max-autotune]
+                                    [--benchmark-json FILE]
+    python benchmarks/bench_vlad.py --memory      peak memory alone, a line a shape
 
 Runs on the GPU where there is one with its kernels, else on the CPU. Medians of contenders that
-take turns; the ratios are times of the peer over times of the op.
+take turns; the ratios are times of the peer over times of pyseg. The floor is the larger of the
+operations at the rate of a large matrix product and the bytes at the rate of a large copy, both
+measured in the same run. It counts the operations of the products alone, those of the order that a
+layer takes, and every input, output and gradient once.
+
+Memory is what exists at the worst moment beyond inputs, outputs and gradients.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from measure import Work
+from torch import Tensor, nn
 
 from pyseg import _ext
+from pyseg.nn import NeXtVLAD
 from pyseg.ops import vlad_aggregate, vlad_aggregate_reference
 
 GPU = _ext.HAS_CUDA_OPS and torch.cuda.is_available()
@@ -28,14 +47,26 @@ SHAPES = {  # B, T, G, F, K
     "netvlad-segments": (80, 5, 1, 1152, 64),
     "netvlad-videos": (VIDEOS, 300, 1, 1152, 64),
 }
+DIRECTIONS = ["forward", "forward+backward"]
+needs_kernels = pytest.mark.skipif(
+    not (GPU or _ext.HAS_CPU_OPS), reason=f"no kernel to measure: {_ext.CPU_REASON}"
+)
 
 
-@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_vlad_aggregate(compare, benchmark, shape, dtype, direction):
-    if not (GPU or _ext.HAS_CPU_OPS):
-        pytest.skip(f"no kernel to measure: {_ext.CPU_REASON}")
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def compilations(request: pytest.FixtureRequest, function: Callable) -> dict[str, Callable]:
+    """Returns torch.compile of `function` in every mode that is compared with."""
+    torch._dynamo.reset()
+    modes = {"torch.compile": None}
+    if request.config.getoption("--max-autotune"):
+        modes["max-autotune"] = "max-autotune" if GPU else "max-autotune-no-cudagraphs"
+    return {name: torch.compile(function, dynamic=False, mode=mode) for name, mode in modes.items()}
+
+
+def operands(shape: tuple[int, ...], dtype: torch.dtype, backward: bool) -> tuple[list, Tensor]:
     torch.manual_seed(0)
     b, t, g, f, k = shape
     inputs = [
@@ -45,21 +76,228 @@ def test_vlad_aggregate(compare, benchmark, shape, dtype, direction):
         torch.randn(f, k, device=DEVICE, dtype=dtype),
     ]
     grad = torch.randn(b, f, k, device=DEVICE, dtype=dtype)
+    return [tensor.requires_grad_(backward) for tensor in inputs], grad
+
+
+@needs_kernels
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_vlad_aggregate(compare, request, shape, dtype, direction):
     backward = direction != "forward"
-    inputs = [tensor.requires_grad_(backward) for tensor in inputs]
-    torch._dynamo.reset()
+    inputs, grad = operands(shape, dtype, backward)
 
     def contender(function):
         if backward:
             return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
         return lambda: function(*inputs)
 
+    b, t, g, f, k = shape
     products = 3 if backward else 1
-    benchmark.extra_info["flop"] = products * 2 * b * t * g * f * k
-    compare(
-        {
-            "pyseg": contender(vlad_aggregate),
-            "plain PyTorch": contender(vlad_aggregate_reference),
-            "torch.compile": contender(torch.compile(vlad_aggregate_reference, dynamic=False)),
-        }
+    least = sum(tensor.nbytes for tensor in inputs) + grad.nbytes  # read; output written
+    if backward:  # the same again, the gradients written, and the output read
+        least = 3 * sum(tensor.nbytes for tensor in inputs) + 3 * grad.nbytes
+    work = Work(products * 2.0 * b * t * g * f * k, least, dtype)
+    peers = {"plain PyTorch": vlad_aggregate_reference}
+    peers |= compilations(request, vlad_aggregate_reference)
+    compare({name: contender(f) for name, f in {"pyseg": vlad_aggregate, **peers}.items()}, work)
+
+
+class PlainNeXtVLAD(nn.Module):
+    """The layer as one writes it in PyTorch, with the weights of `layer`."""
+
+    def __init__(self, layer: NeXtVLAD) -> None:
+        super().__init__()
+        self.expand, self.attention, self.assign = layer.expand, layer.attention, layer.assign
+        self.centers, self.groups, self.clusters = layer.centers, layer.groups, layer.clusters
+        self.assign_norm = nn.BatchNorm1d(layer.groups * layer.clusters, eps=1e-3, momentum=1e-3)
+        self.norm = nn.BatchNorm1d(layer.out_features, eps=1e-3, momentum=1e-3)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        batch, length, _ = frames.shape
+        expanded = self.expand(frames)
+        attention = torch.sigmoid(self.attention(expanded)).reshape(batch, -1, 1)
+        assignment = self.assign_norm(self.assign(expanded).flatten(0, 1))
+        weights = assignment.reshape(batch, -1, self.clusters).softmax(-1) * attention
+        rows = expanded.reshape(batch, length * self.groups, -1)
+        mass = weights.sum(1, keepdim=True)
+        vlad = torch.matmul(rows.mT, weights) - self.centers * mass
+        vlad = nn.functional.normalize(vlad, dim=1, eps=1e-6)
+        return self.norm(vlad.flatten(1))
+
+
+def tensorflow_layer(layer: NeXtVLAD, backward: bool) -> Callable[[], object] | None:
+    """Returns a step of the same layer in TensorFlow, as a tf.function, where it is installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+    except ImportError:
+        return None
+    if tf.config.threading.get_intra_op_parallelism_threads() == 0:
+        tf.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
+
+    def variable(tensor: Tensor) -> object:
+        return tf.Variable(tensor.detach().numpy())
+
+    expand, bias = variable(layer.expand.weight.T), variable(layer.expand.bias)
+    attend, attend_bias = variable(layer.attention.weight.T), variable(layer.attention.bias)
+    assign, centers = variable(layer.assign.weight.T), variable(layer.centers)
+    norms = [
+        (variable(norm.weight), variable(norm.bias), variable(norm.running_mean))
+        for norm in (layer.assign_norm, layer.norm)
+    ]
+    variables = [expand, bias, attend, attend_bias, assign, centers]
+    variables += [tensor for norm in norms for tensor in norm[:2]]
+
+    def normalize(x: object, norm: tuple) -> object:
+        scale, shift, running_mean = norm
+        mean, variance = (
+            tf.nn.moments(x, [0]) if backward else (running_mean, tf.ones_like(running_mean))
+        )
+        return tf.nn.batch_normalization(x, mean, variance, shift, scale, 1e-3)
+
+    def forward(frames: object) -> object:
+        batch, length, size = frames.shape
+        h = tf.reshape(frames, [-1, size]) @ expand + bias
+        attention = tf.reshape(tf.sigmoid(h @ attend + attend_bias), [batch, -1, 1])
+        scores = tf.reshape(normalize(h @ assign, norms[0]), [batch, -1, layer.clusters])
+        weights = tf.nn.softmax(scores) * attention
+        rows = tf.reshape(h, [batch, length * layer.groups, -1])
+        vlad = tf.matmul(rows, weights, transpose_a=True)
+        vlad -= centers * tf.reduce_sum(weights, 1, keepdims=True)
+        return normalize(tf.reshape(tf.nn.l2_normalize(vlad, 1), [batch, -1]), norms[1])
+
+    @tf.function
+    def step(frames: object, grad: object) -> object:
+        if not backward:
+            return forward(frames)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(forward(frames) * grad)
+        return tape.gradient(loss, variables)
+
+    def prepared(frames: Tensor, grad: Tensor) -> Callable[[], object]:
+        x, g = tf.constant(frames.numpy()), tf.constant(grad.numpy())
+
+        def run() -> object:
+            results = step(x, g)
+            return (results[0] if backward else results).numpy()
+
+        return run
+
+    return prepared
+
+
+LAYER_SHAPES = {  # B, T, N, G, K
+    "segments": (80, 5, 1152, 8, 112),
+    "videos": (VIDEOS, 300, 1152, 8, 112),
+    "9600-rows": (32, 300, 1152, 8, 112),
+    "audio-videos": (VIDEOS, 300, 128, 4, 56),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("shape", LAYER_SHAPES.values(), ids=LAYER_SHAPES)
+def test_layer(compare, benchmark, request, shape, dtype, direction):
+    """Inference, or a training step less the optimiser; 16-bit types mean autocast."""
+    backward = direction != "forward"
+    b, t, n, g, k = shape
+    torch.manual_seed(0)
+    layer = NeXtVLAD(n, clusters=k, groups=g).to(DEVICE).train(backward)
+    plain = PlainNeXtVLAD(layer).to(DEVICE).train(backward)
+    frames = torch.randn(b, t, n, device=DEVICE)
+    grad = torch.randn(b, layer.out_features, device=DEVICE)
+
+    def contender(module, weights):
+        def run():
+            with (
+                torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32),
+                torch.set_grad_enabled(backward),
+            ):
+                output = module(frames)
+            if backward:
+                torch.autograd.grad(output, weights, grad.to(output.dtype))
+
+        return run
+
+    contenders = {"pyseg": contender(layer, list(layer.parameters()))}
+    weights = list(plain.parameters())
+    peers = {"plain PyTorch": plain} | compilations(request, plain)
+    contenders |= {name: contender(module, weights) for name, module in peers.items()}
+    if not GPU and dtype == torch.float32:
+        prepare = tensorflow_layer(layer, backward)
+        if prepare is not None:
+            contenders["TensorFlow"] = prepare(frames, grad)
+    counts = layer.operations(b, t, backward=backward, formed=not backward)
+    order = min(counts, key=lambda order: counts[order])
+    size = 4 if dtype == torch.float32 else 2
+    parameters = sum(p.numel() for p in layer.parameters()) * 4
+    least = frames.numel() * size * (2 if backward else 1) + parameters * (2 if backward else 1)
+    benchmark.extra_info |= {
+        "order": order,
+        "flop of the direct order": layer.operations(b, t, backward=backward)["direct"],
+    }
+    compare(contenders, Work(counts[order], least, dtype))
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def peak_of(step: Callable[[], object]) -> int:
+    """Returns how many bytes `step` needs at its worst moment, results included."""
+    gc.collect()
+    if GPU:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # Linux: what the process holds at most. Memory that is freed must go back at once for that.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    result = step()
+    after = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    del result
+    return 1024 * (after - before)
+
+
+def extra_memory(function: Callable, shape: tuple[int, ...]) -> float:
+    """Returns the megabytes of a forward and backward pass beyond inputs and results."""
+    inputs, grad = operands(shape, torch.float32, backward=True)
+
+    def step() -> tuple[Tensor, ...]:
+        output = function(*inputs)
+        return output, *torch.autograd.grad(output, inputs, grad)
+
+    results = sum(tensor.nbytes for tensor in step())
+    return max(min(peak_of(step) for _ in range(3)) - results, 0) / 1e6
+
+
+def measure_memory() -> None:
+    """Prints a line a shape: forward and backward in float32."""
+    if not GPU:  # every block of 64 KiB or more comes from the system and goes back to it
+        m_mmap_threshold = -3
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
+    for name, shape in SHAPES.items():
+        own, plain = (extra_memory(f, shape) for f in (vlad_aggregate, vlad_aggregate_reference))
+        print(f"{name} | {own:.1f} MB | plain PyTorch {plain:.1f} MB | {own / plain:.2f}")
+
+
+@needs_kernels
+def test_memory(lines):
+    """Runs alone, in a fresh process: what other benchmarks have cached would hide memory."""
+    command = [sys.executable, __file__, "--memory"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines.extend(
+        [f"memory[{line.split(' | ')[0]}]", *line.split(" | ")[1:]]
+        for line in done.stdout.splitlines()
     )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--memory"]:
+        sys.exit(__doc__)
+    measure_memory()

@@ -1,18 +1,26 @@
-"""What the benchmarks share: fair comparison of contenders, and a short table at the end."""
+"""What the benchmarks share: a fair comparison, and a short table at the end."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
+from measure import Work, matrix_product, seconds, synchronize
 
 _SECONDS = 0.5  # spent on each contender
 _MOST_ROUNDS = 50
 
 Contenders = dict[str, Callable[[], object]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--max-autotune",
+        action="store_true",
+        help="compare with torch.compile(mode='max-autotune') too; it compiles for minutes",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,36 +29,43 @@ def pytest_configure(config: pytest.Config) -> None:
     )  # torch's own, compiling
 
 
+@pytest.fixture(scope="session")
+def copy_rate() -> float:
+    """Bytes a second, read and written, of a large copy on the device that is measured."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    times = [seconds(lambda: target.copy_(source)) for _ in range(8)]
+    return 2 * source.nbytes / statistics.median(times[1:])
+
+
 @pytest.fixture
-def compare(benchmark, request: pytest.FixtureRequest) -> Callable[[Contenders], None]:
+def compare(
+    benchmark, request: pytest.FixtureRequest, copy_rate: float, lines: list[list[str]]
+) -> Callable[[Contenders, Work | None], None]:
     """Times the first contender with pytest-benchmark and the others between its rounds.
 
     All contenders take turns in one process, so that whatever else the machine does hits them
     alike. The medians of the others, in seconds, and their ratios to the first one's are stored in
-    the result's ``extra_info``.
+    the result's ``extra_info``. With `work`, a large matrix product takes its turns too: its rate
+    and that of a large copy give the floor, which no implementation can beat by much.
     """
 
-    def synchronize() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    def seconds(contender: Callable[[], object]) -> float:
-        synchronize()
-        start = time.perf_counter()
-        contender()
-        synchronize()
-        return time.perf_counter() - start
-
-    def run(contenders: Contenders) -> None:
+    def run(contenders: Contenders, work: Work | None = None) -> None:
         (_, subject), *peers = contenders.items()
-        for contender in contenders.values():
+        if work is not None:
+            product_flop, product = matrix_product(work.dtype)
+            peers.append(("matrix product", product))
+        for contender in (subject, *(peer for _, peer in peers)):
             contender()  # compiles, allocates
-        slowest = max(seconds(contender) for contender in contenders.values())
+        slowest = max(seconds(contender) for contender in (subject, *(peer for _, peer in peers)))
         times: dict[str, list[float]] = {name: [] for name, _ in peers}
 
         def measure_peers() -> None:
             for name, peer in peers:
+                peer()  # every contender is timed right after itself, so caches favour none
                 times[name].append(seconds(peer))
+            subject()
             synchronize()
 
         def measured() -> None:
@@ -60,20 +75,35 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Callable[[Contenders],
         rounds = min(_MOST_ROUNDS, max(5, int(_SECONDS / slowest)))
         benchmark.pedantic(measured, setup=measure_peers, rounds=rounds)
         own = benchmark.stats.stats.median
+        columns = [request.node.name, f"{1e3 * own:.2f} ms"]
+        info = benchmark.extra_info
         for name, values in times.items():
             median = statistics.median(values)
-            benchmark.extra_info[name] = median
-            benchmark.extra_info[f"{name} / {next(iter(contenders))}"] = median / own
-        request.config.stash.setdefault(_LINES, []).append(
-            [request.node.name, f"{1e3 * own:.2f} ms"]
-            + [f"{1e3 * statistics.median(v):.2f} ms {n}" for n, v in times.items()]
-            + [f"{statistics.median(v) / own:.2f}x" for v in times.values()]
-        )
+            info[name] = median
+            if name != "matrix product":
+                info[f"{name} / {next(iter(contenders))}"] = median / own
+                columns.append(f"{1e3 * median:.2f} ms {name} {median / own:.2f}x")
+        if work is not None:
+            rate = product_flop / info["matrix product"]
+            floor = max(work.flop / rate, work.bytes / copy_rate)
+            info |= {"flop": work.flop, "bytes": work.bytes, "floor": floor, "rate": rate}
+            info |= {"copy_rate": copy_rate, "time / floor": own / floor}
+            columns.append(
+                f"{work.flop / 1e9:.2f} GFLOP {work.bytes / 1e6:.1f} MB "
+                f"floor {1e3 * floor:.2f} ms {own / floor:.2f}x"
+            )
+        lines.append(columns)
 
     return run
 
 
 _LINES = pytest.StashKey[list[list[str]]]()
+
+
+@pytest.fixture
+def lines(request: pytest.FixtureRequest) -> list[list[str]]:
+    """The lines of the table at the end, as columns, to be appended to."""
+    return request.config.stash.setdefault(_LINES, [])
 
 
 def pytest_terminal_summary(
@@ -83,4 +113,4 @@ def pytest_terminal_summary(
     if lines:
         terminalreporter.section(f"medians, {torch.get_num_threads()} threads")
     for line in lines:
-        terminalreporter.write_line("  ".join(line))
+        terminalreporter.write_line(" | ".join(line))

@@ -29,4 +29,13 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
       "Tensor? row_weights) -> (Tensor assignment, Tensor attention, Tensor norm_sums)");
   // x is (R, C), row_weights (R); the result is (2, C): mean and biased variance of every column.
   m.def("moments(Tensor x, Tensor? row_weights=None) -> Tensor");
+  // Shapes are those of pyseg.ops.rated_bce_with_logits; the correlation is its three tensors, or
+  // none. loss is the mean over rows, of the dtype in which sums are kept; grad is that of the
+  // logits for it (in float16 B times that), an empty tensor without needs_grad, and the backward
+  // multiplies it.
+  m.def(
+      "rated_bce_with_logits(Tensor logits, Tensor offsets, Tensor classes, Tensor scores, "
+      "Tensor? correlation_offsets, Tensor? correlation_columns, Tensor? correlation_values, "
+      "float rated_weight, float unrated_weight, bool needs_grad) -> (Tensor loss, Tensor grad)");
+  m.def("rated_bce_with_logits_backward(Tensor grad_output, Tensor grad) -> Tensor");
 }

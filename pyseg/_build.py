@@ -80,6 +80,10 @@ class Library:
             ]
         )
 
+    def operator_digest(self) -> str:
+        """Returns a short hash of what declares operators, which the Python sources rely on."""
+        return digest((SOURCES / "library.cpp").read_text())
+
 
 def _below_csrc(patterns: tuple[str, ...]) -> list[Path]:
     return sorted(path for pattern in patterns for path in SOURCES.glob(pattern))
@@ -526,6 +530,12 @@ def out_of_date(library: Library, path: Path) -> bool:
     return "sources" in noted and noted["sources"] != library.source_digest()
 
 
+def other_operators(library: Library, path: Path) -> bool:
+    """Returns whether the library at ``path`` declares other operators than the sources do."""
+    noted = read_metadata(path.parent).get(path.name, {})
+    return "sources" in noted and noted.get("operators") != library.operator_digest()
+
+
 def read_metadata(folder: Path) -> dict[str, dict[str, object]]:
     """Returns what was noted of the builds in ``folder``, by file name."""
     try:
@@ -613,6 +623,7 @@ def build_library(library: Library, folder: Path, objects: Path, submit: Callabl
             command = compile_command(library, source, temporary, depfile)
             running.append((submit(run, command), temporary, target))
     noted = read_metadata(folder).get(library.file, {})
+    of_sources = {"sources": sources, "operators": library.operator_digest()}
     signature = digest(facts, [target.name for target in targets])
 
     def finish() -> Outcome:
@@ -623,7 +634,7 @@ def build_library(library: Library, folder: Path, objects: Path, submit: Callabl
                 log += future.result()
                 half.replace(target)
             if not running and path.exists() and noted.get("signature") == signature:
-                write_metadata(folder, {library.file: noted | {"sources": sources}})
+                write_metadata(folder, {library.file: noted | of_sources})
                 return Outcome(path)
             log += run(link_command(library, targets, temporary))
             temporary.replace(path)  # atomic: nobody loads a half-written library
@@ -635,7 +646,7 @@ def build_library(library: Library, folder: Path, objects: Path, submit: Callabl
             write_metadata(folder, {library.file: noted | failed})
             return Outcome(reason=str(error), log=error.log)
         seconds = round(time.perf_counter() - start, 1)
-        entry = facts | {"sources": sources, "signature": signature, "seconds": seconds}
+        entry = facts | of_sources | {"signature": signature, "seconds": seconds}
         write_metadata(folder, {library.file: entry})
         return Outcome(path, built=True, log=log)
 

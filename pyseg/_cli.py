@@ -44,8 +44,17 @@ def make_parser(config_class: type, module: str, description: str) -> ArgumentPa
 
 
 def parse(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str] | None) -> Config:
-    """Returns the options given in ``argv`` (default: the command line of the process)."""
-    return _instantiate(parser, config_class, parser.parse_args(argv))
+    """Returns the options given in ``argv`` (default: the command line of the process).
+
+    Options may be written with dashes too: ``--batch-size`` is ``--batch_size``.
+    """
+    given = sys.argv[1:] if argv is None else argv
+    return _instantiate(parser, config_class, parser.parse_args([_underscored(a) for a in given]))
+
+
+def _underscored(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else argument
 
 
 def read_config(parser: ArgumentParser, config_class: type[Config], path: Path) -> Config:

@@ -13,10 +13,15 @@ import torch
 from pyseg import _build
 
 
-def _load_ops(outcome: _build.Outcome) -> str | None:
+def _load_ops(library: _build.Library, outcome: _build.Outcome) -> str | None:
     """Loads an operator library; returns the reason where that fails."""
     if outcome.path is None:
         return outcome.reason
+    if not _build.INSTALLED and _build.other_operators(library, outcome.path):
+        return (
+            f"{outcome.path} has other operators than this checkout: "
+            "`python -m pyseg._build` builds it anew"
+        )
     try:
         torch.ops.load_library(outcome.path)
     except OSError as error:
@@ -70,10 +75,10 @@ records: ModuleType | None
 try:
     _found = _build.prepare()
     PATHS = {name: outcome.path for name, outcome in _found.items()}
-    CPU_REASON = _load_ops(_found["libpyseg"])
+    CPU_REASON = _load_ops(_build.CPU, _found["libpyseg"])
     # The CUDA library implements what the other one declares.
     _cuda = _found["libpyseg_cuda"]
-    CUDA_REASON = _cuda.reason or CPU_REASON or _load_ops(_cuda)
+    CUDA_REASON = _cuda.reason or CPU_REASON or _load_ops(_build.CUDA, _cuda)
     _build.check_strict(CUDA_REASON)
     records, RECORDS_REASON = _load_records(_found["_records"])
 except _build.BuildError as _error:

@@ -41,6 +41,39 @@ class StageConfig:
 
 
 @dataclass
+class LossConfig:
+    """The loss of fine-tuning on rated segments: the paper's sections 3.2 and 3.3.
+
+    Args:
+        rated_weight: The weight m of a rated class (eq. 3).
+        unrated_weight: The weight n of every other class.
+        correlation: What a rated class says of others (eq. 6): a file of pyseg.cooccur, or "auto":
+            counted from the labels of the training videos. Default: nothing.
+        threshold: For "auto": probabilities below it are dropped (eq. 5).
+        min_support: For "auto": pairs seen in fewer videos are dropped.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    rated_weight: float = 2.5
+    unrated_weight: float = 0.1
+    correlation: str | None = None
+    threshold: float = 0.5
+    min_support: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("rated_weight", "unrated_weight"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold: expected a number in [0, 1], found {self.threshold}")
+        if self.min_support < 1:
+            raise ValueError(f"min_support: expected at least 1, found {self.min_support}")
+
+
+@dataclass
 class TrainConfig:
     """What to train, on what.
 
@@ -55,6 +88,7 @@ class TrainConfig:
         run: The folder to write; default: the next free runs/<data>-<model>-<number>.
         pretrain: Pretraining on video labels.
         finetune: Fine-tuning on rated segments; skipped where the data has none.
+        loss: The loss of fine-tuning; that of pretraining is plain cross-entropy.
         max_frames: Frames of a video that are used, from its start.
         test_fraction: The part of the videos that is held out for evaluation.
         seed: Seeds the weights, the order of the data and the choice of held-out videos.
@@ -70,6 +104,7 @@ class TrainConfig:
     run: str | None = None
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(200, 2e-3, 40))
     finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 1e-3))
+    loss: LossConfig = field(default_factory=LossConfig)
     max_frames: int = 300
     test_fraction: float = 0.2
     seed: int = 0

@@ -1,13 +1,15 @@
 """Trains a model: ``python -m pyseg.train`` (``--help`` lists the options).
 
-Two stages, as in the paper's section 4.2: pretraining on the labels of whole videos, then
-fine-tuning on rated segments; each with binary cross-entropy summed over the classes (eq. 1).
+Two stages, as in the paper's section 4.2: pretraining on the labels of whole videos with binary
+cross-entropy (eq. 1), then fine-tuning on rated segments, where classes that nobody rated count
+less (eq. 2 and 3) and, where asked for, what a rated class says of others is a target too (eq. 6).
 Videos are held out by id, in both stages, and the run ends with their evaluation.
 
 A run folder holds
 
 * ``config.yaml``: the options; ``--config`` reads them back;
 * ``model.safetensors``, ``model.json``: the weights, and what `pyseg.models.load` builds;
+* ``correlation.npz``: the label correlation that was used, if any;
 * ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it.
 """
 
@@ -23,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyseg import _cli, models
-from pyseg.config import StageConfig, TrainConfig, make_parser, open_data
+from pyseg.config import LossConfig, StageConfig, TrainConfig, make_parser, open_data
 from pyseg.data import Collection, loader
 from pyseg.evaluate import describe, evaluate, pick_device
+from pyseg.labels import CooccurrenceCounter, LabelCorrelation
+from pyseg.ops import rated_bce_with_logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,17 +42,64 @@ if TYPE_CHECKING:
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 
 
-def bce_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Returns the paper's eq. (1), summed over the classes and averaged over the batch.
-
-    Classes without a label or rating count as 0, with the same weight as the others.
+class Loss:
+    """The loss of a stage, summed over the classes and averaged over the batch.
 
     Args:
-        logits: (B, C).
-        batch: Of B examples, on the same device.
+        rated_weight: The weight of rated classes.
+        unrated_weight: The weight of all others; both 1 is plain cross-entropy.
+        correlation: What rated classes say of others.
     """
-    targets = batch.targets(logits.shape[1]).to(logits.dtype)
-    return binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(batch)
+
+    def __init__(
+        self,
+        rated_weight: float = 1.0,
+        unrated_weight: float = 1.0,
+        correlation: LabelCorrelation | None = None,
+    ) -> None:
+        """Keeps the arguments; the class describes them."""
+        self.rated_weight, self.unrated_weight = rated_weight, unrated_weight
+        self.correlation = correlation
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the loss of (B, C) logits for a batch of B examples on the same device."""
+        return rated_bce_with_logits(
+            logits,
+            batch.offsets,
+            batch.classes,
+            batch.scores,
+            self.correlation,
+            rated_weight=self.rated_weight,
+            unrated_weight=self.unrated_weight,
+        )
+
+
+def label_correlation(config: LossConfig, collection: Collection) -> LabelCorrelation | None:
+    """Returns the correlation that the options ask for.
+
+    Counts for "auto" are those of the training videos alone: the labels of held-out videos, in
+    which the ratings of their segments shine through, must not be known.
+
+    Raises:
+        ValueError: A file is none, or of another number of classes.
+    """
+    if config.correlation is None:
+        return None
+    classes = collection.num_classes
+    if config.correlation != "auto":
+        correlation = LabelCorrelation.load(config.correlation)
+        if correlation.num_classes != classes:
+            raise ValueError(
+                f"--loss.correlation {config.correlation}: expected {classes} classes, as the data "
+                f"has, found {correlation.num_classes}"
+            )
+        return correlation
+    counter = CooccurrenceCounter(classes)
+    for offsets, labels in collection.label_lists("train"):
+        counter.update(offsets, labels)
+    return LabelCorrelation.from_counts(
+        counter.finish(), config.threshold, min_support=config.min_support
+    )
 
 
 def _train_stage(
@@ -57,12 +107,14 @@ def _train_stage(
     model: nn.Module,
     dataset: RecordDataset,
     stage: StageConfig,
+    loss_of: Loss,
     config: TrainConfig,
     log: _Log,
 ) -> None:
     from tqdm import tqdm
 
     device = next(model.parameters()).device
+    num_classes = model.num_classes
     optimizer = torch.optim.Adam(model.parameters(), lr=stage.learning_rate)
     batches = iter(loader(dataset, stage.batch_size, workers=config.workers))
     model.train()
@@ -73,8 +125,9 @@ def _train_stage(
             batch = next(batches, None)
             if batch is None:
                 raise _cli.UserError(f"{name}: the data set has no training example")
+            batch.check_classes(num_classes)
             batch = batch.to(device, non_blocking=True)
-            loss = bce_loss(model(batch.frames, batch.num_frames), batch)
+            loss = loss_of(model(batch.frames, batch.num_frames), batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -163,16 +216,23 @@ def train(config: TrainConfig) -> Path:
         # Repeated without end, so that every batch is a full one: batch statistics need it.
         order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
         frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
-        stages = [("pretrain", config.pretrain, collection.videos("train", **order, **frames))]
+        videos = collection.videos("train", **order, **frames)
+        stages = [("pretrain", config.pretrain, videos, Loss())]
         segments = collection.segments("train", **order)
+        correlation = None
         if segments is not None:
-            stages.append(("finetune", config.finetune, segments))
+            correlation = label_correlation(config.loss, collection)
+            weights = config.loss.rated_weight, config.loss.unrated_weight
+            on_device = None if correlation is None else correlation.to(device)
+            stages.append(("finetune", config.finetune, segments, Loss(*weights, on_device)))
     run = _make_run_folder(config, collection)
 
     def save() -> None:
         models.save(model, run, class_names=collection.class_names)
 
     _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
+    if correlation is not None:
+        correlation.save(run / "correlation.npz")
     save()  # a folder that cannot take the weights is told now, not after hours
     log = _Log(run / "metrics.jsonl")
     parameters = sum(p.numel() for p in model.parameters())
@@ -182,11 +242,15 @@ def train(config: TrainConfig) -> Path:
     )
     for note in collection.notes:
         print(f"data: {note}")
+    if correlation is not None:
+        source = config.loss.correlation
+        where = f"of {source}" if source != "auto" else "of the training videos' labels"
+        print(f"label correlation: {len(correlation.values)} relations {where}")
     try:
-        for name, stage, dataset in stages:
+        for name, stage, dataset, loss in stages:
             if stage.steps == 0:
                 continue
-            _train_stage(name, model, dataset, stage, config, log)
+            _train_stage(name, model, dataset, stage, loss, config, log)
             save()
             result = evaluate(model, collection, "test", workers=config.workers)
             log.write("evaluate", after=name, **result)

@@ -453,10 +453,22 @@ def test_strict_cuda_fails_the_import():
 def test_library_that_does_not_load(tmp_path):
     broken = tmp_path / "libpyseg.so"
     broken.write_text("no library")
-    reason = _ext._load_ops(_build.Outcome(broken))
+    reason = _ext._load_ops(_build.CPU, _build.Outcome(broken))
     assert reason is not None
     assert reason.startswith(f"{broken} does not load (")
     assert reason.endswith("`python -m pyseg._build --force` builds it anew")
+
+
+@pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"{_ext.CPU_REASON}")
+def test_refuses_a_library_of_other_operators(monkeypatch):
+    """After an update of the checkout the old library stays; its operators are not called."""
+    outcome = _build.Outcome(_ext.PATHS["libpyseg"])
+    assert _ext._load_ops(_build.CPU, outcome) is None
+    monkeypatch.setattr(_build.Library, "operator_digest", lambda self: "another")
+    reason = _ext._load_ops(_build.CPU, outcome)
+    assert (reason is None) == _build.INSTALLED
+    if reason:
+        assert "libpyseg.so has other operators than this checkout: `python -m pyse" in reason
 
 
 @pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"{_ext.CPU_REASON}")

@@ -236,7 +236,7 @@ def test_loss_is_summed_over_classes_and_averaged_over_the_batch():
     targets = torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64)
     p = logits.sigmoid()
     expected = -(targets * p.log() + (1 - targets) * (1 - p).log()).sum() / 2
-    torch.testing.assert_close(train.bce_loss(logits, collate(examples)), expected)
+    torch.testing.assert_close(train.Loss()(logits, collate(examples)), expected)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:

@@ -83,19 +83,28 @@ class Batch:
         rated = torch.zeros(len(self), num_classes, dtype=torch.bool, device=self.classes.device)
         return rated.index_put_(self._positions(num_classes), rated.new_ones(()))
 
+    def check_classes(self, num_classes: int) -> None:
+        """Raises where a class is not in ``[0, num_classes)``.
+
+        Raises:
+            ValueError: The message names the video.
+        """
+        wrong = (self.classes < 0) | (self.classes >= num_classes)
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            row = int(torch.searchsorted(self.offsets, first, right=True)) - 1
+            raise ValueError(
+                f"{self.ids[row]}: class {int(self.classes[first])} is not in "
+                f"[0, {num_classes}): num_classes does not fit the data"
+            )
+
     def _positions(self, num_classes: int) -> tuple[Tensor, Tensor]:
+        self.check_classes(num_classes)
         rows = torch.repeat_interleave(
             torch.arange(len(self), device=self.offsets.device),
             self.offsets.diff(),
             output_size=len(self.classes),
         )
-        wrong = (self.classes < 0) | (self.classes >= num_classes)
-        if wrong.any():
-            first = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"{self.ids[int(rows[first])]}: class {int(self.classes[first])} is not in "
-                f"[0, {num_classes}): num_classes does not fit the data"
-            )
         return rows, self.classes
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Batch:

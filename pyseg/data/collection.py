@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from pyseg.data import audioset, youtube8m
 from pyseg.data._tables import DataError
 from pyseg.data.datasets import (
@@ -93,6 +95,7 @@ class Collection:
     _video_paths: tuple[str, ...] = field(repr=False)
     _segment_paths: tuple[str, ...] = field(repr=False)
     _train_paths: frozenset[str] = field(repr=False)
+    _id_key: str = field(repr=False)
     _caches: dict[Any, RecordDataset] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -130,6 +133,35 @@ class Collection:
         options = {"cache": True, **options}
         return self._dataset(self._make_segments, self._segment_paths, part, options)
 
+    def label_lists(self, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the label lists of videos, without reading anything else of them.
+
+        Args:
+            part: "train", "test" or "all", of the same split as `videos`.
+
+        Yields:
+            Blocks of offsets (V + 1,) and labels (L,), as `pyseg.labels.count_cooccurrence` takes
+            them.
+
+        Raises:
+            ValueError: There is no such part.
+            pyseg.data.RecordError: A record is faulty.
+        """
+        from pyseg.labels import read_label_records
+
+        split = self._split(part)
+        for path in self._video_paths:
+            keep = None if split is None else functools.partial(split, path)
+            for lists in read_label_records(path, keep=keep, id_key=self._id_key):
+                yield lists.offsets, lists.labels
+
+    def _split(self, part: Part) -> Split | None:
+        if part not in ("train", "test", "all"):
+            raise ValueError(f'part must be "train", "test" or "all", got {part!r}')
+        if part == "all":
+            return None
+        return Split(part, self.test_fraction, self.seed, self._train_paths)
+
     def _dataset(
         self,
         make: Callable[..., RecordDataset],
@@ -137,11 +169,7 @@ class Collection:
         part: Part,
         options: dict[str, Any],
     ) -> RecordDataset:
-        if part not in ("train", "test", "all"):
-            raise ValueError(f'part must be "train", "test" or "all", got {part!r}')
-        split = None
-        if part != "all":
-            split = Split(part, self.test_fraction, self.seed, self._train_paths)
+        split = self._split(part)
         if not options.get("cache"):
             if part == "test":  # without reading all of the others for nothing
                 paths = tuple(path for path in paths if path not in self._train_paths)
@@ -363,6 +391,7 @@ def _youtube8m(
         _video_paths=found.paths,
         _segment_paths=found.rated,
         _train_paths=frozenset(train) if len(train) < len(found.paths) else frozenset(),
+        _id_key=FrameSchema().id_key,
     )
 
 
@@ -416,4 +445,5 @@ def _audioset(
         _video_paths=found.paths,
         _segment_paths=found.paths,
         _train_paths=frozenset(),
+        _id_key=audioset.SCHEMA.id_key,
     )

@@ -531,6 +531,14 @@ class RecordDataset(IterableDataset[Example]):
                 return
 
 
+def _once(labels: np.ndarray) -> np.ndarray:
+    """Returns the labels of a record, those that it has twice only once, in their order."""
+    if len(labels) < 2:
+        return labels
+    first = np.unique(labels, return_index=True)[1]
+    return labels if len(first) == len(labels) else labels[np.sort(first)]
+
+
 def _positions(classes: list[int] | None) -> np.ndarray | None:
     """Returns (largest class + 2,) int64: the position of each class, -1 where it has none."""
     if classes is None:
@@ -601,8 +609,9 @@ class FrameDataset(RecordDataset):
             report=report,
             shard=shard,
         ):
-            ones = np.ones(len(record.labels), np.float32)
-            yield record.id, Example(record.id, record.frames, record.labels, ones)
+            labels = _once(record.labels)
+            ones = np.ones(len(labels), np.float32)
+            yield record.id, Example(record.id, record.frames, labels, ones)
 
     def _transform(self, example: Example, epoch: int) -> Example:
         if self.sampling == "all":
@@ -719,11 +728,10 @@ class VideoDataset(RecordDataset):
             path, self.schema, block=256, on_error=self.on_error, report=report, shard=shard
         ):
             offsets = block.label_offsets.tolist()
-            ones = np.ones(len(block.labels), np.float32)
             for row, id in enumerate(block.ids):
-                labels = slice(offsets[row], offsets[row + 1])
+                labels = _once(block.labels[offsets[row] : offsets[row + 1]])
                 frames = block.features[row : row + 1]
-                yield id, Example(id, frames, block.labels[labels], ones[labels])
+                yield id, Example(id, frames, labels, np.ones(len(labels), np.float32))
 
 
 def loader(

@@ -182,7 +182,8 @@ class VideoSchema:
     """What the features of video-level records are called; the default is YouTube-8M's.
 
     Attributes:
-        features: Name and number of values of each float feature, in the order of the output.
+        features: Name and number of values of each float feature, in the order of the output; none
+            to read ids and labels alone, of frame-level records too.
         id_key: Feature with the id (text).
         labels_key: Feature with the class numbers; None for records without labels.
 
@@ -197,7 +198,7 @@ class VideoSchema:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_schema(self.features, self.id_key, self.labels_key)
+        _check_schema(self.features, self.id_key, self.labels_key, fewest=0)
 
     @property
     def width(self) -> int:
@@ -290,10 +291,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("s" if number != 1 else "")
 
 
-def _check_schema(features: Sequence[tuple[str, int]], id_key: str, labels_key: str | None) -> None:
+def _check_schema(
+    features: Sequence[tuple[str, int]], id_key: str, labels_key: str | None, fewest: int = 1
+) -> None:
     names = [name for name, _ in features]
     wide = all(1 <= width < 2**31 for _, width in features)
-    if not names or len(set(names)) != len(names) or not wide:
+    if len(names) < fewest or len(set(names)) != len(names) or not wide:
         raise ValueError(
             f"features: expected different names, each with a width of at least 1, found {features}"
         )

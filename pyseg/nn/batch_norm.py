@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyseg.ops import AssignmentNorm, moments
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all rows, with the constants and the variance of TensorFlow's slim.
@@ -17,7 +19,7 @@ class BatchNorm(nn.Module):
     * eps is 1e-3 and momentum 0.001 (slim's decay of 0.999);
     * the running variance is the biased one of the batch (slim with ``fused=False``) unless
       `unbiased` is set (slim's default, which PyTorch always does): a factor n / (n - 1);
-    * rows can be left out of the statistics with a mask;
+    * an op can normalise while it reads, also with rows left out of the statistics (`deferred`);
     * a batch with a single row is no error: its variance is 0 and the output is `bias`. A batch
       without rows (or with none that the mask lets through) leaves the running statistics alone.
 
@@ -74,37 +76,64 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Normalises every row.
 
         Args:
             x: (..., channels), floating.
-            mask: (...) bool; in training mode only rows with True enter the statistics (every row
-                is normalised). ``None``: all rows do.
 
         Returns:
             The same shape and dtype as `x`.
 
         Raises:
+            ValueError: the last dimension is not `num_features`.
+        """
+        self._check(x)
+        rows = x.reshape(-1, self.num_features)
+        if self.training and rows.shape[0] > 0:
+            rows = self._by_batch(rows)
+        else:
+            rows = self._apply_native(rows, self.running_mean, self.running_var, training=False)
+        return rows.reshape(x.shape)
+
+    def deferred(self, x: Tensor, mask: Tensor | None = None) -> AssignmentNorm:
+        """Returns what `forward` would do to `x`, for an op that does it while it reads `x`.
+
+        In training mode the statistics are taken and the running ones updated, as by `forward`.
+
+        Args:
+            x: (B, T, channels), floating.
+            mask: (B, T) bool; in training mode only rows with True enter the statistics (every row
+                is normalised). ``None``: all rows do. Without any, the running ones stay.
+
+        Returns:
+            The argument `norm` of `pyseg.ops.vlad_aggregate` and `pyseg.ops.soft_assign`.
+
+        Raises:
             ValueError: the last dimension is not `num_features`, or `mask` does not fit.
         """
-        if x.shape[-1] != self.num_features:
-            raise ValueError(
-                f"x: expected a last dimension of {self.num_features}, found {tuple(x.shape)}"
-            )
+        self._check(x)
         if mask is not None and mask.shape != x.shape[:-1]:
             raise ValueError(
                 f"mask: expected shape {tuple(x.shape[:-1])} as x has, found {tuple(mask.shape)}"
             )
-        rows = x.reshape(-1, self.num_features)
-        if self.training and rows.shape[0] > 0:
-            if mask is None:
-                rows = self._by_batch(rows)
-            else:
-                rows = self._by_masked_batch(rows, mask.reshape(-1))
-        else:
-            rows = self._apply_native(rows, self.running_mean, self.running_var, training=False)
-        return rows.reshape(x.shape)
+        batch, length = x.shape[:2]
+        if not self.training or batch * length == 0:
+            return AssignmentNorm(
+                self.running_mean, self.running_var, self.weight, self.bias, self.eps
+            )
+        if mask is None:
+            mask = torch.ones(batch, length, dtype=torch.bool, device=x.device)
+        valid = mask.to(torch.promote_types(x.dtype, torch.float32))
+        count = valid.sum()
+        row_weights = valid / count.clamp(min=1.0)
+        mean, var = moments(x.flatten(0, 1), row_weights.flatten())
+        with torch.no_grad():
+            running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
+            momentum = self.momentum * (count > 0).to(self.running_mean.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(running.to(self.running_var.dtype), momentum)
+        return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
 
     def extra_repr(self) -> str:
         """Returns the arguments for `repr`."""
@@ -112,6 +141,12 @@ class BatchNorm(nn.Module):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
             f"unbiased={self.unbiased}"
         )
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[-1] != self.num_features:
+            raise ValueError(
+                f"x: expected a last dimension of {self.num_features}, found {tuple(x.shape)}"
+            )
 
     def _apply_native(self, rows: Tensor, mean: Tensor, var: Tensor, *, training: bool) -> Tensor:
         # Momentum 1: in training `mean` and `var` receive the statistics of this batch alone.
@@ -141,19 +176,3 @@ class BatchNorm(nn.Module):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var, self.momentum)
         return rows
-
-    def _by_masked_batch(self, rows: Tensor, mask: Tensor) -> Tensor:
-        # Sums with weights instead of indexing: no shape may depend on the values of the mask.
-        wide = rows.to(torch.promote_types(rows.dtype, self.running_mean.dtype))
-        weights = mask.to(wide.dtype).unsqueeze(1)
-        count = weights.sum()
-        mean = (wide * weights).sum(0) / count.clamp(min=1.0)
-        centered = wide - mean
-        squares = (centered.square() * weights).sum(0)
-        scale = self.weight * torch.rsqrt(squares / count.clamp(min=1.0) + self.eps)
-        with torch.no_grad():
-            var = squares / (count - 1.0 if self.unbiased else count).clamp(min=1.0)
-            momentum = self.momentum * (count > 0).to(mean.dtype)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_(var.to(self.running_var.dtype), momentum)
-        return torch.addcmul(self.bias, centered, scale).to(rows.dtype)

@@ -8,10 +8,12 @@ followed where the two differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.gate import ContextGate
@@ -19,7 +21,18 @@ from pyseg.nn.head import LogisticHead
 from pyseg.nn.init import he_linear, he_truncated_normal_
 from pyseg.nn.mask import frame_mask
 from pyseg.nn.normalize import Convention, FrameNormalization
-from pyseg.ops import vlad_aggregate
+from pyseg.ops import AssignmentNorm, frame_linear, frame_pool, soft_assign, vlad_aggregate
+
+Order = Literal["direct", "folded", "reassociated"]
+
+
+class _Folded(NamedTuple):
+    """The maps from frames straight to assignment and attention, without the expanded frames."""
+
+    assign: Tensor  # (G*K, N) = Wc W
+    assign_bias: Tensor  # (G*K,) = Wc b
+    attention: Tensor  # (G, N)
+    attention_bias: Tensor  # (G,)
 
 
 class NeXtVLAD(nn.Module):
@@ -33,6 +46,26 @@ class NeXtVLAD(nn.Module):
 
     every column v[:,k] is L2-normalised over its F features, the matrix is flattened with index
     f*K + k, and batch normalisation is applied.
+
+    There is no nonlinearity between the first layer and what reads h, so three orders of the same
+    products give the same result up to rounding:
+
+    ================ ==============================================================================
+    order            what is computed
+    ================ ==============================================================================
+    ``direct``       h = W x + b, its assignment Wc h, the aggregation of h
+    ``folded``       the assignment as (Wc W) x: less than half the operations of Wc h, but the
+                     product Wc W has to be formed
+    ``reassociated`` the same, and the frames x are aggregated instead of h: sum_t w[t] x[t] first,
+                     W after, so that the expanded frames never exist
+    ================ ==============================================================================
+
+    The one with the fewest operations for the shapes at hand is taken (`operations` counts them),
+    unless `order` names one: ``direct`` for a few frames, the others the more frames there are. In
+    eval mode, where no gradient is wanted, Wc W is formed once, with the batch normalisation of the
+    assignment in it, and again when the weights have changed; weights changed behind autograd's
+    back (through ``.data``) need another ``eval()``. Programs made by `torch.export` must serve
+    any shape and keep the direct order.
 
     Works for any number of frames T, also another one at each call. A video without a single valid
     frame gives v = 0, so a finite constant. Batch-norm statistics of the assignment include padded
@@ -48,9 +81,10 @@ class NeXtVLAD(nn.Module):
         batch_norm_momentum: momentum of both batch normalisations.
         padded_statistics: whether padded frames enter the batch-norm statistics of the assignment
             in training (reference: they do).
+        order: the order of the products; ``None``: the one with the fewest operations.
 
     Raises:
-        ValueError: a size is smaller than 1, or `groups` does not divide E*N.
+        ValueError: a size is smaller than 1, `groups` does not divide E*N, or the order is unknown.
 
     Attributes:
         expand: linear layer, N -> E*N.
@@ -76,9 +110,14 @@ class NeXtVLAD(nn.Module):
         *,
         batch_norm_momentum: float = 0.001,
         padded_statistics: bool = True,
+        order: Order | None = None,
     ) -> None:
         """Makes the module; the class describes the arguments."""
         super().__init__()
+        if order is not None and order not in get_args(Order):
+            raise ValueError(
+                f"order: expected one of {', '.join(get_args(Order))}; found {order!r}"
+            )
         sizes = {
             "feature_size": feature_size,
             "clusters": clusters,
@@ -99,6 +138,7 @@ class NeXtVLAD(nn.Module):
         self.groups = groups
         self.expansion = expansion
         self.padded_statistics = padded_statistics
+        self.order = order
         group_size = expanded // groups
         self.out_features = group_size * clusters
 
@@ -109,19 +149,23 @@ class NeXtVLAD(nn.Module):
         self.centers = nn.Parameter(torch.empty(group_size, clusters))
         he_truncated_normal_(self.centers, fan_in=group_size)
         self.norm = BatchNorm(self.out_features, momentum=batch_norm_momentum)
+        self._cache: tuple[tuple[Any, ...], _Folded] | None = None
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Aggregates a padded batch.
 
         Args:
-            frames: (B, T, N) normalised frames. Padded frames must be finite; their values do not
-                change the result in eval mode, and in training only through the statistics.
+            frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them: these are
+                dequantised (0 on padding) tile by tile, inside the first product. Padded frames
+                must be finite; those of bytes do not count, those of floating frames change the
+                result in training only, through the statistics.
             mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
 
         Returns:
             (B, F*K), index f*K + k.
 
         Raises:
+            TypeError: `frames` is neither uint8 nor floating.
             ValueError: `frames` does not have N features, or `mask` does not fit.
         """
         if frames.ndim != 3 or frames.shape[-1] != self.feature_size:
@@ -129,25 +173,160 @@ class NeXtVLAD(nn.Module):
                 f"frames: expected shape (batch, frames, {self.feature_size}), "
                 f"found {tuple(frames.shape)}"
             )
+        if frames.dtype != torch.uint8 and not frames.is_floating_point():
+            raise TypeError(f"frames: expected uint8 or floating, found {frames.dtype}")
         if mask is not None and mask.shape != frames.shape[:2]:
             raise ValueError(
                 f"mask: expected shape {tuple(frames.shape[:2])} as frames has, "
                 f"found {tuple(mask.shape)}"
             )
-        expanded = self.expand(frames)
-        attention = torch.sigmoid(self.attention(expanded))
+        norm: AssignmentNorm | None = None
+        order = self._cheapest_order(frames)
+        if order == "direct":
+            expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
+            attention, assignment = self.attention(expanded), self.assign(expanded)
+        else:
+            cached = self._cacheable()
+            folded = self._cached_fold() if cached else self._fold()
+            attention = _linear(frames, mask, folded.attention, folded.attention_bias)
+            assignment = _linear(frames, mask, folded.assign, folded.assign_bias)
+        if order == "direct" or not cached:
+            norm = self.assign_norm.deferred(assignment, None if self.padded_statistics else mask)
+        attention = torch.sigmoid(attention)
         if mask is not None:
             attention = attention.masked_fill(~mask.unsqueeze(-1), 0.0)
-        assignment = self.assign_norm(
-            self.assign(expanded), None if self.padded_statistics else mask
-        )
-        vlad = vlad_aggregate(
-            expanded.unflatten(-1, (self.groups, -1)),
-            assignment.unflatten(-1, (self.groups, self.clusters)),
-            attention,
-            self.centers,
-        )
+        assignment = assignment.unflatten(-1, (self.groups, self.clusters))
+        if order == "reassociated":
+            vlad = self._pool(frames, soft_assign(assignment, attention, norm=norm))
+        else:
+            if order == "folded":
+                expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
+            features = expanded.unflatten(-1, (self.groups, -1))
+            vlad = vlad_aggregate(features, assignment, attention, self.centers, norm=norm)
         return self.norm(vlad.flatten(1))
+
+    def operations(
+        self, batch: int, length: int, *, backward: bool = False, formed: bool = False
+    ) -> dict[Order, int]:
+        """Counts the multiplications and additions of the matrix products in every order.
+
+        Args:
+            batch: number of videos B.
+            length: number of frames T of each.
+            backward: whether the gradients of the parameters are counted too.
+            formed: whether Wc W is there already, as in eval mode.
+
+        Returns:
+            Operations for each order.
+
+        Example:
+            >>> layer = NeXtVLAD(feature_size=1152, clusters=112, groups=8)
+            >>> {order: f"{n / 1e9:.0f}e9" for order, n in layer.operations(80, 300).items()}
+            {'direct': '238e9', 'folded': '193e9', 'reassociated': '152e9'}
+        """
+        rows, size = batch * length, self.feature_size
+        expanded, columns = self.expansion * size, self.groups * self.clusters
+        expand = rows * size * expanded
+        assign = rows * expanded * columns
+        short = rows * size * columns  # the folded assignment; the pooling of frames too
+        fold = size * expanded * columns
+        aggregate = rows * expanded * self.clusters
+        after = batch * size * expanded * self.clusters  # W applied to the pooled frames
+        direct = expand + assign + aggregate
+        folded = expand + short + aggregate
+        reassociated = 2 * short + after
+        if not formed:
+            folded, reassociated = folded + fold, reassociated + fold
+        if backward:
+            direct += expand + 2 * assign + 2 * aggregate
+            folded += expand + short + 2 * fold + 2 * aggregate
+            reassociated += 2 * short + 2 * fold + 2 * after
+        return {"direct": 2 * direct, "folded": 2 * folded, "reassociated": 2 * reassociated}
+
+    def train(self, mode: bool = True) -> NeXtVLAD:
+        """Sets the mode; what was folded from the weights is formed anew when next needed."""
+        self._cache = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what can be formed from the weights."""
+        return super().__getstate__() | {"_cache": None}
+
+    def _cheapest_order(self, frames: Tensor) -> Order:
+        if self.order is not None:
+            return self.order
+        if torch.compiler.is_exporting():
+            return "direct"
+        batch, length = frames.shape[:2]
+        backward = torch.is_grad_enabled() and self.expand.weight.requires_grad
+        counts = self.operations(batch, length, backward=backward, formed=self._cacheable())
+        cheapest: Order = "direct"
+        for order in counts:  # not min(): torch.compile cannot trace its key
+            if counts[order] < counts[cheapest]:
+                cheapest = order
+        return cheapest
+
+    def _cacheable(self) -> bool:
+        """Whether folded weights may outlive this call: nothing will ask for their gradient."""
+        if self.training or torch.compiler.is_compiling():
+            return False
+        return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
+
+    def _fold(self) -> _Folded:
+        assign, attention = self.assign.weight, self.attention.weight
+        return _Folded(
+            assign @ self.expand.weight,
+            assign @ self.expand.bias,
+            attention @ self.expand.weight,
+            attention @ self.expand.bias + self.attention.bias,
+        )
+
+    def _cached_fold(self) -> _Folded:
+        """Returns what `_fold` does, with the assignment's batch normalisation in it."""
+        tensors = [*self.parameters(), *self.assign_norm.buffers()]
+        key = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in tensors)
+        if self._cache is None or self._cache[0] != key:
+            device = self.centers.device.type
+            with (  # an inference tensor could not take part in the gradient of frames
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.autocast(device, enabled=False),
+            ):
+                folded, norm = self._fold(), self.assign_norm
+                scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+                shift = norm.bias - norm.running_mean * scale
+                assign = folded.assign * scale.unsqueeze(1)
+                bias = folded.assign_bias * scale + shift
+                self._cache = key, folded._replace(assign=assign, assign_bias=bias)
+        return self._cache[1]
+
+    def _pool(self, frames: Tensor, weights: Tensor) -> Tensor:
+        """Returns the descriptors of `vlad_aggregate`, from frames that are not expanded.
+
+        v[f,k] = sum_{g,n} W[g,f,n] u[k,g,n] + sum_g b[g,f] m[g,k] - c[f,k] sum_g m[g,k], where
+        u[k,g,n] = sum_t weights[t,g,k] frames[t,n] and m[g,k] = sum_t weights[t,g,k].
+        """
+        batch = frames.shape[0]
+        groups, clusters, size = self.groups, self.clusters, self.feature_size
+        # Columns in the order (k, g), so that u is a matrix of rows (b, k) and one product with W
+        # serves the whole batch.
+        columns = weights.transpose(2, 3).flatten(2)
+        if frames.dtype == torch.uint8:
+            pooled = frame_pool(frames, columns)
+        else:
+            pooled = torch.matmul(columns.mT, frames.to(columns.dtype))
+        pooled = pooled.reshape(batch * clusters, groups * size)
+        expand = self.expand.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        vlad = torch.mm(pooled, expand).unflatten(0, (batch, clusters))  # (B, K, F)
+        dtype = torch.promote_types(vlad.dtype, torch.float32)
+        with torch.autocast(frames.device.type, enabled=False):
+            mass = weights.sum(1, dtype=dtype)  # (B, G, K)
+            bias = self.expand.bias.to(dtype).unflatten(0, (groups, -1))
+            centers = self.centers.to(dtype).t() * mass.sum(1).unsqueeze(-1)
+            vlad = vlad.to(dtype) + mass.mT @ bias - centers
+            # x / max(|x|, sqrt(eps)) is vlad_aggregate's x / sqrt(max(|x|^2, eps)).
+            vlad = functional.normalize(vlad, dim=-1, eps=1e-6)
+            return vlad.mT.to(weights.dtype)
 
     def extra_repr(self) -> str:
         """Returns the geometry for `repr`."""
@@ -155,6 +334,12 @@ class NeXtVLAD(nn.Module):
             f"feature_size={self.feature_size}, clusters={self.clusters}, groups={self.groups}, "
             f"expansion={self.expansion}, out_features={self.out_features}"
         )
+
+
+def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    if frames.dtype == torch.uint8:
+        return frame_linear(frames, mask, weight, bias)
+    return functional.linear(frames, weight, bias)
 
 
 class NeXtVLADClassifier(nn.Module):
@@ -264,13 +449,12 @@ class NeXtVLADClassifier(nn.Module):
             TypeError: a dtype is wrong.
             ValueError: a shape is wrong, or `num_frames` is out of range (see `frame_mask`).
         """
-        if frames.ndim != 3:
-            raise ValueError(
-                f"frames: expected shape (batch, frames, {sum(self.feature_sizes)}), "
-                f"found {tuple(frames.shape)}"
-            )
+        self.normalization.check(frames)
         mask = None if num_frames is None else frame_mask(num_frames, frames)
-        x = self.normalization(frames, mask, dtype=self.hidden.weight.dtype)
+        if frames.dtype == torch.uint8 and self.normalization.convention == "dequantize":
+            x = frames  # the first products dequantise it
+        else:
+            x = self.normalization(frames, mask, dtype=self.hidden.weight.dtype)
         aggregates = [
             branch(part, mask)
             for branch, part in zip(self.branches, x.split(self.feature_sizes, -1), strict=True)

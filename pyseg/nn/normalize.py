@@ -9,13 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Convention = Literal["dequantize", "l2", "unwhiten", "raw"]
+from pyseg.ops.frames import dequantize
 
-# YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py reads it back as
-# q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but it is what all
-# public models were trained with.
-_SCALE = 4.0 / 255.0
-_OFFSET = 4.0 / 512.0 - 2.0
+Convention = Literal["dequantize", "l2", "unwhiten", "raw"]
 
 
 class FrameNormalization(nn.Module):
@@ -114,17 +110,10 @@ class FrameNormalization(nn.Module):
             TypeError: `frames` is neither uint8 nor floating.
             ValueError: the last dimension of `frames` is not ``sum(feature_sizes)``.
         """
+        self.check(frames)
         width = sum(self.feature_sizes)
-        if frames.ndim != 3 or frames.shape[-1] != width:
-            sizes = " + ".join(map(str, self.feature_sizes))
-            raise ValueError(
-                f"frames: expected shape (batch, frames, {width}), as the features have the "
-                f"widths {sizes}; found {tuple(frames.shape)}"
-            )
         if frames.dtype == torch.uint8:
-            x = frames.to(dtype)  # a copy, so the arithmetic may be in place
-            if self.convention != "raw":
-                x.mul_(_SCALE).add_(_OFFSET)
+            x = frames.to(dtype) if self.convention == "raw" else dequantize(frames, None, dtype)
         elif frames.is_floating_point():
             x = frames.to(dtype)
         else:
@@ -138,6 +127,16 @@ class FrameNormalization(nn.Module):
             scale = (self.eigenvalues.sqrt() + 1e-4).to(dtype)
             return torch.cat(((first - 4.0 / 512.0) * scale, rest), dim=-1)
         return x
+
+    def check(self, frames: Tensor) -> None:
+        """Raises the `ValueError` of `forward` where the shape of `frames` does not fit."""
+        width = sum(self.feature_sizes)
+        if frames.ndim != 3 or frames.shape[-1] != width:
+            sizes = " + ".join(map(str, self.feature_sizes))
+            raise ValueError(
+                f"frames: expected shape (batch, frames, {width}), as the features have the "
+                f"widths {sizes}; found {tuple(frames.shape)}"
+            )
 
     def extra_repr(self) -> str:
         """Returns the arguments for `repr`."""

@@ -9,12 +9,23 @@ from pyseg.ops.assignment import (
     soft_assign,
     soft_assign_reference,
 )
+from pyseg.ops.frames import frame_linear, frame_pool
+from pyseg.ops.rated_bce import (
+    correlated_targets,
+    rated_bce_with_logits,
+    rated_bce_with_logits_reference,
+)
 from pyseg.ops.vlad import vlad_aggregate, vlad_aggregate_reference
 
 __all__ = [
     "AssignmentNorm",
+    "correlated_targets",
+    "frame_linear",
+    "frame_pool",
     "moments",
     "moments_reference",
+    "rated_bce_with_logits",
+    "rated_bce_with_logits_reference",
     "soft_assign",
     "soft_assign_reference",
     "vlad_aggregate",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from pyseg.nn import BatchNorm
+from pyseg.ops import soft_assign
+from pyseg.ops.assignment import normalize
 
 
 def randomized(norm: BatchNorm) -> BatchNorm:
@@ -14,6 +17,11 @@ def randomized(norm: BatchNorm) -> BatchNorm:
             tensor.normal_()
         norm.running_var.uniform_(0.5, 1.5)
     return norm
+
+
+def apply_deferred(norm: BatchNorm, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What an op does with `norm.deferred(x, mask)`, by its definition."""
+    return normalize(x.unsqueeze(2), norm.deferred(x, mask)).squeeze(2)
 
 
 def test_defaults_are_those_of_slim() -> None:
@@ -53,6 +61,23 @@ def test_eval_uses_the_running_statistics_and_leaves_them() -> None:
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_deferred_is_forward(training: bool, unbiased: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    results = []
+    for function in (BatchNorm.forward, apply_deferred):
+        norm = BatchNorm(4, momentum=0.5, unbiased=unbiased).double().train(training)
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(1, 2, 4))
+        leaf = x.clone().requires_grad_()
+        y = function(norm, leaf)
+        y.backward(torch.linspace(-1, 1, 24, dtype=x.dtype).reshape(2, 3, 4))
+        results.append((y, leaf.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
 def test_masked_rows_do_not_count(unbiased: bool) -> None:
     """Statistics of the valid rows alone, and their gradient; all rows are normalised."""
     torch.manual_seed(0)
@@ -61,7 +86,7 @@ def test_masked_rows_do_not_count(unbiased: bool) -> None:
     norm = randomized(BatchNorm(4, momentum=0.5, unbiased=unbiased)).double()
     alone = BatchNorm(4, momentum=0.5, unbiased=unbiased).double()
     alone.load_state_dict(norm.state_dict())
-    y = norm(x, mask)
+    y = apply_deferred(norm, x, mask)
     valid = x.detach()[mask].requires_grad_()
     expected = alone(valid)
     torch.testing.assert_close(y[mask], expected)
@@ -75,21 +100,32 @@ def test_masked_rows_do_not_count(unbiased: bool) -> None:
     torch.testing.assert_close(norm.weight.grad, alone.weight.grad)
 
 
-def test_mask_of_ones_changes_nothing() -> None:
+@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 2), (2, 3, 2)])
+def test_deferred_without_a_row_leaves_the_statistics_alone(shape: tuple[int, ...]) -> None:
+    norm = BatchNorm(2)
+    x = torch.randn(shape)
+    assert apply_deferred(norm, x, torch.zeros(shape[:2], dtype=torch.bool)).isfinite().all()
+    assert norm.running_mean.tolist() == [0, 0]
+    assert norm.running_var.tolist() == [1, 1]
+
+
+def test_deferred_statistics_of_bfloat16_are_float32() -> None:
     torch.manual_seed(0)
-    x = torch.randn(5, 3)
-    masked, plain = BatchNorm(3), BatchNorm(3)
-    torch.testing.assert_close(masked(x, torch.ones(5, dtype=torch.bool)), plain(x))
-    torch.testing.assert_close(masked.running_var, plain.running_var)
+    x = (torch.randn(64, 64, 2) + 100).bfloat16()
+    norm, exact = BatchNorm(2, momentum=1.0), BatchNorm(2, momentum=1.0).double()
+    assert norm.deferred(x).mean.dtype == torch.float32
+    exact.deferred(x.double())
+    torch.testing.assert_close(norm.running_mean.double(), exact.running_mean, rtol=1e-5, atol=0)
+    torch.testing.assert_close(norm.running_var.double(), exact.running_var, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_one_row_is_no_error(unbiased: bool, masked: bool) -> None:
+@pytest.mark.parametrize("deferred", [False, True])
+def test_one_row_is_no_error(unbiased: bool, deferred: bool) -> None:
     """A partial final batch may hold one video; PyTorch's own layer refuses it."""
     norm = BatchNorm(3, momentum=0.5, unbiased=unbiased)
     x = torch.tensor([[4.0, -2.0, 0.0]], requires_grad=True)
-    y = norm(x, torch.tensor([True]) if masked else None)
+    y = apply_deferred(norm, x[None])[0] if deferred else norm(x)
     torch.testing.assert_close(y, torch.zeros(1, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(norm.running_mean, torch.tensor([2.0, -1.0, 0.0]))
     torch.testing.assert_close(norm.running_var, torch.full((3,), 0.5))
@@ -106,36 +142,32 @@ def test_no_rows_leave_the_statistics_alone(training: bool, x: torch.Tensor) -> 
     assert norm.running_var.tolist() == [1, 1, 1]
 
 
-def test_mask_without_a_row_leaves_the_statistics_alone() -> None:
-    norm = BatchNorm(3)
-    assert norm(torch.randn(2, 3), torch.zeros(2, dtype=torch.bool)).isfinite().all()
-    assert norm.running_mean.tolist() == [0, 0, 0]
-    assert norm.running_var.tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_bfloat16_rows_have_float32_statistics(masked: bool) -> None:
+def test_bfloat16_rows_have_float32_statistics() -> None:
     torch.manual_seed(0)
     x = (torch.randn(4096, 2) + 100).bfloat16()
-    mask = torch.ones(4096, dtype=torch.bool) if masked else None
     norm, exact = BatchNorm(2, momentum=1.0), BatchNorm(2, momentum=1.0).double()
-    y, expected = norm(x, mask), exact(x.double(), mask)
+    y, expected = norm(x), exact(x.double())
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.double(), expected, atol=2e-2, rtol=1e-2)
     torch.testing.assert_close(norm.running_mean.double(), exact.running_mean, rtol=1e-5, atol=0)
     torch.testing.assert_close(norm.running_var.double(), exact.running_var, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_compiles_whole_with_any_number_of_rows(masked: bool) -> None:
+@pytest.mark.parametrize("deferred", [False, True])
+def test_compiles_whole_with_any_number_of_rows(deferred: bool) -> None:
+    def step(norm: BatchNorm, x: Tensor) -> Tensor:
+        if not deferred:
+            return norm(x)
+        mask = torch.arange(x.shape[1]) < 3
+        norms = norm.deferred(x, mask.expand(x.shape[:2]))
+        return soft_assign(x.unsqueeze(2), torch.ones_like(x[..., :1]), norm=norms)
+
     torch._dynamo.reset()
-    norm = BatchNorm(3)
-    compiled = torch.compile(norm, fullgraph=True, dynamic=True, backend="aot_eager")
-    plain = BatchNorm(3)
+    norm, plain = BatchNorm(3), BatchNorm(3)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (4, 7, 5):
-        x = torch.randn(rows, 3)
-        mask = torch.arange(rows) < 3 if masked else None
-        torch.testing.assert_close(compiled(x, mask), plain(x, mask))
+        x = torch.randn(rows + 1, rows, 3)
+        torch.testing.assert_close(compiled(norm, x), step(plain, x))
         torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
@@ -155,5 +187,7 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"x: expected a last dimension of 3, found \(2, 4\)"):
         BatchNorm(3)(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match=r"mask: expected shape \(2,\) as x has, found \(3,\)"):
-        BatchNorm(3)(torch.zeros(2, 3), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"x: expected a last dimension of 3, found \(2, 1, 4\)"):
+        BatchNorm(3).deferred(torch.zeros(2, 1, 4))
+    with pytest.raises(ValueError, match=r"mask: expected shape \(2, 1\) as x .*, found \(3,\)"):
+        BatchNorm(3).deferred(torch.zeros(2, 1, 3), torch.ones(3, dtype=torch.bool))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
+import pickle
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyseg import _ext
 from pyseg.nn import BatchNorm, NeXtVLAD, NeXtVLADClassifier
+from pyseg.nn.nextvlad import Order
 
 SIZES = (12, 6)
+ORDERS = get_args(Order)
 
 
 def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -90,15 +97,156 @@ def layer_by_loops(layer: NeXtVLAD, frames: np.ndarray, valid: list[int]) -> np.
 @pytest.mark.parametrize(
     "options", [{}, {"groups": 1}, {"expansion": 1, "groups": 3}, {"clusters": 1}]
 )
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("length", [1, 5, 9])
-def test_layer_is_its_definition(training: bool, options: dict, length: int) -> None:
-    layer = make_layer(**options).double().train(training)
+def test_layer_is_its_definition(training: bool, options: dict, length: int, order: str) -> None:
+    layer = make_layer(order=order, **options).double().train(training)
     frames = np.random.default_rng(1).standard_normal((3, length, 12))
     valid = [length, (length + 1) // 2, 0]
     expected = layer_by_loops(layer, frames, valid)
     mask = torch.arange(length) < torch.tensor(valid)[:, None]
-    found = layer(torch.from_numpy(frames), mask)
+    with torch.set_grad_enabled(training):  # without, the eval mode's folded weights are used
+        found = layer(torch.from_numpy(frames), mask)
     torch.testing.assert_close(found.detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def values_and_gradients(layer: NeXtVLAD, frames: torch.Tensor, mask: torch.Tensor) -> dict:
+    leaf = frames.clone().requires_grad_(frames.is_floating_point())
+    output = layer(leaf, mask)
+    (output * torch.linspace(-1, 1, output.shape[1], dtype=output.dtype)).sum().backward()
+    gradients = {name: p.grad for name, p in layer.named_parameters()}
+    return (
+        {"output": output.detach(), "frames": leaf.grad} | gradients | dict(layer.named_buffers())
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("padded_statistics", [False, True])
+@pytest.mark.parametrize("order", [*ORDERS, None])
+def test_orders_agree(order, padded_statistics: bool, training: bool, dtype: torch.dtype) -> None:
+    """Values, gradients of parameters and frames, moving statistics."""
+    frames = make_frames(3, 7)[..., :12]
+    mask = torch.arange(7) < torch.tensor([[7], [3], [0]])
+    x = frames.double() * (4 / 255) + (4 / 512 - 2)
+    x = torch.where(mask.unsqueeze(-1), x, 0.0)
+    results = []
+    for each, given in ((order, frames if dtype == torch.uint8 else x), ("direct", x)):
+        layer = make_layer(order=each, padded_statistics=padded_statistics, groups=3)
+        results.append(values_and_gradients(layer.double().train(training), given, mask))
+    if dtype == torch.uint8:
+        results[1]["frames"] = None
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def test_operations_are_those_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ext, "HAS_CPU_OPS", False)  # PyTorch counts its own products only
+    for order in ORDERS:
+        layer = NeXtVLAD(96, clusters=16, groups=4, order=order)
+        frames = torch.randn(3, 20, 96)
+        counter = FlopCounterMode(display=False)
+        for backward in (False, True):
+            with counter, torch.set_grad_enabled(backward):
+                output = layer(frames)
+                if backward:
+                    output.sum().backward()
+            expected = layer.operations(3, 20, backward=backward)[order]
+            # The products of the attention, of the biases, are left out.
+            assert expected < counter.get_total_flops() < 1.15 * expected, (order, backward)
+        layer.eval()
+        with torch.no_grad():
+            layer(frames)
+            with counter:
+                layer(frames)
+        expected = layer.operations(3, 20, formed=True)[order]
+        assert expected < counter.get_total_flops() < 1.15 * expected, order
+
+
+def test_the_cheapest_order_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = NeXtVLAD(96, clusters=16, groups=4)
+    taken = []
+    for name in ("assign", "_pool"):
+        target = layer.assign if name == "assign" else layer
+        method = "forward" if name == "assign" else name
+        original = getattr(target, method)
+        monkeypatch.setattr(
+            target, method, lambda *a, f=original, n=name: (taken.append(n), f(*a))[1]
+        )
+
+    def order(batch: int, length: int) -> str:
+        taken.clear()
+        layer(torch.randn(batch, length, 96))
+        return {(): "folded", ("assign",): "direct", ("_pool",): "reassociated"}[tuple(taken)]
+
+    for training, grad in itertools.product((True, False), (True, False)):
+        layer.train(training)
+        orders = set()
+        for shape in ((1, 1), (8, 5), (4, 40), (20, 300)):
+            with torch.set_grad_enabled(grad):
+                orders.add(found := order(*shape))
+            counts = layer.operations(*shape, backward=grad, formed=not training and not grad)
+            assert counts[found] == min(counts.values())
+        assert len(orders) > 1
+
+
+def test_folded_weights_are_formed_once_and_follow_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = make_layer(order="folded").eval()
+    frames = torch.randn(2, 6, 12)
+    formed = []
+    original = layer._fold
+    monkeypatch.setattr(layer, "_fold", lambda: (formed.append(1), original())[1])
+
+    def check(times: int) -> None:
+        formed.clear()
+        with torch.no_grad():
+            found = layer(frames)
+        assert len(formed) == times
+        torch.testing.assert_close(found, layer(frames).detach())  # with gradients: no cache
+
+    check(1)
+    check(0)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    check(1)
+    layer.load_state_dict(make_layer().state_dict())
+    check(1)
+    layer.assign_norm.running_mean += 1
+    check(1)
+    layer.train()(frames)
+    layer.eval()
+    check(1)
+    layer.assign.weight.data.mul_(2)  # invisible, as documented, until eval()
+    layer.eval()
+    check(1)
+    layer.double()
+    frames = frames.double()
+    check(1)
+
+
+def test_folded_weights_are_not_copied_or_saved() -> None:
+    layer = make_layer(order="folded").eval()
+    frames = torch.randn(2, 6, 12)
+    with torch.no_grad():
+        expected = layer(frames)
+        assert layer._cache is not None
+        assert list(layer.state_dict()) == list(make_layer().state_dict())
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert other._cache is None
+            assert torch.equal(other(frames), expected)
+
+
+def test_folded_weights_of_inference_mode_serve_gradients_of_frames() -> None:
+    layer = make_layer(order="folded").eval().requires_grad_(False)
+    frames = torch.randn(2, 6, 12)
+    with torch.inference_mode():
+        layer(frames)
+    frames.requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(frames).sum(), frames)
+    (expected,) = torch.autograd.grad(make_layer(order="direct").eval()(frames).sum(), frames)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_layer_has_the_reference_parameters() -> None:
@@ -165,6 +313,10 @@ def test_layer_refuses_what_does_not_fit() -> None:
         layer(torch.zeros(2, 3, 12), torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"groups: expected a divisor .* = 24, found 5"):
         NeXtVLAD(12, clusters=4, groups=5)
+    with pytest.raises(TypeError, match=r"frames: expected uint8 or floating, found torch\.int64"):
+        layer(torch.zeros(2, 3, 12, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"order: expected one of direct, folded, .*'quick'"):
+        NeXtVLAD(12, clusters=4, groups=4, order="quick")
     for name in ("feature_size", "clusters", "groups", "expansion"):
         sizes = {"feature_size": 12, "clusters": 4, "groups": 4, "expansion": 2, name: 0}
         with pytest.raises(ValueError, match=f"{name}: expected at least 1, found 0"):
@@ -336,7 +488,7 @@ def test_bad_input() -> None:
     model = make_model().eval()
     with pytest.raises(ValueError, match=r"frames: expected .* 18\).*12 \+ 6; found \(1, 2, 17\)"):
         model(torch.zeros(1, 2, 17), torch.tensor([2]))
-    with pytest.raises(ValueError, match=r"frames: expected .* 18\), found \(2, 18\)"):
+    with pytest.raises(ValueError, match=r"frames: expected .* 18\), .*; found \(2, 18\)"):
         model(torch.zeros(2, 18), torch.tensor([2]))
     with pytest.raises(ValueError, match=r"num_frames: expected values in 0\.\.2 .* found 3"):
         model(torch.zeros(1, 2, 18), torch.tensor([3]))
@@ -361,20 +513,24 @@ def test_same_with_and_without_the_compiled_library(
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize(
-    ("training", "padded_statistics", "backend"),
+    ("training", "padded_statistics", "order", "backend"),
     [
-        (True, True, "aot_eager"),
-        (True, False, "aot_eager"),
-        (False, True, "aot_eager"),
-        (False, True, "inductor"),
+        (True, True, "direct", "aot_eager"),
+        (True, False, "folded", "aot_eager"),
+        (True, True, "reassociated", "aot_eager"),
+        (False, True, "folded", "aot_eager"),
+        (False, True, None, "inductor"),
     ],
 )
 def test_compiles_whole_for_any_batch_and_length(
-    training: bool, padded_statistics: bool, backend: str
+    training: bool, padded_statistics: bool, order: str | None, backend: str
 ) -> None:
+    """Left to itself, a layer is compiled once more where another order becomes the cheapest."""
     torch._dynamo.reset()
     options = {"feature_sizes": (18,), "padded_statistics": padded_statistics}
     model, plain = (make_model(**options).train(training) for _ in range(2))
+    for each in (model, plain):
+        each.branches[0].order = order
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
     for index, (batch, length) in enumerate(((4, 6), (3, 5), (5, 7))):
         frames = make_frames(batch, length)

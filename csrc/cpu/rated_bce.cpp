@@ -1,0 +1,130 @@
+// rated_bce_with_logits for CPU tensors: a thread takes whole rows.
+#include "pyseg/rated_bce.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../torch/dispatch.h"
+#include "../torch/rated_bce_checks.h"
+
+namespace pyseg {
+namespace {
+
+using torch::stable::contiguous;
+using torch::stable::empty_like;
+using torch::stable::new_empty;
+using torch::stable::parallel_for;
+
+void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const char* name) {
+  STD_TORCH_CHECK(offsets[0] == 0 && offsets[rows] == size, name, " must go from 0 to ", size,
+                  ", got ", offsets[0], " to ", offsets[rows]);
+  for (int64_t i = 0; i < rows; ++i) {
+    STD_TORCH_CHECK(offsets[i] <= offsets[i + 1], name, " must not decrease, got ", offsets[i],
+                    " before ", offsets[i + 1], " at row ", i);
+  }
+}
+
+// Everything that a kernel uses as an index or takes for granted.
+template <typename A>
+void check_values(int64_t batch, int64_t classes, int64_t size, const Ratings<A>& ratings,
+                  int64_t relations, const LabelCorrelation<A>& correlation) {
+  check_offsets(ratings.offsets, batch, size, "offsets");
+  std::vector<int64_t> rated_by(classes, -1);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t r = ratings.offsets[b]; r < ratings.offsets[b + 1]; ++r) {
+      const int64_t j = ratings.classes[r];
+      STD_TORCH_CHECK(j >= 0 && j < classes, "classes must lie in 0..", classes - 1, ", got ", j,
+                      " in row ", b);
+      STD_TORCH_CHECK(rated_by[j] != b, "classes must be rated once in a row, got ", j,
+                      " twice in row ", b);
+      STD_TORCH_CHECK(ratings.scores[r] >= 0 && ratings.scores[r] <= 1,
+                      "scores must lie in [0, 1], got ", ratings.scores[r], " in row ", b);
+      rated_by[j] = b;
+    }
+  }
+  if (correlation.offsets == nullptr) return;
+  check_offsets(correlation.offsets, classes, relations, "correlation_offsets");
+  for (int64_t p = 0; p < relations; ++p) {
+    STD_TORCH_CHECK(correlation.columns[p] >= 0 && correlation.columns[p] < classes,
+                    "correlation_columns must lie in 0..", classes - 1, ", got ",
+                    correlation.columns[p]);
+  }
+}
+
+std::tuple<Tensor, Tensor> rated_bce_with_logits_cpu(
+    const Tensor& logits,                              // (B, C)
+    const Tensor& offsets,                             // (B + 1)
+    const Tensor& classes,                             // (R)
+    const Tensor& scores,                              // (R)
+    const std::optional<Tensor>& correlation_offsets,  // (C + 1)
+    const std::optional<Tensor>& correlation_columns,  // (nnz)
+    const std::optional<Tensor>& correlation_values,   // (nnz)
+    double rated_weight, double unrated_weight, bool needs_grad) {
+  check_rated_bce(logits, offsets, classes, scores, correlation_offsets, correlation_columns,
+                  correlation_values);
+  const int64_t B = logits.size(0), C = logits.size(1);
+  const Tensor logits_ = contiguous(logits);
+  const Tensor offsets_ = contiguous(offsets), classes_ = contiguous(classes);
+  const Tensor scores_ = contiguous(scores);
+  std::optional<Tensor> rows, columns, values;
+  if (correlation_offsets) {
+    rows = contiguous(*correlation_offsets);
+    columns = contiguous(*correlation_columns);
+    values = contiguous(*correlation_values);
+  }
+  const auto sums = accumulate_dtype(logits.scalar_type());
+  const Tensor loss = new_empty(logits_, {}, sums), row_loss = new_empty(logits_, {B}, sums);
+  const Tensor grad = needs_grad ? empty_like(logits_) : new_empty(logits_, {0});
+  const auto run = [&]<typename T>(std::type_identity<T>) {
+    using A = Accumulate<T>;
+    RatedBceInput<T, A> in{B,
+                           C,
+                           read<T>(logits_),
+                           {read<int64_t>(offsets_), read<int64_t>(classes_), read<A>(scores_)},
+                           {nullptr, nullptr, nullptr},
+                           static_cast<A>(rated_weight),
+                           static_cast<A>(unrated_weight)};
+    if (rows) in.correlation = {read<int64_t>(*rows), read<int64_t>(*columns), read<A>(*values)};
+    check_values(B, C, classes.size(0), in.ratings, rows ? columns->size(0) : 0, in.correlation);
+    A* const row_losses = write<A>(row_loss);
+    T* const gradient = needs_grad ? write<T>(grad) : nullptr;
+    parallel_for(0, B, 4, [&](int64_t begin, int64_t end) {
+      rated_bce<T>(in, row_losses, gradient, begin, end);
+    });
+    *write<A>(loss) = rated_bce_mean(row_losses, B);
+  };
+  dispatch_floating<Float16, BFloat16>(logits.scalar_type(), "rated_bce_with_logits", run);
+  return {loss, grad};
+}
+
+Tensor rated_bce_with_logits_backward_cpu(const Tensor& grad_output,  // ()
+                                          const Tensor& grad)         // (B, C)
+{
+  check_shape(grad_output, "grad_output", "()", {});
+  check_dtype(grad_output, "grad_output", accumulate_dtype(grad.scalar_type()));
+  const Tensor grad_ = contiguous(grad), result = empty_like(grad_);
+  const auto run = [&]<typename T>(std::type_identity<T>) {
+    using A = Accumulate<T>;
+    const int64_t B = grad.size(0);
+    const A scale = *read<A>(grad_output) / (static_cast<A>(B) * rated_bce_share<T>(B));
+    parallel_for(0, grad_.numel(), 65536, [&](int64_t begin, int64_t end) {
+      rated_bce_scale<T>(read<T>(grad_), scale, write<T>(result), begin, end);
+    });
+  };
+  dispatch_floating<Float16, BFloat16>(grad.scalar_type(), "rated_bce_with_logits_backward", run);
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pyseg, CPU, m) {
+  m.impl("rated_bce_with_logits", TORCH_BOX(&rated_bce_with_logits_cpu));
+  m.impl("rated_bce_with_logits_backward", TORCH_BOX(&rated_bce_with_logits_backward_cpu));
+}
+
+}  // namespace pyseg

@@ -1,0 +1,47 @@
+// The checks of rated_bce_with_logits, the same for every device.
+#pragma once
+
+#include <optional>
+
+#include "../include/pyseg/rated_bce_shape.h"
+#include "checks.h"
+#include "dispatch.h"
+
+namespace pyseg {
+
+// Shapes, dtypes and devices; what the numbers are is for the device to check.
+inline void check_rated_bce(const Tensor& logits,                               // (B, C)
+                            const Tensor& offsets,                              // (B + 1)
+                            const Tensor& classes,                              // (R)
+                            const Tensor& scores,                               // (R)
+                            const std::optional<Tensor>& correlation_offsets,   // (C + 1)
+                            const std::optional<Tensor>& correlation_columns,   // (nnz)
+                            const std::optional<Tensor>& correlation_values) {  // (nnz)
+  using torch::headeronly::ScalarType;
+  check_dimensions(logits, "logits", "(B, C)");
+  const auto sums = accumulate_dtype(logits.scalar_type());
+  const auto check = [&](const Tensor& tensor, const char* name, ScalarType dtype) {
+    check_dtype(tensor, name, dtype);
+    check_device(tensor, name, logits, "logits");
+  };
+  check_shape(offsets, "offsets", "(B + 1,)", {logits.size(0) + 1});
+  check_dimensions(classes, "classes", "(R)");
+  check_shape(scores, "scores", "(R,)", {classes.size(0)});
+  check(offsets, "offsets", ScalarType::Long);
+  check(classes, "classes", ScalarType::Long);
+  check(scores, "scores", sums);
+  const bool correlated = correlation_offsets.has_value();
+  STD_TORCH_CHECK(
+      correlated == correlation_columns.has_value() && correlated == correlation_values.has_value(),
+      "correlation_offsets, correlation_columns and correlation_values must be given "
+      "together");
+  if (!correlated) return;
+  check_shape(*correlation_offsets, "correlation_offsets", "(C + 1,)", {logits.size(1) + 1});
+  check_dimensions(*correlation_columns, "correlation_columns", "(nnz)");
+  check_shape(*correlation_values, "correlation_values", "(nnz,)", {correlation_columns->size(0)});
+  check(*correlation_offsets, "correlation_offsets", ScalarType::Long);
+  check(*correlation_columns, "correlation_columns", ScalarType::Long);
+  check(*correlation_values, "correlation_values", sums);
+}
+
+}  // namespace pyseg

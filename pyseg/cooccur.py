@@ -1,0 +1,157 @@
+"""Counts label pairs and makes the correlation: ``python -m pyseg.cooccur --labels <table> ...``.
+
+See `pyseg.labels`. What it writes is what ``--loss.correlation`` of `pyseg.train` reads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pyseg import _cli
+from pyseg.data import DataError, youtube8m
+from pyseg.data.datasets import find_shards
+from pyseg.labels import (
+    Cooccurrence,
+    CooccurrenceCounter,
+    LabelCorrelation,
+    LabelLists,
+    read_label_records,
+    read_label_table,
+)
+
+
+@dataclass
+class CooccurConfig:
+    """What to count, and what to make of it.
+
+    Args:
+        out: The file to write, for example correlation.npz.
+        labels: A table of lines "id,label label ...", plain or gzip-compressed.
+        data: TFRecords, frame-level or video-level: a folder, glob or file.
+        exclude_ids: A file with the ids of videos that must not count, such as those of the test
+            videos: one a line, or tables as for --labels.
+        num_classes: Classes C of the labels that are counted.
+        threshold: Probabilities below it are dropped (paper, eq. 5).
+        min_support: Pairs seen in fewer videos are dropped.
+        classes: A vocabulary of the classes to keep (the column Index; Name is for the output),
+            for example segment_vocabulary.csv; default: all.
+        vocabulary: A vocabulary that names all classes, for the output alone.
+        top: How many of the strongest relations to print.
+    """
+
+    out: str
+    labels: str | None = None
+    data: str | None = None
+    exclude_ids: str | None = None
+    num_classes: int = youtube8m.NUM_CLASSES
+    threshold: float = 0.5
+    min_support: int = 1
+    classes: str | None = None
+    vocabulary: str | None = None
+    top: int = 10
+
+
+def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
+    """Returns the counts of all that `config` names, and how many videos were left out."""
+    from tqdm import tqdm
+
+    exclude = read_ids(Path(config.exclude_ids)) if config.exclude_ids else set()
+    paths = find_shards(config.data) if config.data else []
+    if config.labels is None and not paths:
+        raise _cli.UserError("expected --labels or --data, found neither")
+    with _cli.user_errors():
+        counter = CooccurrenceCounter(config.num_classes)
+    left_out = 0
+    size = sum(
+        os.path.getsize(path) for path in [*paths, *([config.labels] if config.labels else [])]
+    )
+    with tqdm(
+        total=size, unit="B", unit_scale=True, desc="counting", leave=False, disable=None
+    ) as bar:
+
+        def keep(id: str) -> bool:
+            return id not in exclude
+
+        def sources() -> Iterator[tuple[str, Iterator[LabelLists]]]:
+            if config.labels:
+                table = read_label_table(config.labels, exclude=exclude, progress=bar.update)
+                yield config.labels, table
+            for path in paths:
+                yield path, read_label_records(path, keep=keep)
+                bar.update(os.path.getsize(path))
+
+        for name, blocks in sources():
+            for lists in blocks:
+                left_out += lists.left_out
+                try:
+                    counter.update(lists.offsets, lists.labels)
+                except ValueError as error:
+                    raise DataError(
+                        f"{name}: {error} (--num_classes {config.num_classes})"
+                    ) from None
+    return counter.finish(), left_out
+
+
+def read_ids(path: Path) -> set[str]:
+    """Returns the first column of a file of ids, one a line."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    ids = {line.partition(",")[0].strip() for line in lines}
+    return ids - {""}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Counts, writes the correlation, and prints a line a fact."""
+    parser = _cli.make_parser(
+        CooccurConfig, "pyseg.cooccur", "Counts label pairs and writes their correlation."
+    )
+    config = _cli.parse(parser, CooccurConfig, argv)
+    kept: list[int] | None = None
+    names: dict[int, str] = {}
+    if config.vocabulary:
+        names = dict(enumerate(youtube8m.read_vocabulary(config.vocabulary)))
+    if config.classes:
+        chosen = youtube8m.read_segment_vocabulary(config.classes)
+        kept = chosen.classes
+        names |= dict(zip(chosen.classes, chosen.names, strict=True))
+    counted, left_out = count(config)
+    with _cli.user_errors():
+        correlation = LabelCorrelation.from_counts(
+            counted, config.threshold, kept, min_support=config.min_support
+        )
+    correlation.save(config.out)
+    print(f"videos: {counted.num_videos}, left out: {left_out}")
+    print(f"labels: {counted.counts.sum()} of {(counted.counts > 0).sum()} classes")
+    print(f"pairs: {counted.values.sum()}, different: {len(counted.values)}")
+    print(f"relations of at least {config.threshold:g}: {len(correlation.values)}")
+    numbers = range(correlation.num_classes) if kept is None else kept
+    for line in strongest(correlation, counted, list(numbers), names, config.top):
+        print(line)
+    print(f"correlation: {config.out}")
+
+
+def strongest(
+    correlation: LabelCorrelation,
+    counted: Cooccurrence,
+    numbers: list[int],
+    names: dict[int, str],
+    top: int,
+) -> Iterator[str]:
+    """Yields the strongest relations, those seen most often first among equals."""
+    rows = np.repeat(np.arange(correlation.num_classes), np.diff(correlation.offsets.numpy()))
+    columns, values = correlation.columns.numpy(), correlation.values.numpy()
+    seen = counted.counts[np.array(numbers)[rows]] * values
+    for at in np.lexsort((-seen, -values))[:top]:
+        one, other = (numbers[k] for k in (rows[at], columns[at]))
+        yield (
+            f"  {names.get(one, one)} -> {names.get(other, other)}: {values[at]:.2f} "
+            f"of {counted.counts[one]} videos"
+        )
+
+
+if __name__ == "__main__":
+    _cli.run(main)

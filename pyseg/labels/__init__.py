@@ -1,0 +1,23 @@
+"""What labels know of each other: counts of pairs, and the correlation made of them."""
+
+from __future__ import annotations
+
+from pyseg.labels.cooccurrence import (
+    Cooccurrence,
+    CooccurrenceCounter,
+    count_cooccurrence,
+    count_cooccurrence_reference,
+)
+from pyseg.labels.correlation import LabelCorrelation
+from pyseg.labels.lists import LabelLists, read_label_records, read_label_table
+
+__all__ = [
+    "Cooccurrence",
+    "CooccurrenceCounter",
+    "LabelCorrelation",
+    "LabelLists",
+    "count_cooccurrence",
+    "count_cooccurrence_reference",
+    "read_label_records",
+    "read_label_table",
+]

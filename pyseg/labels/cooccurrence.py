@@ -1,0 +1,263 @@
+"""How often labels occur, and occur together: the counts N and M of the paper's section 3.3."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+Integers = NDArray[np.int64]
+
+# Pairs that are held before they are counted: 64 MiB, and time enough to count them at full speed.
+_PENDING_PAIRS = 2**24
+
+
+@dataclass(frozen=True)
+class Cooccurrence:
+    """Counts of labels and of pairs of labels, exact.
+
+    Pairs are kept sparse, i < j only, so memory goes with the pairs that occur; `pairs` makes the
+    dense matrix where it is wanted.
+
+    Attributes:
+        num_videos: How many videos were counted, those without labels included.
+        counts: (C,) int64, N_i: the videos with label i.
+        offsets: (C + 1,) int64: row i's entries are ``offsets[i]:offsets[i + 1]``.
+        columns: (nnz,) int32, the other label j > i of each pair, increasing within a row.
+        values: (nnz,) int64, M_ij > 0.
+    """
+
+    num_videos: int
+    counts: Integers
+    offsets: Integers
+    columns: NDArray[np.int32]
+    values: Integers
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes C."""
+        return len(self.counts)
+
+    @property
+    def pairs(self) -> Integers:
+        """(C, C) int64, M_ij: the videos with both labels; symmetric, with N on the diagonal."""
+        dense = np.zeros((self.num_classes, self.num_classes), np.int64)
+        rows = np.repeat(np.arange(self.num_classes), np.diff(self.offsets))
+        dense[rows, self.columns] = self.values
+        dense[self.columns, rows] = self.values
+        np.fill_diagonal(dense, self.counts)
+        return dense
+
+    def merge(self, other: Cooccurrence) -> Cooccurrence:
+        """Returns the counts of both, as if the videos had been counted together.
+
+        Raises:
+            ValueError: The numbers of classes differ.
+        """
+        if self.num_classes != other.num_classes:
+            raise ValueError(
+                f"other: expected counts of {self.num_classes} classes, found {other.num_classes}"
+            )
+        if not len(other.columns) or not len(self.columns):
+            larger = self if len(self.columns) else other
+            entries = larger.offsets, larger.columns, larger.values
+        else:
+            entries = _kernels().merge(
+                (self.offsets, self.columns, self.values),
+                (other.offsets, other.columns, other.values),
+            )
+        videos = self.num_videos + other.num_videos
+        return Cooccurrence(videos, self.counts + other.counts, *entries)
+
+
+def count_cooccurrence(
+    offsets: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor, num_classes: int
+) -> Cooccurrence:
+    """Counts labels and pairs of labels in ragged lists, in parallel.
+
+    A label that a video has twice counts once. The order of labels does not matter.
+
+    Args:
+        offsets: (V + 1,) integers from 0 to L, not decreasing: video v has the labels
+            ``labels[offsets[v]:offsets[v + 1]]``.
+        labels: (L,) integers in 0..C-1.
+        num_classes: the number of classes C.
+
+    Returns:
+        The counts.
+
+    Raises:
+        TypeError: An argument does not hold integers.
+        ValueError: Offsets do not fit, or a label is out of range; the message names the video.
+
+    Example:
+        >>> counted = count_cooccurrence([0, 2, 5], [1, 0, 0, 2, 2], num_classes=3)
+        >>> counted.counts.tolist()
+        [2, 1, 1]
+        >>> counted.pairs.tolist()
+        [[2, 1, 1], [1, 1, 0], [1, 0, 1]]
+    """
+    counter = CooccurrenceCounter(num_classes)
+    counter.update(offsets, labels)
+    return counter.finish()
+
+
+class CooccurrenceCounter:
+    """Counts a stream of videos, a block at a time.
+
+    Memory goes with the pairs that occur, and with 64 MiB of pairs that are not yet counted.
+
+    Args:
+        num_classes: the number of classes C.
+
+    Raises:
+        ValueError: `num_classes` is not in 1..2^31-1.
+
+    Example:
+        >>> counter = CooccurrenceCounter(3)
+        >>> counter.update([0, 2], [0, 1])
+        >>> counter.update([0, 1, 3], [2, 1, 0])
+        >>> counter.finish().counts.tolist()
+        [2, 2, 1]
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        """Makes an empty counter; the class describes the argument."""
+        if not 1 <= num_classes < 2**31:
+            raise ValueError(f"num_classes: expected 1..2^31-1, found {num_classes}")
+        self.num_classes = num_classes
+        nothing = np.zeros(num_classes, np.int64), np.zeros(num_classes + 1, np.int64)
+        self._total = Cooccurrence(0, *nothing, np.zeros(0, np.int32), np.zeros(0, np.int64))
+
+    def update(self, offsets: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor) -> None:
+        """Counts more videos; arguments and errors are those of `count_cooccurrence`.
+
+        Videos are named by their number since the counter was made. After an error nothing of
+        this block is counted.
+        """
+        starts, flat = _integers("offsets", offsets), _integers("labels", labels)
+        if len(starts) == 0 or starts[0] != 0 or starts[-1] != len(flat):
+            found = f"{starts[0]} to {starts[-1]}" if len(starts) else "none"
+            raise ValueError(f"offsets: expected 0 to {len(flat)} (labels), found {found}")
+        if len(starts) > 1 and (steps := np.diff(starts)).min() < 0:
+            video = int(np.argmax(steps < 0))
+            raise ValueError(
+                f"offsets: expected them not to decrease, found {starts[video]} before "
+                f"{starts[video + 1]} (video {self._total.num_videos + video})"
+            )
+        total = self._total
+        for begin, end in _blocks(starts):
+            total = total.merge(self._count(starts[begin : end + 1], flat, total.num_videos))
+        self._total = total
+
+    def finish(self) -> Cooccurrence:
+        """Returns what was counted so far."""
+        return self._total
+
+    def _count(self, starts: Integers, flat: Integers, first: int) -> Cooccurrence:
+        """Counts one block: pairs go to a bucket for each first label, then buckets are tallied."""
+        kernels, classes = _kernels(), self.num_classes
+        videos = len(starts) - 1
+        threads = max(1, min(torch.get_num_threads(), videos // 4096))
+        bounds = np.linspace(0, videos, threads + 1).astype(np.int64)
+        ranges = list(itertools.pairwise(bounds))
+        labels = np.empty(starts[-1] - starts[0], np.int32)
+        sizes = np.empty(videos, np.int32)
+        counts = np.zeros((threads, classes), np.int64)
+        pairs = np.zeros((threads, classes), np.int64)
+        with ThreadPoolExecutor(threads) as pool:
+
+            def each(function: Callable[..., Any], items: list[tuple[Any, ...]]) -> list[Any]:
+                return list(pool.map(lambda item: function(*item), items))
+
+            bad = each(
+                kernels.clean,
+                [
+                    (starts, flat, classes, labels, sizes, counts[t], pairs[t], *ranges[t])
+                    for t in range(threads)
+                ],
+            )
+            for video in bad:
+                if video >= 0:
+                    self._refuse(flat[starts[video] : starts[video + 1]], first + video)
+            # Where each label's bucket begins, and in it each thread's part.
+            buckets = np.concatenate(([0], np.cumsum(pairs.sum(0))))
+            cursors = buckets[:-1] + np.cumsum(pairs, 0) - pairs
+            others = np.empty(buckets[-1], np.int32)
+            each(
+                kernels.scatter,
+                [(starts, labels, sizes, cursors[t], others, *ranges[t]) for t in range(threads)],
+            )
+            # Ranges of labels whose buckets hold about as many pairs each.
+            shares = np.linspace(0, buckets[-1], 4 * threads + 1)
+            rows = np.searchsorted(buckets, shares).clip(0, classes)
+            rows[0], rows[-1] = 0, classes
+            times = np.empty(len(others), np.int32)
+            distinct = np.zeros(classes + 1, np.int64)
+            each(
+                kernels.tally,
+                [(buckets, others, times, distinct, *pair) for pair in itertools.pairwise(rows)],
+            )
+        offsets = np.concatenate(([0], np.cumsum(distinct[:-1])))
+        columns, values = kernels.gather(buckets, others, times, offsets)
+        return Cooccurrence(videos, counts.sum(0), offsets, columns, values)
+
+    def _refuse(self, labels: Integers, video: int) -> None:
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)][0]
+        raise ValueError(
+            f"labels: expected 0..{self.num_classes - 1}, found {wrong} in video {video}"
+        )
+
+
+def count_cooccurrence_reference(
+    offsets: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor, num_classes: int
+) -> tuple[Integers, Integers]:
+    """Returns counts and dense pairs as `count_cooccurrence` defines them, video by video.
+
+    Example:
+        >>> counts, pairs = count_cooccurrence_reference([0, 2], [0, 1], num_classes=2)
+        >>> counts.tolist(), pairs.tolist()
+        ([1, 1], [[1, 1], [1, 1]])
+    """
+    starts, flat = _integers("offsets", offsets), _integers("labels", labels)
+    pairs = np.zeros((num_classes, num_classes), np.int64)
+    for begin, end in itertools.pairwise(starts):
+        present = np.unique(flat[begin:end])
+        pairs[np.ix_(present, present)] += 1
+    return pairs.diagonal().copy(), pairs
+
+
+def _integers(name: str, values: ArrayLike | torch.Tensor) -> Integers:
+    array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if array.size == 0 and not isinstance(values, np.ndarray | torch.Tensor):
+        array = array.astype(np.int64)  # an empty list has no type of its own
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, found {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected one dimension, found shape {array.shape}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _blocks(starts: Integers) -> list[tuple[int, int]]:
+    """Cuts videos into ranges of at most `_PENDING_PAIRS` pairs (or of one video)."""
+    lengths = np.diff(starts)
+    ends = np.cumsum(lengths * (lengths - 1) // 2)
+    blocks, begin, done = [], 0, 0
+    while begin < len(lengths):
+        end = int(np.searchsorted(ends, done + _PENDING_PAIRS, side="right"))
+        end = max(end, begin + 1)
+        blocks.append((begin, end))
+        begin, done = end, int(ends[end - 1])
+    return blocks
+
+
+def _kernels() -> Any:
+    from pyseg.labels import _kernels  # numba loads with the first count
+
+    return _kernels

@@ -1,0 +1,252 @@
+"""What one label says about the others: the thresholded conditional probability P' of the paper."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyseg._files import written_whole
+from pyseg.labels.cooccurrence import Cooccurrence
+
+if TYPE_CHECKING:
+    import networkx
+    import scipy.sparse
+
+
+class LabelCorrelation:
+    """P', the probability of every label where another one is known to be there; sparse.
+
+    Row i of P' holds what label i says about the others: P'[i, j] = P(j | i) where that is at
+    least the threshold, 0 elsewhere and on the diagonal (equations (4) and (5) of the paper).
+
+    Args:
+        offsets: (C + 1,) integers: row i's entries are ``offsets[i]:offsets[i + 1]``.
+        columns: (nnz,) integers in 0..C-1, different within a row and never the row itself.
+        values: (nnz,) numbers in [0, 1].
+
+    Raises:
+        TypeError: `offsets` or `columns` do not hold integers, or `values` no floating numbers.
+        ValueError: The three do not fit together, or a number is out of its range.
+
+    Attributes:
+        offsets: int64.
+        columns: int64, increasing within a row.
+        values: float32.
+
+    Example:
+        >>> from pyseg.labels import count_cooccurrence
+        >>> counted = count_cooccurrence([0, 2, 4, 5], [0, 1, 0, 1, 0], num_classes=3)
+        >>> correlation = LabelCorrelation.from_counts(counted, threshold=0.5)
+        >>> correlation.dense()[:2].tolist()  # 2 of the 3 videos with label 0 have label 1
+        [[0.0, 0.6666666865348816, 0.0], [1.0, 0.0, 0.0]]
+        >>> correlation.related(0)
+        [(1, 0.6666666865348816)]
+    """
+
+    offsets: Tensor
+    columns: Tensor
+    values: Tensor
+
+    def __init__(self, offsets: Tensor, columns: Tensor, values: Tensor) -> None:
+        """Checks and sorts the entries; the class describes the arguments."""
+        for name, tensor in (("offsets", offsets), ("columns", columns), ("values", values)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}: expected a Tensor, found {type(tensor).__name__}")
+            if tensor.ndim != 1:
+                raise ValueError(f"{name}: expected one dimension, found {tuple(tensor.shape)}")
+            if tensor.is_floating_point() != (name == "values") or tensor.dtype == torch.bool:
+                kind = "floating numbers" if name == "values" else "integers"
+                raise TypeError(f"{name}: expected {kind}, found {tensor.dtype}")
+        if len(columns) != len(values):
+            raise ValueError(
+                f"values: expected {len(columns)}, as there are columns, found {len(values)}"
+            )
+        offsets, columns = offsets.long(), columns.long()
+        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(columns):
+            found = f"{int(offsets[0])} to {int(offsets[-1])}" if len(offsets) else "none"
+            raise ValueError(
+                f"offsets: expected C + 1 numbers from 0 to {len(columns)} (columns), found {found}"
+            )
+        sizes = offsets.diff()
+        if (sizes < 0).any():
+            raise ValueError("offsets: expected them not to decrease")
+        classes = len(sizes)
+        if len(columns):
+            low, high = int(columns.min()), int(columns.max())
+            if low < 0 or high >= classes:
+                wrong = low if low < 0 else high
+                raise ValueError(f"columns: expected 0..{classes - 1}, found {wrong}")
+            inside = (values >= 0) & (values <= 1)  # a NaN is not
+            if not inside.all():
+                raise ValueError(
+                    f"values: expected numbers in [0, 1], found {values[~inside][0].item()}"
+                )
+        rows = torch.repeat_interleave(torch.arange(classes, device=sizes.device), sizes)
+        if (rows == columns).any():
+            wrong = int(rows[rows == columns][0])
+            raise ValueError(f"columns: expected none on the diagonal, found row {wrong} in itself")
+        keys, order = (rows * classes + columns).sort()
+        if (keys.diff() == 0).any():
+            wrong = int(keys[:-1][keys.diff() == 0][0])
+            raise ValueError(
+                f"columns: expected each once in a row, found {wrong % classes} twice in "
+                f"row {wrong // classes}"
+            )
+        self.offsets, self.columns = offsets, columns[order]
+        self.values = values[order].float()
+
+    @classmethod
+    def from_counts(
+        cls,
+        cooccurrence: Cooccurrence,
+        threshold: float,
+        classes: Sequence[int] | np.ndarray | Tensor | None = None,
+        *,
+        min_support: int = 1,
+    ) -> LabelCorrelation:
+        """Makes P' of counts: P_ij = M_ij / N_i (eq. 4), 0 below the threshold (eq. 5).
+
+        A label that never occurs has an empty row.
+
+        Args:
+            cooccurrence: what `count_cooccurrence` returned.
+            threshold: in [0, 1]; smaller probabilities are dropped (the paper: 0.5).
+            classes: the labels to keep, in the order that they shall have; the counts are those
+                of all videos. ``None``: all.
+            min_support: pairs seen in fewer videos are dropped, however probable: noise.
+
+        Raises:
+            ValueError: An argument is out of its range, or a class is named twice.
+        """
+        if not 0.0 <= threshold <= 1.0:
+            raise ValueError(f"threshold: expected a number in [0, 1], found {threshold}")
+        if min_support < 1:
+            raise ValueError(f"min_support: expected at least 1, found {min_support}")
+        total = cooccurrence.num_classes
+        kept = np.arange(total) if classes is None else np.asarray(classes)
+        if kept.ndim != 1 or len(kept) == 0 or kept.dtype.kind not in "iu":
+            raise ValueError("classes: expected the numbers of at least one class")
+        if kept.min() < 0 or kept.max() >= total:
+            wrong = kept[(kept < 0) | (kept >= total)][0]
+            raise ValueError(f"classes: expected 0..{total - 1}, found {wrong}")
+        place = np.full(total, -1)
+        place[kept] = np.arange(len(kept))
+        if (place >= 0).sum() != len(kept):
+            values, times = np.unique(kept, return_counts=True)
+            raise ValueError(f"classes: expected each once, found {values[times > 1][0]} again")
+        upper = np.repeat(np.arange(total), np.diff(cooccurrence.offsets))
+        # Both directions of every pair: M is symmetric, P is not.
+        rows = np.concatenate((upper, cooccurrence.columns))
+        columns = np.concatenate((cooccurrence.columns, upper))
+        together = np.concatenate((cooccurrence.values, cooccurrence.values))
+        probability = together / cooccurrence.counts[rows]
+        wanted = (probability >= threshold) & (together >= min_support)
+        wanted &= (place[rows] >= 0) & (place[columns] >= 0)
+        rows, columns, probability = (
+            place[rows[wanted]],
+            place[columns[wanted]],
+            probability[wanted],
+        )
+        order = np.lexsort((columns, rows))
+        sizes = np.bincount(rows, minlength=len(kept))
+        return cls(
+            torch.from_numpy(np.concatenate(([0], np.cumsum(sizes)))),
+            torch.from_numpy(columns[order]),
+            torch.from_numpy(probability[order]),
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes C."""
+        return len(self.offsets) - 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.values.device
+
+    def dense(self) -> Tensor:
+        """Returns P' as a (C, C) float32 matrix."""
+        dense = torch.zeros(self.num_classes, self.num_classes, device=self.device)
+        dense[self._rows(), self.columns] = self.values
+        return dense
+
+    def to(self, device: torch.device | str) -> LabelCorrelation:
+        """Returns the same on another device."""
+        moved = object.__new__(LabelCorrelation)
+        moved.offsets, moved.columns = self.offsets.to(device), self.columns.to(device)
+        moved.values = self.values.to(device)
+        return moved
+
+    def related(self, label: int) -> list[tuple[int, float]]:
+        """Returns the labels that `label` says are there, with their probability, largest first."""
+        if not 0 <= label < self.num_classes:
+            raise ValueError(f"label: expected 0..{self.num_classes - 1}, found {label}")
+        part = slice(int(self.offsets[label]), int(self.offsets[label + 1]))
+        values, order = self.values[part].sort(descending=True, stable=True)
+        return list(zip(self.columns[part][order].tolist(), values.tolist(), strict=True))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a NumPy ``.npz`` file with the arrays offsets, columns and values."""
+        with written_whole(Path(path)) as file:
+            np.savez_compressed(
+                file,
+                offsets=self.offsets.cpu().numpy(),
+                columns=self.columns.cpu().numpy().astype(np.int32),
+                values=self.values.cpu().numpy(),
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LabelCorrelation:
+        """Reads what `save` wrote. Nothing in the file is executed.
+
+        Raises:
+            ValueError: The file holds something else; the message names it.
+        """
+        names = ("offsets", "columns", "values")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(*(torch.from_numpy(file[name]) for name in names))
+        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{os.fspath(path)}: not a label correlation: {error}") from None
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """Returns P' as a `scipy.sparse.csr_array`."""
+        import scipy.sparse
+
+        arrays = (t.cpu().numpy() for t in (self.values, self.columns, self.offsets))
+        return scipy.sparse.csr_array(tuple(arrays), shape=(self.num_classes,) * 2)
+
+    def to_networkx(self, names: Sequence[str] | None = None) -> networkx.DiGraph:
+        """Returns a directed graph with an edge i -> j of weight P'[i, j] for every entry.
+
+        Args:
+            names: (C,) the nodes' names. ``None``: their numbers.
+        """
+        import networkx
+
+        graph = networkx.DiGraph()
+        nodes: Sequence[Any] = range(self.num_classes) if names is None else names
+        if len(nodes) != self.num_classes:
+            raise ValueError(f"names: expected {self.num_classes}, found {len(nodes)}")
+        graph.add_nodes_from(nodes)
+        entries = zip(
+            self._rows().tolist(), self.columns.tolist(), self.values.tolist(), strict=True
+        )
+        graph.add_weighted_edges_from((nodes[i], nodes[j], value) for i, j, value in entries)
+        return graph
+
+    def __repr__(self) -> str:
+        """Says how large it is."""
+        return f"LabelCorrelation({self.num_classes} classes, {len(self.values)} relations)"
+
+    def _rows(self) -> Tensor:
+        classes = torch.arange(self.num_classes, device=self.device)
+        return torch.repeat_interleave(classes, self.offsets.diff())

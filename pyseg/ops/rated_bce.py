@@ -1,0 +1,365 @@
+"""The loss of incompletely rated rows, see :func:`rated_bce_with_logits`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pyseg import _ext
+from pyseg.ops._dispatch import (
+    check_alike,
+    check_device,
+    check_layout,
+    has_kernel,
+    refuse_double_backward,
+    sum_dtype,
+)
+
+if TYPE_CHECKING:
+    from pyseg.labels import LabelCorrelation
+
+
+def rated_bce_with_logits(
+    logits: Tensor,
+    offsets: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    correlation: LabelCorrelation | None = None,
+    *,
+    rated_weight: float = 2.5,
+    unrated_weight: float = 0.1,
+) -> Tensor:
+    r"""Returns the reweighted, correlation-aware binary cross-entropy, in one pass over the logits.
+
+    .. math::
+        loss = \frac{1}{B} \sum_{b,j} w_{bj} \left( \operatorname{softplus}(z_{bj})
+            - y'_{bj} z_{bj} \right), \qquad
+        y'_{bj} = \begin{cases} s & j \text{ is rated with score } s \\
+            \min(1, \sum_i s_i P'_{ij}) & \text{else, } i \text{ over the rated classes}
+        \end{cases}
+
+    with :math:`w_{bj}` = `rated_weight` on rated classes, whatever their score, and
+    `unrated_weight` on all others, those that are only correlated with a rated one too. So a rated
+    0 stays 0, and a row without ratings costs `unrated_weight` times the cross-entropy to 0. With
+    both weights 1 and labels as ratings of score 1 it is the multi-label cross-entropy of
+    pretraining.
+
+    Targets and weights of size (B, C) never exist; the gradient
+    :math:`w (\sigma(z) - y') / B` is made in the same pass where autograd will want it. Sums are
+    kept in float32 (float64 for float64), logits of any size give a finite loss, and the result is
+    deterministic. Under autocast the op is one of the losses: the logits are taken as they are, the
+    loss is float32. Where no kernel is loaded :func:`rated_bce_with_logits_reference` runs instead.
+
+    Args:
+        logits: (B, C) float32, float64, float16 or bfloat16.
+        offsets: (B + 1,) integers: row b rates ``classes[offsets[b]:offsets[b + 1]]``.
+        classes: (R,) integers in 0..C-1, each at most once in a row.
+        scores: (R,) floating, in [0, 1].
+        correlation: P' of C classes, on the device of the logits; ``None``: no relations.
+        rated_weight: the paper's m, at least 0.
+        unrated_weight: the paper's n, at least 0.
+
+    Returns:
+        The loss, a scalar, float64 for float64 logits and float32 otherwise.
+
+    Raises:
+        TypeError: an argument is not a tensor, or its dtype does not fit.
+        ValueError: shapes, devices, the number of classes or a weight do not fit.
+        RuntimeError: on the CPU, a class is out of range or twice in a row, offsets do not increase
+            from 0 to R, or a score is outside [0, 1] or NaN. On a GPU, where looking would stall
+            the device, the loss is NaN then.
+
+    References:
+        The paper's equations (1), (2), (3) and (6).
+
+    Example:
+        >>> import torch, pyseg
+        >>> from pyseg.labels import LabelCorrelation
+        >>> logits = torch.zeros(1, 3, requires_grad=True)
+        >>> columns, values = torch.tensor([1]), torch.tensor([0.6])
+        >>> correlation = LabelCorrelation(torch.tensor([0, 1, 1, 1]), columns, values)
+        >>> rated = torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0])
+        >>> loss = pyseg.ops.rated_bce_with_logits(logits, *rated, correlation)
+        >>> loss.backward()
+        >>> logits.grad  # 2.5 (0.5 - 1), 0.1 (0.5 - 0.6), 0.1 (0.5 - 0)
+        tensor([[-1.2500, -0.0100,  0.0500]])
+    """
+    _check(logits, offsets, classes, scores, correlation, rated_weight, unrated_weight)
+    if not has_kernel(logits):
+        return _reference(
+            logits, offsets, classes, scores, correlation, rated_weight, unrated_weight
+        )
+    sums = sum_dtype(logits.dtype)
+    relations: tuple[Tensor | None, ...] = (None, None, None)
+    if correlation is not None:
+        relations = correlation.offsets, correlation.columns, correlation.values.to(sums)
+    needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    op = torch.ops.pyseg.rated_bce_with_logits.default
+    ratings = offsets.long(), classes.long(), scores.to(sums)
+    return op(logits, *ratings, *relations, rated_weight, unrated_weight, needs_grad)[0]
+
+
+def rated_bce_with_logits_reference(
+    logits: Tensor,
+    offsets: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    correlation: LabelCorrelation | None = None,
+    *,
+    rated_weight: float = 2.5,
+    unrated_weight: float = 0.1,
+) -> Tensor:
+    """Returns what :func:`rated_bce_with_logits` returns, in plain PyTorch: its definition.
+
+    Arguments and errors are those of :func:`rated_bce_with_logits`; targets and weights of size
+    (B, C) are made. It can be differentiated any number of times.
+
+    Example:
+        >>> import torch, pyseg
+        >>> rated = torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([0.0])
+        >>> pyseg.ops.rated_bce_with_logits_reference(torch.zeros(1, 2), *rated)
+        tensor(1.8022)
+    """
+    _check(logits, offsets, classes, scores, correlation, rated_weight, unrated_weight)
+    return _reference(logits, offsets, classes, scores, correlation, rated_weight, unrated_weight)
+
+
+def correlated_targets(
+    offsets: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    correlation: LabelCorrelation | None,
+    num_classes: int,
+) -> Tensor:
+    """Returns the dense targets y' of equation (6), for those who want them themselves.
+
+    Args:
+        offsets: (B + 1,) integers: row b rates ``classes[offsets[b]:offsets[b + 1]]``.
+        classes: (R,) integers in 0..C-1, each at most once in a row.
+        scores: (R,) floating, in [0, 1].
+        correlation: P' of C classes, on the device of the scores; ``None``: no relations.
+        num_classes: the number of classes C.
+
+    Returns:
+        (B, C) of the dtype of `scores`: the score of a rated class, and for the others
+        ``min(1, sum of score * P')`` over the rated ones.
+
+    Raises:
+        TypeError: an argument is not a tensor, or its dtype does not fit.
+        ValueError: shapes, devices or the number of classes do not fit; on the CPU also a class out
+            of range or twice in a row, offsets that do not increase, a score outside [0, 1].
+
+    Example:
+        >>> import torch, pyseg
+        >>> from pyseg.labels import LabelCorrelation
+        >>> columns, values = torch.tensor([1]), torch.tensor([0.6])
+        >>> correlation = LabelCorrelation(torch.tensor([0, 1, 1, 1]), columns, values)
+        >>> rated = torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0])
+        >>> pyseg.ops.correlated_targets(*rated, correlation, num_classes=3)
+        tensor([[1.0000, 0.6000, 0.0000]])
+    """
+    _check_ratings(offsets, classes, scores)
+    _check_correlation(correlation, num_classes, scores)
+    if scores.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_values(offsets, classes, scores, num_classes)
+    targets, _ = _targets(offsets, classes, scores, correlation, num_classes)
+    return targets
+
+
+def _targets(
+    offsets: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    correlation: LabelCorrelation | None,
+    num_classes: int,
+) -> tuple[Tensor, Tensor]:
+    """Returns y' (B, C), and which classes are rated (B, C)."""
+    batch = offsets.shape[0] - 1
+    sizes = offsets.diff()
+    rows = torch.repeat_interleave(
+        torch.arange(batch, device=offsets.device), sizes, output_size=classes.shape[0]
+    )
+    classes = classes.long()
+    dense = scores.new_zeros(batch, num_classes)
+    rated = torch.zeros_like(dense, dtype=torch.bool)
+    given = dense.index_put((rows, classes), scores)
+    rated = rated.index_put((rows, classes), torch.ones_like(classes, dtype=torch.bool))
+    if correlation is None:
+        return given, rated
+    related = given @ correlation.dense().to(given.dtype)
+    return torch.where(rated, given, related.clamp(max=1.0)), rated
+
+
+def _reference(
+    logits: Tensor,
+    offsets: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    correlation: LabelCorrelation | None,
+    rated_weight: float,
+    unrated_weight: float,
+) -> Tensor:
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        try:
+            _check_values(offsets, classes, scores, logits.shape[1])
+        except ValueError as error:  # what the kernel raises
+            raise RuntimeError(str(error)) from None
+    sums = sum_dtype(logits.dtype)
+    targets, rated = _targets(offsets, classes, scores.to(sums), correlation, logits.shape[1])
+    weights = torch.full_like(targets, unrated_weight).masked_fill(rated, rated_weight)
+    loss = functional.binary_cross_entropy_with_logits(
+        logits.to(sums), targets, weights, reduction="sum"
+    )
+    return loss / max(logits.shape[0], 1)
+
+
+def _check(
+    logits: Tensor,
+    offsets: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    correlation: LabelCorrelation | None,
+    rated_weight: float,
+    unrated_weight: float,
+) -> None:
+    check_layout({"logits": (logits, "(B, C)")})
+    check_alike(("logits", logits), {})
+    _check_ratings(offsets, classes, scores)
+    for name, tensor in (("offsets", offsets), ("classes", classes), ("scores", scores)):
+        check_device(("logits", logits), name, tensor)
+    if offsets.shape[0] != logits.shape[0] + 1:
+        raise ValueError(
+            f"offsets must be (B + 1,) = ({logits.shape[0] + 1},) to fit logits "
+            f"{tuple(logits.shape)}, got {tuple(offsets.shape)}"
+        )
+    _check_correlation(correlation, logits.shape[1], logits)
+    for name, weight in (("rated_weight", rated_weight), ("unrated_weight", unrated_weight)):
+        if not 0.0 <= weight < math.inf:
+            raise ValueError(f"{name} must be finite and at least 0, got {weight}")
+
+
+def _check_ratings(offsets: Tensor, classes: Tensor, scores: Tensor) -> None:
+    arguments = {"offsets": offsets, "classes": classes, "scores": scores}
+    check_layout(
+        {name: (t, "(B + 1)" if name == "offsets" else "(R)") for name, t in arguments.items()}
+    )
+    for name in ("offsets", "classes"):
+        tensor = arguments[name]
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integers, got {tensor.dtype}")
+    if not scores.is_floating_point():
+        raise TypeError(f"scores must be floating, got {scores.dtype}")
+    if offsets.shape[0] < 1:
+        raise ValueError("offsets must be (B + 1,), got (0,)")
+    if classes.shape != scores.shape:
+        raise ValueError(
+            f"scores must be (R,) = {tuple(classes.shape)} to fit classes, "
+            f"got {tuple(scores.shape)}"
+        )
+
+
+def _check_correlation(
+    correlation: LabelCorrelation | None, num_classes: int, like: Tensor
+) -> None:
+    from pyseg.labels import LabelCorrelation
+
+    if correlation is None:
+        return
+    if not isinstance(correlation, LabelCorrelation):
+        raise TypeError(f"correlation must be a LabelCorrelation, got {type(correlation).__name__}")
+    if correlation.num_classes != num_classes:
+        raise ValueError(
+            f"correlation must have {num_classes} classes, got {correlation.num_classes}"
+        )
+    check_device(("the other arguments", like), "correlation", correlation.values)
+
+
+def _check_values(offsets: Tensor, classes: Tensor, scores: Tensor, num_classes: int) -> None:
+    """Raises where the numbers do not fit; for tensors in host memory."""
+    size = classes.shape[0]
+    if int(offsets[0]) != 0 or int(offsets[-1]) != size:
+        raise ValueError(
+            f"offsets must go from 0 to {size}, got {int(offsets[0])} to {int(offsets[-1])}"
+        )
+    if bool((offsets.diff() < 0).any()):
+        row = int((offsets.diff() < 0).int().argmax())
+        raise ValueError(
+            f"offsets must not decrease, got {int(offsets[row])} before {int(offsets[row + 1])} "
+            f"at row {row}"
+        )
+    rows = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+    outside = (classes < 0) | (classes >= num_classes)
+    if bool(outside.any()):
+        at = int(outside.int().argmax())
+        raise ValueError(
+            f"classes must lie in 0..{num_classes - 1}, got {int(classes[at])} in row {rows[at]}"
+        )
+    keys = (rows * num_classes + classes).sort().values
+    if bool((keys.diff() == 0).any()):
+        row, wrong = divmod(int(keys[:-1][keys.diff() == 0][0]), num_classes)
+        raise ValueError(f"classes must be rated once in a row, got {wrong} twice in row {row}")
+    inside = (scores >= 0) & (scores <= 1)
+    if not bool(inside.all()):
+        at = int((~inside).int().argmax())
+        raise ValueError(f"scores must lie in [0, 1], got {scores[at]:g} in row {rows[at]}")
+
+
+def _fake(
+    logits: Tensor,
+    offsets: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    correlation_offsets: Tensor | None,
+    correlation_columns: Tensor | None,
+    correlation_values: Tensor | None,
+    rated_weight: float,
+    unrated_weight: float,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    grad = logits.new_empty(logits.shape if needs_grad else (0,))
+    return logits.new_empty((), dtype=sum_dtype(logits.dtype)), grad
+
+
+def _backward_fake(grad_output: Tensor, grad: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    (grad,) = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True; `grad` does not know that it has derivatives
+        _refuse(ctx)
+    if not ctx.needs_input_grad[0]:
+        logits = None
+    elif _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
+        logits = grad
+    else:
+        logits = torch.ops.pyseg.rated_bce_with_logits_backward.default(grad_output, grad)
+    return (logits, *[None] * 9)
+
+
+_refuse = refuse_double_backward("rated_bce_with_logits")
+
+
+def _is_one(grad_output: Tensor) -> bool:
+    """Whether the loss is what is differentiated, so that its gradient is there already."""
+    if type(grad_output) is not Tensor or grad_output.device.type != "cpu":
+        return False  # being traced, or not to be waited for
+    return not torch.compiler.is_compiling() and grad_output.item() == 1.0
+
+
+if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
+    torch.library.register_fake("pyseg::rated_bce_with_logits", _fake)
+    torch.library.register_fake("pyseg::rated_bce_with_logits_backward", _backward_fake)
+    torch.library.register_autograd(
+        "pyseg::rated_bce_with_logits", _backward, setup_context=_setup_context
+    )
+    torch.library.register_autograd("pyseg::rated_bce_with_logits_backward", _refuse)

@@ -1,0 +1,147 @@
+"""Label lists from tables and records, and every way in which a table can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyseg.data import DataError
+from pyseg.data.records import RecordError, encode_frames, encode_video, write_records
+from pyseg.labels import lists, read_label_records, read_label_table
+
+TABLE = "a1b2,3 5\nc3d4,\ne5f6,0\né,10 11 12\n"
+LISTS = [[3, 5], [], [0], [10, 11, 12]]
+
+
+def read(path: Path, **options: object) -> tuple[list[list[int]], int]:
+    found, left_out = [], 0
+    for block in read_label_table(path, **options):
+        left_out += block.left_out
+        for begin, end in zip(block.offsets[:-1], block.offsets[1:], strict=True):
+            found.append(block.labels[begin:end].tolist())
+    return found, left_out
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return tmp_path / "lists.csv"
+
+
+@pytest.mark.parametrize("block", [2**24, 1, 7, 10])
+@pytest.mark.parametrize("packed", [False, True])
+def test_lists_are_read(
+    table: Path, packed: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "_BLOCK", block)
+    data = TABLE.encode()
+    table.write_bytes(gzip.compress(data) if packed else data)
+    assert read(table) == (LISTS, 0)
+    done: list[int] = []
+    read(table, progress=done.append)
+    assert sum(done) == table.stat().st_size
+    assert read(table, exclude=["c3d4", "é", "absent"]) == ([[3, 5], [0]], 2)
+    assert read(table, exclude=["a1b2", "c3d4", "e5f6", "é"]) == ([], 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TABLE.removesuffix("\n"),
+        TABLE.replace("\n", "\r\n"),
+        TABLE.replace("\n", "\n\n"),
+        TABLE.replace("\n", " \n").replace("3 5", "3   5"),
+        "\ufeff" + TABLE,
+        "id,labels\n" + TABLE,
+        "VideoId,LabelIds\r\n" + TABLE,
+    ],
+)
+def test_variations_make_no_difference(table: Path, text: str) -> None:
+    table.write_bytes(text.encode())
+    assert read(table) == (LISTS, 0)
+    assert read(table, exclude=["a1b2"]) == (LISTS[1:], 1)
+
+
+def test_ids_with_the_same_hash_are_told_apart(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.write_text(TABLE)
+    original = lists._parse
+
+    def parse(name: str, text: bytes, before: int, ids: set, hashes: np.ndarray) -> object:
+        from pyseg.labels import _kernels
+
+        everything = [_kernels.hash_id(np.frombuffer(i.encode(), np.uint8)) for i in ("a1b2", "é")]
+        return original(name, text, before, ids, np.sort(np.array(everything, np.uint64)))
+
+    monkeypatch.setattr(lists, "_parse", parse)
+    assert read(table, exclude=["é"]) == (LISTS[:3], 1)
+
+
+def test_nothing_in_it(table: Path) -> None:
+    table.write_text("")
+    assert read(table) == ([], 0)
+    table.write_text("id,labels\n")
+    assert read(table) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a1b2 3 5", "id,label label .*, found 'a1b2 3 5'"),
+        ("a1b2,3,5", "labels to be whole numbers with spaces between, found 'a1b2,3,5'"),
+        ("a1b2,3 x", "labels to be whole numbers"),
+        ("a1b2,-3", "labels to be whole numbers"),
+        ("a1b2,3.0", "labels to be whole numbers"),
+        ("a1b2,1234567890", "labels of at most 9 digits"),
+        ("a1b2," + "1 " * 60 + "x", r"labels to be whole numbers .*\.\.\.'$"),
+    ],
+)
+@pytest.mark.parametrize("block", [2**24, 16])
+def test_errors_name_file_and_line(
+    table: Path, line: str, expected: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "_BLOCK", block)
+    table.write_text(f"id,labels\n{TABLE}{line}\n{TABLE}")
+    with pytest.raises(DataError, match=rf"lists\.csv, line 6: expected {expected}"):
+        read(table)
+
+
+def test_damaged_gzip(table: Path) -> None:
+    table.write_bytes(gzip.compress(TABLE.encode() * 100)[:-20])
+    with pytest.raises(DataError, match=r"lists\.csv: not a text table: Compressed file ended"):
+        read(table)
+
+
+def test_records_of_both_levels(tmp_path: Path) -> None:
+    path = tmp_path / "records.tfrecord"
+    frames = np.zeros((3, 1152), np.uint8)
+    write_records(
+        path,
+        [
+            encode_frames("aa", frames, [3, 5]),
+            encode_video("bb", np.zeros(1152, np.float32), [2]),
+            encode_frames("cc", frames, [7]),
+        ],
+    )
+    [block] = read_label_records(path)
+    assert (block.offsets.tolist(), block.labels.tolist()) == ([0, 2, 3, 4], [3, 5, 2, 7])
+    [block] = read_label_records(path, keep=lambda id: id != "bb")
+    assert (block.offsets.tolist(), block.labels.tolist()) == ([0, 2, 3], [3, 5, 7])
+    assert block.left_out == 1
+    damaged = bytearray(path.read_bytes())
+    damaged[40] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(RecordError, match="record 0"):
+        list(read_label_records(path))
+
+
+def test_real_records(shared: Path) -> None:
+    folder = shared / "data" / "yt8m"
+    [frames] = read_label_records(folder / "frame_level_example.tfrecord")
+    assert frames.labels.tolist() == [11]
+    [videos] = read_label_records(folder / "video_level_validate0000.tfrecord.gz")
+    assert len(videos.offsets) == 285
+    assert 2.5 < len(videos.labels) / 284 < 3.5

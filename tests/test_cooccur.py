@@ -1,0 +1,100 @@
+"""``python -m pyseg.cooccur``: from label lists to the file, and what it says of them."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyseg import _cli, cooccur
+from pyseg.data import DataError
+from pyseg.data.records import encode_frames, write_records
+from pyseg.labels import LabelCorrelation
+
+VOCABULARY = "Index,Name\n" + "".join(f"{i},{name}\n" for i, name in enumerate("abcde"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "lists.csv").write_text("v0,0 1\nv1,0 1\nv2,0\nv3,2 0\ntest,3 4\n")
+    (tmp_path / "vocabulary.csv").write_text(VOCABULARY)
+    (tmp_path / "some.csv").write_text("Index,Name\n1,B\n0,A\n2,C\n")
+    (tmp_path / "ids.txt").write_text("test\n\nabsent\n")
+    frames = np.zeros((1, 1152), np.uint8)
+    records = [encode_frames("r0", frames, [2, 0]), encode_frames("test", frames, [3, 4])]
+    write_records(tmp_path / "part0.tfrecord", records)
+    return tmp_path
+
+
+def run(folder: Path, *options: str) -> LabelCorrelation:
+    out = folder / "correlation.npz"
+    cooccur.main(["--out", str(out), "--num-classes", "5", *options])
+    return LabelCorrelation.load(out)
+
+
+def test_tables_and_records_count_together(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    correlation = run(
+        folder, "--labels", f"{folder}/lists.csv", "--data", f"{folder}/part*",
+        "--exclude-ids", f"{folder}/ids.txt", "--vocabulary", f"{folder}/vocabulary.csv",
+    )  # fmt: skip
+    assert correlation.related(1) == [(0, 1.0)]
+    assert correlation.related(2) == [(0, 1.0)]
+    assert correlation.related(0) == []  # 2 of 5, below the default 0.5
+    assert correlation.related(3) == []
+    assert capsys.readouterr().out.splitlines() == [
+        "videos: 5, left out: 2",
+        "labels: 9 of 3 classes",
+        "pairs: 4, different: 2",
+        "relations of at least 0.5: 2",
+        "  b -> a: 1.00 of 2 videos",
+        "  c -> a: 1.00 of 2 videos",
+        f"correlation: {folder}/correlation.npz",
+    ]
+
+
+def test_classes_are_those_of_the_vocabulary(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    packed = folder / "lists.csv.gz"
+    packed.write_bytes(gzip.compress((folder / "lists.csv").read_bytes()))
+    correlation = run(
+        folder, "--labels", str(packed), "--classes", f"{folder}/some.csv", "--threshold=0.5",
+        "--min_support", "2", "--top", "1",
+    )  # fmt: skip
+    assert correlation.num_classes == 3
+    assert correlation.related(0) == [(1, 1.0)]  # B -> A
+    assert correlation.related(1) == [(0, 0.5)]
+    assert correlation.related(2) == []  # seen once
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "->" in line] == ["  B -> A: 1.00 of 2 videos"]
+
+
+def test_errors_are_lines(folder: Path) -> None:
+    with pytest.raises(_cli.UserError, match="expected --labels or --data, found neither"):
+        run(folder)
+    with pytest.raises(FileNotFoundError, match=r"absent\*: no file matches"):
+        run(folder, "--data", f"{folder}/absent*")
+    with pytest.raises(
+        DataError, match=r"lists\.csv: labels: .*0\.\.2, found 3 in video 4 \(--num"
+    ):
+        run(folder, "--labels", f"{folder}/lists.csv", "--num_classes", "3")
+    with pytest.raises(_cli.UserError, match=r"threshold: expected a number in \[0, 1\], found 2"):
+        run(folder, "--labels", f"{folder}/lists.csv", "--threshold", "2")
+    options = ["--labels", f"{folder}/two.csv", "--num_classes", "2"]
+    (folder / "two.csv").write_text("v,0 1\n")
+    with pytest.raises(_cli.UserError, match=r"classes: expected 0\.\.1, found 2"):
+        run(folder, *options, "--classes", f"{folder}/some.csv")
+    assert not (folder / "correlation.npz").exists()
+
+
+def test_real_label_sets(shared: Path, tmp_path: Path) -> None:
+    data = shared / "data" / "yt8m"
+    out = tmp_path / "correlation.npz"
+    cooccur.main(
+        ["--labels", str(data / "labelsets.csv.gz"), "--out", str(out), "--threshold", "0.5",
+         "--classes", str(data / "segment_vocabulary.csv")]
+    )  # fmt: skip
+    correlation = LabelCorrelation.load(out)
+    assert correlation.num_classes == 1000
+    assert len(correlation.values) > 1000
+    assert correlation.values.min() >= 0.5
