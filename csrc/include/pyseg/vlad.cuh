@@ -28,7 +28,8 @@
 #include "pyseg/cuda/assignment.cuh"
 #include "pyseg/cuda/common.cuh"
 #include "pyseg/cuda/vlad_fma.cuh"
-#include "pyseg/cuda/vlad_mma.cuh"
+#include "pyseg/cuda/vlad_mma_backward.cuh"
+#include "pyseg/cuda/vlad_mma_forward.cuh"
 #include "pyseg/vlad_shape.h"
 
 namespace pyseg {
