@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 import re
 import shutil
@@ -84,9 +85,7 @@ def exercise() -> str | None:
             flat = tensors[1].flatten(0, 1).flatten(1)
             actual = list(ops.moments(flat, row_weights.flatten()))
             exact = list(ops.moments_reference(flat.double(), row_weights.flatten()))
-            norm = ops.AssignmentNorm(
-                *(x.float().double() for x in exact), draw(g * k), draw(g * k), 1e-3, row_weights
-            )
+            norm = ops.AssignmentNorm(*exact, draw(g * k), draw(g * k), 1e-3, row_weights)
             grad = draw(b, f, k).to(dtype)
             actual += results(ops.vlad_aggregate, ops.soft_assign, tensors, norm, grad)
             exact += results(
@@ -153,7 +152,7 @@ def versions() -> dict[str, object]:
         "cuda": torch.version.cuda,
         "nvcc": nvcc[1] if nvcc else None,
         "python": platform.python_version(),
-        "commit": output_of("git", "rev-parse", "HEAD"),
+        "commit": os.environ.get("COMMIT") or output_of("git", "rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
     }
 
@@ -188,7 +187,7 @@ def report(folder: Path) -> int:
         if suite is not None:
             tests = {n: int(suite.get(n, 0)) for n in ("tests", "failures", "errors", "skipped")}
     benchmarks = {
-        entry["name"]: benchmark_figures(entry)
+        entry["name"] + (" with TF32" if "tf32" in path.name else ""): benchmark_figures(entry)
         for path in sorted(folder.glob("benchmark-*.json"))
         for entry in read_json(path).get("benchmarks", [])
     }
@@ -205,10 +204,9 @@ def report(folder: Path) -> int:
     for name, step in steps.items():
         print(f"{name}: {step['outcome']}, {step['seconds']} s")
     print("tests: " + ", ".join(f"{count} {kind}" for kind, count in tests.items()))
-    units = {"copy_bytes_per_second": (1e12, "TB/s"), "flop": (1e12, "TFLOP/s")}
     for name, rate in rates.items():
-        scale, unit = units.get(name, units["flop"])
-        print(f"{name.split('_')[0]}: {rate / scale:.2f} {unit}")
+        unit = "TB/s" if "bytes" in name else "TFLOP/s"
+        print(f"{name.split('_')[0]}: {rate / 1e12:.2f} {unit}")
     for name, figures in benchmarks.items():
         peers = [
             f"{peer.split(' / ')[0]} {ratio:.2f}x"

@@ -5,7 +5,8 @@
 #   benchmarks/gpu.sh
 #
 # It needs a GPU, nvcc and a Python with a CUDA build of torch, pytest and pytest-benchmark; no
-# network and no installation. PYTHON names another Python than python3. A step that fails or runs
+# network and no installation. PYTHON names another Python than python3, COMMIT the commit where
+# there is no repository. A step that fails or runs
 # out of time is recorded and the others still run; the exit status is 1 if one failed. All of it
 # ends within SECONDS_IN_ALL seconds. The GPU's settings are left as they are.
 set -uo pipefail
@@ -58,25 +59,25 @@ sanitize() { # sanitize TOOL
     compute-sanitizer --tool "$1" --error-exitcode 9 "$python" benchmarks/gpu.py exercise
 }
 
-number=0
 bench() { # bench NAME EXPRESSION: the benchmarks that pytest's -k selects
-  number=$((number + 1))
   step "benchmarks: $1" "$(left)" "$python" -m pytest benchmarks/bench_vlad.py -q \
-    -p no:cacheprovider -k "$2" --benchmark-json "$work/benchmark-$number.json"
+    -p no:cacheprovider -k "$2" --benchmark-json "$work/benchmark-${1// /-}.json"
 }
 
 if step build 200 "$python" -m pyseg._build; then
-  step tests 170 "$python" -m pytest tests -q -m cuda -p no:cacheprovider \
+  step tests 170 "$python" -m pytest tests/ops tests/nn -q -m cuda -p no:cacheprovider \
     --junitxml "$work/tests.xml"
   step limits 60 "$python" benchmarks/gpu.py limits "$work/limits.json"
-  bench 'bfloat16' 'aggregate and bfloat16 and not K136 and not audio and not netvlad'
+  bench bfloat16 'aggregate and bfloat16 and not K136 and not audio and not netvlad'
   sanitize memcheck
   sanitize racecheck
-  bench 'float32' 'aggregate and float32 and not K136 and not audio and not netvlad'
-  bench 'bfloat16, layer' 'layer and bfloat16 and not audio and not rows'
-  bench 'bfloat16, NetVLAD' 'aggregate and bfloat16 and netvlad'
-  bench 'bfloat16, K=136' 'aggregate and bfloat16 and K136'
-  bench 'float16' 'aggregate and float16 and not bfloat16 and not K136 and not audio and not netvlad'
-  bench 'bfloat16, audio' 'aggregate and bfloat16 and audio'
+  bench float32 'aggregate and float32 and not K136 and not audio and not netvlad'
+  TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 \
+    bench tf32 'aggregate and float32 and not K136 and not audio and not netvlad'
+  bench 'bfloat16 layer' 'layer and bfloat16 and not audio and not rows'
+  bench 'bfloat16 NetVLAD' 'aggregate and bfloat16 and netvlad'
+  bench 'bfloat16 K=136' 'aggregate and bfloat16 and K136'
+  bench float16 'aggregate and float16 and not bfloat16 and not K136 and not audio and not netvlad'
+  bench 'bfloat16 audio' 'aggregate and bfloat16 and audio'
 fi
 "$python" benchmarks/gpu.py report "$work"

@@ -18,6 +18,15 @@ namespace {
 using gpu::Sum;
 using torch::stable::accelerator::DeviceGuard;
 
+// Of the paper's NeXtVLAD over 300 frames an A100 reads features and assignment once, in every type
+// that the tensor cores take.
+constexpr VladShape kVideos{80, 2400, 8, 288, 112};
+constexpr gpu::Device kA100{108, 163 * 1024, true};
+static_assert(gpu::plan_forward<__half>(kVideos, true, kA100).f_slices == 1);
+static_assert(gpu::plan_forward<__half>(kVideos, true, kA100).chunk == 32);
+static_assert(gpu::plan_forward<float>(kVideos, true, kA100).f_slices == 1);
+static_assert(gpu::plan_forward<float>(kVideos, true, kA100).chunk == 16);
+
 std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cuda(
     const Tensor& features,                    // (B, T, G, F)
     const Tensor& assignment,                  // (B, T, G, K)

@@ -19,6 +19,18 @@ namespace {
 using gpu::Sum;
 using torch::stable::accelerator::DeviceGuard;
 
+// The rows that a chunk has for the paper's NeXtVLAD over 300 frames, and how many chunks shared
+// memory holds; no rows where it takes the multiply-adds. TF32 leaves an A100 too little memory.
+constexpr VladShape kVideos{80, 2400, 8, 288, 112};
+constexpr gpu::Device kA100{108, 163 * 1024, true}, kH100{132, 227 * 1024, true};
+static_assert(gpu::plan_backward<__half>(kVideos, true, kH100).chunk() == 64);
+static_assert(gpu::plan_backward<__half>(kVideos, true, kH100).stages == 2);
+static_assert(gpu::plan_backward<__half>(kVideos, true, kA100).chunk() == 32);
+static_assert(gpu::plan_backward<__half>(kVideos, true, kA100).stages == 2);
+static_assert(gpu::plan_backward<float>(kVideos, true, kH100).chunk() == 32);
+static_assert(gpu::plan_backward<float>(kVideos, true, kH100).stages == 1);
+static_assert(gpu::plan_backward<float>(kVideos, true, kA100).chunk() == 0);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vlad_aggregate_backward_cuda(
     const Tensor& grad,                        // (B, F, K)
     const Tensor& features,                    // (B, T, G, F)

@@ -54,7 +54,7 @@ __device__ inline double exponential(double value) { return exp(value); }
 __device__ inline float inverse_root(float value) { return 1.f / sqrtf(value); }
 __device__ inline double inverse_root(double value) { return 1. / sqrt(value); }
 
-__host__ __device__ inline int64_t quotient(int64_t size, int64_t block) {
+__host__ __device__ constexpr int64_t quotient(int64_t size, int64_t block) {
   return (size + block - 1) / block;
 }
 

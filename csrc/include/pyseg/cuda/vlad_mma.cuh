@@ -30,7 +30,7 @@ __host__ __device__ constexpr int padded(int64_t size) {
 // Offsets of arrays in a block's shared memory, each on a 16-byte boundary.
 struct SharedLayout {
   template <typename A>
-  __host__ __device__ int take(int64_t count) {
+  __host__ __device__ constexpr int take(int64_t count) {
     const int64_t start = size;
     size += (count * static_cast<int64_t>(sizeof(A)) + 15) / 16 * 16;
     return static_cast<int>(start);

@@ -34,15 +34,16 @@ struct BackwardPlan {
   bool norm_sums = false;    // the kernel adds up e, or other kernels do, from e as it is rounded
   int64_t shared = 0;
 
-  __host__ __device__ int chunk() const { return kMmaTile * warps_m * m_tiles; }
+  __host__ __device__ constexpr int chunk() const { return kMmaTile * warps_m * m_tiles; }
   // Each with two sums of e over rows.
-  int64_t parts(int64_t batch) const { return batch * slices * warps_m; }
+  constexpr int64_t parts(int64_t batch) const { return batch * slices * warps_m; }
 };
 
 // Byte offsets into shared memory.
 template <typename T>
 struct BackwardShared {
-  __host__ __device__ BackwardShared(const VladShape& shape, bool norm, const BackwardPlan& plan)
+  __host__ __device__ constexpr BackwardShared(const VladShape& shape, bool norm,
+                                               const BackwardPlan& plan)
       : clusters(padded(shape.clusters)),
         stride_f(padded(shape.width) + kBackwardPad<T>),
         stride_k(clusters + kBackwardPad<T>) {
@@ -510,7 +511,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 
 // The division of the backward, or warps_m = 0 where the sizes do not fit this device.
 template <typename T>
-BackwardPlan plan_backward(const VladShape& shape, bool norm, const Device& device) {
+constexpr BackwardPlan plan_backward(const VladShape& shape, bool norm, const Device& device) {
   if (!device.tensor_cores || shape.batch == 0 || shape.rows == 0 || shape.width == 0 ||
       shape.clusters > kMmaClusters) {
     return {};

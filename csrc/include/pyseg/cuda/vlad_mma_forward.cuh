@@ -29,13 +29,14 @@ struct ForwardPlan {
   int chunk = 0;         // rows
   int64_t shared = 0;
 
-  __host__ __device__ int tile_f() const { return warps_f * kForwardTilesF * kMmaTile; }
+  __host__ __device__ constexpr int tile_f() const { return warps_f * kForwardTilesF * kMmaTile; }
 };
 
 // Byte offsets into shared memory.
 template <typename T>
 struct ForwardShared {
-  __host__ __device__ ForwardShared(const VladShape& shape, bool norm, const ForwardPlan& plan)
+  __host__ __device__ constexpr ForwardShared(const VladShape& shape, bool norm,
+                                              const ForwardPlan& plan)
       : stride_f((shape.width < plan.tile_f() ? padded(shape.width) : plan.tile_f()) + kForwardPad),
         stride_k(padded(shape.clusters) + kForwardPad) {
     SharedLayout layout;
@@ -291,7 +292,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
 
 // The division of the forward, or warps_f = 0 where the sizes do not fit this device.
 template <typename T>
-ForwardPlan plan_forward(const VladShape& shape, bool norm, const Device& device) {
+constexpr ForwardPlan plan_forward(const VladShape& shape, bool norm, const Device& device) {
   if (!device.tensor_cores || shape.rows == 0 || shape.width == 0 ||
       shape.clusters > kMmaClusters) {
     return {};
@@ -300,6 +301,7 @@ ForwardPlan plan_forward(const VladShape& shape, bool norm, const Device& device
   plan.slices = quotient(shape.rows, kSliceRows);
   plan.slice_rows =
       static_cast<int>(quotient(quotient(shape.rows, plan.slices), kForwardChunk) * kForwardChunk);
+  plan.slices = quotient(shape.rows, plan.slice_rows);
   for (const int warps_f : {6, 3}) {
     const int tile_k = kForwardWarps / warps_f * kForwardTilesK * kMmaTile;
     if (shape.clusters > tile_k) continue;
