@@ -58,6 +58,12 @@ __host__ __device__ constexpr int64_t quotient(int64_t size, int64_t block) {
   return (size + block - 1) / block;
 }
 
+// The group of a row of a video. A video has fewer than 2^31 rows, and a remainder of 64 bits would
+// be a function of a hundred instructions.
+__device__ inline int group_of(int64_t n, int64_t groups) {
+  return static_cast<int>(static_cast<uint32_t>(n) % static_cast<uint32_t>(groups));
+}
+
 // Reductions over the lanes of a warp whose numbers differ in the bits of kFirst up to, but
 // without, kLast; in a fixed order, with the result in every lane.
 template <int kFirst = 1, int kLast = kWarp, typename A>

@@ -64,10 +64,7 @@ template <typename T>
 __device__ inline Sum<T> probability(const VladShape& shape, const VladInput<T, Sum<T>>& in,
                                      const Row<Sum<T>>* rows, int64_t b, int64_t n, int64_t k) {
   const int64_t row = b * shape.rows + n;
-  // A remainder of 64 bits is a function of a hundred instructions; rows are fewer than 2^31.
-  const int64_t group = in.norm.values == nullptr
-                            ? 0
-                            : static_cast<uint32_t>(n) % static_cast<uint32_t>(shape.groups);
+  const int64_t group = in.norm.values == nullptr ? 0 : group_of(n, shape.groups);
   const Sum<T> score = widen(in.assignment[row * shape.clusters + k]);
   const Sum<T> y = normalized(score, in.norm, shape.groups, shape.clusters, group, k);
   return exponential(y - rows[row].largest) * rows[row].scale;

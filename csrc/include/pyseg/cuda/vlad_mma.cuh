@@ -131,7 +131,7 @@ __device__ inline void load_chunk(const T* source, int64_t source_stride, int ro
   if (aligned) {
     constexpr int kPerCopy = sizeof(uint4) / sizeof(T);
     const int pieces = width / kPerCopy;
-#pragma unroll 2
+#pragma unroll 1
     for (int i = threadIdx.x; i < chunk * pieces; i += blockDim.x) {
       const int row = i / pieces, piece = i % pieces * kPerCopy;
       const bool inside = row < rows;

@@ -39,7 +39,7 @@ struct BackwardPlan {
   constexpr int64_t parts(int64_t batch) const { return batch * slices * warps_m; }
 };
 
-// Byte offsets into shared memory.
+// Byte offsets into shared memory. As an argument they take no registers of the kernel.
 template <typename T>
 struct BackwardShared {
   __host__ __device__ constexpr BackwardShared(const VladShape& shape, bool norm,
@@ -121,8 +121,8 @@ __device__ inline float over_columns(const float (&values)[kColumnVector], float
 template <typename T, int kWarpsM, int kTilesM>
 __global__ void __launch_bounds__(kBackwardThreads, 1)
     vlad_backward_mma_kernel(VladShape shape, VladInput<T, float> in, VladSaved<T, float> saved,
-                             float eps, BackwardPlan plan, BackwardWorkspace<float> work,
-                             VladGradient<T, float> out) {
+                             float eps, BackwardPlan plan, BackwardShared<T> layout,
+                             BackwardWorkspace<float> work, VladGradient<T, float> out) {
   using M = Matrices<T>;
   constexpr bool kScaled = std::is_same_v<T, __half>;
   constexpr int kChunk = kMmaTile * kWarpsM * kTilesM;
@@ -133,7 +133,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   extern __shared__ uint4 dynamic_shared[];
   auto* const memory = reinterpret_cast<unsigned char*>(dynamic_shared);
   const bool has_norm = in.norm.values != nullptr;
-  const BackwardShared<T> layout(shape, has_norm, plan);
   const int stride_f = layout.stride_f, stride_k = layout.stride_k, clusters = layout.clusters;
   T* const gradients = reinterpret_cast<T*>(memory + layout.gradients);
   T* const weights = reinterpret_cast<T*>(memory + layout.weights);
@@ -286,7 +285,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 #pragma unroll 2
     for (int i0 = warp * 2; i0 < kChunk; i0 += 2 * kBackwardWarps) {
       const int row = i0 + lane / kRowLanes, row_lane = lane % kRowLanes;
-      const int group = has_norm ? static_cast<int>((chunk * kChunk + row) % norm.groups) : 0;
+      const int group = has_norm ? group_of(chunk * kChunk + row, norm.groups) : 0;
       const RowSoftmax<kRowLanes, kPairs> softmax(z + row * stride_k, norm, group, K, row_lane);
       if (row_lane == 0) {
         largest[row] = softmax.row.largest;
@@ -349,7 +348,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 #pragma unroll
       for (int half_row = 0; half_row < 2; ++half_row) {
         const int row = (warp_m * kTilesM + i) * kMmaTile + half_row * 8 + lane_row;
-        const int group = has_norm ? static_cast<int>((chunk * kChunk + row) % norm.groups) : 0;
+        const int group = has_norm ? group_of(chunk * kChunk + row, norm.groups) : 0;
         const float row_largest = largest[row], row_factor = row_scale[row];
         float part = 0;
 #pragma unroll
@@ -567,7 +566,8 @@ cudaError_t launch_vlad_backward_mma(const VladShape& shape, const VladInput<T, 
   }
   const cudaError_t error =
       launch(kernel, shape.batch * plan.slices, kBackwardThreads, plan.shared, stream, shape, in,
-             saved, static_cast<float>(eps), plan, work, out);
+             saved, static_cast<float>(eps), plan,
+             BackwardShared<T>(shape, in.norm.values != nullptr, plan), work, out);
   if (error != cudaSuccess) return error;
   return launch_vlad_centers<T>(shape, saved, work.columns, out.centers, stream);
 }

@@ -1,6 +1,8 @@
 // The forward of the VLAD aggregation on tensor cores, see vlad_mma.cuh.
 #pragma once
 
+#include <limits>
+
 #include "pyseg/cuda/common.cuh"
 #include "pyseg/cuda/mma.cuh"
 #include "pyseg/cuda/vlad_fma.cuh"
@@ -32,7 +34,7 @@ struct ForwardPlan {
   __host__ __device__ constexpr int tile_f() const { return warps_f * kForwardTilesF * kMmaTile; }
 };
 
-// Byte offsets into shared memory.
+// Byte offsets into shared memory. As an argument they take no registers of the kernel.
 template <typename T>
 struct ForwardShared {
   __host__ __device__ constexpr ForwardShared(const VladShape& shape, bool norm,
@@ -70,14 +72,14 @@ struct ForwardShared {
 template <typename T, int kWarpsF>
 __global__ void __launch_bounds__(kForwardThreads, 1)
     vlad_aggregate_mma_kernel(VladShape shape, VladInput<T, float> in, float eps, ForwardPlan plan,
-                              ForwardWorkspace<float> work, VladOutput<T, float> out) {
+                              ForwardShared<T> layout, ForwardWorkspace<float> work,
+                              VladOutput<T, float> out) {
   using M = Matrices<T>;
   constexpr int kWarpsK = kForwardWarps / kWarpsF;
   constexpr int kPairs = 4, kRowLanes = kWarpsK * kForwardTilesK * kMmaTile / (2 * kPairs);
   constexpr int kRowsAtOnce = kForwardThreads / kRowLanes;
   extern __shared__ uint4 dynamic_shared[];
   auto* const memory = reinterpret_cast<unsigned char*>(dynamic_shared);
-  const ForwardShared<T> layout(shape, in.norm.values != nullptr, plan);
   T* const features = reinterpret_cast<T*>(memory + layout.features);
   T* const scores = reinterpret_cast<T*>(memory + layout.scores);
   T* const weights = reinterpret_cast<T*>(memory + layout.weights);
@@ -87,21 +89,19 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   float2* const table = reinterpret_cast<float2*>(memory + layout.table);
   const int stride_f = layout.stride_f, stride_k = layout.stride_k;
 
-  const int64_t F = shape.width;
+  // Sizes and indices of 32 bits, which halve the registers that they take; a plan sees to it that
+  // they suffice. Row numbers over all videos are of 64.
+  const int N = static_cast<int>(shape.rows), F = static_cast<int>(shape.width);
   const int K = static_cast<int>(shape.clusters);
-  const int64_t f_slice = blockIdx.x % plan.f_slices, f0 = f_slice * plan.tile_f();
-  const int64_t slice = blockIdx.x / plan.f_slices % plan.slices;
-  const int64_t b = blockIdx.x / (plan.f_slices * plan.slices);
-  const int64_t first = slice * plan.slice_rows;  // of the video's rows
-  const int rows =
-      static_cast<int>(shape.rows - first < plan.slice_rows ? shape.rows - first : plan.slice_rows);
+  const int f_slices = static_cast<int>(plan.f_slices), slices = static_cast<int>(plan.slices);
+  const int f_slice = blockIdx.x % f_slices, f0 = f_slice * plan.tile_f();
+  const int part = blockIdx.x / f_slices;             // of (B, S)
+  const int first = part % slices * plan.slice_rows;  // of the video's rows
+  const int64_t first_row = int64_t{part / slices} * N + first;
+  const int rows = N - first < plan.slice_rows ? N - first : plan.slice_rows;
   const int chunks = (rows + plan.chunk - 1) / plan.chunk;
-  const int width = static_cast<int>(F - f0 < plan.tile_f() ? F - f0 : plan.tile_f());
+  const int width = F - f0 < plan.tile_f() ? F - f0 : plan.tile_f();
   const int f_tiles = (width + kMmaTile - 1) / kMmaTile, k_tiles = (K + kMmaTile - 1) / kMmaTile;
-  const T* const video_features = in.features + (b * shape.rows + first) * F + f0;
-  const T* const video_scores = in.assignment + (b * shape.rows + first) * K;
-  const bool features_aligned = rows_aligned(in.features, F);
-  const bool scores_aligned = rows_aligned(in.assignment, K);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_f = warp % kWarpsF, warp_k = warp / kWarpsF;
   const int row_lane = lane % kRowLanes;
@@ -109,10 +109,12 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   const auto load = [&](int chunk) {
     if (chunk < chunks) {
       const int slot = chunk % kForwardStages, n = chunk * plan.chunk;
-      load_chunk(video_features + int64_t{n} * F, F, rows - n, width, features_aligned,
-                 features + slot * plan.chunk * stride_f, stride_f, plan.chunk);
-      load_chunk(video_scores + int64_t{n} * K, K, rows - n, K, scores_aligned,
-                 scores + slot * plan.chunk * stride_k, stride_k, plan.chunk);
+      load_chunk(in.features + (first_row + n) * F + f0, F, rows - n, width,
+                 rows_aligned(in.features, F), features + slot * plan.chunk * stride_f, stride_f,
+                 plan.chunk);
+      load_chunk(in.assignment + (first_row + n) * K, K, rows - n, K,
+                 rows_aligned(in.assignment, K), scores + slot * plan.chunk * stride_k, stride_k,
+                 plan.chunk);
     }
     commit_copies();  // an empty group keeps the count
   };
@@ -127,7 +129,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
 #pragma unroll 1
     for (int i = warp * (kWarp / kRowLanes); i < plan.chunk; i += kRowsAtOnce) {
       const int row = i + lane / kRowLanes, n = chunk * plan.chunk + row;
-      const int group = norm.values == nullptr ? 0 : static_cast<int>((first + n) % norm.groups);
+      const int group = norm.values == nullptr ? 0 : group_of(first + n, norm.groups);
       const RowSoftmax<kRowLanes, kPairs> softmax(source + row * stride_k, norm, group, K,
                                                   row_lane);
       const float weight = n < rows ? attention[n] : 0.f;
@@ -144,7 +146,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
 
   for (int chunk = 0; chunk + 1 < kForwardStages; ++chunk) load(chunk);
   for (int i = threadIdx.x; i < rows; i += kForwardThreads) {
-    attention[i] = widen(in.attention[b * shape.rows + first + i]);
+    attention[i] = widen(in.attention[first_row + i]);
   }
   if (norm.values != nullptr) fill_norm_table(shape, in.norm, stride_k, table);
   wait_for_copies<kForwardStages - 2>();
@@ -217,8 +219,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
       }
     }
   };
-  if (plan.slices > 1 || plan.f_slices > 1) {
-    float* const vlad = work.vlad + ((b * plan.slices + slice) * F + f0) * K;
+  if (slices > 1 || f_slices > 1) {
+    float* const vlad = work.vlad + (int64_t{part} * F + f0) * K;
     const bool pairs = K % 2 == 0;
     for_each_pair([&](int i, int j, int half, int row, int f, int k) {
       const float* const values = products[i][j][half] + 2 * row;
@@ -231,7 +233,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
       }
     });
     if (f_slice == 0) {
-      float* const masses = work.masses + (b * plan.slices + slice) * K;
+      float* const masses = work.masses + int64_t{part} * K;
       for (int k = threadIdx.x; k < K; k += kForwardThreads) masses[k] = mass[k];
     }
     return;
@@ -268,12 +270,12 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   for (int k = threadIdx.x; k < K; k += kForwardThreads) {
     float norm_square = 0;
     for (int i = 0; i < kWarpsF; ++i) norm_square += sums[i * stride_k + k];
-    out.mass[b * K + k] = mass[k];
-    out.square_norm[b * K + k] = norm_square;
+    out.mass[int64_t{part} * K + k] = mass[k];  // with one slice a part is a video
+    out.square_norm[int64_t{part} * K + k] = norm_square;
     mass[k] = inverse_root(norm_square < eps ? eps : norm_square);
   }
   __syncthreads();
-  T* const output = out.output + b * F * K;
+  T* const output = out.output + int64_t{part} * F * K;
   const bool pairs = K % 2 == 0 && reinterpret_cast<uintptr_t>(out.output) % (2 * sizeof(T)) == 0;
   for_each_pair([&](int i, int j, int half, int row, int f, int k) {
     const float* const v = products[i][j][half] + 2 * row;
@@ -293,8 +295,9 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
 // The division of the forward, or warps_f = 0 where the sizes do not fit this device.
 template <typename T>
 constexpr ForwardPlan plan_forward(const VladShape& shape, bool norm, const Device& device) {
-  if (!device.tensor_cores || shape.rows == 0 || shape.width == 0 ||
-      shape.clusters > kMmaClusters) {
+  constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;
+  if (!device.tensor_cores || shape.rows == 0 || shape.width == 0 || shape.rows > kMost ||
+      shape.width > kMost || shape.clusters > kMmaClusters) {
     return {};
   }
   ForwardPlan plan;
@@ -325,7 +328,8 @@ cudaError_t launch_vlad_forward_mma(const VladShape& shape, const VladInput<T, f
       plan.warps_f == 6 ? vlad_aggregate_mma_kernel<T, 6> : vlad_aggregate_mma_kernel<T, 3>;
   const cudaError_t error =
       launch(kernel, shape.batch * plan.slices * plan.f_slices, kForwardThreads, plan.shared,
-             stream, shape, in, static_cast<float>(eps), plan, work, out);
+             stream, shape, in, static_cast<float>(eps), plan,
+             ForwardShared<T>(shape, in.norm.values != nullptr, plan), work, out);
   if (error != cudaSuccess || (plan.slices == 1 && plan.f_slices == 1)) return error;
   return launch_vlad_normalize<T>(shape, plan.slices, in.centers, eps, work, out, stream);
 }
