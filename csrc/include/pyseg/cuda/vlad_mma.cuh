@@ -38,27 +38,32 @@ struct SharedLayout {
   int64_t size = 0;
 };
 
-// The batch normalisation of a group's scores as y = score scale + shift; null where there is none.
+// The batch normalisation of a group's scores as y = score scale + shift. Without normalisation all
+// rows are of one group with y = score: one path of code for both.
 struct NormTable {
-  const float2* values;  // (G, stride)
+  const float2* values;  // (groups, stride): scale and shift
   int stride;
   int groups;
 };
 
-// Fills scale and shift for all groups. Every thread of the block takes part; a barrier follows.
+__host__ __device__ constexpr int64_t table_groups(const VladShape& shape, bool norm) {
+  return norm ? shape.groups : 1;
+}
+
+// Fills the table. Every thread of the block takes part; a barrier follows.
 __device__ inline void fill_norm_table(const VladShape& shape, const VladNorm<float>& norm,
-                                       int stride, float2* table) {
-  const int clusters = static_cast<int>(shape.clusters),
-            plane = static_cast<int>(shape.groups) * clusters;
-  for (int i = threadIdx.x; i < shape.groups * stride; i += blockDim.x) {
-    const int g = i / stride, k = i % stride;
-    float2 entry{0, 0};
-    if (k < clusters) {
+                                       const NormTable& table, float2* entries) {
+  const int clusters = static_cast<int>(shape.clusters);
+  const int plane = static_cast<int>(shape.groups) * clusters;
+  for (int i = threadIdx.x; i < table.groups * table.stride; i += blockDim.x) {
+    const int g = i / table.stride, k = i % table.stride;
+    float2 entry{1, 0};
+    if (norm.values != nullptr && k < clusters) {
       const float* const values = norm.values + g * clusters + k;
       entry.x = values[plane] * values[2 * plane];
       entry.y = values[3 * plane] - values[0] * entry.x;
     }
-    table[i] = entry;
+    entries[i] = entry;
   }
 }
 
@@ -84,11 +89,9 @@ __device__ inline void store_pair(T first, T second, T* result) {
 template <typename T>
 __device__ inline float2 load_scores(const T* row, const NormTable& norm, int group, int k,
                                      int clusters) {
-  float2 y = load_pair(row + k);
-  if (norm.values != nullptr) {
-    const float4 entry = *reinterpret_cast<const float4*>(norm.values + group * norm.stride + k);
-    y = {y.x * entry.x + entry.y, y.y * entry.z + entry.w};
-  }
+  const float2 score = load_pair(row + k);
+  const float4 entry = *reinterpret_cast<const float4*>(norm.values + group * norm.stride + k);
+  float2 y{score.x * entry.x + entry.y, score.y * entry.z + entry.w};
   if (k >= clusters) y.x = -INFINITY;
   if (k + 1 >= clusters) y.y = -INFINITY;
   return y;

@@ -57,7 +57,7 @@ struct BackwardShared {
     columns = layout.take<float>(4 * clusters);
     rows = layout.take<float>(4 * chunk);
     means = layout.take<float>(kBackwardWarps / plan.warps_m * chunk);
-    table = layout.take<float2>(norm ? shape.groups * clusters : 0);
+    table = layout.take<float2>(table_groups(shape, norm) * clusters);
     size = layout.size;
   }
   int clusters, stride_f, stride_k;
@@ -69,7 +69,7 @@ struct BackwardShared {
   int columns;    // (4, clusters)
   int rows;       // (4, chunk)
   int means;      // (warps over columns, chunk): parts of d_attention
-  int table;      // (G, clusters)
+  int table;      // (G or 1, clusters)
   int64_t size;
 };
 
@@ -192,7 +192,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   for (int i = threadIdx.x; i < f_rest * clusters; i += kBackwardThreads) {
     gradients[(F + i / clusters) * stride_k + i % clusters] = T(0.f);
   }
-  if (has_norm) fill_norm_table(shape, in.norm, clusters, table);
+  const NormTable norm{table, clusters, static_cast<int>(table_groups(shape, has_norm))};
+  fill_norm_table(shape, in.norm, norm, table);
   {
     const int column_groups = clusters / kColumnVector;
     const int f_slices = kBackwardThreads / column_groups, f_slice = threadIdx.x / column_groups;
@@ -257,10 +258,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     if (threadIdx.x < clusters) shift[threadIdx.x] = total * scale[threadIdx.x];
   }
 
-  const NormTable norm{has_norm ? table : nullptr, clusters, static_cast<int>(shape.groups)};
   // A row of the lane belongs to the same group in every chunk where G divides 8, else norm_sums is
   // false; chunks start at multiples of 16.
-  const int lane_group = has_norm ? lane_row % norm.groups : 0;
+  const int lane_group = lane_row % norm.groups;
   const bool final = has_norm && in.norm.row_weights == nullptr && plan.norm_sums;
   float by_score[kTilesK][2][2] = {}, by_one[kTilesK][2][2] = {};
 
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 #pragma unroll 2
     for (int i0 = warp * 2; i0 < kChunk; i0 += 2 * kBackwardWarps) {
       const int row = i0 + lane / kRowLanes, row_lane = lane % kRowLanes;
-      const int group = has_norm ? group_of(chunk * kChunk + row, norm.groups) : 0;
+      const int group = group_of(chunk * kChunk + row, norm.groups);
       const RowSoftmax<kRowLanes, kPairs> softmax(z + row * stride_k, norm, group, K, row_lane);
       if (row_lane == 0) {
         largest[row] = softmax.row.largest;
@@ -348,7 +348,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 #pragma unroll
       for (int half_row = 0; half_row < 2; ++half_row) {
         const int row = (warp_m * kTilesM + i) * kMmaTile + half_row * 8 + lane_row;
-        const int group = has_norm ? group_of(chunk * kChunk + row, norm.groups) : 0;
+        const int group = group_of(chunk * kChunk + row, norm.groups);
         const float row_largest = largest[row], row_factor = row_scale[row];
         float part = 0;
 #pragma unroll

@@ -48,7 +48,7 @@ struct ForwardShared {
     attention = layout.take<float>(plan.slice_rows);
     mass = layout.take<float>(stride_k);
     sums = layout.take<float>(plan.warps_f * stride_k);
-    table = layout.take<float2>(norm ? shape.groups * stride_k : 0);
+    table = layout.take<float2>(table_groups(shape, norm) * stride_k);
     size = layout.size;
   }
   int stride_f, stride_k;
@@ -58,7 +58,7 @@ struct ForwardShared {
   int attention;  // (slice_rows)
   int mass;       // (stride_k)
   int sums;       // (warps_f, stride_k): square sums of the columns
-  int table;      // (G, stride_k)
+  int table;      // (G or 1, stride_k)
   int64_t size;
 };
 
@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     commit_copies();  // an empty group keeps the count
   };
 
-  const NormTable norm{in.norm.values == nullptr ? nullptr : table, stride_k,
-                       static_cast<int>(shape.groups)};
+  const NormTable norm{table, stride_k,
+                       static_cast<int>(table_groups(shape, in.norm.values != nullptr))};
   const auto weigh = [&](int chunk) {
     if (chunk >= chunks) return;
     const T* const source = scores + chunk % kForwardStages * plan.chunk * stride_k;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
 #pragma unroll 1
     for (int i = warp * (kWarp / kRowLanes); i < plan.chunk; i += kRowsAtOnce) {
       const int row = i + lane / kRowLanes, n = chunk * plan.chunk + row;
-      const int group = norm.values == nullptr ? 0 : group_of(first + n, norm.groups);
+      const int group = group_of(first + n, norm.groups);
       const RowSoftmax<kRowLanes, kPairs> softmax(source + row * stride_k, norm, group, K,
                                                   row_lane);
       const float weight = n < rows ? attention[n] : 0.f;
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   for (int i = threadIdx.x; i < rows; i += kForwardThreads) {
     attention[i] = widen(in.attention[first_row + i]);
   }
-  if (norm.values != nullptr) fill_norm_table(shape, in.norm, stride_k, table);
+  fill_norm_table(shape, in.norm, norm, table);
   wait_for_copies<kForwardStages - 2>();
   __syncthreads();
   weigh(0);
