@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyseg import _cli, evaluate, models, train
-from pyseg.config import StageConfig, TrainConfig, make_parser, read_run_config
+from pyseg.config import LossConfig, StageConfig, TrainConfig, make_parser, read_run_config
 from pyseg.data import (
     Example,
     Ratings,
@@ -18,8 +18,10 @@ from pyseg.data import (
     collate,
     encode_frames,
     encode_video,
+    held_out,
     write_records,
 )
+from pyseg.labels import LabelCorrelation
 
 CLASSES = 4
 QUICK = {"pretrain": StageConfig(3, 1e-3, 8), "finetune": StageConfig(2, 1e-3, 8)}
@@ -237,6 +239,79 @@ def test_loss_is_summed_over_classes_and_averaged_over_the_batch():
     p = logits.sigmoid()
     expected = -(targets * p.log() + (1 - targets) * (1 - p).log()).sum() / 2
     torch.testing.assert_close(train.Loss()(logits, collate(examples)), expected)
+
+
+def test_loss_has_the_papers_weights_and_targets():
+    frames = np.zeros((1, 2), np.uint8)
+    batch = collate(
+        [
+            Example("a", frames, np.array([0]), np.array([1.0], np.float32)),
+            Example("b", frames, np.array([2]), np.array([0.0], np.float32)),
+        ]
+    )
+    correlation = LabelCorrelation(torch.tensor([0, 1, 1, 1]), torch.tensor([1]), torch.ones(1))
+    logits = torch.zeros(2, 3, requires_grad=True)
+    train.Loss(2.5, 0.1, correlation)(logits, batch).backward()
+    expected = torch.tensor([[-1.25, -0.05, 0.05], [0.05, 0.05, 1.25]]) / 2
+    torch.testing.assert_close(logits.grad, expected)
+
+
+@pytest.fixture(scope="module")
+def pairs_folder(tmp_path_factory) -> Path:
+    """Labels 0 and 1 always come together in training videos, 0 and 2 in held-out ones."""
+    folder = tmp_path_factory.mktemp("pairs")
+    frames = np.ones((6, 1152), np.uint8)
+    ratings = Ratings(np.array([0]), np.array([0]), np.array([1.0], np.float32))
+    names = [f"v{video:03d}" for video in range(40)]
+    records = [
+        encode_frames(name, frames, [0, 2 if held_out(name) else 1], ratings) for name in names
+    ]
+    write_records(folder / "validate0000.tfrecord", records)
+    write_vocabulary(folder)
+    return folder
+
+
+def test_correlation_of_the_training_videos_alone(pairs_folder, tmp_path, capsys):
+    loss = LossConfig(correlation="auto")
+    run = train.train(config(pairs_folder, tmp_path / "run", loss=loss))
+    kept = LabelCorrelation.load(run / "correlation.npz")
+    assert kept.related(0) == [(1, 1.0)]  # and not 2, which only held-out videos have
+    assert kept.related(2) == []
+    assert (
+        "label correlation: 2 relations of the training videos' labels" in capsys.readouterr().out
+    )
+    assert read_run_config(run).loss == loss
+
+
+def test_correlation_of_a_file(pairs_folder, tmp_path, capsys):
+    path = tmp_path / "correlation.npz"
+    offsets = torch.tensor([0, 1, 1, 1, 1])
+    LabelCorrelation(offsets, torch.tensor([3]), torch.tensor([0.7])).save(path)
+    loss = LossConfig(correlation=str(path))
+    run = train.train(config(pairs_folder, tmp_path / "run", loss=loss))
+    assert LabelCorrelation.load(run / "correlation.npz").related(0) == [(3, pytest.approx(0.7))]
+    assert f"label correlation: 1 relations of {path}" in capsys.readouterr().out
+    LabelCorrelation(torch.tensor([0, 0]), torch.zeros(0).long(), torch.zeros(0)).save(path)
+    with pytest.raises(_cli.UserError, match="expected 4 classes, as the data has, found 1"):
+        train.train(config(pairs_folder, tmp_path / "other", loss=loss))
+    path.write_bytes(b"something else")
+    with pytest.raises(_cli.UserError, match=r"correlation\.npz: not a label correlation"):
+        train.train(config(pairs_folder, tmp_path / "other", loss=loss))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rated_weight": -1.0}, "rated_weight: expected at least 0, found -1.0"),
+        ({"unrated_weight": float("nan")}, "unrated_weight: expected at least 0, found nan"),
+        ({"threshold": 1.5}, r"threshold: expected a number in \[0, 1\], found 1.5"),
+        ({"min_support": 0}, "min_support: expected at least 1, found 0"),
+    ],
+)
+def test_options_of_the_loss(options, text):
+    with pytest.raises(ValueError, match=text):
+        LossConfig(**options)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:

@@ -91,7 +91,7 @@ Tensor moments_cpu(const Tensor& x,                           // (R, C)
     parallel_for(0, moments_blocks(rows), 1, [&](int64_t begin, int64_t end) {
       moments<T>(rows, columns, read<T>(x_), weights, partial, begin, end);
     });
-    merge_moments<A>(rows, columns, weights != nullptr, partial, write<A>(result));
+    merge_moments<T>(rows, columns, read<T>(x_), weights, partial, write<A>(result));
   };
   dispatch_floating<Float16, BFloat16>(x.scalar_type(), "moments", run);
   return result;

@@ -11,13 +11,13 @@
 
 #include "../torch/dispatch.h"
 #include "../torch/rated_bce_checks.h"
+#include "../torch/rated_bce_tensors.h"
 
 namespace pyseg {
 namespace {
 
 using torch::stable::contiguous;
 using torch::stable::empty_like;
-using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
 void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const char* name) {
@@ -30,10 +30,10 @@ void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const cha
 }
 
 // Everything that a kernel uses as an index or takes for granted.
-template <typename A>
-void check_values(int64_t batch, int64_t classes, int64_t size, const Ratings<A>& ratings,
-                  int64_t relations, const LabelCorrelation<A>& correlation) {
-  check_offsets(ratings.offsets, batch, size, "offsets");
+template <typename T, typename A>
+void check_values(const RatedBceInput<T, A>& in) {
+  const auto& [batch, classes, logits, ratings, correlation, rated_weight, unrated_weight] = in;
+  check_offsets(ratings.offsets, batch, ratings.size, "offsets");
   std::vector<int64_t> rated_by(classes, -1);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t r = ratings.offsets[b]; r < ratings.offsets[b + 1]; ++r) {
@@ -48,11 +48,13 @@ void check_values(int64_t batch, int64_t classes, int64_t size, const Ratings<A>
     }
   }
   if (correlation.offsets == nullptr) return;
-  check_offsets(correlation.offsets, classes, relations, "correlation_offsets");
-  for (int64_t p = 0; p < relations; ++p) {
+  check_offsets(correlation.offsets, classes, correlation.size, "correlation_offsets");
+  for (int64_t p = 0; p < correlation.size; ++p) {
     STD_TORCH_CHECK(correlation.columns[p] >= 0 && correlation.columns[p] < classes,
                     "correlation_columns must lie in 0..", classes - 1, ", got ",
                     correlation.columns[p]);
+    STD_TORCH_CHECK(correlation.values[p] >= 0 && correlation.values[p] <= 1,
+                    "correlation_values must lie in [0, 1], got ", correlation.values[p]);
   }
 }
 
@@ -67,46 +69,27 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cpu(
     double rated_weight, double unrated_weight, bool needs_grad) {
   check_rated_bce(logits, offsets, classes, scores, correlation_offsets, correlation_columns,
                   correlation_values);
-  const int64_t B = logits.size(0), C = logits.size(1);
-  const Tensor logits_ = contiguous(logits);
-  const Tensor offsets_ = contiguous(offsets), classes_ = contiguous(classes);
-  const Tensor scores_ = contiguous(scores);
-  std::optional<Tensor> rows, columns, values;
-  if (correlation_offsets) {
-    rows = contiguous(*correlation_offsets);
-    columns = contiguous(*correlation_columns);
-    values = contiguous(*correlation_values);
-  }
-  const auto sums = accumulate_dtype(logits.scalar_type());
-  const Tensor loss = new_empty(logits_, {}, sums), row_loss = new_empty(logits_, {B}, sums);
-  const Tensor grad = needs_grad ? empty_like(logits_) : new_empty(logits_, {0});
+  const RatedBceTensors tensors(logits, offsets, classes, scores, correlation_offsets,
+                                correlation_columns, correlation_values, needs_grad);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     using A = Accumulate<T>;
-    RatedBceInput<T, A> in{B,
-                           C,
-                           read<T>(logits_),
-                           {read<int64_t>(offsets_), read<int64_t>(classes_), read<A>(scores_)},
-                           {nullptr, nullptr, nullptr},
-                           static_cast<A>(rated_weight),
-                           static_cast<A>(unrated_weight)};
-    if (rows) in.correlation = {read<int64_t>(*rows), read<int64_t>(*columns), read<A>(*values)};
-    check_values(B, C, classes.size(0), in.ratings, rows ? columns->size(0) : 0, in.correlation);
-    A* const row_losses = write<A>(row_loss);
-    T* const gradient = needs_grad ? write<T>(grad) : nullptr;
-    parallel_for(0, B, 4, [&](int64_t begin, int64_t end) {
-      rated_bce<T>(in, row_losses, gradient, begin, end);
+    const auto in = tensors.input<T, A>(rated_weight, unrated_weight);
+    check_values(in);
+    A* const row_loss = write<A>(tensors.row_loss);
+    T* const gradient = tensors.gradient<T>();
+    parallel_for(0, in.batch, 4, [&](int64_t begin, int64_t end) {
+      rated_bce<T>(in, row_loss, gradient, begin, end);
     });
-    *write<A>(loss) = rated_bce_mean(row_losses, B);
+    *write<A>(tensors.loss) = rated_bce_mean(row_loss, in.batch);
   };
   dispatch_floating<Float16, BFloat16>(logits.scalar_type(), "rated_bce_with_logits", run);
-  return {loss, grad};
+  return tensors.result();
 }
 
 Tensor rated_bce_with_logits_backward_cpu(const Tensor& grad_output,  // ()
                                           const Tensor& grad)         // (B, C)
 {
-  check_shape(grad_output, "grad_output", "()", {});
-  check_dtype(grad_output, "grad_output", accumulate_dtype(grad.scalar_type()));
+  check_rated_bce_backward(grad_output, grad);
   const Tensor grad_ = contiguous(grad), result = empty_like(grad_);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     using A = Accumulate<T>;

@@ -44,4 +44,13 @@ inline void check_rated_bce(const Tensor& logits,                               
   check(*correlation_values, "correlation_values", sums);
 }
 
+inline void check_rated_bce_backward(const Tensor& grad_output,  // ()
+                                     const Tensor& grad)         // (B, C)
+{
+  check_shape(grad_output, "grad_output", "()", {});
+  check_dtype(grad_output, "grad_output", accumulate_dtype(grad.scalar_type()));
+  check_device(grad_output, "grad_output", grad, "grad");
+  check_dimensions(grad, "grad", "(B, C)");
+}
+
 }  // namespace pyseg

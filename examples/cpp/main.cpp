@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <initializer_list>
+#include <optional>
 #include <vector>
 
 #include "pyseg/vlad.h"
@@ -37,18 +38,22 @@ int main() {
 
   // The arguments of the schema in order; the results come back in their place.
   using torch::stable::detail::from;
-  std::array<StableIValue, 5> stack{from(features), from(assignment), from(attention),
-                                    from(centers), from(eps)};
+  const std::optional<Tensor> none;  // no batch normalisation of the assignment
+  std::array<StableIValue, 7> stack{from(features), from(assignment), from(attention),
+                                    from(centers),  from(none),       from(none),
+                                    from(eps)};
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("pyseg::vlad_aggregate", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor output = torch::stable::detail::to<Tensor>(stack[0]);  // (B, F, K)
   for (int i : {1, 2}) torch::stable::detail::to<Tensor>(stack[i]);   // the stack owns no tensor
 
   std::vector<float> direct(B * F * K), mass(B * K), square_norm(B * K);
-  const pyseg::VladShape shape{.batch = B, .rows = T * G, .width = F, .clusters = K};
-  const pyseg::VladInput<float> in{
-      features.const_data_ptr<float>(), assignment.const_data_ptr<float>(),
-      attention.const_data_ptr<float>(), centers.const_data_ptr<float>()};
+  const pyseg::VladShape shape{.batch = B, .rows = T * G, .groups = G, .width = F, .clusters = K};
+  const pyseg::VladInput<float, float> in{.features = features.const_data_ptr<float>(),
+                                          .assignment = assignment.const_data_ptr<float>(),
+                                          .attention = attention.const_data_ptr<float>(),
+                                          .centers = centers.const_data_ptr<float>(),
+                                          .norm = {nullptr, nullptr}};
   const pyseg::VladOutput<float, float> out{direct.data(), mass.data(), square_norm.data()};
   pyseg::vlad_forward<float>(shape, in, eps, out, 0, B);
 

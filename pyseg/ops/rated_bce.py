@@ -70,8 +70,8 @@ def rated_bce_with_logits(
         TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: shapes, devices, the number of classes or a weight do not fit.
         RuntimeError: on the CPU, a class is out of range or twice in a row, offsets do not increase
-            from 0 to R, or a score is outside [0, 1] or NaN. On a GPU, where looking would stall
-            the device, the loss is NaN then.
+            from 0 to R, or a score is outside [0, 1] or NaN. On a GPU, where an error would have to
+            wait for the device, the loss is NaN then, and so is the gradient of those rows.
 
     References:
         The paper's equations (1), (2), (3) and (6).
@@ -330,14 +330,15 @@ def _backward_fake(grad_output: Tensor, grad: Tensor) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or autograd fills (B, C) zeros for the second output
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     (grad,) = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph=True; `grad` does not know that it has derivatives
         _refuse(ctx)
-    if not ctx.needs_input_grad[0]:
+    if grad_output is None or not ctx.needs_input_grad[0]:
         logits = None
     elif _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
         logits = grad

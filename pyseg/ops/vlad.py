@@ -54,9 +54,9 @@ def vlad_aggregate(
     Compiled kernels serve CPU and CUDA tensors and accumulate in float32 (float64 for float64
     input); the softmax is recomputed in the backward pass, so nothing of size (B, T, G, K) is
     kept. On a GPU float32 takes TF32 where PyTorch's matrix products may
-    (``torch.set_float32_matmul_precision``). Where no kernel is loaded (``python -m pyseg.info`` says why)
-    :func:`vlad_aggregate_reference` runs instead. The result is deterministic: the same input
-    gives the same bits on one device, whatever the number of threads.
+    (``torch.set_float32_matmul_precision``). Where no kernel is loaded (``python -m pyseg.info``
+    says why) :func:`vlad_aggregate_reference` runs instead. The result is deterministic: the same
+    input gives the same bits on one device, whatever the number of threads.
 
     Under autocast the op is one of the matrix products: inputs are cast to autocast's dtype
     (float64 is left alone, as everywhere in autocast), sums stay in float32. Gradients can be

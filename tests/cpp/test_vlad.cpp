@@ -1,5 +1,6 @@
-// The CPU kernels of pyseg/vlad.h against naive loops in double, at every vector level this
-// processor has, and the 16-bit types against exact conversions.
+// The CPU kernels of pyseg/vlad.h, assignment.h and moments.h against naive loops in double, at
+// every vector level this processor has, and the 16-bit types against exact conversions.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -7,8 +8,11 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "pyseg/assignment.h"
+#include "pyseg/moments.h"
 #include "pyseg/vlad.h"
 
 namespace {
@@ -41,76 +45,133 @@ std::vector<T> random_values(int64_t size, double scale, std::mt19937_64& genera
   return result;
 }
 
-struct Expected {
-  Doubles output, features, assignment, attention, centers;
+// The batch normalisation of a test: values (4, G, K), and row weights (B, T) where the statistics
+// are those of the assignment itself.
+struct Norm {
+  Doubles values, row_weights;
 };
+
+struct Expected {
+  Doubles output, features, assignment, attention, centers, norm_sums;
+};
+
+// Softmax of the normalised assignment, (B * N, K).
+template <typename T>
+Doubles probabilities(const VladShape& s, const std::vector<T>& z, const Norm& norm) {
+  const int64_t rows = s.batch * s.rows, K = s.clusters, size = s.groups * K;
+  Doubles p(rows * K);
+  for (int64_t n = 0; n < rows; ++n) {
+    double largest = -std::numeric_limits<double>::infinity(), total = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      double& y = p[n * K + k];
+      y = value_of(z[n * K + k]);
+      if (!norm.values.empty()) {
+        const double* value = &norm.values[n % s.groups * K + k];
+        y = (y - value[0]) * value[size] * value[2 * size] + value[3 * size];
+      }
+      largest = std::fmax(largest, y);
+    }
+    for (int64_t k = 0; k < K; ++k) total += p[n * K + k] = std::exp(p[n * K + k] - largest);
+    for (int64_t k = 0; k < K; ++k) p[n * K + k] /= total;
+  }
+  return p;
+}
+
+// From dw, the gradient of the weights a p: gradients of assignment and attention, and norm_sums.
+template <typename T>
+void naive_assignment(const VladShape& s, const std::vector<T>& z, const std::vector<T>& a,
+                      const Norm& norm, const Doubles& p, const Doubles& dw, Expected& e) {
+  const int64_t rows = s.batch * s.rows, G = s.groups, K = s.clusters, size = G * K;
+  e.assignment.resize(rows * K);
+  e.attention.resize(rows);
+  if (!norm.values.empty()) e.norm_sums.resize(2 * size);
+  for (int64_t n = 0; n < rows; ++n) {
+    double mean = 0;
+    for (int64_t k = 0; k < K; ++k) mean += p[n * K + k] * dw[n * K + k];
+    e.attention[n] = mean;
+    for (int64_t k = 0; k < K; ++k) {
+      e.assignment[n * K + k] = value_of(a[n]) * p[n * K + k] * (dw[n * K + k] - mean);
+    }
+  }
+  if (norm.values.empty()) return;
+  const auto normal = [&](int64_t n, int64_t k) {
+    const double* value = &norm.values[n % G * K + k];
+    return (value_of(z[n * K + k]) - value[0]) * value[size];
+  };
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t k = 0; k < K; ++k) {
+      e.norm_sums[n % G * K + k] += e.assignment[n * K + k] * normal(n, k);
+      e.norm_sums[size + n % G * K + k] += e.assignment[n * K + k];
+    }
+  }
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t column = n % G * K + k;
+      double& d = e.assignment[n * K + k];
+      if (!norm.row_weights.empty()) {
+        d -= norm.row_weights[n / G] *
+             (e.norm_sums[size + column] + normal(n, k) * e.norm_sums[column]);
+      }
+      d *= norm.values[size + column] * norm.values[2 * size + column];
+    }
+  }
+}
 
 // The definition, and its gradients by the chain rule written out one step at a time.
 template <typename T>
 Expected naive(const VladShape& s, const std::vector<T>& x, const std::vector<T>& z,
-               const std::vector<T>& a, const std::vector<T>& c, const std::vector<T>& grad,
-               double eps) {
-  const auto [B, N, F, K] = s;
-  Expected e{Doubles(B * F * K), Doubles(B * N * F), Doubles(B * N * K), Doubles(B * N),
-             Doubles(F * K)};
+               const std::vector<T>& a, const std::vector<T>& c, const Norm& norm,
+               const std::vector<T>& grad, double eps) {
+  const auto [B, N, G, F, K] = s;
+  Expected e;
+  e.output.resize(B * F * K);
+  e.features.resize(B * N * F);
+  e.centers.resize(F * K);
+  const Doubles probability = probabilities(s, z, norm);
+  Doubles dw(B * N * K);
   for (int64_t b = 0; b < B; ++b) {
-    Doubles p(N * K), v(F * K), dv(F * K);
-    for (int64_t n = 0; n < N; ++n) {
-      double largest = -std::numeric_limits<double>::infinity(), total = 0;
-      for (int64_t k = 0; k < K; ++k) {
-        largest = std::fmax(largest, value_of(z[(b * N + n) * K + k]));
-      }
-      for (int64_t k = 0; k < K; ++k) {
-        p[n * K + k] = std::exp(value_of(z[(b * N + n) * K + k]) - largest);
-        total += p[n * K + k];
-      }
-      for (int64_t k = 0; k < K; ++k) p[n * K + k] /= total;
-    }
+    const double* const p = probability.data() + b * N * K;
+    Doubles v(F * K), dv(F * K);
     for (int64_t k = 0; k < K; ++k) {
-      double norm = 0, along = 0;
+      double square_norm = 0, along = 0;
       for (int64_t f = 0; f < F; ++f) {
         for (int64_t n = 0; n < N; ++n) {
           v[f * K + k] += value_of(a[b * N + n]) * p[n * K + k] *
                           (value_of(x[(b * N + n) * F + f]) - value_of(c[f * K + k]));
         }
-        norm += v[f * K + k] * v[f * K + k];
+        square_norm += v[f * K + k] * v[f * K + k];
       }
-      const double scale = 1 / std::sqrt(std::fmax(norm, eps));
+      const double scale = 1 / std::sqrt(std::fmax(square_norm, eps));
       for (int64_t f = 0; f < F; ++f) {
         e.output[(b * F + f) * K + k] = v[f * K + k] * scale;
         along += value_of(grad[(b * F + f) * K + k]) * v[f * K + k];
       }
       for (int64_t f = 0; f < F; ++f) {
         const double direct = value_of(grad[(b * F + f) * K + k]) * scale;
-        dv[f * K + k] = norm < eps ? direct : direct - along * v[f * K + k] * scale * scale * scale;
+        dv[f * K + k] =
+            square_norm < eps ? direct : direct - along * v[f * K + k] * scale * scale * scale;
       }
     }
     for (int64_t n = 0; n < N; ++n) {
       const double attention = value_of(a[b * N + n]);
-      Doubles dp(K);
-      double mean = 0;
       for (int64_t k = 0; k < K; ++k) {
         for (int64_t f = 0; f < F; ++f) {
           const double residual = value_of(x[(b * N + n) * F + f]) - value_of(c[f * K + k]);
-          dp[k] += dv[f * K + k] * residual;
+          dw[(b * N + n) * K + k] += dv[f * K + k] * residual;
           e.features[(b * N + n) * F + f] += attention * p[n * K + k] * dv[f * K + k];
           e.centers[f * K + k] -= attention * p[n * K + k] * dv[f * K + k];
         }
-        mean += p[n * K + k] * dp[k];
-      }
-      e.attention[b * N + n] = mean;
-      for (int64_t k = 0; k < K; ++k) {
-        e.assignment[(b * N + n) * K + k] = attention * p[n * K + k] * (dp[k] - mean);
       }
     }
   }
+  naive_assignment(s, z, a, norm, probability, dw, e);
   return e;
 }
 
 template <typename T>
 void expect_close(const std::vector<T>& actual, const Doubles& expected, double tolerance,
-                  const std::string& what) {
-  double largest = 1e-2, error = 0;  // where F is 1 the gradients cancel to 0
+                  const std::string& what, double scale = 1e-2) {
+  double largest = scale, error = 0;  // where F is 1 the gradients cancel to 0
   for (const double x : expected) largest = std::fmax(largest, std::fabs(x));
   for (size_t i = 0; i < expected.size(); ++i) {
     const double difference = std::fabs(value_of(actual[i]) - expected[i]);
@@ -119,72 +180,355 @@ void expect_close(const std::vector<T>& actual, const Doubles& expected, double 
   expect(error <= tolerance * largest, what + ": error " + std::to_string(error / largest));
 }
 
+enum class Kind { kPlain, kConstants, kStatistics };  // of the normalisation
+
+// A normalisation such as the moments of `z` would give.
 template <typename T>
-void test_shape(const VladShape& s, double eps, bool masked, Simd level, double tolerance,
-                const std::string& name) {
-  const auto [B, N, F, K] = s;
+Norm make_norm(const VladShape& s, const std::vector<T>& z, Kind kind, std::mt19937_64& generator) {
+  const int64_t rows = s.batch * s.rows, K = s.clusters, size = s.groups * K;
+  Norm norm;
+  if (kind == Kind::kPlain) return norm;
+  std::uniform_real_distribution<double> uniform(0.5, 1.5);
+  Doubles weights(s.batch * (s.rows / s.groups));
+  double total = 0;
+  for (double& weight : weights) total += weight = uniform(generator);
+  if (weights.size() > 1) total -= weights[1], weights[1] = 0;
+  for (double& weight : weights) weight = static_cast<float>(weight / total);
+  norm.values.resize(4 * size);
+  double* const mean = norm.values.data();
+  double* const rstd = mean + size;
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t k = 0; k < K; ++k) {
+      mean[n % s.groups * K + k] += weights[n / s.groups] * value_of(z[n * K + k]);
+    }
+  }
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t column = n % s.groups * K + k;
+      const double difference = value_of(z[n * K + k]) - mean[column];
+      rstd[column] += weights[n / s.groups] * difference * difference;
+    }
+  }
+  for (int64_t i = 0; i < size; ++i) {
+    rstd[i] = 1 / std::sqrt(rstd[i] + 1e-3);
+    norm.values[2 * size + i] = uniform(generator);
+    norm.values[3 * size + i] = uniform(generator);
+  }
+  for (double& value : norm.values) value = static_cast<float>(value);
+  if (kind == Kind::kStatistics) norm.row_weights = weights;
+  return norm;
+}
+
+// Calls function(begin, end) for the parts of a range, as threads would.
+template <typename Function>
+void in_parts(int64_t size, int64_t parts, const Function& function) {
+  for (int64_t i = 0; i < parts; ++i) function(size * i / parts, size * (i + 1) / parts);
+}
+
+template <typename T>
+struct Gradients {
+  std::vector<T> features, assignment, attention, centers;
+  std::vector<Accumulate<T>> norm_sums;
+};
+
+template <typename T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <typename T>
+bool same_bits(const Gradients<T>& a, const Gradients<T>& b) {
+  return same_bits(a.assignment, b.assignment) && same_bits(a.attention, b.attention) &&
+         same_bits(a.centers, b.centers) && same_bits(a.norm_sums, b.norm_sums);
+}
+
+// One input of the kernels, and their calls in a given number of parts.
+template <typename T>
+struct Case {
   using A = Accumulate<T>;
+  VladShape s{};
+  double eps = 0;
+  Simd level{};
+  std::vector<T> x, z, a, c, grad;
+  std::vector<A> norm_values, row_weights;
+  std::vector<T> output;
+  std::vector<A> mass, square_norm;
+
+  pyseg::VladNorm<A> norm() const {
+    return {norm_values.empty() ? nullptr : norm_values.data(),
+            row_weights.empty() ? nullptr : row_weights.data()};
+  }
+  pyseg::VladInput<T, A> input() const { return {x.data(), z.data(), a.data(), c.data(), norm()}; }
+
+  void forward(int64_t parts, bool by_slices) {
+    const int64_t size = s.batch * s.width * s.clusters;
+    output.assign(size, T{});
+    mass.assign(s.batch * s.clusters, 0);
+    square_norm = mass;
+    const auto in = input();
+    const pyseg::VladOutput<T, A> out{output.data(), mass.data(), square_norm.data()};
+    if (!by_slices) {
+      in_parts(s.batch, parts, [&](int64_t begin, int64_t end) {
+        pyseg::vlad_forward<T>(s, in, eps, out, begin, end, level);
+      });
+      return;
+    }
+    const pyseg::simd::Buffer<A> sums(pyseg::vlad_forward_workspace<T>(s));
+    in_parts(s.batch * pyseg::vlad_slices(s), parts, [&](int64_t begin, int64_t end) {
+      pyseg::vlad_forward_slices<T>(s, in, sums.get(), begin, end, level);
+    });
+    in_parts(s.batch * pyseg::vlad_columns<T>(s), parts, [&](int64_t begin, int64_t end) {
+      pyseg::vlad_forward_finish<T>(s, in, eps, out, sums.get(), begin, end, level);
+    });
+  }
+
+  // What a binding does once the tasks of a backward are done.
+  void complete(int64_t parts, const A* partial, int64_t tasks, Gradients<T>& d) const {
+    if (norm_values.empty()) return;
+    d.norm_sums.resize(2 * s.groups * s.clusters);
+    in_parts(2 * s.groups, parts, [&](int64_t begin, int64_t end) {
+      pyseg::add_partial_sums<A>(partial, tasks, pyseg::norm_sums_size<T>(s), s.clusters, 1,
+                                 d.norm_sums.data(), begin, end, level);
+    });
+    if (row_weights.empty()) return;
+    in_parts(s.batch * s.rows, parts, [&](int64_t begin, int64_t end) {
+      pyseg::assignment_through_statistics<T>(s, z.data(), norm(), d.norm_sums.data(),
+                                              d.assignment.data(), begin, end, level);
+    });
+  }
+
+  Gradients<T> backward(int64_t parts, bool features = true) const {
+    const int64_t rows = s.batch * s.rows, tasks = pyseg::vlad_blocks(s) * pyseg::vlad_slices(s);
+    Gradients<T> d{std::vector<T>(rows * s.width),
+                   std::vector<T>(rows * s.clusters),
+                   std::vector<T>(rows),
+                   std::vector<T>(s.width * s.clusters),
+                   {}};
+    const pyseg::simd::Buffer<A> centers(pyseg::vlad_blocks(s) * pyseg::vlad_centers_size<T>(s));
+    const pyseg::simd::Buffer<A> sums(tasks * pyseg::norm_sums_size<T>(s));
+    A* const norm_sums = norm_values.empty() ? nullptr : sums.get();
+    const pyseg::VladSaved<T, A> saved{grad.data(), output.data(), mass.data(), square_norm.data()};
+    const pyseg::VladGradient<T, A> out{features ? d.features.data() : nullptr, d.assignment.data(),
+                                        d.attention.data(), nullptr, nullptr};
+    in_parts(tasks, parts, [&](int64_t begin, int64_t end) {
+      pyseg::vlad_backward<T>(s, input(), saved, eps, out, centers.get(), norm_sums, begin, end,
+                              level);
+    });
+    in_parts(s.width, parts, [&](int64_t begin, int64_t end) {
+      pyseg::add_partial_sums<T>(centers.get(), pyseg::vlad_blocks(s),
+                                 pyseg::vlad_centers_size<T>(s), s.clusters, -1, d.centers.data(),
+                                 begin, end, level);
+    });
+    complete(parts, norm_sums, tasks, d);
+    return d;
+  }
+
+  std::vector<T> weights(int64_t parts) const {
+    std::vector<T> result(z.size());
+    in_parts(s.batch * s.rows, parts, [&](int64_t begin, int64_t end) {
+      pyseg::soft_assign<T>(s, z.data(), a.data(), norm(), result.data(), begin, end, level);
+    });
+    return result;
+  }
+
+  Gradients<T> weights_backward(const std::vector<T>& dw, int64_t parts) const {
+    Gradients<T> d{{}, std::vector<T>(z.size()), std::vector<T>(a.size()), {}, {}};
+    const int64_t blocks = pyseg::soft_assign_blocks(s);
+    const pyseg::simd::Buffer<A> sums(blocks * pyseg::norm_sums_size<T>(s));
+    in_parts(blocks, parts, [&](int64_t begin, int64_t end) {
+      pyseg::soft_assign_backward<T>(s, dw.data(), z.data(), a.data(), norm(), d.assignment.data(),
+                                     d.attention.data(), sums.get(), begin, end, level);
+    });
+    complete(parts, sums.get(), blocks, d);
+    return d;
+  }
+};
+
+template <typename T>
+Case<T> make_case(const VladShape& s, double eps, bool masked, const Norm& norm,
+                  const std::vector<T>& z, Simd level, std::mt19937_64& generator) {
+  const auto [B, N, G, F, K] = s;
+  Case<T> c;
+  c.s = s, c.eps = eps, c.level = level, c.z = z;
+  c.x = random_values<T>(B * N * F, 1, generator);
+  c.a = random_values<T>(B * N, 1, generator);
+  c.c = random_values<T>(F * K, 1, generator);
+  c.grad = random_values<T>(B * F * K, 1, generator);
+  if (masked && B > 0) std::fill_n(c.a.begin(), N, T{});  // the first video
+  c.norm_values.assign(norm.values.begin(), norm.values.end());
+  c.row_weights.assign(norm.row_weights.begin(), norm.row_weights.end());
+  return c;
+}
+
+template <typename T>
+void test_shape(const VladShape& s, double eps, bool masked, Kind kind, Simd level,
+                double tolerance, const std::string& name) {
+  const auto [B, N, G, F, K] = s;
   std::mt19937_64 generator(1);
-  const auto x = random_values<T>(B * N * F, 1, generator);
   const auto z = random_values<T>(B * N * K, 3, generator);
-  auto a = random_values<T>(B * N, 1, generator);
-  const auto c = random_values<T>(F * K, 1, generator);
-  const auto grad = random_values<T>(B * F * K, 1, generator);
-  if (masked && B > 0) std::fill_n(a.begin(), N, T{});  // the first video
-  const Expected expected = naive(s, x, z, a, c, grad, eps);
+  const Norm norm = make_norm(s, z, kind, generator);
+  Case<T> test = make_case(s, eps, masked, norm, z, level, generator);
+  const Expected expected = naive(s, test.x, z, test.a, test.c, norm, test.grad, eps);
+  std::string what = name + " level " + std::to_string(static_cast<int>(level)) + " norm " +
+                     std::to_string(static_cast<int>(kind)) + " (";
+  for (const int64_t size : {B, N, G, F, K}) what += std::to_string(size) + " ";
+  what.back() = ')';
 
-  std::vector<T> output(B * F * K), dx(B * N * F), dz(B * N * K), da(B * N), dc(F * K);
-  std::vector<A> mass(B * K), square_norm(B * K), columns(B * 2 * K);
-  const pyseg::VladInput<T> in{x.data(), z.data(), a.data(), c.data()};
-  const pyseg::VladOutput<T, A> out{output.data(), mass.data(), square_norm.data()};
-  const pyseg::VladSaved<T, A> saved{grad.data(), output.data(), mass.data(), square_norm.data()};
-  const pyseg::VladGradient<T> gradient{dx.data(), dz.data(), da.data()};
-  // In two parts, as two threads would.
-  for (const auto& [begin, end] : {std::pair{int64_t{0}, B / 2}, std::pair{B / 2, B}}) {
-    pyseg::vlad_forward<T>(s, in, eps, out, begin, end, level);
-    pyseg::vlad_backward<T>(s, in, saved, eps, gradient, columns.data(), begin, end, level);
+  test.forward(2, false);
+  const auto output = test.output;
+  expect_close(output, expected.output, tolerance, what + " output");
+  for (const int64_t parts : {1, 3}) {
+    test.forward(parts, true);
+    expect(same_bits(output, test.output), what + " output depends on who adds the slices");
   }
-  for (const auto& [begin, end] : {std::pair{int64_t{0}, F / 2}, std::pair{F / 2, F}}) {
-    pyseg::vlad_backward_centers<T>(s, saved, columns.data(), dc.data(), begin, end, level);
+  const Gradients<T> d = test.backward(1);
+  expect_close(d.features, expected.features, tolerance, what + " gradient of features");
+  expect_close(d.assignment, expected.assignment, tolerance, what + " gradient of assignment");
+  expect_close(d.attention, expected.attention, tolerance, what + " gradient of attention");
+  expect_close(d.centers, expected.centers, tolerance, what + " gradient of centers");
+  expect_close(d.norm_sums, expected.norm_sums, tolerance, what + " norm_sums");
+  for (const int64_t parts : {2, 5}) {
+    const Gradients<T> again = test.backward(parts);
+    expect(same_bits(d, again) && same_bits(d.features, again.features),
+           what + " gradients depend on the parts");
   }
-  const std::string what = name + " level " + std::to_string(static_cast<int>(level)) + " (" +
-                           std::to_string(B) + ", " + std::to_string(N) + ", " + std::to_string(F) +
-                           ", " + std::to_string(K) + ") ";
-  expect_close(output, expected.output, tolerance, what + "output");
-  expect_close(dx, expected.features, tolerance, what + "gradient of features");
-  expect_close(dz, expected.assignment, tolerance, what + "gradient of assignment");
-  expect_close(da, expected.attention, tolerance, what + "gradient of attention");
-  expect_close(dc, expected.centers, tolerance, what + "gradient of centers");
+  expect(same_bits(d, test.backward(2, false)),
+         what + " gradients depend on whether that of features is wanted");
 
-  const auto before = dz;
-  const pyseg::VladGradient<T> partly{nullptr, dz.data(), da.data()};
-  pyseg::vlad_backward<T>(s, in, saved, eps, partly, columns.data(), 0, B, level);
-  expect(dz.empty() || std::memcmp(before.data(), dz.data(), dz.size() * sizeof(T)) == 0,
-         what + "gradients depend on whether that of features is wanted");
+  const Doubles p = probabilities(s, z, norm);
+  Doubles weights(p.size()), dw(p.size());
+  const auto grad = random_values<T>(p.size(), 1, generator);
+  for (size_t i = 0; i < p.size(); ++i) {
+    weights[i] = p[i] * value_of(test.a[i / K]);
+    dw[i] = value_of(grad[i]);
+  }
+  Expected assigned;
+  naive_assignment(s, z, test.a, norm, p, dw, assigned);
+  expect_close(test.weights(2), weights, tolerance, what + " soft_assign");
+  const Gradients<T> e = test.weights_backward(grad, 1);
+  expect_close(e.assignment, assigned.assignment, tolerance, what + " soft_assign assignment");
+  expect_close(e.attention, assigned.attention, tolerance, what + " soft_assign attention");
+  expect_close(e.norm_sums, assigned.norm_sums, tolerance, what + " soft_assign norm_sums");
+  expect(same_bits(e, test.weights_backward(grad, 3)),
+         what + " gradients of soft_assign depend on the parts");
 }
 
 void test_kernels(Simd level) {
-  for (const VladShape& s : {VladShape{2, 5, 7, 3}, VladShape{1, 1, 1, 1}, VladShape{3, 65, 19, 17},
-                             VladShape{2, 130, 33, 136}, VladShape{1, 40, 140, 56},
-                             VladShape{2, 0, 3, 2}, VladShape{0, 4, 3, 2}, VladShape{1, 2, 0, 3}}) {
-    test_shape<double>(s, 1e-12, false, level, 1e-13, "double");
-    test_shape<float>(s, 1e-12, false, level, 4e-6, "float");
-    test_shape<BFloat16>(s, 1e-12, false, level, 2e-2, "bfloat16");
-    test_shape<Float16>(s, 1e-12, false, level, 4e-3, "float16");
-    test_shape<float>(s, 1e-12, true, level, 4e-6, "masked");
-    test_shape<float>(s, 1e4, false, level, 4e-6, "clamped");
+  // batch, rows, groups, width, clusters; the last of several slices a video, and blocks of videos.
+  for (const VladShape& s :
+       {VladShape{2, 5, 1, 7, 3}, VladShape{1, 1, 1, 1, 1}, VladShape{3, 66, 3, 19, 17},
+        VladShape{2, 130, 2, 33, 136}, VladShape{1, 40, 8, 140, 56}, VladShape{2, 0, 1, 3, 2},
+        VladShape{0, 4, 2, 3, 2}, VladShape{1, 12, 2, 0, 3}, VladShape{40, 2, 2, 5, 20},
+        VladShape{2, 1100, 4, 9, 6}}) {
+    for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
+      test_shape<double>(s, 1e-12, false, kind, level, 1e-12, "double");
+      test_shape<float>(s, 1e-12, false, kind, level, 8e-6, "float");
+      test_shape<BFloat16>(s, 1e-12, false, kind, level, 2e-2, "bfloat16");
+      test_shape<Float16>(s, 1e-12, false, kind, level, 4e-3, "float16");
+    }
+    test_shape<float>(s, 1e-12, true, Kind::kPlain, level, 4e-6, "masked");
+    test_shape<float>(s, 1e4, false, Kind::kPlain, level, 4e-6, "clamped");
+  }
+}
+
+void test_batch(Simd level) {
+  // The last video alone, and in a batch: the same bits.
+  const VladShape s{3, 700, 2, 21, 19}, one{1, 700, 2, 21, 19};
+  std::mt19937_64 generator(2);
+  const auto z = random_values<float>(3 * 700 * 19, 2, generator);
+  Case<float> batch = make_case(s, 1e-12, false, {}, z, level, generator), alone = batch;
+  alone.s = one;
+  for (auto [values, size] : {std::pair{&alone.x, 700 * 21}, std::pair{&alone.z, 700 * 19},
+                              std::pair{&alone.a, 700}, std::pair{&alone.grad, 21 * 19}}) {
+    values->erase(values->begin(), values->begin() + 2 * size);
+  }
+  batch.forward(2, false);
+  alone.forward(1, true);
+  const Gradients<float> all = batch.backward(2), single = alone.backward(3);
+  const auto ends_with = [](const std::vector<float>& whole, const std::vector<float>& end) {
+    return std::equal(end.rbegin(), end.rend(), whole.rbegin());
+  };
+  expect(ends_with(batch.output, alone.output), "a video's output depends on its batch");
+  expect(ends_with(all.features, single.features) && ends_with(all.assignment, single.assignment) &&
+             ends_with(all.attention, single.attention),
+         "a video's gradients depend on its batch");
+}
+
+template <typename T>
+void test_moments(int64_t rows, int64_t columns, bool weighted, double offset, Simd level,
+                  double tolerance) {
+  using A = Accumulate<T>;
+  std::mt19937_64 generator(3);
+  auto x = random_values<T>(rows * columns, 1, generator);
+  for (T& value : x) pyseg::narrow(pyseg::widen(value) + static_cast<A>(offset), value);
+  std::vector<A> weights(rows);
+  double total = 0;
+  for (int64_t r = 0; r < rows; ++r) total += weights[r] = weighted && r % 3 == 1 ? 0 : 1 + r % 5;
+  for (int64_t r = 0; r < rows; ++r) weights[r] /= static_cast<A>(total);
+  Doubles expected(2 * columns);
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const double w = weighted ? weights[r] : 1 / static_cast<double>(rows);
+        const double value = value_of(x[r * columns + c]);
+        if (pass == 0) expected[c] += w * value;
+        if (pass == 1) expected[columns + c] += w * (value - expected[c]) * (value - expected[c]);
+      }
+    }
+  }
+  for (int64_t r = 0; weighted && columns > 0 && r < rows; ++r) {
+    if (weights[r] == 0) {
+      std::fill_n(x.begin() + r * columns, columns, T{});
+      pyseg::narrow(std::numeric_limits<A>::quiet_NaN(), x[r * columns]);
+    }
+  }
+  const std::string what = "moments (" + std::to_string(rows) + " " + std::to_string(columns) +
+                           ") level " + std::to_string(static_cast<int>(level));
+  std::vector<A> first;
+  for (const int64_t parts : {1, 3}) {
+    const pyseg::simd::Buffer<A> workspace(pyseg::moments_workspace<T>(rows, columns));
+    std::vector<A> result(2 * columns);
+    in_parts(pyseg::moments_blocks(rows), parts, [&](int64_t begin, int64_t end) {
+      pyseg::moments<T>(rows, columns, x.data(), weighted ? weights.data() : nullptr,
+                        workspace.get(), begin, end, level);
+    });
+    pyseg::merge_moments<T>(rows, columns, x.data(), weighted ? weights.data() : nullptr,
+                            workspace.get(), result.data(), level);
+    if (parts == 1) first = result;
+    expect(same_bits(first, result), what + " depend on the parts");
+    const auto half = result.begin() + columns;
+    expect_close(std::vector<A>(result.begin(), half),
+                 Doubles(expected.begin(), expected.begin() + columns), tolerance, what + " mean",
+                 1);
+    expect_close(std::vector<A>(half, result.end()),
+                 Doubles(expected.begin() + columns, expected.end()), 4 * tolerance,
+                 what + " variance");
+  }
+}
+
+void test_all_moments(Simd level) {
+  for (const bool weighted : {false, true}) {
+    for (const auto& [rows, columns] :
+         {std::pair<int64_t, int64_t>{1, 1}, {7, 19}, {100, 130}, {3000, 5}, {0, 3}, {4, 0}}) {
+      test_moments<float>(rows, columns, weighted, 0, level, 1e-6);
+      test_moments<float>(rows, columns, weighted, 1000, level, 1e-6);  // it would cancel
+      test_moments<double>(rows, columns, weighted, 1000, level, 1e-14);
+      test_moments<BFloat16>(rows, columns, weighted, 0, level, 1e-6);
+      test_moments<Float16>(rows, columns, weighted, 3, level, 1e-6);
+    }
   }
 }
 
 void test_exp(Simd level) {
   // Softmax of (0, x) is 1 / (1 + e^x) and e^x / (1 + e^x): its second value tests exp.
-  const VladShape s{1, 1, 1, 2};
+  const VladShape s{1, 1, 1, 1, 2};
   for (double x = -100; x <= 0; x += 0.37) {
     const std::vector<float> features{1}, attention{1}, centers{0, 0};
     const std::vector<float> scores{0, static_cast<float>(x)};
     std::vector<float> output(2), mass(2), square_norm(2);
     pyseg::vlad_forward<float>(
-        s, {features.data(), scores.data(), attention.data(), centers.data()}, 1e-12,
+        s, {features.data(), scores.data(), attention.data(), centers.data(), {}}, 1e-12,
         {output.data(), mass.data(), square_norm.data()}, 0, 1, level);
     const double e = std::exp(static_cast<double>(scores[1]));
     expect(std::fabs(mass[1] - e / (1 + e)) <= 3e-7 * e / (1 + e) + 2e-38,
@@ -222,6 +566,46 @@ void test_conversion(const std::string& name, int mantissa) {
   expect(std::isinf(pyseg::widen(result)), name + " overflow");
 }
 
+struct Convert {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(const T* half, const float* values, int64_t size, float* wide,
+                               T* narrow) {
+    constexpr int kBytes = Level::kBytes;
+    for (int64_t i = 0; i < size; i += pyseg::simd::kLanes<float, kBytes>) {
+      pyseg::simd::Vector<float, kBytes> x;
+      pyseg::simd::load<kBytes>(half + i, size - i, 0, x);
+      pyseg::simd::store<kBytes>(x, size - i, wide + i);
+      pyseg::simd::load<kBytes>(values + i, size - i, 0, x);
+      pyseg::simd::store<kBytes>(x, size - i, narrow + i);
+    }
+  }
+};
+
+// Vectors are converted as single values are, and no part of a vector is left out.
+template <typename T>
+void test_vector_conversion(const std::string& name, Simd level) {
+  constexpr int64_t kSize = 0x10000 + 7;
+  std::mt19937_64 generator(4);
+  std::vector<T> half(kSize), narrow(kSize);
+  std::vector<float> values(kSize), wide(kSize);
+  for (int64_t i = 0; i < kSize; ++i) {
+    half[i].bits = static_cast<uint16_t>(i);
+    const auto bits = static_cast<uint32_t>(generator());
+    std::memcpy(&values[i], &bits, sizeof(bits));
+    if (i % 2 == 0) values[i] = pyseg::widen(half[i]) * (1 + (i % 5) * 0x1p-11f);
+  }
+  pyseg::simd::run<Convert>(level, half.data(), values.data(), kSize, wide.data(), narrow.data());
+  bool same = true;
+  for (int64_t i = 0; i < kSize; ++i) {
+    const float expected = pyseg::widen(half[i]);
+    T back;
+    pyseg::narrow(values[i], back);
+    same = same && std::memcmp(&wide[i], &expected, sizeof(float)) == 0;
+    same = same && narrow[i].bits == back.bits;
+  }
+  expect(same, name + " vectors at level " + std::to_string(static_cast<int>(level)));
+}
+
 void test_saturation() {
   Float16 result;
   pyseg::narrow_saturated(-1e9f, result);
@@ -235,7 +619,11 @@ void test_saturation() {
 int main() {
   for (int level = 0; level <= static_cast<int>(pyseg::best_simd()); ++level) {
     test_kernels(static_cast<Simd>(level));
+    test_batch(static_cast<Simd>(level));
+    test_all_moments(static_cast<Simd>(level));
     test_exp(static_cast<Simd>(level));
+    test_vector_conversion<BFloat16>("bfloat16", static_cast<Simd>(level));
+    test_vector_conversion<Float16>("float16", static_cast<Simd>(level));
   }
   test_conversion<BFloat16>("bfloat16", 7);
   test_conversion<Float16>("float16", 10);

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 
 from pyseg.data import (
     DataError,
+    FrameDataset,
     RecordError,
+    VideoDataset,
     encode_frames,
     encode_video,
     held_out,
@@ -115,6 +118,40 @@ def test_split_follows_fraction_and_seed(tmp_path: Path) -> None:
         open_collection(tmp_path, test_fraction=1.5)
     with pytest.raises(ValueError, match='part must be "train", "test" or "all", got \'val\''):
         half.videos("val")
+
+
+@pytest.mark.parametrize("level", ["frame", "video"])
+def test_label_lists_are_those_of_the_videos(tmp_path: Path, level: str) -> None:
+    path = tmp_path / "validate0000.tfrecord"
+    labels = {id: [number % 3, 3 + number % 2] for number, id in enumerate(IDS)}
+    if level == "frame":
+        records = [encode_frames(id, np.ones((2, 1152), np.uint8), labels[id]) for id in IDS]
+    else:
+        records = [encode_video(id, np.ones(1152), labels[id]) for id in IDS]
+    write_records(path, records)
+    collection = open_collection(tmp_path)
+    for part in ("train", "test", "all"):
+        expected = [labels[id] for id in IDS if part == "all" or (id in HELD) == (part == "test")]
+        found = []
+        for offsets, flat in collection.label_lists(part):
+            found += [flat[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+        assert found == expected
+    with pytest.raises(ValueError, match='part must be "train", "test" or "all"'):
+        list(collection.label_lists("rest"))
+
+
+def test_labels_that_a_record_has_twice_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "validate0000.tfrecord"
+    records = [
+        encode_frames("a", np.ones((2, 1152), np.uint8), [3, 1, 3, 2, 1]),
+        encode_frames("b", np.ones((2, 1152), np.uint8), [5, 4]),
+    ]
+    write_records(path, records)
+    found = {example.id: example.classes.tolist() for example in FrameDataset(path)}
+    assert found == {"a": [3, 1, 2], "b": [5, 4]}
+    write_records(path, [encode_video("a", np.ones(1152), [2, 2, 0])])
+    [video] = VideoDataset(path)
+    assert (video.classes.tolist(), video.scores.tolist()) == ([2, 0], [1.0, 1.0])
 
 
 def test_segments_are_read_once(tmp_path: Path) -> None:

@@ -344,6 +344,15 @@ def test_same_bits_whatever_the_threads():
         torch.set_num_threads(threads)
 
 
+@needs_cpu_ops
+def test_allocates_the_gradient_alone():
+    arguments = (*make((64, 1000)), make_correlation(1000))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        _, gradient = own_and_gradient(rated_bce_with_logits, arguments)
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert gradient.nbytes <= allocated < 1.1 * gradient.nbytes
+
+
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
 def test_kinds_of_integers_and_scores(kind):
     logits, offsets, classes, scores = make((4, 6))
@@ -433,6 +442,20 @@ def test_bad_values_are_errors(changes, text, function):
         correlated_targets(**arguments, correlation=None, num_classes=4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("changes", [changes for changes, _ in BAD_VALUES.values()], ids=BAD_VALUES)
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_bad_values_on_a_gpu_make_their_rows_nan(device, changes, dtype):
+    arguments = {name: tensor.to(device) for name, tensor in replaced(**changes).items()}
+    logits = arguments.pop("logits").to(dtype).requires_grad_()
+    loss = rated_bce_with_logits(logits, **arguments, correlation=make_correlation(4).to(device))
+    assert loss.isnan()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    wrong = gradient.isnan().all(1)
+    assert wrong.any()
+    assert gradient[~wrong].isfinite().all()
+
+
 BAD_ARGUMENTS = {
     "logits: list": ({"logits": [0.0]}, TypeError, "logits must be a Tensor, got list"),
     "logits: int": (
@@ -514,9 +537,14 @@ def test_the_raw_op_checks_what_it_reads():
     relations = torch.tensor([0, 1, 1, 1, 1]), torch.tensor([4]), torch.ones(1)
     with pytest.raises(RuntimeError, match=r"correlation_columns must lie in 0\.\.3, got 4"):
         op(*arguments, *relations, 1.0, 1.0, False)
+    relations = relations[0], torch.tensor([3]), torch.tensor([1.5])
+    with pytest.raises(RuntimeError, match=r"correlation_values must lie in \[0, 1\], got 1\.5"):
+        op(*arguments, *relations, 1.0, 1.0, False)
     with pytest.raises(RuntimeError, match=r"offsets must be \(B \+ 1,\) = \(3,\), got \(2,\)"):
         op(arguments[0], arguments[1][:2], *arguments[2:], None, None, None, 1.0, 1.0, False)
     with pytest.raises(RuntimeError, match="scores must be Float, got Double"):
         op(*arguments[:3], arguments[3].double(), None, None, None, 1.0, 1.0, False)
     with pytest.raises(RuntimeError, match=r"grad_output must be \(\) = \(\), got \(1,\)"):
         torch.ops.pyseg.rated_bce_with_logits_backward(torch.ones(1), arguments[0])
+    with pytest.raises(RuntimeError, match=r"grad must be \(B, C\), got shape \(4,\)"):
+        torch.ops.pyseg.rated_bce_with_logits_backward(torch.ones(()), torch.ones(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,23 +13,23 @@ from torch import Tensor
 
 from pyseg import _ext
 from pyseg.ops import vlad_aggregate, vlad_aggregate_reference
+from tests.ops.conftest import (
+    DEVICES,
+    DTYPES,
+    LAYOUTS,
+    NORMS,
+    assert_error_is_at_most_twice,
+    ignore_deprecations_of_torch,
+    in_float64,
+    make,
+    make_norm,
+    needs_cpu_ops,
+    normalise_plainly,
+    normalising,
+    values_and_gradients,
+    with_layout,
+)
 
-needs_cpu_ops = pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"no CPU ops: {_ext.CPU_REASON}")
-
-# Inductor imports parts of torch that torch itself has deprecated.
-ignore_deprecations_of_torch = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-def device_parameter(name: str):
-    if name == "cpu":
-        return pytest.param("cpu", marks=needs_cpu_ops)
-    reason = _ext.CUDA_REASON or "no CUDA GPU"
-    absent = not (_ext.HAS_CUDA_OPS and torch.cuda.is_available())
-    return pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(absent, reason=reason)])
-
-
-DEVICES = [device_parameter("cpu"), device_parameter("cuda")]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # B, T, G, F, K
 SHAPES = {
     "one": (1, 1, 1, 1, 1),
@@ -47,43 +48,12 @@ SHAPES = {
     "no frame": (2, 0, 2, 6, 3),
     "no feature": (2, 3, 2, 0, 3),
 }
-LAYOUTS = ["contiguous", "permuted", "sliced", "expanded"]
-
-
-def with_layout(tensor: Tensor, layout: str) -> Tensor:
-    """Returns the same values in memory of another order."""
-    if layout == "permuted":
-        return tensor.mT.contiguous().mT
-    if layout == "sliced":
-        larger = tensor.new_full([size + 1 for size in tensor.shape], float("nan"))
-        view = larger[tuple(slice(1, None) for _ in tensor.shape)]
-        return view.copy_(tensor)
-    if layout == "expanded" and tensor.shape[0] > 0:  # the first video (or feature) everywhere
-        return tensor[:1].expand_as(tensor)
-    return tensor
-
-
-def make(
-    shape: tuple[int, ...] = (2, 3, 2, 5, 4),
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    *,
-    layout: str = "contiguous",
-    grad: bool = True,
-    seed: int = 0,
-    scale: float = 1.0,
-) -> list[Tensor]:
-    """Returns features, assignment, attention and centers."""
-    b, t, g, f, k = shape
-    random = torch.Generator().manual_seed(seed)
-    tensors = [
-        torch.randn(b, t, g, f, generator=random, dtype=torch.float64),
-        torch.randn(b, t, g, k, generator=random, dtype=torch.float64) * scale,
-        torch.rand(b, t, g, generator=random, dtype=torch.float64),
-        torch.randn(f, k, generator=random, dtype=torch.float64),
-    ]
-    tensors = [with_layout(tensor.to(device, dtype), layout) for tensor in tensors]
-    return [tensor.detach().requires_grad_(grad) for tensor in tensors]
+# Where an assignment is normalised: one slice of rows and several, videos alone and in blocks.
+NORM_SHAPES = {
+    **{name: SHAPES[name] for name in ("segment", "odd", "one cluster", "video", "K=136")},
+    "blocks of videos": (80, 3, 2, 9, 40),
+    **{name: SHAPES[name] for name in ("no video", "no frame")},
+}
 
 
 def plain(features: Tensor, assignment: Tensor, attention: Tensor, centers: Tensor) -> Tensor:
@@ -94,19 +64,10 @@ def plain(features: Tensor, assignment: Tensor, attention: Tensor, centers: Tens
     return vlad * vlad.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
-def values_and_gradients(function, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
-    output = function(*inputs)
-    return [output.detach(), *torch.autograd.grad(output, inputs, grad.to(output))]
-
-
 def output_gradient(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     random = torch.Generator().manual_seed(1)
     grad = torch.randn(shape[0], shape[3], shape[4], generator=random, dtype=torch.float64)
     return grad.to(device, dtype)
-
-
-def in_float64(inputs: list[Tensor]) -> list[Tensor]:
-    return [tensor.detach().double().requires_grad_() for tensor in inputs]
 
 
 NAMES = ["output", "features", "assignment", "attention", "centers"]
@@ -122,17 +83,47 @@ def test_error_is_at_most_twice_that_of_plain_pytorch(device, dtype, shape, layo
     exact = values_and_gradients(vlad_aggregate_reference, in_float64(inputs), grad)
     baseline = values_and_gradients(plain, inputs, grad)
     actual = values_and_gradients(vlad_aggregate, inputs, grad)
-    for name, value, base, true in zip(NAMES, actual, baseline, exact, strict=True):
-        assert value.dtype == dtype
-        assert value.shape == true.shape
-        error = value.double() - true
-        allowed = (base.double() - true).nan_to_num(torch.inf)  # it overflows where we do not
-        if not true.numel():
-            continue
-        # The largest of a few errors is a matter of luck: plain PyTorch may even be exact.
-        digit = torch.finfo(dtype).eps * true.abs().amax()
-        assert error.abs().amax() <= 2 * allowed.abs().amax() + digit, name
-        assert error.norm() <= 2 * allowed.norm() + digit, name
+    assert_error_is_at_most_twice(NAMES, actual, baseline, exact)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", NORM_SHAPES.values(), ids=NORM_SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+def test_error_with_norm_is_at_most_twice_that_of_plain_pytorch(device, dtype, shape, norm):
+    inputs = make(shape, dtype, device)
+    tensors, row_weights = make_norm(inputs[1], norm)
+    inputs += tensors
+    grad = output_gradient(shape, dtype, device)
+    exact_weights = None if row_weights is None else row_weights.double()
+    definition = normalising(vlad_aggregate_reference, 4, exact_weights)
+
+    def normalised_plain(features: Tensor, assignment: Tensor, *others: Tensor) -> Tensor:
+        scores = normalise_plainly(assignment, others[2:], row_weights)
+        return plain(features, scores, *others[:2])
+
+    exact = values_and_gradients(definition, in_float64(inputs), grad)
+    baseline = values_and_gradients(normalised_plain, inputs, grad)
+    actual = values_and_gradients(normalising(vlad_aggregate, 4, row_weights), inputs, grad)
+    names = NAMES + (["mean", "variance"] if row_weights is None else []) + ["weight", "bias"]
+    assert_error_is_at_most_twice(names, actual, baseline, exact)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+@pytest.mark.parametrize("shape", NORM_SHAPES.values(), ids=NORM_SHAPES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_float64_with_norm_agrees_with_the_reference(device, shape, layout, norm):
+    inputs = make(shape, torch.float64, device, layout=layout)
+    tensors, row_weights = make_norm(inputs[1], norm)
+    inputs += tensors
+    grad = output_gradient(shape, torch.float64, device)
+    actual, expected = (
+        values_and_gradients(normalising(function, 4, row_weights), inputs, grad)
+        for function in (vlad_aggregate, vlad_aggregate_reference)
+    )
+    for value, true in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, true, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -261,6 +252,16 @@ def test_gradcheck(device, shape, eps):
     assert torch.autograd.gradcheck(lambda *args: vlad_aggregate(*args, eps=eps), inputs)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradcheck_with_norm(device, norm):
+    # With statistics this is the total derivative: the checked function takes them anew.
+    inputs = make((2, 4, 2, 3, 4), torch.float64, device)
+    tensors, row_weights = make_norm(inputs[1], norm)
+    function = normalising(vlad_aggregate, 4, row_weights)
+    assert torch.autograd.gradcheck(function, [*inputs, *tensors])
+
+
 @pytest.mark.parametrize("wanted", range(4))
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradient_of_one_argument_alone(device, wanted):
@@ -281,35 +282,73 @@ def test_opcheck(device, dtype, grad, layout):
     torch.library.opcheck(torch.ops.pyseg.vlad_aggregate.default, (*inputs, None, None, 1e-12))
 
 
+def packed_norm(assignment: Tensor, norm: str, layout: str, grad: bool) -> list[Tensor | None]:
+    """Returns norm (4, G, K) and row weights (B, T) as the raw op takes them."""
+    dtype = torch.promote_types(assignment.dtype, torch.float32)
+    values = torch.rand(4, *assignment.shape[2:], dtype=dtype, device=assignment.device) + 0.5
+    values = with_layout(values, layout).requires_grad_(grad)
+    weights = torch.full(assignment.shape[:2], 1 / 6, dtype=dtype, device=assignment.device)
+    return [values, with_layout(weights, layout) if norm == "statistics" else None]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck_with_norm(device, grad, norm, layout):
+    inputs = make(device=device, grad=grad, layout=layout)
+    packed = packed_norm(inputs[1], norm, layout, grad)
+    torch.library.opcheck(torch.ops.pyseg.vlad_aggregate.default, (*inputs, *packed, 1e-12))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+@pytest.mark.parametrize("norm", [None, *NORMS])
 @pytest.mark.parametrize("needs_features_grad", [False, True])
 @pytest.mark.parametrize("device", DEVICES)
-def test_opcheck_of_the_backward(device, needs_features_grad, layout):
+def test_opcheck_of_the_backward(device, needs_features_grad, norm, layout):
     inputs = make(device=device, grad=False, layout=layout)
-    saved = torch.ops.pyseg.vlad_aggregate(*inputs)
+    packed = packed_norm(inputs[1], norm, layout, False) if norm else [None, None]
+    saved = torch.ops.pyseg.vlad_aggregate(*inputs, *packed)
     grad = with_layout(torch.rand(2, 5, 4, device=device), layout)
-    arguments = (grad, *inputs, None, None, *saved, 1e-12, needs_features_grad)
+    arguments = (grad, *inputs, *packed, *saved, 1e-12, needs_features_grad)
     torch.library.opcheck(torch.ops.pyseg.vlad_aggregate_backward.default, arguments)
 
 
 @ignore_deprecations_of_torch
+@pytest.mark.parametrize("norm", [None, "statistics"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_compiles_without_breaks_for_changing_sizes(device):
+def test_compiles_without_breaks_for_changing_sizes(device, norm):
     torch._dynamo.reset()
-    compiled = torch.compile(vlad_aggregate, fullgraph=True, dynamic=True)
+
+    def step(row_weights: Tensor | None, *inputs: Tensor) -> Tensor:
+        if row_weights is None:
+            return vlad_aggregate(*inputs)
+        return normalising(vlad_aggregate, 4, row_weights)(*inputs)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in [(2, 5, 3, 8, 6), (3, 9, 4, 12, 7)]:
             inputs = make(shape, device=device)
+            tensors, row_weights = make_norm(inputs[1], norm) if norm else ([], None)
+            inputs += tensors
             grad = torch.rand(shape[0], shape[3], shape[4], device=device)
-            actual = values_and_gradients(compiled, inputs, grad)
-            expected = values_and_gradients(vlad_aggregate, inputs, grad)
+            actual, expected = (
+                values_and_gradients(functools.partial(function, row_weights), inputs, grad)
+                for function in (compiled, step)
+            )
             for value, true in zip(actual, expected, strict=True):
-                assert torch.equal(value, true)
+                torch.testing.assert_close(value, true, rtol=1e-6, atol=1e-6)
+                assert norm or torch.equal(value, true)
 
 
 class Layer(torch.nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         return vlad_aggregate(*inputs) * 2
+
+
+class NormalisingLayer(torch.nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return normalising(vlad_aggregate, 4, None)(*inputs)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -322,6 +361,15 @@ def test_export_keeps_the_op_and_the_batch_size_free(device):
     assert "pyseg.vlad_aggregate.default" in targets
     larger = make((5, 7, 2, 5, 4), device=device, grad=False)
     assert torch.equal(program.module()(*larger), Layer()(*larger))
+
+
+@needs_cpu_ops
+def test_export_with_norm():
+    inputs = make(grad=False)
+    inputs += make_norm(inputs[1], grad=False)[0]
+    program = torch.export.export(NormalisingLayer(), tuple(inputs))
+    assert "pyseg.vlad_aggregate.default" in [str(node.target) for node in program.graph.nodes]
+    assert torch.equal(program.module()(*inputs), NormalisingLayer()(*inputs))
 
 
 def test_export_without_kernels_traces_the_reference(monkeypatch):
@@ -353,10 +401,25 @@ def test_autocast_computes_in_its_dtype(device, dtype, kernels, monkeypatch):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_autocast_of_the_raw_op(device):
-    inputs = make(device=device, grad=False)
+def test_autocast_leaves_norm_in_float32(device):
+    inputs = make((2, 5, 2, 8, 6), device=device)
+    tensors, _ = make_norm(inputs[1])
+    function = normalising(vlad_aggregate, 4, None)
     with torch.autocast(device, torch.bfloat16):
-        output, mass, square_norm = torch.ops.pyseg.vlad_aggregate(*inputs)
+        output = function(*inputs, *tensors)
+    gradients = torch.autograd.grad(output.sum(), tensors)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, function(*(t.bfloat16() for t in inputs), *tensors))
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocast_of_the_raw_op(device, norm):
+    inputs = make(device=device, grad=False)
+    packed = packed_norm(inputs[1], "statistics", "contiguous", False) if norm else []
+    with torch.autocast(device, torch.bfloat16):
+        output, mass, square_norm = torch.ops.pyseg.vlad_aggregate(*inputs, *packed)
     assert output.dtype == torch.bfloat16
     assert mass.dtype == square_norm.dtype == torch.float32
 
@@ -377,28 +440,36 @@ def test_autocast_compiles_and_leaves_float64_alone(device):
     assert step(*(tensor.double() for tensor in inputs)).dtype == torch.float64
 
 
+# Several videos; and one, whose rows are divided among the threads.
+@pytest.mark.parametrize("shape", [(5, 40, 4, 33, 20), (1, 300, 4, 33, 20)])
+@pytest.mark.parametrize("norm", [None, "statistics"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES)
-def test_same_input_same_bits(device, dtype):
-    inputs = make((5, 40, 4, 33, 20), dtype, device)
-    grad = torch.rand(5, 33, 20, device=device).to(dtype)
-    threads = torch.get_num_threads()
-    first = values_and_gradients(vlad_aggregate, inputs, grad)
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            again = values_and_gradients(vlad_aggregate, inputs, grad)
-            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    finally:
-        torch.set_num_threads(threads)
+def test_same_input_same_bits(device, dtype, norm, shape, restore_threads):
+    inputs = make(shape, dtype, device)
+    function = vlad_aggregate
+    if norm:
+        tensors, row_weights = make_norm(inputs[1], norm)
+        inputs += tensors
+        function = normalising(vlad_aggregate, 4, row_weights)
+    grad = torch.rand(shape[0], 33, 20, device=device).to(dtype)
+    first = values_and_gradients(function, inputs, grad)
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        again = values_and_gradients(function, inputs, grad)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("frames", [5, 350])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_video_does_not_depend_on_its_batch(device):
-    inputs = make((6, 5, 2, 33, 20), device=device, grad=False)
-    whole = vlad_aggregate(*inputs)
-    alone = vlad_aggregate(*(tensor[2:3] for tensor in inputs[:3]), inputs[3])
-    assert torch.equal(whole[2:3], alone)
+def test_a_video_does_not_depend_on_its_batch(device, frames):
+    whole = make((6, frames, 2, 33, 20), device=device)
+    alone = [tensor[2:3].detach().requires_grad_() for tensor in whole[:3]] + whole[3:]
+    grad = torch.rand(6, 33, 20, device=device)
+    expected = values_and_gradients(vlad_aggregate, whole, grad)[:4]
+    actual = values_and_gradients(vlad_aggregate, alone, grad[2:3])[:4]
+    for value, true in zip(actual, expected, strict=True):
+        assert torch.equal(value, true[2:3])
 
 
 @needs_cpu_ops
@@ -529,6 +600,40 @@ def test_raw_op_refuses_integers_and_bad_eps():
         torch.ops.pyseg.vlad_aggregate(*make(grad=False), eps=0.0)
 
 
+RAW_NORMS = {
+    "norm: shape": (
+        torch.ones(4, 8),
+        None,
+        r"norm must be \(4, G, K\) = \(4, 2, 4\), got \(4, 8\)",
+    ),
+    "norm: dtype": (torch.ones(4, 2, 4).double(), None, r"norm must be Float, got Double"),
+    "row_weights: alone": (None, torch.ones(2, 3), r"row_weights must be None without norm"),
+    "row_weights: shape": (
+        torch.ones(4, 2, 4),
+        torch.ones(6),
+        r"row_weights must be \(B, T\) = \(2, 3\), got \(6,\)",
+    ),
+    "row_weights: dtype": (
+        torch.ones(4, 2, 4),
+        torch.ones(2, 3).bfloat16(),
+        r"row_weights must be Float, got BFloat16",
+    ),
+}
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("norm", "row_weights", "text"), RAW_NORMS.values(), ids=RAW_NORMS)
+@needs_cpu_ops
+def test_raw_op_checks_norm(norm, row_weights, text, backward):
+    inputs = make(grad=False)
+    op, arguments = torch.ops.pyseg.vlad_aggregate, [*inputs, norm, row_weights]
+    if backward:
+        arguments = [torch.rand(2, 5, 4), *arguments, *op(*inputs), 1e-12, True]
+        op = torch.ops.pyseg.vlad_aggregate_backward
+    with pytest.raises(RuntimeError, match=text):
+        op(*arguments)
+
+
 @pytest.mark.parametrize("index", range(4))
 @needs_cpu_ops
 def test_raw_backward_checks_what_it_reads(index):
@@ -542,13 +647,18 @@ def test_raw_backward_checks_what_it_reads(index):
         )
 
 
+@pytest.mark.parametrize("norm", [None, *NORMS])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_falls_back_to_the_reference(dtype, monkeypatch):
+def test_falls_back_to_the_reference(dtype, norm, monkeypatch):
     monkeypatch.setattr(_ext, "HAS_CPU_OPS", False)
     inputs = make(dtype=dtype)
+    functions = [vlad_aggregate, vlad_aggregate_reference]
+    if norm:
+        tensors, row_weights = make_norm(inputs[1], norm)
+        inputs += tensors
+        functions = [normalising(function, 4, row_weights) for function in functions]
     grad = torch.rand(2, 5, 4).to(dtype)
-    actual = values_and_gradients(vlad_aggregate, inputs, grad)
-    expected = values_and_gradients(vlad_aggregate_reference, inputs, grad)
+    actual, expected = (values_and_gradients(function, inputs, grad) for function in functions)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#define PYSEG_INLINE __attribute__((always_inline)) inline
 
 namespace pyseg {
 
@@ -28,40 +31,91 @@ struct AccumulateOf<double> {
 template <typename T>
 using Accumulate = typename AccumulateOf<T>::type;
 
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(BFloat16 value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
+namespace float16_detail {
 
-inline float widen(Float16 value) {
-  const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
-  const uint32_t rest = value.bits & 0x7fffu;
-  const uint32_t normal = (rest << 13) + (rest >= 0x7c00u ? 0x70000000u : 0x38000000u);
-  const uint32_t subnormal = std::bit_cast<uint32_t>(static_cast<float>(rest) * 0x1p-24f);
-  return std::bit_cast<float>((rest < 0x0400u ? subnormal : normal) | sign);
+// The conversions of one value, or of every lane of a vector: Bits are 32 bits, unsigned, and Float
+// is as many float. Arguments are references since vectors are no arguments, see simd.h.
+
+template <typename To, typename From>
+PYSEG_INLINE void reinterpret(const From& from, To& to) {
+  static_assert(sizeof(To) == sizeof(From));
+  std::memcpy(&to, &from, sizeof(To));
+}
+
+template <typename Bits, typename Float>
+PYSEG_INLINE void widen(const Bits& half, Float& result, BFloat16) {
+  const Bits bits = half << 16;
+  reinterpret(bits, result);
+}
+
+template <typename Bits, typename Float>
+PYSEG_INLINE void widen(const Bits& half, Float& result, Float16) {
+  const Bits rest = half & 0x7fffu;
+  const Bits special = Bits{} + 0x70000000u, finite = Bits{} + 0x38000000u;
+  const Bits normal = (rest << 13) + (rest >= 0x7c00u ? special : finite);
+  Float small;
+  if constexpr (std::is_same_v<Bits, uint32_t>) {
+    small = static_cast<float>(rest);
+  } else {
+    small = __builtin_convertvector(rest, Float);
+  }
+  small = small * 0x1p-24f;
+  Bits subnormal;
+  reinterpret(small, subnormal);
+  const Bits bits = (rest < 0x0400u ? subnormal : normal) | (half & 0x8000u) << 16;
+  reinterpret(bits, result);
 }
 
 // Rounding is to nearest, ties to even; a NaN stays a NaN.
+template <typename Float, typename Bits>
+PYSEG_INLINE void narrow(const Float& value, Bits& half, BFloat16) {
+  Bits bits;
+  reinterpret(value, bits);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, nan = (bits >> 16) | 0x40u;
+  half = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+}
+
+template <typename Float, typename Bits>
+PYSEG_INLINE void narrow(const Float& value, Bits& half, Float16) {
+  Bits bits;
+  reinterpret(value, bits);
+  const Bits rest = bits & 0x7fffffffu, smallest = Bits{} + 0x38800000u;  // that is normal
+  // Adding 0.5 lets the addition itself round to multiples of 2^-24, the subnormals' spacing.
+  const Bits bounded = rest < smallest ? rest : smallest;
+  Float shifted;
+  reinterpret(bounded, shifted);
+  shifted = shifted + 0.5f;
+  Bits subnormal;
+  reinterpret(shifted, subnormal);
+  subnormal = subnormal - 0x3f000000u;
+  const Bits normal = (rest + 0xfffu + ((rest >> 13) & 1u) - 0x38000000u) >> 13;
+  const Bits nan = Bits{} + 0x7e00u, infinity = Bits{} + 0x7c00u;
+  const Bits special = rest > 0x7f800000u ? nan : infinity;
+  const Bits finite = rest < smallest ? subnormal : normal;
+  half = (rest >= 0x47800000u ? special : finite) | ((bits >> 16) & 0x8000u);
+}
+
+}  // namespace float16_detail
+
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
 inline void narrow(float value, float& result) { result = value; }
 inline void narrow(double value, double& result) { result = value; }
 
-inline void narrow(float value, BFloat16& result) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  result.bits = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : rounded);
+template <typename T>
+  requires std::is_same_v<T, BFloat16> || std::is_same_v<T, Float16>
+float widen(T value) {
+  float result;
+  float16_detail::widen(uint32_t{value.bits}, result, T{});
+  return result;
 }
 
-inline void narrow(float value, Float16& result) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  const uint32_t rest = bits & 0x7fffffffu;
-  // Adding 0.5 lets the addition itself round to multiples of 2^-24, the subnormals' spacing.
-  const float shifted = std::bit_cast<float>(std::min(rest, 0x38800000u)) + 0.5f;
-  const uint32_t subnormal = std::bit_cast<uint32_t>(shifted) - 0x3f000000u;
-  const uint32_t normal = (rest + 0xfffu + ((rest >> 13) & 1u) - 0x38000000u) >> 13;
-  const uint32_t special = rest > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t finite = rest < 0x38800000u ? subnormal : normal;
-  result.bits = static_cast<uint16_t>((rest >= 0x47800000u ? special : finite) | sign);
+template <typename T>
+  requires std::is_same_v<T, BFloat16> || std::is_same_v<T, Float16>
+void narrow(float value, T& result) {
+  uint32_t half;
+  float16_detail::narrow(value, half, T{});
+  result.bits = static_cast<uint16_t>(half);
 }
 
 // The same, but a finite value beyond the range of T becomes T's largest, not infinity.

@@ -4,8 +4,9 @@
 //
 // A few rows at a time are read, and while they are in the first cache, their own mean and squared
 // deviations are taken; those of two sets of rows merge without cancellation (Chan, Golub and
-// LeVeque 1979). Rows are divided into blocks by the shape alone, so results do not depend on the
-// number of threads.
+// LeVeque 1979). All is relative to one of the rows, so that means are rounded to a part of the
+// deviation and not of the mean. Rows are divided into blocks by the shape alone, so results do not
+// depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +21,14 @@ namespace moments_detail {
 constexpr int64_t kRows = 16;  // that are read together
 
 inline int64_t block_rows(int64_t rows) { return std::max<int64_t>(4 * kRows, (rows + 63) / 64); }
+
+// The row that all means are relative to: the first that counts, or null.
+template <typename T>
+const T* origin_row(int64_t rows, int64_t columns, const T* x, const Accumulate<T>* row_weights) {
+  int64_t row = 0;
+  while (row < rows && row_weights != nullptr && row_weights[row] == 0) ++row;
+  return row < rows ? x + row * columns : nullptr;
+}
 
 // What one block of rows comes to: weight (padded to whole vectors), mean and squared deviations.
 template <typename A>
@@ -56,6 +65,7 @@ struct Blocks {
     constexpr int64_t kStep = simd::kLanes<A, kBytes>;
     using V = simd::Vector<A, kBytes>;
     const int64_t stride = simd::padded<A>(columns);
+    const T* const origin = origin_row(rows, columns, x, row_weights);
     for (int64_t block = begin; block < end; ++block) {
       const Partial<A> partial(workspace, columns, block);
       std::fill_n(partial.mean, stride, A{0});
@@ -79,9 +89,11 @@ struct Blocks {
         if (count == 0) break;
         const A inverse = 1 / weight;
         for (int64_t k = 0; k < columns; k += kStep) {
-          V values[kRows], mean = {}, squares = {};
+          V values[kRows], first, mean = {}, squares = {};
+          simd::load<kBytes>(origin + k, columns - k, A{0}, first);
           for (int64_t i = 0; i < count; ++i) {
             simd::load<kBytes>(sources[i] + k, columns - k, A{0}, values[i]);
+            values[i] -= first;
             mean += values[i] * weights[i];
           }
           mean *= inverse;
@@ -100,11 +112,14 @@ struct Blocks {
 };
 
 struct Merge {
-  template <typename Level, typename A>
-  PYSEG_INLINE static void run(int64_t rows, int64_t columns, bool weighted, int64_t blocks,
-                               A* workspace, A* out) {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(int64_t rows, int64_t columns, const T* x,
+                               const Accumulate<T>* row_weights, int64_t blocks,
+                               Accumulate<T>* workspace, Accumulate<T>* out) {
+    using A = Accumulate<T>;
     constexpr int kBytes = Level::kBytes;
     using V = simd::Vector<A, kBytes>;
+    const T* const origin = origin_row(rows, columns, x, row_weights);
     for (int64_t k = 0; k < columns; k += simd::kLanes<A, kBytes>) {
       V mean = {}, squares = {};
       A total = 0;
@@ -115,7 +130,13 @@ struct Merge {
               simd::at<A, kBytes>(partial.squares + k), mean, squares);
         total += *partial.weight;
       }
-      if (weighted) {  // where the weights do not quite sum to 1, the equations count as they stand
+      if (origin != nullptr) {
+        V first;
+        simd::load<kBytes>(origin + k, columns - k, A{0}, first);
+        mean += first;
+      }
+      if (row_weights !=
+          nullptr) {  // where the weights do not quite sum to 1, the equations count as they stand
         const V rest = mean - mean * total;
         mean *= total;
         squares += rest * rest * total;
@@ -149,11 +170,11 @@ void moments(int64_t rows, int64_t columns, const T* x, const Accumulate<T>* row
 }
 
 // Mean and variance, (2, columns), from the workspace once all blocks are done.
-template <typename A>
-void merge_moments(int64_t rows, int64_t columns, bool weighted, A* workspace, A* out,
-                   Simd level = best_simd()) {
-  simd::run<moments_detail::Merge>(level, rows, columns, weighted, moments_blocks(rows), workspace,
-                                   out);
+template <typename T>
+void merge_moments(int64_t rows, int64_t columns, const T* x, const Accumulate<T>* row_weights,
+                   Accumulate<T>* workspace, Accumulate<T>* out, Simd level = best_simd()) {
+  simd::run<moments_detail::Merge>(level, rows, columns, x, row_weights, moments_blocks(rows),
+                                   workspace, out);
 }
 
 }  // namespace pyseg

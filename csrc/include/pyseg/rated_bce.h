@@ -36,21 +36,10 @@ namespace rated_bce_detail {
 // Long sums are taken in blocks of this many vectors, then over blocks: less rounding error.
 constexpr int64_t kBlock = 16;
 
-// x = log(1 + x) for 0 <= x <= 1, to 1.2 units in the last place: x times a polynomial in x - 1/2,
-// the Chebyshev interpolation of log(1 + x) / x of degree 9.
+// x = log(1 + x) for 0 <= x <= 1
 template <int kBytes>
 PYSEG_INLINE void log1p_unit(simd::Vector<float, kBytes>& x) {
-  const simd::Vector<float, kBytes> u = x - 0.5f;
-  simd::Vector<float, kBytes> p = u * -0.00317605701f + 0.00525027048f;
-  p = p * u - 0.00678801676f;
-  p = p * u + 0.0115776854f;
-  p = p * u - 0.0205631834f;
-  p = p * u + 0.036635235f;
-  p = p * u - 0.0676881894f;
-  p = p * u + 0.13260901f;
-  p = p * u - 0.288527101f;
-  p = p * u + 0.810930192f;
-  x *= p;
+  log1p_polynomial(x);
 }
 
 template <int kBytes>
@@ -72,7 +61,7 @@ struct Rows {
     std::fill_n(weight.get(), stride, in.unrated_weight);
     std::fill(weight.get() + classes, weight.get() + stride, A{0});
     const A share = rated_bce_share<T>(in.batch);
-    const auto& [offsets, rated, scores] = in.ratings;
+    const auto& [size, offsets, rated, scores] = in.ratings;
     const auto& relation = in.correlation;
 
     for (int64_t b = begin; b < end; ++b) {

@@ -15,7 +15,6 @@
 
 #include "pyseg/float16.h"
 
-#define PYSEG_INLINE __attribute__((always_inline)) inline
 #if defined(__x86_64__)
 #define PYSEG_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define PYSEG_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
@@ -131,9 +130,9 @@ PYSEG_INLINE void load(const T* source, Vector<Accumulate<T>, kBytes>& result) {
   if constexpr (std::is_same_v<T, A>) {
     result = *reinterpret_cast<const Unaligned<T, kBytes>*>(source);
   } else {
-    alignas(kBytes) A wide[kLanes<A, kBytes>];
-    for (int64_t i = 0; i < kLanes<A, kBytes>; ++i) wide[i] = widen(source[i]);
-    result = at<A, kBytes>(wide);
+    Vector<uint16_t, kBytes / 2> half;
+    std::memcpy(&half, source, sizeof(half));
+    float16_detail::widen(__builtin_convertvector(half, Vector<uint32_t, kBytes>), result, T{});
   }
 }
 
@@ -143,9 +142,10 @@ PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, T* result) 
   if constexpr (std::is_same_v<T, A>) {
     *reinterpret_cast<Unaligned<T, kBytes>*>(result) = source;
   } else {
-    alignas(kBytes) A wide[kLanes<A, kBytes>];
-    at<A, kBytes>(wide) = source;
-    for (int64_t i = 0; i < kLanes<A, kBytes>; ++i) narrow(wide[i], result[i]);
+    Vector<uint32_t, kBytes> wide;
+    float16_detail::narrow(source, wide, T{});
+    const auto half = __builtin_convertvector(wide, Vector<uint16_t, kBytes / 2>);
+    std::memcpy(result, &half, sizeof(half));
   }
 }
 
@@ -163,13 +163,14 @@ PYSEG_INLINE void copy_few(const T* source, int64_t count, T* result) {
   }
 }
 
-// The same at a row's end: the first min(count, lanes) lanes; the others are `fill`.
-template <int kBytes, typename T>
+// The same at a row's end: the first min(count, lanes) lanes; the others are `fill`. In a loop
+// where the end is known kPart = false leaves out to look for it.
+template <int kBytes, bool kPart = true, typename T>
 PYSEG_INLINE void load(const T* source, int64_t count, Accumulate<T> fill,
                        Vector<Accumulate<T>, kBytes>& result) {
   constexpr int64_t kStep = kLanes<Accumulate<T>, kBytes>;
   T some[kStep];
-  if (count < kStep) {
+  if (kPart && count < kStep) {
     narrow(fill, some[0]);
     std::fill_n(some + 1, kStep - 1, some[0]);
     copy_few<kStep>(source, count, some);
@@ -255,6 +256,18 @@ PYSEG_INLINE void transpose(Vector<T, kBytes>* rows) {
 // and a long sum has the rounding error of its blocks.
 constexpr int64_t kDepth = 128;
 
+// Memory as cache lines, from `next` on.
+struct Lines {
+  const char *next, *end;
+
+  Lines() : next(nullptr), end(nullptr) {}
+  template <typename T>
+  Lines(const T* data, int64_t size)
+      : next(reinterpret_cast<const char*>(data)),
+        end(reinterpret_cast<const char*>(data + size)) {}
+  bool empty() const { return next == end; }
+};
+
 template <typename T>
 struct Product {
   int64_t rows, columns, depth;
@@ -265,11 +278,14 @@ struct Product {
   T* c;  // (rows, columns), rows of length c_row
   int64_t c_row;
   bool accumulate;
+  // What is needed next, and after that, is fetched into the second cache meanwhile. A line with
+  // each step in depth is about what a memory delivers.
+  Lines ahead = {}, then = {};
 };
 
 // One register tile of C: kRows x kVectors accumulators, filled by outer products.
 template <typename T, int kBytes, int kRows, int kVectors>
-PYSEG_INLINE void multiply_tile(const Product<T>& p, int64_t row, int64_t column) {
+PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
   using V = Vector<T, kBytes>;
   constexpr int64_t kStep = kLanes<T, kBytes>;
   T* const c = p.c + row * p.c_row + column;
@@ -281,7 +297,10 @@ PYSEG_INLINE void multiply_tile(const Product<T>& p, int64_t row, int64_t column
   }
   const T* a = p.a + row * p.a_row;
   const T* b = p.b + column;
+  const char* next = p.ahead.next;
   for (int64_t d = 0; d < p.depth; ++d, a += p.a_depth, b += p.b_row) {
+    __builtin_prefetch(next, 0, 2);
+    next = std::min(next + 64, p.ahead.end);
     V right[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) right[j] = at<T, kBytes>(b + j * kStep);
@@ -292,6 +311,8 @@ PYSEG_INLINE void multiply_tile(const Product<T>& p, int64_t row, int64_t column
       for (int j = 0; j < kVectors; ++j) sums[i][j] += right[j] * left;
     }
   }
+  p.ahead.next = next;
+  if (p.ahead.empty()) std::swap(p.ahead, p.then);
   // A tile that is wider than what is left of C goes there by way of a copy.
   constexpr int64_t kWidth = kVectors * kStep;
   const int64_t width = std::min(kWidth, p.columns - column);
@@ -325,7 +346,7 @@ PYSEG_INLINE void multiply_tile(const Product<T>& p, int64_t row, int64_t column
 }
 
 template <typename T, int kBytes, int kVectors>
-PYSEG_INLINE void multiply_panel(const Product<T>& p, int64_t column) {
+PYSEG_INLINE void multiply_panel(Product<T>& p, int64_t column) {
   int64_t row = 0;
   for (; row + 6 <= p.rows; row += 6) multiply_tile<T, kBytes, 6, kVectors>(p, row, column);
   if (row + 4 <= p.rows) multiply_tile<T, kBytes, 4, kVectors>(p, row, column), row += 4;
@@ -335,7 +356,7 @@ PYSEG_INLINE void multiply_panel(const Product<T>& p, int64_t column) {
 
 // 6 x 4 accumulators are 24 of the 32 AVX-512 registers, 6 x 2 are 12 of the 16 others.
 template <typename T, int kBytes>
-PYSEG_INLINE void multiply_block(const Product<T>& p) {
+PYSEG_INLINE void multiply_block(Product<T>& p) {
   constexpr int64_t kStep = kLanes<T, kBytes>;
   constexpr int64_t kWidest = kBytes == 64 ? 4 : 2;
   const int64_t vectors = (p.columns + kStep - 1) / kStep;
@@ -363,6 +384,9 @@ PYSEG_INLINE void multiply_block(const Product<T>& p) {
 template <typename T, int kBytes>
 PYSEG_INLINE void multiply(const Product<T>& p) {
   Product<T> block = p;
+  // Fetching what is there costs nothing, unlike fetching from nowhere.
+  if (p.ahead.empty()) block.ahead = p.then.empty() ? Lines(p.b, 1) : p.then;
+  if (p.then.empty()) block.then = Lines(p.b, 1);
   int64_t done = 0;
   do {  // once for depth 0 too: C = 0
     block.depth = std::min(kDepth, p.depth - done);
@@ -427,15 +451,15 @@ void run(Simd level, const Arguments&... arguments) {
   }
 }
 
-// result[j,i] = source[i,j] for i < rows and j < columns, in squares of whole vectors. Rows of both
-// are padded to cache lines; the result's padding becomes 0.
+// result[j,i] = source[i,j] for i < rows and j < columns, in squares of whole vectors, to which the
+// rows of both are padded; the result's padding becomes 0.
 struct Transpose {
   template <typename Level, typename T>
-  PYSEG_INLINE static void run(const T* source, int64_t rows, int64_t columns, T* result) {
+  PYSEG_INLINE static void run(const T* source, int64_t rows, int64_t columns, int64_t source_row,
+                               T* result, int64_t result_row) {
     constexpr int kBytes = Level::kBytes;
     constexpr int64_t kStep = kLanes<T, kBytes>;
-    const int64_t source_row = padded<T>(columns), result_row = padded<T>(rows);
-    for (int64_t i0 = 0; i0 < result_row; i0 += kStep) {
+    for (int64_t i0 = 0; i0 < rows; i0 += kStep) {
       for (int64_t j0 = 0; j0 < columns; j0 += kStep) {
         Vector<T, kBytes> square[kStep];
         for (int64_t i = 0; i < kStep; ++i) {

@@ -33,8 +33,8 @@ using assignment_detail::NormSums;
 using assignment_detail::Softmax;
 
 // Rows of one video that are worked on at a time: their weights and features stay in the cache.
-constexpr int64_t kRows = 128;
-constexpr int64_t kSliceRows = 4 * kRows;
+constexpr int64_t kRows = 64;
+constexpr int64_t kSliceRows = 8 * kRows;
 // Long sums are taken in blocks of this length, then over blocks: less rounding error than one
 // chain.
 constexpr int64_t kBlock = 16;
@@ -58,6 +58,14 @@ PYSEG_INLINE const Accumulate<T>* widen_rows(const T* source, int64_t size,
     }
     return scratch;
   }
+}
+
+// The features of the next `count` rows, which begin with row n, as far as there are any.
+template <typename T>
+PYSEG_INLINE simd::Lines rows_ahead(const VladShape& shape, const T* features, int64_t n,
+                                    int64_t count) {
+  const int64_t left = shape.batch * shape.rows - n;
+  return {features + n * shape.width, std::min(count, left) * shape.width};
 }
 
 template <typename A, int kBytes>
@@ -90,7 +98,7 @@ struct SumSlice {
   template <typename Level, typename T>
   PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
                                const SumScratch<T>& scratch, int64_t b, int64_t slice,
-                               Accumulate<T>* sums) {
+                               Accumulate<T>* sums, const simd::Lines& then) {
     using A = Accumulate<T>;
     constexpr int kBytes = Level::kBytes;
     constexpr int64_t kStep = simd::kLanes<A, kBytes>;
@@ -131,7 +139,9 @@ struct SumSlice {
                                    .b_row = stride,
                                    .c = sums,
                                    .c_row = stride,
-                                   .accumulate = n > begin});
+                                   .accumulate = n > begin,
+                                   .ahead = rows_ahead(shape, in.features, first + count, count),
+                                   .then = n + count < end ? simd::Lines() : then});
     }
   }
 };
@@ -156,24 +166,26 @@ struct Finish {
       for (int64_t s = 1; s < slices; ++s) total += simd::at<A, kBytes>(mass + s * size + k);
     }
     std::fill(scale + k0, scale + k1, A{0});
-    for (int64_t f0 = 0; f0 < width; f0 += kBlock) {
-      const int64_t f1 = std::min(f0 + kBlock, width);
-      for (int64_t k = k0; k < k1; k += kStep) {
-        V squares = {};
-        const V& weight = simd::at<A, kBytes>(mass + k);
-        for (int64_t f = f0; f < f1; ++f) {
-          A* const first = sums + f * stride + k;
-          V v = simd::at<A, kBytes>(first), center;
-          for (int64_t s = 1; s < slices; ++s) v += simd::at<A, kBytes>(first + s * size);
-          simd::load<kBytes>(centers + f * clusters + k, clusters - k, A{0}, center);
-          v -= center * weight;
-          simd::at<A, kBytes>(first) = v;
-          squares += v * v;
+    const int64_t end = std::min(k1, clusters), whole = end / kStep * kStep;
+    for (int64_t f = 0; f < width; f += kBlock) {
+      const int64_t count = std::min(kBlock, width - f);
+      A* const rows = sums + f * stride;
+      for (int64_t s = 1; s < slices; ++s) {
+        for (int64_t i = 0; i < count; ++i) {
+          add_rows<A, kBytes>(rows + s * size + i * stride + k0, k1 - k0, rows + i * stride + k0);
         }
-        simd::at<A, kBytes>(scale + k) += squares;
+      }
+      for (int64_t k = k0; k < end; k += kStep) {
+        const T* const row = centers + f * clusters + k;
+        const V& weight = simd::at<A, kBytes>(mass + k);
+        V& squares = simd::at<A, kBytes>(scale + k);
+        if (k < whole) {
+          subtract<false, kBytes>(row, count, clusters, k, weight, rows + k, stride, squares);
+        } else {
+          subtract<true, kBytes>(row, count, clusters, k, weight, rows + k, stride, squares);
+        }
       }
     }
-    const int64_t end = std::min(k1, clusters);
     std::copy(mass + k0, mass + end, out.mass + b * clusters + k0);
     std::copy(scale + k0, scale + end, out.square_norm + b * clusters + k0);
     for (int64_t k = k0; k < end; ++k) {
@@ -186,6 +198,22 @@ struct Finish {
                             out.output + (b * width + f) * clusters + k);
       }
     }
+  }
+
+ private:
+  // Subtracts mass times centers from `count` rows of v, a vector of each, and adds their squares.
+  template <bool kPart, int kBytes, typename T, typename V>
+  PYSEG_INLINE static void subtract(const T* centers, int64_t count, int64_t clusters, int64_t k,
+                                    const V& mass, Accumulate<T>* v, int64_t stride, V& squares) {
+    V block = {};
+    for (int64_t i = 0; i < count; ++i) {
+      V center;
+      simd::load<kBytes, kPart>(centers + i * clusters, clusters - k, 0, center);
+      V& value = simd::at<Accumulate<T>, kBytes>(v + i * stride);
+      value -= center * mass;
+      block += value * value;
+    }
+    squares += block;
   }
 };
 
@@ -204,9 +232,13 @@ struct Forward {
     const SumScratch<T> scratch(shape, in.norm);
     const simd::Buffer<A> sums(size), slice_sums(slices > 1 ? size : 0), scale(stride);
     for (int64_t b = begin; b < end; ++b) {
-      Level::template run<SumSlice>(shape, in, scratch, b, 0, sums.get());
+      const int64_t output_size = shape.width * shape.clusters;
+      const simd::Lines result(out.output + b * output_size, output_size);
+      Level::template run<SumSlice>(shape, in, scratch, b, 0, sums.get(),
+                                    slices == 1 ? result : simd::Lines());
       for (int64_t s = 1; s < slices; ++s) {
-        Level::template run<SumSlice>(shape, in, scratch, b, s, slice_sums.get());
+        Level::template run<SumSlice>(shape, in, scratch, b, s, slice_sums.get(),
+                                      s + 1 < slices ? simd::Lines() : result);
         add_rows<A, Level::kBytes>(slice_sums.get(), size, sums.get());
       }
       Level::template run<Finish>(shape, in.centers, eps, b, sums.get(), 1, out, scale.get(), 0,
@@ -225,7 +257,7 @@ struct ForwardSlices {
     const SumScratch<T> scratch(shape, in.norm);
     for (int64_t i = begin; i < end; ++i) {
       Level::template run<SumSlice>(shape, in, scratch, i / slices, i % slices,
-                                    workspace + i * size);
+                                    workspace + i * size, simd::Lines());
     }
   }
 };
@@ -289,25 +321,14 @@ class Gradient {
 
   // d of video b: d = scale (grad - output projection), where projection = sum_f grad output and
   // scale = 1 / |v|; for a column with |v|^2 < eps they are 0 and 1 / sqrt(eps). Its part of the
-  // gradient of centers is added to `centers`, or written there, unless that is null.
-  PYSEG_INLINE void prepare(int64_t b, A* centers, bool add) const {
+  // gradient of centers is added to `centers`, unless that is null.
+  PYSEG_INLINE void prepare(int64_t b, A* centers) const {
     const int64_t width = shape_.width, clusters = shape_.clusters;
-    const T* const grad = saved_.grad + b * width * clusters;
-    const T* const output = saved_.output + b * width * clusters;
-    A *const projection = projection_.get(), *const shift = shift_.get();
-    std::fill_n(projection, stride_, A{0});
-    for (int64_t f0 = 0; f0 < width; f0 += kBlock) {
-      const int64_t f1 = std::min(f0 + kBlock, width);
-      for (int64_t k = 0; k < clusters; k += kStep) {
-        V block = {};
-        for (int64_t f = f0; f < f1; ++f) {
-          V x, y;
-          simd::load<kBytes>(grad + f * clusters + k, clusters - k, A{0}, x);
-          simd::load<kBytes>(output + f * clusters + k, clusters - k, A{0}, y);
-          block += x * y;
-        }
-        simd::at<A, kBytes>(projection + k) += block;
-      }
+    const int64_t whole = clusters / kStep * kStep;
+    std::fill_n(projection_.get(), stride_, A{0});
+    for (int64_t f = 0; f < width; f += kBlock) {
+      for (int64_t k = 0; k < whole; k += kStep) project<false>(b, f, k);
+      if (whole < clusters) project<true>(b, f, whole);
     }
     std::fill_n(scale_.get(), stride_, A{0});
     std::fill_n(mass_.get(), stride_, A{0});
@@ -315,34 +336,26 @@ class Gradient {
       const A norm = saved_.square_norm[b * clusters + k];
       const bool clamped = norm < eps_;
       scale_.get()[k] = 1 / std::sqrt(clamped ? eps_ : norm);
-      if (clamped) projection[k] = 0;
+      if (clamped) projection_.get()[k] = 0;
       mass_.get()[k] = saved_.mass[b * clusters + k];
     }
-    std::fill_n(shift, stride_, A{0});
-    for (int64_t f0 = 0; f0 < width; f0 += kBlock) {
-      const int64_t f1 = std::min(f0 + kBlock, width);
-      for (int64_t k = 0; k < clusters; k += kStep) {
-        const V& scale = simd::at<A, kBytes>(scale_.get() + k);
-        const V& mass = simd::at<A, kBytes>(mass_.get() + k);
-        V block = {};
-        for (int64_t f = f0; f < f1; ++f) {
-          const int64_t at = f * clusters + k;
-          V x, y, center;
-          simd::load<kBytes>(grad + at, clusters - k, A{0}, x);
-          simd::load<kBytes>(output + at, clusters - k, A{0}, y);
-          simd::load<kBytes>(in_.centers + at, clusters - k, A{0}, center);
-          const V d = scale * (x - y * simd::at<A, kBytes>(projection + k));
-          simd::at<A, kBytes>(d_.get() + f * stride_ + k) = d;
-          block -= d * center;
-          if (centers == nullptr) continue;
-          V& sum = simd::at<A, kBytes>(centers + f * stride_ + k);
-          sum = add ? sum + d * mass : d * mass;
+    std::fill_n(shift_.get(), stride_, A{0});
+    for (int64_t f = 0; f < width; f += kBlock) {
+      for (int64_t k = 0; k < whole; k += kStep) differentiate<false>(b, f, k);
+      if (whole < clusters) differentiate<true>(b, f, whole);
+      // While these rows of d are in the first cache.
+      const int64_t count = std::min(kBlock, width - f);
+      const A* const d = d_.get() + f * stride_;
+      for (int64_t i = 0; i < count && centers != nullptr; ++i) {
+        for (int64_t k = 0; k < clusters; k += kStep) {
+          simd::at<A, kBytes>(centers + (f + i) * stride_ + k) +=
+              simd::at<A, kBytes>(d + i * stride_ + k) * simd::at<A, kBytes>(mass_.get() + k);
         }
-        simd::at<A, kBytes>(shift + k) += block;
       }
-    }
-    if (out_.features != nullptr) {
-      Level::template run<simd::Transpose>(d_.get(), width, clusters, transposed_.get());
+      if (out_.features != nullptr) {
+        Level::template run<simd::Transpose>(d, count, clusters, stride_, transposed_.get() + f,
+                                             wide_stride_);
+      }
     }
   }
 
@@ -353,6 +366,10 @@ class Gradient {
     const int64_t begin = slice * kSliceRows, end = std::min(begin + kSliceRows, rows);
     for (int64_t n = begin; n < end; n += kRows) {
       const int64_t count = std::min(kRows, end - n), first = b * rows + n;
+      const bool last = n + count == rows;
+      const simd::Lines written = out_.features == nullptr
+                                      ? simd::Lines()
+                                      : simd::Lines(out_.features + first * width, count * width);
       const A* x = widen_rows<T, kBytes>(in_.features + first * width, count * width, wide_.get());
       Level::template multiply<A>({.rows = count,
                                    .columns = simd::padded<A, kBytes>(clusters),
@@ -364,7 +381,9 @@ class Gradient {
                                    .b_row = stride_,
                                    .c = gradient_.get(),
                                    .c_row = stride_,
-                                   .accumulate = false});
+                                   .accumulate = false,
+                                   .ahead = written,
+                                   .then = last ? next(b, saved_.grad) : simd::Lines()});
       Level::template run<Softmax>(in_.assignment + first * clusters, count, clusters, norm_, n,
                                    probability_.get());
       for (int64_t i = 0; i < count; ++i) {
@@ -372,11 +391,51 @@ class Gradient {
                             gradient_.get() + i * stride_);
       }
       if (norm_) norm_sums_.add_chunk(norm_sums);
-      if (out_.features != nullptr) features_gradient(first, count);
+      if (out_.features != nullptr)
+        features_gradient(first, count, last ? next(b, saved_.output) : simd::Lines());
     }
   }
 
  private:
+  // The part of the rows from f on in the projection of the columns from k on, a vector of them.
+  template <bool kPart>
+  PYSEG_INLINE void project(int64_t b, int64_t f, int64_t k) const {
+    const int64_t clusters = shape_.clusters, at = (b * shape_.width + f) * clusters + k;
+    const int64_t count = std::min(kBlock, shape_.width - f);
+    const T *const grad = saved_.grad + at, *const output = saved_.output + at;
+    V block = {};
+    for (int64_t i = 0; i < count; ++i) {
+      V x, y;
+      simd::load<kBytes, kPart>(grad + i * clusters, clusters - k, A{0}, x);
+      simd::load<kBytes, kPart>(output + i * clusters, clusters - k, A{0}, y);
+      block += x * y;
+    }
+    simd::at<A, kBytes>(projection_.get() + k) += block;
+  }
+
+  // d of the same rows and columns, and their part in the shift.
+  template <bool kPart>
+  PYSEG_INLINE void differentiate(int64_t b, int64_t f, int64_t k) const {
+    const int64_t clusters = shape_.clusters, at = (b * shape_.width + f) * clusters + k;
+    const int64_t count = std::min(kBlock, shape_.width - f);
+    const T *const grad = saved_.grad + at, *const output = saved_.output + at;
+    const T* const centers = in_.centers + f * clusters + k;
+    A* const d = d_.get() + f * stride_ + k;
+    const V scale = simd::at<A, kBytes>(scale_.get() + k);
+    const V projection = simd::at<A, kBytes>(projection_.get() + k);
+    V block = {};
+    for (int64_t i = 0; i < count; ++i) {
+      V x, y, center;
+      simd::load<kBytes, kPart>(grad + i * clusters, clusters - k, A{0}, x);
+      simd::load<kBytes, kPart>(output + i * clusters, clusters - k, A{0}, y);
+      simd::load<kBytes, kPart>(centers + i * clusters, clusters - k, A{0}, center);
+      x = scale * (x - y * projection);
+      simd::at<A, kBytes>(d + i * stride_) = x;
+      block -= x * center;
+    }
+    simd::at<A, kBytes>(shift_.get() + k) += block;
+  }
+
   PYSEG_INLINE void assignment_gradient(int64_t row, int64_t n, A* p, A* g) const {
     const int64_t clusters = shape_.clusters;
     const T* const assignment = in_.assignment + row * clusters;
@@ -394,8 +453,13 @@ class Gradient {
         norm_sums_.by_bias(n));
   }
 
+  PYSEG_INLINE simd::Lines next(int64_t b, const T* values) const {
+    const int64_t size = shape_.width * shape_.clusters;
+    return b + 1 < shape_.batch ? simd::Lines(values + (b + 1) * size, size) : simd::Lines();
+  }
+
   // From the weights, which assignment_gradient left in place of the probabilities.
-  PYSEG_INLINE void features_gradient(int64_t first, int64_t count) const {
+  PYSEG_INLINE void features_gradient(int64_t first, int64_t count, const simd::Lines& then) const {
     const int64_t width = shape_.width;
     T* const result = out_.features + first * width;
     A* c;
@@ -415,7 +479,9 @@ class Gradient {
                                  .b_row = wide_stride_,
                                  .c = c,
                                  .c_row = c_row,
-                                 .accumulate = false});
+                                 .accumulate = false,
+                                 .ahead = rows_ahead(shape_, in_.features, first + count, count),
+                                 .then = then});
     if constexpr (!std::is_same_v<T, A>) {
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t f = 0; f < width; f += kStep) {
@@ -455,9 +521,10 @@ struct Backward {
       const int64_t block = begin / slices, first = begin % slices;
       const int64_t last = std::min(slices, first + end - begin);
       A* const centers = first == 0 ? centers_sums + block * centers_size : nullptr;
+      if (centers != nullptr) std::fill_n(centers, centers_size, A{0});
       const int64_t b0 = block * videos, b1 = std::min(b0 + videos, shape.batch);
       for (int64_t b = b0; b < b1; ++b) {
-        gradient.prepare(b, centers, b > b0);
+        gradient.prepare(b, centers);
         for (int64_t s = first; s < last; ++s) {
           gradient.slice(b, s, norm_sums + (block * slices + s) * norm_size);
         }
