@@ -9,16 +9,17 @@
 
 STABLE_TORCH_LIBRARY(pyseg, m) {
   // Shapes are those of pyseg.ops.vlad_aggregate; mass and square_norm are (B, K). Without
-  // needs_features_grad the first gradient is an empty tensor.
+  // needs_features_grad the first gradient is an empty tensor. With allow_tf32 the products of
+  // float32 may be in TF32, as PyTorch's own matrix products on a GPU where it is allowed.
   m.def(
       "vlad_aggregate(Tensor features, Tensor assignment, Tensor attention, Tensor centers, "
-      "Tensor? norm=None, Tensor? row_weights=None, float eps=1e-12) "
+      "Tensor? norm=None, Tensor? row_weights=None, float eps=1e-12, bool allow_tf32=False) "
       "-> (Tensor output, Tensor mass, Tensor square_norm)");
   m.def(
       "vlad_aggregate_backward(Tensor grad, Tensor features, Tensor assignment, Tensor attention, "
       "Tensor centers, Tensor? norm, Tensor? row_weights, Tensor output, Tensor mass, "
-      "Tensor square_norm, float eps, bool needs_features_grad) -> (Tensor features, "
-      "Tensor assignment, Tensor attention, Tensor centers, Tensor norm_sums)");
+      "Tensor square_norm, float eps, bool needs_features_grad, bool allow_tf32=False) -> "
+      "(Tensor features, Tensor assignment, Tensor attention, Tensor centers, Tensor norm_sums)");
   // Shapes are those of pyseg.ops.soft_assign.
   m.def(
       "soft_assign(Tensor assignment, Tensor attention, Tensor? norm=None, "

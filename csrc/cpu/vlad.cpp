@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cpu(
     const Tensor& centers,                     // (F, K)
     const std::optional<Tensor>& norm,         // (4, G, K)
     const std::optional<Tensor>& row_weights,  // (B, T)
-    double eps) {
+    double eps, bool /*allow_tf32*/) {
   const VladShape shape =
       check_vlad(features, assignment, attention, centers, norm, row_weights, eps);
   const VladInputTensors inputs(features, assignment, attention, centers, norm, row_weights);
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vlad_aggregate_backward_cpu(
     const Tensor& output,                      // (B, F, K)
     const Tensor& mass,                        // (B, K)
     const Tensor& square_norm,                 // (B, K)
-    double eps, bool needs_features_grad) {
+    double eps, bool needs_features_grad, bool /*allow_tf32*/) {
   const VladShape shape =
       check_vlad(features, assignment, attention, centers, norm, row_weights, eps);
   check_vlad_saved(shape, features, grad, output, mass, square_norm);

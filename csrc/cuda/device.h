@@ -7,10 +7,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <limits>
 
 #include "pyseg/cuda/common.cuh"
+#include "pyseg/vlad_shape.h"
 
 namespace pyseg {
 
@@ -31,6 +34,11 @@ inline gpu::Device current_device() {
 // Memory that a launch works in, on the device of `like`.
 inline Tensor new_workspace(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
+}
+
+inline void check_rows(const VladShape& shape) {
+  STD_TORCH_CHECK(shape.rows <= std::numeric_limits<int>::max(),
+                  "vlad_aggregate takes fewer than 2^31 rows a video, got T * G = ", shape.rows);
 }
 
 }  // namespace pyseg

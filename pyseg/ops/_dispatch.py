@@ -19,6 +19,18 @@ def has_kernel(tensor: Tensor) -> bool:
     return (device == "cpu" and _ext.HAS_CPU_OPS) or (device == "cuda" and _ext.HAS_CUDA_OPS)
 
 
+def allow_tf32(tensor: Tensor) -> bool:
+    """Returns whether an op's products of `tensor` may be in TF32, as PyTorch's own may."""
+    return tensor.device.type == "cuda" and tensor.dtype == torch.float32 and _tf32_allowed()
+
+
+# A constant of a compiled graph: torch.compile cannot trace the setting (nor can it be read by its
+# old name once it has been set by the new one), but compiles anew where it changes.
+@torch.compiler.assume_constant_result
+def _tf32_allowed() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype in which sums over values of `dtype` are kept."""
     return torch.promote_types(dtype, torch.float32)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyseg import _ext
 from pyseg.ops._dispatch import (
+    allow_tf32,
     check_alike,
     check_layout,
     has_kernel,
@@ -52,9 +53,10 @@ def vlad_aggregate(
 
     Compiled kernels serve CPU and CUDA tensors and accumulate in float32 (float64 for float64
     input); the softmax is recomputed in the backward pass, so nothing of size (B, T, G, K) is
-    kept. Where no kernel is loaded (``python -m pyseg.info`` says why)
-    :func:`vlad_aggregate_reference` runs instead. The result is deterministic: the same input
-    gives the same bits on one device, whatever the number of threads.
+    kept. On a GPU float32 takes TF32 where PyTorch's matrix products may
+    (``torch.set_float32_matmul_precision``). Where no kernel is loaded (``python -m pyseg.info``
+    says why) :func:`vlad_aggregate_reference` runs instead. The result is deterministic: the same
+    input gives the same bits on one device, whatever the number of threads.
 
     Under autocast the op is one of the matrix products: inputs are cast to autocast's dtype
     (float64 is left alone, as everywhere in autocast), sums stay in float32. Gradients can be
@@ -103,7 +105,7 @@ def vlad_aggregate(
     if has_kernel(features):
         op = torch.ops.pyseg.vlad_aggregate.default
         packed = pack_norm(assignment, norm)
-        return op(features, assignment, attention, centers, *packed, eps)[0]
+        return op(features, assignment, attention, centers, *packed, eps, allow_tf32(features))[0]
     return _reference(features, assignment, attention, centers, norm, eps)
 
 
@@ -207,6 +209,7 @@ def _fake(
     norm: Tensor | None = None,
     row_weights: Tensor | None = None,
     eps: float = 1e-12,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, clusters = features.shape[0], assignment.shape[3]
     sums = sum_dtype(features.dtype)
@@ -230,6 +233,7 @@ def _backward_fake(
     square_norm: Tensor,
     eps: float,
     needs_features_grad: bool,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         features.new_empty(features.shape if needs_features_grad else (0,)),
@@ -241,7 +245,7 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.eps = inputs
+    *tensors, ctx.eps, ctx.allow_tf32 = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors, *output)
 
@@ -250,11 +254,14 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     needs_features_grad = ctx.needs_input_grad[0]
     norm, row_weights = ctx.saved_tensors[4:6]
     op = torch.ops.pyseg.vlad_aggregate_backward.default
-    features_grad, *grads, sums = op(grad, *ctx.saved_tensors, ctx.eps, needs_features_grad)
+    features_grad, *grads, sums = op(
+        grad, *ctx.saved_tensors, ctx.eps, needs_features_grad, ctx.allow_tf32
+    )
     return (
         features_grad if needs_features_grad else None,
         *grads,
         norm_gradient(norm, row_weights, sums),
+        None,
         None,
         None,
     )
@@ -268,10 +275,11 @@ def _autocast(
     norm: Tensor | None = None,
     row_weights: Tensor | None = None,
     eps: float = 1e-12,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = to_autocast_dtype(features, assignment, attention, centers)
     with torch.autocast(features.device.type, enabled=False):
-        return torch.ops.pyseg.vlad_aggregate.default(*inputs, norm, row_weights, eps)
+        return torch.ops.pyseg.vlad_aggregate.default(*inputs, norm, row_weights, eps, allow_tf32)
 
 
 if _ext.HAS_CPU_OPS:  # then the schemas are loaded too

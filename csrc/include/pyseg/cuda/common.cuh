@@ -54,8 +54,14 @@ __device__ inline double exponential(double value) { return exp(value); }
 __device__ inline float inverse_root(float value) { return 1.f / sqrtf(value); }
 __device__ inline double inverse_root(double value) { return 1. / sqrt(value); }
 
-__host__ __device__ inline int64_t quotient(int64_t size, int64_t block) {
+__host__ __device__ constexpr int64_t quotient(int64_t size, int64_t block) {
   return (size + block - 1) / block;
+}
+
+// The group of a row of a video. A video has fewer than 2^31 rows, and a remainder of 64 bits would
+// be a function of a hundred instructions.
+__device__ inline int group_of(int64_t n, int64_t groups) {
+  return static_cast<int>(static_cast<uint32_t>(n) % static_cast<uint32_t>(groups));
 }
 
 // Reductions over the lanes of a warp whose numbers differ in the bits of kFirst up to, but

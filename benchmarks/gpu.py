@@ -1,0 +1,243 @@
+"""The Python half of gpu.sh: what it checks, exercises, measures and reports.
+
+python benchmarks/gpu.py check           exits with a line where something is missing
+python benchmarks/gpu.py exercise        every kernel once or more, for compute-sanitizer
+python benchmarks/gpu.py limits FILE     what the GPU itself can do
+python benchmarks/gpu.py report FOLDER   results/DEVICE.json and a table, from gpu.sh's files
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# B, T, G, F, K: of every kind of kernel the smallest shapes that take all its branches.
+EXERCISES = [
+    (2, 5, 8, 288, 112),
+    (1, 130, 8, 48, 40),  # several slices of rows
+    (1, 3, 3, 17, 13),  # nothing aligned, groups that do not divide 8
+    (1, 4, 1, 600, 136),  # several slices of features
+    (1, 2, 2, 70, 257),  # more clusters than the tensor cores' kernels take
+]
+
+
+def check() -> str | None:
+    """Returns what is missing, in a line."""
+    missing = [
+        m for m in ("torch", "pytest", "pytest_benchmark") if not importlib.util.find_spec(m)
+    ]
+    if missing:
+        return f"{sys.executable} has no {' and no '.join(missing)}"
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is not a CUDA build"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    for program in ("nvcc", "compute-sanitizer"):
+        if shutil.which(program) is None:
+            return f"{program} is not on PATH"
+    return None
+
+
+def exercise() -> str | None:
+    """Runs every kernel and compares with the references; returns the first difference."""
+    import torch
+
+    from pyseg import _ext, ops
+
+    if not _ext.HAS_CUDA_OPS:
+        return _ext.CUDA_REASON
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64).cuda()
+
+    def results(aggregate, assign, tensors, norm, grad):
+        tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+        output = aggregate(*tensors, norm=norm)
+        weights = assign(*tensors[1:3], norm=norm)
+        gradients = torch.autograd.grad(
+            [output, weights], tensors, [grad.to(output), torch.ones_like(weights).cumsum(-1)]
+        )
+        return [output, weights, *gradients]
+
+    for precision, tolerance in {
+        "float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1
+    }.items():  # fmt: skip
+        dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        for b, t, g, f, k in EXERCISES:
+            rows = draw(b, t).abs()
+            tensors = [draw(b, t, g, f), draw(b, t, g, k), draw(b, t, g).sigmoid(), draw(f, k)]
+            tensors = [tensor.to(dtype) for tensor in tensors]
+            row_weights = rows / rows.sum()
+            flat = tensors[1].flatten(0, 1).flatten(1)
+            actual = list(ops.moments(flat, row_weights.flatten()))
+            exact = list(ops.moments_reference(flat.double(), row_weights.flatten()))
+            norm = ops.AssignmentNorm(*exact, draw(g * k), draw(g * k), 1e-3, row_weights)
+            grad = draw(b, f, k).to(dtype)
+            actual += results(ops.vlad_aggregate, ops.soft_assign, tensors, norm, grad)
+            exact += results(
+                ops.vlad_aggregate_reference, ops.soft_assign_reference,
+                [tensor.double() for tensor in tensors], norm, grad,
+            )  # fmt: skip
+            for index, (value, true) in enumerate(zip(actual, exact, strict=True)):
+                error = ((value.double() - true).norm() / true.norm()).item()
+                if not error <= tolerance:
+                    return f"{precision} {(b, t, g, f, k)}: result {index} is off by {error:.2g}"
+    torch.cuda.synchronize()
+    return None
+
+
+def limits() -> dict[str, float]:
+    """Returns the bytes a second of a large copy and the flop a second of large products."""
+    import torch
+
+    def rate(amount: float, function) -> float:
+        times = []
+        for _ in range(12):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1e3)
+        return amount / statistics.median(times[2:])
+
+    source = torch.randn(2**29, device="cuda")
+    target = torch.empty_like(source)
+    found = {"copy_bytes_per_second": rate(2 * source.nbytes, lambda: target.copy_(source))}
+    size = 8192
+    for name, dtype in {
+        "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32
+    }.items():  # fmt: skip
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+        found[f"{name}_flop_per_second"] = rate(2.0 * size**3, lambda a=left, b=right: a @ b)
+    return found
+
+
+def output_of(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, object]:
+    import torch
+
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    nvcc = re.search(r"V([\d.]+)", output_of("nvcc", "--version") or "")
+    changes = output_of("git", "status", "--porcelain")
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "driver": driver.splitlines()[0] if driver else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "nvcc": nvcc[1] if nvcc else None,
+        "python": platform.python_version(),
+        "commit": os.environ.get("COMMIT") or output_of("git", "rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def benchmark_figures(entry: dict) -> dict[str, object]:
+    """Returns what is kept of a benchmark of pytest-benchmark's file."""
+    info, stats = entry["extra_info"], entry["stats"]
+    seconds = stats["median"]
+    figures = {"seconds": seconds, "interquartile_range": stats["iqr"], "rounds": stats["rounds"]}
+    if "bytes" in info:
+        figures["share_of_copy_rate"] = info["bytes"] / seconds / info["copy_rate"]
+        figures["share_of_product_rate"] = info["flop"] / seconds / info["rate"]
+    return figures | info
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def report(folder: Path) -> int:
+    """Writes the results and prints the table; returns the exit status."""
+    steps = {}
+    for line in (folder / "steps.tsv").read_text().splitlines():
+        name, outcome, seconds = line.split("\t")
+        steps[name] = {"outcome": outcome, "seconds": int(seconds)}
+    tests = {}
+    if (folder / "tests.xml").exists():
+        suite = ElementTree.parse(folder / "tests.xml").getroot().find("testsuite")
+        if suite is not None:
+            tests = {n: int(suite.get(n, 0)) for n in ("tests", "failures", "errors", "skipped")}
+    benchmarks = {
+        entry["name"] + (" with TF32" if "tf32" in path.name else ""): benchmark_figures(entry)
+        for path in sorted(folder.glob("benchmark-*.json"))
+        for entry in read_json(path).get("benchmarks", [])
+    }
+    rates = read_json(folder / "limits.json")
+    results = {
+        **versions(), "steps": steps, "tests": tests, "limits": rates, "benchmarks": benchmarks
+    }  # fmt: skip
+    name = re.sub(r"[^a-z0-9]+", "-", str(results["device"]).lower()).strip("-")
+    target = ROOT / "benchmarks" / "results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(results, indent=2) + "\n")
+
+    print(f"\n{results['device']}, torch {results['torch']}, commit {results['commit']}")
+    for name, step in steps.items():
+        print(f"{name}: {step['outcome']}, {step['seconds']} s")
+    print("tests: " + ", ".join(f"{count} {kind}" for kind, count in tests.items()))
+    for name, rate in rates.items():
+        unit = "TB/s" if "bytes" in name else "TFLOP/s"
+        print(f"{name.split('_')[0]}: {rate / 1e12:.2f} {unit}")
+    for name, figures in benchmarks.items():
+        peers = [
+            f"{peer.split(' / ')[0]} {ratio:.2f}x"
+            for peer, ratio in figures.items()
+            if peer.endswith(" / pyseg")
+        ]
+        share = figures.get("share_of_copy_rate")
+        shown = [f"{1e6 * figures['seconds']:.0f} us", *peers]
+        shown += [f"{share:.0%} of copy rate"] if share is not None else []
+        print(f"{name.removeprefix('test_')}: {', '.join(shown)}")
+    failed = [name for name, step in steps.items() if step["outcome"] != "passed"]
+    print(
+        f"{target.relative_to(ROOT)}: " + (f"failed: {', '.join(failed)}" if failed else "passed")
+    )
+    return 1 if failed else 0
+
+
+def main(arguments: list[str]) -> int | str | None:
+    """Runs a command; returns the exit status or what went wrong."""
+    match arguments:
+        case ["check"]:
+            return check()
+        case ["exercise"]:
+            return exercise()
+        case ["limits", file]:
+            Path(file).write_text(json.dumps(limits()))
+            return None
+        case ["report", folder]:
+            return report(Path(folder))
+    return __doc__
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

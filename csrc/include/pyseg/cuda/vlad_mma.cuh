@@ -1,0 +1,174 @@
+// The VLAD aggregation on tensor cores: for __half and __nv_bfloat16, and for float in TF32. The
+// products' operands are rounded to T (TF32 for float), as in every matrix product of PyTorch; sums
+// and all else are float.
+//
+// A block owns rows of one video and walks them in chunks that asynchronous copies bring into
+// shared memory ahead of their use, so that features and assignment are read once. A row's softmax
+// is the work of half a warp or a warp; its weights go to shared memory as operands. K is at most
+// 256. Sizes that are no multiple of 16 are padded in shared memory; where rows do not start on
+// 16-byte boundaries, plain loads take the place of the asynchronous copies.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "pyseg/cuda/assignment.cuh"
+#include "pyseg/cuda/common.cuh"
+#include "pyseg/cuda/mma.cuh"
+#include "pyseg/vlad_shape.h"
+
+namespace pyseg {
+namespace gpu {
+
+constexpr int kMmaTile = 16;       // sizes are padded to multiples of it
+constexpr int kMmaClusters = 256;  // the most that the kernels take
+
+__host__ __device__ constexpr int padded(int64_t size) {
+  return static_cast<int>((size + kMmaTile - 1) / kMmaTile * kMmaTile);
+}
+
+// Offsets of arrays in a block's shared memory, each on a 16-byte boundary.
+struct SharedLayout {
+  template <typename A>
+  __host__ __device__ constexpr int take(int64_t count) {
+    const int64_t start = size;
+    size += (count * static_cast<int64_t>(sizeof(A)) + 15) / 16 * 16;
+    return static_cast<int>(start);
+  }
+  int64_t size = 0;
+};
+
+// The batch normalisation of a group's scores as y = score scale + shift. Without normalisation all
+// rows are of one group with y = score: one path of code for both.
+struct NormTable {
+  const float2* values;  // (groups, stride): scale and shift
+  int stride;
+  int groups;
+};
+
+__host__ __device__ constexpr int64_t table_groups(const VladShape& shape, bool norm) {
+  return norm ? shape.groups : 1;
+}
+
+// Fills the table. Every thread of the block takes part; a barrier follows.
+__device__ inline void fill_norm_table(const VladShape& shape, const VladNorm<float>& norm,
+                                       const NormTable& table, float2* entries) {
+  const int clusters = static_cast<int>(shape.clusters);
+  const int plane = static_cast<int>(shape.groups) * clusters;
+  for (int i = threadIdx.x; i < table.groups * table.stride; i += blockDim.x) {
+    const int g = i / table.stride, k = i % table.stride;
+    float2 entry{1, 0};
+    if (norm.values != nullptr && k < clusters) {
+      const float* const values = norm.values + g * clusters + k;
+      entry.x = values[plane] * values[2 * plane];
+      entry.y = values[3 * plane] - values[0] * entry.x;
+    }
+    entries[i] = entry;
+  }
+}
+
+// Two neighbouring values on a boundary of two.
+template <typename T>
+using PairBits = std::conditional_t<sizeof(T) == 2, uint32_t, uint2>;
+template <typename T>
+__device__ inline float2 load_pair(const T* source) {
+  const auto bits = *reinterpret_cast<const PairBits<T>*>(source);
+  T values[2];
+  memcpy(values, &bits, sizeof(bits));
+  return {widen(values[0]), widen(values[1])};
+}
+template <typename T>
+__device__ inline void store_pair(T first, T second, T* result) {
+  const T values[2] = {first, second};
+  PairBits<T> bits;
+  memcpy(&bits, values, sizeof(bits));
+  *reinterpret_cast<PairBits<T>*>(result) = bits;
+}
+
+// The scores y[k], y[k + 1] of a row; -inf from K on, so that their softmax is 0.
+template <typename T>
+__device__ inline float2 load_scores(const T* row, const NormTable& norm, int group, int k,
+                                     int clusters) {
+  const float2 score = load_pair(row + k);
+  const float4 entry = *reinterpret_cast<const float4*>(norm.values + group * norm.stride + k);
+  float2 y{score.x * entry.x + entry.y, score.y * entry.z + entry.w};
+  if (k >= clusters) y.x = -INFINITY;
+  if (k + 1 >= clusters) y.y = -INFINITY;
+  return y;
+}
+
+// The softmax of a row by kRowLanes lanes, 16 or 32, of which each takes kPairs pairs: clusters
+// 2 lane + 2 kRowLanes i and their neighbours.
+template <int kRowLanes, int kPairs>
+struct RowSoftmax {
+  template <typename T>
+  __device__ RowSoftmax(const T* scores, const NormTable& norm, int group, int clusters, int lane) {
+    row.largest = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int k = 2 * (lane + kRowLanes * i);
+      p[i] = k < clusters ? load_scores(scores, norm, group, k, clusters)
+                          : float2{-INFINITY, -INFINITY};
+      row.largest = fmaxf(row.largest, fmaxf(p[i].x, p[i].y));
+    }
+    row.largest = warp_maximum<1, kRowLanes>(row.largest);
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      p[i] = {__expf(p[i].x - row.largest), __expf(p[i].y - row.largest)};
+      total += p[i].x + p[i].y;
+    }
+    row.scale = 1.f / warp_sum<1, kRowLanes>(total);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) p[i] = {p[i].x * row.scale, p[i].y * row.scale};
+  }
+  Row<float> row;
+  float2 p[kPairs];
+};
+
+// Starts the copy of `rows` rows of `width` values, a row `source_stride` after the other, into
+// `chunk` rows of `stride` in shared memory; the rest of those become zeros.
+template <typename T>
+__device__ inline void load_chunk(const T* source, int64_t source_stride, int rows, int width,
+                                  bool aligned, T* target, int stride, int chunk) {
+  if (aligned) {
+    constexpr int kPerCopy = sizeof(uint4) / sizeof(T);
+    const int pieces = width / kPerCopy;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < chunk * pieces; i += blockDim.x) {
+      const int row = i / pieces, piece = i % pieces * kPerCopy;
+      const bool inside = row < rows;
+      copy_16_bytes(target + row * stride + piece,
+                    inside ? source + row * source_stride + piece : source, inside);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < chunk * width; i += blockDim.x) {
+      const int row = i / width, column = i % width;
+      target[row * stride + column] = row < rows ? source[row * source_stride + column] : T(0.f);
+    }
+  }
+}
+
+// The other way, for the `rows` rows that there are.
+template <typename T>
+__device__ inline void store_chunk(const T* source, int stride, int rows, int width, bool aligned,
+                                   T* target) {
+  if (aligned) {
+    constexpr int kPerCopy = sizeof(uint4) / sizeof(T);
+    const int pieces = width / kPerCopy;
+    for (int i = threadIdx.x; i < rows * pieces; i += blockDim.x) {
+      const int row = i / pieces, piece = i % pieces * kPerCopy;
+      *reinterpret_cast<uint4*>(target + int64_t{row} * width + piece) =
+          *reinterpret_cast<const uint4*>(source + row * stride + piece);
+    }
+  } else {
+    for (int i = threadIdx.x; i < rows * width; i += blockDim.x) {
+      const int row = i / width, column = i % width;
+      target[int64_t{row} * width + column] = source[row * stride + column];
+    }
+  }
+}
+
+}  // namespace gpu
+}  // namespace pyseg
