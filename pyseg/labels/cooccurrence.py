@@ -145,14 +145,15 @@ class CooccurrenceCounter:
         if len(starts) == 0 or starts[0] != 0 or starts[-1] != len(flat):
             found = f"{starts[0]} to {starts[-1]}" if len(starts) else "none"
             raise ValueError(f"offsets: expected 0 to {len(flat)} (labels), found {found}")
-        if len(starts) > 1 and (steps := np.diff(starts)).min() < 0:
-            video = int(np.argmax(steps < 0))
+        lengths = np.diff(starts)
+        if len(lengths) and lengths.min() < 0:
+            video = int(np.argmax(lengths < 0))
             raise ValueError(
                 f"offsets: expected them not to decrease, found {starts[video]} before "
                 f"{starts[video + 1]} (video {self._total.num_videos + video})"
             )
         total = self._total
-        for begin, end in _blocks(starts):
+        for begin, end in _blocks(lengths):
             total = total.merge(self._count(starts[begin : end + 1], flat, total.num_videos))
         self._total = total
 
@@ -167,7 +168,7 @@ class CooccurrenceCounter:
         threads = max(1, min(torch.get_num_threads(), videos // 4096))
         bounds = np.linspace(0, videos, threads + 1).astype(np.int64)
         ranges = list(itertools.pairwise(bounds))
-        labels = np.empty(starts[-1] - starts[0], np.int32)
+        labels = np.empty(starts[-1] - starts[0], np.uint32)
         sizes = np.empty(videos, np.int32)
         counts = np.zeros((threads, classes), np.int64)
         pairs = np.zeros((threads, classes), np.int64)
@@ -189,7 +190,7 @@ class CooccurrenceCounter:
             # Where each label's bucket begins, and in it each thread's part.
             buckets = np.concatenate(([0], np.cumsum(pairs.sum(0))))
             cursors = buckets[:-1] + np.cumsum(pairs, 0) - pairs
-            others = np.empty(buckets[-1], np.int32)
+            others = np.empty(buckets[-1], np.uint32)
             each(
                 kernels.scatter,
                 [(starts, labels, sizes, cursors[t], others, *ranges[t]) for t in range(threads)],
@@ -244,9 +245,10 @@ def _integers(name: str, values: ArrayLike | torch.Tensor) -> Integers:
     return np.ascontiguousarray(array, np.int64)
 
 
-def _blocks(starts: Integers) -> list[tuple[int, int]]:
+def _blocks(lengths: Integers) -> list[tuple[int, int]]:
     """Cuts videos into ranges of at most `_PENDING_PAIRS` pairs (or of one video)."""
-    lengths = np.diff(starts)
+    if int(lengths @ lengths) <= 2 * _PENDING_PAIRS:
+        return [(0, len(lengths))] if len(lengths) else []
     ends = np.cumsum(lengths * (lengths - 1) // 2)
     blocks, begin, done = [], 0, 0
     while begin < len(lengths):
