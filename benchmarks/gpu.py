@@ -55,6 +55,7 @@ def exercise() -> str | None:
     import torch
 
     from pyseg import _ext, ops
+    from pyseg.labels import LabelCorrelation
 
     if not _ext.HAS_CUDA_OPS:
         return _ext.CUDA_REASON
@@ -96,6 +97,29 @@ def exercise() -> str | None:
                 error = ((value.double() - true).norm() / true.norm()).item()
                 if not error <= tolerance:
                     return f"{precision} {(b, t, g, f, k)}: result {index} is off by {error:.2g}"
+        if precision == "tf32":
+            continue
+        for classes in (7, 4100):  # a tile of the row, and more than one
+            logits = draw(3, classes).to(dtype).requires_grad_()
+            offsets = torch.arange(classes + 1).clamp(max=classes - 1)
+            columns, values = torch.arange(1, classes), torch.full((classes - 1,), 0.7)
+            relations = LabelCorrelation(offsets, columns, values).to("cuda")
+            ratings = (
+                torch.tensor([0, 2, 2, 3]).cuda(),
+                torch.tensor([0, 3, classes - 1]).cuda(),
+                torch.tensor([1.0, 0.0, 0.5]).cuda(),
+            )
+            wide = logits.detach().double().requires_grad_()
+            loss = ops.rated_bce_with_logits(logits, *ratings, relations)
+            true = ops.rated_bce_with_logits_reference(wide, *ratings, relations)
+            pairs = [(loss, true)]
+            pairs.append(
+                (torch.autograd.grad(2 * loss, logits)[0], torch.autograd.grad(2 * true, wide)[0])
+            )
+            for value, exact_value in pairs:
+                error = ((value.double() - exact_value).norm() / exact_value.norm()).item()
+                if not error <= tolerance:
+                    return f"{precision} rated loss of {classes} classes is off by {error:.2g}"
     torch.cuda.synchronize()
     return None
 

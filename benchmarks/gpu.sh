@@ -6,9 +6,9 @@
 #
 # It needs a GPU, nvcc and a Python with a CUDA build of torch, pytest and pytest-benchmark; no
 # network and no installation. PYTHON names another Python than python3, COMMIT the commit where
-# there is no repository. A step that fails or runs
-# out of time is recorded and the others still run; the exit status is 1 if one failed. All of it
-# ends within SECONDS_IN_ALL seconds. The GPU's settings are left as they are.
+# there is no repository. A step that fails or runs out of time is recorded and the others still
+# run; the exit status is 1 if one failed. All of it ends within SECONDS_IN_ALL seconds. The GPU's
+# settings are left as they are.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 readonly SECONDS_IN_ALL=${SECONDS_IN_ALL:-560}
@@ -59,8 +59,8 @@ sanitize() { # sanitize TOOL
     compute-sanitizer --tool "$1" --error-exitcode 9 "$python" benchmarks/gpu.py exercise
 }
 
-bench() { # bench NAME EXPRESSION: the benchmarks that pytest's -k selects
-  step "benchmarks: $1" "$(left)" "$python" -m pytest benchmarks/bench_vlad.py -q \
+bench() { # bench NAME EXPRESSION [FILE]: the benchmarks of a file that pytest's -k selects
+  step "benchmarks: $1" "$(left)" "$python" -m pytest "benchmarks/${3:-bench_vlad.py}" -q \
     -p no:cacheprovider -k "$2" --benchmark-json "$work/benchmark-${1// /-}.json"
 }
 
@@ -75,6 +75,7 @@ if step build 200 "$python" -m pyseg._build; then
   TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 \
     bench tf32 'aggregate and float32 and not K136 and not audio and not netvlad'
   bench 'bfloat16 layer' 'layer and bfloat16 and not audio and not rows'
+  bench 'rated loss' '1024 and 3862 and not memory' bench_rated_bce.py
   bench 'bfloat16 NetVLAD' 'aggregate and bfloat16 and netvlad'
   bench 'bfloat16 K=136' 'aggregate and bfloat16 and K136'
   bench float16 'aggregate and float16 and not bfloat16 and not K136 and not audio and not netvlad'
