@@ -180,17 +180,17 @@ class NeXtVLAD(nn.Module):
                 f"mask: expected shape {tuple(frames.shape[:2])} as frames has, "
                 f"found {tuple(mask.shape)}"
             )
-        norm: AssignmentNorm | None = None
         order = self._cheapest_order(frames)
+        formed = order != "direct" and self._cacheable()
         if order == "direct":
             expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
-            cached = self._cacheable()
-            folded = self._cached_fold() if cached else self._fold()
+            folded = self._cached_fold() if formed else self._fold()
             attention = _linear(frames, mask, folded.attention, folded.attention_bias)
             assignment = _linear(frames, mask, folded.assign, folded.assign_bias)
-        if order == "direct" or not cached:
+        norm: AssignmentNorm | None = None  # where it is not in the folded weights
+        if not formed:
             norm = self.assign_norm.deferred(assignment, None if self.padded_statistics else mask)
         attention = torch.sigmoid(attention)
         if mask is not None:

@@ -13,12 +13,8 @@ from torch.nn import functional
 from pyseg import _ext
 from pyseg.labels import LabelCorrelation
 from pyseg.ops import correlated_targets, rated_bce_with_logits, rated_bce_with_logits_reference
+from tests.ops.conftest import DEVICES, DTYPES, ignore_deprecations_of_torch, needs_cpu_ops
 
-needs_cpu_ops = pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"no CPU ops: {_ext.CPU_REASON}")
-_ABSENT = not (_ext.HAS_CUDA_OPS and torch.cuda.is_available())
-_CUDA = [pytest.mark.cuda, pytest.mark.skipif(_ABSENT, reason=_ext.CUDA_REASON or "no CUDA GPU")]
-DEVICES = [pytest.param("cpu", marks=needs_cpu_ops), pytest.param("cuda", marks=_CUDA)]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (2, 5), (7, 16), (3, 257), (40, 1000), (80, 33), (2, 3862), (0, 5), (3, 0)]
 
 
@@ -289,7 +285,7 @@ def test_opcheck(device, dtype, correlated, grad, layout):
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+@ignore_deprecations_of_torch
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiles_whole_for_changing_sizes(device, backend):
