@@ -39,9 +39,9 @@ int main() {
   // The arguments of the schema in order; the results come back in their place.
   using torch::stable::detail::from;
   const std::optional<Tensor> none;  // no batch normalisation of the assignment
-  std::array<StableIValue, 7> stack{from(features), from(assignment), from(attention),
+  std::array<StableIValue, 8> stack{from(features), from(assignment), from(attention),
                                     from(centers),  from(none),       from(none),
-                                    from(eps)};
+                                    from(eps),      from(false)};
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("pyseg::vlad_aggregate", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor output = torch::stable::detail::to<Tensor>(stack[0]);  // (B, F, K)
