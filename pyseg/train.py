@@ -125,7 +125,8 @@ def _train_stage(
             batch = next(batches, None)
             if batch is None:
                 raise _cli.UserError(f"{name}: the data set has no training example")
-            batch.check_classes(num_classes)
+            with _cli.user_errors():
+                batch.check_classes(num_classes)
             batch = batch.to(device, non_blocking=True)
             loss = loss_of(model(batch.frames, batch.num_frames), batch)
             optimizer.zero_grad(set_to_none=True)

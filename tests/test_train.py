@@ -241,6 +241,14 @@ def test_loss_is_summed_over_classes_and_averaged_over_the_batch():
     torch.testing.assert_close(train.Loss()(logits, collate(examples)), expected)
 
 
+def test_a_label_beyond_the_vocabulary_is_a_line(tmp_path):
+    frames = np.ones((2, 1152), np.uint8)
+    write_records(tmp_path / "validate0000.tfrecord", [encode_frames("v1", frames, [CLASSES])])
+    write_vocabulary(tmp_path)
+    with pytest.raises(_cli.UserError, match=r"v1: class 4 is not in \[0, 4\)"):
+        train.train(config(tmp_path, tmp_path / "run", test_fraction=0.0))
+
+
 def test_loss_has_the_papers_weights_and_targets():
     frames = np.zeros((1, 2), np.uint8)
     batch = collate(
