@@ -28,7 +28,8 @@ import pytest
 import torch
 from measure import (
     DEVICE,
-    GPU,
+    DIRECTIONS,
+    DTYPES,
     Work,
     compilations,
     name_of,
@@ -42,9 +43,7 @@ from torch.nn import functional
 from pyseg.labels import LabelCorrelation
 from pyseg.ops import rated_bce_with_logits
 
-DTYPES = [torch.float32, torch.bfloat16, *([torch.float16] if GPU else [])]
 SHAPES = [(80, 1000), (80, 3862), (1024, 1000), (1024, 3862)]  # B, C
-DIRECTIONS = ["forward", "forward+backward"]
 
 
 def thresholded_correlation(classes: int) -> LabelCorrelation:

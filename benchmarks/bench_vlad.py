@@ -24,6 +24,8 @@ import pytest
 import torch
 from measure import (
     DEVICE,
+    DIRECTIONS,
+    DTYPES,
     GPU,
     Work,
     compilations,
@@ -37,7 +39,6 @@ from torch import Tensor, nn
 from pyseg.nn import NeXtVLAD
 from pyseg.ops import vlad_aggregate, vlad_aggregate_reference
 
-DTYPES = [torch.float32, torch.bfloat16, *([torch.float16] if GPU else [])]
 VIDEOS = 80 if GPU else 8
 SHAPES = {  # B, T, G, F, K
     "segments": (80, 5, 8, 288, 112),
@@ -49,7 +50,6 @@ SHAPES = {  # B, T, G, F, K
     "netvlad-segments": (80, 5, 1, 1152, 64),
     "netvlad-videos": (VIDEOS, 300, 1, 1152, 64),
 }
-DIRECTIONS = ["forward", "forward+backward"]
 
 
 def operands(shape: tuple[int, ...], dtype: torch.dtype, backward: bool) -> tuple[list, Tensor]:

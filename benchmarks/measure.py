@@ -17,6 +17,8 @@ from pyseg import _ext
 
 GPU = _ext.HAS_CUDA_OPS and torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
+DTYPES = [torch.float32, torch.bfloat16, *([torch.float16] if GPU else [])]
+DIRECTIONS = ["forward", "forward+backward"]
 needs_kernels = pytest.mark.skipif(
     not (GPU or _ext.HAS_CPU_OPS), reason=f"no kernel to measure: {_ext.CPU_REASON}"
 )

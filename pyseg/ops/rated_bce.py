@@ -265,10 +265,10 @@ def _check_ratings(offsets: Tensor, classes: Tensor, scores: Tensor) -> None:
 def _check_correlation(
     correlation: LabelCorrelation | None, num_classes: int, like: Tensor
 ) -> None:
-    from pyseg.labels import LabelCorrelation
-
     if correlation is None:
         return
+    from pyseg.labels import LabelCorrelation
+
     if not isinstance(correlation, LabelCorrelation):
         raise TypeError(f"correlation must be a LabelCorrelation, got {type(correlation).__name__}")
     if correlation.num_classes != num_classes:
