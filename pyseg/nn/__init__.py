@@ -6,17 +6,21 @@ logits (B, C); frames are uint8 as stored, or floating and already dequantised.
 """
 
 from pyseg.nn.batch_norm import BatchNorm
+from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.head import LogisticHead
 from pyseg.nn.mask import frame_mask
 from pyseg.nn.nextvlad import NeXtVLAD, NeXtVLADClassifier
+from pyseg.nn.noise import MaskedGaussianNoise
 from pyseg.nn.normalize import FrameNormalization
 
 __all__ = [
     "BatchNorm",
     "ContextGate",
+    "FrameClassifier",
     "FrameNormalization",
     "LogisticHead",
+    "MaskedGaussianNoise",
     "NeXtVLAD",
     "NeXtVLADClassifier",
     "frame_mask",

@@ -13,7 +13,7 @@ def frame_mask(num_frames: Tensor, frames: Tensor) -> Tensor:
     mask for exactly 300).
 
     Args:
-        num_frames: (B,) integers, the number of valid frames of each video, in 0..T.
+        num_frames: (B,) integers, the number of valid frames of each video, in 1..T.
         frames: (B, T, N) the padded batch; only its shape and device are used.
 
     Returns:
@@ -21,7 +21,7 @@ def frame_mask(num_frames: Tensor, frames: Tensor) -> Tensor:
 
     Raises:
         TypeError: `num_frames` does not hold integers.
-        ValueError: `num_frames` has another shape than (B,), or a value outside 0..T. The values
+        ValueError: `num_frames` has another shape than (B,), or a value outside 1..T. The values
             are looked at only when `num_frames` lies in host memory and nothing is being traced:
             elsewhere reading them would stall the device. Values beyond T then mean T.
 
@@ -39,10 +39,10 @@ def frame_mask(num_frames: Tensor, frames: Tensor) -> Tensor:
         )
     if num_frames.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
         low, high = int(num_frames.min()), int(num_frames.max())
-        if low < 0 or high > length:
+        if low < 1 or high > length:
             raise ValueError(
-                f"num_frames: expected values in 0..{length} (frames has {length} frames), "
-                f"found {low if low < 0 else high}"
+                f"num_frames: expected values in 1..{length} (frames has {length} frames), "
+                f"found {low if low < 1 else high}"
             )
     steps = torch.arange(length, device=frames.device)
     return steps < num_frames.to(frames.device).unsqueeze(1)

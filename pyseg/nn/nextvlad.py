@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg.nn.batch_norm import BatchNorm
+from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.head import LogisticHead
 from pyseg.nn.init import he_linear, he_truncated_normal_
-from pyseg.nn.mask import frame_mask
-from pyseg.nn.normalize import Convention, FrameNormalization
+from pyseg.nn.normalize import Convention
 from pyseg.ops import AssignmentNorm, frame_linear, frame_pool, soft_assign, vlad_aggregate
 
 Order = Literal["direct", "folded", "reassociated"]
@@ -342,16 +342,13 @@ def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor) -
     return functional.linear(frames, weight, bias)
 
 
-class NeXtVLADClassifier(nn.Module):
+class NeXtVLADClassifier(FrameClassifier):
     """The NeXtVLAD video classifier.
 
     Frames are normalised and split into their features; each has a `NeXtVLAD` of its own, the
     first with K clusters and G groups, the others with K // 2 and G // 2 (rounded down, as the
     reference does). The aggregates are concatenated; then dropout, a linear layer without bias to
     H features, batch normalisation (no ReLU), a `ContextGate` and a `LogisticHead`.
-
-    In eval mode a prediction depends on the valid frames of its own video and on nothing else. A
-    video with ``num_frames == 0`` gets finite logits, those of a video without any evidence.
 
     Source: reference NeXtVLAD code, nextvlad.py, lines 86-184.
 
@@ -364,14 +361,16 @@ class NeXtVLADClassifier(nn.Module):
         reduction: the context gate has H // reduction inner features.
         expansion: the factor E by which frames are widened.
         dropout: probability of dropping an aggregate feature in training; 0 drops none.
-        normalization: what is done to frames first, see `FrameNormalization`.
-        eigenvalues: for the normalization ``unwhiten``, see `FrameNormalization`.
+        normalization: see `FrameClassifier`.
+        eigenvalues: see `FrameClassifier`.
+        noise: see `FrameClassifier`.
         batch_norm_momentum: momentum of every batch normalisation.
         padded_statistics: whether padded frames enter batch-norm statistics in training
             (reference: they do).
 
     Raises:
-        ValueError: a size does not fit; K or G is below 2 where there is more than one feature.
+        ValueError: a size does not fit; K or G is below 2 where there is more than one feature; an
+            argument of `FrameClassifier` is out of range.
 
     Example:
         >>> model = NeXtVLADClassifier(10, feature_sizes=(64, 16), clusters=8, groups=4,
@@ -394,27 +393,28 @@ class NeXtVLADClassifier(nn.Module):
         dropout: float = 0.5,
         normalization: Convention = "dequantize",
         eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
+        noise: float = 0.0,
         batch_norm_momentum: float = 0.001,
         padded_statistics: bool = True,
     ) -> None:
         """Makes the module; the class describes the arguments."""
-        super().__init__()
-        feature_sizes = tuple(feature_sizes)
-        if not feature_sizes or min(feature_sizes) < 1:
-            raise ValueError(f"feature_sizes: expected positive widths, found {feature_sizes}")
+        super().__init__(
+            num_classes,
+            feature_sizes=feature_sizes,
+            normalization=normalization,
+            eigenvalues=eigenvalues,
+            noise=noise,
+        )
         if hidden_size < 1:
             raise ValueError(f"hidden_size: expected at least 1, found {hidden_size}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout: expected a number in [0, 1), found {dropout}")
         for name, value in (("clusters", clusters), ("groups", groups)):
-            if len(feature_sizes) > 1 and value < 2:
+            if len(self.feature_sizes) > 1 and value < 2:
                 raise ValueError(
                     f"{name}: expected at least 2, as features after the first have half as many; "
                     f"found {value}"
                 )
-        self.feature_sizes = feature_sizes
-        self.num_classes = num_classes
-        self.normalization = FrameNormalization(normalization, feature_sizes, eigenvalues)
         branches = [
             NeXtVLAD(
                 size,
@@ -424,7 +424,7 @@ class NeXtVLADClassifier(nn.Module):
                 batch_norm_momentum=batch_norm_momentum,
                 padded_statistics=padded_statistics,
             )
-            for index, size in enumerate(feature_sizes)
+            for index, size in enumerate(self.feature_sizes)
         ]
         self.branches = nn.ModuleList(branches)
         aggregate_size = sum(branch.out_features for branch in branches)
@@ -434,27 +434,8 @@ class NeXtVLADClassifier(nn.Module):
         self.gate = ContextGate(hidden_size, reduction, batch_norm_momentum=batch_norm_momentum)
         self.head = LogisticHead(hidden_size, num_classes)
 
-    def forward(self, frames: Tensor, num_frames: Tensor | None = None) -> Tensor:
-        """Classifies a padded batch.
-
-        Args:
-            frames: (B, T, N) uint8 as stored, or floating and already dequantised;
-                N = ``sum(feature_sizes)``. Frames past `num_frames` may hold anything.
-            num_frames: (B,) integers in 0..T. ``None``: all frames are valid.
-
-        Returns:
-            (B, C) logits.
-
-        Raises:
-            TypeError: a dtype is wrong.
-            ValueError: a shape is wrong, or `num_frames` is out of range (see `frame_mask`).
-        """
-        self.normalization.check(frames)
-        mask = None if num_frames is None else frame_mask(num_frames, frames)
-        if frames.dtype == torch.uint8 and self.normalization.convention == "dequantize":
-            x = frames  # the first products dequantise it
-        else:
-            x = self.normalization(frames, mask, dtype=self.hidden.weight.dtype)
+    def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Classifies prepared frames, see `FrameClassifier.classify`."""
         aggregates = [
             branch(part, mask)
             for branch, part in zip(self.branches, x.split(self.feature_sizes, -1), strict=True)

@@ -128,6 +128,10 @@ class FrameNormalization(nn.Module):
             return torch.cat(((first - 4.0 / 512.0) * scale, rest), dim=-1)
         return x
 
+    def leaves_bytes(self, frames: Tensor) -> bool:
+        """Whether `frames` can go on as bytes, for a first product that dequantises them."""
+        return frames.dtype == torch.uint8 and self.convention == "dequantize"
+
     def check(self, frames: Tensor) -> None:
         """Raises the `ValueError` of `forward` where the shape of `frames` does not fit."""
         width = sum(self.feature_sizes)

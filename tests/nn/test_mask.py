@@ -10,7 +10,7 @@ from pyseg.nn import frame_mask
 
 @pytest.mark.parametrize("length", [1, 5, 300, 301])
 def test_marks_the_first_frames(length: int) -> None:
-    num_frames = torch.tensor([0, 1, length])
+    num_frames = torch.tensor([length, 1, (length + 1) // 2])
     mask = frame_mask(num_frames, torch.empty(3, length, 2))
     assert mask.shape == (3, length)
     assert mask.dtype == torch.bool
@@ -30,9 +30,9 @@ def test_empty_batch() -> None:
     assert frame_mask(torch.empty(0, dtype=torch.int64), torch.empty(0, 3, 2)).shape == (0, 3)
 
 
-@pytest.mark.parametrize(("value", "found"), [(4, 4), (-1, -1)])
+@pytest.mark.parametrize(("value", "found"), [(4, 4), (0, 0), (-1, -1)])
 def test_out_of_range(value: int, found: int) -> None:
-    with pytest.raises(ValueError, match=rf"num_frames: .* 0\.\.3 .* found {found}"):
+    with pytest.raises(ValueError, match=rf"num_frames: .* 1\.\.3 .* found {found}"):
         frame_mask(torch.tensor([1, value]), torch.empty(2, 3, 2))
 
 

@@ -1,0 +1,100 @@
+"""What the classifiers of frames have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from pyseg.nn.mask import frame_mask
+from pyseg.nn.noise import MaskedGaussianNoise
+from pyseg.nn.normalize import Convention, FrameNormalization
+
+
+class FrameClassifier(nn.Module):
+    """A classifier of padded batches of frames; subclasses say how, in `classify`.
+
+    It checks the batch, normalises it, and in training adds noise. In eval mode a prediction
+    depends on the valid frames of its own video and on nothing else.
+
+    Args:
+        num_classes: number of classes C.
+        feature_sizes: widths of the features that make up a frame.
+        normalization: what is done to frames first, see `FrameNormalization`.
+        eigenvalues: for the normalization ``unwhiten``, see `FrameNormalization`.
+        noise: standard deviation of the `MaskedGaussianNoise` that training adds to normalised
+            frames; ``model.noise.sigma`` changes it later.
+
+    Raises:
+        ValueError: there is no class, a width is not positive, or another argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        feature_sizes: Sequence[int] = (1024, 128),
+        normalization: Convention = "dequantize",
+        eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
+        noise: float = 0.0,
+    ) -> None:
+        """Makes the module; the class describes the arguments."""
+        super().__init__()
+        feature_sizes = tuple(feature_sizes)
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
+        if not feature_sizes or min(feature_sizes) < 1:
+            raise ValueError(f"feature_sizes: expected positive widths, found {feature_sizes}")
+        self.num_classes = num_classes
+        self.feature_sizes = feature_sizes
+        self.normalization = FrameNormalization(normalization, feature_sizes, eigenvalues)
+        self.noise = MaskedGaussianNoise(noise)
+
+    def forward(self, frames: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        """Classifies a padded batch.
+
+        Args:
+            frames: (B, T, N) uint8 as stored, or floating and already dequantised;
+                N = ``sum(feature_sizes)``. Frames past `num_frames` may hold anything.
+            num_frames: (B,) integers in 1..T. ``None``: all frames are valid.
+
+        Returns:
+            (B, C) logits.
+
+        Raises:
+            TypeError: a dtype is wrong.
+            ValueError: a shape is wrong, or `num_frames` is out of range (see `frame_mask`).
+        """
+        return self.classify(*self.prepare(frames, num_frames))
+
+    def prepare(self, frames: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Checks and normalises a batch, and adds noise where that is asked for.
+
+        Args:
+            frames: see `forward`.
+            num_frames: see `forward`.
+
+        Returns:
+            The arguments of `classify`.
+        """
+        self.normalization.check(frames)
+        mask = None if num_frames is None else frame_mask(num_frames, frames)
+        if self.normalization.leaves_bytes(frames) and not self.noise.active:
+            return frames, mask
+        dtype = next(self.parameters()).dtype
+        return self.noise(self.normalization(frames, mask, dtype=dtype), mask), mask
+
+    def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Classifies prepared frames.
+
+        Args:
+            x: (B, T, N) normalised frames of the dtype of the weights, exact on padding; or, with
+                the normalization ``dequantize``, the bytes themselves, which the first product
+                dequantises (`pyseg.ops.frame_linear`) and whose padding may hold anything.
+            mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
+
+        Returns:
+            (B, C) logits.
+        """
+        raise NotImplementedError
