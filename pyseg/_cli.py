@@ -7,7 +7,9 @@ A command's options are a dataclass; jsonargparse turns it into flags, YAML (``-
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -72,6 +74,39 @@ def _instantiate(parser, config_class, namespace):  # type: ignore[no-untyped-de
 def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:
     """Writes a configuration as YAML that ``--config`` and `read_config` read back."""
     path.write_text(parser.dump(parser.parse_object(asdict(config))), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Takes note of Ctrl-C and SIGTERM, so that a loop can stop where it may.
+
+    A second one is carried out at once. Outside of the main thread, which alone may set handlers,
+    nothing is changed.
+
+    Yields:
+        A function that says whether there was one.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in signals]
+
+    def restore() -> None:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        restore()
+
+    for number in signals:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
 
 
 def run(main: Callable[[], None]) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from jsonargparse import ArgumentParser
 
+SEGMENT_VOCABULARY = "segment_vocabulary.csv"
+"""The file of a run folder that says which classes are rated, as those of YouTube-8M do."""
+
 
 @dataclass
 class StageConfig:

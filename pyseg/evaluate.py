@@ -1,9 +1,12 @@
-"""How good a trained run is: ``python -m pyseg.evaluate --run <folder> --data <...>``.
+"""How good a run or a submission is: ``python -m pyseg.evaluate --run <folder> --data <...>``.
 
 Two questions, by what the data says of its videos:
 
 * rated segments: MAP@100,000 (paper, eq. 7), the ranking of a class taken over its rated segments;
 * video labels: GAP@20, Hit@1, PERR and MAP over complete label lists.
+
+``--submission file.csv --truth <records or table>`` judges a submission (`pyseg.submission`), which
+gives the same MAP as the run that it comes from.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from torch import nn
 
 from pyseg import _cli, metrics, models
 from pyseg.config import open_data, read_run_config
-from pyseg.data import Collection, loader
+from pyseg.data import Collection, DataError, loader, open_collection
 from pyseg.data.collection import Part
+from pyseg.data.datasets import SUFFIXES
+from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,15 +42,23 @@ class EvaluateConfig:
     Args:
         run: The run folder that `pyseg.train` wrote.
         data: Records as a folder, glob or file, or "sample"; default: what the run was trained on.
-        part: Which videos: those that the run held out ("test"), its training videos, or all.
+        part: Which videos: those that the run held out ("test"), its training videos, or all;
+            default: "test", without a run all.
+        submission: Judge this submission instead, of --run or of anybody.
+        truth: The ratings to judge it by: records, as --data, or a table of lines
+            "segment,class,score"; default: --data, or what the run was trained on.
+        top: Segments of a class of the submission that are looked at.
         batch_size: Examples scored at once.
         workers: Processes that read ahead; 0 reads in this process.
         device: "cpu", "cuda", ...; default: a GPU where there is one.
     """
 
-    run: str
+    run: str | None = None
     data: str | None = None
-    part: Part = "test"
+    part: Part | None = None
+    submission: str | None = None
+    truth: str | None = None
+    top: int = TOP
     batch_size: int = 128
     workers: int = 0
     device: str | None = None
@@ -141,7 +154,9 @@ def score(
     )
 
 
-def rated_metrics(scores: Scores, num_rated_classes: int | None = None) -> dict[str, Any]:
+def rated_metrics(
+    result: metrics.MeanAveragePrecision, num_rated_classes: int | None = None
+) -> dict[str, Any]:
     """Returns MAP@100k over rated (segment, class) pairs: paper eq. (7).
 
     ``map`` is the mean over the classes that have a rated positive; ``map_all_classes`` the sum
@@ -149,24 +164,19 @@ def rated_metrics(scores: Scores, num_rated_classes: int | None = None) -> dict[
     positive counts 0.
 
     Args:
-        scores: Of rated segments.
+        result: The average precision of every class.
         num_rated_classes: The classes of the task, 1,000 in the challenge; default: all C.
     """
-    num_classes = scores.logits.shape[1]
-    result = metrics.map_at_k(
-        scores.classes,
-        scores.logits[scores.rows, scores.classes],
-        scores.relevance > 0.5,
-        num_classes=num_classes,
-        empty_classes="skip",
-    )
+    positive = result.positives > 0
+    num_classes = num_rated_classes or len(positive)
+    total = float(result.per_class.sum())
     return {
-        "map": result.map,
-        "map_all_classes": float(result.per_class.sum()) / (num_rated_classes or num_classes),
-        "classes": int((result.positives > 0).sum()),
-        "rated": len(scores.classes),
+        "map": total / int(positive.sum()) if positive.any() else float("nan"),
+        "map_all_classes": total / num_classes,
+        "classes": int(positive.sum()),
+        "all_classes": num_classes,
+        "rated": int(result.rated.sum()),
         "positives": int(result.positives.sum()),
-        "examples": len(scores.logits),
     }
 
 
@@ -210,17 +220,26 @@ def evaluate(
     )
     if segments is None:
         return label_metrics(scores)
-    rated_classes = collection.segment_classes
-    return rated_metrics(scores, len(rated_classes) if rated_classes else None)
+    result = metrics.map_at_k(
+        scores.classes,
+        scores.logits[scores.rows, scores.classes],
+        scores.relevance > 0.5,
+        num_classes=scores.logits.shape[1],
+    )
+    return rated_metrics(result, _num_rated(collection))
+
+
+def _num_rated(collection: Collection) -> int | None:
+    return len(collection.segment_classes) if collection.segment_classes else None
 
 
 def describe(result: dict[str, Any]) -> str:
     """Returns metrics as the line that the commands print."""
     if "rated" in result:
         return (
-            f"MAP@100k {result['map']:.4f} "
-            f"(mean over {result['classes']} classes with a positive; {result['rated']} ratings "
-            f"of {result['examples']} segments, {result['positives']} positive)"
+            f"MAP@100k {result['map']:.4f} (mean over {result['classes']} classes with a "
+            f"positive, {result['map_all_classes']:.4f} over all {result['all_classes']}; "
+            f"{result['rated']} ratings, {result['positives']} positive)"
         )
     return (
         f"GAP@20 {result['gap']:.4f}, Hit@1 {result['hit_at_1']:.4f}, PERR {result['perr']:.4f}, "
@@ -229,10 +248,51 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs ``python -m pyseg.evaluate``."""
-    parser = _cli.make_parser(EvaluateConfig, "pyseg.evaluate", "Evaluates a trained run.")
-    config = _cli.parse(parser, EvaluateConfig, argv)
+def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[str]]:
+    """Returns the metrics of a submission, and what deserves the user's attention.
+
+    Raises:
+        pyseg._cli.UserError: The options do not fit together.
+        pyseg.data.DataError: The submission or the truth is malformed.
+        OSError: One of them cannot be read.
+    """
+    from tqdm import tqdm
+
+    assert config.submission is not None
+    trained = None if config.run is None else read_run_config(Path(config.run))
+    source = config.truth or config.data
+    if source is None and trained is not None:
+        source = trained.data
+    if source is None:
+        raise _cli.UserError("--submission: expected --truth or --run with it, found neither")
+    num_rated = None
+    if Path(source).is_file() and not source.endswith(SUFFIXES):
+        truth = read_truth(source)
+    else:
+        with _cli.user_errors():
+            collection = open_collection(source) if trained is None else open_data(trained, source)
+        part = config.part or ("all" if trained is None else "test")
+        segments = collection.segments(part, cache=False)
+        if segments is None:
+            raise DataError(f"{source}: expected ratings of segments, found none")
+        truth = truth_of_segments(segments, source)
+        num_rated = _num_rated(collection)
+    with tqdm(desc="evaluate", unit=" classes", disable=None, leave=False) as bar:
+        result, report = judge(
+            read_submission(config.submission), truth, k=config.top, progress=bar.update
+        )
+    return rated_metrics(result, num_rated or len(truth.ratings)), list(report.lines())
+
+
+def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
+    """Returns the metrics of a run, which its metrics.jsonl keeps as well.
+
+    Raises:
+        pyseg._cli.UserError: The options do not fit the run or the data.
+        pyseg.data.RecordError: A record is damaged.
+    """
+    if config.run is None:
+        raise _cli.UserError("expected --run or --submission, found neither")
     run = Path(config.run)
     trained = read_run_config(run)
     with _cli.user_errors():
@@ -245,18 +305,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--data {config.data}: expected features of the sizes {expected[0]} and {expected[1]} "
             f"classes, which {run} was trained on; found {found[0]} and {found[1]}"
         )
-    result = evaluate(
-        model,
-        collection,
-        config.part,
-        batch_size=config.batch_size,
-        workers=config.workers,
-    )
-    print(describe(result))
+    part = config.part or "test"
+    result = evaluate(model, collection, part, batch_size=config.batch_size, workers=config.workers)
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
         data = config.data or trained.data
-        log.write(json.dumps({"stage": "evaluate", "data": data, "part": config.part, **result}))
-        log.write("\n")
+        log.write(json.dumps({"stage": "evaluate", "data": data, "part": part, **result}) + "\n")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs ``python -m pyseg.evaluate``."""
+    parser = _cli.make_parser(
+        EvaluateConfig, "pyseg.evaluate", "Evaluates a trained run or a submission."
+    )
+    config = _cli.parse(parser, EvaluateConfig, argv)
+    if config.submission is None:
+        print(describe(evaluate_run(config)))
+        return
+    result, notes = evaluate_submission(config)
+    print(describe(result))
+    for note in notes:
+        print(f"submission: {note}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ from pyseg.nn import NeXtVLADClassifier
 FORMAT_VERSION = 1
 """Version of the two files that `save` writes."""
 
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
+"""The file of weights that `save` writes."""
+
 _CONFIG = "model.json"
 
 _PRESETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
@@ -188,7 +190,7 @@ def save(
     )
     if class_names is not None:
         description["class_names"] = list(class_names)
-    _write(folder / _WEIGHTS, weights)
+    _write(folder / WEIGHTS, weights)
     _write(folder / _CONFIG, (json.dumps(description, indent=2) + "\n").encode())
 
 
@@ -210,7 +212,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     """
     folder = Path(folder)
     config = _read_config(folder / _CONFIG)
-    weights = folder / _WEIGHTS
+    weights = folder / WEIGHTS
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file")
     try:

@@ -9,6 +9,7 @@ A run folder holds
 
 * ``config.yaml``: the options; ``--config`` reads them back;
 * ``model.safetensors``, ``model.json``: the weights, and what `pyseg.models.load` builds;
+* ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
 * ``correlation.npz``: the label correlation that was used, if any;
 * ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it.
 """
@@ -27,8 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from pyseg import _cli, models
-from pyseg.config import LossConfig, StageConfig, TrainConfig, make_parser, open_data
-from pyseg.data import Collection, loader
+from pyseg.config import (
+    SEGMENT_VOCABULARY,
+    LossConfig,
+    StageConfig,
+    TrainConfig,
+    make_parser,
+    open_data,
+)
+from pyseg.data import Collection, loader, youtube8m
 from pyseg.evaluate import describe, evaluate, pick_device
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
 from pyseg.ops import rated_bce_with_logits
@@ -234,6 +242,10 @@ def train(config: TrainConfig) -> Path:
     _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
     if correlation is not None:
         correlation.save(run / "correlation.npz")
+    if collection.segment_classes is not None:
+        youtube8m.write_segment_vocabulary(
+            run / SEGMENT_VOCABULARY, collection.segment_classes, collection.class_names
+        )
     save()  # a folder that cannot take the weights is told now, not after hours
     log = _Log(run / "metrics.jsonl")
     parameters = sum(p.numel() for p in model.parameters())

@@ -9,6 +9,7 @@ from torch.utils.data import IterableDataset
 from pyseg import _cli
 from pyseg.data import Example
 from pyseg.evaluate import Scores, describe, label_metrics, rated_metrics, score
+from pyseg.metrics import map_at_k
 
 
 class Listed(IterableDataset):
@@ -52,22 +53,16 @@ def test_nothing_to_evaluate_is_an_error():
         score(Mean(), Listed([]))
 
 
-def test_rated_metrics_rank_among_rated_pairs_only():
-    # Class 0 is rated for segments 0, 1 and 2 and ranks them 2, 0, 1: AP = (1/1 + 2/3) / 2.
-    # Class 1 is rated once, negative; class 2 never. Segment 3's high score for class 0 is unrated.
-    logits = np.array([[0.2, 9, 0], [0.1, 0, 0], [0.3, 0, 0], [9, 0, 0]], np.float32)
-    scores = Scores(
-        logits,
-        offsets=np.array([0, 1, 2, 3, 4]),
-        classes=np.array([0, 0, 0, 1]),
-        relevance=np.array([0, 1, 1, 0], np.float32),
-    )
-    result = rated_metrics(scores)
-    assert result["map"] == pytest.approx((1 + 2 / 3) / 2)
-    assert result["map_all_classes"] == pytest.approx((1 + 2 / 3) / 6)
-    assert rated_metrics(scores, 2)["map_all_classes"] == pytest.approx((1 + 2 / 3) / 4)
-    assert (result["classes"], result["rated"], result["positives"]) == (1, 4, 2)
-    assert "MAP@100k 0.8333" in describe(result)
+def test_rated_metrics_count_classes_without_a_positive_or_not():
+    # Class 0: AP = (1/1 + 2/3) / 2; class 1 is rated once, negative; class 2 never.
+    result = map_at_k([0, 0, 0, 1], [3, 2, 1, 9], [1, 0, 1, 0], num_classes=3)
+    found = rated_metrics(result)
+    assert found["map"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["map_all_classes"] == pytest.approx((1 + 2 / 3) / 6)
+    assert rated_metrics(result, 2)["map_all_classes"] == pytest.approx((1 + 2 / 3) / 4)
+    assert (found["classes"], found["rated"], found["positives"]) == (1, 4, 2)
+    assert "MAP@100k 0.8333" in describe(found)
+    assert "0.2778 over all 3" in describe(found)
 
 
 def test_label_metrics():

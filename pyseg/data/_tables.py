@@ -5,13 +5,14 @@ See :func:`read_table`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import BinaryIO, NoReturn, cast
 
 
 class DataError(ValueError):
@@ -62,6 +63,18 @@ class Row:
         return number
 
 
+@contextlib.contextmanager
+def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file for reading; gzip is seen by content.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        compressed = file.peek(2)[:2] == b"\x1f\x8b"
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
+
+
 def read_table(
     path: str | os.PathLike[str],
     columns: Sequence[Sequence[str]],
@@ -86,10 +99,8 @@ def read_table(
         OSError: The file cannot be read.
     """
     name = os.fspath(path)
-    with open(path, "rb") as file:
-        compressed = file.peek(2)[:2] == b"\x1f\x8b"
-        binary = gzip.GzipFile(fileobj=file) if compressed else file
-        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+    with open_unpacked(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         if delimiter == "\t":
             reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
         else:

@@ -310,6 +310,25 @@ def _series(paths: Sequence[str]) -> Iterator[list[str]]:
     yield from series.values()
 
 
+def frame_schema(path: str) -> FrameSchema:
+    """Returns what the frame-level features of a file are called, whether it has labels or not.
+
+    Args:
+        path: A shard of YouTube-8M or AudioSet.
+
+    Raises:
+        pyseg.data.DataError: It holds something else.
+        pyseg.data.RecordError: It cannot be read as TFRecords.
+    """
+    kind = sniff(path)
+    for schema in (audioset.SCHEMA, FrameSchema()):
+        if {name for name, _ in schema.features} <= kind.lists.keys():
+            return replace(schema, labels_key=None)
+    raise DataError(
+        f"{path}: expected {_KINDS['frame']} or {_KINDS['audioset']}, found {_describe(kind)}"
+    )
+
+
 def _kind(kind: RecordKind) -> str:
     audioset_lists = {name for name, _ in audioset.SCHEMA.features}
     for name, features, required in (

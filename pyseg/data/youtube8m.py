@@ -5,7 +5,9 @@ The records themselves are read by `pyseg.data.records`, whose defaults are YouT
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pyseg.data._tables import DataError, read_table
@@ -57,6 +59,25 @@ def read_segment_vocabulary(path: str | os.PathLike[str]) -> SegmentVocabulary:
         OSError: It cannot be read.
     """
     return SegmentVocabulary(*_read(path))
+
+
+def write_segment_vocabulary(
+    path: str | os.PathLike[str], classes: Sequence[int], names: Sequence[str] | None = None
+) -> None:
+    """Writes a file that `read_segment_vocabulary` reads.
+
+    Args:
+        path: The file.
+        classes: The rated classes.
+        names: The names of all classes, by number; default: none is written.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["Index"] if names is None else ["Index", "Name"])
+        writer.writerows([c] if names is None else [c, names[c]] for c in classes)
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[list[int], list[str]]:

@@ -1,0 +1,148 @@
+"""Whole videos cut into segments, to score all of them and not only those that were rated.
+
+See :func:`read_segments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from pyseg.data.datasets import OnError
+from pyseg.data.records import FrameSchema, ReadReport, read_frames
+
+UNRATED_ENDS = (6, 2)
+"""Segments at the start and at the end of a video that YouTube-8M's raters were never shown."""
+
+Item = TypeVar("Item")
+
+
+class SegmentBlock(NamedTuple):
+    """Some whole videos, one after the other as they were read, cut into S segments.
+
+    Attributes:
+        ids: V ids.
+        videos: V arrays (T, N) uint8: all frames of each video.
+        offsets: (V + 1,) int64: video v has the segments ``offsets[v]`` to ``offsets[v + 1]``.
+        starts: (S,) int64, the frame of its video at which a segment starts.
+        frames: (S, segment size, N) uint8, 0 past ``num_frames``.
+        num_frames: (S,) int64, at least 1; less than the segment size only for the last segment of
+            a video.
+        position: Shard, and records of it, that have been read so far: where to go on from.
+    """
+
+    ids: list[str]
+    videos: list[np.ndarray]
+    offsets: np.ndarray
+    starts: np.ndarray
+    frames: np.ndarray
+    num_frames: np.ndarray
+    position: tuple[int, int]
+
+
+def read_segments(
+    paths: Sequence[str],
+    schema: FrameSchema,
+    size: int,
+    *,
+    skip: tuple[int, int] = (0, 0),
+    keep: Callable[[str], bool] | None = None,
+    start: tuple[int, int] = (0, 0),
+    on_error: OnError = "raise",
+    report: ReadReport | None = None,
+) -> Iterator[SegmentBlock]:
+    """Yields all segments of all videos: frames 0 to 4, 5 to 9, ..., also a last, shorter one.
+
+    Args:
+        paths: Shards.
+        schema: What the features are called, and how long a segment is.
+        size: Segments a block; a block holds whole videos, so it can be larger, and the last one
+            smaller.
+        skip: How many segments to leave out at the start and at the end of every video, for
+            example `UNRATED_ENDS`.
+        keep: Which videos to cut, by id; default: all.
+        start: The ``position`` of the last block that was dealt with: what comes after it is read.
+        on_error: See `pyseg.data.read_frames`.
+        report: See `pyseg.data.read_frames`.
+
+    Raises:
+        pyseg.data.RecordError: A record is faulty.
+
+    Example:
+        >>> from pyseg.data import find_shards
+        >>> from pyseg.data.sample import make_sample
+        >>> shards = find_shards(make_sample() / "validate")
+        >>> block = next(read_segments(shards, FrameSchema(), 100))
+        >>> block.frames.shape[1:], block.starts[:3].tolist()
+        ((5, 1152), [0, 5, 10])
+    """
+    ids: list[str] = []
+    videos: list[np.ndarray] = []
+    counts: list[int] = []
+    position = start
+
+    def block() -> SegmentBlock:
+        return _cut(ids, videos, schema.segment_size, skip, position)
+
+    for shard in range(start[0], len(paths)):
+        position = (shard, start[1] if shard == start[0] else 0)
+        done = position[1]
+        for number, record in enumerate(
+            read_frames(paths[shard], schema, on_error=on_error, report=report), 1
+        ):
+            if number <= done:
+                continue
+            position = (shard, number)
+            if keep is None or keep(record.id):
+                ids.append(record.id)
+                videos.append(record.frames)
+                counts.append(-(-len(record.frames) // schema.segment_size))
+            if sum(counts) >= size:
+                yield block()
+                ids, videos, counts = [], [], []
+    if ids:
+        yield block()
+
+
+def _cut(
+    ids: list[str],
+    videos: list[np.ndarray],
+    size: int,
+    skip: tuple[int, int],
+    position: tuple[int, int],
+) -> SegmentBlock:
+    first, last = skip
+    spans = []  # of every video: its first segment, and the one after the last
+    for video in videos:
+        count = -(-len(video) // size)
+        spans.append((first, max(first, count - last)))
+    offsets = np.cumsum([0, *(end - begin for begin, end in spans)])
+    frames = np.zeros((offsets[-1], size, videos[0].shape[1]), videos[0].dtype)
+    num_frames = np.full(offsets[-1], size, np.int64)
+    starts = np.empty(offsets[-1], np.int64)
+    for video, (begin, end), at in zip(videos, spans, offsets[:-1], strict=True):
+        if begin == end:
+            continue
+        rows = video[begin * size : end * size]
+        frames[at : at + end - begin].reshape(-1, video.shape[1])[: len(rows)] = rows
+        num_frames[at + end - begin - 1] = len(rows) - (end - begin - 1) * size
+        starts[at : at + end - begin] = np.arange(begin, end) * size
+    return SegmentBlock(ids, videos, offsets, starts, frames, num_frames, position)
+
+
+def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yields the items, of which a thread makes the next one while the consumer has the last.
+
+    Example:
+        >>> list(read_ahead(iter("abc")))
+        ['a', 'b', 'c']
+    """
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, items, end)
+        while (item := future.result()) is not end:
+            future = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]

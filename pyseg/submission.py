@@ -1,0 +1,333 @@
+"""Submission files of the YouTube-8M segment challenge: writing, and judging, them.
+
+A submission is a text file: the header ``Class,Segments``, then for every class its number and up
+to 100,000 segments, the best first, as ``3,06xy:25 1e10:0 ...``. A segment is the id of its video,
+which is text, and the frame at which it starts.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pyseg._files import written_whole
+from pyseg.data import DataError
+from pyseg.data._tables import Row, open_unpacked, read_table
+from pyseg.data.datasets import RecordDataset
+from pyseg.metrics import MeanAveragePrecision, map_at_k
+
+HEADER = "Class,Segments"
+TOP = 100_000
+"""The challenge looks at so many segments of a class."""
+
+
+def segment_id(video: str, start: int) -> str:
+    """Returns how a submission calls a segment.
+
+    Example:
+        >>> segment_id("06xy", 25)
+        '06xy:25'
+    """
+    return f"{video}:{start}"
+
+
+def write_submission(
+    path: str | os.PathLike[str], ranked: Iterable[tuple[int, Iterable[str]]]
+) -> None:
+    """Writes a submission; the file appears when it is whole.
+
+    Args:
+        path: The file.
+        ranked: Classes, and the segments of each, the best first.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "submission.csv")
+        >>> write_submission(path, [(3, ["06xy:25", "1e10:0"]), (7, [])])
+        >>> print(Path(path).read_text(), end="")
+        Class,Segments
+        3,06xy:25 1e10:0
+        7,
+    """
+    with written_whole(Path(path)) as file:
+        file.write(f"{HEADER}\n".encode())
+        for number, segments in ranked:
+            file.write(f"{number},{' '.join(segments)}\n".encode())
+
+
+def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yields the classes of a submission and the segments of each, as they stand in the file.
+
+    One line is held at a time. The header may be any line whose first column is not a number, or
+    missing; line ends and spaces at the ends of lines do not matter; gzip is seen by content.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Class, and its segments, the best first.
+
+    Raises:
+        pyseg.data.DataError: A line is malformed or names a class again; the message names file
+            and line.
+        OSError: The file cannot be read.
+    """
+    name = os.fspath(path)
+    seen: dict[int, int] = {}
+    with open_unpacked(path) as file:
+        try:
+            for line, raw in enumerate(file, 1):
+                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+                if not text:
+                    continue
+
+                def fail(expected: str, line: int = line) -> None:
+                    raise DataError(f"{name}, line {line}: expected {expected}")
+
+                first, comma, rest = text.partition(",")
+                first = first.strip()
+                if line == 1 and comma and not first.lstrip("-").isdigit():
+                    continue
+                if not comma or "," in rest:
+                    fail(f'two columns, "class,segment segment ...", found {text.count(",") + 1}')
+                if not (first.isascii() and first.isdigit()):
+                    fail(f"the number of a class, found {first[:40]!r}")
+                number = int(first)
+                if number in seen:
+                    fail(f"every class once, found class {number} of line {seen[number]} again")
+                seen[number] = line
+                yield number, rest.split()
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+            raise DataError(f"{name}: not a submission: {error}") from error
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was rated.
+
+    Attributes:
+        ratings: For every class, its rated segments, and whether each is relevant.
+        videos: The ids of all rated videos.
+        source: What it was read from, for messages.
+    """
+
+    ratings: Mapping[int, Mapping[str, bool]] = field(repr=False)
+    videos: frozenset[str] = field(repr=False)
+    source: str
+
+    @property
+    def num_ratings(self) -> int:
+        """How many pairs of a segment and a class are rated."""
+        return sum(map(len, self.ratings.values()))
+
+
+def _truth(rated: Iterable[tuple[str, int, float]], source: str) -> Truth:
+    ratings: dict[int, dict[str, bool]] = {}
+    videos = set()
+    for segment, number, score in rated:
+        ratings.setdefault(number, {})[segment] = score > 0.5
+        videos.add(segment.rpartition(":")[0])
+    if not ratings:
+        raise DataError(f"{source}: expected ratings of segments, found none")
+    return Truth(ratings, frozenset(videos), source)
+
+
+def truth_of_segments(dataset: RecordDataset, source: str) -> Truth:
+    """Returns what a data set of rated segments says.
+
+    Args:
+        dataset: `pyseg.data.SegmentDataset` or one like it.
+        source: What it reads, for messages.
+
+    Raises:
+        pyseg.data.DataError: There is no rating.
+        pyseg.data.RecordError: A record is faulty.
+    """
+    return _truth(
+        (
+            (example.id, number, score)
+            for example in dataset
+            for number, score in zip(example.classes.tolist(), example.scores.tolist(), strict=True)
+        ),
+        source,
+    )
+
+
+def read_truth(path: str | os.PathLike[str]) -> Truth:
+    """Returns the ratings of a table: a segment, a class and a score a line.
+
+    Its first line names the columns ``segment``, ``class`` and ``score``; the cache files of the
+    starter code's segment_eval_inference.py, which have no such line, are read as well. Of several
+    ratings of one pair the last one counts.
+
+    Args:
+        path: The file, plain or gzip-compressed.
+
+    Raises:
+        pyseg.data.DataError: The table is malformed or empty; the message names file and line.
+        OSError: It cannot be read.
+    """
+    names = ["segment", "class", "score"]
+
+    def rated(row: Row) -> tuple[str, int, float]:
+        segment = row.text("segment")
+        video, _, start = segment.rpartition(":")
+        if not (video and start.isascii() and start.isdigit()):
+            row.fail(f"a segment such as 06xy:25, found {segment!r}")
+        score = row.number("score")
+        if not 0.0 <= score <= 1.0:
+            row.fail(f"a score in [0, 1], found {score:g}")
+        return segment, row.integer("class"), score
+
+    columns = [["segment", "Segment", "seg"], ["class", "Class", "label"], ["score", "Score"]]
+    header = None if _names_columns(path, columns) else names
+    return _truth((rated(row) for row in read_table(path, columns, header=header)), os.fspath(path))
+
+
+def _names_columns(path: str | os.PathLike[str], columns: Sequence[Sequence[str]]) -> bool:
+    """Whether the first line of a table names columns: it holds a name, or no segment."""
+    with open_unpacked(path) as file:
+        try:
+            first = file.readline(10_000).decode("utf-8-sig", "replace")
+        except (EOFError, gzip.BadGzipFile):  # `read_table` says what is wrong
+            return True
+    fields = next(csv.reader([first]), [])
+    known = {name for names in columns for name in names}
+    return bool(known & set(fields)) or len(fields) != len(columns)
+
+
+class SubmissionReport(NamedTuple):
+    """What a submission has that the truth does not, and the other way round.
+
+    Attributes:
+        classes: Classes in the submission.
+        missing_classes: Classes with a rated positive that the submission lacks; each counts 0.
+        unknown_classes: Classes in the submission without a rating.
+        duplicates: Segments that a class names again; the first place counts.
+        beyond: Segments past the first `k` of a class, which do not count.
+        unknown: Different segments that are none of a rated video, and one of them.
+        unlisted: Rated pairs that the submission does not have; the positives count as missed.
+    """
+
+    classes: int
+    missing_classes: list[int]
+    unknown_classes: list[int]
+    duplicates: int
+    beyond: int
+    unknown: tuple[int, str]
+    unlisted: int
+
+    def lines(self) -> Iterator[str]:
+        """Yields a line for everything that deserves the user's attention."""
+        for text, numbers in (
+            ("with a rated positive are missing and count 0", self.missing_classes),
+            ("have no rating and do not count", self.unknown_classes),
+        ):
+            if numbers:
+                some = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+                yield f"{len(numbers)} classes {text}: {some}"
+        if self.duplicates:
+            yield f"{self.duplicates} segments are named again by the same class: the first counts"
+        if self.beyond:
+            yield f"{self.beyond} segments past the allowed number of a class do not count"
+        if self.unknown[0]:
+            yield (
+                f"{self.unknown[0]} different segments are of no rated video and do not count, "
+                f"for example {self.unknown[1]!r}"
+            )
+        if self.unlisted:
+            yield f"{self.unlisted} rated pairs are not in the submission"
+
+
+def judge(
+    submission: Iterable[tuple[int, Sequence[str]]],
+    truth: Truth,
+    *,
+    k: int = TOP,
+    progress: Callable[[], object] = lambda: None,
+) -> tuple[MeanAveragePrecision, SubmissionReport]:
+    """Returns the average precision of every class of a submission: paper, equation (7).
+
+    The first `k` different segments of a class are looked at; those that were not rated for the
+    class are then left out, and ranks are counted among the others. Every rated positive counts as
+    one, also where the submission lacks it. Compare the faults of the starter code's
+    segment_eval_inference.py: it fails on a header, loses the last segment of each line, and does
+    not count classes that are missing.
+
+    Args:
+        submission: What `read_submission` yields.
+        truth: What was rated.
+        k: How many segments of a class are looked at.
+        progress: Called after every class.
+
+    Returns:
+        A result over 1 + the largest rated class classes, whose ``map`` is the mean over those with
+        a rated positive, and what was noticed.
+
+    Example:
+        >>> truth = Truth({3: {"a:0": True, "a:5": False, "b:0": True}}, frozenset("ab"), "here")
+        >>> result, report = judge([(3, ["a:0", "z:0", "a:5", "b:0"])], truth)
+        >>> round(result.map, 4)  # (1/1 + 2/3) / 2
+        0.8333
+        >>> list(report.lines())
+        ["1 different segments are of no rated video and do not count, for example 'z:0'"]
+    """
+    num_classes = max(truth.ratings) + 1
+    totals = np.zeros(num_classes, np.int64)
+    rated = np.zeros(num_classes, np.int64)
+    for number, ratings in truth.ratings.items():
+        totals[number] = sum(ratings.values())
+        rated[number] = len(ratings)
+    classes: list[np.ndarray] = []
+    relevance: list[list[bool]] = []
+    found: set[int] = set()
+    unknown_classes = []
+    duplicates = beyond = unknown = 0
+    example = ""
+    known: set[str] = set()  # segments that were looked up before
+    for number, segments in submission:
+        different = dict.fromkeys(segments)  # in order, each once
+        duplicates += len(segments) - len(different)
+        beyond += max(0, len(different) - k)
+        new = different.keys() - known
+        known |= new
+        for segment in new:
+            if segment.rpartition(":")[0] not in truth.videos:
+                example = example or segment
+                unknown += 1
+        found.add(number)
+        ratings_of_class = truth.ratings.get(number)
+        if ratings_of_class is None:
+            unknown_classes.append(number)
+        else:
+            first = list(different)[:k] if len(different) > k else different
+            hits = [ratings_of_class[s] for s in first if s in ratings_of_class]
+            classes.append(np.full(len(hits), number, np.int64))
+            relevance.append(hits)
+        progress()
+    flat = np.concatenate([np.empty(0, np.int64), *classes])
+    hit = np.concatenate([np.empty(0, bool), *(np.array(h, bool) for h in relevance)])
+    # The submission gives an order, so equal scores say all: earlier rows come first.
+    listed = map_at_k(flat, np.zeros(len(flat)), hit, num_classes=num_classes, k=k)
+    # What is not listed is missed: it belongs to the denominator, min(positives, k), alone.
+    share = np.minimum(listed.positives, k) / np.maximum(np.minimum(totals, k), 1)
+    per_class = listed.per_class * share
+    positive = totals > 0
+    mean = float(per_class[positive].mean()) if positive.any() else float("nan")
+    report = SubmissionReport(
+        classes=len(found),
+        missing_classes=[c for c in np.flatnonzero(positive).tolist() if c not in found],
+        unknown_classes=unknown_classes,
+        duplicates=duplicates,
+        beyond=beyond,
+        unknown=(unknown, example),
+        unlisted=int(rated.sum() - listed.rated.sum()),
+    )
+    return MeanAveragePrecision(mean, per_class, totals, rated), report
