@@ -10,75 +10,126 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+# Lists of labels are short, three on average, so a loop over one of them would mispredict its end
+# every time. What happens to the first AHEAD labels of a list, or after a label, happens to so many
+# always; what that writes too far is overwritten, or lies in the space left between buckets.
+AHEAD = 4
+BLOCK = 16  # labels that `tally` looks for together
+
 
 @njit(cache=True, nogil=True)
-def clean(  # type: ignore[no-untyped-def]
-    offsets, flat, num_classes, labels, sizes, counts, pairs, begin, end
-):
-    """Writes each video's labels sorted and once, and counts them and their pairs by first label.
+def copy(offsets, flat, num_classes, labels, begin, end):  # type: ignore[no-untyped-def]
+    """Copies the labels of some videos and checks them.
 
-    Returns the first video with a label out of range, or -1.
+    Returns the first video with a label out of range, or -1, and whether each list increases.
     """
-    base = offsets[0]
+    first = offsets[begin]
+    wrong, falls = False, 0
+    last = num_classes
+    for k in range(first, offsets[end]):
+        label = flat[k]
+        wrong |= (label < 0) | (label >= num_classes)
+        falls += label <= last
+        last = label
+        labels[k - first] = label
+    if wrong:
+        for video in range(begin, end):
+            for k in range(offsets[video], offsets[video + 1]):
+                if flat[k] < 0 or flat[k] >= num_classes:
+                    return video, False
+    between = 0  # falls from the end of a list to the beginning of the next
+    last = num_classes
     for video in range(begin, end):
         start, stop = offsets[video], offsets[video + 1]
-        at, last, increasing = start - base, -1, True
-        for k in range(start, stop):
-            label = flat[k]
-            if label < 0 or label >= num_classes:
-                return video
-            increasing &= label > last
-            last = label
-            labels[k - base] = label
-        size = stop - start
-        if not increasing:
-            part = np.sort(labels[at : at + size])
-            size = 0
-            for label in part:
-                if size == 0 or labels[at + size - 1] != label:
-                    labels[at + size] = label
-                    size += 1
-        sizes[video] = size
-        for k in range(size):
-            counts[labels[at + k]] += 1
-            pairs[labels[at + k]] += size - 1 - k
-    return -1
+        if stop > start:
+            between += flat[start] <= last
+            last = flat[stop - 1]
+    return -1, falls == between
 
 
 @njit(cache=True, nogil=True)
-def scatter(offsets, labels, sizes, cursors, others, begin, end):  # type: ignore[no-untyped-def]
+def straighten(starts, labels):  # type: ignore[no-untyped-def]
+    """Sorts each list and leaves each label in it once, in place; `starts` follow."""
+    begin, at = starts[0], starts[0]
+    for video in range(len(starts) - 1):
+        stop = starts[video + 1]
+        part = np.sort(labels[begin:stop])
+        first = at
+        for label in part:
+            if at == first or labels[at - 1] != label:
+                labels[at] = label
+                at += 1
+        starts[video + 1] = at
+        begin = stop
+
+
+@njit(cache=True, nogil=True)
+def count(starts, labels, after, counts, pairs):  # type: ignore[no-untyped-def]
+    """Counts labels, and pairs by first label; `after` receives how many labels follow each."""
+    base = starts[0]
+    for video in range(len(starts) - 1):
+        at, rest = starts[video] - base, starts[video + 1] - starts[video] - 1
+        for k in range(AHEAD):
+            after[at + k] = rest - k
+        for k in range(AHEAD, rest):
+            after[at + k] = rest - k
+        if rest >= AHEAD:
+            after[at + rest] = 0
+    both = np.zeros(len(counts), np.int64)  # one cell, so one store: labels << 32 | pairs
+    for k in range(starts[-1] - base):
+        both[labels[k]] += 2**32 + after[k]
+    for label in range(len(counts)):
+        counts[label] = both[label] >> 32
+        pairs[label] = both[label] & (2**32 - 1)
+
+
+@njit(cache=True, nogil=True)
+def scatter(labels, after, number, cursors, others):  # type: ignore[no-untyped-def]
     """Appends the other label of every pair to the bucket of the first."""
-    base = offsets[0]
-    for video in range(begin, end):
-        at, size = offsets[video] - base, sizes[video]
-        for k in range(size - 1):
-            first = labels[at + k]
-            cursor = cursors[first]
-            for m in range(k + 1, size):
-                others[cursor] = labels[at + m]
-                cursor += 1
-            cursors[first] = cursor
+    # Unsigned places: numba would look for negative ones at every access.
+    one = np.uintp(1)
+    for k in range(number):
+        at, rest = np.uintp(k), after[k]
+        first = np.uintp(labels[at])
+        cursor = np.uintp(cursors[first])
+        for m in range(AHEAD):
+            others[cursor + np.uintp(m)] = labels[at + one + np.uintp(m)]
+        for m in range(AHEAD, rest):
+            others[cursor + np.uintp(m)] = labels[at + one + np.uintp(m)]
+        cursors[first] += rest
 
 
 @njit(cache=True, nogil=True)
-def tally(buckets, others, times, distinct, begin, end):  # type: ignore[no-untyped-def]
-    """Replaces each bucket's labels by the different ones, sorted, and says how often each was."""
-    num_classes = len(buckets) - 1
-    seen = np.zeros(num_classes, np.int32)
+def tally(parts, sizes, others, times, distinct, begin, end):  # type: ignore[no-untyped-def]
+    """Replaces each row's labels by the different ones, sorted, and says how often each was.
+
+    A row's labels lie in several parts, one a thread; what replaces them in the first and on.
+    """
+    blocks = -(-sizes.shape[1] // BLOCK)
+    seen = np.zeros(blocks * BLOCK, np.int32)
+    touched = np.zeros(8 * -(-blocks // 8), np.uint8)
+    eights = touched.view(np.uint64)
     for row in range(begin, end):
-        start, stop = buckets[row], buckets[row + 1]
-        found = start
-        for k in range(start, stop):
-            label = others[k]
-            if seen[label] == 0:
-                others[found] = label
-                found += 1
-            seen[label] += 1
-        others[start:found].sort()
-        for k in range(start, found):
-            times[k] = seen[others[k]]
-            seen[others[k]] = 0
-        distinct[row] = found - start
+        for part in range(len(parts)):
+            start = parts[part, row]
+            for k in range(start, start + sizes[part, row]):
+                label = others[k]
+                seen[label] += 1
+                touched[label // BLOCK] = 1
+        found = parts[0, row]
+        for eight in range(len(eights)):
+            if eights[eight] == 0:
+                continue
+            for block in range(8 * eight, 8 * eight + 8):
+                if touched[block] == 0:
+                    continue
+                for label in range(block * BLOCK, block * BLOCK + BLOCK):
+                    others[found] = label
+                    times[found] = seen[label]
+                    found += seen[label] != 0
+                    seen[label] = 0
+            eights[eight] = 0
+        distinct[row] = found - parts[0, row]
 
 
 @njit(cache=True, nogil=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -166,44 +165,51 @@ class CooccurrenceCounter:
         kernels, classes = _kernels(), self.num_classes
         videos = len(starts) - 1
         threads = max(1, min(torch.get_num_threads(), videos // 4096))
+        kind = np.uint16 if classes <= 2**16 else np.uint32  # fresh memory costs more than its use
         bounds = np.linspace(0, videos, threads + 1).astype(np.int64)
-        ranges = list(itertools.pairwise(bounds))
-        labels = np.empty(starts[-1] - starts[0], np.uint32)
-        sizes = np.empty(videos, np.int32)
         counts = np.zeros((threads, classes), np.int64)
-        pairs = np.zeros((threads, classes), np.int64)
+        sizes = np.zeros((threads, classes), np.int64)  # pairs in each thread's part of each bucket
+
+        def list_of(thread: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
+            """Counts a thread's labels; returns them, and how many of their video follow each."""
+            begin, end = bounds[thread : thread + 2]
+            own = starts[begin : end + 1]
+            labels = np.empty(own[-1] - own[0] + kernels.AHEAD + 1, kind)
+            bad, increasing = kernels.copy(starts, flat, classes, labels, begin, end)
+            if bad >= 0:
+                self._refuse(flat[starts[bad] : starts[bad + 1]], first + bad)
+            own = own - own[0]
+            if not increasing:
+                kernels.straighten(own, labels)
+            after = np.empty(len(labels), np.int32)
+            kernels.count(own, labels, after, counts[thread], sizes[thread])
+            return labels[: own[-1] + kernels.AHEAD + 1], after
+
         with ThreadPoolExecutor(threads) as pool:
+            lists = list(pool.map(list_of, range(threads)))
+            # Where each thread's part of each label's bucket begins, with space between.
+            ends = np.cumsum(sizes.T + kernels.AHEAD).reshape(classes, threads).T
+            parts = np.ascontiguousarray(ends - sizes - kernels.AHEAD)
+            others = np.empty(ends[-1, -1] + kernels.BLOCK, kind)
 
-            def each(function: Callable[..., Any], items: list[tuple[Any, ...]]) -> list[Any]:
-                return list(pool.map(lambda item: function(*item), items))
+            def scatter(thread: int) -> None:
+                labels, after = lists[thread]
+                number = len(labels) - kernels.AHEAD - 1
+                kernels.scatter(labels, after, number, parts[thread].copy(), others)
 
-            bad = each(
-                kernels.clean,
-                [
-                    (starts, flat, classes, labels, sizes, counts[t], pairs[t], *ranges[t])
-                    for t in range(threads)
-                ],
-            )
-            for video in bad:
-                if video >= 0:
-                    self._refuse(flat[starts[video] : starts[video + 1]], first + video)
-            # Where each label's bucket begins, and in it each thread's part.
-            buckets = np.concatenate(([0], np.cumsum(pairs.sum(0))))
-            cursors = buckets[:-1] + np.cumsum(pairs, 0) - pairs
-            others = np.empty(buckets[-1], np.uint32)
-            each(
-                kernels.scatter,
-                [(starts, labels, sizes, cursors[t], others, *ranges[t]) for t in range(threads)],
-            )
+            list(pool.map(scatter, range(threads)))
             # Ranges of labels whose buckets hold about as many pairs each.
+            buckets = np.append(parts[0], ends[-1, -1])
             shares = np.linspace(0, buckets[-1], 4 * threads + 1)
             rows = np.searchsorted(buckets, shares).clip(0, classes)
             rows[0], rows[-1] = 0, classes
             times = np.empty(len(others), np.int32)
             distinct = np.zeros(classes + 1, np.int64)
-            each(
-                kernels.tally,
-                [(buckets, others, times, distinct, *pair) for pair in itertools.pairwise(rows)],
+            list(
+                pool.map(
+                    lambda pair: kernels.tally(parts, sizes, others, times, distinct, *pair),
+                    itertools.pairwise(rows),
+                )
             )
         offsets = np.concatenate(([0], np.cumsum(distinct[:-1])))
         columns, values = kernels.gather(buckets, others, times, offsets)

@@ -47,6 +47,37 @@ def test_counts_are_those_of_the_reference(lists: list[list[int]]) -> None:
     check(count_cooccurrence(offsets, flat, 7), offsets, flat, 7)
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.sets(st.integers(0, 40), max_size=12), max_size=12))
+def test_increasing_lists(sets: list[set[int]]) -> None:
+    """They take a shorter way: short and long ones, empty ones at any place."""
+    offsets, flat = ragged([sorted(labels) for labels in sets])
+    check(count_cooccurrence(offsets, flat, 41), offsets, flat, 41)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("classes", [300, 2**16, 2**16 + 1])
+def test_any_number_of_classes(classes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    offsets, flat = zipf_lists(13_000, 300, seed=6)
+    lists = [
+        sorted({int(label) if label < 290 else classes - 300 + int(label) for label in labels})
+        for labels in np.split(flat, offsets[1:-1])
+    ]
+    lists[4000:4100] = [[]] * 100
+    lists[5000] = list(range(classes - 200, classes))
+    offsets, flat = ragged(lists)
+    counted = count_cooccurrence(offsets, flat, classes)
+    shape = len(offsets) - 1, classes
+    incidence = scipy.sparse.csr_matrix((np.ones(len(flat), np.int64), flat, offsets), shape)
+    expected = scipy.sparse.triu(incidence.T @ incidence, 1).tocsr()
+    expected.sort_indices()
+    np.testing.assert_array_equal(counted.counts, incidence.sum(0).A1)
+    np.testing.assert_array_equal(counted.offsets, expected.indptr)
+    np.testing.assert_array_equal(counted.columns, expected.indices)
+    np.testing.assert_array_equal(counted.values, expected.data)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_equals_scipy_whatever_the_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
