@@ -13,6 +13,7 @@ from pyseg.data.datasets import (
     held_out,
     loader,
 )
+from pyseg.data.feed import Feed
 from pyseg.data.records import (
     FrameRecord,
     FrameSchema,
@@ -37,6 +38,7 @@ __all__ = [
     "Collection",
     "DataError",
     "Example",
+    "Feed",
     "FrameDataset",
     "FrameRecord",
     "FrameSchema",

@@ -45,6 +45,7 @@ class Batch:
         offsets: (B + 1,) int64.
         classes: (R,) int64.
         scores: (R,) float32.
+        position: Where in the data set the reader stands after it; see `pyseg.data.Feed`.
 
     Example:
         >>> import numpy as np
@@ -60,6 +61,7 @@ class Batch:
     offsets: Tensor
     classes: Tensor
     scores: Tensor
+    position: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Returns the number of examples, B."""
@@ -131,6 +133,7 @@ class Batch:
             function(self.offsets),
             function(self.classes),
             function(self.scores),
+            self.position,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -139,12 +142,16 @@ class Batch:
         # one: the rest goes through the pipe, so that six times as many batches fit the limit.
         small = (self.num_frames, self.offsets, self.classes, self.scores)
         if self.frames.device.type != "cpu":
-            return Batch, (self.ids, self.frames, *small)
-        return _rebuild, (self.ids, self.frames, *(tensor.numpy() for tensor in small))
+            return Batch, (self.ids, self.frames, *small, self.position)
+        arrays = [tensor.numpy() for tensor in small]
+        return _rebuild, (self.ids, self.frames, arrays, self.position)
 
 
-def _rebuild(ids: list[str], frames: Tensor, *small: np.ndarray) -> Batch:
-    return Batch(ids, frames, *(torch.from_numpy(array) for array in small))
+def _rebuild(
+    ids: list[str], frames: Tensor, small: list[np.ndarray], position: tuple[int, ...]
+) -> Batch:
+    num_frames, offsets, classes, scores = (torch.from_numpy(array) for array in small)
+    return Batch(ids, frames, num_frames, offsets, classes, scores, position)
 
 
 def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:

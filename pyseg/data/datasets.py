@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -34,7 +35,6 @@ from pyseg.data.sampling import sample_random_frames, sample_random_sequence
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 OnError = Literal["raise", "skip"]
 Self = TypeVar("Self", bound="RecordDataset")
-Item = TypeVar("Item")
 
 VIEW_OPTIONS = ("keep", "select", "shuffle", "seed", "buffer", "repeat", "rank", "world_size")
 SUFFIXES = (".tfrecord", ".tfrecord.gz")
@@ -139,28 +139,35 @@ def divide(num_shards: int, consumers: int, consumer: int) -> list[Share]:
     return shares + [Share(shard, (consumer, consumers)) for shard in range(whole, num_shards)]
 
 
-def shuffle_buffer(
-    items: Iterable[Item], size: int, generator: np.random.Generator
-) -> Iterator[Item]:
-    """Yields the items of a stream in an order that is random within a buffer.
+class Position(NamedTuple):
+    """Where one consumer of a stream stands: all that is needed to go on from there.
 
-    Every item that comes in takes a random place in a full buffer, and what lay there goes out.
-
-    Args:
-        items: The stream.
-        size: Items that are held back, at least 1; 1 keeps the order.
-        generator: Decides the order.
+    Attributes:
+        epoch: The pass.
+        share: The consumer's share of the shards that its chunk begins in.
+        skip: Examples of that share which came before the chunk.
+        chunk: The number of the chunk in the pass.
+        done: Examples of the chunk that have been handed out.
     """
-    buffer: list[Item] = []
-    for item in items:
-        if len(buffer) < size:
-            buffer.append(item)
-            continue
-        place = int(generator.integers(size))
-        yield buffer[place]
-        buffer[place] = item
-    for place in generator.permutation(len(buffer)) if size > 1 else range(len(buffer)):
-        yield buffer[place]
+
+    epoch: int
+    share: int = 0
+    skip: int = 0
+    chunk: int = 0
+    done: int = 0
+
+
+class Start(NamedTuple):
+    """Where a `loader` begins.
+
+    Attributes:
+        batches: Batches that came before.
+        positions: Where each worker stands, by number, for data sets that are not in memory; none
+            at the very beginning.
+    """
+
+    batches: int = 0
+    positions: tuple[Position, ...] = ()
 
 
 class _Shared:
@@ -256,9 +263,9 @@ class RecordDataset(IterableDataset[Example]):
 
     Args:
         paths: Shards: a glob, a folder, a file, or a list of these (`find_shards`).
-        shuffle: Shuffle the shards, and the examples through a buffer; in memory, exactly.
+        shuffle: Shuffle the shards, and the examples within chunks; in memory, all of them.
         seed: Decides the order, and which frames are sampled; at least 0.
-        buffer: Examples that the shuffle buffer holds.
+        buffer: Examples that are read ahead and shuffled with each other, a chunk.
         keep: Which videos to read, by id; a function of this kind must be picklable where worker
             processes are not forked.
         select: Likewise, by shard and id, for what the id alone does not tell.
@@ -312,6 +319,8 @@ class RecordDataset(IterableDataset[Example]):
         self._check_options()
         self._positions = _positions(self.classes)
         self._block = 1
+        self._start = Start()
+        self._position = Position(0)  # of this process's copy, after the last example
         self._shared = _Shared(len(self._counts))
         self._memory: _Memory | None = None
         self._kept: np.ndarray | None = None
@@ -336,6 +345,16 @@ class RecordDataset(IterableDataset[Example]):
         self._shared.epoch.fill_(epoch)
 
     @property
+    def epoch(self) -> int:
+        """The number of the next pass."""
+        return int(self._shared.epoch)
+
+    @property
+    def cached(self) -> bool:
+        """Whether all examples are in memory."""
+        return self._memory is not None
+
+    @property
     def report(self) -> ReadReport:
         """What the current or last pass met with, in all workers of this process together.
 
@@ -345,6 +364,14 @@ class RecordDataset(IterableDataset[Example]):
         return ReadReport(
             **{name: counts[name] for name in _COUNTS}, first_error=self._shared.error()
         )
+
+    def group(self) -> tuple[int, int]:
+        """Returns rank and world size: which part of the data this process reads."""
+        if self.rank is not None and self.world_size is not None:
+            return self.rank, self.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
 
     def subset(self: Self, **changes: Any) -> Self:
         """Returns the same data set with other options; a cache is shared, not read again.
@@ -379,7 +406,7 @@ class RecordDataset(IterableDataset[Example]):
         """
         if self._memory is None or self.repeat:
             raise TypeError(f"{type(self).__name__} has a length only with cache=True, unrepeated")
-        rank, world_size = self._group()
+        rank, world_size = self.group()
         return len(range(rank, len(self._kept_numbers()), world_size))
 
     def __iter__(self) -> Iterator[Example]:
@@ -388,19 +415,22 @@ class RecordDataset(IterableDataset[Example]):
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         if workers > MOST_WORKERS:
             raise ValueError(f"expected at most {MOST_WORKERS} workers, got {workers}")
-        rank, world_size = self._group()
-        epoch = int(self._shared.epoch)
+        rank, world_size = self.group()
+        epoch = self.epoch
         if self._memory is not None:
             return self._recall(epoch, rank, world_size, worker, workers)
+        consumer, position = (worker + self._start.batches) % workers, Position(epoch)
+        if self._start.positions:
+            position = self._start.positions[consumer]
         self._shared.write(worker, [0] * len(self._counts), None)
         if worker == 0:  # what more workers may have counted before
             self._shared.counts[workers:] = 0
             self._shared.errors[workers:] = 0
-        return self._stream(epoch, rank * workers + worker, world_size * workers, worker)
+        return self._stream(position, rank * workers + consumer, world_size * workers, worker)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a worker process is given: there, torch.distributed is not initialised."""
-        rank, world_size = self._group()
+        rank, world_size = self.group()
         return {**self.__dict__, "rank": rank, "world_size": world_size}
 
     def _read(
@@ -423,13 +453,6 @@ class RecordDataset(IterableDataset[Example]):
 
     def _kept_numbers(self) -> np.ndarray:
         return cast(np.ndarray, self._kept)
-
-    def _group(self) -> tuple[int, int]:
-        if self.rank is not None and self.world_size is not None:
-            return self.rank, self.world_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
 
     def _read_all(self) -> _Memory:
         from tqdm import tqdm
@@ -471,39 +494,69 @@ class RecordDataset(IterableDataset[Example]):
             yield video, example
 
     def _stream(
-        self, first_epoch: int, consumer: int, consumers: int, worker: int
+        self, start: Position, consumer: int, consumers: int, worker: int
     ) -> Iterator[Example]:
         report = ReadReport()
-
-        def read(epoch: int) -> Iterator[Example]:
-            shards = np.arange(len(self.paths))
-            if self.shuffle:
-                shards = _generator(self.seed, epoch).permutation(shards)
-            shares = divide(len(shards), consumers, consumer)
-            if self.shuffle:
-                _generator(self.seed, epoch, consumer, 0).shuffle(shares)
-            for share in shares:
-                path = self.paths[shards[share.shard]]
-                for _, example in self._select(path, share.part, report):
-                    yield self._transform(example, epoch)
-                self._shared.write(worker, self._count(report), report.first_error)
-
+        first_epoch = start.epoch
         try:
             for epoch in itertools.count(first_epoch):
-                examples = read(epoch)
-                if self.shuffle:
-                    generator = _generator(self.seed, epoch, consumer, 1)
-                    examples = shuffle_buffer(examples, self.buffer, generator)
-                empty = True
-                for example in examples:
+                empty = start == Position(epoch)
+                for example in self._pass(start, consumer, consumers, worker, report):
                     empty = False
                     yield example
                 if epoch == first_epoch:
                     report.warn(type(self).__name__)
                 if empty or not self.repeat:
                     return
+                start = self._position = Position(epoch + 1)
         finally:
             self._shared.write(worker, self._count(report), report.first_error)
+
+    def _pass(
+        self, start: Position, consumer: int, consumers: int, worker: int, report: ReadReport
+    ) -> Iterator[Example]:
+        """Yields the examples of an epoch from some position on; ``_position`` follows them.
+
+        They are read in chunks, each of which is shuffled for itself: so the way back to a position
+        is to read one chunk again, and not the epoch.
+        """
+        epoch = start.epoch
+        shards = np.arange(len(self.paths))
+        if self.shuffle:
+            shards = _generator(self.seed, epoch).permutation(shards)
+        shares = divide(len(shards), consumers, consumer)
+        if self.shuffle:
+            _generator(self.seed, epoch, consumer, 0).shuffle(shares)
+
+        def read() -> Iterator[tuple[tuple[int, int], Example]]:
+            """Yields every example from the beginning of the chunk on, and the place after it."""
+            for number in range(start.share, len(shares)):
+                path = self.paths[shards[shares[number].shard]]
+                examples = self._select(path, shares[number].part, report)
+                skipped = start.skip if number == start.share else 0
+                rest = itertools.islice(examples, skipped, None)
+                for count, (_, example) in enumerate(rest, skipped + 1):
+                    yield (number, count), example
+                self._shared.write(worker, self._count(report), report.first_error)
+
+        items = read()
+        place, done = (start.share, start.skip), start.done
+        for chunk in itertools.count(start.chunk):
+            held = list(itertools.islice(items, self.buffer if self.shuffle else 1))
+            if not held:
+                return
+            after = held[-1][0]
+            waiting: list[Example | None] = [example for _, example in held]
+            held.clear()
+            order = np.arange(len(waiting))
+            if self.shuffle:
+                order = _generator(self.seed, epoch, consumer, 1, chunk).permutation(order)
+            for number in order[done:].tolist():
+                done += 1
+                self._position = Position(epoch, *place, chunk, done)
+                example, waiting[number] = waiting[number], None  # memory goes as it is used
+                yield self._transform(cast(Example, example), epoch)
+            place, done = after, 0
 
     def _recall(
         self, first_epoch: int, rank: int, world_size: int, worker: int, workers: int
@@ -517,16 +570,20 @@ class RecordDataset(IterableDataset[Example]):
         if not len(kept):
             return
         start = 0  # examples of this rank before this epoch
+        skipped = self._start.batches
         for epoch in itertools.count(first_epoch):
-            order = kept
-            if self.shuffle:
-                order = _generator(self.seed, epoch).permutation(kept)
             before = (epoch - first_epoch) * len(kept)
-            order = order[(rank - before) % world_size :: world_size]
-            blocks = np.arange(start, start + len(order)) // self._block
-            start += len(order)
-            for number in order[blocks % workers == worker].tolist():
-                yield self._transform(memory[number], epoch)
+            turn = (rank - before) % world_size
+            end = start + len(range(turn, len(kept), world_size))
+            if end > skipped * self._block:
+                order = kept
+                if self.shuffle:
+                    order = _generator(self.seed, epoch).permutation(kept)
+                blocks = np.arange(start, end) // self._block - skipped
+                mine = (blocks >= 0) & (blocks % workers == worker)
+                for number in order[turn::world_size][mine].tolist():
+                    yield self._transform(memory[number], epoch)
+            start = end
             if not self.repeat:
                 return
 
@@ -743,6 +800,7 @@ def loader(
     drop_last: bool = False,
     pin_memory: bool | None = None,
     prefetch: int = 2,
+    start: Start = Start(),  # noqa: B008 - immutable
 ) -> DataLoader[Batch]:
     """Returns a DataLoader of `Batch` for a data set.
 
@@ -758,6 +816,7 @@ def loader(
         drop_last: Leave out a last batch that is not full (with workers: of every worker).
         pin_memory: Whether batches are in page-locked memory; default: where there is a GPU.
         prefetch: Batches that every worker reads ahead.
+        start: Where to begin; `pyseg.data.Feed` keeps track of it.
 
     Raises:
         ValueError: An argument is out of range.
@@ -776,15 +835,25 @@ def loader(
     if isinstance(dataset, RecordDataset):
         dataset = dataset._copy()
         dataset._block = batch_size
+        dataset._start = start
         seed = dataset.seed
     return DataLoader(
         cast(Any, dataset),  # DataLoader's type has no place for what collate_fn makes of examples
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=functools.partial(collate, frames=frames),
+        collate_fn=functools.partial(_collate, dataset, frames=frames),
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch if workers else None,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _collate(
+    dataset: IterableDataset[Example], examples: Sequence[Example], *, frames: int | None
+) -> Batch:
+    batch = collate(examples, frames=frames)
+    info = get_worker_info()  # a worker has a copy of the data set, which knows where it stands
+    here = dataset if info is None else info.dataset
+    return replace(batch, position=here._position) if isinstance(here, RecordDataset) else batch

@@ -28,7 +28,7 @@ from pyseg.data import (
     read_frames,
     write_records,
 )
-from pyseg.data.datasets import divide, shuffle_buffer, stable_hash
+from pyseg.data.datasets import divide, stable_hash
 
 from .conftest import FRAMES, VIDEOS, ratings_of
 
@@ -227,16 +227,12 @@ def test_epochs_reach_persistent_workers(frame_shards, cache: bool) -> None:
     assert orders[0] == orders[2] != orders[1]
 
 
-@given(count=st.integers(0, 40), size=st.integers(1, 15), seed=st.integers(0, 99))
-def test_shuffle_buffer_is_a_permutation_of_bounded_advance(
-    count: int, size: int, seed: int
-) -> None:
-    out = list(shuffle_buffer(range(count), size, np.random.default_rng(seed)))
-    assert sorted(out) == list(range(count))
-    # Nothing can come out before it has come in.
-    assert all(item < place + size + 1 for place, item in enumerate(out))
-    if size == 1:
-        assert out == list(range(count))
+@pytest.mark.parametrize("buffer", [1, 7, 40, 41, 1000])
+def test_chunks_are_shuffled_for_themselves(frame_shards, buffer: int) -> None:
+    order = [int(id[3:]) for id in ids(Frames(frame_shards([40]), shuffle=True, buffer=buffer))]
+    chunks = [sorted(order[at : at + buffer]) for at in range(0, 40, buffer)]
+    assert [number for chunk in chunks for number in chunk] == list(range(40))
+    assert (order == sorted(order)) == (buffer == 1)
 
 
 def test_shuffling_mixes_shards(frame_shards) -> None:

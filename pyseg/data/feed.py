@@ -1,0 +1,83 @@
+"""Batches for training, which can go on from where they were.
+
+See :class:`Feed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pyseg.data.batch import Batch
+from pyseg.data.datasets import Position, RecordDataset, Start, loader
+
+
+class Feed(Iterator[Batch]):
+    """The batches of a data set without end, and where one is among them.
+
+    A feed made with the `state` of another goes on with the very batch that the other would have
+    given next, also when the other's workers had read further ahead.
+
+    Args:
+        dataset: With ``repeat=True``.
+        batch_size: Examples a batch (on every rank).
+        workers: Processes that read ahead; 0 reads in this process.
+        state: What `state` returned, of a data set with the same options; default: the beginning.
+
+    Raises:
+        ValueError: The data set does not repeat, or `state` does not fit the other arguments.
+
+    Example:
+        >>> from pyseg.data import SegmentDataset
+        >>> from pyseg.data.sample import make_sample
+        >>> dataset = SegmentDataset(make_sample() / "validate", shuffle=True, repeat=True)
+        >>> feed = Feed(dataset, batch_size=8)
+        >>> for _ in range(3):
+        ...     _ = next(feed)
+        >>> next(Feed(dataset, batch_size=8, state=feed.state())).ids == next(feed).ids
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: RecordDataset,
+        batch_size: int,
+        *,
+        workers: int = 0,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begins to read with the first batch; the class describes the arguments."""
+        if not dataset.repeat:
+            raise ValueError("dataset: expected one with repeat=True")
+        rank, world_size = dataset.group()
+        self._options = {
+            "batch_size": batch_size,
+            "workers": None if dataset.cached else workers,
+            "rank": rank,
+            "world_size": world_size,
+        }
+        self._batches = 0
+        self._positions: list[Position] = []
+        if not dataset.cached:
+            self._positions = [Position(dataset.epoch)] * max(workers, 1)
+        if state is not None:
+            for name, value in self._options.items():
+                if state[name] != value:
+                    raise ValueError(f"{name}: expected {state[name]}, as before; found {value}")
+            self._batches = int(state["batches"])
+            self._positions = [Position(*position) for position in state["positions"]]
+        start = Start(self._batches, tuple(self._positions))
+        self._iterator = iter(loader(dataset, batch_size, workers=workers, start=start))
+
+    def __next__(self) -> Batch:
+        """Returns the next batch; there is none only where the data set has no example."""
+        batch = next(self._iterator)
+        if self._positions:
+            self._positions[self._batches % len(self._positions)] = Position(*batch.position)
+        self._batches += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Returns numbers, text and lists that say which batches have been handed out."""
+        positions = [list(position) for position in self._positions]
+        return {**self._options, "batches": self._batches, "positions": positions}

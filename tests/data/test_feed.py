@@ -1,0 +1,121 @@
+"""Feed: a run that goes on sees the batches that one without an interruption would have seen."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pyseg.data import (
+    Batch,
+    Feed,
+    FrameDataset,
+    FrameSchema,
+    Ratings,
+    SegmentDataset,
+    encode_frames,
+    write_records,
+)
+
+SCHEMA = FrameSchema(features=(("f", 3),))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Shards of 9, 4 and 6 videos of 6 frames; every second video has two rated segments."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    paths = []
+    for shard, count in enumerate([9, 4, 6]):
+        records = []
+        for number in range(count):
+            frames = rng.integers(0, 256, (6, 3), np.uint8)
+            rated = Ratings(np.array([0, 5]), np.array([1, 2]), np.array([0.0, 1.0]))
+            ratings = rated if number % 2 else None
+            records.append(encode_frames(f"s{shard}v{number}", frames, [1], ratings, SCHEMA))
+        paths.append(str(folder / f"{shard}.tfrecord"))
+        write_records(paths[-1], records)
+    return paths
+
+
+def content(batch: Batch) -> tuple:
+    return batch.ids, batch.frames.tolist(), batch.classes.tolist(), batch.scores.tolist()
+
+
+OPTIONS = [
+    {"shuffle": True, "buffer": 4},
+    {"shuffle": True, "buffer": 1000},
+    {"shuffle": False},
+    {"shuffle": True, "cache": True},
+    {"shuffle": True, "buffer": 5, "rank": 1, "world_size": 2},
+    {"shuffle": True, "cache": True, "rank": 1, "world_size": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("kind", [FrameDataset, SegmentDataset])
+def test_going_on_at_any_batch(shards: list[str], kind, options: dict) -> None:
+    dataset = kind(shards, SCHEMA, repeat=True, seed=3, **options)
+    feed = Feed(dataset, 4)
+    expected, states = [], []
+    for _ in range(16):  # several passes
+        states.append(json.loads(json.dumps(feed.state())))
+        expected.append(content(next(feed)))
+    assert len({tuple(ids) for ids, *_ in expected}) > 4
+    for at in range(0, 16, 3):
+        again = Feed(dataset, 4, state=states[at])
+        assert again.state() == states[at]
+        assert [content(next(again)) for _ in range(16 - at)] == expected[at:]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_going_on_with_workers_that_had_read_ahead(
+    shards: list[str], workers: int, cache: bool
+) -> None:
+    dataset = FrameDataset(shards, SCHEMA, repeat=True, shuffle=True, buffer=3, cache=cache)
+    feed = Feed(dataset, 2, workers=workers)
+    expected = [content(next(feed)) for _ in range(7)]
+    state = feed.state()
+    expected += [content(next(feed)) for _ in range(9)]
+    again = Feed(dataset, 2, workers=workers, state=state)
+    assert [content(next(again)) for _ in range(9)] == expected[7:]
+
+
+def test_sampled_frames_are_the_same_again(shards: list[str]) -> None:
+    options = {"sampling": "random-frames", "num_samples": 2, "buffer": 3}
+    dataset = FrameDataset(shards, SCHEMA, repeat=True, shuffle=True, **options)
+    feed = Feed(dataset, 5)
+    for _ in range(6):
+        next(feed)
+    again = Feed(dataset, 5, state=feed.state())
+    assert content(next(feed)) == content(next(again))
+
+
+def test_cached_data_go_on_with_any_number_of_workers(shards: list[str]) -> None:
+    dataset = FrameDataset(shards, SCHEMA, repeat=True, shuffle=True, cache=True)
+    feed = Feed(dataset, 4)
+    for _ in range(6):
+        next(feed)
+    again = Feed(dataset, 4, workers=2, state=feed.state())
+    assert [content(next(again)) for _ in range(3)] == [content(next(feed)) for _ in range(3)]
+
+
+def test_states_that_do_not_fit(shards: list[str]) -> None:
+    dataset = FrameDataset(shards, SCHEMA, repeat=True)
+    state = Feed(dataset, 4).state()
+    with pytest.raises(ValueError, match="batch_size: expected 4, as before; found 5"):
+        Feed(dataset, 5, state=state)
+    with pytest.raises(ValueError, match="workers: expected 0, as before; found 1"):
+        Feed(dataset, 4, workers=1, state=state)
+    with pytest.raises(ValueError, match="world_size: expected 1, as before; found 2"):
+        Feed(dataset.subset(rank=0, world_size=2), 4, state=state)
+    with pytest.raises(ValueError, match="dataset: expected one with repeat=True"):
+        Feed(FrameDataset(shards, SCHEMA), 4)
+
+
+def test_no_example(shards: list[str]) -> None:
+    dataset = FrameDataset(shards, SCHEMA, repeat=True, keep=lambda id: False)
+    with pytest.raises(StopIteration):
+        next(Feed(dataset, 4))
