@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pyseg import models
+from pyseg.nn import FrameClassifier
 
 # What a training checkpoint holds beside the model.
 _TRAINING_STATE = re.compile(r"(^|/)(global_step|beta[12]_power|Adam|Adam_1)$")
 
 _SCOPE = "tower/"
-_BRANCHES = ("video_VLAD", "audio_VLAD")
+_FEATURES = ("video_VLAD", "audio_VLAD")
+_FEATURES_OF_MIX = ("video_vlad", "audio_vlad")
+_BRANCH = re.compile(_SCOPE + r"branch_(\d+)/")
 
 
 def load_nextvlad_tf(
     variables: Mapping[str, np.ndarray], num_classes: int, **overrides: Any
-) -> nn.Module:
+) -> FrameClassifier:
     """Makes a `NeXtVLADClassifier` with the weights of the reference TensorFlow 1 code.
 
     The geometry (feature sizes, expansion, groups, clusters, hidden size, reduction) is read from
@@ -49,25 +51,95 @@ def load_nextvlad_tf(
         >>> variables = dict(np.load("variables.npz", allow_pickle=False))  # doctest: +SKIP
         >>> model = load_nextvlad_tf(variables, num_classes=3862)  # doctest: +SKIP
     """
-    arrays = {
+    arrays = _arrays(variables)
+    names = _variable_names(_SCOPE, _FEATURES)
+    _check_names(arrays, names, "NeXtVLAD model")
+    geometry = _geometry(arrays, _SCOPE, _FEATURES)
+    _check_overrides(overrides, geometry)
+    model = models.create("nextvlad1", num_classes=num_classes, **geometry, **overrides)
+    _copy(model, arrays, names)
+    return model
+
+
+def load_mix_nextvlad_tf(
+    variables: Mapping[str, np.ndarray], num_classes: int, **overrides: Any
+) -> FrameClassifier:
+    """Makes a `Mixture` of `NeXtVLADClassifier` with the weights of the reference's mixture.
+
+    As `load_nextvlad_tf`, for the variables of ``MixNeXtVladModel``: its branches
+    (``tower/branch_0/video_vlad/cluster_weights``), as many as there are, and its weights
+    (``tower/mix_weights/weights``). As in the reference, the mean over the frames that decides the
+    weights includes padding: pad to the number of frames that the model was trained with.
+
+    Args:
+        variables: see `load_nextvlad_tf`.
+        num_classes: number of classes C.
+        **overrides: what shapes do not tell: those of `load_nextvlad_tf`, `temperature`,
+            `distillation`, and `padded_mean`.
+
+    Returns:
+        The model, in float32 and training mode; `pyseg.models.save` can save it.
+
+    Raises:
+        ValueError: a variable is missing, unexpected, or of a shape that does not fit; the message
+            names it, what was expected and what was found.
+
+    Example:
+        >>> variables = dict(np.load("variables.npz", allow_pickle=False))  # doctest: +SKIP
+        >>> model = load_mix_nextvlad_tf(variables, num_classes=3862)  # doctest: +SKIP
+    """
+    arrays = _arrays(variables)
+    found = {match[1] for name in arrays if (match := _BRANCH.match(name))}
+    count = max(1, len(found))
+    names = {
+        "gate.weight": f"{_SCOPE}mix_weights/weights",
+        "gate.bias": f"{_SCOPE}mix_weights/biases",
+        **_batch_norm_names("gate_norm", f"{_SCOPE}mix_weights_bn"),
+    }
+    for index in range(count):
+        of_branch = _variable_names(f"{_SCOPE}branch_{index}/", _FEATURES_OF_MIX)
+        names |= {f"branches.{index}.{key}": name for key, name in of_branch.items()}
+    _check_names(arrays, names, "mixture of NeXtVLAD models")
+    geometry = _geometry(arrays, f"{_SCOPE}branch_0/", _FEATURES_OF_MIX)
+    geometry |= {"branches": ["nextvlad1"] * count, "weights": "input"}
+    _check_overrides(overrides, geometry)
+    model = models.create(
+        "3nextvlad-same",
+        num_classes=num_classes,
+        **{**geometry, "padded_mean": True, **overrides},
+    )
+    _copy(model, arrays, names)
+    return model
+
+
+def _arrays(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the model's variables under their plain names."""
+    return {
         name.removesuffix(":0"): np.asarray(value)
         for name, value in variables.items()
         if not _TRAINING_STATE.search(name.removesuffix(":0"))
     }
-    names = _variable_names()
+
+
+def _check_names(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], model: str) -> None:
     missing = sorted(set(names.values()) - arrays.keys())
     unexpected = sorted(arrays.keys() - set(names.values()))
     if missing or unexpected:
         raise ValueError(
-            "variables: expected those of the reference NeXtVLAD model; "
+            f"variables: expected those of the reference {model}; "
             f"missing: {', '.join(missing) or 'none'}; "
             f"unexpected: {', '.join(unexpected) or 'none'}"
         )
-    geometry = _geometry(arrays)
+
+
+def _check_overrides(overrides: Mapping[str, Any], geometry: Mapping[str, Any]) -> None:
     fixed = sorted(geometry.keys() & overrides.keys())
     if fixed:
         raise ValueError(f"{fixed[0]}: expected no value, as the shapes of the variables give it")
-    model = models.create("nextvlad1", num_classes=num_classes, **geometry, **overrides)
+
+
+def _copy(model: FrameClassifier, arrays: Mapping[str, np.ndarray], names: dict[str, str]) -> None:
+    """Fills the model with the variables; `names` are theirs by the names in its state."""
     state = model.state_dict()
     for key, name in names.items():
         target = state[key]
@@ -79,15 +151,14 @@ def load_nextvlad_tf(
         array = arrays[name]
         if array.shape != expected:
             raise ValueError(
-                f"variables: {name}: expected shape {expected}, as num_classes={num_classes} and "
-                f"the other variables say; found {array.shape}"
+                f"variables: {name}: expected shape {expected}, as num_classes={model.num_classes} "
+                f"and the other variables say; found {array.shape}"
             )
         value = torch.from_numpy(np.array(array, dtype=np.float32))
         target.copy_(value.T if transposed else value.view_as(target))
-    return model
 
 
-def _variable_names() -> dict[str, str]:
+def _variable_names(scope: str = _SCOPE, features: Sequence[str] = _FEATURES) -> dict[str, str]:
     """Names of the reference's variables by the names in `NeXtVLADClassifier.state_dict`."""
     names = {
         "hidden.weight": "hidden1_weights",
@@ -98,19 +169,19 @@ def _variable_names() -> dict[str, str]:
         **_batch_norm_names("hidden_norm", "hidden1_bn"),
         **_batch_norm_names("gate.norm", "gating_bn"),
     }
-    for index, scope in enumerate(_BRANCHES):
+    for index, feature in enumerate(features):
         branch = f"branches.{index}"
         names |= {
-            f"{branch}.expand.weight": f"{scope}/fully_connected/weights",
-            f"{branch}.expand.bias": f"{scope}/fully_connected/biases",
-            f"{branch}.attention.weight": f"{scope}/fully_connected_1/weights",
-            f"{branch}.attention.bias": f"{scope}/fully_connected_1/biases",
-            f"{branch}.assign.weight": f"{scope}/cluster_weights",
-            f"{branch}.centers": f"{scope}/cluster_weights2",
-            **_batch_norm_names(f"{branch}.assign_norm", f"{scope}/cluster_bn"),
-            **_batch_norm_names(f"{branch}.norm", f"{scope}/vlad_bn"),
+            f"{branch}.expand.weight": f"{feature}/fully_connected/weights",
+            f"{branch}.expand.bias": f"{feature}/fully_connected/biases",
+            f"{branch}.attention.weight": f"{feature}/fully_connected_1/weights",
+            f"{branch}.attention.bias": f"{feature}/fully_connected_1/biases",
+            f"{branch}.assign.weight": f"{feature}/cluster_weights",
+            f"{branch}.centers": f"{feature}/cluster_weights2",
+            **_batch_norm_names(f"{branch}.assign_norm", f"{feature}/cluster_bn"),
+            **_batch_norm_names(f"{branch}.norm", f"{feature}/vlad_bn"),
         }
-    return {key: _SCOPE + name for key, name in names.items()}
+    return {key: scope + name for key, name in names.items()}
 
 
 def _batch_norm_names(module: str, scope: str) -> dict[str, str]:
@@ -122,20 +193,22 @@ def _batch_norm_names(module: str, scope: str) -> dict[str, str]:
     }
 
 
-def _geometry(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _geometry(
+    arrays: Mapping[str, np.ndarray], scope: str, features: Sequence[str]
+) -> dict[str, Any]:
     """Reads the arguments of `NeXtVLADClassifier` from the shapes of the variables."""
 
     def shape(name: str, ndim: int) -> tuple[int, ...]:
-        found = arrays[_SCOPE + name].shape
+        found = arrays[scope + name].shape
         if len(found) != ndim or 0 in found:
             raise ValueError(
-                f"variables: {_SCOPE + name}: expected {ndim} dimensions, none of them 0; "
+                f"variables: {scope + name}: expected {ndim} dimensions, none of them 0; "
                 f"found shape {found}"
             )
         return found
 
-    video, _ = _BRANCHES
-    feature_sizes = tuple(shape(f"{scope}/fully_connected/weights", 2)[0] for scope in _BRANCHES)
+    feature_sizes = tuple(shape(f"{name}/fully_connected/weights", 2)[0] for name in features)
+    video = features[0]
     expanded = shape(f"{video}/fully_connected/weights", 2)[1]
     hidden_size, inner = shape("gating_weights_1", 2)
     # Rounded: where a size does not divide, the comparison of all shapes that follows says so.

@@ -34,7 +34,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from pyseg._files import written_whole
-from pyseg.nn import NeXtVLADClassifier
+from pyseg.nn import AttentionGRU, FrameClassifier, Mixture, NeXtVLADClassifier
 
 FORMAT_VERSION = 1
 """Version of the two files that `save` writes."""
@@ -44,11 +44,62 @@ WEIGHTS = "model.safetensors"
 
 _CONFIG = "model.json"
 
-_PRESETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
+
+def _mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> Mixture:
+    """Makes a mixture of presets.
+
+    Args:
+        num_classes: number of classes C.
+        branches: a preset's name each, or ``{"name": ..., **overrides}`` of that branch alone.
+        **arguments: those of `Mixture`, and those of the branches: each goes to all that take it.
+    """
+    if isinstance(branches, str) or not isinstance(branches, Sequence):
+        raise ValueError(f"branches: expected a list of presets, found {branches!r}")
+    given = []
+    for branch in branches:
+        own = {"name": branch} if isinstance(branch, str) else branch
+        if not isinstance(own, Mapping) or not isinstance(own.get("name"), str):
+            raise ValueError(
+                "branches: expected names of presets, or objects with a name and overrides; "
+                f"found {branch!r}"
+            )
+        given.append(dict(own))
+    single = [name for name in names() if _PRESETS[name][0] is not _mixture]
+    for own in given:
+        if own["name"] not in single:
+            raise ValueError(f"branches: {_unknown('branch', own['name'], single)}")
+    of_mixture = _arguments(Mixture)
+    of_branches = {own["name"]: _arguments(_PRESETS[own["name"]][0]) for own in given}
+    known = sorted({*of_mixture, *(key for keys in of_branches.values() for key in keys)})
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"overrides: {_unknown('argument of the mixture', key, known)}")
+    made = []
+    for own in given:
+        name = own.pop("name")
+        # Noise is the mixture's: it adds it once for all branches.
+        shared = {k: v for k, v in arguments.items() if k in of_branches[name] and k != "noise"}
+        made.append(_make(name, num_classes, {**shared, **own}))
+    return Mixture(made, **{k: v for k, v in arguments.items() if k in of_mixture})
+
+
+_PRESETS: dict[str, tuple[Callable[..., FrameClassifier], dict[str, Any]]] = {
     # The three of the paper's table 1: cluster size, hidden size and reduction of each.
     "nextvlad1": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 16}),
     "nextvlad2": (NeXtVLADClassifier, {"clusters": 136, "hidden_size": 2048, "reduction": 16}),
     "nextvlad3": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 8}),
+    # The paper gives no size of this one.
+    "attention-gru": (
+        AttentionGRU,
+        {"gru_size": 1024, "attention_size": 512, "hidden_size": 2048, "reduction": 16},
+    ),
+    # The three of the paper's table 2.
+    "3nextvlad-same": (_mixture, {"branches": ("nextvlad1",) * 3}),
+    "3nextvlad-diff": (_mixture, {"branches": ("nextvlad1", "nextvlad2", "nextvlad3")}),
+    "paper-mixture": (
+        _mixture,
+        {"branches": ("nextvlad1", "nextvlad2", "nextvlad3", "attention-gru")},
+    ),
     # For two CPU cores and some hundred steps: a momentum of 0.001 would leave the running
     # statistics where they started.
     "nextvlad-small": (
@@ -103,20 +154,22 @@ def names() -> list[str]:
         Their names, sorted.
 
     Example:
-        >>> names()
+        >>> [name for name in names() if name.startswith("nextvlad")]
         ['nextvlad-small', 'nextvlad1', 'nextvlad2', 'nextvlad3']
     """
     return sorted(_PRESETS)
 
 
-def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
+def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
     """Makes a classifier with fresh weights.
 
     Args:
         name: a preset, see `names`.
         num_classes: number of classes C.
         **overrides: arguments of the preset's class to use instead of the preset's, for example
-            ``feature_sizes=(128,)`` or ``dropout=0``.
+            ``feature_sizes=(128,)`` or ``dropout=0``. A mixture takes those of `Mixture` and those
+            of its branches, each for all branches that know it; ``branches`` lists other ones, as
+            names of presets or as objects, ``{"name": "nextvlad1", "clusters": 64}``.
 
     Returns:
         The classifier, called as ``model(frames, num_frames) -> logits (B, C)``, in training mode.
@@ -133,11 +186,6 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
     """
     if name not in _PRESETS:
         raise ValueError(f"name: {_unknown('preset', name, names())}")
-    make, preset = _PRESETS[name]
-    known = [key for key in inspect.signature(make).parameters if key != "num_classes"]
-    for key in overrides:
-        if key not in known:
-            raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
     tensors = {k: v for k, v in overrides.items() if isinstance(v, (Tensor, np.ndarray))}
     try:
         plain = json.loads(json.dumps({k: v for k, v in overrides.items() if k not in tensors}))
@@ -145,7 +193,7 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
         raise ValueError(
             f"overrides: expected numbers, text, lists of these, or tensors; {error}"
         ) from error
-    model = make(num_classes, **{**preset, **overrides})
+    model = _make(name, num_classes, overrides)
     shapes = {key: list(value.shape) for key, value in tensors.items()}
     model.config = cast(Any, ModelConfig(name, int(num_classes), plain, shapes))
     return model
@@ -194,7 +242,7 @@ def save(
     _write(folder / _CONFIG, (json.dumps(description, indent=2) + "\n").encode())
 
 
-def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> nn.Module:
+def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FrameClassifier:
     """Loads a model that `save` wrote, bit for bit.
 
     Args:
@@ -239,6 +287,21 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     model.load_state_dict(state, assign=True)
     model.config = cast(Any, config)
     return model.eval()
+
+
+def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameClassifier:
+    make, preset = _PRESETS[name]
+    if make is not _mixture:  # which looks at its arguments itself
+        known = _arguments(make)
+        for key in overrides:
+            if key not in known:
+                raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
+    return make(num_classes, **{**preset, **overrides})
+
+
+def _arguments(make: Callable[..., nn.Module]) -> list[str]:
+    given = ("num_classes", "branches")
+    return [key for key in inspect.signature(make).parameters if key not in given]
 
 
 def _unknown(kind: str, found: str, known: Sequence[str]) -> str:

@@ -20,12 +20,13 @@ import itertools
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyseg import _cli, models
 from pyseg.config import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyseg.data import Batch, RecordDataset
+    from pyseg.nn import FrameClassifier
 
 
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
@@ -112,7 +114,7 @@ def label_correlation(config: LossConfig, collection: Collection) -> LabelCorrel
 
 def _train_stage(
     name: str,
-    model: nn.Module,
+    model: FrameClassifier,
     dataset: RecordDataset,
     stage: StageConfig,
     loss_of: Loss,
@@ -136,7 +138,8 @@ def _train_stage(
             with _cli.user_errors():
                 batch.check_classes(num_classes)
             batch = batch.to(device, non_blocking=True)
-            loss = loss_of(model(batch.frames, batch.num_frames), batch)
+            criterion = partial(loss_of, batch=batch)
+            loss = model.training_loss(batch.frames, batch.num_frames, criterion)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

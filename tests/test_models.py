@@ -59,7 +59,7 @@ def test_presets_of_the_paper(name: str, clusters: int, hidden_size: int, reduct
     assert model.hidden_norm.momentum == 0.001
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [name for name in models.names() if name[:4] == "next"])
 def test_every_preset_runs(name: str) -> None:
     overrides = {} if name == "nextvlad-small" else {"clusters": 8, "hidden_size": 32}
     model = models.create(name, num_classes=3, **overrides)
@@ -71,7 +71,7 @@ def test_every_preset_runs(name: str) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match=r"name: .*nextvlad3; .*'nextvlad4'.*did you mean"):
+    with pytest.raises(ValueError, match=r"name: .*nextvlad3, .*'nextvlad4'.*did you mean"):
         models.create("nextvlad4", num_classes=2)
     with pytest.raises(ValueError, match=r"overrides: .* 'hidden'.*did you mean 'hidden_size'"):
         models.create("nextvlad1", num_classes=2, hidden=3)

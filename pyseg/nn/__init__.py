@@ -5,22 +5,29 @@ H hidden size, C classes. Every classifier is called as ``model(frames, num_fram
 logits (B, C); frames are uint8 as stored, or floating and already dequantised.
 """
 
+from pyseg.nn.attention_gru import AttentionGRU
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.gate import ContextGate
+from pyseg.nn.gru import GRU
 from pyseg.nn.head import LogisticHead
 from pyseg.nn.mask import frame_mask
+from pyseg.nn.mixture import Mixture, MixtureOutputs
 from pyseg.nn.nextvlad import NeXtVLAD, NeXtVLADClassifier
 from pyseg.nn.noise import MaskedGaussianNoise
 from pyseg.nn.normalize import FrameNormalization
 
 __all__ = [
+    "GRU",
+    "AttentionGRU",
     "BatchNorm",
     "ContextGate",
     "FrameClassifier",
     "FrameNormalization",
     "LogisticHead",
     "MaskedGaussianNoise",
+    "Mixture",
+    "MixtureOutputs",
     "NeXtVLAD",
     "NeXtVLADClassifier",
     "frame_mask",

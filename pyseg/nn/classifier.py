@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,7 +28,13 @@ class FrameClassifier(nn.Module):
 
     Raises:
         ValueError: there is no class, a width is not positive, or another argument is out of range.
+
+    Attributes:
+        reads_bytes: whether `classify` dequantises bytes by itself, where nothing else is to be
+            done to them before.
     """
+
+    reads_bytes = True
 
     def __init__(
         self,
@@ -68,6 +74,23 @@ class FrameClassifier(nn.Module):
         """
         return self.classify(*self.prepare(frames, num_frames))
 
+    def training_loss(
+        self, frames: Tensor, num_frames: Tensor | None, criterion: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Returns the loss to minimise on a batch; by default the criterion of the logits.
+
+        A classifier whose parts have losses of their own adds them here.
+
+        Args:
+            frames: see `forward`.
+            num_frames: see `forward`.
+            criterion: the loss of (B, C) logits.
+
+        Returns:
+            A scalar.
+        """
+        return criterion(self(frames, num_frames))
+
     def prepare(self, frames: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Checks and normalises a batch, and adds noise where that is asked for.
 
@@ -80,7 +103,7 @@ class FrameClassifier(nn.Module):
         """
         self.normalization.check(frames)
         mask = None if num_frames is None else frame_mask(num_frames, frames)
-        if self.normalization.leaves_bytes(frames) and not self.noise.active:
+        if self.reads_bytes and self.normalization.leaves_bytes(frames) and not self.noise.active:
             return frames, mask
         dtype = next(self.parameters()).dtype
         return self.noise(self.normalization(frames, mask, dtype=dtype), mask), mask
@@ -89,9 +112,10 @@ class FrameClassifier(nn.Module):
         """Classifies prepared frames.
 
         Args:
-            x: (B, T, N) normalised frames of the dtype of the weights, exact on padding; or, with
-                the normalization ``dequantize``, the bytes themselves, which the first product
-                dequantises (`pyseg.ops.frame_linear`) and whose padding may hold anything.
+            x: (B, T, N) normalised frames of the dtype of the weights, exact on padding; or, where
+                the class `reads_bytes` and the normalization is ``dequantize``, the bytes
+                themselves, which the first product dequantises (`pyseg.ops.frame_linear`) and whose
+                padding may hold anything.
             mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
 
         Returns:

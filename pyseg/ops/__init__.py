@@ -10,6 +10,7 @@ from pyseg.ops.assignment import (
     soft_assign_reference,
 )
 from pyseg.ops.frames import frame_linear, frame_pool
+from pyseg.ops.gru import gru_recurrence, gru_recurrence_reference
 from pyseg.ops.rated_bce import (
     correlated_targets,
     rated_bce_with_logits,
@@ -22,6 +23,8 @@ __all__ = [
     "correlated_targets",
     "frame_linear",
     "frame_pool",
+    "gru_recurrence",
+    "gru_recurrence_reference",
     "moments",
     "moments_reference",
     "rated_bce_with_logits",

@@ -1,0 +1,176 @@
+"""The recurrence of a GRU layer as one op, see :func:`gru_recurrence`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyseg.ops._dispatch import check_alike, check_layout, in_autocast, sum_dtype
+
+
+def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    r"""Returns the states of a GRU layer at every frame, from the states before and its input.
+
+    .. math::
+        r_t &= \sigma(g^r_t + W_r h_{t-1} + b_r), \qquad z_t = \sigma(g^z_t + W_z h_{t-1} + b_z) \\
+        n_t &= \tanh(g^n_t + r_t (W_n h_{t-1} + b_n)), \qquad h_t = (1 - z_t) n_t + z_t h_{t-1}
+
+    with h = 0 before the first frame: PyTorch's and cuDNN's cell, in the order (r, z, n) of
+    :class:`torch.nn.GRU`. TensorFlow 1's multiplies the state by r before the product, so that
+    weights cannot be exchanged with it.
+
+    One node for :func:`torch.compile` and :func:`torch.export`, which would unroll
+    :func:`torch.gru` and fix the number of frames. The gradient of the weight is one product over
+    all frames, not one a frame. Under autocast it is computed in float32: an error of a state is
+    carried on from frame to frame.
+
+    Args:
+        gates: (B, T, 3H) the product of the input with its weights, and their bias.
+        weight: (3H, H) ``weight_hh`` of :class:`torch.nn.GRU`.
+        bias: (3H,) ``bias_hh``.
+
+    Returns:
+        (B, T, H).
+
+    Raises:
+        TypeError: an argument is not a tensor, or the dtypes differ or are not floating.
+        ValueError: shapes or devices do not fit together.
+
+    References:
+        Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, EMNLP 2014.
+
+    Example:
+        >>> import torch, pyseg
+        >>> gru = torch.nn.GRU(6, 4, batch_first=True)
+        >>> x = torch.randn(2, 5, 6)
+        >>> gates = torch.nn.functional.linear(x, gru.weight_ih_l0, gru.bias_ih_l0)
+        >>> states = pyseg.ops.gru_recurrence(gates, gru.weight_hh_l0, gru.bias_hh_l0)
+        >>> torch.allclose(states, gru(x)[0], atol=1e-6)
+        True
+    """
+    if in_autocast(gates):
+        inputs = [tensor.to(sum_dtype(tensor.dtype)) for tensor in (gates, weight, bias)]
+        with torch.autocast(gates.device.type, enabled=False):
+            return gru_recurrence(*inputs)
+    _check(gates, weight, bias)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gates, weight, bias))
+    return torch.ops.pyseg.gru_recurrence.default(gates, weight, bias, keep)[0]
+
+
+def gru_recurrence_reference(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Returns what :func:`gru_recurrence` returns, a frame after the other: its definition.
+
+    Arguments, result and errors are those of :func:`gru_recurrence`. It can be differentiated any
+    number of times.
+    """
+    _check(gates, weight, bias)
+    state = gates.new_zeros(gates.shape[0], weight.shape[1])
+    states = [state]
+    for gate in gates.unbind(1):
+        inputs, hidden = gate.chunk(3, -1), (state @ weight.t() + bias).chunk(3, -1)
+        reset, update = (torch.sigmoid(inputs[i] + hidden[i]) for i in range(2))
+        candidate = torch.tanh(inputs[2] + reset * hidden[2])
+        state = (1 - update) * candidate + update * state
+        states.append(state)
+    return torch.stack(states, 1)[:, 1:]
+
+
+def _check(gates: Tensor, weight: Tensor, bias: Tensor) -> None:
+    check_layout({"gates": (gates, "(B, T, 3H)"), "weight": (weight, "(3H, H)")})
+    check_layout({"bias": (bias, "(3H)")})
+    check_alike(("gates", gates), {"weight": weight, "bias": bias})
+    width = gates.shape[2]
+    if width % 3 or weight.shape != (width, width // 3) or bias.shape != (width,):
+        raise ValueError(
+            "gates, weight and bias must be (B, T, 3H), (3H, H) and (3H,), got "
+            f"{tuple(gates.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+
+
+@torch.library.custom_op(
+    "pyseg::gru_recurrence",
+    mutates_args=(),
+    schema="(Tensor gates, Tensor weight, Tensor bias, bool keep) -> (Tensor, Tensor)",
+)
+def _recurrence(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    batch, length, width = gates.shape
+    size = width // 3
+    states = gates.new_empty(batch, length, size)
+    # For the backward pass: r, z, n, and W_n h + b_n.
+    kept = gates.new_empty(batch, length if keep else 0, 4 * size)
+    scratch = gates.new_empty(batch, 4 * size)
+    hidden = gates.new_empty(batch, width)
+    state = gates.new_zeros(batch, size)
+    for t in range(length):
+        inside = kept[:, t] if keep else scratch
+        both, candidate, product = inside.split((2 * size, size, size), 1)
+        torch.addmm(bias, state, weight.t(), out=hidden)
+        product.copy_(hidden[:, 2 * size :])
+        torch.add(gates[:, t, : 2 * size], hidden[:, : 2 * size], out=both).sigmoid_()
+        reset, update = both.chunk(2, 1)
+        torch.addcmul(gates[:, t, 2 * size :], reset, product, out=candidate).tanh_()
+        state = torch.lerp(candidate, state, update, out=states[:, t])
+    return states, kept
+
+
+@torch.library.custom_op(
+    "pyseg::gru_recurrence_backward",
+    mutates_args=(),
+    schema=("(Tensor grad, Tensor states, Tensor kept, Tensor weight) -> (Tensor, Tensor, Tensor)"),
+)
+def _recurrence_backward(
+    grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, size = states.shape
+    before = torch.cat((states.new_zeros(batch, min(1, length), size), states[:, :-1]), 1)
+    reset, update, candidate, product = kept.split(size, -1)
+    # All that does not depend on the gradient of the state: d(gates before their function)/dh.
+    by_candidate = (1 - candidate * candidate).mul_(1 - update)
+    by_reset = (product * reset).mul_(1 - reset).mul_(by_candidate)
+    by_update = (before - candidate).mul_(update).mul_(1 - update)
+    hidden_grad = torch.cat((by_reset, by_update, by_candidate * reset), -1)
+    state_grad = states.new_zeros(batch, size)
+    for t in reversed(range(length)):
+        state_grad = state_grad + grad[:, t]
+        hidden_grad[:, t].unflatten(-1, (3, size)).mul_(state_grad.unsqueeze(1))
+        by_candidate[:, t].mul_(state_grad)
+        state_grad = torch.addmm(state_grad * update[:, t], hidden_grad[:, t], weight)
+    gates_grad = torch.cat((hidden_grad[..., : 2 * size], by_candidate), -1)
+    rows = hidden_grad.flatten(0, 1)
+    return gates_grad, rows.t() @ before.flatten(0, 1), rows.sum(0)
+
+
+@_recurrence.register_fake
+def _fake(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    batch, length, _ = gates.shape
+    size = weight.shape[1]
+    return (
+        gates.new_empty(batch, length, size),
+        gates.new_empty(batch, length if keep else 0, 4 * size),
+    )
+
+
+@_recurrence_backward.register_fake
+def _backward_fake(
+    grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, _ = states.shape
+    return (
+        grad.new_empty(batch, length, weight.shape[0]),
+        torch.empty_like(weight),
+        weight.new_empty(weight.shape[0]),
+    )
+
+
+def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output, inputs[1])
+
+
+def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return *torch.ops.pyseg.gru_recurrence_backward.default(grad, *ctx.saved_tensors), None
+
+
+_recurrence.register_autograd(_gradient, setup_context=_context)
