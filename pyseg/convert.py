@@ -91,14 +91,7 @@ def load_mix_nextvlad_tf(
     arrays = _arrays(variables)
     found = {match[1] for name in arrays if (match := _BRANCH.match(name))}
     count = max(1, len(found))
-    names = {
-        "gate.weight": f"{_SCOPE}mix_weights/weights",
-        "gate.bias": f"{_SCOPE}mix_weights/biases",
-        **_batch_norm_names("gate_norm", f"{_SCOPE}mix_weights_bn"),
-    }
-    for index in range(count):
-        of_branch = _variable_names(f"{_SCOPE}branch_{index}/", _FEATURES_OF_MIX)
-        names |= {f"branches.{index}.{key}": name for key, name in of_branch.items()}
+    names = _mixture_names(count)
     _check_names(arrays, names, "mixture of NeXtVLAD models")
     geometry = _geometry(arrays, f"{_SCOPE}branch_0/", _FEATURES_OF_MIX)
     geometry |= {"branches": ["nextvlad1"] * count, "weights": "input"}
@@ -182,6 +175,19 @@ def _variable_names(scope: str = _SCOPE, features: Sequence[str] = _FEATURES) ->
             **_batch_norm_names(f"{branch}.norm", f"{feature}/vlad_bn"),
         }
     return {key: scope + name for key, name in names.items()}
+
+
+def _mixture_names(count: int) -> dict[str, str]:
+    """Names of the reference's variables by the names in `Mixture.state_dict`."""
+    names = {
+        "gate.weight": f"{_SCOPE}mix_weights/weights",
+        "gate.bias": f"{_SCOPE}mix_weights/biases",
+        **_batch_norm_names("gate_norm", f"{_SCOPE}mix_weights_bn"),
+    }
+    for index in range(count):
+        of_branch = _variable_names(f"{_SCOPE}branch_{index}/", _FEATURES_OF_MIX)
+        names |= {f"branches.{index}.{key}": name for key, name in of_branch.items()}
+    return names
 
 
 def _batch_norm_names(module: str, scope: str) -> dict[str, str]:

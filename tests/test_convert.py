@@ -1,4 +1,4 @@
-"""load_nextvlad_tf against what the reference code computed."""
+"""load_nextvlad_tf and load_mix_nextvlad_tf against what the reference code computed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pyseg import convert, models
 from pyseg.nn.nextvlad import Order
@@ -17,35 +18,57 @@ from pyseg.nn.nextvlad import Order
 
 def reference_shapes(clusters: int, hidden: int, reduction: int, groups: int, classes: int) -> dict:
     """Names and shapes of the reference model's variables, for YouTube-8M features."""
+    names = "video_VLAD", "audio_VLAD"
+    shapes = branch_shapes(clusters, hidden, reduction, groups, classes, names)
+    return {f"tower/{name}": shape for name, shape in shapes.items()}
+
+
+def mixture_shapes(
+    clusters: int, hidden: int, reduction: int, groups: int, classes: int, count: int
+) -> dict:
+    """The same for the reference's mixture."""
+    names = "video_vlad", "audio_vlad"
+    branch = branch_shapes(clusters, hidden, reduction, groups, classes, names)
+    shapes = {
+        f"tower/branch_{index}/{name}": shape
+        for index in range(count)
+        for name, shape in branch.items()
+    }
+    shapes |= {"tower/mix_weights/weights": (1152, count), "tower/mix_weights/biases": (count,)}
+    return shapes | batch_norm_shapes("tower/mix_weights_bn", 1152)
+
+
+def batch_norm_shapes(scope: str, size: int) -> dict:
+    names = ("beta", "gamma", "moving_mean", "moving_variance")
+    return {f"{scope}/{name}": (size,) for name in names}
+
+
+def branch_shapes(
+    clusters: int, hidden: int, reduction: int, groups: int, classes: int, features: tuple
+) -> dict:
     shapes: dict[str, tuple[int, ...]] = {}
-
-    def batch_norm(scope: str, size: int) -> None:
-        for name in ("beta", "gamma", "moving_mean", "moving_variance"):
-            shapes[f"tower/{scope}/{name}"] = (size,)
-
     aggregate = 0
     for scope, size, k, g in (
-        ("video_VLAD", 1024, clusters, groups),
-        ("audio_VLAD", 128, clusters // 2, groups // 2),
+        (features[0], 1024, clusters, groups),
+        (features[1], 128, clusters // 2, groups // 2),
     ):
         expanded, group_size = 2 * size, 2 * size // g
-        shapes[f"tower/{scope}/fully_connected/weights"] = (size, expanded)
-        shapes[f"tower/{scope}/fully_connected/biases"] = (expanded,)
-        shapes[f"tower/{scope}/fully_connected_1/weights"] = (expanded, g)
-        shapes[f"tower/{scope}/fully_connected_1/biases"] = (g,)
-        shapes[f"tower/{scope}/cluster_weights"] = (expanded, g * k)
-        shapes[f"tower/{scope}/cluster_weights2"] = (1, group_size, k)
-        batch_norm(f"{scope}/cluster_bn", g * k)
-        batch_norm(f"{scope}/vlad_bn", group_size * k)
+        shapes[f"{scope}/fully_connected/weights"] = (size, expanded)
+        shapes[f"{scope}/fully_connected/biases"] = (expanded,)
+        shapes[f"{scope}/fully_connected_1/weights"] = (expanded, g)
+        shapes[f"{scope}/fully_connected_1/biases"] = (g,)
+        shapes[f"{scope}/cluster_weights"] = (expanded, g * k)
+        shapes[f"{scope}/cluster_weights2"] = (1, group_size, k)
+        shapes |= batch_norm_shapes(f"{scope}/cluster_bn", g * k)
+        shapes |= batch_norm_shapes(f"{scope}/vlad_bn", group_size * k)
         aggregate += group_size * k
-    shapes["tower/hidden1_weights"] = (aggregate, hidden)
-    shapes["tower/gating_weights_1"] = (hidden, hidden // reduction)
-    shapes["tower/gating_weights_2"] = (hidden // reduction, hidden)
-    shapes["tower/fully_connected/weights"] = (hidden, classes)
-    shapes["tower/fully_connected/biases"] = (classes,)
-    batch_norm("hidden1_bn", hidden)
-    batch_norm("gating_bn", hidden // reduction)
-    return shapes
+    shapes["hidden1_weights"] = (aggregate, hidden)
+    shapes["gating_weights_1"] = (hidden, hidden // reduction)
+    shapes["gating_weights_2"] = (hidden // reduction, hidden)
+    shapes["fully_connected/weights"] = (hidden, classes)
+    shapes["fully_connected/biases"] = (classes,)
+    shapes |= batch_norm_shapes("hidden1_bn", hidden)
+    return shapes | batch_norm_shapes("gating_bn", hidden // reduction)
 
 
 def draw_variables(shapes: dict, seed: int) -> dict[str, np.ndarray]:
@@ -97,29 +120,23 @@ class Golden:
         return cls(results, meta, variables, quantized.astype(np.uint8), frames, num_frames, labels)
 
 
-@pytest.fixture(params=["nextvlad_eval", "nextvlad_train"])
-def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
-    path = shared / "goldens" / f"{request.param}.npz"
+def read_golden(shared: Path, name: str) -> Golden:
+    path = shared / "goldens" / f"{name}.npz"
     if not path.is_file():
         pytest.skip(f"no reference numbers at {path}")
     return Golden.read(path)
 
 
-@pytest.mark.parametrize("order", get_args(Order))
-@pytest.mark.parametrize("quantized", [False, True])
-def test_reference_numbers(golden: Golden, quantized: bool, order: Order) -> None:
-    model = convert.load_nextvlad_tf(golden.variables, golden.meta["C"], dropout=0.0)
-    model.train(golden.meta["train"])
-    for branch in model.branches:
-        branch.order = order
-    frames = torch.from_numpy(golden.quantized if quantized else golden.frames)
-    logits = model(frames, torch.from_numpy(golden.num_frames))
+@pytest.fixture(params=["nextvlad_eval", "nextvlad_train"])
+def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
+    return read_golden(shared, request.param)
+
+
+def check_predictions_and_gradients(
+    golden: Golden, model: nn.Module, keys: dict[str, str], logits: torch.Tensor
+) -> None:
+    """Compares all that both kinds of files hold; `keys`: names in the model by the reference's."""
     results = golden.results
-    if not golden.meta["train"]:
-        with torch.no_grad():  # what was folded for eval mode, or the same again
-            found = model(frames, torch.from_numpy(golden.num_frames))
-        np.testing.assert_allclose(found.numpy(), results["out/logits"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(logits.detach().numpy(), results["out/logits"], rtol=0, atol=1e-5)
     predictions = torch.sigmoid(logits)
     np.testing.assert_allclose(
         predictions.detach().numpy(), results["out/predictions"], rtol=0, atol=1e-6
@@ -130,8 +147,7 @@ def test_reference_numbers(golden: Golden, quantized: bool, order: Order) -> Non
     assert loss.item() == pytest.approx(float(results["out/cross_entropy"]), rel=1e-6)
     loss.backward()
 
-    keys = {name: key for key, name in convert._variable_names().items()}
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    parameters = dict(model.named_parameters())
     rng = np.random.default_rng(golden.meta["seed"] + 2)
     trainable = [name for name in in_order(golden.meta["shapes"]) if "moving_" not in name]
     assert len(trainable) == len(parameters)
@@ -151,12 +167,49 @@ def test_reference_numbers(golden: Golden, quantized: bool, order: Order) -> Non
         expected_dot = float(results[f"graddot/{name}"])
         assert dot == pytest.approx(expected_dot, abs=1e-4 * expected + noise * 100), name
 
+
+@pytest.mark.parametrize("order", get_args(Order))
+@pytest.mark.parametrize("quantized", [False, True])
+def test_reference_numbers(golden: Golden, quantized: bool, order: Order) -> None:
+    model = convert.load_nextvlad_tf(golden.variables, golden.meta["C"], dropout=0.0)
+    model.train(golden.meta["train"])
+    for branch in model.branches:
+        branch.order = order
+    frames = torch.from_numpy(golden.quantized if quantized else golden.frames)
+    logits = model(frames, torch.from_numpy(golden.num_frames))
+    results = golden.results
+    if not golden.meta["train"]:
+        with torch.no_grad():  # what was folded for eval mode, or the same again
+            found = model(frames, torch.from_numpy(golden.num_frames))
+        np.testing.assert_allclose(found.numpy(), results["out/logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits.detach().numpy(), results["out/logits"], rtol=0, atol=1e-5)
+    keys = {name: key for key, name in convert._variable_names().items()}
+    check_predictions_and_gradients(golden, model, keys, logits)
+
+    buffers = dict(model.named_buffers())
     after = {name[6:]: value for name, value in results.items() if name.startswith("after/")}
     assert len(after) == (12 if golden.meta["train"] else 0)
     for name, value in after.items():
         found = buffers[keys[name]].numpy()
         np.testing.assert_allclose(found, value, rtol=1e-6, atol=1e-7, err_msg=name)
         assert not np.allclose(found, golden.variables[name], rtol=1e-6, atol=1e-7), name
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_reference_numbers_of_the_mixture(shared: Path, quantized: bool) -> None:
+    golden = read_golden(shared, "mix_nextvlad_eval")
+    model = convert.load_mix_nextvlad_tf(golden.variables, golden.meta["C"], dropout=0.0).eval()
+    frames = torch.from_numpy(golden.quantized if quantized else golden.frames)
+    logits = model(frames, torch.from_numpy(golden.num_frames))
+    keys = {name: key for key, name in convert._mixture_names(3).items()}
+    check_predictions_and_gradients(golden, model, keys, logits)
+
+
+def test_reference_names_of_the_mixture(shared: Path) -> None:
+    meta = read_golden(shared, "mix_nextvlad_eval").meta
+    sizes = (meta[key] for key in ("K", "H", "R", "G", "C", "mix_number"))
+    shapes = mixture_shapes(*sizes)
+    assert {name: list(shape) for name, shape in shapes.items()} == meta["shapes"]
 
 
 def test_reference_names(golden: Golden) -> None:
@@ -266,3 +319,52 @@ def test_wrong_arguments(variables: dict[str, np.ndarray]) -> None:
         convert.load_nextvlad_tf(variables, 7, clusters=4)
     with pytest.raises(ValueError, match=r"overrides: .*unknown argument of nextvlad1 'drop'"):
         convert.load_nextvlad_tf(variables, 7, drop=0.1)
+
+
+@pytest.fixture(scope="module")
+def mixture_variables() -> dict[str, np.ndarray]:
+    return draw_variables(mixture_shapes(4, 16, 4, 4, 7, count=2), seed=0)
+
+
+def test_every_value_of_a_mixture_arrives(
+    mixture_variables: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    model = convert.load_mix_nextvlad_tf(mixture_variables, 7, dropout=0.25, distillation=9.0)
+    assert len(model.branches) == 2
+    assert model.padded_mean
+    assert model.distillation == 9.0
+    assert [branch.dropout.p for branch in model.branches] == [0.25, 0.25]
+    names = convert._mixture_names(2)
+    for saved in (False, True):
+        if saved:
+            models.save(model, tmp_path)
+            model = models.load(tmp_path)
+        state = model.state_dict()
+        assert state.keys() == names.keys()
+        assert set(names.values()) == mixture_variables.keys()
+        for key, name in names.items():
+            expected = mixture_variables[name]
+            found = state[key].numpy()
+            expected = expected[0] if name.endswith("cluster_weights2") else expected.T
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def test_mixtures_that_do_not_fit(mixture_variables: dict[str, np.ndarray]) -> None:
+    def load(changes: dict[str, np.ndarray], **options: object) -> None:
+        convert.load_mix_nextvlad_tf(mixture_variables | changes, 7, **options)
+
+    with pytest.raises(ValueError, match=r"missing: tower/branch_0/audio_vlad/"):
+        convert.load_mix_nextvlad_tf({}, 7)
+    with pytest.raises(ValueError, match=r"missing: tower/branch_2/.*unexpected: tower/branch_7/x"):
+        load({"tower/branch_7/x": np.zeros(1)})
+    name = "tower/mix_weights/weights"
+    with pytest.raises(ValueError, match=rf"{name}: expected shape \(1152, 2\).*\(1152, 3\)"):
+        load({name: np.zeros((1152, 3))})
+    name = "tower/branch_1/hidden1_bn/beta"
+    with pytest.raises(ValueError, match=rf"{name}: expected shape \(16,\).*found \(17,\)"):
+        load({name: np.zeros(17)})
+    for key, value in (("branches", ["nextvlad1"]), ("clusters", 4), ("weights", "static")):
+        with pytest.raises(ValueError, match=f"{key}: expected no value"):
+            load({}, **{key: value})
+    with pytest.raises(ValueError, match=r"overrides: .*unknown argument of the mixture 'drop'"):
+        load({}, drop=0.1)
