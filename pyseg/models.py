@@ -3,6 +3,8 @@
 A saved model is a folder with ``model.safetensors`` (weights and buffers) and ``model.json`` (what
 `create` was called with). Nothing in it is pickled.
 
+``python -m pyseg.models`` prints a table of the presets.
+
 Example:
     >>> import tempfile
     >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
@@ -53,7 +55,7 @@ def _mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> 
         branches: a preset's name each, or ``{"name": ..., **overrides}`` of that branch alone.
         **arguments: those of `Mixture`, and those of the branches: each goes to all that take it.
     """
-    if isinstance(branches, str) or not isinstance(branches, Sequence):
+    if isinstance(branches, str) or not isinstance(branches, Sequence) or not branches:
         raise ValueError(f"branches: expected a list of presets, found {branches!r}")
     given = []
     for branch in branches:
@@ -364,3 +366,10 @@ def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str
 def _write(path: Path, data: bytes) -> None:
     with written_whole(path) as file:
         file.write(data)
+
+
+if __name__ == "__main__":
+    from pyseg import _cli
+    from pyseg.model_table import main
+
+    _cli.run(main)

@@ -128,6 +128,23 @@ def test_learns(segments_folder, tmp_path):
     assert on_train["map"] > 0.9
 
 
+def test_trains_a_mixture_with_the_losses_of_its_branches(segments_folder, tmp_path):
+    run = train.train(
+        TrainConfig(
+            data=str(segments_folder),
+            run=str(tmp_path / "run"),
+            model="paper-mixture",
+            overrides=TINY | {"gru_size": 8, "attention_size": 4, "distillation": 0.5},
+            **QUICK,
+        )
+    )
+    model = models.load(run)
+    assert (len(model.branches), model.distillation) == (4, 0.5)
+    # The losses of the mix and of four branches, each about ln 2 for each of the classes.
+    pretrain = log_of(run)[0]
+    assert pretrain["loss"] > 4 * CLASSES * np.log(2)
+
+
 def test_video_level_data_skips_fine_tuning(videos_folder, tmp_path, capsys):
     run = train.train(config(videos_folder, tmp_path / "run"))
     assert [line["stage"] for line in log_of(run)] == ["pretrain", "evaluate"]

@@ -1,0 +1,284 @@
+"""The GRU and its classifier against their definitions, and every way they are used."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from pyseg import models
+from pyseg.nn import GRU, AttentionGRU
+from pyseg.ops.frames import dequantize
+
+SIZES = (12, 6)
+SMALL = {
+    "feature_sizes": SIZES,
+    "gru_size": 8,
+    "attention_size": 5,
+    "hidden_size": 16,
+    "reduction": 4,
+}
+
+
+def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives every parameter and buffer a value of its own, so that none can be mixed up."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            value = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            if name.endswith("running_var"):
+                value = value.abs() + 0.5
+            elif tensor.ndim == 2:
+                value /= math.sqrt(tensor.shape[1])
+            tensor.copy_(value)
+    return module
+
+
+def make_model(num_classes: int = 7, **options: object) -> AttentionGRU:
+    arguments = SMALL | {"dropout": 0.0} | options
+    return scramble(AttentionGRU(num_classes, **arguments))  # type: ignore[arg-type,return-value]
+
+
+def make_frames(batch: int, length: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, length, sum(SIZES))
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def reference_gru(gru: GRU) -> nn.GRU:
+    same = nn.GRU(gru.input_size, gru.hidden_size, gru.num_layers, batch_first=True)
+    same.load_state_dict(gru.state_dict())
+    return same.to(gru.weight_ih_l0.dtype)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_gru_is_that_of_pytorch(layers: int, dtype: torch.dtype) -> None:
+    gru = GRU(18, 8, layers).double()
+    frames = make_frames(3, 6)
+    mask = torch.arange(6) < torch.tensor([[6], [1], [4]])
+    x = dequantize(frames, mask, torch.float64)
+    found = gru(frames if dtype == torch.uint8 else x, mask)
+    torch.testing.assert_close(found, reference_gru(gru)(x)[0])
+
+
+def test_gru_starts_like_that_of_pytorch() -> None:
+    torch.manual_seed(0)
+    for tensor in GRU(40, 25, num_layers=2).state_dict().values():
+        assert tensor.abs().max() <= 1 / 5
+        assert tensor.std().item() == pytest.approx(0.2 / math.sqrt(3), rel=0.2)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_final_state_is_that_of_packed_sequences(layers: int) -> None:
+    """No packing is needed forward in time: the states at valid frames are those of packing."""
+    gru = GRU(18, 8, layers).double()
+    x = torch.randn(4, 7, 18, dtype=torch.float64)
+    num_frames = torch.tensor([3, 7, 1, 4])
+    packed = pack_padded_sequence(x, num_frames, batch_first=True, enforce_sorted=False)
+    expected = reference_gru(gru)(packed)[1][-1]
+    torch.testing.assert_close(gru(x)[torch.arange(4), num_frames - 1], expected)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_classifier_is_its_definition(layers: int) -> None:
+    """Video by video, over its valid frames alone, in float64."""
+    model = make_model(gru_layers=layers).double().eval()
+    gru = reference_gru(model.gru)
+    w = {key: value.double().numpy() for key, value in model.state_dict().items()}
+    frames, valid = make_frames(3, 5), [5, 3, 1]
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        x = (x - w[f"{name}.running_mean"]) / np.sqrt(w[f"{name}.running_var"] + 1e-3)
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    expected = []
+    for video, count in zip(frames, valid, strict=True):
+        with torch.no_grad():
+            x = dequantize(video[None, :count], None, torch.float64)
+            states = gru(x)[0][0].numpy()
+        final = states[-1]
+        query = w["query.weight"] @ final
+        energies = []
+        for state in states:
+            keys = w["keys.weight"] @ state + w["keys.bias"]
+            energies.append(w["energy.weight"][0] @ np.tanh(keys + query))
+        attention = np.exp(energies) / np.exp(energies).sum()
+        context = sum(a * state for a, state in zip(attention, states, strict=True))
+        hidden = norm(w["hidden.weight"] @ np.concatenate((context, final)), "hidden_norm")
+        inner = np.maximum(norm(w["gate.squeeze.weight"] @ hidden, "gate.norm"), 0)
+        gate = 1 / (1 + np.exp(-w["gate.excite.weight"] @ inner))
+        expected.append(w["head.linear.weight"] @ (hidden * gate) + w["head.linear.bias"])
+    found = model(frames, torch.tensor(valid)).detach().numpy()
+    np.testing.assert_allclose(found, np.stack(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("normalization", ["dequantize", "l2", "unwhiten", "raw"])
+def test_padding_never_changes_a_prediction(normalization: str) -> None:
+    eigenvalues = torch.linspace(3, 0.1, 12) if normalization == "unwhiten" else None
+    model = make_model(normalization=normalization, eigenvalues=eigenvalues).eval()
+    model.normalization.load_state_dict({} if eigenvalues is None else {"eigenvalues": eigenvalues})
+    num_frames, frames = torch.tensor([4, 2, 6]), make_frames(3, 6)
+    padded = torch.arange(6) >= num_frames[:, None]
+    expected = model(frames, num_frames)
+    changed = frames.clone()
+    changed[padded] = 255 - changed[padded]
+    assert torch.equal(model(changed, num_frames), expected)
+
+    floats = frames.float() if normalization == "raw" else dequantize(frames, None, torch.float32)
+    of_floats = model(floats, num_frames)
+    torch.testing.assert_close(of_floats, expected)
+    for garbage in (1e30, float("nan"), float("inf")):
+        floats[padded] = garbage
+        assert torch.equal(model(floats, num_frames), of_floats)
+
+    longer = nn.functional.pad(frames, (0, 0, 0, 25), value=77)
+    torch.testing.assert_close(model(longer, num_frames), expected)
+    for index, length in enumerate(num_frames.tolist()):
+        alone = frames[index : index + 1, :length]
+        logits = model(alone, torch.tensor([length]))
+        torch.testing.assert_close(logits[0], expected[index])
+        assert torch.equal(model(alone), logits)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("num_frames", [[0, 3], [0, 0]])
+def test_a_video_without_frames_is_finite(training: bool, num_frames: list[int]) -> None:
+    """Pitfalls 24 and 35: the softmax over no frame."""
+    model = make_model().train(training)
+    mask = torch.arange(3) < torch.tensor(num_frames).unsqueeze(1)
+    logits = model.classify(make_frames(2, 3), mask)
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(b.isfinite().all() for b in model.buffers())
+    if not training:  # the same constant whatever the batch
+        alone = model.classify(make_frames(1, 1), torch.tensor([[False]]))
+        torch.testing.assert_close(logits[0], alone[0])
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0)])
+def test_empty_batches(shape: tuple[int, int]) -> None:
+    logits = make_model().eval()(make_frames(*shape))
+    assert logits.shape == (shape[0], 7)
+    assert logits.isfinite().all()
+
+
+def test_learns_eight_examples_and_every_parameter_takes_part() -> None:
+    torch.manual_seed(0)
+    model = AttentionGRU(4, **SMALL, dropout=0.0)  # type: ignore[arg-type]
+    frames, num_frames = make_frames(8, 6), torch.tensor([6, 1, 2, 3, 4, 5, 6, 6])
+    targets = torch.nn.functional.one_hot(torch.arange(8) % 4, 4).float()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for step in range(60):
+        loss = model.training_loss(
+            frames,
+            num_frames,
+            lambda z: nn.functional.binary_cross_entropy_with_logits(z, targets),
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+        optimizer.step()
+    assert loss < 0.02
+
+
+def test_compiles_whole_for_any_batch_and_length() -> None:
+    torch._dynamo.reset()
+    model, plain = (make_model(gru_layers=2) for _ in range(2))
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for index, (batch, length) in enumerate(((4, 6), (3, 5), (5, 7))):
+        frames, num_frames = make_frames(batch, length), torch.arange(batch) % length + 1
+        with torch._dynamo.config.patch(error_on_recompile=index > 0):
+            found, expected = compiled(frames, num_frames), plain(frames, num_frames)
+        torch.testing.assert_close(found, expected)
+        found.square().sum().backward()
+        expected.square().sum().backward()
+    for (name, a), (_, b) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_exports_with_any_batch_and_length(dtype: torch.dtype) -> None:
+    model = make_model().eval()
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1)
+    program = torch.export.export(
+        model,
+        (make_frames(3, 6).to(dtype), torch.tensor([6, 4, 2])),
+        dynamic_shapes=({0: batch, 1: length}, {0: batch}),
+    )
+    for shape in ((3, 6), (2, 9), (1, 1)):
+        frames, num_frames = make_frames(*shape).to(dtype), torch.arange(shape[0]) % shape[1] + 1
+        torch.testing.assert_close(program.module()(frames, num_frames), model(frames, num_frames))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("length", [5, 300])
+def test_bfloat16_autocast(training: bool, length: int) -> None:
+    frames = make_frames(8, length)
+    num_frames = torch.tensor([length, 1, 2, 3, 4, length, 5, length])
+    exact = make_model().double().train(training)(frames, num_frames)
+    model = make_model().train(training)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(frames, num_frames)
+    assert (logits.double() - exact).norm() / exact.norm() < 0.05
+    logits.float().square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    model = models.create("attention-gru", num_classes=7, **SMALL, gru_layers=2)
+    model(make_frames(4, 5), torch.tensor([5, 4, 1, 2]))
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    assert again.config == model.config
+    frames, num_frames = make_frames(3, 4), torch.tensor([4, 1, 2])
+    assert torch.equal(model.eval()(frames, num_frames), again(frames, num_frames))
+
+
+def test_preset() -> None:
+    with torch.device("meta"):
+        model = models.create("attention-gru", num_classes=3862)
+    assert (model.gru.input_size, model.gru.hidden_size, model.gru.num_layers) == (1152, 1024, 1)
+    assert sum(p.numel() for p in model.parameters()) == 20_376_598
+
+
+def test_the_head_is_made_from_its_sizes() -> None:
+    model = make_model(head=lambda size, classes: nn.Linear(size, classes, bias=False))
+    assert model.head.weight.shape == (7, 16)
+    assert model(make_frames(2, 3)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gru_size": 0}, "gru_size: expected at least 1, found 0"),
+        ({"gru_layers": 0}, "gru_layers: expected at least 1, found 0"),
+        ({"attention_size": 0}, "attention_size: expected at least 1, found 0"),
+        ({"hidden_size": 0}, "hidden_size: expected at least 1, found 0"),
+        ({"reduction": 17}, r"reduction: expected 1\.\.16, found 17"),
+        ({"dropout": 1.0}, r"dropout: expected a number in \[0, 1\), found 1.0"),
+        ({"num_classes": 0}, "num_classes: expected at least 1, found 0"),
+    ],
+)
+def test_bad_arguments(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(**options)
+    with pytest.raises(ValueError, match="num_layers: expected at least 1, found 0"):
+        GRU(3, 2, 0)
+
+
+def test_bad_input() -> None:
+    model = make_model().eval()
+    with pytest.raises(ValueError, match=r"frames: expected .* 18\).*12 \+ 6; found \(1, 2, 17\)"):
+        model(torch.zeros(1, 2, 17), torch.tensor([2]))
+    with pytest.raises(ValueError, match=r"num_frames: expected values in 1\.\.2 .* found 0"):
+        model(torch.zeros(1, 2, 18), torch.tensor([0]))
