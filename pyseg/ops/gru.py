@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyseg.ops._dispatch import check_alike, check_layout, in_autocast, sum_dtype
+from pyseg.ops._dispatch import (
+    check_alike,
+    check_layout,
+    in_autocast,
+    refuse_double_backward,
+    sum_dtype,
+)
 
 
 def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -22,9 +28,10 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     weights cannot be exchanged with it.
 
     One node for :func:`torch.compile` and :func:`torch.export`, which would unroll
-    :func:`torch.gru` and fix the number of frames. The gradient of the weight is one product over
-    all frames, not one a frame. Under autocast it is computed in float32: an error of a state is
-    carried on from frame to frame.
+    :class:`torch.nn.GRU` and fix the number of frames. The gradient of the weight is one product
+    over all frames, not one a frame. Under autocast it is computed in float32: an error of a state
+    is carried on from frame to frame. Gradients can be taken once; for a second derivative use
+    :func:`gru_recurrence_reference`.
 
     Args:
         gates: (B, T, 3H) the product of the input with its weights, and their bias.
@@ -174,3 +181,4 @@ def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 
 
 _recurrence.register_autograd(_gradient, setup_context=_context)
+_recurrence_backward.register_autograd(refuse_double_backward("gru_recurrence"))

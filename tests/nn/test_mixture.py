@@ -353,6 +353,18 @@ def test_round_trip_is_exact(name: str, overrides: dict, tmp_path: Path) -> None
     assert torch.equal(model.eval()(frames, num_frames), again(frames, num_frames))
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("training", [False, True])
+def test_same_on_a_gpu(training: bool) -> None:
+    frames, num_frames = make_frames(4, 6), torch.tensor([6, 4, 1, 2])
+    expected, model = make_model().train(training), make_model().train(training).cuda()
+    logits = model(frames.cuda(), num_frames.cuda())
+    torch.testing.assert_close(logits.cpu(), expected(frames, num_frames), rtol=1e-3, atol=1e-4)
+    logits.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_presets_are_those_of_the_paper() -> None:
     parameters = {}
     for name in PRESETS:

@@ -60,6 +60,17 @@ def test_gradients_are_those_of_the_values() -> None:
     assert torch.autograd.gradcheck(gru_recurrence, make())
 
 
+def test_second_derivatives_are_those_of_the_reference_only() -> None:
+    inputs = make()
+
+    def gradient(function) -> Tensor:
+        return torch.autograd.grad(function(*inputs).sum(), inputs[0], create_graph=True)[0]
+
+    torch.autograd.grad(gradient(gru_recurrence_reference).sum(), inputs)
+    with pytest.raises(RuntimeError, match=r"use pyseg\.ops\.gru_recurrence_reference"):
+        torch.autograd.grad(gradient(gru_recurrence).sum(), inputs)
+
+
 def test_strided_gates() -> None:
     gates, *weights = make(3, 4)
     expected = gru_recurrence(gates, *weights)
