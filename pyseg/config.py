@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyseg import _cli
 from pyseg.data import Collection, open_collection
@@ -25,6 +26,17 @@ class StageConfig:
         steps: Optimiser steps; 0 leaves the stage out.
         learning_rate: Adam's learning rate.
         batch_size: Examples a step.
+        schedule: "constant"; "step": times --decay every --decay_examples examples, as the public
+            YouTube-8M code does; "cosine": down to 0 at the last step.
+        decay: For "step": the factor.
+        decay_examples: For "step": after how many examples.
+        warmup_steps: Steps in which the learning rate grows to its value.
+        clip_norm: Gradients are scaled down to this norm, of all together; default: not at all.
+        ema: Decay of the moving average of weights that is evaluated and saved; 0: no average.
+        noise: Standard deviation of the Gaussian noise on half of a frame's dimensions.
+        evaluate_every: Steps between two evaluations on held-out videos; 0: at the end alone. The
+            best weights are kept.
+        patience: Stop after so many evaluations without a better one; 0: never.
 
     Raises:
         ValueError: A value is out of its range.
@@ -33,14 +45,54 @@ class StageConfig:
     steps: int
     learning_rate: float
     batch_size: int = 80
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    decay: float = 0.8
+    decay_examples: int = 2_000_000
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    ema: float = 0.0
+    noise: float = 0.0
+    evaluate_every: int = 0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for name, least in (("steps", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
+        for name, least in (
+            ("steps", 0),
+            ("batch_size", 1),
+            ("decay_examples", 1),
+            ("warmup_steps", 0),
+            ("evaluate_every", 0),
+            ("patience", 0),
+            ("noise", 0.0),
+        ):
+            if not least <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: expected above 0, found {self.learning_rate}")
+        for name in ("learning_rate", "decay", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}: expected above 0, found {value}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: expected a number in [0, 1), found {self.ema}")
+        if self.patience and not self.evaluate_every:
+            raise ValueError("patience: expected evaluate_every with it, found 0")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Returns the learning rate of a step, the first one being 0.
+
+        Example:
+            >>> stage = StageConfig(100, 0.5, batch_size=10, schedule="step", decay_examples=200)
+            >>> [stage.learning_rate_at(step) for step in (0, 19, 20)]
+            [0.5, 0.5, 0.4]
+        """
+        rate = self.learning_rate
+        if self.schedule == "step":
+            rate *= self.decay ** (step * self.batch_size // self.decay_examples)
+        elif self.schedule == "cosine":
+            after = max(0, step - self.warmup_steps)
+            whole = max(1, self.steps - self.warmup_steps)
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, after / whole)))
+        return rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
 
 @dataclass
@@ -97,6 +149,19 @@ class TrainConfig:
         seed: Seeds the weights, the order of the data and the choice of held-out videos.
         workers: Processes that read ahead; 0 reads in this process.
         device: "cpu", "cuda", ...; default: a GPU where there is one.
+        precision: "fp32", or automatic mixed precision with "bf16" or "fp16".
+        tf32: Let a GPU round the inputs of float32 products to TF32.
+        compile: Run the model through torch.compile.
+        on_nan: What a loss that is not finite does: "raise" stops and names the examples, "skip"
+            leaves the batch out and counts it.
+        checkpoint_minutes: Minutes between two checkpoints.
+        checkpoint_steps: Steps between two checkpoints; default: by the clock alone.
+        keep_checkpoints: How many of the last checkpoints are kept.
+        resume: A run folder: go on with its training where the last checkpoint is. All other
+            options are the run's.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     data: str = "sample"
@@ -113,6 +178,25 @@ class TrainConfig:
     seed: int = 0
     workers: int = 0
     device: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False
+    compile: bool = False
+    on_nan: Literal["raise", "skip"] = "raise"
+    checkpoint_minutes: float = 10.0
+    checkpoint_steps: int | None = None
+    keep_checkpoints: int = 2
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not self.checkpoint_minutes > 0:
+            raise ValueError(
+                f"checkpoint_minutes: expected above 0, found {self.checkpoint_minutes}"
+            )
+        for name in ("checkpoint_steps", "keep_checkpoints"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, found {value}")
 
 
 def make_parser() -> ArgumentParser:

@@ -11,14 +11,13 @@ A run folder holds
 * ``model.safetensors``, ``model.json``: the weights, and what `pyseg.models.load` builds;
 * ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
 * ``correlation.npz``: the label correlation that was used, if any;
-* ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it.
+* ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it;
+* ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,62 +25,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyseg import _cli, models
+from pyseg.checkpoint import list_checkpoints
 from pyseg.config import (
     SEGMENT_VOCABULARY,
     LossConfig,
-    StageConfig,
     TrainConfig,
     make_parser,
     open_data,
+    read_run_config,
 )
-from pyseg.data import Collection, loader, youtube8m
-from pyseg.evaluate import describe, evaluate, pick_device
+from pyseg.data import Collection, youtube8m
+from pyseg.evaluate import evaluate, pick_device
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
-from pyseg.ops import rated_bce_with_logits
+from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from pyseg.data import Batch, RecordDataset
-    from pyseg.nn import FrameClassifier
-
-
-LOG_EVERY = 10  # steps between two lines of metrics.jsonl
-
-
-class Loss:
-    """The loss of a stage, summed over the classes and averaged over the batch.
-
-    Args:
-        rated_weight: The weight of rated classes.
-        unrated_weight: The weight of all others; both 1 is plain cross-entropy.
-        correlation: What rated classes say of others.
-    """
-
-    def __init__(
-        self,
-        rated_weight: float = 1.0,
-        unrated_weight: float = 1.0,
-        correlation: LabelCorrelation | None = None,
-    ) -> None:
-        """Keeps the arguments; the class describes them."""
-        self.rated_weight, self.unrated_weight = rated_weight, unrated_weight
-        self.correlation = correlation
-
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Returns the loss of (B, C) logits for a batch of B examples on the same device."""
-        return rated_bce_with_logits(
-            logits,
-            batch.offsets,
-            batch.classes,
-            batch.scores,
-            self.correlation,
-            rated_weight=self.rated_weight,
-            unrated_weight=self.unrated_weight,
-        )
 
 
 def label_correlation(config: LossConfig, collection: Collection) -> LabelCorrelation | None:
@@ -110,75 +71,6 @@ def label_correlation(config: LossConfig, collection: Collection) -> LabelCorrel
     return LabelCorrelation.from_counts(
         counter.finish(), config.threshold, min_support=config.min_support
     )
-
-
-def _train_stage(
-    name: str,
-    model: FrameClassifier,
-    dataset: RecordDataset,
-    stage: StageConfig,
-    loss_of: Loss,
-    config: TrainConfig,
-    log: _Log,
-) -> None:
-    from tqdm import tqdm
-
-    device = next(model.parameters()).device
-    num_classes = model.num_classes
-    optimizer = torch.optim.Adam(model.parameters(), lr=stage.learning_rate)
-    batches = iter(loader(dataset, stage.batch_size, workers=config.workers))
-    model.train()
-    total = torch.zeros((), device=device)
-    start, logged = time.perf_counter(), 0
-    with tqdm(total=stage.steps, desc=name, unit="step", leave=False, disable=None) as bar:
-        for step in range(1, stage.steps + 1):
-            batch = next(batches, None)
-            if batch is None:
-                raise _cli.UserError(f"{name}: the data set has no training example")
-            with _cli.user_errors():
-                batch.check_classes(num_classes)
-            batch = batch.to(device, non_blocking=True)
-            criterion = partial(loss_of, batch=batch)
-            loss = model.training_loss(batch.frames, batch.num_frames, criterion)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-            bar.update()
-            if step % LOG_EVERY == 0 or step == stage.steps:
-                mean = total.item() / (step - logged)
-                if not torch.isfinite(total):
-                    raise _cli.UserError(
-                        f"{name}: the loss is {mean} between steps {logged + 1} and {step}; "
-                        f"the last batch is {', '.join(batch.ids[:5])}, ..."
-                    )
-                seconds = time.perf_counter() - start
-                log.write(
-                    name,
-                    step=step,
-                    loss=mean,
-                    examples_per_second=round(step * stage.batch_size / seconds, 1),
-                )
-                bar.set_postfix(loss=f"{mean:.3f}")
-                total.zero_()
-                logged = step
-    seconds = time.perf_counter() - start
-    rate = stage.steps * stage.batch_size / seconds
-    print(
-        f"{name}: {stage.steps} steps of {stage.batch_size} in {seconds:.0f} s "
-        f"({rate:.0f} examples/s), loss {mean:.3f}"
-    )
-
-
-class _Log:
-    """metrics.jsonl: every line is on disk when `write` returns."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, stage: str, **values: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, **values}) + "\n")
 
 
 def _read_array(path: str) -> np.ndarray:
@@ -211,8 +103,15 @@ def train(config: TrainConfig) -> Path:
     Raises:
         pyseg._cli.UserError: The options do not fit the data.
         pyseg.data.RecordError: A record is damaged.
+        KeyboardInterrupt: It was asked to stop, and has saved where it was.
     """
+    resume = config.resume
+    if resume is not None:
+        config = replace(read_run_config(Path(resume)), run=resume)
+        if not list_checkpoints(Path(resume) / CHECKPOINTS):
+            raise _cli.UserError(f"--resume {resume}: it has no checkpoint; its training has ended")
     device = pick_device(config.device)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     with _cli.user_errors():
         torch.manual_seed(config.seed)
         collection = open_data(config)
@@ -229,28 +128,36 @@ def train(config: TrainConfig) -> Path:
         order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
         frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
         videos = collection.videos("train", **order, **frames)
-        stages = [("pretrain", config.pretrain, videos, Loss())]
+        stages = [Stage("pretrain", config.pretrain, videos, Loss())]
         segments = collection.segments("train", **order)
         correlation = None
         if segments is not None:
             correlation = label_correlation(config.loss, collection)
             weights = config.loss.rated_weight, config.loss.unrated_weight
             on_device = None if correlation is None else correlation.to(device)
-            stages.append(("finetune", config.finetune, segments, Loss(*weights, on_device)))
-    run = _make_run_folder(config, collection)
-
-    def save() -> None:
-        models.save(model, run, class_names=collection.class_names)
-
-    _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
-    if correlation is not None:
-        correlation.save(run / "correlation.npz")
-    if collection.segment_classes is not None:
-        youtube8m.write_segment_vocabulary(
-            run / SEGMENT_VOCABULARY, collection.segment_classes, collection.class_names
+            stages.append(Stage("finetune", config.finetune, segments, Loss(*weights, on_device)))
+    if resume is None:
+        run = _make_run_folder(config, collection)
+        _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
+        if correlation is not None:
+            correlation.save(run / "correlation.npz")
+        if collection.segment_classes is not None:
+            youtube8m.write_segment_vocabulary(
+                run / SEGMENT_VOCABULARY, collection.segment_classes, collection.class_names
+            )
+    else:
+        run = Path(resume)
+    with _cli.user_errors():
+        trainer = Trainer(
+            model,
+            stages,
+            config,
+            run,
+            partial(evaluate, collection=collection, part="test", workers=config.workers),
+            collection.class_names,
         )
-    save()  # a folder that cannot take the weights is told now, not after hours
-    log = _Log(run / "metrics.jsonl")
+    if resume is None:
+        trainer.save_weights(model)
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"data: {collection.name}, {collection.num_classes} classes; "
@@ -262,19 +169,9 @@ def train(config: TrainConfig) -> Path:
         source = config.loss.correlation
         where = f"of {source}" if source != "auto" else "of the training videos' labels"
         print(f"label correlation: {len(correlation.values)} relations {where}")
-    try:
-        for name, stage, dataset, loss in stages:
-            if stage.steps == 0:
-                continue
-            _train_stage(name, model, dataset, stage, loss, config, log)
-            save()
-            result = evaluate(model, collection, "test", workers=config.workers)
-            log.write("evaluate", after=name, **result)
-            print(f"after {name}: {describe(result)}")
-    except KeyboardInterrupt:
-        save()
-        print(f"interrupted: the weights so far are in {run}")
-        raise
+    if trainer.resumes:
+        print(f"going on from {trainer.resumes}")
+    trainer.fit()
     print(f"run folder: {run}")
     return run
 

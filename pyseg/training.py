@@ -1,0 +1,435 @@
+"""The training loop: stages, checkpoints, evaluation on the way, and going on after a stop.
+
+`pyseg.train` decides what is trained on what; this module carries it out such that a run that was
+stopped, or killed, at any step and goes on ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pyseg import _cli, models
+from pyseg._files import remove_unfinished
+from pyseg.checkpoint import list_checkpoints, load_checkpoint, random_state, save_checkpoint
+from pyseg.checkpoint import set_random_state as restore_random_state
+from pyseg.config import StageConfig, TrainConfig
+from pyseg.data import Batch, Feed, RecordDataset
+from pyseg.evaluate import describe
+from pyseg.labels import LabelCorrelation
+from pyseg.nn import FrameClassifier, MaskedGaussianNoise
+from pyseg.ops import rated_bce_with_logits
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints while it trains."""
+
+LOG_EVERY = 10  # steps between two lines of metrics.jsonl
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Loss(nn.Module):
+    """The loss of a stage, summed over the classes and averaged over the batch.
+
+    Args:
+        rated_weight: The weight of rated classes.
+        unrated_weight: The weight of all others; both 1 is plain cross-entropy.
+        correlation: What rated classes say of others.
+    """
+
+    def __init__(
+        self,
+        rated_weight: float = 1.0,
+        unrated_weight: float = 1.0,
+        correlation: LabelCorrelation | None = None,
+    ) -> None:
+        """Keeps the arguments; the class describes them."""
+        super().__init__()
+        self.rated_weight, self.unrated_weight = rated_weight, unrated_weight
+        self.correlation = correlation
+
+    def forward(self, logits: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
+        """Returns the loss of (B, C) logits; the ratings are those of a `pyseg.data.Batch`."""
+        return rated_bce_with_logits(
+            logits,
+            offsets,
+            classes,
+            scores,
+            self.correlation,
+            rated_weight=self.rated_weight,
+            unrated_weight=self.unrated_weight,
+        )
+
+
+class _Step(nn.Module):
+    """From a batch to its loss: one module, so that one call is compiled or distributed."""
+
+    model: FrameClassifier
+    loss: Loss
+
+    def __init__(self, model: FrameClassifier, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(
+        self, frames: Tensor, num_frames: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor
+    ) -> Tensor:
+        def criterion(logits: Tensor) -> Tensor:
+            return cast(Tensor, self.loss(logits, offsets, classes, scores))
+
+        return self.model.training_loss(frames, num_frames, criterion)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training run.
+
+    Attributes:
+        name: What the log calls it.
+        config: Its options.
+        dataset: Its examples, repeated without end.
+        loss: Its loss, on the device of the model.
+    """
+
+    name: str
+    config: StageConfig
+    dataset: RecordDataset
+    loss: Loss
+
+
+class Log:
+    """metrics.jsonl: every line is on disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Appends to a file."""
+        self.path = path
+
+    def write(self, stage: str, **values: Any) -> None:
+        """Adds a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, **values}) + "\n")
+
+    def size(self) -> int:
+        """Returns the bytes that have been written."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Removes what was written after the file had a size."""
+        if self.path.exists():
+            os.truncate(self.path, min(size, self.size()))
+
+
+class Trainer:
+    """Runs the stages of a training run, one after the other.
+
+    Args:
+        model: What is trained, on its device.
+        stages: The stages.
+        config: The run's options.
+        run: The run's folder, which receives the weights, checkpoints and metrics.jsonl.
+        evaluate: The metrics of a model on held-out videos; "map" or else "gap" says how good they
+            are.
+        class_names: Saved with the weights.
+
+    Raises:
+        ValueError: The last checkpoint in the folder does not fit.
+    """
+
+    def __init__(
+        self,
+        model: FrameClassifier,
+        stages: Sequence[Stage],
+        config: TrainConfig,
+        run: Path,
+        evaluate: Callable[[nn.Module], Mapping[str, Any]],
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """Goes on from the run's last checkpoint, if it has one; the class describes the rest."""
+        self.model = model
+        self.stages = stages
+        self.config = config
+        self.run = run
+        self.evaluate = evaluate
+        self.class_names = class_names
+        self.log = Log(run / "metrics.jsonl")
+        self.device = next(model.parameters()).device
+        self._checkpoints = run / CHECKPOINTS
+        self._resumed: dict[str, Any] | None = None
+        self._saved = time.monotonic()
+        for folder in (run, self._checkpoints):
+            remove_unfinished(folder)
+        found = list_checkpoints(self._checkpoints)
+        if found:
+            self._resumed = load_checkpoint(found[-1])
+            names = [stage.name for stage in stages]
+            if self._resumed["stage"] not in names:
+                raise ValueError(
+                    f"{found[-1]}: expected a checkpoint of {' or '.join(names)}, found one of "
+                    f"{self._resumed['stage']}"
+                )
+
+    @property
+    def resumes(self) -> str | None:
+        """Where the run goes on, in words; None at the beginning."""
+        if self._resumed is None:
+            return None
+        return f"{self._resumed['stage']}, step {self._resumed['step']}"
+
+    def fit(self) -> None:
+        """Runs what is left of the stages; the run's folder then holds the weights to use.
+
+        Raises:
+            pyseg._cli.UserError: The loss is not finite, or there is nothing to train on.
+            OSError: A file cannot be written.
+            KeyboardInterrupt: It was asked to stop, and has saved where it was.
+        """
+        names = [stage.name for stage in self.stages]
+        first = 0 if self._resumed is None else names.index(self._resumed["stage"])
+        with _cli.stop_requests() as stopped:
+            for number in range(first, len(self.stages)):
+                if self.stages[number].config.steps:
+                    _StageRun(self, number, self._resumed, stopped).run()
+                self._resumed = None
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    def save_weights(self, model: nn.Module) -> None:
+        """Saves the weights to use."""
+        models.save(model, self.run, class_names=self.class_names)
+
+
+class _StageRun:
+    """A stage that is being run: all that a checkpoint has to hold."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        number: int,
+        resumed: dict[str, Any] | None,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.trainer = trainer
+        self.number = number
+        self.stage = trainer.stages[number]
+        self.stopped = stopped
+        self.model = trainer.model
+        config = self.stage.config
+        for module in self.model.modules():
+            if isinstance(module, MaskedGaussianNoise):
+                module.sigma = config.noise
+        # fused: one pass over the weights instead of a dozen; they are half of a short step.
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.learning_rate, fused=True
+        )
+        self.average: AveragedModel | None = None
+        if config.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        half = trainer.config.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(trainer.device.type, enabled=half)
+        self.step = 0
+        self.best: float | None = None  # of the evaluations so far
+        self.best_step = 0
+        self.worse = 0  # evaluations since the best one
+        self.skipped = 0  # batches whose loss was not finite
+        self.seconds = 0.0
+        self.recent: list[tuple[list[str], Tensor]] = []  # examples and loss since the last line
+        feed_state = None
+        if resumed is not None:
+            self._restore(resumed)
+            feed_state = resumed["feed"]
+        with _cli.user_errors():
+            self.feed = Feed(
+                self.stage.dataset,
+                config.batch_size,
+                workers=trainer.config.workers,
+                state=feed_state,
+            )
+        step: nn.Module = _Step(self.model, self.stage.loss)
+        self.loss_of = torch.compile(step) if trainer.config.compile else step
+
+    @property
+    def weights(self) -> nn.Module:
+        """The model to evaluate and to save."""
+        return self.model if self.average is None else self.average.module
+
+    def run(self) -> None:
+        from tqdm import tqdm
+
+        name, config = self.stage.name, self.stage.config
+        self.model.train()
+        if self.step == 0:
+            self.save()  # a folder that cannot take it is told now, not after hours
+        began, before = time.perf_counter(), self.seconds
+        with tqdm(
+            total=config.steps, desc=name, unit="step", initial=self.step, leave=False, disable=None
+        ) as bar:
+            while self.step < config.steps:
+                batch = self._next()
+                loss = self._optimise(batch)
+                self.step += 1
+                self.recent.append((batch.ids, loss))
+                self.seconds = before + time.perf_counter() - began
+                bar.update()
+                last = self.step == config.steps
+                if self.step % LOG_EVERY == 0 or last:
+                    mean = self._report()
+                    bar.set_postfix(loss=f"{mean:.3f}")
+                if last or (config.evaluate_every and self.step % config.evaluate_every == 0):
+                    self._evaluate()
+                    if config.patience and self.worse >= config.patience and not last:
+                        print(f"{name}: stopped early, at step {self.step}")
+                        break
+                if not last:
+                    self._save_where_due()
+        if self.recent:
+            self._report()
+        rate = self.step * config.batch_size / self.seconds
+        print(
+            f"{name}: {self.step} steps of {config.batch_size} in {self.seconds:.0f} s "
+            f"({rate:.0f} examples/s), loss {self._mean:.3f}"
+        )
+        if self.skipped:
+            print(f"{name}: {self.skipped} batches skipped, their loss was not finite")
+        if self.best_step == self.step:
+            print(f"after {name}: {describe(self._result)}")
+        else:
+            print(f"after {name}: the weights of step {self.best_step} are kept")
+            best = models.load(self.trainer.run, device=self.trainer.device)
+            self.model.load_state_dict(best.state_dict())
+        if self.average is not None and self.best_step == self.step:
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def _next(self) -> Batch:
+        batch = next(self.feed, None)
+        if batch is None:
+            raise _cli.UserError(f"{self.stage.name}: the data set has no training example")
+        with _cli.user_errors():
+            batch.check_classes(self.model.num_classes)
+        return batch.to(self.trainer.device, non_blocking=True)
+
+    def _optimise(self, batch: Batch) -> Tensor:
+        """Takes a step; returns the loss, which need not be there yet on a GPU."""
+        config, options = self.stage.config, self.trainer.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        dtype = _DTYPES.get(options.precision)
+        with torch.autocast(self.trainer.device.type, dtype=dtype, enabled=dtype is not None):
+            loss: Tensor = self.loss_of(
+                batch.frames, batch.num_frames, batch.offsets, batch.classes, batch.scores
+            )
+        if options.on_nan == "skip" and not bool(torch.isfinite(loss.detach())):
+            self.skipped += 1
+            self.trainer.log.write(
+                self.stage.name, step=self.step + 1, skipped=True, ids=batch.ids[:5]
+            )
+            return torch.zeros_like(loss.detach())
+        self.scaler.scale(loss).backward()
+        if config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss.detach()
+
+    def _report(self) -> float:
+        losses = torch.stack([loss.float() for _, loss in self.recent]).cpu()
+        wrong = (~losses.isfinite()).nonzero().flatten().tolist()
+        if wrong:
+            ids = self.recent[wrong[0]][0]
+            raise _cli.UserError(
+                f"{self.stage.name}: the loss is {losses[wrong[0]].item()} at step "
+                f"{self.step - len(losses) + wrong[0] + 1}, for the examples "
+                f"{', '.join(ids[:5])}{', ...' * (len(ids) > 5)}"
+            )
+        self._mean = losses.mean().item()
+        done = self.step * self.stage.config.batch_size
+        self.trainer.log.write(
+            self.stage.name,
+            step=self.step,
+            loss=self._mean,
+            examples_per_second=round(done / self.seconds, 1),
+        )
+        self.recent.clear()
+        return self._mean
+
+    def _evaluate(self) -> None:
+        result = self._result = dict(self.trainer.evaluate(self.weights))
+        value = float(result.get("map" if "rated" in result else "gap", float("nan")))
+        self.trainer.log.write("evaluate", after=self.stage.name, step=self.step, **result)
+        if self.stage.config.evaluate_every:
+            print(f"{self.stage.name} step {self.step}: {describe(result)}")
+        if self.best is None or not value <= self.best:
+            self.best, self.best_step, self.worse = value, self.step, 0
+            self.trainer.save_weights(self.weights)
+        else:
+            self.worse += 1
+        self.model.train()
+
+    def _save_where_due(self) -> None:
+        """Writes a checkpoint where it is time for one, or where the run is to stop."""
+        trainer, options = self.trainer, self.trainer.config
+        if self.stopped():
+            self.save()
+            if self.best is None:
+                trainer.save_weights(self.weights)
+            print(
+                f"stopped at {self.stage.name}, step {self.step}: "
+                f"python -m pyseg.train --resume {trainer.run} goes on"
+            )
+            raise KeyboardInterrupt
+        by_step = options.checkpoint_steps and self.step % options.checkpoint_steps == 0
+        if by_step or time.monotonic() - trainer._saved > 60 * options.checkpoint_minutes:
+            self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        state = {
+            "stage": self.stage.name,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "random": random_state(),
+            "feed": self.feed.state(),
+            "best": [self.best, self.best_step, self.worse],
+            "recent": [[ids, loss.item()] for ids, loss in self.recent],
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "log": self.trainer.log.size(),
+        }
+        before = sum(stage.config.steps for stage in self.trainer.stages[: self.number])
+        save_checkpoint(
+            self.trainer._checkpoints,
+            before + self.step,
+            state,
+            keep=self.trainer.config.keep_checkpoints,
+        )
+        self.trainer._saved = time.monotonic()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step = int(state["step"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.best, self.best_step, self.worse = state["best"]
+        self.skipped, self.seconds = state["skipped"], state["seconds"]
+        device = self.trainer.device
+        self.recent = [(ids, torch.tensor(loss, device=device)) for ids, loss in state["recent"]]
+        self.trainer.log.cut(state["log"])
+        restore_random_state(state["random"])

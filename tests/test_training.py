@@ -1,0 +1,362 @@
+"""The training loop: stopping, being killed and going on, schedules, averages, early stopping."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyseg import _cli, models, train, training
+from pyseg.checkpoint import list_checkpoints, load_checkpoint
+from pyseg.config import StageConfig, TrainConfig
+from pyseg.data import Batch, Example, Ratings, collate, encode_frames, write_records
+from pyseg.labels import LabelCorrelation
+
+TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of 12 videos; every second one has two ratings."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for shard in range(3):
+        records = []
+        for number in range(12):
+            frames = rng.integers(0, 256, (10, 1152), np.uint8)
+            scores = rng.integers(0, 2, 2).astype(np.float32)
+            ratings = Ratings(np.array([0, 5]), rng.integers(0, 4, 2), scores)
+            labels = rng.choice(4, 2, replace=False)
+            rated = ratings if number % 2 else None
+            records.append(encode_frames(f"{shard}v{number}", frames, labels, rated))
+        write_records(folder / f"validate{shard}.tfrecord", records)
+    lines = ["Index,Name", *(f"{i},class {i}" for i in range(4))]
+    (folder / "vocabulary.csv").write_text("\n".join(lines))
+    return folder
+
+
+STAGES = {
+    "pretrain": StageConfig(7, 1e-2, 6, noise=0.1, clip_norm=1.0),
+    "finetune": StageConfig(
+        9, 1e-2, 5, schedule="cosine", warmup_steps=2, ema=0.7, evaluate_every=4, noise=0.1
+    ),
+}
+
+
+def config(data: Path, run: Path, **changes) -> TrainConfig:
+    options = {"overrides": TINY | {"dropout": 0.2}, "checkpoint_steps": 2, **STAGES, **changes}
+    return TrainConfig(data=str(data), run=str(run), **options)
+
+
+def log_of(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    left, right = (models.load(folder).state_dict() for folder in (run, other))
+    for key, value in left.items():
+        assert torch.equal(value, right[key]), key
+    assert log_of(run) == log_of(other)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts."""
+    return train.train(config(data, tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def test_nothing_is_left_of_checkpoints(whole: Path) -> None:
+    assert not (whole / training.CHECKPOINTS).exists()
+    with pytest.raises(_cli.UserError, match="it has no checkpoint; its training has ended"):
+        train.main(["--resume", str(whole)])
+
+
+def test_requests_to_stop_and_going_on(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Asked to stop at every third step, in both stages, with worker processes."""
+    run = tmp_path / "run"
+    step = training._StageRun._optimise
+    taken = []
+
+    def optimise(self, batch):
+        taken.append((self.stage.name, self.step))
+        if len(taken) % 3 == 0:
+            os.kill(os.getpid(), signal.SIGTERM if len(taken) % 2 else signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr(training._StageRun, "_optimise", optimise)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config(data, run))
+    printed = capsys.readouterr().out
+    assert f"stopped at pretrain, step 3: python -m pyseg.train --resume {run} goes on" in printed
+    for _ in range(20):
+        try:
+            train.main(["--resume", str(run)])
+            break
+        except KeyboardInterrupt:
+            assert list_checkpoints(run / training.CHECKPOINTS)
+    assert "going on from finetune, step 8" in capsys.readouterr().out
+    assert taken == [("pretrain", n) for n in range(7)] + [("finetune", n) for n in range(9)]
+    assert_same_run(run, whole)
+
+
+DRIVER = """
+    import os, signal, sys
+    from pathlib import Path
+    import torch
+    from pyseg import _files, checkpoint, train, training
+    sys.path.insert(0, {tests!r})
+    from test_training import config
+
+    torch.set_num_threads(1)
+
+    def in_child(function):
+        pid = os.fork()
+        if pid == 0:
+            function()
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def run_to(place, count):
+        '''Trains, and is killed at a step, or in the middle of writing a checkpoint.'''
+        seen = []
+        if place == "step":
+            plain = training._StageRun._optimise
+            def optimise(self, batch):
+                seen.append(1)
+                return kill() if len(seen) == count else plain(self, batch)
+            training._StageRun._optimise = optimise
+        else:
+            plain = checkpoint.written_whole
+            def written(path):
+                seen.append(1)
+                if len(seen) == count:
+                    os.fsync = kill  # what was written lies there, under another name
+                return plain(path)
+            checkpoint.written_whole = written
+        run = Path(sys.argv[2])
+        if run.exists():
+            train.main(["--resume", str(run)])
+        else:
+            train.train(config(Path(sys.argv[1]), run))
+
+    for place, count in [("step", 4), ("write", 3), ("step", 2), ("write", 2), ("step", 5)]:
+        code = in_child(lambda: run_to(place, count))
+        assert code == -signal.SIGKILL, code
+        print("killed at", place, count, flush=True)
+    assert in_child(lambda: run_to("step", 10**9)) == 0
+    assert in_child(lambda: train.train(config(Path(sys.argv[1]), Path(sys.argv[3])))) == 0
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    source = textwrap.dedent(DRIVER).format(tests=str(Path(__file__).parent))
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(data), str(run), str(whole)],
+        capture_output=True,
+        text=True,
+        env=os.environ | threads,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("killed at") == 5
+    assert "going on from finetune" in done.stdout
+    # Leftovers of a write that was killed are no checkpoint, and go with the folder.
+    assert not (run / training.CHECKPOINTS).exists()
+    assert_same_run(run, whole)
+
+
+def test_checkpoints_hold_everything(data: Path, tmp_path: Path, monkeypatch) -> None:
+    kept = []
+    save = training.save_checkpoint
+
+    def saved(folder, number, state, *, keep):
+        path = save(folder, number, state, keep=keep)
+        kept.append((number, [p.name for p in list_checkpoints(folder)]))
+        return path
+
+    monkeypatch.setattr(training, "save_checkpoint", saved)
+    train.train(config(data, tmp_path / "run", keep_checkpoints=3, checkpoint_steps=3))
+    assert [number for number, _ in kept] == [0, 3, 6, 7, 10, 13]
+    assert all(len(names) <= 3 for _, names in kept)
+    assert kept[-1][1] == [f"checkpoint-{n:09d}.pt" for n in (7, 10, 13)]
+
+
+def test_a_checkpoint_of_other_stages(data: Path, tmp_path: Path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(training._StageRun, "_optimise", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config(data, run))
+    [path] = list_checkpoints(run / training.CHECKPOINTS)
+    torch.save(load_checkpoint(path) | {"stage": "other"}, path)
+    with pytest.raises(
+        _cli.UserError, match=r"expected a checkpoint of pretrain or finetune, .*other"
+    ):
+        train.main(["--resume", str(run)])
+    path.write_bytes(b"damaged")
+    with pytest.raises(_cli.UserError, match=r"checkpoint-000000000\.pt: expected a checkpoint"):
+        train.main(["--resume", str(run)])
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_learning_rates() -> None:
+    step = StageConfig(10, 2.0, 8, schedule="step", decay=0.5, decay_examples=20)
+    assert [step.learning_rate_at(n) for n in (0, 2, 3, 5, 8)] == [2, 2, 1, 0.5, 0.25]
+    cosine = StageConfig(12, 1.0, schedule="cosine", warmup_steps=2)
+    rates = [cosine.learning_rate_at(n) for n in range(12)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[7] == pytest.approx(0.5)
+    assert all(a > b for a, b in itertools.pairwise(rates[2:]))
+    assert StageConfig(5, 3.0).learning_rate_at(4) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ema": 1.0}, r"ema: expected a number in \[0, 1\), found 1.0"),
+        ({"patience": 2}, "patience: expected evaluate_every with it"),
+        ({"clip_norm": 0.0}, "clip_norm: expected above 0, found 0.0"),
+        ({"warmup_steps": -1}, "warmup_steps: expected at least 0, found -1"),
+        ({"noise": float("nan")}, "noise: expected at least 0.0, found nan"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected above 0, found inf"),
+    ],
+)
+def test_options_out_of_range(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StageConfig(**{"steps": 1, "learning_rate": 1.0} | options)
+
+
+def test_the_best_weights_are_kept(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Evaluations give 0.5, 0.7, 0.6, 0.6: training stops, and the second one's weights stay."""
+    values = iter([0.1, 0.5, 0.7, 0.6, 0.6, 0.9])
+    seen = {}
+
+    def evaluate(model, **_):
+        value = next(values)
+        seen[value] = {k: v.clone() for k, v in model.state_dict().items()}
+        return {"map": value, "map_all_classes": 0, "classes": 1, "all_classes": 1, "rated": 1,
+                "positives": 1}  # fmt: skip
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    stage = StageConfig(30, 1e-2, 5, evaluate_every=2, patience=2)
+    run = train.train(config(data, tmp_path / "run", finetune=stage))
+    printed = capsys.readouterr().out
+    assert "finetune: stopped early, at step 8" in printed
+    assert "after finetune: the weights of step 4 are kept" in printed
+    state = models.load(run).state_dict()
+    assert all(torch.equal(state[key], value) for key, value in seen[0.7].items())
+
+
+def test_average_of_weights(data: Path, tmp_path: Path, monkeypatch) -> None:
+    """What is saved is the exponential moving average; batch norm's statistics are the latest."""
+    steps = []
+    optimise = training._StageRun._optimise
+
+    def recorded(self, batch):
+        loss = optimise(self, batch)
+        steps.append({k: v.detach().clone() for k, v in self.model.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(training._StageRun, "_optimise", recorded)
+    stages = {"pretrain": StageConfig(4, 1e-2, 6, ema=0.5), "finetune": StageConfig(0, 1.0)}
+    run = train.train(config(data, tmp_path / "run", **stages))
+    state = models.load(run).state_dict()
+    key = "head.linear.weight"
+    average = steps[0][key]
+    for step in steps[1:]:
+        average = 0.5 * average + 0.5 * step[key]
+    torch.testing.assert_close(state[key], average)
+    assert torch.equal(state["hidden_norm.running_mean"], steps[-1]["hidden_norm.running_mean"])
+
+
+def test_losses_that_are_not_finite_are_skipped(
+    data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    count = iter(range(10**6))
+
+    def loss_of(self, *arguments):
+        loss = plain(self, *arguments)
+        return loss * float("nan") if next(count) in (2, 3) else loss
+
+    plain = training._Step.forward
+    monkeypatch.setattr(training._Step, "forward", loss_of)
+    options = {"pretrain": StageConfig(6, 1e-2, 6), "finetune": StageConfig(0, 1.0)}
+    run = train.train(config(data, tmp_path / "run", on_nan="skip", **options))
+    assert "pretrain: 2 batches skipped" in capsys.readouterr().out
+    skipped = [line for line in log_of(run) if line.get("skipped")]
+    assert [line["step"] for line in skipped] == [3, 4]
+    assert all(len(line["ids"]) == 5 for line in skipped)
+    assert all(v.isfinite().all() for v in models.load(run).state_dict().values())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision(data: Path, tmp_path: Path, precision: str) -> None:
+    run = train.train(config(data, tmp_path / "run", precision=precision))
+    state = models.load(run).state_dict()
+    assert all(v.isfinite().all() and v.dtype == torch.float32 for v in state.values())
+
+
+def test_noise_is_that_of_the_stage(data: Path, tmp_path: Path, monkeypatch) -> None:
+    sigmas = []
+    optimise = training._StageRun._optimise
+
+    def recorded(self, batch):
+        sigmas.append((self.stage.name, self.model.noise.sigma))
+        return optimise(self, batch)
+
+    monkeypatch.setattr(training._StageRun, "_optimise", recorded)
+    stages = {"pretrain": StageConfig(2, 1e-3, 6), "finetune": StageConfig(1, 1e-3, 6, noise=0.3)}
+    train.train(config(data, tmp_path / "run", **stages))
+    assert sigmas == [("pretrain", 0.0)] * 2 + [("finetune", 0.3)]
+
+
+def ratings(loss: training.Loss, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return loss(logits, batch.offsets, batch.classes, batch.scores)
+
+
+def test_loss_is_summed_over_classes_and_averaged_over_the_batch():
+    # Pitfall 12: the reference's learning rates belong to a sum over the classes.
+    frames = np.zeros((1, 2), np.uint8)
+    examples = [
+        Example("a", frames, np.array([0, 2]), np.array([1.0, 0.0], np.float32)),
+        Example("b", frames, np.array([1]), np.array([1.0], np.float32)),
+    ]
+    logits = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, -3.0]], dtype=torch.float64)
+    targets = torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    p = logits.sigmoid()
+    expected = -(targets * p.log() + (1 - targets) * (1 - p).log()).sum() / 2
+    torch.testing.assert_close(ratings(training.Loss(), logits, collate(examples)), expected)
+
+
+def test_loss_has_the_papers_weights_and_targets():
+    frames = np.zeros((1, 2), np.uint8)
+    batch = collate(
+        [
+            Example("a", frames, np.array([0]), np.array([1.0], np.float32)),
+            Example("b", frames, np.array([2]), np.array([0.0], np.float32)),
+        ]
+    )
+    correlation = LabelCorrelation(torch.tensor([0, 1, 1, 1]), torch.tensor([1]), torch.ones(1))
+    logits = torch.zeros(2, 3, requires_grad=True)
+    ratings(training.Loss(2.5, 0.1, correlation), logits, batch).backward()
+    expected = torch.tensor([[-1.25, -0.05, 0.05], [0.05, 0.05, 1.25]]) / 2
+    torch.testing.assert_close(logits.grad, expected)
