@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+
+from pyseg import _threads
 
 Integers = NDArray[np.int64]
 
@@ -164,15 +165,14 @@ class CooccurrenceCounter:
         """Counts one block: pairs go to a bucket for each first label, then buckets are tallied."""
         kernels, classes = _kernels(), self.num_classes
         videos = len(starts) - 1
-        threads = max(1, min(torch.get_num_threads(), videos // 4096))
+        ranges = _threads.shares(videos, 4096)
         kind = np.uint16 if classes <= 2**16 else np.uint32  # fresh memory costs more than its use
-        bounds = np.linspace(0, videos, threads + 1).astype(np.int64)
-        counts = np.zeros((threads, classes), np.int64)
-        sizes = np.zeros((threads, classes), np.int64)  # pairs in each thread's part of each bucket
+        counts = np.zeros((len(ranges), classes), np.int64)
+        sizes = np.zeros_like(counts)  # pairs in each thread's part of each bucket
 
         def list_of(thread: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
             """Counts a thread's labels; returns them, and how many of their video follow each."""
-            begin, end = bounds[thread : thread + 2]
+            begin, end = ranges[thread]
             own = starts[begin : end + 1]
             labels = np.empty(own[-1] - own[0] + kernels.AHEAD + 1, kind)
             bad, increasing = kernels.copy(starts, flat, classes, labels, begin, end)
@@ -185,32 +185,32 @@ class CooccurrenceCounter:
             kernels.count(own, labels, after, counts[thread], sizes[thread])
             return labels[: own[-1] + kernels.AHEAD + 1], after
 
-        with ThreadPoolExecutor(threads) as pool:
-            lists = list(pool.map(list_of, range(threads)))
-            # Where each thread's part of each label's bucket begins, with space between.
-            ends = np.cumsum(sizes.T + kernels.AHEAD).reshape(classes, threads).T
-            parts = np.ascontiguousarray(ends - sizes - kernels.AHEAD)
-            others = np.empty(ends[-1, -1] + kernels.BLOCK, kind)
-
-            def scatter(thread: int) -> None:
-                labels, after = lists[thread]
-                number = len(labels) - kernels.AHEAD - 1
-                kernels.scatter(labels, after, number, parts[thread].copy(), others)
-
-            list(pool.map(scatter, range(threads)))
-            # Ranges of labels whose buckets hold about as many pairs each.
-            buckets = np.append(parts[0], ends[-1, -1])
-            shares = np.linspace(0, buckets[-1], 4 * threads + 1)
-            rows = np.searchsorted(buckets, shares).clip(0, classes)
-            rows[0], rows[-1] = 0, classes
-            times = np.empty(len(others), np.int32)
-            distinct = np.zeros(classes + 1, np.int64)
-            list(
-                pool.map(
-                    lambda pair: kernels.tally(parts, sizes, others, times, distinct, *pair),
-                    itertools.pairwise(rows),
-                )
-            )
+        lists = _threads.run_all(list_of, [(thread,) for thread in range(len(ranges))])
+        # Where each thread's part of each label's bucket begins, with space between.
+        ends = np.cumsum(sizes.T + kernels.AHEAD).reshape(classes, len(ranges)).T
+        parts = np.ascontiguousarray(ends - sizes - kernels.AHEAD)
+        others = np.empty(ends[-1, -1] + kernels.BLOCK, kind)
+        _threads.run_all(
+            kernels.scatter,
+            [
+                (labels, after, len(labels) - kernels.AHEAD - 1, part.copy(), others)
+                for (labels, after), part in zip(lists, parts, strict=True)
+            ],
+        )
+        # Ranges of labels whose buckets hold about as many pairs each.
+        buckets = np.append(parts[0], ends[-1, -1])
+        rows = np.searchsorted(buckets, np.linspace(0, buckets[-1], 4 * len(ranges) + 1))
+        rows = rows.clip(0, classes)
+        rows[0], rows[-1] = 0, classes
+        times = np.empty(len(others), np.int32)
+        distinct = np.zeros(classes + 1, np.int64)
+        _threads.run_all(
+            kernels.tally,
+            [
+                (parts, sizes, others, times, distinct, *pair)
+                for pair in itertools.pairwise(rows.tolist())
+            ],
+        )
         offsets = np.concatenate(([0], np.cumsum(distinct[:-1])))
         columns, values = kernels.gather(buckets, others, times, offsets)
         return Cooccurrence(videos, counts.sum(0), offsets, columns, values)

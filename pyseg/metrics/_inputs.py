@@ -9,6 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pyseg import _threads
+
 Array: TypeAlias = ArrayLike | Tensor
 
 
@@ -29,10 +31,15 @@ def as_array(name: str, values: Array, ndim: int) -> np.ndarray:
 
 
 def as_scores(name: str, values: Array, ndim: int) -> np.ndarray:
-    """Returns `values` in float64; NaN is an error, infinities are ordinary values."""
+    """Returns `values` in float32 or float64; NaN is an error, infinities are ordinary values.
+
+    float32 and what is narrower become float32, everything else float64.
+    """
     array = as_array(name, values, ndim)
+    narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    array = array.astype(np.float32 if narrow else np.float64, copy=False)
     refuse_nan(name, array)
-    return array.astype(np.float64, copy=False)
+    return array
 
 
 def as_integers(name: str, values: Array, ndim: int) -> np.ndarray:
@@ -43,11 +50,20 @@ def as_integers(name: str, values: Array, ndim: int) -> np.ndarray:
     return array.astype(np.int64, copy=False)
 
 
-def refuse_nan(name: str, array: np.ndarray) -> None:
-    """Raises where there is a NaN."""
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        place = tuple(int(i) for i in np.argwhere(np.isnan(array))[0])
-        raise ValueError(f"{name}: expected numbers, found NaN at {list(place)}")
+def refuse_nan(name: str, array: np.ndarray, where: np.ndarray | None = None) -> None:
+    """Raises where there is a NaN, or one where the mask says that it counts."""
+    if array.dtype.kind != "f" or array.size == 0:
+        return
+    # The smallest is NaN where anything is: one pass without a mask to write.
+    parts = [(array[begin:end],) for begin, end in _threads.shares(len(array), 2**12)]
+    if not np.isnan(_threads.run_all(np.min, parts)).any():
+        return
+    nan = np.isnan(array)
+    if where is not None:
+        nan &= where
+    if nan.any():
+        place = [int(index) for index in np.unravel_index(nan.argmax(), nan.shape)]
+        raise ValueError(f"{name}: expected numbers, found NaN at {place}")
 
 
 def same_shape(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from pyseg.metrics import _ranking
 from pyseg.metrics._inputs import (
     Array,
     as_array,
@@ -19,9 +20,6 @@ from pyseg.metrics._inputs import (
 )
 
 EmptyClasses = Literal["zero", "skip"]
-
-# `map_at_k_dense` takes so many scores together, in whole columns (some 400 MB of work space).
-_BLOCK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -124,22 +122,10 @@ def map_at_k(
         >>> round(result.map, 4)
         0.4167
     """
-    class_index = as_integers("classes", classes, 1)
-    score = as_scores("scores", scores, 1)
-    rating = as_array("relevance", relevance, 1)
-    same_shape("scores", score, "classes", class_index)
-    same_shape("relevance", rating, "classes", class_index)
-    refuse_nan("relevance", rating)
-    if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
-    check_k(k)
-    outside = (class_index < 0) | (class_index >= num_classes)
-    if outside.any():
-        row = int(outside.argmax())
-        raise ValueError(
-            f"classes: expected values in 0..{num_classes - 1}, found {class_index[row]} at {row}"
-        )
-    return _mean(*_average_precision(class_index, score, rating > 0, num_classes, k), empty_classes)
+    check_options(num_classes, k, empty_classes)
+    rows = flat_rows(classes, scores, relevance, num_classes)
+    sums, positives, rated = _ranking.precision_sums(*rows, num_classes, k)
+    return from_sums(sums, positives, rated, k, empty_classes)
 
 
 def map_at_k_dense(
@@ -171,6 +157,46 @@ def map_at_k_dense(
         >>> map_at_k_dense(scores, [[1, 0], [0, 1], [1, 0]]).per_class.round(4).tolist()
         [0.8333, 0.5]
     """
+    score, relevant, mask = dense_rows(scores, relevance, rated)
+    check_options(score.shape[1], k, empty_classes)
+    sums, positives, rows = _ranking.precision_sums_dense(score, relevant, mask, k)
+    return from_sums(sums, positives, rows, k, empty_classes)
+
+
+def check_options(num_classes: int, k: int, empty_classes: EmptyClasses) -> None:
+    """Raises where an option of `map_at_k` has a value that it cannot have."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
+    check_k(k)
+    if empty_classes not in get_args(EmptyClasses):
+        raise ValueError(
+            f"empty_classes: expected one of {', '.join(get_args(EmptyClasses))}; "
+            f"found {empty_classes!r}"
+        )
+
+
+def flat_rows(
+    classes: Array, scores: Array, relevance: Array, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the rows of `map_at_k`, checked: (R,) int64, float32 or float64, and bool."""
+    class_index = as_integers("classes", classes, 1)
+    score = as_scores("scores", scores, 1)
+    rating = as_array("relevance", relevance, 1)
+    same_shape("scores", score, "classes", class_index)
+    same_shape("relevance", rating, "classes", class_index)
+    refuse_nan("relevance", rating)
+    if len(class_index) and not 0 <= class_index.min() <= class_index.max() < num_classes:
+        row = int(((class_index < 0) | (class_index >= num_classes)).argmax())
+        raise ValueError(
+            f"classes: expected values in 0..{num_classes - 1}, found {class_index[row]} at {row}"
+        )
+    return class_index, score, _above_zero(rating)
+
+
+def dense_rows(
+    scores: Array, relevance: Array, rated: Array | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Returns the matrices of `map_at_k_dense`, checked: float32 or float64, bool, and bool."""
     score = as_scores("scores", scores, 2)
     rating = as_array("relevance", relevance, 2)
     same_shape("relevance", rating, "scores", score)
@@ -179,64 +205,29 @@ def map_at_k_dense(
         mask = as_array("rated", rated, 2)
         same_shape("rated", mask, "scores", score)
         refuse_nan("rated", mask)
-        mask = mask != 0
-    rows, num_classes = score.shape
-    if num_classes < 1:
+        mask = mask.astype(bool, copy=False)
+    if score.shape[1] < 1:
         raise ValueError(f"scores: expected at least one class, found shape {score.shape}")
-    check_k(k)
-    per_block = max(1, _BLOCK // max(rows, 1))
-    blocks = []
-    for start in range(0, num_classes, per_block):
-        columns = slice(start, start + per_block)
-        block = rating[:, columns]
-        width = block.shape[1]
-        # Column after column, so that each class has its rows in order.
-        picked = np.arange(block.size) if mask is None else np.flatnonzero(mask[:, columns].T)
-        block = block.T.ravel()[picked]
-        refuse_nan("relevance", block)
-        blocks.append(
-            _average_precision(
-                picked // max(rows, 1), score[:, columns].T.ravel()[picked], block > 0, width, k
-            )
-        )
-    parts = [np.concatenate(part) for part in zip(*blocks, strict=True)]
-    return _mean(parts[0], parts[1], parts[2], empty_classes)
+    refuse_nan("relevance", rating, mask)
+    return score, _above_zero(rating), mask
 
 
-def _average_precision(
-    classes: np.ndarray, scores: np.ndarray, relevant: np.ndarray, num_classes: int, k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Average precision, positives and rows of each class."""
-    rated = np.bincount(classes, minlength=num_classes)
-    positives = np.bincount(classes[relevant], minlength=num_classes)
-    kept = np.where(positives > 0, rated, 0)  # a class without a positive needs no ranking
-    if kept.sum() < len(classes):
-        rows = positives[classes] > 0
-        classes, scores, relevant = classes[rows], scores[rows], relevant[rows]
-    order = np.lexsort((-scores, classes))  # stable: equal scores keep their order
-    ranked, hit = classes[order], relevant[order]
-    first = np.cumsum(kept) - kept  # where each class starts among the ranked rows
-    rank = np.arange(len(ranked)) - first[ranked] + 1
-    before = np.concatenate(([0], np.cumsum(hit)))
-    hits = before[1:] - before[first[ranked]]
-    counted = hit & (rank <= k)
-    sums = np.bincount(
-        ranked[counted], weights=hits[counted] / rank[counted], minlength=num_classes
-    )
-    return sums / np.maximum(np.minimum(positives, k), 1), positives, rated
-
-
-def _mean(
-    per_class: np.ndarray, positives: np.ndarray, rated: np.ndarray, empty_classes: EmptyClasses
+def from_sums(
+    sums: np.ndarray,
+    positives: np.ndarray,
+    rated: np.ndarray,
+    k: int,
+    empty_classes: EmptyClasses,
 ) -> MeanAveragePrecision:
+    """Returns the result of what `_ranking.precision_sums` gives, each array of size C."""
+    per_class = sums / np.maximum(np.minimum(positives, k), 1)
     if empty_classes == "zero":
         mean = float(per_class.mean())
-    elif empty_classes == "skip":
+    else:
         kept = per_class[positives > 0]
         mean = float(kept.mean()) if kept.size else float("nan")
-    else:
-        raise ValueError(
-            f"empty_classes: expected one of {', '.join(get_args(EmptyClasses))}; "
-            f"found {empty_classes!r}"
-        )
     return MeanAveragePrecision(mean, per_class, positives, rated)
+
+
+def _above_zero(rating: np.ndarray) -> np.ndarray:
+    return rating if rating.dtype == bool else rating > 0

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from pyseg.metrics import map_at_k, map_at_k_dense
-from pyseg.metrics import mean_average_precision as module
+from pyseg.metrics import _ranking, map_at_k, map_at_k_dense
 
 # Few values, so that there are ties; infinities are ordinary.
 SCORES = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-300, 0.25, 2.0, np.inf])
@@ -79,13 +78,13 @@ def test_is_its_definition(rows: list, k: int) -> None:
         )
     ),
     K,
-    st.sampled_from([1, 8, 1_000_000]),
+    st.sampled_from([1, 2, 16]),
 )
-def test_dense_is_the_flat_one(matrices: tuple, k: int, block: int) -> None:
+def test_dense_is_the_flat_one(matrices: tuple, k: int, width: int) -> None:
     scores, relevance, rated = (np.array(m).reshape(-1, 3) for m in matrices)
     rated = rated.astype(bool)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", block)
+        patch.setattr(_ranking, "_WIDTH", width)
         some = map_at_k_dense(scores, relevance, rated, k=k)
         every = map_at_k_dense(scores, relevance, k=k)
     for result, mask in ((some, rated), (every, np.ones_like(rated))):

@@ -1,0 +1,32 @@
+"""Several calls at once, of functions that release the GIL."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+Result = TypeVar("Result")
+
+
+def run_all(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -> list[Result]:
+    """Returns ``function(*arguments)`` for the arguments of each call, in their order.
+
+    As many calls run at once as torch uses threads (`torch.set_num_threads`).
+    """
+    threads = min(torch.get_num_threads(), len(calls))
+    if threads < 2:
+        return [function(*arguments) for arguments in calls]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda arguments: function(*arguments), calls))
+
+
+def shares(length: int, at_least: int) -> list[tuple[int, int]]:
+    """Cuts 0..length into a range for each thread, of at least so many items where possible."""
+    parts = max(1, min(torch.get_num_threads(), length // at_least))
+    bounds = np.linspace(0, length, parts + 1).astype(int).tolist()
+    return list(itertools.pairwise(bounds))

@@ -1,0 +1,135 @@
+"""How scores rank rows that are relevant or not: what average precision is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyseg import _threads
+
+# Columns whose keys are made together: theirs are the scores of a cache line.
+_WIDTH = 16
+# Bytes of keys, of all threads together, beyond which fewer columns are taken.
+_KEYS = 2**29
+# Of a matrix with so small a part rated, only that part is read.
+_FEW = 1 / 16
+# A key has room for so many rows of a class.
+_MOST_ROWS = 2**31
+
+
+def precision_sums(
+    classes: np.ndarray, scores: np.ndarray, relevant: np.ndarray, num_classes: int, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums precision over the ranks of each class's relevant rows: sum of P(i) rel(i), i <= k.
+
+    Equal scores rank in the order in which they are given.
+
+    Args:
+        classes: (R,) int64 in 0..num_classes - 1.
+        scores: (R,) float32 or float64, no NaN.
+        relevant: (R,) bool.
+        num_classes: number of classes C.
+        k: the last rank that counts.
+
+    Returns:
+        The sums (C,) float64, and how many rows are relevant and how many there are (C,) int64.
+
+    Raises:
+        ValueError: there are 2^31 rows or more.
+    """
+    _refuse_too_many(len(scores))
+    kernels = _kernels()
+    counts = np.bincount(classes, minlength=num_classes)
+    ends = np.cumsum(counts)
+    keys = np.empty(len(scores), np.uint64)
+    rows, positives = np.zeros((2, num_classes), np.int64)
+    kernels.rows_to_keys(classes, _bits(scores), relevant, ends - counts, rows, keys, positives)
+    return _sums(keys, ends - counts, ends, positives, k), positives, counts
+
+
+def precision_sums_dense(
+    scores: np.ndarray, relevant: np.ndarray, rated: np.ndarray | None, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Does what `precision_sums` does for the rated pairs of a matrix, column by column.
+
+    Args:
+        scores: (S, C) float32 or float64, no NaN.
+        relevant: (S, C) bool.
+        rated: (S, C) bool. ``None``: all are.
+        k: the last rank that counts.
+
+    Returns:
+        As `precision_sums`.
+
+    Raises:
+        ValueError: there are 2^31 rows or more.
+    """
+    total, num_classes = scores.shape
+    _refuse_too_many(total)
+    scores, relevant = np.ascontiguousarray(scores), np.ascontiguousarray(relevant)
+    mask = np.empty((0, 0), bool)
+    if rated is not None:
+        mask = np.ascontiguousarray(rated)
+        if np.count_nonzero(mask) < _FEW * mask.size:
+            pairs = np.flatnonzero(mask)
+            scores, relevant = scores.ravel()[pairs], relevant.ravel()[pairs]
+            return precision_sums(pairs % num_classes, scores, relevant, num_classes, k)
+    kernels = _kernels()
+    sums = np.zeros(num_classes)
+    positives, rows = np.zeros((2, num_classes), np.int64)
+    threads = len(_threads.shares(num_classes, 1))
+    width = max(1, min(_WIDTH, -(-num_classes // threads), _KEYS // (8 * max(total, 1) * threads)))
+    spare = [np.empty((width, total), np.uint64) for _ in range(threads)]
+
+    def tile(first: int) -> None:
+        part = slice(first, first + width)
+        keys = spare.pop()
+        size = len(sums[part])
+        if scores.dtype == np.float32:
+            bits, hits, seen, at = scores.view(np.uint32), relevant, mask, first
+        else:
+            bits = np.stack([_bits(column) for column in scores[:, part].T], axis=1)
+            hits, seen, at = relevant[:, part].copy(), mask[:, part].copy(), 0
+        kernels.columns_to_keys(
+            bits, hits, seen, rated is not None, at, keys[:size], rows[part], positives[part]
+        )
+        starts = np.arange(size) * total
+        sums[part] = _sums(keys.ravel(), starts, starts + rows[part], positives[part], k)
+        spare.append(keys)
+
+    _threads.run_all(tile, [(first,) for first in range(0, num_classes, width)])
+    return sums, positives, rows
+
+
+def _sums(
+    keys: np.ndarray, starts: np.ndarray, ends: np.ndarray, positives: np.ndarray, k: int
+) -> np.ndarray:
+    kept = np.flatnonzero(positives)  # a class without a positive needs no ranking
+    starts, ends = starts[kept], ends[kept]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        keys[start:end].sort()
+    sums = np.zeros(len(positives))
+    some = np.empty(len(kept))
+    _kernels().precision_sums(keys, starts, ends, min(k, _MOST_ROWS), some)
+    sums[kept] = some
+    return sums
+
+
+def _bits(scores: np.ndarray) -> np.ndarray:
+    """Returns scores as float32 bits of the same order."""
+    if scores.dtype == np.float32:
+        return np.ascontiguousarray(scores).view(np.uint32)
+    # Which of the different scores it is: a number below 2^31 has the bits of a float >= 0.
+    return np.unique(scores, return_inverse=True)[1].astype(np.uint32)
+
+
+def _refuse_too_many(rows: int) -> None:
+    if rows >= _MOST_ROWS:
+        raise ValueError(f"scores: expected fewer than 2^31 rows, found {rows}")
+
+
+def _kernels() -> Any:
+    from pyseg.metrics import _kernels  # numba loads with the first metric
+
+    return _kernels
