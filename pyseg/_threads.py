@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -13,6 +15,14 @@ import torch
 Result = TypeVar("Result")
 
 
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "pyseg")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
 def run_all(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -> list[Result]:
     """Returns ``function(*arguments)`` for the arguments of each call, in their order.
 
@@ -21,8 +31,7 @@ def run_all(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -
     threads = min(torch.get_num_threads(), len(calls))
     if threads < 2:
         return [function(*arguments) for arguments in calls]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda arguments: function(*arguments), calls))
+    return list(_pool(threads).map(lambda arguments: function(*arguments), calls))
 
 
 def shares(length: int, at_least: int) -> list[tuple[int, int]]:

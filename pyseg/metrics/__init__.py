@@ -1,4 +1,7 @@
-"""Ranking metrics, exact and in float64; NumPy arrays or torch tensors in, Python floats out."""
+"""Ranking metrics, exact; NumPy arrays or torch tensors in, Python floats out.
+
+Each has a class for streams and distributed runs, see `pyseg.metrics.streaming`.
+"""
 
 from pyseg.metrics.mean_average_precision import (
     MeanAveragePrecision,
@@ -6,9 +9,22 @@ from pyseg.metrics.mean_average_precision import (
     map_at_k_dense,
 )
 from pyseg.metrics.multilabel import gap_at_k, hit_at_1, perr
+from pyseg.metrics.streaming import (
+    GlobalAveragePrecisionAtK,
+    HitAt1,
+    MeanAveragePrecisionAtK,
+    PrecisionAtEqualRecallRate,
+)
+from pyseg.metrics.top_k import TopK, TopKPerClass
 
 __all__ = [
+    "GlobalAveragePrecisionAtK",
+    "HitAt1",
     "MeanAveragePrecision",
+    "MeanAveragePrecisionAtK",
+    "PrecisionAtEqualRecallRate",
+    "TopK",
+    "TopKPerClass",
     "gap_at_k",
     "hit_at_1",
     "map_at_k",

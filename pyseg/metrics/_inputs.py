@@ -50,12 +50,18 @@ def as_integers(name: str, values: Array, ndim: int) -> np.ndarray:
     return array.astype(np.int64, copy=False)
 
 
+def above_zero(array: np.ndarray) -> np.ndarray:
+    """Returns where `array` is above 0; itself if it holds bools."""
+    return array if array.dtype == bool else array > 0
+
+
 def refuse_nan(name: str, array: np.ndarray, where: np.ndarray | None = None) -> None:
     """Raises where there is a NaN, or one where the mask says that it counts."""
     if array.dtype.kind != "f" or array.size == 0:
         return
     # The smallest is NaN where anything is: one pass without a mask to write.
-    parts = [(array[begin:end],) for begin, end in _threads.shares(len(array), 2**12)]
+    rows = -(-(2**18) // array[0].size)  # worth a thread
+    parts = [(array[begin:end],) for begin, end in _threads.shares(len(array), rows)]
     if not np.isnan(_threads.run_all(np.min, parts)).any():
         return
     nan = np.isnan(array)
@@ -78,3 +84,9 @@ def check_k(k: int) -> None:
     """Raises where `k` is not a positive number."""
     if k < 1:
         raise ValueError(f"k: expected at least 1, found {k}")
+
+
+def check_classes(num_classes: int) -> None:
+    """Raises where `num_classes` is not a positive number."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, found {num_classes}")

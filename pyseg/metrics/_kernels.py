@@ -1,8 +1,8 @@
 """Loops over scores, compiled by numba; they release the GIL, so threads can run them.
 
-A float32 score is compared by its bits: `_ascending` maps them to unsigned integers in the order of
-the scores. Together with the place where a row stands, a score then fits a 64-bit key, rows with
-equal scores have different keys, and NumPy sorts keys with vector instructions.
+A float32 score is compared by its bits: `_descending` maps them to unsigned integers in the order
+of ranking. With a number below it, which decides between equal scores, it is a 64-bit key: the
+smaller the better. NumPy sorts and partitions keys with vector instructions.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# A uint32 constant each: numba would widen a literal, and the vectors with it.
-_ZERO, _SIGN, _ALL = np.uint32(0), np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
+# uint32 and uint64: numba would make something wider of a literal, and the vectors with it.
+_ZERO, _SIGN, _REST = np.uint32(0), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 _ONE, _HALF = np.uint64(1), np.uint64(32)
-_ROWS = 256  # of a block that is turned over: columns of it fit the first cache
-_LANES = 16  # values whose largest is found at once
+_ROWS = 256  # of a block whose columns are read one after the other: they fit the first cache
 
 
 @njit(inline="always")
-def _ascending(bits):  # type: ignore[no-untyped-def]
-    """Returns the bits of a float32 as an integer that grows with it; -0 counts as 0."""
+def _descending(bits):  # type: ignore[no-untyped-def]
+    """Returns the bits of a float32 as an integer that falls as it grows; -0 counts as 0."""
     if bits == _SIGN:
         bits = _ZERO
-    return bits ^ (_ALL if bits >= _SIGN else _SIGN)
+    return bits ^ (_REST if bits < _SIGN else _ZERO)
 
 
 @njit(inline="always")
 def _key(bits, place, hit):  # type: ignore[no-untyped-def]
-    """The smaller the earlier in the ranking: the score's complement, the row's place, the hit."""
-    descending = np.uint64(~_ascending(bits) & _ALL)
-    return (descending << _HALF) | (np.uint64(place) << _ONE) | np.uint64(hit)
+    score = np.uint64(_descending(bits))
+    return (score << _HALF) | (np.uint64(place) << _ONE) | np.uint64(hit)
 
 
 @njit(cache=True, nogil=True)
@@ -94,3 +92,129 @@ def precision_sums(keys, starts, ends, k, sums):  # type: ignore[no-untyped-def]
         for hit in range(hits):
             total += (hit + 1) / np.int64(ranked[hit])
         sums[label] = total
+
+
+@njit(cache=True, nogil=True)
+def keep(  # type: ignore[no-untyped-def]
+    bits, ids, candidates, masked, first, begin, longest, thresholds, keys, counts
+):
+    """Appends the keys, score above id, below each class's threshold, of rows from `begin` on.
+
+    The classes are those of the columns from `first` on. It goes in steps of at most `longest`
+    rows, and stops before one that a class may not have room for.
+
+    Returns the row where it stopped.
+    """
+    rows, room = len(bits), keys.shape[1]
+    made, wanted = np.empty(_ROWS, np.uint64), np.empty(_ROWS, np.bool_)
+    while begin < rows:
+        end = min(rows, begin + longest)
+        for column in range(len(keys)):
+            if counts[column] + end - begin > room:
+                return begin
+        low = ids[begin:end]
+        for column in range(len(keys)):
+            score = bits[begin:end, first + column]
+            for row in range(end - begin):
+                made[row] = score[row]
+            threshold = thresholds[column]
+            for row in range(end - begin):
+                key = (np.uint64(_descending(np.uint32(made[row]))) << _HALF) | low[row]
+                made[row] = key
+                wanted[row] = key < threshold
+            if masked:
+                candidate = candidates[begin:end, first + column]
+                for row in range(end - begin):
+                    wanted[row] &= candidate[row]
+            target, size = keys[column, counts[column] :], 0
+            for row in range(end - begin):  # what is not wanted is overwritten by the next
+                target[size] = made[row]
+                size += np.int64(wanted[row])
+            counts[column] += size
+        begin = end
+    return begin
+
+
+@njit
+def _cutoff(row, k, heap):  # type: ignore[no-untyped-def]
+    """Returns the k-th largest value of a row, and how many of the k largest are equal to it.
+
+    The first k places of `heap` are overwritten; 1 <= k <= len(row).
+    """
+    heap[:k] = row[:k]
+    for parent in range(k // 2 - 1, -1, -1):
+        _sift(heap, parent, k)
+    for value in row[k:]:
+        if value > heap[0]:
+            heap[0] = value
+            _sift(heap, 0, k)
+    equal = 0
+    for value in heap[:k]:
+        equal += value == heap[0]
+    return heap[0], equal
+
+
+@njit
+def _sift(heap, parent, size):  # type: ignore[no-untyped-def]
+    """Moves a value down until none below it is smaller."""
+    value = heap[parent]
+    while True:
+        child = 2 * parent + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= value:
+            break
+        heap[parent] = heap[child]
+        parent = child
+    heap[parent] = value
+
+
+@njit(cache=True, nogil=True)
+def best_of_rows(scores, relevant, best, hits, begin, end):  # type: ignore[no-untyped-def]
+    """Writes the k best scores of some rows, the k columns of `best`, in the order of classes.
+
+    Of equal scores the lower classes are taken. Returns how many values of these rows are relevant.
+    """
+    k = best.shape[1]
+    heap = np.empty(k, scores.dtype)
+    total = 0
+    for index in range(begin, end):
+        row, labels = scores[index], relevant[index]
+        for label in labels:
+            total += label
+        cutoff, equal = _cutoff(row, k, heap)
+        at = 0
+        for column in range(len(row)):
+            score = row[column]
+            if score > cutoff or (score == cutoff and equal > 0):
+                equal -= score == cutoff
+                best[index, at] = score
+                hits[index, at] = labels[column]
+                at += 1
+    return total
+
+
+@njit(cache=True, nogil=True)
+def right_of_rows(scores, relevant, right, numbers, begin, end):  # type: ignore[no-untyped-def]
+    """Counts each row's labels n, and those of them that are above 0 and among the n best scores.
+
+    Of equal scores the lower classes are the better ones.
+    """
+    heap = np.empty(scores.shape[1], scores.dtype)
+    for index in range(begin, end):
+        row, labels = scores[index], relevant[index]
+        number = 0
+        for label in labels:
+            number += label
+        numbers[index], found = number, 0
+        if number > 0:
+            cutoff, equal = _cutoff(row, number, heap)
+            for column in range(len(row)):
+                if row[column] == cutoff:
+                    equal -= 1
+                    found += labels[column] and equal >= 0 and cutoff > 0
+                elif row[column] > cutoff:
+                    found += labels[column] and row[column] > 0
+        right[index] = found

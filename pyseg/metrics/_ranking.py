@@ -39,7 +39,7 @@ def precision_sums(
         ValueError: there are 2^31 rows or more.
     """
     _refuse_too_many(len(scores))
-    kernels = _kernels()
+    kernels = load_kernels()
     counts = np.bincount(classes, minlength=num_classes)
     ends = np.cumsum(counts)
     keys = np.empty(len(scores), np.uint64)
@@ -75,7 +75,7 @@ def precision_sums_dense(
             pairs = np.flatnonzero(mask)
             scores, relevant = scores.ravel()[pairs], relevant.ravel()[pairs]
             return precision_sums(pairs % num_classes, scores, relevant, num_classes, k)
-    kernels = _kernels()
+    kernels = load_kernels()
     sums = np.zeros(num_classes)
     positives, rows = np.zeros((2, num_classes), np.int64)
     threads = len(_threads.shares(num_classes, 1))
@@ -111,7 +111,7 @@ def _sums(
         keys[start:end].sort()
     sums = np.zeros(len(positives))
     some = np.empty(len(kept))
-    _kernels().precision_sums(keys, starts, ends, min(k, _MOST_ROWS), some)
+    load_kernels().precision_sums(keys, starts, ends, min(k, _MOST_ROWS), some)
     sums[kept] = some
     return sums
 
@@ -129,7 +129,8 @@ def _refuse_too_many(rows: int) -> None:
         raise ValueError(f"scores: expected fewer than 2^31 rows, found {rows}")
 
 
-def _kernels() -> Any:
-    from pyseg.metrics import _kernels  # numba loads with the first metric
+def load_kernels() -> Any:
+    """Returns the compiled loops; numba loads with the first metric that needs them."""
+    from pyseg.metrics import _kernels
 
     return _kernels

@@ -11,9 +11,11 @@ import numpy as np
 from pyseg.metrics import _ranking
 from pyseg.metrics._inputs import (
     Array,
+    above_zero,
     as_array,
     as_integers,
     as_scores,
+    check_classes,
     check_k,
     refuse_nan,
     same_shape,
@@ -165,8 +167,7 @@ def map_at_k_dense(
 
 def check_options(num_classes: int, k: int, empty_classes: EmptyClasses) -> None:
     """Raises where an option of `map_at_k` has a value that it cannot have."""
-    if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
+    check_classes(num_classes)
     check_k(k)
     if empty_classes not in get_args(EmptyClasses):
         raise ValueError(
@@ -190,7 +191,7 @@ def flat_rows(
         raise ValueError(
             f"classes: expected values in 0..{num_classes - 1}, found {class_index[row]} at {row}"
         )
-    return class_index, score, _above_zero(rating)
+    return class_index, score, above_zero(rating)
 
 
 def dense_rows(
@@ -209,7 +210,7 @@ def dense_rows(
     if score.shape[1] < 1:
         raise ValueError(f"scores: expected at least one class, found shape {score.shape}")
     refuse_nan("relevance", rating, mask)
-    return score, _above_zero(rating), mask
+    return score, above_zero(rating), mask
 
 
 def from_sums(
@@ -227,7 +228,3 @@ def from_sums(
         kept = per_class[positives > 0]
         mean = float(kept.mean()) if kept.size else float("nan")
     return MeanAveragePrecision(mean, per_class, positives, rated)
-
-
-def _above_zero(rating: np.ndarray) -> np.ndarray:
-    return rating if rating.dtype == bool else rating > 0

@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyseg.metrics._inputs import Array, as_scores, check_k, same_shape
+from pyseg import _threads
+from pyseg.metrics import _ranking
+from pyseg.metrics._inputs import (
+    Array,
+    above_zero,
+    as_array,
+    as_scores,
+    check_k,
+    refuse_nan,
+    same_shape,
+)
+
+# Scores that are worth a thread.
+_WORK = 2**16
 
 
 def gap_at_k(scores: Array, labels: Array, k: int = 20) -> float:
@@ -34,17 +47,9 @@ def gap_at_k(scores: Array, labels: Array, k: int = 20) -> float:
         >>> round(gap_at_k([[0.9, 0.5, 0.1], [0.2, 0.8, 0.3]], [[1, 0, 0], [1, 0, 1]], k=2), 4)
         0.5
     """
-    score, label = _inputs(scores, labels)
+    score, label = label_rows(scores, labels)
     check_k(k)
-    relevant = label > 0
-    total = int(relevant.sum())
-    if total == 0:
-        return 0.0
-    best = np.argsort(-score, axis=1, kind="stable")[:, :k]
-    pooled = np.take_along_axis(score, best, axis=1).ravel()
-    hit = np.take_along_axis(relevant, best, axis=1).ravel()[np.argsort(-pooled, kind="stable")]
-    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
-    return float(precision[hit].sum() / total)
+    return pooled_precision(*best_of_rows(score, above_zero(label), k))
 
 
 def hit_at_1(scores: Array, labels: Array) -> float:
@@ -68,9 +73,9 @@ def hit_at_1(scores: Array, labels: Array) -> float:
         >>> hit_at_1([[0.9, 0.5], [0.2, 0.8]], [[1, 0], [1, 0]])
         0.5
     """
-    score, label = _inputs(scores, labels)
-    _refuse_empty(score)
-    return float(label[np.arange(len(score)), score.argmax(axis=1)].mean())
+    score, label = label_rows(scores, labels)
+    refuse_empty(score.shape)
+    return mean_of(*best_labels(score, label))
 
 
 def perr(scores: Array, labels: Array) -> float:
@@ -94,22 +99,76 @@ def perr(scores: Array, labels: Array) -> float:
         >>> perr([[0.9, 0.5, 0.1], [0.2, 0.8, 0.3]], [[1, 0, 1], [0, 1, 0]])
         0.75
     """
-    score, label = _inputs(scores, labels)
-    _refuse_empty(score)
-    relevant = label > 0
-    number = relevant.sum(axis=1)
-    best = np.argsort(-score, axis=1, kind="stable")
-    hit = np.take_along_axis(relevant & (score > 0), best, axis=1)
-    hit &= np.arange(score.shape[1]) < number[:, None]
-    return float((hit.sum(axis=1) / np.maximum(number, 1)).mean())
+    score, label = label_rows(scores, labels)
+    refuse_empty(score.shape)
+    return mean_precision(right_labels(score, above_zero(label)), len(score))
 
 
-def _inputs(scores: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
-    score, label = as_scores("scores", scores, 2), as_scores("labels", labels, 2)
+def label_rows(scores: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Returns checked matrices: (S, C) float32 or float64, and (S, C) numbers."""
+    score, label = as_scores("scores", scores, 2), as_array("labels", labels, 2)
+    refuse_nan("labels", label)
     same_shape("labels", label, "scores", score)
     return score, label
 
 
-def _refuse_empty(score: np.ndarray) -> None:
-    if score.size == 0:
-        raise ValueError(f"scores: expected at least one row and class, found shape {score.shape}")
+def refuse_empty(shape: tuple[int, ...]) -> None:
+    """Raises where there is nothing to take a mean of."""
+    if 0 in shape:
+        raise ValueError(f"scores: expected at least one row and class, found shape {shape}")
+
+
+def best_of_rows(
+    scores: np.ndarray, relevant: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns what GAP looks at, from (S, C) scores and bools.
+
+    Returns:
+        The min(k, C) best scores of every row, one row after the other, in the order of classes;
+        bools, whether they are relevant; how many values of all rows are.
+    """
+    rows, k = len(scores), min(k, scores.shape[1])
+    best, hits = np.empty((rows, k), scores.dtype), np.empty((rows, k), bool)
+    if best.size == 0:
+        return best.ravel(), hits.ravel(), 0
+    totals = _by_rows("best_of_rows", scores, relevant, best, hits)
+    return best.ravel(), hits.ravel(), sum(totals)
+
+
+def pooled_precision(scores: np.ndarray, hits: np.ndarray, total: int) -> float:
+    """Returns GAP from all of `best_of_rows`."""
+    if total == 0:
+        return 0.0
+    sums, *_ = _ranking.precision_sums_dense(scores[:, None], hits[:, None], None, len(scores))
+    return float(sums[0] / total)
+
+
+def best_labels(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the different values, float64, that labels have at a row's best, and how often."""
+    values = labels[np.arange(len(scores)), scores.argmax(axis=1)]
+    return np.unique(values.astype(np.float64), return_counts=True)
+
+
+def mean_of(values: np.ndarray, counts: np.ndarray) -> float:
+    """Returns Hit@1 from `best_labels`."""
+    return float((values * counts).sum() / counts.sum())
+
+
+def right_labels(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Returns how many labels rows with n labels have among their n best and above 0: (C + 1,)."""
+    right, numbers = np.empty((2, len(scores)), np.int64)
+    _by_rows("right_of_rows", scores, relevant, right, numbers)
+    size = scores.shape[1] + 1
+    return np.bincount(numbers, weights=right, minlength=size).astype(np.int64)
+
+
+def mean_precision(right: np.ndarray, rows: int) -> float:
+    """Returns PERR from `right_labels`."""
+    return float((right / np.maximum(np.arange(len(right)), 1)).sum() / rows)
+
+
+def _by_rows(kernel: str, scores: np.ndarray, relevant: np.ndarray, *outputs: np.ndarray) -> list:
+    inputs = np.ascontiguousarray(scores), np.ascontiguousarray(relevant)
+    parts = _threads.shares(len(scores), -(-_WORK // scores.shape[1]))
+    calls = [(*inputs, *outputs, begin, end) for begin, end in parts]
+    return _threads.run_all(getattr(_ranking.load_kernels(), kernel), calls)

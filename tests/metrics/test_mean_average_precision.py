@@ -50,18 +50,21 @@ def columns(rows: list[tuple[int, float, bool]]) -> tuple[np.ndarray, np.ndarray
     )
 
 
-@settings(max_examples=500, deadline=None)
-@given(ROWS, K)
-def test_is_its_definition(rows: list, k: int) -> None:
+@settings(max_examples=1500, deadline=None)
+@given(ROWS, K, st.sampled_from([np.float32, np.float64]))
+def test_is_its_definition(rows: list, k: int, dtype: type) -> None:
+    classes, scores, relevance = columns(rows)
+    scores = scores.astype(dtype)
+    rows = list(zip(classes.tolist(), scores.tolist(), relevance.tolist(), strict=True))
     expected = oracle(rows, CLASSES, k)
-    result = map_at_k(*columns(rows), num_classes=CLASSES, k=k)
+    result = map_at_k(classes, scores, relevance, num_classes=CLASSES, k=k)
     np.testing.assert_allclose(result.per_class, expected, rtol=1e-15, atol=0)
     assert result.map == pytest.approx(np.mean(expected), rel=1e-15)
     counts = [[r for c, _, r in rows if c == index] for index in range(CLASSES)]
     assert result.positives.tolist() == [sum(c) for c in counts]
     assert result.rated.tolist() == [len(c) for c in counts]
 
-    skipped = map_at_k(*columns(rows), num_classes=CLASSES, k=k, empty_classes="skip")
+    skipped = map_at_k(classes, scores, relevance, num_classes=CLASSES, k=k, empty_classes="skip")
     kept = [ap for ap, c in zip(expected, counts, strict=True) if sum(c)]
     assert skipped.map == pytest.approx(np.mean(kept) if kept else np.nan, rel=1e-15, nan_ok=True)
     np.testing.assert_array_equal(skipped.per_class, result.per_class)
@@ -79,12 +82,17 @@ def test_is_its_definition(rows: list, k: int) -> None:
     ),
     K,
     st.sampled_from([1, 2, 16]),
+    st.sampled_from([0.0, 2.0]),
+    st.sampled_from([np.float32, np.float64]),
 )
-def test_dense_is_the_flat_one(matrices: tuple, k: int, width: int) -> None:
+def test_dense_is_the_flat_one(
+    matrices: tuple, k: int, width: int, few: float, dtype: type
+) -> None:
     scores, relevance, rated = (np.array(m).reshape(-1, 3) for m in matrices)
-    rated = rated.astype(bool)
+    scores, rated = scores.astype(dtype), rated.astype(bool)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_ranking, "_WIDTH", width)
+        patch.setattr(_ranking, "_FEW", few)
         some = map_at_k_dense(scores, relevance, rated, k=k)
         every = map_at_k_dense(scores, relevance, k=k)
     for result, mask in ((some, rated), (every, np.ones_like(rated))):
@@ -136,6 +144,77 @@ def test_ties_keep_their_order_and_use_no_random_numbers() -> None:
         assert dense.map == pytest.approx(expected)
     assert map_at_k([0, 0], [0.0, -0.0], [0, 1], num_classes=1).map == 0.5  # -0 is 0
     assert states == (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_more_rows_than_a_block(dtype: type, share: float) -> None:
+    """Some rows with equal scores, none, some or all of them relevant, shuffled, and any k."""
+    rng = np.random.default_rng(3)
+    scores = rng.integers(0, 400, (1000, 5)).astype(dtype) / 7
+    relevance = rng.random((1000, 5)) < share
+    rated = rng.random((1000, 5)) < 0.7
+    for k in (1, 10, 100_000):
+        for mask in (rated, np.ones_like(rated)):
+            found = map_at_k_dense(scores, relevance, mask, k=k).per_class
+            for index in range(5):
+                of_class = mask[:, index]
+                rows = zip(
+                    scores[of_class, index].tolist(),
+                    relevance[of_class, index].tolist(),
+                    strict=True,
+                )
+                assert found[index] == pytest.approx(average_precision(list(rows), k), rel=1e-14)
+
+
+def test_any_memory_layout_and_number_of_threads_give_the_same() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random((500, 40), dtype=np.float32)
+    relevance, rated = rng.random((2, 500, 40)) < 0.5
+    expected = map_at_k_dense(scores, relevance, rated).per_class
+    turned = [np.asfortranarray(matrix) for matrix in (scores, relevance, rated)]
+    every_other = [np.repeat(matrix, 2, axis=1)[:, ::2] for matrix in (scores, relevance, rated)]
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            for matrices in ((scores, relevance, rated), turned, every_other):
+                np.testing.assert_array_equal(map_at_k_dense(*matrices).per_class, expected)
+    finally:
+        torch.set_num_threads(threads)
+    rows, columns = np.nonzero(rated)
+    shuffled = rng.permutation(len(rows))  # no two scores of a class are equal
+    rows, columns = rows[shuffled], columns[shuffled]
+    flat = map_at_k(columns, scores[rows, columns], relevance[rows, columns], num_classes=40)
+    np.testing.assert_array_equal(flat.per_class, expected)
+    backwards = [
+        array[::-1] for array in (columns, scores[rows, columns], relevance[rows, columns])
+    ]
+    found = map_at_k(*backwards, num_classes=40).per_class
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_float64_is_not_rounded_to_float32() -> None:
+    scores = [1.0, 1.0 + 1e-12]
+    assert map_at_k([0, 0], scores, [0, 1], num_classes=1).map == 1.0
+    assert map_at_k_dense(np.reshape(scores, (2, 1)), [[0], [1]]).map == 1.0
+    rounded = np.array(scores, np.float32)
+    assert map_at_k([0, 0], rounded, [0, 1], num_classes=1).map == 0.5
+
+
+def test_what_nobody_rated_takes_no_rank() -> None:
+    """Pitfall 18: the best k are those of the rated rows."""
+    scores, relevance = [[0.9], [0.8], [0.7], [0.6]], [[0], [0], [1], [1]]
+    assert map_at_k_dense(scores, relevance, [[0], [0], [1], [1]], k=1).map == 1.0
+    assert map_at_k_dense(scores, relevance, k=1).map == 0.0
+
+
+def test_more_rows_than_a_key_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ranking, "_MOST_ROWS", 2)
+    with pytest.raises(ValueError, match=r"scores: expected fewer than 2\^31 rows, found 3"):
+        map_at_k([0] * 3, [0.5] * 3, [1] * 3, num_classes=1)
+    with pytest.raises(ValueError, match=r"scores: expected fewer than 2\^31 rows, found 3"):
+        map_at_k_dense([[0.5]] * 3, [[1]] * 3)
 
 
 def test_empty_classes() -> None:
@@ -226,7 +305,8 @@ def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
         (([[1.0]], [[1, 0]]), r"relevance: expected shape \(1, 1\) as scores has, found \(1, 2\)"),
         (([[1.0]], [[1]], [[1, 0]]), r"rated: expected shape \(1, 1\)"),
         (([[np.nan]], [[1]], [[0]]), r"scores: .*found NaN at \[0, 0\]"),
-        (([[1.0]], [[np.nan]]), "relevance: .*found NaN"),
+        (([[1.0, 1.0]], [[0, np.nan]]), r"relevance: .*found NaN at \[0, 1\]"),
+        (([[1.0, 1.0]], [[0, np.nan]], [[0, 1]]), r"relevance: .*found NaN at \[0, 1\]"),
         (([[1.0]], [[1]], [[np.nan]]), "rated: .*found NaN"),
         ((np.zeros((2, 0)), np.zeros((2, 0))), r"scores: expected at least one class.*\(2, 0\)"),
     ],

@@ -1,0 +1,280 @@
+"""The best segments of every class over a stream of scores: what a submission lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyseg import _threads
+from pyseg.metrics._inputs import (
+    Array,
+    as_array,
+    as_integers,
+    check_classes,
+    check_k,
+    refuse_nan,
+    same_shape,
+)
+from pyseg.metrics._ranking import load_kernels
+
+_LAST_ID = 2**32 - 1
+# Classes, at most, whose scores are read together: those of a few cache lines.
+_WIDTH = 64
+# Rows that are looked at before what they add is counted; the kernel's buffers have this size.
+_STEP = 256
+# Scores that are worth a thread.
+_WORK = 2**18
+# A class has room for so many keys more than k at least, so that few rows make it full.
+_LEAST_ROOM = 64
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The best segments of each class, best first.
+
+    Attributes:
+        offsets: (C + 1,) int64, from 0 to n: class c's entries are ``offsets[c]:offsets[c + 1]``.
+        segment_ids: (n,) uint32.
+        scores: (n,) float32, not increasing within a class.
+    """
+
+    offsets: np.ndarray
+    segment_ids: np.ndarray
+    scores: np.ndarray
+
+
+class TopKPerClass:
+    """Keeps the k best segments of every class over a stream of blocks of scores.
+
+    The result is exact and does not depend on the order or the size of the blocks, nor on which
+    part of them was merged: equal scores rank the smaller segment id first. Scores are compared in
+    float32; -0 is 0, infinities are ordinary values.
+
+    A segment and its score are a 64-bit key, and a class has room for 1.5 k of them (or k + 64):
+    memory is at most 12 bytes x k x C, less as long as there are fewer, and 8 bytes x k x C for a
+    result. A full class is cut back to its k best, which later ones then have to exceed.
+
+    Args:
+        num_classes: the number of classes C.
+        k: how many segments of each class are kept.
+
+    Raises:
+        ValueError: `num_classes` or `k` is less than 1.
+
+    Example:
+        >>> best = TopKPerClass(num_classes=2, k=2)
+        >>> best.update([0, 1], [[0.5, 0.1], [0.9, 0.2]])
+        >>> best.update([2], [[0.7, 0.2]])
+        >>> result = best.finish()
+        >>> result.offsets.tolist(), result.segment_ids.tolist()
+        ([0, 2, 4], [1, 2, 1, 2])
+    """
+
+    def __init__(self, num_classes: int, k: int) -> None:
+        """Makes an empty one; the class describes the arguments."""
+        check_classes(num_classes)
+        check_k(k)
+        self.num_classes = num_classes
+        self.k = k
+        self._most_room = k + max(k // 2, _LEAST_ROOM)
+        self._room = 0
+        self._keys = np.empty(0, np.uint64)  # (C, room), of which each row is filled to its count
+        self._counts = np.zeros(num_classes, np.int64)
+        self._thresholds = np.full(num_classes, 2**64 - 1, np.uint64)
+
+    def update(self, segment_ids: Array, scores: Array, candidates: Array | None = None) -> None:
+        """Adds a block of segments. After an error nothing of it was added.
+
+        Args:
+            segment_ids: (S,) integers in 0..2^32 - 1, numbers that the caller gives to segments. A
+                (segment, class) pair is given once: one that is given twice is kept twice.
+            scores: (S, C) numbers, larger is better. float32 is not converted; anything else is
+                compared after rounding to it.
+            candidates: (S, C) bools or numbers; a pair is left out where it is 0.
+                ``None``: none is.
+
+        Raises:
+            TypeError: an input does not hold numbers, or `segment_ids` no integers.
+            ValueError: shapes differ, an id is out of range, or an input holds a NaN.
+        """
+        score = as_array("scores", scores, 2)
+        if score.shape[1] != self.num_classes:
+            raise ValueError(
+                f"scores: expected {self.num_classes} classes, found shape {score.shape}"
+            )
+        ids = _ids(segment_ids)
+        if len(ids) != len(score):
+            raise ValueError(
+                f"segment_ids: expected {len(score)} as scores has rows, found {len(ids)}"
+            )
+        refuse_nan("scores", score)
+        mask = np.empty((0, 0), bool)
+        if candidates is not None:
+            mask = as_array("candidates", candidates, 2)
+            same_shape("candidates", mask, "scores", score)
+            refuse_nan("candidates", mask)
+            mask = np.ascontiguousarray(mask, bool)
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
+            score = np.ascontiguousarray(score, np.float32)
+        self._grow(int(self._counts.max()) + len(score))
+        table = self._keys.reshape(self.num_classes, -1)
+        step = min(_STEP, self._most_room - self.k)
+        kernels = load_kernels()
+
+        def add(begin: int, end: int) -> None:
+            for first in range(begin, end, _WIDTH):
+                part = slice(first, min(first + _WIDTH, end))
+                keys, counts, thresholds = table[part], self._counts[part], self._thresholds[part]
+                inputs = score.view(np.uint32), ids, mask, candidates is not None, first
+                row = 0
+                while row < len(score):
+                    row = kernels.keep(*inputs, row, step, thresholds, keys, counts)
+                    if row < len(score):
+                        for index in np.flatnonzero(counts + step > self._room).tolist():
+                            self._cut(first + index)
+
+        columns = -(-_WORK // max(1, len(score)))
+        _threads.run_all(add, _threads.shares(self.num_classes, columns))
+
+    def merge(self, other: TopKPerClass) -> None:
+        """Adds what another one has kept, as if this one had been given its blocks too.
+
+        Raises:
+            ValueError: the numbers of classes, or k, differ.
+        """
+        for name in ("num_classes", "k"):
+            own, found = getattr(self, name), getattr(other, name)
+            if own != found:
+                raise ValueError(f"other: expected {name} {own}, found {found}")
+        self._merge([other._of(index) for index in range(self.num_classes)])
+
+    def finish(self) -> TopK:
+        """Returns the best segments of each class so far; more may be added afterwards."""
+        counts = np.minimum(self._counts, self.k)
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        ids = np.empty(offsets[-1], np.uint32)
+        scores = np.empty(offsets[-1], np.float32)
+
+        def order(index: int) -> None:
+            if self._counts[index] > self.k:
+                self._cut(index)
+            keys = self._of(index)
+            keys.sort()
+            part = slice(offsets[index], offsets[index + 1])
+            ids[part] = keys  # the lower half
+            scores[part] = _scores(keys)
+
+        _threads.run_all(order, [(index,) for index in range(self.num_classes)])
+        return TopK(offsets, ids, scores)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns all that was kept as plain arrays, to be saved and given to `from_state`.
+
+        They are ``k`` and the arrays of `TopK`. States are equal where their contents are.
+        """
+        result = self.finish()
+        return {"k": np.array(self.k), **vars(result)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> TopKPerClass:
+        """Returns one that goes on where `state` was taken.
+
+        Raises:
+            KeyError: an array is missing.
+            TypeError: an array holds something else than `state` gave it.
+            ValueError: the arrays do not fit together.
+
+        Example:
+            >>> best = TopKPerClass(num_classes=1, k=1)
+            >>> best.update([7], [[0.5]])
+            >>> TopKPerClass.from_state(best.state()).finish().segment_ids.tolist()
+            [7]
+        """
+        k = int(as_integers("k", state["k"], 0))
+        offsets = as_array("offsets", state["offsets"], 1)
+        scores = as_array("scores", state["scores"], 1)
+        ids = _ids(state["segment_ids"])
+        for name, array, dtype in (("offsets", offsets, np.int64), ("scores", scores, np.float32)):
+            if array.dtype != dtype:
+                raise TypeError(f"{name}: expected {np.dtype(dtype)}, found {array.dtype}")
+        same_shape("segment_ids", ids, "scores", scores)
+        refuse_nan("scores", scores)
+        best = cls(len(offsets) - 1, k)
+        counts = np.diff(offsets)
+        if offsets[0] != 0 or offsets[-1] != len(scores) or counts.min() < 0 or counts.max() > k:
+            raise ValueError(
+                f"offsets: expected 0 to {len(scores)} (scores) in steps of 0 to {k}, "
+                f"found {offsets[0]} to {offsets[-1]} in steps of {counts.min()} to {counts.max()}"
+            )
+        keys = _keys(scores, ids)
+        best._merge([keys[offsets[c] : offsets[c + 1]] for c in range(best.num_classes)])
+        return best
+
+    def _of(self, index: int) -> np.ndarray:
+        start = index * self._room
+        return self._keys[start : start + self._counts[index]]
+
+    def _merge(self, others: list[np.ndarray]) -> None:
+        sizes = np.array([len(keys) for keys in others])
+        self._grow(int((self._counts + sizes).max()))
+        for index, keys in enumerate(others):
+            both = np.concatenate((self._of(index), keys))
+            if len(both) > self._room:
+                both.partition(self.k - 1)
+                both = both[: self.k]
+                self._thresholds[index] = both[-1]
+            self._counts[index] = len(both)
+            self._of(index)[:] = both
+
+    def _cut(self, index: int) -> None:
+        """Leaves the k best keys of a class that has more."""
+        keys = self._of(index)
+        keys.partition(self.k - 1)
+        self._thresholds[index] = keys[self.k - 1]
+        self._counts[index] = self.k
+
+    def _grow(self, wanted: int) -> None:
+        """Makes room for so many keys of each class, or for the most there may be."""
+        wanted = min(self._most_room, wanted)
+        if wanted <= self._room:
+            return
+        before, room = self._room, min(self._most_room, max(wanted, 2 * self._room))
+        # The system moves pages instead of copying them, so that nothing is there twice.
+        self._keys.resize(self.num_classes * room, refcheck=False)
+        for index in range(self.num_classes - 1, 0, -1):
+            count = self._counts[index]
+            old, new = index * before, index * room
+            self._keys[new : new + count] = self._keys[old : old + count]
+        self._room = room
+
+
+def _ids(segment_ids: Array) -> np.ndarray:
+    """Returns ids in uint32, checked."""
+    ids = as_array("segment_ids", segment_ids, 1)
+    if ids.size == 0:
+        return np.empty(0, np.uint32)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"segment_ids: expected integers, found dtype {ids.dtype}")
+    if ids.min() < 0 or ids.max() > _LAST_ID:
+        row = int(((ids < 0) | (ids > _LAST_ID)).argmax())
+        raise ValueError(
+            f"segment_ids: expected values in 0..{_LAST_ID}, found {ids[row]} at {row}"
+        )
+    return np.ascontiguousarray(ids, np.uint32)
+
+
+def _keys(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Returns the keys that the kernels make."""
+    descending = _turned((scores + np.float32(0)).view(np.uint32))  # -0 becomes 0
+    return (descending.astype(np.uint64) << np.uint64(32)) | ids
+
+
+def _scores(keys: np.ndarray) -> np.ndarray:
+    return _turned((keys >> np.uint64(32)).astype(np.uint32)).view(np.float32)
+
+
+def _turned(bits: np.ndarray) -> np.ndarray:
+    """Maps the bits of floats to integers in descending order, and these to the bits."""
+    return np.where(bits >> np.uint32(31), bits, bits ^ np.uint32(2**31 - 1))
