@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pyseg import _cli, metrics, models
 from pyseg.config import open_data, read_run_config
@@ -28,7 +29,7 @@ from pyseg.data.datasets import SUFFIXES
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch.utils.data import IterableDataset
 
@@ -64,28 +65,6 @@ class EvaluateConfig:
     device: str | None = None
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A model's scores on labelled examples, in the order in which they were read.
-
-    Attributes:
-        logits: (n, C) float32.
-        offsets: (n + 1,) int64: example i is labelled with ``classes[offsets[i]:offsets[i + 1]]``.
-        classes: (R,) int64, the rated classes or the labels.
-        relevance: (R,) float32, the rating of each; 1 for labels.
-    """
-
-    logits: np.ndarray
-    offsets: np.ndarray
-    classes: np.ndarray
-    relevance: np.ndarray
-
-    @property
-    def rows(self) -> np.ndarray:
-        """(R,) int64: the example that each of ``classes`` belongs to."""
-        return np.repeat(np.arange(len(self.logits)), np.diff(self.offsets))
-
-
 def pick_device(name: str | None) -> torch.device:
     """Returns the named device, or by default a GPU where there is one, else the CPU.
 
@@ -101,57 +80,43 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-@torch.no_grad()
-def score(
+def predictions(
     model: nn.Module,
     dataset: IterableDataset,
     *,
     batch_size: int = 128,
     workers: int = 0,
     progress: str | None = None,
-) -> Scores:
-    """Returns the scores of a model, in inference mode, on every example of a data set.
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yields a data set's batches, and the logits of a model in inference mode.
 
     Args:
         model: ``model(frames, num_frames) -> logits (B, C)``; its mode is restored afterwards.
         dataset: Yields `pyseg.data.Example`.
-        batch_size: Examples scored at once; scores do not depend on it but for rounding.
+        batch_size: Examples scored at once; logits do not depend on it but for rounding.
         workers: Processes that read ahead.
         progress: The name of the progress bar, shown on a terminal; none without a name.
 
-    Raises:
-        pyseg._cli.UserError: The data set is empty.
+    Yields:
+        The batch, and its logits (B, C) float32.
     """
     from tqdm import tqdm
 
     device = next(model.parameters()).device
-    logits: list[np.ndarray] = []
-    classes: list[np.ndarray] = []
-    relevance: list[np.ndarray] = []
-    counts: list[np.ndarray] = []
     was_training = model.training
     model.eval()
     try:
         # None: only on a terminal.
         hidden = None if progress else True
         with tqdm(desc=progress, unit=" examples", disable=hidden, leave=False) as bar:
-            batch: Batch
             for batch in loader(dataset, batch_size, workers=workers):
-                frames = batch.frames.to(device, non_blocking=True)
-                output = model(frames, batch.num_frames.to(device, non_blocking=True))
-                logits.append(output.float().cpu().numpy())
-                classes.append(batch.classes.numpy())
-                relevance.append(batch.scores.numpy())
-                counts.append(batch.offsets.diff().numpy())
+                with torch.no_grad():
+                    frames = batch.frames.to(device, non_blocking=True)
+                    logits = model(frames, batch.num_frames.to(device, non_blocking=True))
+                yield batch, logits.float().cpu().numpy()
                 bar.update(len(batch))
     finally:
         model.train(was_training)
-    if not logits:
-        raise _cli.UserError("there is nothing to evaluate: the data set has no example")
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
-    return Scores(
-        np.concatenate(logits), offsets, np.concatenate(classes), np.concatenate(relevance)
-    )
 
 
 def rated_metrics(
@@ -180,21 +145,55 @@ def rated_metrics(
     }
 
 
-def label_metrics(scores: Scores) -> dict[str, Any]:
+def rank_ratings(
+    scored: Iterable[tuple[Batch, np.ndarray]], num_classes: int
+) -> metrics.MeanAveragePrecision:
+    """Returns the average precision of every class over rated (segment, class) pairs.
+
+    In a distributed run that of all processes' segments.
+
+    Args:
+        scored: Batches of rated segments and their logits.
+        num_classes: The number of classes C.
+    """
+    metric = metrics.MeanAveragePrecisionAtK(num_classes)
+    for batch, logits in scored:
+        rows = np.repeat(np.arange(len(batch)), batch.offsets.diff().numpy())
+        classes = batch.classes.numpy()
+        metric.update(classes, logits[rows, classes], batch.scores.numpy() > 0.5)
+    return metric.compute()
+
+
+def label_metrics(scored: Iterable[tuple[Batch, np.ndarray]], num_classes: int) -> dict[str, Any]:
     """Returns GAP@20, Hit@1, PERR and MAP against complete label lists (semantics of eval_util.py).
 
-    ``map`` is the mean over the classes that occur.
+    ``map`` is the mean over the classes that occur. In a distributed run they are those of all
+    processes' videos.
+
+    Args:
+        scored: Batches of videos and their logits.
+        num_classes: The number of classes C.
     """
-    labels = np.zeros(scores.logits.shape, dtype=bool)
-    labels[scores.rows, scores.classes] = True
-    probabilities = torch.from_numpy(scores.logits).sigmoid().numpy()
+    gap = metrics.GlobalAveragePrecisionAtK(num_classes, k=20)
+    hit = metrics.HitAt1(num_classes)
+    perr = metrics.PrecisionAtEqualRecallRate(num_classes)
+    ranking = metrics.MeanAveragePrecisionAtK(num_classes, empty_classes="skip")
+    for batch, logits in scored:
+        labels = batch.targets(num_classes).numpy() > 0
+        gap.update(logits, labels)
+        hit.update(logits, labels)
+        # PERR counts scores above 0; these are, in the order of logits, where a sigmoid would be 1
+        # for many.
+        perr.update(functional.softplus(torch.from_numpy(logits)), labels)
+        ranking.update_dense(logits, labels)
+    result = ranking.compute()
     return {
-        "gap": metrics.gap_at_k(scores.logits, labels, k=20),
-        "hit_at_1": metrics.hit_at_1(probabilities, labels),
-        "perr": metrics.perr(probabilities, labels),
-        "map": metrics.map_at_k_dense(scores.logits, labels, empty_classes="skip").map,
-        "classes": int(labels.any(axis=0).sum()),
-        "examples": len(labels),
+        "gap": gap.compute(),
+        "hit_at_1": hit.compute(),
+        "perr": perr.compute(),
+        "map": result.map,
+        "classes": int((result.positives > 0).sum()),
+        "examples": int(result.rated.max()),
     }
 
 
@@ -209,24 +208,26 @@ def evaluate(
     """Returns the metrics of a model on one part of a collection.
 
     Rated segments decide where the collection has them, complete video labels otherwise.
+
+    Raises:
+        pyseg._cli.UserError: The part has no example.
     """
     segments = collection.segments(part)
-    scores = score(
+    scored = predictions(
         model,
         collection.videos(part) if segments is None else segments,
         batch_size=batch_size,
         workers=workers,
         progress="evaluate",
     )
-    if segments is None:
-        return label_metrics(scores)
-    result = metrics.map_at_k(
-        scores.classes,
-        scores.logits[scores.rows, scores.classes],
-        scores.relevance > 0.5,
-        num_classes=scores.logits.shape[1],
-    )
-    return rated_metrics(result, _num_rated(collection))
+    num_classes = collection.num_classes
+    if segments is not None:
+        result = rank_ratings(scored, num_classes)
+        if not result.rated.any():
+            raise _cli.UserError("there is nothing to evaluate: no segment is rated")
+        return rated_metrics(result, _num_rated(collection))
+    with _cli.user_errors():
+        return label_metrics(scored, num_classes)
 
 
 def _num_rated(collection: Collection) -> int | None:

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from pyseg import _cli
-from pyseg.data import Example
-from pyseg.evaluate import Scores, describe, label_metrics, rated_metrics, score
+from pyseg.data import Example, collate
+from pyseg.evaluate import describe, label_metrics, predictions, rank_ratings, rated_metrics
 from pyseg.metrics import map_at_k
 
 
@@ -37,20 +36,32 @@ def example(name, length, classes, scores):
     return Example(name, frames, np.array(classes, np.int64), np.array(scores, np.float32))
 
 
-def test_scores_keep_order_and_ragged_ratings_over_batches():
+def scored(examples, **options):
+    return predictions(Mean(), Listed(examples), **options)
+
+
+def test_predictions_keep_order_and_mode():
     examples = [example("a", 1, [0], [1]), example("b", 4, [], []), example("c", 2, [2, 1], [0, 1])]
     model = Mean().train()
-    result = score(model, Listed(examples), batch_size=2)
+    found = list(predictions(model, Listed(examples), batch_size=2))
     assert model.training
-    assert result.logits.tolist() == [[1.0] * 3, [4.0] * 3, [2.0] * 3]
-    assert result.offsets.tolist() == [0, 1, 1, 3]
-    assert result.classes.tolist() == [0, 2, 1]
-    assert result.relevance.tolist() == [1, 0, 1]
+    assert [batch.ids for batch, _ in found] == [["a", "b"], ["c"]]
+    assert [logits.tolist() for _, logits in found] == [[[1.0] * 3, [4.0] * 3], [[2.0] * 3]]
 
 
-def test_nothing_to_evaluate_is_an_error():
-    with pytest.raises(_cli.UserError, match="no example"):
-        score(Mean(), Listed([]))
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_ranks_are_among_rated_pairs_only(batch_size):
+    # Class 0 is rated for the first three and ranks them c, a, b: AP = (1/1 + 2/3) / 2.
+    # Class 1 is rated once, negative; class 2 never. d's high score for class 0 is unrated.
+    examples = [
+        example("a", 2, [0], [0.0]),
+        example("b", 1, [0], [1.0]),
+        example("c", 3, [0], [1.0]),
+        example("d", 9, [1], [0.0]),
+    ]
+    result = rank_ratings(scored(examples, batch_size=batch_size), 3)
+    assert result.per_class.tolist() == pytest.approx([(1 + 2 / 3) / 2, 0, 0])
+    assert result.rated.tolist() == [3, 1, 0]
 
 
 def test_rated_metrics_count_classes_without_a_positive_or_not():
@@ -65,14 +76,28 @@ def test_rated_metrics_count_classes_without_a_positive_or_not():
     assert "0.2778 over all 3" in describe(found)
 
 
-def test_label_metrics():
-    logits = np.array([[3, 1, -5], [-1, 2, 1]], np.float32)
-    scores = Scores(logits, np.array([0, 2, 3]), np.array([0, 1, 2]), np.ones(3, np.float32))
-    result = label_metrics(scores)
+@pytest.mark.parametrize("split", [1, 2])
+def test_label_metrics(split):
+    logits = np.array([[300, 100, -5], [-1, 200, 100]], np.float32)  # a sigmoid of many is 1
+    batches = [
+        collate([example("a", 1, [0, 1], [1, 1])]),
+        collate([example("b", 1, [2], [1])]),
+    ]
+    scored = list(zip(batches, (logits[:1], logits[1:]), strict=True))
+    if split == 1:
+        both = collate([example("a", 1, [0, 1], [1, 1]), example("b", 1, [2], [1])])
+        scored = [(both, logits)]
+    result = label_metrics(scored, 3)
     # Video 0: labels 0 and 1 come first and second. Video 1: label 2 comes second.
     assert result["hit_at_1"] == pytest.approx(0.5)
     assert result["perr"] == pytest.approx(0.5)
-    # All six in order: 3 hit, 2 miss, 1 hit (video 0), 1 hit (video 1; a tie), ...
+    # All six in order: 300 hit, 200 miss, 100 hit (video 0), 100 hit (video 1; a tie), ...
     assert result["gap"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     assert result["map"] == pytest.approx(np.mean([1, 1 / 2, 1]))
+    assert (result["examples"], result["classes"]) == (2, 3)
     assert "GAP@20" in describe(result)
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(ValueError, match="expected at least one row"):
+        label_metrics(scored([]), 3)

@@ -310,23 +310,28 @@ def _series(paths: Sequence[str]) -> Iterator[list[str]]:
     yield from series.values()
 
 
-def frame_schema(path: str) -> FrameSchema:
-    """Returns what the frame-level features of a file are called, whether it has labels or not.
+def frame_schema(feature_sizes: Sequence[int]) -> FrameSchema:
+    """Returns what frame-level records of a known collection call their features.
 
     Args:
-        path: A shard of YouTube-8M or AudioSet.
+        feature_sizes: Widths of the features that make up a frame.
+
+    Returns:
+        A schema that reads records with labels or without.
 
     Raises:
-        pyseg.data.DataError: It holds something else.
-        pyseg.data.RecordError: It cannot be read as TFRecords.
+        ValueError: No known collection has such features.
+
+    Example:
+        >>> frame_schema((1024, 128)).features
+        (('rgb', 1024), ('audio', 128))
     """
-    kind = sniff(path)
-    for schema in (audioset.SCHEMA, FrameSchema()):
-        if {name for name, _ in schema.features} <= kind.lists.keys():
+    known = (FrameSchema(), audioset.SCHEMA)
+    for schema in known:
+        if tuple(feature_sizes) == tuple(width for _, width in schema.features):
             return replace(schema, labels_key=None)
-    raise DataError(
-        f"{path}: expected {_KINDS['frame']} or {_KINDS['audioset']}, found {_describe(kind)}"
-    )
+    sizes = " or ".join(str(tuple(width for _, width in schema.features)) for schema in known)
+    raise ValueError(f"feature_sizes: expected {sizes}, found {tuple(feature_sizes)}")
 
 
 def _kind(kind: RecordKind) -> str:

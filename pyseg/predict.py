@@ -1,0 +1,505 @@
+"""Finds when things happen: ``python -m pyseg.predict --run <folder> --data <...>``.
+
+Every video is cut into segments of five frames, all of them are scored, and the best 100,000 of
+each class are written as a submission of the YouTube-8M segment challenge (`pyseg.submission`).
+With ``--video ID --timeline out.png`` it draws the scores of one video over time instead.
+
+What it has done so far lies in ``<out>.partial`` while it runs: the same command goes on from there
+after an interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyseg import _cli, models
+from pyseg._files import written_whole
+from pyseg.config import SEGMENT_VOCABULARY, TrainConfig, open_data, read_run_config
+from pyseg.data import DataError, ReadReport, find_shards, youtube8m
+from pyseg.data.audioset import FRAME_SECONDS
+from pyseg.data.audioset import SCHEMA as AUDIOSET
+from pyseg.data.collection import frame_schema
+from pyseg.data.datasets import OnError
+from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_segments
+from pyseg.evaluate import pick_device
+from pyseg.metrics import TopKPerClass
+from pyseg.submission import TOP, segment_id, write_submission
+
+SAVE_EVERY = 300.0  # seconds between two states on disk
+
+
+@dataclass
+class PredictConfig:
+    """What to score, with what, and where to write it.
+
+    Args:
+        run: The run folder that `pyseg.train` wrote.
+        data: Records as a folder, glob or file, labelled or not; default: what the run was trained
+            on.
+        out: The submission to write.
+        classes: A vocabulary of the classes to write (its column Index), for example
+            segment_vocabulary.csv; default: the rated classes of the run's training data.
+        top: Segments of a class, at most.
+        skip_ends: Leave out the first 6 and the last 2 segments of every video, which YouTube-8M's
+            raters were never shown.
+        scores: An .npz file for the scores of all segments: "segments" (S,), "classes" (C,) and
+            "scores" (S, C), which segments are ranked by.
+        video_top: Leave out classes that are not among so many best ones of the whole video.
+        video_weight: Rank by p(segment)^(1 - w) * p(video)^w instead of p(segment).
+        video_run: The run that scores whole videos; default: --run.
+        video: Draw the timeline of the video with this id; no submission is written.
+        timeline: The .png or .html file of the timeline.
+        timeline_classes: Classes in the timeline, those with the highest scores.
+        batch_size: Segments scored at once.
+        on_error: "raise" stops at a damaged record, "skip" leaves it out and says so.
+        device: "cpu", "cuda", ...; default: a GPU where there is one.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    run: str
+    data: str | None = None
+    out: str = "submission.csv"
+    classes: str | None = None
+    top: int = TOP
+    skip_ends: bool = False
+    scores: str | None = None
+    video_top: int | None = None
+    video_weight: float = 0.0
+    video_run: str | None = None
+    video: str | None = None
+    timeline: str | None = None
+    timeline_classes: int = 8
+    batch_size: int = 512
+    on_error: OnError = "raise"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("top", "video_top", "timeline_classes", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, found {value}")
+        if not 0.0 <= self.video_weight <= 1.0:
+            raise ValueError(f"video_weight: expected in [0, 1], found {self.video_weight}")
+        if self.scores is not None and not self.scores.endswith(".npz"):
+            raise ValueError(f"scores: expected the name of an .npz file, found {self.scores}")
+        if (self.video is None) != (self.timeline is None):
+            raise ValueError("video and timeline: expected both or none of them")
+        if self.timeline is not None and not self.timeline.endswith((".png", ".html")):
+            raise ValueError(f"timeline: expected a .png or .html file, found {self.timeline}")
+
+
+class Scorer:
+    """Scores all segments of videos with a run's model.
+
+    Args:
+        config: Which runs, and how the scores of segments and videos go together.
+
+    Raises:
+        pyseg._cli.UserError: A run, a vocabulary or the device is not what it should be.
+    """
+
+    def __init__(self, config: PredictConfig) -> None:
+        """Loads the models; the class describes the argument."""
+        self.config = config
+        self.device = pick_device(config.device)
+        self.run = Path(config.run)
+        self.trained: TrainConfig = read_run_config(self.run)
+        with _cli.user_errors():
+            self.model = cast(Any, models.load(self.run).to(self.device))
+            vocabulary = config.classes or self.run / SEGMENT_VOCABULARY
+            if config.classes or Path(vocabulary).is_file():
+                self.classes = youtube8m.read_segment_vocabulary(vocabulary).classes
+            else:
+                self.classes = list(range(self.model.num_classes))
+        with _cli.user_errors():
+            self.schema = frame_schema(self.model.feature_sizes)
+        if max(self.classes) >= self.model.num_classes:
+            raise _cli.UserError(
+                f"{vocabulary}: expected classes of the {self.model.num_classes} that the model "
+                f"knows, found class {max(self.classes)}"
+            )
+        self._columns = torch.tensor(self.classes, device=self.device)
+        self.video_model: nn.Module | None = None
+        if config.video_top is not None or config.video_weight > 0:
+            self.video_run = Path(config.video_run) if config.video_run else self.run
+            self._max_frames = read_run_config(self.video_run).max_frames
+            self.video_model = self.model
+            if config.video_run:
+                with _cli.user_errors():
+                    other = cast(Any, models.load(self.video_run).to(self.device))
+                for name in ("feature_sizes", "num_classes"):
+                    expected, found = getattr(self.model, name), getattr(other, name)
+                    if expected != found:
+                        raise _cli.UserError(
+                            f"--video_run {self.video_run}: expected {name} {expected} as "
+                            f"{self.run} has, found {found}"
+                        )
+                self.video_model = other
+
+    @torch.inference_mode()
+    def logits(self, block: SegmentBlock) -> Tensor:
+        """Returns the logits of every segment, (S, model's classes), on the model's device."""
+        if not len(block.frames):
+            return torch.empty(0, self.model.num_classes, device=self.device)
+        frames = torch.from_numpy(block.frames).to(self.device, non_blocking=True)
+        num_frames = torch.from_numpy(block.num_frames).to(self.device, non_blocking=True)
+        logits: Tensor = self.model(frames, num_frames).float()
+        return logits
+
+    @torch.inference_mode()
+    def score(self, block: SegmentBlock) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns what the segments are ranked by.
+
+        Returns:
+            (S, C) float32 scores of the classes in ``classes``: logits or, with a video weight,
+            logarithms of the merged probability; and (S, C) bool, the pairs that may be ranked,
+            or None where all may.
+        """
+        scores = self.logits(block)[:, self._columns]
+        candidates = None
+        if self.video_model is not None:
+            videos = self._video_logits(block)
+            owners = torch.from_numpy(np.repeat(np.arange(len(block.ids)), np.diff(block.offsets)))
+            if (top := self.config.video_top) is not None:
+                best = videos.topk(min(top, videos.shape[1]), dim=1).indices
+                among = torch.zeros_like(videos, dtype=torch.bool).scatter_(1, best, True)
+                candidates = among[:, self._columns][owners].cpu().numpy()
+            if (weight := self.config.video_weight) > 0:
+                whole = functional.logsigmoid(videos[:, self._columns])[owners]
+                scores = (1 - weight) * functional.logsigmoid(scores) + weight * whole
+        return scores.cpu().numpy(), candidates
+
+    def _video_logits(self, block: SegmentBlock) -> Tensor:
+        """Returns the logits of whole videos, (V, model's classes)."""
+        videos = [video[: self._max_frames] for video in block.videos]
+        lengths = [len(video) for video in videos]
+        padded = np.zeros((len(videos), max(lengths), videos[0].shape[1]), videos[0].dtype)
+        for row, video in zip(padded, videos, strict=True):
+            row[: len(video)] = video
+        assert self.video_model is not None
+        logits: Tensor = self.video_model(
+            torch.from_numpy(padded).to(self.device), torch.tensor(lengths, device=self.device)
+        )
+        return logits.float()
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _Work:
+    """What a prediction has found so far, and its copy on disk.
+
+    Segments are numbered in the order in which they are read, so that of equal scores the earlier
+    segment comes first.
+    """
+
+    def __init__(self, folder: Path, request: dict[str, Any], num_classes: int, top: int) -> None:
+        self.folder = folder
+        self.best = TopKPerClass(num_classes, top)
+        self.position = (0, 0)
+        self.videos: list[str] = []
+        self.firsts: list[int] = []  # number of each video's first segment, and its start
+        self.begins: list[int] = []
+        self.num_segments = 0
+        self._request = json.dumps(request, sort_keys=True, indent=1)
+        self._saved = time.monotonic()
+
+    def resume(self) -> bool:
+        """Goes on from what is on disk, if anything is."""
+        asked, state = self.folder / "request.json", self.folder / "state.npz"
+        if not state.is_file():
+            return False
+        if asked.read_text(encoding="utf-8") != self._request:
+            raise _cli.UserError(
+                f"{self.folder} holds an unfinished prediction with other options, records or "
+                "weights: delete it to start anew"
+            )
+        with np.load(state, allow_pickle=False) as file:
+            arrays = dict(file)
+        self.best = TopKPerClass.from_state(
+            {name[4:]: value for name, value in arrays.items() if name.startswith("top.")}
+        )
+        self.position = tuple(arrays["position"].tolist())
+        self.num_segments = int(arrays["num_segments"])
+        self.videos = arrays["videos"].tobytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
+        self.firsts, self.begins = arrays["firsts"].tolist(), arrays["begins"].tolist()
+        return True
+
+    def add(self, block: SegmentBlock, scores: np.ndarray, candidates: np.ndarray | None) -> None:
+        for id in block.ids:
+            if not id or any(character.isspace() for character in id):
+                raise DataError(f"a video's id, {id!r}: expected text without white space")
+        first = self.num_segments
+        numbers = np.arange(first, first + len(scores))
+        self.best.update(numbers, scores, candidates=candidates)
+        self.videos += block.ids
+        self.firsts += (first + block.offsets[:-1]).tolist()
+        has = np.diff(block.offsets) > 0
+        begins = np.zeros(len(has), np.int64)
+        begins[has] = block.starts[block.offsets[:-1][has]]
+        self.begins += begins.tolist()
+        self.num_segments += len(scores)
+        self.position = block.position
+
+    def save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(self.folder / "request.json") as file:
+            file.write(self._request.encode())
+        names = "".join(f"{id}\n" for id in self.videos).encode("utf-8", "surrogateescape")
+        arrays: dict[str, Any] = {
+            "position": np.array(self.position, np.int64),
+            "num_segments": np.array(self.num_segments, np.int64),
+            "videos": np.frombuffer(names, np.uint8),
+            "firsts": np.array(self.firsts, np.int64),
+            "begins": np.array(self.begins, np.int64),
+            **{f"top.{name}": value for name, value in self.best.state().items()},
+        }
+        with written_whole(self.folder / "state.npz") as file:
+            np.savez(file, **arrays)
+        self._saved = time.monotonic()
+
+    def save_now_and_then(self) -> None:
+        if time.monotonic() - self._saved > SAVE_EVERY:
+            self.save()
+
+    def names(self, size: int) -> list[str]:
+        """Returns what each segment is called, by number."""
+        ends = [*self.firsts[1:], self.num_segments]
+        return [
+            segment_id(video, begin + size * number)
+            for video, first, end, begin in zip(
+                self.videos, self.firsts, ends, self.begins, strict=True
+            )
+            for number in range(end - first)
+        ]
+
+
+class _ScoreFile:
+    """All scores, row by row; they become an .npz file when the number of rows is known."""
+
+    def __init__(self, path: Path, folder: Path, num_classes: int) -> None:
+        self.path = path
+        self._rows = folder / "scores.raw"
+        self._row_bytes = 4 * num_classes
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def cut(self, rows: int) -> None:
+        """Leaves the first rows, those that the state on disk knows of."""
+        with open(self._rows, "ab") as file:
+            if file.tell() < rows * self._row_bytes:
+                raise _cli.UserError(f"{self._rows} is incomplete: delete the folder to start anew")
+            file.truncate(rows * self._row_bytes)
+
+    def add(self, scores: np.ndarray, candidates: np.ndarray | None) -> None:
+        if candidates is not None:
+            scores = np.where(candidates, scores, -np.inf)
+        with open(self._rows, "ab") as file:
+            file.write(np.ascontiguousarray(scores, np.float32).data)
+
+    def finish(self, segments: list[str], classes: Sequence[int]) -> None:
+        shape = (len(segments), len(classes))
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        with written_whole(self.path) as file, zipfile.ZipFile(file, "w") as archive:
+            for name, array in (
+                ("segments", np.array(segments, str)),
+                ("classes", np.array(classes, np.int64)),
+            ):
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+            with archive.open("scores.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_2_0(member, header)
+                with open(self._rows, "rb") as rows:
+                    shutil.copyfileobj(rows, member, 1 << 22)
+
+
+def _ranked(work: _Work, segments: list[str], classes: Sequence[int]) -> Iterator[Any]:
+    best = work.best.finish()
+    for row, number in enumerate(classes):
+        numbers = best.segment_ids[best.offsets[row] : best.offsets[row + 1]].tolist()
+        yield number, (segments[n] for n in numbers)
+
+
+def predict(config: PredictConfig) -> Path:
+    """Scores every segment and writes the submission; returns its path.
+
+    Raises:
+        pyseg._cli.UserError: The options do not fit the run or the data.
+        pyseg.data.RecordError: A record is damaged.
+        KeyboardInterrupt: It was asked to stop, and has saved what it had.
+    """
+    from tqdm import tqdm
+
+    scorer = Scorer(config)
+    shards = _shards(config, scorer.trained)
+    schema = scorer.schema
+    out = Path(config.out)
+    folder = out.with_name(out.name + ".partial")
+    request = {
+        **asdict(config),
+        "shards": [[os.path.realpath(path), os.path.getsize(path)] for path in shards],
+        "classes": scorer.classes,
+        "weights": _digest(scorer.run / models.WEIGHTS),
+    }
+    if scorer.video_model is not None:
+        request["video_weights"] = _digest(scorer.video_run / models.WEIGHTS)
+    for name in ("batch_size", "device", "data"):  # change nothing but rounding
+        request.pop(name)
+    work = _Work(folder, request, len(scorer.classes), config.top)
+    resumed = work.resume()
+    if resumed:
+        print(f"going on from {folder}: {work.num_segments} segments are done")
+    rows = None
+    if config.scores is not None:
+        rows = _ScoreFile(Path(config.scores), folder, len(scorer.classes))
+        rows.cut(work.num_segments)
+    report = ReadReport()
+    blocks = read_segments(
+        shards,
+        schema,
+        config.batch_size,
+        skip=UNRATED_ENDS if config.skip_ends else (0, 0),
+        start=work.position,
+        on_error=config.on_error,
+        report=report,
+    )
+    begun, before = time.monotonic(), work.num_segments
+    with _cli.stop_requests() as stopped:
+        with tqdm(
+            desc="predict", unit=" segments", initial=before, leave=False, disable=None
+        ) as bar:
+            for block in read_ahead(blocks):
+                scores, candidates = scorer.score(block)
+                work.add(block, scores, candidates)
+                if rows is not None:
+                    rows.add(scores, candidates)
+                bar.update(len(scores))
+                bar.set_postfix_str(f"shard {block.position[0] + 1} of {len(shards)}")
+                if stopped():
+                    work.save()
+                    print(f"stopped after {work.num_segments} segments: the same command goes on")
+                    raise KeyboardInterrupt
+                work.save_now_and_then()
+        segments = work.names(schema.segment_size)
+        seconds = time.monotonic() - begun
+        if rows is not None:
+            rows.finish(segments, scorer.classes)
+        write_submission(out, _ranked(work, segments, scorer.classes))
+    if folder.exists():
+        shutil.rmtree(folder)
+    if summary := report.summary():
+        print(f"records: {summary}")
+    rate = (work.num_segments - before) / max(seconds, 1e-9)
+    print(
+        f"{work.num_segments} segments of {len(work.videos)} videos, {len(scorer.classes)} "
+        f"classes, {rate:.0f} segments/s"
+    )
+    if config.scores is not None:
+        print(f"scores: {config.scores}")
+    print(f"submission: {out}")
+    return out
+
+
+def _shards(config: PredictConfig, trained: TrainConfig) -> list[str]:
+    data = config.data or trained.data
+    if data == "sample":
+        from pyseg.data.sample import make_sample
+
+        return find_shards(make_sample())
+    return find_shards(data)
+
+
+def timeline(config: PredictConfig) -> Path:
+    """Draws the scores of one video over time; returns the path of the picture.
+
+    Raises:
+        pyseg._cli.UserError: There is no such video, or the options do not fit the run.
+        pyseg.data.RecordError: A record is damaged.
+    """
+    from pyseg.timeline import Rating, draw_timeline
+
+    assert config.video is not None
+    assert config.timeline is not None
+    scorer = Scorer(config)
+    shards = _shards(config, scorer.trained)
+    schema = scorer.schema
+    wanted = config.video.__eq__
+    blocks = read_segments(shards, schema, 1, keep=wanted, on_error=config.on_error)
+    block = next(blocks, None)
+    if block is None:
+        raise _cli.UserError(f"--video {config.video}: no such video in {len(shards)} shards")
+    probabilities = scorer.logits(block).sigmoid().cpu().numpy()
+    ratings = []
+    try:
+        collection = open_data(scorer.trained, config.data)
+        rated = collection.segments("all", cache=False, keep=wanted)
+    except DataError:  # no labels, so no ratings
+        rated = None
+    for example in () if rated is None else rated:
+        start = int(example.id.rpartition(":")[2])
+        for number, score in zip(example.classes.tolist(), example.scores.tolist(), strict=True):
+            ratings.append(Rating(number, start, score > 0.5))
+    order = np.argsort(-probabilities[:, scorer.classes].max(axis=0), kind="stable")
+    shown = [scorer.classes[i] for i in order[: config.timeline_classes]]
+    shown += sorted({rating.number for rating in ratings} - set(shown))
+    names = scorer.model.config.class_names
+    seconds = FRAME_SECONDS if schema.id_key == AUDIOSET.id_key else 1.0
+    draw_timeline(
+        config.timeline,
+        title=config.video,
+        starts=block.starts,
+        ends=block.starts + block.num_frames,
+        probabilities=probabilities[:, shown],
+        numbers=shown,
+        names=[str(n) if names is None else names[n] for n in shown],
+        ratings=ratings,
+        frame_seconds=seconds,
+    )
+    for number in shown[: config.timeline_classes]:
+        best = int(probabilities[:, number].argmax())
+        name = number if names is None else f"{number} {names[number]}"
+        at = math.floor(block.starts[best] * seconds)
+        print(f"{probabilities[best, number]:.3f} at {at // 60}:{at % 60:02d}  {name}")
+    print(f"timeline: {config.timeline}")
+    return Path(config.timeline)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs ``python -m pyseg.predict``."""
+    parser = _cli.make_parser(
+        PredictConfig,
+        "pyseg.predict",
+        "Scores every segment of every video and writes a submission, or draws one video's scores "
+        "over time.",
+    )
+    config = _cli.parse(parser, PredictConfig, argv)
+    if config.video is not None:
+        timeline(config)
+    else:
+        predict(config)
+
+
+if __name__ == "__main__":
+    _cli.run(main)

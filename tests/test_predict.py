@@ -1,0 +1,368 @@
+"""pyseg.predict: every segment of every video, ranked exactly, also after an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyseg import _cli, evaluate, models, predict, train
+from pyseg.config import StageConfig, TrainConfig
+from pyseg.data import (
+    FrameSchema,
+    Ratings,
+    RecordError,
+    encode_frames,
+    encode_video,
+    read_frames,
+    write_records,
+)
+from pyseg.submission import read_submission
+
+CLASSES = 6
+RATED = [4, 1, 3]  # the order of the vocabulary file is the order of the submission
+TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of 8 videos of up to 70 frames, of which every second one is rated."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for shard in range(3):
+        records = []
+        for number in range(8):
+            length = int(rng.integers(1, 71)) if number else 70
+            frames = rng.integers(0, 256, (length, 1152), np.uint8)
+            starts = rng.permutation(np.arange(0, length, 5))[:6]
+            classes, scores = rng.choice(RATED, len(starts)), rng.integers(0, 2, len(starts))
+            ratings = Ratings(starts, classes, scores.astype(np.float32)) if number % 2 else None
+            labels = rng.choice(CLASSES, 2, replace=False)
+            records.append(encode_frames(f"{shard}e{number}", frames, labels, ratings))
+        write_records(folder / f"validate{shard}.tfrecord", records)
+    lines = [f"{i},class {i}" for i in range(CLASSES)]
+    (folder / "vocabulary.csv").write_text("\n".join(["Index,Name", *lines, ""]))
+    (folder / "segment_vocabulary.csv").write_text(
+        "\n".join(["Index,Name", *(lines[c] for c in RATED), ""])
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    stages = {"pretrain": StageConfig(2, 1e-2, 8), "finetune": StageConfig(3, 1e-2, 8)}
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return train.train(TrainConfig(data=str(data), run=str(folder), overrides=TINY, **stages))
+
+
+def all_scores(run: Path, data: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of all segments in the order of reading, their logits, and their videos' logits."""
+    model = models.load(run)
+    names, rows, videos = [], [], []
+    with torch.inference_mode():
+        for path in sorted(data.glob("*.tfrecord")):
+            for record in read_frames(path, FrameSchema(labels_key=None)):
+                frames = torch.from_numpy(record.frames).unsqueeze(0)
+                whole = model(frames)[0].numpy()
+                for start in range(0, frames.shape[1], 5):
+                    names.append(f"{record.id}:{start}")
+                    rows.append(model(frames[:, start : start + 5])[0].numpy())
+                    videos.append(whole)
+    return names, np.array(rows), np.array(videos)
+
+
+def ranking(path: Path) -> dict[int, list[str]]:
+    return dict(read_submission(path))
+
+
+def best_first(names: list[str], scores: np.ndarray, kept: np.ndarray) -> list[str]:
+    order = np.argsort(-scores, kind="stable")
+    return [names[i] for i in order if kept[i]]
+
+
+def main(run: Path, data: Path, out: Path, *options: str) -> None:
+    predict.main(["--run", str(run), "--data", str(data), "--out", str(out), *options])
+
+
+def test_all_segments_of_all_videos(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "s.csv"
+    main(run, data, out, "--batch-size", "7")
+    names, rows, _ = all_scores(run, data)
+    found = ranking(out)
+    assert list(found) == RATED
+    for number in RATED:
+        assert found[number] == best_first(names, rows[:, number], np.ones(len(names), bool))
+    assert [path.name for path in tmp_path.iterdir()] == ["s.csv"]
+    printed = capsys.readouterr().out
+    assert f"{len(names)} segments of 24 videos, 3 classes, " in printed
+    assert f"submission: {out}" in printed
+
+
+def test_the_best_segments_of_chosen_classes(run: Path, data: Path, tmp_path: Path) -> None:
+    classes = tmp_path / "classes.csv"
+    classes.write_text("Index\n5\n0\n")
+    out = tmp_path / "s.csv"
+    main(run, data, out, "--classes", str(classes), "--top", "9", "--skip-ends", "true")
+    names, rows, _ = all_scores(run, data)
+    counts = {}
+    for name in names:
+        counts[name.split(":")[0]] = counts.get(name.split(":")[0], 0) + 1
+    kept = np.array(
+        [
+            6 <= int(start) // 5 < counts[video] - 2
+            for video, start in (name.split(":") for name in names)
+        ]
+    )
+    assert 9 < kept.sum() < len(names)
+    found = ranking(out)
+    assert found == {c: best_first(names, rows[:, c], kept)[:9] for c in (5, 0)}
+
+
+def test_the_videos_own_classes_and_scores(run: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.csv"
+    options = ["--video-top", "2", "--video-weight", "0.3", "--scores", str(tmp_path / "s.npz")]
+    main(run, data, out, *options)
+    names, rows, videos = all_scores(run, data)
+    among = np.argsort(np.argsort(-videos, axis=1), axis=1) < 2
+    segment, video = (1 / (1 + np.exp(-x.astype(np.float64))) for x in (rows, videos))
+    merged = segment**0.7 * video**0.3
+    found = ranking(out)
+    for number in RATED:
+        assert found[number] == best_first(names, merged[:, number], among[:, number])
+    with np.load(tmp_path / "s.npz", allow_pickle=False) as scores:
+        assert scores["segments"].tolist() == names
+        assert scores["classes"].tolist() == RATED
+        expected = np.where(among, np.log(merged), -np.inf)[:, RATED]
+        np.testing.assert_allclose(scores["scores"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_run_for_the_videos(run: Path, data: Path, tmp_path: Path) -> None:
+    main(run, data, tmp_path / "a.csv", "--video-weight", "0.5")
+    main(run, data, tmp_path / "b.csv", "--video-weight", "0.5", "--video-run", str(run))
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    main(run, data, tmp_path / "c.csv")
+    assert (tmp_path / "a.csv").read_bytes() != (tmp_path / "c.csv").read_bytes()
+
+
+@pytest.mark.parametrize("part", ["test", "all"])
+def test_file_and_run_have_the_same_map(
+    run: Path, data: Path, tmp_path: Path, part: str, capsys
+) -> None:
+    out = tmp_path / "s.csv"
+    main(run, data, out)
+    capsys.readouterr()
+    by_run = evaluate.evaluate_run(evaluate.EvaluateConfig(run=str(run), part=part))
+    options = {"run": str(run), "submission": str(out), "part": part}
+    by_file, _ = evaluate.evaluate_submission(evaluate.EvaluateConfig(**options))
+    assert by_file == pytest.approx(by_run, rel=1e-12)
+    assert 0 < by_run["map"] < 1
+    assert by_run["all_classes"] == len(RATED)
+
+
+def test_judging_by_a_table_or_by_records(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "s.csv"
+    main(run, data, out)
+    table = ["segment,class,score"]
+    for path in sorted(data.glob("*.tfrecord")):
+        for record in read_frames(path):
+            for start, number, score in zip(*record.ratings or ([], [], []), strict=True):
+                table.append(f"{record.id}:{start},{number},{score}")
+    (tmp_path / "truth.csv").write_text("\n".join(table))
+    lines = []
+    for truth in (tmp_path / "truth.csv", data, data / "*.tfrecord"):
+        capsys.readouterr()
+        evaluate.main(["--submission", str(out), "--truth", str(truth)])
+        lines.append(capsys.readouterr().out.splitlines())
+    assert lines[0] == lines[1]
+    # A glob of the records alone does not tell how many classes there are.
+    assert lines[0][0].split(",")[0] == lines[2][0].split(",")[0]
+    assert "segments are of no rated video" in lines[0][1]
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch):
+    """Makes the next prediction see a request to stop after some blocks."""
+
+    def arrange(blocks: int | None) -> None:
+        calls = iter(range(1, 10**9))
+
+        @contextlib.contextmanager
+        def requests():
+            yield lambda: next(calls) == blocks
+
+        monkeypatch.setattr(_cli, "stop_requests", requests)
+
+    return arrange
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 9])
+def test_going_on_after_an_interruption(
+    run: Path, data: Path, tmp_path: Path, stop_after, blocks: int, capsys
+) -> None:
+    options = ["--batch-size", "20", "--top", "11"]
+    main(run, data, tmp_path / "whole.csv", *options, "--scores", str(tmp_path / "whole.npz"))
+    out, scores = tmp_path / "s.csv", tmp_path / "s.npz"
+    options += ["--scores", str(scores)]
+    stop_after(blocks)
+    with pytest.raises(KeyboardInterrupt):
+        main(run, data, out, *options)
+    assert not out.exists()
+    assert not scores.exists()
+    # As if it had been killed later: rows that the saved state does not know of.
+    with open(tmp_path / "s.csv.partial" / "scores.raw", "ab") as file:
+        file.write(b"x" * 100)
+    stop_after(None)
+    capsys.readouterr()
+    main(run, data, out, *options)
+    assert "going on from" in capsys.readouterr().out
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    with np.load(scores) as a, np.load(tmp_path / "whole.npz") as b:
+        assert all(np.array_equal(a[name], b[name]) for name in b)
+    assert not (tmp_path / "s.csv.partial").exists()
+
+
+def test_another_request_does_not_go_on(run: Path, data: Path, tmp_path: Path, stop_after) -> None:
+    out = tmp_path / "s.csv"
+    stop_after(1)
+    with pytest.raises(KeyboardInterrupt):
+        main(run, data, out, "--batch-size", "20")
+    stop_after(None)
+    with pytest.raises(_cli.UserError, match=r"s\.csv\.partial holds an unfinished prediction"):
+        main(run, data, out, "--batch-size", "20", "--skip-ends", "true")
+    main(run, data, out, "--batch-size", "31")  # changes nothing but the pace
+
+
+def test_a_failure_leaves_no_half_file(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self, block):
+        raise StopError
+
+    monkeypatch.setattr(predict.Scorer, "score", fail)
+    with pytest.raises(StopError):
+        main(run, data, tmp_path / "s.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_requests_to_stop_are_noted_once(number: int) -> None:
+    class SecondError(Exception):
+        pass
+
+    def second(*_: object) -> None:
+        raise SecondError
+
+    before = signal.signal(number, second)
+    try:
+        with _cli.stop_requests() as stopped:
+            assert not stopped()
+            os.kill(os.getpid(), number)
+            assert stopped()
+            with pytest.raises(SecondError):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is second
+    finally:
+        signal.signal(number, before)
+
+
+def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("t.png", "t.html"):
+        path = tmp_path / name
+        options = ["--video", "1e1", "--timeline", str(path), "--timeline-classes", "2"]
+        predict.main(["--run", str(run), *options])
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[-1] == f"timeline: {path}"
+        assert len(printed) == 3
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "t.html").read_text()
+    assert "data:image/png;base64," in page
+    [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
+    assert page.count("<tr>") == 1 + len(record.ratings.starts)
+
+
+def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    shard = tmp_path / "test0.tfrecord"
+    frames = np.zeros((7, 1152), np.uint8)
+    schema = FrameSchema(labels_key=None)
+    write_records(shard, [encode_frames("a<b", frames, [], schema=schema)])
+    arguments = ["--run", str(run), "--data", str(shard)]
+    predict.main([*arguments, "--video", "a<b", "--timeline", str(tmp_path / "t.html")])
+    page = (tmp_path / "t.html").read_text()
+    assert "<title>a&lt;b</title>" in page
+    assert "<table>" not in page
+    predict.main([*arguments, "--out", str(tmp_path / "s.csv")])
+    assert all(sorted(s) == ["a<b:0", "a<b:5"] for s in ranking(tmp_path / "s.csv").values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run", "nowhere"], "nowhere is not a run folder"),
+        (["--data", "nowhere/*.tfrecord"], "no file matches"),
+        (["--video", "none", "--timeline", "t.png"], "--video none: no such video in 3 shards"),
+        (["--video", "1e1"], "video and timeline: expected both or none"),
+        (["--video", "1e1", "--timeline", "t.gif"], r"timeline: expected a .png or .html file"),
+        (["--top", "0"], "top: expected at least 1, found 0"),
+        (["--video_weight", "1.5"], r"video_weight: expected in \[0, 1\], found 1.5"),
+        (["--scores", "s.parquet"], "scores: expected the name of an .npz file"),
+    ],
+)
+def test_options_that_cannot_be_carried_out(
+    run: Path, tmp_path: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((_cli.UserError, FileNotFoundError), match=message):
+        predict.main(["--run", str(run), *options])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_does_not_fit(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.csv"
+    write_records(tmp_path / "a.tfrecord", [encode_video("a", np.zeros(1152), [1])])
+    with pytest.raises(RecordError, match=r"a\.tfrecord: .*rgb"):
+        main(run, tmp_path / "a.tfrecord", out)
+    narrow = FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")
+    frames = np.zeros((5, 128), np.uint8)
+    write_records(tmp_path / "b.tfrecord", [encode_frames("b", frames, [1], schema=narrow)])
+    with pytest.raises(RecordError, match=r"b\.tfrecord: .*found .*audio_embedding"):
+        main(run, tmp_path / "b.tfrecord", out)
+    frames = np.zeros((5, 1152), np.uint8)
+    write_records(tmp_path / "c.tfrecord", [encode_frames("c d", frames, [1])])
+    with pytest.raises(ValueError, match="id, 'c d': expected text without white space"):
+        main(run, tmp_path / "c.tfrecord", out)
+    (tmp_path / "classes.csv").write_text("Index\n6\n")
+    with pytest.raises(_cli.UserError, match=r"classes\.csv: expected .* the 6 .* found class 6"):
+        main(run, tmp_path / "c.tfrecord", out, "--classes", str(tmp_path / "classes.csv"))
+
+
+def test_as_a_command(run: Path, data: Path, tmp_path: Path) -> None:
+    """Errors are one line; a damaged record stops or is left out."""
+    damaged = tmp_path / "validate0.tfrecord"
+    content = bytearray((data / "validate0.tfrecord").read_bytes())
+    content[30] ^= 1
+    damaged.write_bytes(content)
+    command = [sys.executable, "-m", "pyseg.predict", "--run", str(run), "--data", str(damaged)]
+    command += ["--out", str(tmp_path / "s.csv")]
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("pyseg: error: ")
+    assert "validate0.tfrecord" in failed.stderr
+    skipped = subprocess.run([*command, "--on-error", "skip"], capture_output=True, text=True)
+    assert skipped.returncode == 0, skipped.stderr
+    assert "records: skipped 1 record" in skipped.stdout
