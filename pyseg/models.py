@@ -57,31 +57,30 @@ def _mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> 
     """
     if isinstance(branches, str) or not isinstance(branches, Sequence) or not branches:
         raise ValueError(f"branches: expected a list of presets, found {branches!r}")
-    given = []
+    single = [name for name in names() if _PRESETS[name][0] is not _mixture]
+    presets, own = [], []
     for branch in branches:
-        own = {"name": branch} if isinstance(branch, str) else branch
-        if not isinstance(own, Mapping) or not isinstance(own.get("name"), str):
+        given = {"name": branch} if isinstance(branch, str) else branch
+        if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
             raise ValueError(
                 "branches: expected names of presets, or objects with a name and overrides; "
                 f"found {branch!r}"
             )
-        given.append(dict(own))
-    single = [name for name in names() if _PRESETS[name][0] is not _mixture]
-    for own in given:
-        if own["name"] not in single:
-            raise ValueError(f"branches: {_unknown('branch', own['name'], single)}")
+        if given["name"] not in single:
+            raise ValueError(f"branches: {_unknown('branch', given['name'], single)}")
+        presets.append(given["name"])
+        own.append({key: value for key, value in given.items() if key != "name"})
     of_mixture = _arguments(Mixture)
-    of_branches = {own["name"]: _arguments(_PRESETS[own["name"]][0]) for own in given}
-    known = sorted({*of_mixture, *(key for keys in of_branches.values() for key in keys)})
+    of_branches = {name: _arguments(_PRESETS[name][0]) for name in presets}
+    known = sorted({"branches", *of_mixture}.union(*of_branches.values()))
     for key in arguments:
         if key not in known:
             raise ValueError(f"overrides: {_unknown('argument of the mixture', key, known)}")
     made = []
-    for own in given:
-        name = own.pop("name")
+    for name, overrides in zip(presets, own, strict=True):
         # Noise is the mixture's: it adds it once for all branches.
         shared = {k: v for k, v in arguments.items() if k in of_branches[name] and k != "noise"}
-        made.append(_make(name, num_classes, {**shared, **own}))
+        made.append(_make(name, num_classes, shared | overrides))
     return Mixture(made, **{k: v for k, v in arguments.items() if k in of_mixture})
 
 
