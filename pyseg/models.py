@@ -19,6 +19,7 @@ Example:
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 import os
@@ -34,7 +35,9 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from pyseg._files import written_whole
-from pyseg.nn import NeXtVLADClassifier
+from pyseg.labels import LabelCorrelation
+from pyseg.nn import DBoF, LabelGCN, LogisticHead, MixtureOfExperts, NeXtVLADClassifier
+from pyseg.nn.head import HeadFactory
 
 FORMAT_VERSION = 1
 """Version of the two files that `save` writes."""
@@ -42,11 +45,24 @@ FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
 _CONFIG = "model.json"
 
+_HEADS: dict[str, Callable[..., nn.Module]] = {
+    "gcn": LabelGCN,
+    "logistic": LogisticHead,
+    "moe": MixtureOfExperts,
+}
+
 _PRESETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     # The three of the paper's table 1: cluster size, hidden size and reduction of each.
     "nextvlad1": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 16}),
     "nextvlad2": (NeXtVLADClassifier, {"clusters": 136, "hidden_size": 2048, "reduction": 16}),
     "nextvlad3": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 8}),
+    "nextvlad1-gcn": (
+        NeXtVLADClassifier,
+        {"clusters": 112, "hidden_size": 2048, "reduction": 16, "head": "gcn"},
+    ),
+    # The starter code's, also in how it normalises frames; and the paper's with a graph.
+    "dbof": (DBoF, {"normalization": "l2", "head": "moe"}),
+    "dbof-gcn": (DBoF, {"normalization": "l2", "head": "gcn"}),
     # For two CPU cores and some hundred steps: a momentum of 0.001 would leave the running
     # statistics where they started.
     "nextvlad-small": (
@@ -64,6 +80,9 @@ _PRESETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
 }
 
 
+Shapes = Sequence[int] | Mapping[str, Sequence[int]]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What a model was made with; `create` and `load` attach it as ``model.config``.
@@ -72,15 +91,16 @@ class ModelConfig:
         name: name of the preset.
         num_classes: number of classes C.
         overrides: the arguments in which the model differs from the preset, as JSON holds them.
-        tensors: shapes of those arguments that are tensors (``eigenvalues``); their values are
-            buffers of the model.
+        tensors: shapes of those arguments that are tensors (``eigenvalues``, ``node_features``),
+            and of the three tensors of a `LabelCorrelation`; the model's weights and buffers hold
+            what became of their values.
         class_names: name of each class, in order of index, or ``None``.
     """
 
     name: str
     num_classes: int
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    tensors: Mapping[str, Shapes] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
 
     def _description(self) -> dict[str, Any]:
@@ -90,7 +110,7 @@ class ModelConfig:
             "name": self.name,
             "num_classes": self.num_classes,
             "overrides": dict(self.overrides),
-            "tensors": {key: list(shape) for key, shape in self.tensors.items()},
+            "tensors": dict(self.tensors),
         }
 
 
@@ -102,9 +122,34 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['nextvlad-small', 'nextvlad1', 'nextvlad2', 'nextvlad3']
+        ['dbof', 'dbof-gcn', 'nextvlad-small', 'nextvlad1', 'nextvlad1-gcn', 'nextvlad2',
+         'nextvlad3']
     """
     return sorted(_PRESETS)
+
+
+def options(name: str, *, head: str | None = None) -> list[str]:
+    """Lists the overrides that `create` takes.
+
+    Args:
+        name: a preset, see `names`.
+        head: the head that is asked for. ``None``: that of the preset.
+
+    Returns:
+        Arguments of the preset's classifier, then those of its head.
+
+    Raises:
+        ValueError: the preset or the head is unknown.
+
+    Example:
+        >>> "correlation" in options("dbof-gcn"), "correlation" in options("dbof")
+        (True, False)
+    """
+    make, preset = _preset(name)
+    known = _arguments(make)
+    if "head" not in known:
+        return known
+    return known + _arguments(_head(preset.get("head", "logistic") if head is None else head))
 
 
 def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
@@ -114,7 +159,9 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
         name: a preset, see `names`.
         num_classes: number of classes C.
         **overrides: arguments of the preset's class to use instead of the preset's, for example
-            ``feature_sizes=(128,)`` or ``dropout=0``.
+            ``feature_sizes=(128,)`` or ``dropout=0``. Where the class takes a `head`, that is
+            "logistic" (`LogisticHead`), "moe" (`MixtureOfExperts`) or "gcn" (`LabelGCN`), and the
+            head's own arguments are overrides too: ``head="moe", mixtures=4``. `options` lists all.
 
     Returns:
         The classifier, called as ``model(frames, num_frames) -> logits (B, C)``, in training mode.
@@ -128,23 +175,32 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
         ...     model = create("nextvlad1", num_classes=3862)
         >>> sum(p.numel() for p in model.parameters())
         78643170
+        >>> create("nextvlad-small", num_classes=10, head="moe", mixtures=4).head
+        MixtureOfExperts(
+          num_classes=10, mixtures=4
+          (gates): Linear(in_features=128, out_features=50, bias=False)
+          (experts): Linear(in_features=128, out_features=40, bias=True)
+        )
     """
-    if name not in _PRESETS:
-        raise ValueError(f"name: {_unknown('preset', name, names())}")
-    make, preset = _PRESETS[name]
-    known = [key for key in inspect.signature(make).parameters if key != "num_classes"]
+    make, preset = _preset(name)
+    arguments = {**preset, **overrides}
+    known = options(name, head=arguments.get("head"))
     for key in overrides:
         if key not in known:
             raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
-    tensors = {k: v for k, v in overrides.items() if isinstance(v, (Tensor, np.ndarray))}
+    tensors = {k: v for k, v in overrides.items() if isinstance(v, _TENSORS)}
     try:
         plain = json.loads(json.dumps({k: v for k, v in overrides.items() if k not in tensors}))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"overrides: expected numbers, text, lists of these, or tensors; {error}"
         ) from error
-    model = make(num_classes, **{**preset, **overrides})
-    shapes = {key: list(value.shape) for key, value in tensors.items()}
+    if "head" in known:
+        head: HeadFactory = _head(arguments.get("head", "logistic"))
+        own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
+        arguments["head"] = functools.partial(head, **own)
+    model = make(num_classes, **arguments)
+    shapes = {key: _shapes(value) for key, value in tensors.items()}
     model.config = cast(Any, ModelConfig(name, int(num_classes), plain, shapes))
     return model
 
@@ -227,7 +283,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         )
     try:
         with torch.device("meta"):  # the values come from the file: draw none
-            tensors = {key: torch.empty(*shape) for key, shape in config.tensors.items()}
+            tensors = {key: _placeholder(shapes) for key, shapes in config.tensors.items()}
             model = create(
                 config.name, num_classes=config.num_classes, **config.overrides, **tensors
             )
@@ -237,6 +293,43 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     model.load_state_dict(state, assign=True)
     model.config = cast(Any, config)
     return model.eval()
+
+
+def _preset(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    if name not in _PRESETS:
+        raise ValueError(f"name: {_unknown('preset', name, names())}")
+    return _PRESETS[name]
+
+
+def _head(name: str) -> Callable[..., nn.Module]:
+    if not isinstance(name, str) or name not in _HEADS:
+        raise ValueError(f"head: {_unknown('head', str(name), sorted(_HEADS))}")
+    return _HEADS[name]
+
+
+def _arguments(make: Callable[..., nn.Module]) -> list[str]:
+    """Lists what may be overridden: what `create` gives is not, nor what no file can hold."""
+    excluded = ("in_features", "num_classes", "generator")
+    return [key for key in inspect.signature(make).parameters if key not in excluded]
+
+
+# A correlation is three tensors, each of a shape of its own.
+_CORRELATION = ("offsets", "columns", "values")
+_TENSORS = (Tensor, np.ndarray, LabelCorrelation)
+
+
+def _shapes(value: Tensor | np.ndarray | LabelCorrelation) -> Shapes:
+    if isinstance(value, LabelCorrelation):
+        return {name: list(getattr(value, name).shape) for name in _CORRELATION}
+    return list(value.shape)
+
+
+def _placeholder(shapes: Shapes) -> Tensor | LabelCorrelation:
+    """Returns what has the shapes, on the default device: `load` needs no values."""
+    if not isinstance(shapes, Mapping):
+        return torch.empty(*shapes)
+    offsets, columns, values = (torch.empty(*shapes[name]) for name in _CORRELATION)
+    return LabelCorrelation(offsets.long(), columns.long(), values)
 
 
 def _unknown(kind: str, found: str, known: Sequence[str]) -> str:

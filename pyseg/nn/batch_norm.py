@@ -135,6 +135,11 @@ class BatchNorm(nn.Module):
             self.running_var.lerp_(running.to(self.running_var.dtype), momentum)
         return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Returns what eval mode does, as scale and shift: y = x * scale + shift; (channels,)."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
     def extra_repr(self) -> str:
         """Returns the arguments for `repr`."""
         return (
