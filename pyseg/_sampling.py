@@ -77,7 +77,9 @@ def sample_random_sequence(
 
 
 def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+    # Not torch.rand: torch.compile cannot trace its argument `generator`, not even None.
+    uniform = torch.empty(shape, dtype=torch.float64, device=like.device)
+    return uniform.uniform_(generator=generator)
 
 
 def _check(num_frames: Tensor, num_samples: int) -> None:

@@ -120,7 +120,7 @@ class LabelGCN(DerivedWeights):
             return functional.linear(x, self._kept(self.classifiers), self.bias)
         scores = (x @ self.second.t()) @ self._hidden().t()
         logits = self.graph(scores.t()).t()
-        return logits if self.bias is None else logits + self.bias
+        return logits if self.bias is None else logits + self.bias.to(logits.dtype)
 
     def classifiers(self) -> Tensor:
         """Forms the classifiers W.
