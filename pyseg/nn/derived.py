@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar("T")
+
+
+class _Kept(NamedTuple):
+    tensors: list[weakref.ref[Tensor]]  # an address alone may be that of another tensor by now
+    states: list[tuple[int, int | None]]  # address and version of each
+    value: Any
 
 
 class DerivedWeights(nn.Module):
@@ -21,7 +28,7 @@ class DerivedWeights(nn.Module):
     copied nor saved with the module.
     """
 
-    _cache: tuple[tuple[Any, ...], Any] | None
+    _cache: _Kept | None
 
     def __init__(self) -> None:
         """Keeps nothing yet."""
@@ -46,12 +53,18 @@ class DerivedWeights(nn.Module):
     def _kept(self, derive: Callable[[], T]) -> T:
         """Returns what `derive` returned for the present parameters and buffers."""
         tensors = list(itertools.chain(self.parameters(), self.buffers()))
-        key = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in tensors)
-        if self._cache is None or self._cache[0] != key:
+        states = [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+        kept = self._cache
+        if (
+            kept is None
+            or kept.states != states
+            or any(ref() is not tensor for ref, tensor in zip(kept.tensors, tensors, strict=True))
+        ):
             with (  # an inference tensor could not take part in the gradient of an input
                 torch.inference_mode(False),
                 torch.no_grad(),
                 torch.autocast(tensors[0].device.type, enabled=False),
             ):
-                self._cache = key, derive()
-        return self._cache[1]
+                kept = _Kept([weakref.ref(tensor) for tensor in tensors], states, derive())
+            self._cache = kept
+        return kept.value
