@@ -39,9 +39,8 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class BagOfFrames(DerivedWeights):
     """Projects every frame to K clusters and pools over the frames.
 
-    y[b,k] = pool over t of f(BN(BN(x[b,t]) W)[k]), where f is an activation. Frames that the mask
-    leaves out do not count in the pooling, and a video without a valid one gives 0; batch
-    statistics are those of all frames.
+    y[b,k] = pool over t of f(BN(BN(x[b,t]) W)[k]), where f is an activation. Frames that do not
+    count have no part in the pooling, nor in batch statistics; a video without a frame gives 0.
 
     In eval mode both batch normalisations are folded into W (once, see `DerivedWeights`), so that
     bytes go straight into the product. Of max pooling and the activation, which is monotone, the
@@ -99,19 +98,20 @@ class BagOfFrames(DerivedWeights):
         else:
             self.bias = nn.Parameter(torch.randn(clusters) / feature_size**0.5)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, counts: Tensor | None = None) -> Tensor:
         """Pools a padded batch.
 
         Args:
-            frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them. Padded frames
-                must be finite.
-            mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
+            frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them. Those that do
+                not count must be finite.
+            counts: (B, T) how often a frame counts: a bool mask, True where the frame is valid, or
+                integers, as if the frame were there so often. ``None``: once each.
 
         Returns:
             (B, K).
         """
         if self.training:
-            y = self._project(frames, mask)
+            y = self._project(frames, counts)
         else:
             weight, bias = self._kept(self._fold) if self._may_keep() else self._fold()
             if frames.dtype == torch.uint8:
@@ -122,22 +122,22 @@ class BagOfFrames(DerivedWeights):
             return y.new_zeros(y.shape[0], y.shape[2])
         activate = _ACTIVATIONS[self.activation]
         if self.pooling == "max":
-            if mask is not None:
-                y = y.masked_fill(~mask.unsqueeze(-1), float("-inf"))
+            if counts is not None:
+                y = y.masked_fill((counts == 0).unsqueeze(-1), float("-inf"))
             return activate(y.amax(1))  # 0 of -inf, where there is no frame
         y = activate(y)
-        if mask is None:
+        if counts is None:
             return y.mean(1)
-        total = torch.bmm(mask.to(y.dtype).unsqueeze(1), y).squeeze(1)
-        return total / mask.sum(1, keepdim=True).clamp(min=1)
+        total = torch.bmm(counts.to(y.dtype).unsqueeze(1), y).squeeze(1)
+        return total / counts.sum(1, keepdim=True).clamp(min=1)
 
-    def _project(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+    def _project(self, frames: Tensor, counts: Tensor | None) -> Tensor:
         """Returns the normalised projections (B, T, K), by the statistics of the batch."""
         if frames.dtype == torch.uint8:
-            frames = dequantize(frames, mask, self.project.weight.dtype)
+            frames = dequantize(frames, None, self.project.weight.dtype)
         if self.input_norm is None or self.cluster_norm is None:
             return functional.linear(frames, self.project.weight, self.bias)
-        return self.cluster_norm(self.project(self.input_norm(frames)))
+        return self.cluster_norm(self.project(self.input_norm(frames, counts)), counts)
 
     def _fold(self) -> tuple[Tensor, Tensor | None]:
         """Returns weight and bias of the whole projection in eval mode."""
@@ -158,16 +158,17 @@ class BagOfFrames(DerivedWeights):
 class DBoF(FrameClassifier):
     """The deep bag of frames: some frames of every video, a `BagOfFrames`, a hidden layer, a head.
 
-    In training `num_samples` frames of every video are drawn, as the starter code does, and bytes
-    are gathered before they are dequantised. In eval mode all frames are used, so that a prediction
-    can be repeated; the starter code draws there too, and with ``every_frame=False`` so does this.
-    Draws come from torch's generator of the device, which `torch.manual_seed` seeds, or from
-    `generator`.
+    In training `num_samples` frames of every video are drawn, as the starter code does. Bytes are
+    gathered before they are dequantised; where there are no more frames than draws, as in segments,
+    each frame is projected once and counts as often as it was drawn, which gives the same.
 
-    Where the starter code has it that way: batch normalisation follows the hidden layer, its
-    running variance is unbiased everywhere (slim's default), and the activation is that of the
-    frames. The starter code normalises frames by their length: ``normalization="l2"``, which the
-    preset has.
+    In eval mode all frames are used, so that a prediction can be repeated; the starter code draws
+    there too, and with ``every_frame=False`` so does this. Draws come from torch's generator of
+    the device, which `torch.manual_seed` seeds, or from `generator`.
+
+    As in the starter code, running variances are unbiased (slim's default) and the hidden layer has
+    the activation of the frames. That code normalises frames by their length: the preset has
+    ``normalization="l2"``.
 
     Source: google/youtube-8m, frame_level_models.py, lines 89-214, and model_utils.py, lines 22-95.
 
@@ -253,23 +254,28 @@ class DBoF(FrameClassifier):
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Classifies prepared frames, see `FrameClassifier.classify`."""
         if self.training or not self.every_frame:
-            x, mask = self._draw(x, mask), None
+            x, mask = self._draw(x, mask)
         hidden = functional.linear(self.bag(x, mask), self.hidden.weight, self.hidden_bias)
         if self.hidden_norm is not None:
             hidden = self.hidden_norm(hidden)
         return self.head(_ACTIVATIONS[self.bag.activation](hidden))
 
-    def _draw(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns (B, num_samples, N), all of them valid frames, or 0 of a video that has none."""
+    def _draw(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns the frames drawn and how often each counts."""
         batch, length, width = x.shape
         if length == 0:
-            return x
+            return x, mask
         valid = x.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
         num_frames = valid.sum(1)
         draw = sample_random_frames if self.sampling == "random-frames" else sample_random_sequence
         frames = draw(num_frames.clamp(min=1), self.num_samples, generator=self.generator)
+        # A program made by torch.export must serve any length.
+        if not torch.compiler.is_exporting() and length <= self.num_samples:
+            counts = torch.zeros_like(valid, dtype=torch.long)
+            return x, counts.scatter_add(1, frames, torch.ones_like(frames)) * valid
         x = x.gather(1, frames.unsqueeze(-1).expand(-1, -1, width))
-        return x if mask is None else x.masked_fill((num_frames == 0)[:, None, None], 0)
+        # What a video without frames has in its padding must not show.
+        return (x if mask is None else x.masked_fill((num_frames == 0)[:, None, None], 0)), None
 
 
 def _slim_norm(size: int, momentum: float) -> BatchNorm:

@@ -104,15 +104,34 @@ def test_every_frame_is_used_in_eval_mode(options: dict, as_bytes: bool, grad: b
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_training_is_the_starter_code_on_the_frames_drawn(options: dict, as_bytes: bool) -> None:
-    model = make_model(generator=torch.Generator().manual_seed(3), **options).double()
+@pytest.mark.parametrize("samples", [4, 9])
+def test_training_is_the_starter_code_on_the_frames_drawn(
+    options: dict, as_bytes: bool, samples: int
+) -> None:
+    """Also where videos have fewer frames than are drawn, and each is projected only once."""
+    generator = torch.Generator().manual_seed(3)
+    model = make_model(num_samples=samples, generator=generator, **options).double()
     frames = make_frames()
-    u = torch.rand(3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    u = torch.rand(3, samples, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     x = dequantised(frames)
     videos = [x[b][(u[b].numpy() * n.item()).astype(int)] for b, n in enumerate(NUM_FRAMES)]
     hidden = torch.from_numpy(hidden_by_hand(model, videos, training=True))
     found = model(frames if as_bytes else torch.from_numpy(x), NUM_FRAMES)
     torch.testing.assert_close(found, model.head(hidden), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_counting_draws_is_gathering_them(options: dict) -> None:
+    """Values, gradients and running statistics: padding the batch beyond the draws gathers."""
+    results = []
+    for extra in (0, 5):
+        model = make_model(num_samples=9, batch_norm_momentum=0.5, **options).double()
+        frames = nn.functional.pad(make_frames(), (0, 0, 0, extra), value=99)
+        torch.manual_seed(0)
+        logits = model(frames, NUM_FRAMES)
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad for p in model.parameters()), *model.buffers()])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 def frames_that_count(model: DBoF, frames: Tensor, num_frames: Tensor) -> Tensor:
@@ -188,7 +207,9 @@ def test_garbage_in_padding_changes_nothing(options: dict, training: bool) -> No
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, {"every_frame": False}])
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, *({"every_frame": False, "num_samples": n} for n in (4, 9))]
+)
 @pytest.mark.parametrize("training", [False, True])
 def test_a_video_without_frames_is_a_finite_constant(options: dict, training: bool) -> None:
     """Pitfalls 24 and 35. A GPU's counts are not looked at, so 0 must be harmless."""
@@ -313,7 +334,10 @@ def test_bfloat16_autocast(activation: Activation, pooling: str) -> None:
 
 @pytest.mark.parametrize(
     ("training", "options"),
-    [(True, {"sampling": "random-sequence"}), (False, {"pooling": "average"})],
+    [
+        (True, {"sampling": "random-sequence"}),
+        (False, {"pooling": "average"}),
+    ],
 )
 def test_compiles_whole_for_any_batch_and_length(training: bool, options: dict) -> None:
     torch._dynamo.reset()
