@@ -182,12 +182,6 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
           (experts): Linear(in_features=128, out_features=40, bias=True)
         )
     """
-    make, preset = _preset(name)
-    arguments = {**preset, **overrides}
-    known = options(name, head=arguments.get("head"))
-    for key in overrides:
-        if key not in known:
-            raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
     tensors = {k: v for k, v in overrides.items() if isinstance(v, _TENSORS)}
     try:
         plain = json.loads(json.dumps({k: v for k, v in overrides.items() if k not in tensors}))
@@ -195,11 +189,7 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
         raise ValueError(
             f"overrides: expected numbers, text, lists of these, or tensors; {error}"
         ) from error
-    if "head" in known:
-        head: HeadFactory = _head(arguments.get("head", "logistic"))
-        own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
-        arguments["head"] = functools.partial(head, **own)
-    model = make(num_classes, **arguments)
+    model = _make(name, num_classes, overrides)
     shapes = {key: _shapes(value) for key, value in tensors.items()}
     model.config = cast(Any, ModelConfig(name, int(num_classes), plain, shapes))
     return model
@@ -295,6 +285,20 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     return model.eval()
 
 
+def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> nn.Module:
+    make, preset = _preset(name)
+    arguments = {**preset, **overrides}
+    known = options(name, head=arguments.get("head"))
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
+    if "head" in known:
+        head: HeadFactory = _head(arguments.get("head", "logistic"))
+        own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
+        arguments["head"] = functools.partial(head, **own)
+    return make(num_classes, **arguments)
+
+
 def _preset(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     if name not in _PRESETS:
         raise ValueError(f"name: {_unknown('preset', name, names())}")
@@ -328,6 +332,10 @@ def _placeholder(shapes: Shapes) -> Tensor | LabelCorrelation:
     """Returns what has the shapes, on the default device: `load` needs no values."""
     if not isinstance(shapes, Mapping):
         return torch.empty(*shapes)
+    if shapes.keys() != set(_CORRELATION):
+        raise ValueError(
+            f"tensors: expected shapes of {', '.join(_CORRELATION)}, found {', '.join(shapes)}"
+        )
     offsets, columns, values = (torch.empty(*shapes[name]) for name in _CORRELATION)
     return LabelCorrelation(offsets.long(), columns.long(), values)
 

@@ -97,6 +97,30 @@ def test_presets_of_the_paper(name: str, clusters: int, hidden_size: int, reduct
     assert model.hidden_norm.momentum == 0.001
 
 
+def test_presets_of_the_starter_code_and_of_a_graph() -> None:
+    """Sizes of the starter code; what the graph replaces is the head and nothing else."""
+    with torch.device("meta"):
+        made = {name: models.create(name, num_classes=50) for name in models.names()}
+    dbof = made["dbof"]
+    assert dbof.normalization.convention == "l2"
+    assert (dbof.bag.project.out_features, dbof.hidden.out_features) == (8192, 1024)
+    assert (dbof.num_samples, dbof.head.mixtures) == (30, 2)
+    for name in ("dbof", "nextvlad1"):
+        graph = made[f"{name}-gcn"].head
+        assert (graph.nodes.shape, graph.first.shape) == ((50, 300), (300, 1024))
+        assert isinstance(graph.graph.weight, nn.Parameter)  # "trained by model"
+        rest = {
+            key: tuple(value.shape)
+            for key, value in made[f"{name}-gcn"].state_dict().items()
+            if not key.startswith("head.")
+        }
+        assert rest == {
+            key: tuple(value.shape)
+            for key, value in made[name].state_dict().items()
+            if not key.startswith("head.")
+        }
+
+
 @every_preset
 def test_preset_trains_a_step(name: str) -> None:
     model = make_preset(name)
@@ -290,7 +314,7 @@ def test_unknown_heads_and_their_options() -> None:
         models.create("dbof", num_classes=2, mixture=3)
     with pytest.raises(ValueError, match=r"overrides: .* unknown argument of dbof 'node_size'"):
         models.create("dbof", num_classes=2, node_size=3)
-    with pytest.raises(ValueError, match=r"overrides: .* unknown argument of dbof 'generator'"):
+    with pytest.raises(ValueError, match=r"overrides: expected numbers, .* Generator is not JSON"):
         models.create("dbof", num_classes=2, generator=torch.Generator())
     with pytest.raises(ValueError, match=r"mixtures: expected at least 1, found 0"):
         models.create("dbof", num_classes=2, mixtures=0)
@@ -465,6 +489,14 @@ def test_a_preset_of_another_version(tmp_path: Path) -> None:
     edit(name="nextvlad9")(tmp_path)
     replace_weights(lambda state: None)(tmp_path)
     with pytest.raises(ValueError, match=r"model\.json: name: .*unknown preset 'nextvlad9'"):
+        models.load(tmp_path)
+
+
+def test_a_correlation_of_another_version(tmp_path: Path) -> None:
+    models.save(make(), tmp_path)
+    edit(tensors={"correlation": {"offsets": [6], "indices": [2]}})(tmp_path)
+    replace_weights(lambda state: None)(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.json: tensors: expected .*, found offsets, ind"):
         models.load(tmp_path)
 
 
