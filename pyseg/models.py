@@ -51,15 +51,15 @@ _HEADS: dict[str, Callable[..., nn.Module]] = {
     "moe": MixtureOfExperts,
 }
 
+_NEXTVLAD1 = {"clusters": 112, "hidden_size": 2048, "reduction": 16}
+
+# A head is named here, but none of its options: they would not fit another head.
 _PRESETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     # The three of the paper's table 1: cluster size, hidden size and reduction of each.
-    "nextvlad1": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 16}),
+    "nextvlad1": (NeXtVLADClassifier, _NEXTVLAD1),
     "nextvlad2": (NeXtVLADClassifier, {"clusters": 136, "hidden_size": 2048, "reduction": 16}),
     "nextvlad3": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 8}),
-    "nextvlad1-gcn": (
-        NeXtVLADClassifier,
-        {"clusters": 112, "hidden_size": 2048, "reduction": 16, "head": "gcn"},
-    ),
+    "nextvlad1-gcn": (NeXtVLADClassifier, {**_NEXTVLAD1, "head": "gcn"}),
     # The starter code's, also in how it normalises frames; and the paper's with a graph.
     "dbof": (DBoF, {"normalization": "l2", "head": "moe"}),
     "dbof-gcn": (DBoF, {"normalization": "l2", "head": "gcn"}),
