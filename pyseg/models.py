@@ -121,9 +121,8 @@ def names() -> list[str]:
         Their names, sorted.
 
     Example:
-        >>> names()
-        ['dbof', 'dbof-gcn', 'nextvlad-small', 'nextvlad1', 'nextvlad1-gcn', 'nextvlad2',
-         'nextvlad3']
+        >>> [name for name in names() if name.startswith("nextvlad")]
+        ['nextvlad-small', 'nextvlad1', 'nextvlad1-gcn', 'nextvlad2', 'nextvlad3']
     """
     return sorted(_PRESETS)
 
