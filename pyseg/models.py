@@ -81,6 +81,7 @@ _PRESETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
 
 
 Shapes = Sequence[int] | Mapping[str, Sequence[int]]
+"""The shape of a tensor, or those of the tensors that something is made of, by name."""
 
 
 @dataclass(frozen=True)
