@@ -21,6 +21,7 @@ Example:
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 import os
@@ -36,7 +37,18 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from pyseg._files import written_whole
-from pyseg.nn import AttentionGRU, FrameClassifier, Mixture, NeXtVLADClassifier
+from pyseg.labels import LabelCorrelation
+from pyseg.nn import (
+    AttentionGRU,
+    DBoF,
+    FrameClassifier,
+    LabelGCN,
+    LogisticHead,
+    Mixture,
+    MixtureOfExperts,
+    NeXtVLADClassifier,
+)
+from pyseg.nn.head import HeadFactory
 
 FORMAT_VERSION = 1
 """Version of the two files that `save` writes."""
@@ -45,6 +57,12 @@ WEIGHTS = "model.safetensors"
 """The file of weights that `save` writes."""
 
 _CONFIG = "model.json"
+
+_HEADS: dict[str, Callable[..., nn.Module]] = {
+    "gcn": LabelGCN,
+    "logistic": LogisticHead,
+    "moe": MixtureOfExperts,
+}
 
 
 def _mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> Mixture:
@@ -71,22 +89,28 @@ def _mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> 
         presets.append(given["name"])
         own.append({key: value for key, value in given.items() if key != "name"})
     of_mixture = _arguments(Mixture)
-    of_branches = {name: _arguments(_PRESETS[name][0]) for name in presets}
-    known = sorted({"branches", *of_mixture}.union(*of_branches.values()))
+    of_branches = [
+        options(name, head=given.get("head", arguments.get("head")))
+        for name, given in zip(presets, own, strict=True)
+    ]
+    known = sorted({"branches", *of_mixture}.union(*of_branches))
     for key in arguments:
         if key not in known:
             raise ValueError(f"overrides: {_unknown('argument of the mixture', key, known)}")
     made = []
-    for name, overrides in zip(presets, own, strict=True):
+    for name, overrides, takes in zip(presets, own, of_branches, strict=True):
         # Noise is the mixture's: it adds it once for all branches.
-        shared = {k: v for k, v in arguments.items() if k in of_branches[name] and k != "noise"}
+        shared = {k: v for k, v in arguments.items() if k in takes and k != "noise"}
         made.append(_make(name, num_classes, shared | overrides))
     return Mixture(made, **{k: v for k, v in arguments.items() if k in of_mixture})
 
 
+_NEXTVLAD1 = {"clusters": 112, "hidden_size": 2048, "reduction": 16}
+
+# A head is named here, but none of its options: they would not fit another head.
 _PRESETS: dict[str, tuple[Callable[..., FrameClassifier], dict[str, Any]]] = {
     # The three of the paper's table 1: cluster size, hidden size and reduction of each.
-    "nextvlad1": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 16}),
+    "nextvlad1": (NeXtVLADClassifier, _NEXTVLAD1),
     "nextvlad2": (NeXtVLADClassifier, {"clusters": 136, "hidden_size": 2048, "reduction": 16}),
     "nextvlad3": (NeXtVLADClassifier, {"clusters": 112, "hidden_size": 2048, "reduction": 8}),
     # The paper gives no size of this one.
@@ -101,6 +125,10 @@ _PRESETS: dict[str, tuple[Callable[..., FrameClassifier], dict[str, Any]]] = {
         _mixture,
         {"branches": ("nextvlad1", "nextvlad2", "nextvlad3", "attention-gru")},
     ),
+    "nextvlad1-gcn": (NeXtVLADClassifier, {**_NEXTVLAD1, "head": "gcn"}),
+    # The starter code's, also in how it normalises frames; and the paper's with a graph.
+    "dbof": (DBoF, {"normalization": "l2", "head": "moe"}),
+    "dbof-gcn": (DBoF, {"normalization": "l2", "head": "gcn"}),
     # For two CPU cores and some hundred steps: a momentum of 0.001 would leave the running
     # statistics where they started.
     "nextvlad-small": (
@@ -118,6 +146,10 @@ _PRESETS: dict[str, tuple[Callable[..., FrameClassifier], dict[str, Any]]] = {
 }
 
 
+Shapes = Sequence[int] | Mapping[str, Sequence[int]]
+"""The shape of a tensor, or those of the tensors that something is made of, by name."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What a model was made with; `create` and `load` attach it as ``model.config``.
@@ -126,15 +158,16 @@ class ModelConfig:
         name: name of the preset.
         num_classes: number of classes C.
         overrides: the arguments in which the model differs from the preset, as JSON holds them.
-        tensors: shapes of those arguments that are tensors (``eigenvalues``); their values are
-            buffers of the model.
+        tensors: shapes of those arguments that are tensors (``eigenvalues``, ``node_features``),
+            and of the three tensors of a `LabelCorrelation`; the model's weights and buffers hold
+            what became of their values.
         class_names: name of each class, in order of index, or ``None``.
     """
 
     name: str
     num_classes: int
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    tensors: Mapping[str, Shapes] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
 
     def _description(self) -> dict[str, Any]:
@@ -144,7 +177,7 @@ class ModelConfig:
             "name": self.name,
             "num_classes": self.num_classes,
             "overrides": dict(self.overrides),
-            "tensors": {key: list(shape) for key, shape in self.tensors.items()},
+            "tensors": dict(self.tensors),
         }
 
 
@@ -156,9 +189,36 @@ def names() -> list[str]:
 
     Example:
         >>> [name for name in names() if name.startswith("nextvlad")]
-        ['nextvlad-small', 'nextvlad1', 'nextvlad2', 'nextvlad3']
+        ['nextvlad-small', 'nextvlad1', 'nextvlad1-gcn', 'nextvlad2', 'nextvlad3']
     """
     return sorted(_PRESETS)
+
+
+def options(name: str, *, head: str | None = None) -> list[str]:
+    """Lists the overrides that `create` takes.
+
+    Args:
+        name: a preset, see `names`.
+        head: the head that is asked for. ``None``: that of the preset.
+
+    Returns:
+        Arguments of the preset's classifier, then those of its head.
+
+    Raises:
+        ValueError: the preset or the head is unknown.
+
+    Example:
+        >>> "correlation" in options("dbof-gcn"), "correlation" in options("dbof")
+        (True, False)
+    """
+    make, preset = _preset(name)
+    if make is _mixture:
+        of_branches = (options(branch, head=head) for branch in preset["branches"])
+        return sorted({"branches", *_arguments(Mixture)}.union(*of_branches))
+    known = _arguments(make)
+    if "head" not in known:
+        return known
+    return known + _arguments(_head(preset.get("head", "logistic") if head is None else head))
 
 
 def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
@@ -168,9 +228,12 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
         name: a preset, see `names`.
         num_classes: number of classes C.
         **overrides: arguments of the preset's class to use instead of the preset's, for example
-            ``feature_sizes=(128,)`` or ``dropout=0``. A mixture takes those of `Mixture` and those
-            of its branches, each for all branches that know it; ``branches`` lists other ones, as
-            names of presets or as objects, ``{"name": "nextvlad1", "clusters": 64}``.
+            ``feature_sizes=(128,)`` or ``dropout=0``. Where the class takes a `head`, that is
+            "logistic" (`LogisticHead`), "moe" (`MixtureOfExperts`) or "gcn" (`LabelGCN`), and the
+            head's own arguments are overrides too: ``head="moe", mixtures=4``. A mixture takes
+            those of `Mixture` and those of its branches, each for all branches that know it;
+            ``branches`` lists other ones, as names of presets or as objects,
+            ``{"name": "nextvlad1", "clusters": 64}``. `options` lists all.
 
     Returns:
         The classifier, called as ``model(frames, num_frames) -> logits (B, C)``, in training mode.
@@ -184,10 +247,14 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
         ...     model = create("nextvlad1", num_classes=3862)
         >>> sum(p.numel() for p in model.parameters())
         78643170
+        >>> create("nextvlad-small", num_classes=10, head="moe", mixtures=4).head
+        MixtureOfExperts(
+          num_classes=10, mixtures=4
+          (gates): Linear(in_features=128, out_features=50, bias=False)
+          (experts): Linear(in_features=128, out_features=40, bias=True)
+        )
     """
-    if name not in _PRESETS:
-        raise ValueError(f"name: {_unknown('preset', name, names())}")
-    tensors = {k: v for k, v in overrides.items() if isinstance(v, (Tensor, np.ndarray))}
+    tensors = {k: v for k, v in overrides.items() if isinstance(v, _TENSORS)}
     try:
         plain = json.loads(json.dumps({k: v for k, v in overrides.items() if k not in tensors}))
     except (TypeError, ValueError) as error:
@@ -195,7 +262,7 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
             f"overrides: expected numbers, text, lists of these, or tensors; {error}"
         ) from error
     model = _make(name, num_classes, overrides)
-    shapes = {key: list(value.shape) for key, value in tensors.items()}
+    shapes = {key: _shapes(value) for key, value in tensors.items()}
     model.config = cast(Any, ModelConfig(name, int(num_classes), plain, shapes))
     return model
 
@@ -278,7 +345,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         )
     try:
         with torch.device("meta"):  # the values come from the file: draw none
-            tensors = {key: torch.empty(*shape) for key, shape in config.tensors.items()}
+            tensors = {key: _placeholder(shapes) for key, shapes in config.tensors.items()}
             model = create(
                 config.name, num_classes=config.num_classes, **config.overrides, **tensors
             )
@@ -291,18 +358,60 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
 
 
 def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameClassifier:
-    make, preset = _PRESETS[name]
-    if make is not _mixture:  # which looks at its arguments itself
-        known = _arguments(make)
-        for key in overrides:
-            if key not in known:
-                raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
-    return make(num_classes, **{**preset, **overrides})
+    make, preset = _preset(name)
+    arguments = {**preset, **overrides}
+    if make is _mixture:  # which looks at its arguments itself
+        return make(num_classes, **arguments)
+    known = options(name, head=arguments.get("head"))
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
+    if "head" in known:
+        head: HeadFactory = _head(arguments.get("head", "logistic"))
+        own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
+        arguments["head"] = functools.partial(head, **own)
+    return make(num_classes, **arguments)
+
+
+def _preset(name: str) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
+    if name not in _PRESETS:
+        raise ValueError(f"name: {_unknown('preset', name, names())}")
+    return _PRESETS[name]
+
+
+def _head(name: str) -> Callable[..., nn.Module]:
+    if not isinstance(name, str) or name not in _HEADS:
+        raise ValueError(f"head: {_unknown('head', str(name), sorted(_HEADS))}")
+    return _HEADS[name]
 
 
 def _arguments(make: Callable[..., nn.Module]) -> list[str]:
-    given = ("num_classes", "branches")
-    return [key for key in inspect.signature(make).parameters if key not in given]
+    """Lists what may be overridden: what `create` gives is not, nor what no file can hold."""
+    excluded = ("in_features", "num_classes", "branches", "generator")
+    return [key for key in inspect.signature(make).parameters if key not in excluded]
+
+
+# A correlation is three tensors, each of a shape of its own.
+_CORRELATION = ("offsets", "columns", "values")
+_TENSORS = (Tensor, np.ndarray, LabelCorrelation)
+
+
+def _shapes(value: Tensor | np.ndarray | LabelCorrelation) -> Shapes:
+    if isinstance(value, LabelCorrelation):
+        return {name: list(getattr(value, name).shape) for name in _CORRELATION}
+    return list(value.shape)
+
+
+def _placeholder(shapes: Shapes) -> Tensor | LabelCorrelation:
+    """Returns what has the shapes, on the default device: `load` needs no values."""
+    if not isinstance(shapes, Mapping):
+        return torch.empty(*shapes)
+    if shapes.keys() != set(_CORRELATION):
+        raise ValueError(
+            f"tensors: expected shapes of {', '.join(_CORRELATION)}, found {', '.join(shapes)}"
+        )
+    offsets, columns, values = (torch.empty(*shapes[name]) for name in _CORRELATION)
+    return LabelCorrelation(offsets.long(), columns.long(), values)
 
 
 def _unknown(kind: str, found: str, known: Sequence[str]) -> str:

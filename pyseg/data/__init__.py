@@ -1,5 +1,6 @@
 """Reading videos and rated segments: records, data sets, batches, and collections of them."""
 
+from pyseg._sampling import sample_random_frames, sample_random_sequence
 from pyseg.data._tables import DataError
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
@@ -31,7 +32,6 @@ from pyseg.data.records import (
     sniff,
     write_records,
 )
-from pyseg.data.sampling import sample_random_frames, sample_random_sequence
 
 __all__ = [
     "Batch",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pyseg._sampling import sample_random_frames, sample_random_sequence
 from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.records import (
     FrameRecord,
@@ -30,7 +31,6 @@ from pyseg.data.records import (
     read_frames,
     read_videos,
 )
-from pyseg.data.sampling import sample_random_frames, sample_random_sequence
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 OnError = Literal["raise", "skip"]
@@ -619,8 +619,8 @@ class FrameDataset(RecordDataset):
         schema: What the features are called; default: YouTube-8M's rgb and audio.
         max_frames: Frames of a video that are used, from its start; None for all.
         sampling: "all" frames, or ``num_samples`` of them: "random-frames", drawn with replacement
-            and kept in the order of time, or a "random-sequence" (`pyseg.data.sampling`). The draw
-            depends on ``seed``, epoch and video only, so every epoch sees other frames.
+            and kept in the order of time, or a "random-sequence" (`sample_random_sequence`). The
+            draw depends on ``seed``, epoch and video only, so every epoch sees other frames.
         num_samples: How many frames to sample.
         options: See `RecordDataset`.
 

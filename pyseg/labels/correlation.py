@@ -69,6 +69,9 @@ class LabelCorrelation:
                 f"values: expected {len(columns)}, as there are columns, found {len(values)}"
             )
         offsets, columns = offsets.long(), columns.long()
+        if values.device.type == "meta":  # shapes alone, as of a model whose values are in a file
+            self.offsets, self.columns, self.values = offsets, columns, values.float()
+            return
         if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(columns):
             found = f"{int(offsets[0])} to {int(offsets[-1])}" if len(offsets) else "none"
             raise ValueError(
@@ -175,8 +178,13 @@ class LabelCorrelation:
     def dense(self) -> Tensor:
         """Returns P' as a (C, C) float32 matrix."""
         dense = torch.zeros(self.num_classes, self.num_classes, device=self.device)
-        dense[self._rows(), self.columns] = self.values
-        return dense
+        return dense.index_put_((self.rows(), self.columns), self.values)
+
+    def rows(self) -> Tensor:
+        """Returns the row of every entry: (nnz,) int64."""
+        classes = torch.arange(self.num_classes, device=self.device)
+        entries = len(self.columns)  # given, so that nothing is read from the device
+        return torch.repeat_interleave(classes, self.offsets.diff(), output_size=entries)
 
     def to(self, device: torch.device | str) -> LabelCorrelation:
         """Returns the same on another device."""
@@ -238,7 +246,7 @@ class LabelCorrelation:
             raise ValueError(f"names: expected {self.num_classes}, found {len(nodes)}")
         graph.add_nodes_from(nodes)
         entries = zip(
-            self._rows().tolist(), self.columns.tolist(), self.values.tolist(), strict=True
+            self.rows().tolist(), self.columns.tolist(), self.values.tolist(), strict=True
         )
         graph.add_weighted_edges_from((nodes[i], nodes[j], value) for i, j, value in entries)
         return graph
@@ -246,7 +254,3 @@ class LabelCorrelation:
     def __repr__(self) -> str:
         """Says how large it is."""
         return f"LabelCorrelation({self.num_classes} classes, {len(self.values)} relations)"
-
-    def _rows(self) -> Tensor:
-        classes = torch.arange(self.num_classes, device=self.device)
-        return torch.repeat_interleave(classes, self.offsets.diff())

@@ -8,9 +8,12 @@ logits (B, C); frames are uint8 as stored, or floating and already dequantised.
 from pyseg.nn.attention_gru import AttentionGRU
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.dbof import BagOfFrames, DBoF
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.gru import GRU
-from pyseg.nn.head import LogisticHead
+from pyseg.nn.head import LogisticHead, MixtureOfExperts
+from pyseg.nn.l2 import l2_penalty
+from pyseg.nn.label_gcn import LabelGCN
 from pyseg.nn.mask import frame_mask
 from pyseg.nn.mixture import Mixture, MixtureOutputs
 from pyseg.nn.nextvlad import NeXtVLAD, NeXtVLADClassifier
@@ -20,15 +23,20 @@ from pyseg.nn.normalize import FrameNormalization
 __all__ = [
     "GRU",
     "AttentionGRU",
+    "BagOfFrames",
     "BatchNorm",
     "ContextGate",
+    "DBoF",
     "FrameClassifier",
     "FrameNormalization",
+    "LabelGCN",
     "LogisticHead",
     "MaskedGaussianNoise",
     "Mixture",
+    "MixtureOfExperts",
     "MixtureOutputs",
     "NeXtVLAD",
     "NeXtVLADClassifier",
     "frame_mask",
+    "l2_penalty",
 ]

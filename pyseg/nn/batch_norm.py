@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyseg.ops import AssignmentNorm, moments
+from pyseg.ops.assignment import normalize
 
 
 class BatchNorm(nn.Module):
@@ -76,18 +77,22 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
         """Normalises every row.
 
         Args:
             x: (..., channels), floating.
+            counts: for an `x` of (B, T, channels): see `deferred`.
 
         Returns:
             The same shape and dtype as `x`.
 
         Raises:
-            ValueError: the last dimension is not `num_features`.
+            ValueError: the last dimension is not `num_features`, or `counts` does not fit.
         """
+        if counts is not None and self.training:
+            norm = self.deferred(x, counts)
+            return normalize(x.unsqueeze(2), norm).squeeze(2).to(x.dtype)
         self._check(x)
         rows = x.reshape(-1, self.num_features)
         if self.training and rows.shape[0] > 0:
@@ -96,37 +101,39 @@ class BatchNorm(nn.Module):
             rows = self._apply_native(rows, self.running_mean, self.running_var, training=False)
         return rows.reshape(x.shape)
 
-    def deferred(self, x: Tensor, mask: Tensor | None = None) -> AssignmentNorm:
+    def deferred(self, x: Tensor, counts: Tensor | None = None) -> AssignmentNorm:
         """Returns what `forward` would do to `x`, for an op that does it while it reads `x`.
 
         In training mode the statistics are taken and the running ones updated, as by `forward`.
 
         Args:
             x: (B, T, channels), floating.
-            mask: (B, T) bool; in training mode only rows with True enter the statistics (every row
-                is normalised). ``None``: all rows do. Without any, the running ones stay.
+            counts: (B, T) how often a row enters the statistics in training mode: a bool mask, or
+                integers (every row is normalised). ``None``: once each. Without any, the running
+                ones stay.
 
         Returns:
             The argument `norm` of `pyseg.ops.vlad_aggregate` and `pyseg.ops.soft_assign`.
 
         Raises:
-            ValueError: the last dimension is not `num_features`, or `mask` does not fit.
+            ValueError: the last dimension is not `num_features`, or `counts` does not fit.
         """
         self._check(x)
-        if mask is not None and mask.shape != x.shape[:-1]:
+        if counts is not None and counts.shape != x.shape[:-1]:
             raise ValueError(
-                f"mask: expected shape {tuple(x.shape[:-1])} as x has, found {tuple(mask.shape)}"
+                f"counts: expected shape {tuple(x.shape[:-1])} as x has, "
+                f"found {tuple(counts.shape)}"
             )
         batch, length = x.shape[:2]
         if not self.training or batch * length == 0:
             return AssignmentNorm(
                 self.running_mean, self.running_var, self.weight, self.bias, self.eps
             )
-        if mask is None:
-            mask = torch.ones(batch, length, dtype=torch.bool, device=x.device)
-        valid = mask.to(torch.promote_types(x.dtype, torch.float32))
-        count = valid.sum()
-        row_weights = valid / count.clamp(min=1.0)
+        if counts is None:
+            counts = torch.ones(batch, length, dtype=torch.bool, device=x.device)
+        counts = counts.to(torch.promote_types(x.dtype, torch.float32))
+        count = counts.sum()
+        row_weights = counts / count.clamp(min=1.0)
         mean, var = moments(x.flatten(0, 1), row_weights.flatten())
         with torch.no_grad():
             running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
@@ -134,6 +141,11 @@ class BatchNorm(nn.Module):
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(running.to(self.running_var.dtype), momentum)
         return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Returns what eval mode does, as scale and shift: y = x * scale + shift; (channels,)."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
 
     def extra_repr(self) -> str:
         """Returns the arguments for `repr`."""

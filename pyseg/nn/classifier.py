@@ -52,6 +52,8 @@ class FrameClassifier(nn.Module):
             raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
         if not feature_sizes or min(feature_sizes) < 1:
             raise ValueError(f"feature_sizes: expected positive widths, found {feature_sizes}")
+        if not 0.0 <= noise < float("inf"):
+            raise ValueError(f"noise: expected a finite number of at least 0, found {noise}")
         self.num_classes = num_classes
         self.feature_sizes = feature_sizes
         self.normalization = FrameNormalization(normalization, feature_sizes, eigenvalues)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Callable
 
-from pyseg.nn.init import he_linear
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyseg.nn.init import he_linear, xavier_linear
+
+HeadFactory = Callable[[int, int], nn.Module]
+"""Makes a head for H features and C classes: (B, H) -> (B, C) logits. A class of this file is one,
+and so is `functools.partial` of it with options."""
 
 
 class LogisticHead(nn.Module):
@@ -28,9 +36,12 @@ class LogisticHead(nn.Module):
     def __init__(self, in_features: int, num_classes: int) -> None:
         """Makes the module; the class describes the arguments."""
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
+        check_num_classes(num_classes)
         self.linear = he_linear(in_features, num_classes)
+
+    def regularized(self) -> tuple[Tensor, ...]:
+        """Returns what the reference's L2 penalty counts: weights and biases."""
+        return self.linear.weight, self.linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the logits.
@@ -42,3 +53,86 @@ class LogisticHead(nn.Module):
             (B, C) logits; probabilities are their sigmoid.
         """
         return self.linear(x)
+
+
+class MixtureOfExperts(nn.Module):
+    """M logistic regressions a class, mixed by a softmax over them and one that always says 0.
+
+    With gates g of size M + 1 and experts e of size M for every class, both linear in x,
+
+        p = sum over m < M of softmax(g)[m] * sigmoid(e[m])
+
+    Only the experts have a bias. What is returned is the logit of p, log p - log(1 - p), computed
+    from logarithms, so that neither a probability near 0 nor one near 1 loses its value or its
+    gradient: the reference computes p, and its loss clips it.
+
+    Source: `MoeModel` of google/youtube-8m, video_level_models.py, lines 57-113.
+
+    Args:
+        in_features: size H of the input.
+        num_classes: number of classes C.
+        mixtures: number of experts M of every class (2 in the source).
+
+    Raises:
+        ValueError: `num_classes` or `mixtures` is smaller than 1.
+
+    Attributes:
+        gates: linear layer without bias, H -> C*(M+1), class by class.
+        experts: linear layer, H -> C*M, class by class.
+
+    Example:
+        >>> head = MixtureOfExperts(32, num_classes=5, mixtures=4)
+        >>> head(torch.randn(6, 32)).shape
+        torch.Size([6, 5])
+        >>> head(torch.zeros(1, 32)).sigmoid()[0, 0].item()  # 4 of 5 gates open, experts say 1/2
+        0.4000000...
+    """
+
+    def __init__(self, in_features: int, num_classes: int, mixtures: int = 2) -> None:
+        """Makes the module; the class describes the arguments."""
+        super().__init__()
+        check_num_classes(num_classes)
+        if mixtures < 1:
+            raise ValueError(f"mixtures: expected at least 1, found {mixtures}")
+        self.num_classes = num_classes
+        self.mixtures = mixtures
+        self.gates = xavier_linear(in_features, num_classes * (mixtures + 1), bias=False)
+        self.experts = xavier_linear(in_features, num_classes * mixtures)
+
+    def regularized(self) -> tuple[Tensor, ...]:
+        """Returns what the reference's L2 penalty counts: weights, not biases."""
+        return self.gates.weight, self.experts.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes the logits, in float32 or better from the linear layers on.
+
+        Args:
+            x: (B, H).
+
+        Returns:
+            (B, C) logits; probabilities are their sigmoid.
+        """
+        gates = self.gates(x).unflatten(-1, (self.num_classes, -1))
+        experts = self.experts(x).unflatten(-1, (self.num_classes, -1))
+        dtype = gates.dtype
+        inner = torch.promote_types(dtype, torch.float32)
+        gates, experts = gates.to(inner), experts.to(inner)
+        # softmax's denominator is the same in p and 1 - p. The largest gate is taken off so that
+        # the difference of the two logarithms is not one of two large numbers.
+        gates = gates - gates.detach().amax(-1, keepdim=True)
+        chosen, dummy = gates.split((self.mixtures, 1), dim=-1)
+        positive = functional.logsigmoid(experts)
+        negative = positive - experts  # log(1 - sigmoid)
+        inside = torch.logsumexp(chosen + positive, dim=-1)
+        outside = torch.logsumexp(torch.cat((chosen + negative, dummy), dim=-1), dim=-1)
+        return (inside - outside).to(dtype)
+
+    def extra_repr(self) -> str:
+        """Returns the geometry for `repr`."""
+        return f"num_classes={self.num_classes}, mixtures={self.mixtures}"
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raises the `ValueError` of every head that is asked for no class."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, found {num_classes}")

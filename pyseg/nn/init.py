@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -52,11 +53,55 @@ def he_linear(in_features: int, out_features: int, *, bias: bool = True) -> torc
         >>> he_linear(8, 3)(torch.zeros(2, 8)).tolist()
         [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
+    return _linear(in_features, out_features, bias, lambda w: he_truncated_normal_(w, in_features))
+
+
+def xavier_linear(in_features: int, out_features: int, *, bias: bool = True) -> torch.nn.Linear:
+    """Makes a linear layer with weights of U(+-sqrt(6 / (in + out))) and a bias of 0.
+
+    This is slim's ``fully_connected`` with its defaults.
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+        bias: whether the layer has a bias.
+
+    Returns:
+        The layer.
+
+    Example:
+        >>> bool(xavier_linear(8, 4).weight.abs().max() <= 0.5**0.5)
+        True
+    """
+    return _linear(in_features, out_features, bias, torch.nn.init.xavier_uniform_)
+
+
+def normal_linear(in_features: int, out_features: int) -> torch.nn.Linear:
+    """Makes a linear layer without bias, with weights of N(0, 1 / in).
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+
+    Returns:
+        The layer.
+
+    Example:
+        >>> normal_linear(8, 4).bias is None
+        True
+    """
+    std = 1.0 / math.sqrt(in_features)
+    return _linear(in_features, out_features, False, lambda w: torch.nn.init.normal_(w, std=std))
+
+
+def _linear(
+    in_features: int, out_features: int, bias: bool, fill: Callable[[Tensor], Tensor]
+) -> torch.nn.Linear:
     # skip_init: Linear's own random initialisation would be thrown away, and costs as much again.
     layer: torch.nn.Linear = torch.nn.utils.skip_init(
         torch.nn.Linear, in_features, out_features, bias=bias, device=torch.get_default_device()
     )
-    he_truncated_normal_(layer.weight, fan_in=in_features)
+    fill(layer.weight)
     if bias:
         torch.nn.init.zeros_(layer.bias)
     return layer

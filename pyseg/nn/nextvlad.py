@@ -8,7 +8,7 @@ followed where the two differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.derived import DerivedWeights
 from pyseg.nn.gate import ContextGate
-from pyseg.nn.head import LogisticHead
+from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear, he_truncated_normal_
 from pyseg.nn.normalize import Convention
 from pyseg.ops import AssignmentNorm, frame_linear, frame_pool, soft_assign, vlad_aggregate
@@ -35,7 +36,7 @@ class _Folded(NamedTuple):
     attention_bias: Tensor  # (G,)
 
 
-class NeXtVLAD(nn.Module):
+class NeXtVLAD(DerivedWeights):
     """Aggregates the frames of a video into one vector of F*K features, F = E*N/G.
 
     With h = W x + b of size E*N for every frame, seen as G groups of F features:
@@ -63,9 +64,8 @@ class NeXtVLAD(nn.Module):
     The one with the fewest operations for the shapes at hand is taken (`operations` counts them),
     unless `order` names one: ``direct`` for a few frames, the others the more frames there are. In
     eval mode, where no gradient is wanted, Wc W is formed once, with the batch normalisation of the
-    assignment in it, and again when the weights have changed; weights changed behind autograd's
-    back (through ``.data``) need another ``eval()``. Programs made by `torch.export` must serve
-    any shape and keep the direct order.
+    assignment in it, and again when the weights have changed (`DerivedWeights`). Programs made by
+    `torch.export` must serve any shape and keep the direct order.
 
     Works for any number of frames T, also another one at each call. A video without a single valid
     frame gives v = 0, so a finite constant. Batch-norm statistics of the assignment include padded
@@ -149,7 +149,6 @@ class NeXtVLAD(nn.Module):
         self.centers = nn.Parameter(torch.empty(group_size, clusters))
         he_truncated_normal_(self.centers, fan_in=group_size)
         self.norm = BatchNorm(self.out_features, momentum=batch_norm_momentum)
-        self._cache: tuple[tuple[Any, ...], _Folded] | None = None
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Aggregates a padded batch.
@@ -181,12 +180,12 @@ class NeXtVLAD(nn.Module):
                 f"found {tuple(mask.shape)}"
             )
         order = self._cheapest_order(frames)
-        formed = order != "direct" and self._cacheable()
+        formed = order != "direct" and self._may_keep()
         if order == "direct":
             expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
-            folded = self._cached_fold() if formed else self._fold()
+            folded = self._kept(self._fold_with_norm) if formed else self._fold()
             attention = _linear(frames, mask, folded.attention, folded.attention_bias)
             assignment = _linear(frames, mask, folded.assign, folded.assign_bias)
         norm: AssignmentNorm | None = None  # where it is not in the folded weights
@@ -243,15 +242,6 @@ class NeXtVLAD(nn.Module):
             reassociated += 2 * short + 2 * fold + 2 * after
         return {"direct": 2 * direct, "folded": 2 * folded, "reassociated": 2 * reassociated}
 
-    def train(self, mode: bool = True) -> NeXtVLAD:
-        """Sets the mode; what was folded from the weights is formed anew when next needed."""
-        self._cache = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what can be formed from the weights."""
-        return super().__getstate__() | {"_cache": None}
-
     def _cheapest_order(self, frames: Tensor) -> Order:
         if self.order is not None:
             return self.order
@@ -259,18 +249,12 @@ class NeXtVLAD(nn.Module):
             return "direct"
         batch, length = frames.shape[:2]
         backward = torch.is_grad_enabled() and self.expand.weight.requires_grad
-        counts = self.operations(batch, length, backward=backward, formed=self._cacheable())
+        counts = self.operations(batch, length, backward=backward, formed=self._may_keep())
         cheapest: Order = "direct"
         for order in counts:  # not min(): torch.compile cannot trace its key
             if counts[order] < counts[cheapest]:
                 cheapest = order
         return cheapest
-
-    def _cacheable(self) -> bool:
-        """Whether folded weights may outlive this call: nothing will ask for their gradient."""
-        if self.training or torch.compiler.is_compiling():
-            return False
-        return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
 
     def _fold(self) -> _Folded:
         assign, attention = self.assign.weight, self.attention.weight
@@ -281,24 +265,12 @@ class NeXtVLAD(nn.Module):
             attention @ self.expand.bias + self.attention.bias,
         )
 
-    def _cached_fold(self) -> _Folded:
+    def _fold_with_norm(self) -> _Folded:
         """Returns what `_fold` does, with the assignment's batch normalisation in it."""
-        tensors = [*self.parameters(), *self.assign_norm.buffers()]
-        key = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in tensors)
-        if self._cache is None or self._cache[0] != key:
-            device = self.centers.device.type
-            with (  # an inference tensor could not take part in the gradient of frames
-                torch.inference_mode(False),
-                torch.no_grad(),
-                torch.autocast(device, enabled=False),
-            ):
-                folded, norm = self._fold(), self.assign_norm
-                scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-                shift = norm.bias - norm.running_mean * scale
-                assign = folded.assign * scale.unsqueeze(1)
-                bias = folded.assign_bias * scale + shift
-                self._cache = key, folded._replace(assign=assign, assign_bias=bias)
-        return self._cache[1]
+        folded = self._fold()
+        scale, shift = self.assign_norm.affine()
+        assign = folded.assign * scale.unsqueeze(1)
+        return folded._replace(assign=assign, assign_bias=folded.assign_bias * scale + shift)
 
     def _pool(self, frames: Tensor, weights: Tensor) -> Tensor:
         """Returns the descriptors of `vlad_aggregate`, from frames that are not expanded.
@@ -348,7 +320,7 @@ class NeXtVLADClassifier(FrameClassifier):
     Frames are normalised and split into their features; each has a `NeXtVLAD` of its own, the
     first with K clusters and G groups, the others with K // 2 and G // 2 (rounded down, as the
     reference does). The aggregates are concatenated; then dropout, a linear layer without bias to
-    H features, batch normalisation (no ReLU), a `ContextGate` and a `LogisticHead`.
+    H features, batch normalisation (no ReLU), a `ContextGate` and a head.
 
     Source: reference NeXtVLAD code, nextvlad.py, lines 86-184.
 
@@ -367,6 +339,8 @@ class NeXtVLADClassifier(FrameClassifier):
         batch_norm_momentum: momentum of every batch normalisation.
         padded_statistics: whether padded frames enter batch-norm statistics in training
             (reference: they do).
+        head: makes the head of (H, C); the reference's default flag is `MixtureOfExperts`, but its
+            scripts use `LogisticHead`.
 
     Raises:
         ValueError: a size does not fit; K or G is below 2 where there is more than one feature; an
@@ -396,6 +370,7 @@ class NeXtVLADClassifier(FrameClassifier):
         noise: float = 0.0,
         batch_norm_momentum: float = 0.001,
         padded_statistics: bool = True,
+        head: HeadFactory = LogisticHead,
     ) -> None:
         """Makes the module; the class describes the arguments."""
         super().__init__(
@@ -432,7 +407,7 @@ class NeXtVLADClassifier(FrameClassifier):
         self.hidden = he_linear(aggregate_size, hidden_size, bias=False)
         self.hidden_norm = BatchNorm(hidden_size, momentum=batch_norm_momentum)
         self.gate = ContextGate(hidden_size, reduction, batch_norm_momentum=batch_norm_momentum)
-        self.head = LogisticHead(hidden_size, num_classes)
+        self.head = head(hidden_size, num_classes)
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Classifies prepared frames, see `FrameClassifier.classify`."""

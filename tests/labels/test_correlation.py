@@ -119,6 +119,10 @@ def test_moves_to_a_device(counted: Cooccurrence) -> None:
     moved = correlation.to("meta")
     assert moved.device.type == moved.offsets.device.type == moved.columns.device.type == "meta"
     assert correlation.device.type == "cpu"
+    shapes = LabelCorrelation(moved.offsets, moved.columns, moved.values)  # nothing is looked at
+    assert shapes.num_classes == correlation.num_classes
+    assert shapes.dense().shape == correlation.dense().shape
+    assert shapes.rows().shape == correlation.rows().shape
 
 
 @pytest.mark.parametrize(

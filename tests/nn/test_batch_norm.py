@@ -100,6 +100,31 @@ def test_masked_rows_do_not_count(unbiased: bool) -> None:
     torch.testing.assert_close(norm.weight.grad, alone.weight.grad)
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_a_row_may_count_several_times(unbiased: bool) -> None:
+    """As if it were there so often."""
+    torch.manual_seed(0)
+    counts = torch.tensor([[2, 0, 1], [3, 1, 0]])
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    norms = [BatchNorm(4, momentum=0.5, unbiased=unbiased).double() for _ in range(2)]
+    y = norms[0](x, counts)
+    repeated = x.detach().flatten(0, 1).repeat_interleave(counts.flatten(), 0).requires_grad_()
+    expected = norms[1](repeated)
+    torch.testing.assert_close(y.flatten(0, 1).repeat_interleave(counts.flatten(), 0), expected)
+    for a, b in zip(norms[0].buffers(), norms[1].buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+    direction = torch.randn(2, 3, 4, dtype=torch.float64)
+    (y * direction * counts.unsqueeze(-1)).sum().backward()
+    (expected * direction.flatten(0, 1).repeat_interleave(counts.flatten(), 0)).sum().backward()
+    places = torch.arange(6).repeat_interleave(counts.flatten())
+    summed = torch.zeros(6, 4, dtype=torch.float64).index_add(0, places, repeated.grad)
+    torch.testing.assert_close(x.grad.flatten(0, 1), summed)
+    for norm in norms:
+        norm.eval()
+    torch.testing.assert_close(norms[0](x, counts), norms[1](x))
+    assert BatchNorm(4)(x.bfloat16(), counts).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 2), (2, 3, 2)])
 def test_deferred_without_a_row_leaves_the_statistics_alone(shape: tuple[int, ...]) -> None:
     norm = BatchNorm(2)
@@ -189,5 +214,5 @@ def test_bad_input() -> None:
         BatchNorm(3)(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"x: expected a last dimension of 3, found \(2, 1, 4\)"):
         BatchNorm(3).deferred(torch.zeros(2, 1, 4))
-    with pytest.raises(ValueError, match=r"mask: expected shape \(2, 1\) as x .*, found \(3,\)"):
+    with pytest.raises(ValueError, match=r"counts: expected shape \(2, 1\) as x .*, found \(3,\)"):
         BatchNorm(3).deferred(torch.zeros(2, 1, 3), torch.ones(3, dtype=torch.bool))

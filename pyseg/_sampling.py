@@ -1,6 +1,6 @@
 """Drawing some of a video's frames, as the starter code's model_utils.py does.
 
-See :func:`sample_random_frames` and :func:`sample_random_sequence`.
+Data sets draw with it, and models that draw inside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def sample_random_frames(
         (B, S) int64, each in ``[0, num_frames)``.
 
     Raises:
-        ValueError: ``num_samples`` or (on the CPU) an element of ``num_frames`` is less than 1.
+        ValueError: ``num_samples`` is less than 1; or an element of ``num_frames`` is, on the CPU
+            while nothing is being traced.
 
     Example:
         >>> sample_random_frames(torch.tensor([1, 300]), 4).shape
@@ -62,7 +63,7 @@ def sample_random_sequence(
         (B, S) int64, each in ``[0, num_frames)``, rising by at most 1.
 
     Raises:
-        ValueError: ``num_samples`` or (on the CPU) an element of ``num_frames`` is less than 1.
+        ValueError: See `sample_random_frames`.
 
     Example:
         >>> sample_random_sequence(torch.tensor([2]), 4)
@@ -76,12 +77,15 @@ def sample_random_sequence(
 
 
 def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+    # Not torch.rand: torch.compile cannot trace its argument `generator`, not even None.
+    uniform = torch.empty(shape, dtype=torch.float64, device=like.device)
+    return uniform.uniform_(generator=generator)
 
 
 def _check(num_frames: Tensor, num_samples: int) -> None:
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     # Elsewhere the comparison would wait for the device; data sets have no empty video anyway.
-    if num_frames.device.type == "cpu" and (num_frames < 1).any():
+    on_host = num_frames.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_host and (num_frames < 1).any():
         raise ValueError(f"num_frames must be at least 1, got {int(num_frames.min())}")

@@ -1,4 +1,4 @@
-"""ContextGate and LogisticHead: which products have a bias and what is normalised (pitfall 9)."""
+"""ContextGate: which products have a bias and what is normalised (pitfall 9)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from pyseg.nn import ContextGate, LogisticHead
-from pyseg.nn.init import he_truncated_normal_
+from pyseg.nn import ContextGate
 
 
 def test_gate_is_the_formula() -> None:
@@ -38,24 +37,3 @@ def test_gate_has_no_bias_and_one_batch_norm() -> None:
 def test_gate_refuses_a_reduction_that_leaves_nothing(reduction: int) -> None:
     with pytest.raises(ValueError, match=rf"reduction: expected 1\.\.12, found {reduction}"):
         ContextGate(12, reduction)
-
-
-def test_head_is_linear() -> None:
-    head = LogisticHead(4, 3)
-    x = torch.randn(2, 4)
-    torch.testing.assert_close(head(x), x @ head.linear.weight.T)
-    with pytest.raises(ValueError, match=r"num_classes: expected at least 1, found 0"):
-        LogisticHead(4, 0)
-
-
-def test_he_initialisation_has_its_deviation_before_truncation() -> None:
-    torch.manual_seed(0)
-    weight = he_truncated_normal_(torch.empty(400, 500), fan_in=50)
-    bound = 2 * math.sqrt(1.3 * 2 / 50)
-    assert weight.abs().max() <= bound
-    assert weight.abs().max() > 0.99 * bound
-    # The deviation of a normal distribution cut at two of them is 0.8796 of what it was.
-    assert weight.std().item() == pytest.approx(0.8796 * bound / 2, rel=0.01)
-    assert weight.std().item() == pytest.approx(math.sqrt(2 / 50), rel=0.01)
-    with pytest.raises(ValueError, match=r"fan_in: expected at least 1, found 0"):
-        he_truncated_normal_(weight, fan_in=0)

@@ -1,0 +1,57 @@
+"""The L2 penalty of the reference code."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Regularized(Protocol):
+    """A module that says what `l2_penalty` counts."""
+
+    def regularized(self) -> tuple[Tensor, ...]:
+        """Returns the parameters."""
+        ...
+
+
+def l2_penalty(model: nn.Module, strength: float) -> Tensor:
+    """Returns strength * sum(w^2) / 2 over the weights that the reference regularises.
+
+    These are those of the heads, and nothing else: weights and biases of a `LogisticHead` (its
+    strength in the reference NeXtVLAD code: 1e-5), the weights of a `MixtureOfExperts` (1e-8 in
+    the starter code). A module says what it has by a method ``regularized() -> tuple of Tensor``.
+
+    The penalty is a part of the loss. The weight decay of an optimiser that knows it apart from the
+    gradient (AdamW) is something else.
+
+    Source: ``slim.l2_regularizer`` and the two codes' video_level_models.py.
+
+    Args:
+        model: the classifier, or a part of it.
+        strength: of the penalty.
+
+    Returns:
+        A scalar to add to the loss, float32 or better; 0 where nothing is regularised.
+
+    Raises:
+        ValueError: `strength` is negative or not finite.
+
+    Example:
+        >>> from pyseg.nn import LogisticHead
+        >>> head = LogisticHead(2, num_classes=1)
+        >>> _ = head.linear.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> l2_penalty(head, strength=0.5).item()
+        6.25
+    """
+    if not 0.0 <= strength < float("inf"):
+        raise ValueError(f"strength: expected a finite number of at least 0, found {strength}")
+    total = next(model.parameters()).new_zeros((), dtype=torch.float32)
+    for module in model.modules():
+        if isinstance(module, Regularized):
+            for weight in module.regularized():
+                dtype = torch.promote_types(weight.dtype, torch.float32)
+                total = total + weight.to(dtype).square().sum()
+    return total * (strength / 2.0)

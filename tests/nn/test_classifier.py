@@ -1,0 +1,167 @@
+"""FrameClassifier: what every classifier is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyseg.nn import FrameClassifier
+
+SIZES = (12, 6)
+
+
+class Probe(FrameClassifier):
+    """Keeps what it is given, and classifies by the sum over the valid frames."""
+
+    def __init__(self, num_classes: int = 3, **options: object) -> None:
+        super().__init__(num_classes, **({"feature_sizes": SIZES} | options))
+        self.linear = nn.Linear(sum(self.feature_sizes), num_classes)
+
+    def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        self.given = x, mask
+        x = self.normalization(x, mask, dtype=self.linear.weight.dtype)
+        return self.linear(x.sum(1))
+
+
+def make_frames(batch: int = 3, length: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = batch, length, sum(SIZES)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+NUM_FRAMES = torch.tensor([5, 3, 1])
+MASK = torch.arange(5) < NUM_FRAMES[:, None]
+EIGENVALUES = torch.linspace(3, 0.1, 12)
+CONVENTIONS = [
+    {"normalization": "dequantize"},
+    {"normalization": "l2"},
+    {"normalization": "unwhiten", "eigenvalues": EIGENVALUES},
+    {"normalization": "raw"},
+]
+
+
+def test_forward_is_classify_of_prepare() -> None:
+    model = Probe(normalization="l2")
+    frames = make_frames()
+    logits = model(frames, NUM_FRAMES)
+    x, mask = model.given
+    assert torch.equal(mask, MASK)
+    torch.testing.assert_close(x, model.normalization(frames, MASK))
+    torch.testing.assert_close(logits, model.classify(*model.prepare(frames, NUM_FRAMES)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_bytes_stay_bytes_where_nothing_is_done_to_them(training: bool) -> None:
+    frames = make_frames()
+    x, mask = Probe().train(training).prepare(frames, NUM_FRAMES)
+    assert x is frames
+    assert torch.equal(mask, MASK)
+    for options in CONVENTIONS[1:]:
+        assert Probe(**options).prepare(frames, NUM_FRAMES)[0].is_floating_point()
+
+
+def test_without_counts_every_frame_is_valid() -> None:
+    for frames in (make_frames(), make_frames().float()):
+        x, mask = Probe().prepare(frames, None)
+        assert mask is None
+        assert torch.equal(x, frames)
+
+
+@pytest.mark.parametrize("options", CONVENTIONS, ids=lambda options: options["normalization"])
+def test_noise_comes_after_normalisation_and_spares_padding(options: dict) -> None:
+    """Bytes become floats for it; padding is what the convention makes of it."""
+    torch.manual_seed(0)
+    model = Probe(noise=0.5, **options)
+    frames = make_frames()
+    x, mask = model.prepare(frames, NUM_FRAMES)
+    added = x - model.normalization(frames, mask)
+    assert (added[~mask] == 0).all()
+    noise = added[mask]
+    assert (noise.abs() > 1e-4).float().mean().item() == pytest.approx(0.5, abs=0.15)
+    assert noise[noise.abs() > 1e-4].std().item() == pytest.approx(0.5, abs=0.15)
+
+
+def test_noise_only_in_training_and_only_if_asked_for() -> None:
+    frames = make_frames()
+    model = Probe(noise=0.5)
+    assert model.prepare(frames, NUM_FRAMES)[0].dtype == torch.float32
+    assert model.eval().prepare(frames, NUM_FRAMES)[0] is frames
+    assert torch.equal(model(frames, NUM_FRAMES), model(frames, NUM_FRAMES))
+    model = Probe()
+    assert torch.equal(model(frames, NUM_FRAMES), model(frames, NUM_FRAMES))
+    model.noise.sigma = 0.5  # as for fine-tuning
+    assert not torch.equal(model(frames, NUM_FRAMES), model(frames, NUM_FRAMES))
+    results = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        results.append(model(frames, NUM_FRAMES))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_frames_take_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
+    model = Probe(noise=0.1).to(dtype)
+    for frames in (make_frames(), make_frames().float(), make_frames().double()):
+        assert model.prepare(frames, NUM_FRAMES)[0].dtype == dtype
+        assert model(frames, NUM_FRAMES).dtype == dtype
+
+
+def test_autocast_leaves_the_frames_alone() -> None:
+    """Reduced precision is for products: noise of 0.1 on frames in -2..2 would lose half of it."""
+    model = Probe(noise=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.prepare(make_frames(), NUM_FRAMES)[0].dtype == torch.float32
+        assert model(make_frames(), NUM_FRAMES).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_compiles_whole(noise: float) -> None:
+    torch._dynamo.reset()
+    model = Probe(noise=noise)
+    step = torch.compile(model.prepare, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length in (5, 7):
+        frames = make_frames(3, length)
+        torch.manual_seed(0)
+        expected = model.prepare(frames, NUM_FRAMES)
+        torch.manual_seed(0)
+        torch.testing.assert_close(step(frames, NUM_FRAMES), expected)
+
+
+def test_bad_input() -> None:
+    model = Probe()
+    with pytest.raises(ValueError, match=r"frames: expected .* 18\).*12 \+ 6; found \(1, 2, 17\)"):
+        model(torch.zeros(1, 2, 17), torch.tensor([2]))
+    with pytest.raises(TypeError, match=r"frames: expected uint8 or floating, found torch\.int32"):
+        model(make_frames().int(), NUM_FRAMES)
+    with pytest.raises(TypeError, match=r"num_frames: expected integers, found torch\.float32"):
+        model(make_frames(), NUM_FRAMES.float())
+    with pytest.raises(ValueError, match=r"num_frames: expected shape \(3,\).*, found \(2,\)"):
+        model(make_frames(), NUM_FRAMES[:2])
+    for wrong in (0, 6):
+        with pytest.raises(ValueError, match=rf"num_frames: expected .* 1\.\.5 .* found {wrong}"):
+            model(make_frames(), torch.tensor([5, wrong, 1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 0}, "num_classes: expected at least 1, found 0"),
+        ({"feature_sizes": ()}, r"feature_sizes: expected positive widths, found \(\)"),
+        ({"feature_sizes": (4, 0)}, r"feature_sizes: expected positive widths, found \(4, 0\)"),
+        ({"noise": -1.0}, r"noise: expected a finite number of at least 0, found -1\.0"),
+        ({"normalization": "none"}, "normalization: expected one of .*; found 'none'"),
+        ({"normalization": "unwhiten"}, "eigenvalues: expected them with .* 'unwhiten'"),
+    ],
+)
+def test_bad_arguments(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Probe(**options)
+
+
+def test_subclasses_say_how_to_classify() -> None:
+    class Nothing(FrameClassifier):
+        pass
+
+    with pytest.raises(NotImplementedError):
+        Nothing(2).classify(make_frames(), None)
