@@ -33,7 +33,9 @@ class StageConfig:
         warmup_steps: Steps in which the learning rate grows to its value.
         clip_norm: Gradients are scaled down to this norm, of all together; default: not at all.
         ema: Decay of the moving average of weights that is evaluated and saved; 0: no average.
-        noise: Standard deviation of the Gaussian noise on half of a frame's dimensions.
+        noise: Standard deviation of the Gaussian noise on half of a frame's dimensions; default:
+            that of the model.
+        l2: Strength of the L2 penalty on the head's weights (`pyseg.nn.l2_penalty`).
         evaluate_every: Steps between two evaluations on held-out videos; 0: at the end alone. The
             best weights are kept.
         patience: Stop after so many evaluations without a better one; 0: never.
@@ -51,7 +53,8 @@ class StageConfig:
     warmup_steps: int = 0
     clip_norm: float | None = None
     ema: float = 0.0
-    noise: float = 0.0
+    noise: float | None = None
+    l2: float = 0.0
     evaluate_every: int = 0
     patience: int = 0
 
@@ -65,9 +68,11 @@ class StageConfig:
             ("evaluate_every", 0),
             ("patience", 0),
             ("noise", 0.0),
+            ("l2", 0.0),
         ):
-            if not least <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not least <= value < float("inf"):
+                raise ValueError(f"{name}: expected at least {least}, found {value}")
         for name in ("learning_rate", "decay", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -140,6 +145,8 @@ class TrainConfig:
         overrides: Arguments of the preset to change, as in --overrides.hidden_size 256.
         eigenvalues: The .npy file of the features' PCA eigenvalues, which
             --overrides.normalization unwhiten needs.
+        node_features: The .npy file of a label graph's node features (C, D), for a model with the
+            head "gcn"; its graph starts as the correlation of --loss.correlation.
         run: The folder to write; default: the next free runs/<data>-<model>-<number>.
         pretrain: Pretraining on video labels.
         finetune: Fine-tuning on rated segments; skipped where the data has none.
@@ -169,6 +176,7 @@ class TrainConfig:
     model: str = "nextvlad-small"
     overrides: dict[str, Any] = field(default_factory=dict)
     eigenvalues: str | None = None
+    node_features: str | None = None
     run: str | None = None
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(200, 2e-3, 40))
     finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 1e-3))

@@ -115,9 +115,17 @@ def train(config: TrainConfig) -> Path:
     with _cli.user_errors():
         torch.manual_seed(config.seed)
         collection = open_data(config)
+        correlation = None
+        if collection.has_segments:
+            correlation = label_correlation(config.loss, collection)
         overrides = dict(config.overrides)
-        if config.eigenvalues is not None:
-            overrides["eigenvalues"] = _read_array(config.eigenvalues)
+        for name in ("eigenvalues", "node_features"):
+            if (path := getattr(config, name)) is not None:
+                overrides[name] = _read_array(path)
+        if correlation is not None and "correlation" in models.options(
+            config.model, head=overrides.get("head")
+        ):
+            overrides["correlation"] = correlation
         model = models.create(
             config.model,
             num_classes=collection.num_classes,
@@ -130,9 +138,7 @@ def train(config: TrainConfig) -> Path:
         videos = collection.videos("train", **order, **frames)
         stages = [Stage("pretrain", config.pretrain, videos, Loss())]
         segments = collection.segments("train", **order)
-        correlation = None
         if segments is not None:
-            correlation = label_correlation(config.loss, collection)
             weights = config.loss.rated_weight, config.loss.unrated_weight
             on_device = None if correlation is None else correlation.to(device)
             stages.append(Stage("finetune", config.finetune, segments, Loss(*weights, on_device)))

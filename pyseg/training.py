@@ -27,7 +27,7 @@ from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Batch, Feed, RecordDataset
 from pyseg.evaluate import describe
 from pyseg.labels import LabelCorrelation
-from pyseg.nn import FrameClassifier, MaskedGaussianNoise
+from pyseg.nn import FrameClassifier, l2_penalty
 from pyseg.ops import rated_bce_with_logits
 
 CHECKPOINTS = "checkpoints"
@@ -77,10 +77,11 @@ class _Step(nn.Module):
     model: FrameClassifier
     loss: Loss
 
-    def __init__(self, model: FrameClassifier, loss: Loss) -> None:
+    def __init__(self, model: FrameClassifier, loss: Loss, l2: float) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
+        self.l2 = l2
 
     def forward(
         self, frames: Tensor, num_frames: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor
@@ -88,7 +89,8 @@ class _Step(nn.Module):
         def criterion(logits: Tensor) -> Tensor:
             return cast(Tensor, self.loss(logits, offsets, classes, scores))
 
-        return self.model.training_loss(frames, num_frames, criterion)
+        loss = self.model.training_loss(frames, num_frames, criterion)
+        return loss + l2_penalty(self.model, self.l2) if self.l2 else loss
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,8 @@ class _StageRun:
         self.stopped = stopped
         self.model = trainer.model
         config = self.stage.config
-        for module in self.model.modules():
-            if isinstance(module, MaskedGaussianNoise):
-                module.sigma = config.noise
+        if config.noise is not None:
+            self.model.noise.sigma = config.noise
         # fused: one pass over the weights instead of a dozen; they are half of a short step.
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, fused=True
@@ -254,7 +255,7 @@ class _StageRun:
                 workers=trainer.config.workers,
                 state=feed_state,
             )
-        step: nn.Module = _Step(self.model, self.stage.loss)
+        step: nn.Module = _Step(self.model, self.stage.loss, config.l2)
         self.loss_of = torch.compile(step) if trainer.config.compile else step
 
     @property

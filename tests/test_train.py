@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -344,3 +345,27 @@ def test_trains_and_evaluates_on_real_data(shared, tmp_path, name, metric, count
     assert again[count] == number
     assert again[metric] == last[metric]
     assert 0 < again[metric] < 1
+
+
+@pytest.mark.parametrize("correlation", [None, "auto"])
+def test_a_label_graph_starts_as_the_correlation_of_the_loss(pairs_folder, tmp_path, correlation):
+    gcn = TINY | {"head": "gcn", "node_size": 4, "gcn_size": 4}
+    nodes = np.arange(CLASSES * 3, dtype=np.float32).reshape(CLASSES, 3)
+    np.save(tmp_path / "nodes.npy", nodes)
+    options = {"node_features": str(tmp_path / "nodes.npy")}
+    none = {stage: StageConfig(0, 1.0) for stage in QUICK}
+    run = train.train(
+        replace(
+            config(pairs_folder, tmp_path / "run", loss=LossConfig(correlation=correlation)),
+            overrides=gcn,
+            **options,
+            **none,
+        )
+    )
+    head = models.load(run).head
+    graph = torch.eye(CLASSES)
+    if correlation:
+        graph = graph + LabelCorrelation.load(run / "correlation.npz").dense()
+        assert len(graph.nonzero()) > CLASSES
+    torch.testing.assert_close(head.graph.weight.detach(), graph / graph.sum(1, keepdim=True))
+    assert np.array_equal(head.nodes.detach().numpy(), nodes)
