@@ -50,8 +50,13 @@ def parse(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str
 
     Options may be written with dashes too: ``--batch-size`` is ``--batch_size``.
     """
-    given = sys.argv[1:] if argv is None else argv
+    given = arguments(argv)
     return _instantiate(parser, config_class, parser.parse_args([_underscored(a) for a in given]))
+
+
+def arguments(argv: Sequence[str] | None) -> list[str]:
+    """Returns the arguments given, by default the command line of the process."""
+    return list(sys.argv[1:] if argv is None else argv)
 
 
 def _underscored(argument: str) -> str:

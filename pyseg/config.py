@@ -33,8 +33,7 @@ class StageConfig:
         warmup_steps: Steps in which the learning rate grows to its value.
         clip_norm: Gradients are scaled down to this norm, of all together; default: not at all.
         ema: Decay of the moving average of weights that is evaluated and saved; 0: no average.
-        noise: Standard deviation of the Gaussian noise on half of a frame's dimensions; default:
-            that of the model.
+        noise: Standard deviation of the Gaussian noise on half of a frame's dimensions.
         l2: Strength of the L2 penalty on the head's weights (`pyseg.nn.l2_penalty`).
         evaluate_every: Steps between two evaluations on held-out videos; 0: at the end alone. The
             best weights are kept.
@@ -53,7 +52,7 @@ class StageConfig:
     warmup_steps: int = 0
     clip_norm: float | None = None
     ema: float = 0.0
-    noise: float | None = None
+    noise: float = 0.0
     l2: float = 0.0
     evaluate_every: int = 0
     patience: int = 0
@@ -107,8 +106,8 @@ class LossConfig:
     Args:
         rated_weight: The weight m of a rated class (eq. 3).
         unrated_weight: The weight n of every other class.
-        correlation: What a rated class says of others (eq. 6): a file of pyseg.cooccur, or "auto":
-            counted from the labels of the training videos. Default: nothing.
+        correlation: What a rated class says of others (eq. 6): a file of pyseg.cooccur; "auto":
+            counted from the labels of the training videos; or "none".
         threshold: For "auto": probabilities below it are dropped (eq. 5).
         min_support: For "auto": pairs seen in fewer videos are dropped.
 
@@ -118,7 +117,7 @@ class LossConfig:
 
     rated_weight: float = 2.5
     unrated_weight: float = 0.1
-    correlation: str | None = None
+    correlation: str = "auto"
     threshold: float = 0.5
     min_support: int = 1
 
@@ -147,6 +146,10 @@ class TrainConfig:
             --overrides.normalization unwhiten needs.
         node_features: The .npy file of a label graph's node features (C, D), for a model with the
             head "gcn"; its graph starts as the correlation of --loss.correlation.
+        recipe: Other defaults: "paper" is the paper's schedule and mixture, of 200,000 and 250,000
+            steps. Options that are given change it.
+        stage: Which stages to run.
+        init: A run folder, or one saved by `pyseg.models`: its weights are the start.
         run: The folder to write; default: the next free runs/<data>-<model>-<number>.
         pretrain: Pretraining on video labels.
         finetune: Fine-tuning on rated segments; skipped where the data has none.
@@ -177,9 +180,12 @@ class TrainConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     eigenvalues: str | None = None
     node_features: str | None = None
+    recipe: Literal["sample", "paper"] = "sample"
+    stage: Literal["both", "pretrain", "finetune"] = "both"
+    init: str | None = None
     run: str | None = None
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(200, 2e-3, 40))
-    finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 1e-3))
+    finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 1e-3, noise=0.1))
     loss: LossConfig = field(default_factory=LossConfig)
     max_frames: int = 300
     test_fraction: float = 0.2
@@ -201,20 +207,48 @@ class TrainConfig:
             raise ValueError(
                 f"checkpoint_minutes: expected above 0, found {self.checkpoint_minutes}"
             )
+        if "noise" in self.overrides:
+            raise ValueError("overrides: expected no noise, which is --pretrain.noise and so on")
         for name in ("checkpoint_steps", "keep_checkpoints"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, found {value}")
 
 
-def make_parser() -> ArgumentParser:
-    """Returns the command line of ``python -m pyseg.train``."""
-    return _cli.make_parser(
+# What a recipe has instead of the defaults. The paper names learning rates, batch and steps; the
+# decay and the penalty are those of the public NeXtVLAD code.
+RECIPES: dict[str, dict[str, Any]] = {
+    "sample": {},
+    "paper": {
+        "model": "paper-mixture",
+        "pretrain.steps": 200_000,
+        "pretrain.learning_rate": 2e-4,
+        "pretrain.batch_size": 80,
+        "pretrain.schedule": "step",
+        "pretrain.decay_examples": 2_500_000,
+        "pretrain.l2": 1e-5,
+        "pretrain.evaluate_every": 20_000,
+        "finetune.steps": 250_000,
+        "finetune.learning_rate": 1e-5,
+        "finetune.batch_size": 80,
+        "finetune.l2": 1e-5,
+        "finetune.noise": 0.1,
+        "finetune.evaluate_every": 5_000,
+    },
+}
+
+
+def make_parser(recipe: str = "sample") -> ArgumentParser:
+    """Returns the command line of ``python -m pyseg.train``, with the defaults of a recipe."""
+    parser = _cli.make_parser(
         TrainConfig,
         "pyseg.train",
         "Pretrains a model on video labels, fine-tunes it on rated segments, evaluates it on "
         "held-out videos. Without options it trains on a small generated sample.",
     )
+    if recipe in RECIPES:  # else parsing says what is wrong
+        parser.set_defaults({"recipe": recipe, **RECIPES[recipe]})
+    return parser
 
 
 def open_data(config: TrainConfig, data: str | None = None) -> Collection:

@@ -18,6 +18,7 @@ A run folder holds
 from __future__ import annotations
 
 import itertools
+from argparse import ArgumentParser
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,8 @@ from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyseg.nn import FrameClassifier
+
 
 def label_correlation(config: LossConfig, collection: Collection) -> LabelCorrelation | None:
     """Returns the correlation that the options ask for.
@@ -54,7 +57,7 @@ def label_correlation(config: LossConfig, collection: Collection) -> LabelCorrel
     Raises:
         ValueError: A file is none, or of another number of classes.
     """
-    if config.correlation is None:
+    if config.correlation == "none":
         return None
     classes = collection.num_classes
     if config.correlation != "auto":
@@ -78,6 +81,27 @@ def _read_array(path: str) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except ValueError as error:
         raise _cli.UserError(f"{path}: expected a NumPy array, found: {error}") from error
+
+
+def _start_from(model: FrameClassifier, folder: Path) -> None:
+    """Copies the weights of a saved model of the same kind.
+
+    Raises:
+        ValueError: There is no model, or one that does not fit; the message names the folder.
+    """
+    try:
+        state = models.load(folder).state_dict()
+    except FileNotFoundError as error:
+        raise ValueError(f"--init {folder}: {error}") from error
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    for key in expected.keys() | state.keys():
+        found = tuple(state[key].shape) if key in state else "none"
+        if found != expected.get(key, "none"):
+            raise ValueError(
+                f"--init {folder}: {key}: expected shape {expected.get(key, 'none')}, as the model "
+                f"of this run has, found {found}"
+            )
+    model.load_state_dict(state)
 
 
 def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
@@ -132,16 +156,21 @@ def train(config: TrainConfig) -> Path:
             feature_sizes=collection.feature_sizes,
             **overrides,
         ).to(device)
+        if config.init is not None:
+            _start_from(model, Path(config.init))
         # Repeated without end, so that every batch is a full one: batch statistics need it.
         order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
         frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
         videos = collection.videos("train", **order, **frames)
         stages = [Stage("pretrain", config.pretrain, videos, Loss())]
         segments = collection.segments("train", **order)
+        if segments is None and config.stage == "finetune":
+            raise _cli.UserError("--stage finetune: the data has no rated segments")
         if segments is not None:
             weights = config.loss.rated_weight, config.loss.unrated_weight
             on_device = None if correlation is None else correlation.to(device)
             stages.append(Stage("finetune", config.finetune, segments, Loss(*weights, on_device)))
+        stages = [stage for stage in stages if config.stage in ("both", stage.name)]
     if resume is None:
         run = _make_run_folder(config, collection)
         _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
@@ -182,9 +211,17 @@ def train(config: TrainConfig) -> Path:
     return run
 
 
+def _recipe(argv: Sequence[str] | None) -> str:
+    """Returns the recipe that is asked for: it has to be known before the options are read."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", default="sample")
+    recipe: str = parser.parse_known_args(_cli.arguments(argv))[0].recipe
+    return recipe
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.train``."""
-    config = _cli.parse(make_parser(), TrainConfig, argv)
+    config = _cli.parse(make_parser(_recipe(argv)), TrainConfig, argv)
     run = train(config)
     print(f"evaluate again: python -m pyseg.evaluate --run {run}")
     if config.data == "sample":

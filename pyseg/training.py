@@ -226,8 +226,7 @@ class _StageRun:
         self.stopped = stopped
         self.model = trainer.model
         config = self.stage.config
-        if config.noise is not None:
-            self.model.noise.sigma = config.noise
+        self.model.noise.sigma = config.noise
         # fused: one pass over the weights instead of a dozen; they are half of a short step.
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, fused=True

@@ -75,7 +75,7 @@ def log_of(run: Path) -> list[dict]:
 def test_trains_both_stages_and_leaves_a_run(segments_folder, tmp_path, capsys):
     run = train.train(config(segments_folder, tmp_path / "run"))
     assert sorted(path.name for path in run.iterdir()) == [
-        "config.yaml", "metrics.jsonl", "model.json", "model.safetensors"
+        "config.yaml", "correlation.npz", "metrics.jsonl", "model.json", "model.safetensors"
     ]  # fmt: skip
     assert [line["stage"] for line in log_of(run)] == [
         "pretrain", "evaluate", "finetune", "evaluate"
@@ -347,7 +347,7 @@ def test_trains_and_evaluates_on_real_data(shared, tmp_path, name, metric, count
     assert 0 < again[metric] < 1
 
 
-@pytest.mark.parametrize("correlation", [None, "auto"])
+@pytest.mark.parametrize("correlation", ["none", "auto"])
 def test_a_label_graph_starts_as_the_correlation_of_the_loss(pairs_folder, tmp_path, correlation):
     gcn = TINY | {"head": "gcn", "node_size": 4, "gcn_size": 4}
     nodes = np.arange(CLASSES * 3, dtype=np.float32).reshape(CLASSES, 3)
@@ -364,8 +364,63 @@ def test_a_label_graph_starts_as_the_correlation_of_the_loss(pairs_folder, tmp_p
     )
     head = models.load(run).head
     graph = torch.eye(CLASSES)
-    if correlation:
+    if correlation == "auto":
         graph = graph + LabelCorrelation.load(run / "correlation.npz").dense()
         assert len(graph.nonzero()) > CLASSES
     torch.testing.assert_close(head.graph.weight.detach(), graph / graph.sum(1, keepdim=True))
     assert np.array_equal(head.nodes.detach().numpy(), nodes)
+
+
+def test_stages_apart_and_weights_of_another_run(segments_folder, tmp_path, capsys):
+    first = train.train(config(segments_folder, tmp_path / "a", stage="pretrain"))
+    assert [line["stage"] for line in log_of(first)] == ["pretrain", "evaluate"]
+    none = StageConfig(0, 1.0)
+    options = {"stage": "finetune", "init": str(first), "seed": 5}
+    same = train.train(config(segments_folder, tmp_path / "b", finetune=none, **options))
+    states = [models.load(run).state_dict() for run in (first, same)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    second = train.train(config(segments_folder, tmp_path / "c", **options))
+    assert [line["stage"] for line in log_of(second)] == ["finetune", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init": "nowhere"}, "--init nowhere: .*model.json: no such file"),
+        ({"init": "run", "overrides": TINY | {"clusters": 6}}, r"--init .*run: .*expected shape"),
+        ({"init": "run", "overrides": TINY | {"head": "moe"}}, r"--init .*run: head.*found"),
+    ],
+)
+def test_weights_that_do_not_fit(segments_folder, tmp_path, options, message):
+    none = {stage: StageConfig(0, 1.0) for stage in QUICK}
+    run = train.train(config(segments_folder, tmp_path / "run", **none))
+    if options["init"] == "run":
+        options = options | {"init": str(run)}
+    overrides = options.pop("overrides", TINY)
+    other = replace(config(segments_folder, tmp_path / "other", **options), overrides=overrides)
+    with pytest.raises(_cli.UserError, match=message):
+        train.train(other)
+    assert not (tmp_path / "other").exists()
+
+
+def test_fine_tuning_needs_rated_segments(videos_folder, tmp_path):
+    with pytest.raises(_cli.UserError, match="--stage finetune: the data has no rated segments"):
+        train.train(config(videos_folder, tmp_path / "run", stage="finetune"))
+
+
+def test_recipes_are_defaults(segments_folder, tmp_path, capsys):
+    """What is given goes before the recipe, wherever it stands; a run reads back as it was."""
+    arguments = ["--finetune.steps", "7", "--recipe", "paper", "--model", "nextvlad1"]
+    with pytest.raises(SystemExit):
+        train.main([*arguments, "--print_config"])
+    printed = tmp_path / "config.yaml"
+    printed.write_text(capsys.readouterr().out)
+    found = _cli.read_config(make_parser(), TrainConfig, printed)
+    assert (found.recipe, found.model, found.finetune.steps) == ("paper", "nextvlad1", 7)
+    assert (found.pretrain.steps, found.pretrain.learning_rate) == (200_000, 2e-4)
+    assert (found.finetune.learning_rate, found.finetune.noise) == (1e-5, 0.1)
+    assert (found.pretrain.batch_size, found.finetune.batch_size) == (80, 80)
+    assert (found.loss.rated_weight, found.loss.unrated_weight) == (2.5, 0.1)
+    assert (found.loss.correlation, found.loss.threshold) == ("auto", 0.5)
+    with pytest.raises(SystemExit):
+        train.main(["--recipe", "papers"])
