@@ -26,7 +26,8 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive 
 def run_all(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -> list[Result]:
     """Returns ``function(*arguments)`` for the arguments of each call, in their order.
 
-    As many calls run at once as torch uses threads (`torch.set_num_threads`).
+    As many calls run at once as torch uses threads (`torch.set_num_threads`); they must
+    not call this themselves, since they would wait for each other.
     """
     threads = min(torch.get_num_threads(), len(calls))
     if threads < 2:

@@ -135,13 +135,29 @@ def keep(  # type: ignore[no-untyped-def]
     return begin
 
 
+@njit(cache=True, nogil=True)
+def unpack(keys, ids, bits):  # type: ignore[no-untyped-def]
+    """Writes the ids and the bits of the scores that keys were made of."""
+    for entry in range(len(keys)):
+        ids[entry] = np.uint32(keys[entry])
+        bits[entry] = _descending(np.uint32(keys[entry] >> _HALF))  # it is its own inverse
+
+
+@njit(cache=True, nogil=True)
+def pack(ids, bits, keys):  # type: ignore[no-untyped-def]
+    """Writes the keys that `keep` makes."""
+    for entry in range(len(keys)):
+        keys[entry] = (np.uint64(_descending(bits[entry])) << _HALF) | ids[entry]
+
+
 @njit
 def _cutoff(row, k, heap):  # type: ignore[no-untyped-def]
     """Returns the k-th largest value of a row, and how many of the k largest are equal to it.
 
     The first k places of `heap` are overwritten; 1 <= k <= len(row).
     """
-    heap[:k] = row[:k]
+    for place in range(k):
+        heap[place] = row[place]
     for parent in range(k // 2 - 1, -1, -1):
         _sift(heap, parent, k)
     for value in row[k:]:

@@ -156,6 +156,7 @@ class TopKPerClass:
         offsets = np.concatenate(([0], np.cumsum(counts)))
         ids = np.empty(offsets[-1], np.uint32)
         scores = np.empty(offsets[-1], np.float32)
+        kernels = load_kernels()
 
         def order(index: int) -> None:
             if self._counts[index] > self.k:
@@ -163,8 +164,7 @@ class TopKPerClass:
             keys = self._of(index)
             keys.sort()
             part = slice(offsets[index], offsets[index + 1])
-            ids[part] = keys  # the lower half
-            scores[part] = _scores(keys)
+            kernels.unpack(keys, ids[part], scores[part].view(np.uint32))
 
         _threads.run_all(order, [(index,) for index in range(self.num_classes)])
         return TopK(offsets, ids, scores)
@@ -208,7 +208,8 @@ class TopKPerClass:
                 f"offsets: expected 0 to {len(scores)} (scores) in steps of 0 to {k}, "
                 f"found {offsets[0]} to {offsets[-1]} in steps of {counts.min()} to {counts.max()}"
             )
-        keys = _keys(scores, ids)
+        keys = np.empty(len(scores), np.uint64)
+        load_kernels().pack(ids, np.ascontiguousarray(scores).view(np.uint32), keys)
         best._merge([keys[offsets[c] : offsets[c + 1]] for c in range(best.num_classes)])
         return best
 
@@ -263,18 +264,3 @@ def _ids(segment_ids: Array) -> np.ndarray:
             f"segment_ids: expected values in 0..{_LAST_ID}, found {ids[row]} at {row}"
         )
     return np.ascontiguousarray(ids, np.uint32)
-
-
-def _keys(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Returns the keys that the kernels make."""
-    descending = _turned((scores + np.float32(0)).view(np.uint32))  # -0 becomes 0
-    return (descending.astype(np.uint64) << np.uint64(32)) | ids
-
-
-def _scores(keys: np.ndarray) -> np.ndarray:
-    return _turned((keys >> np.uint64(32)).astype(np.uint32)).view(np.float32)
-
-
-def _turned(bits: np.ndarray) -> np.ndarray:
-    """Maps the bits of floats to integers in descending order, and these to the bits."""
-    return np.where(bits >> np.uint32(31), bits, bits ^ np.uint32(2**31 - 1))
