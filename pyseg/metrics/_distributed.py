@@ -29,7 +29,7 @@ def gather(arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     gathered: list[list[np.ndarray]] = [[] for _ in range(ranks)]
     for array, others in zip(arrays, every.transpose(0, 1).tolist(), strict=True):
         # Bytes, which every backend carries, and from everyone as many as the longest has.
-        sent = torch.zeros(max(size for size, _ in others), dtype=torch.uint8)
+        sent = torch.zeros(max(1, *(size for size, _ in others)), dtype=torch.uint8)
         sent[: array.nbytes] = torch.from_numpy(np.ascontiguousarray(array).view(np.uint8))
         received = sent.new_empty(ranks, len(sent), device=device)
         distributed.all_gather(list(received), sent.to(device))
