@@ -32,8 +32,9 @@ class LabelGCN(DerivedWeights):
 
     The weights W are never formed in training: logits^T = A (f(A X W1) (W2 x^T)) takes far fewer
     operations for any usual batch. In eval mode, where no gradient is wanted, W is formed once, and
-    again when what it is made of has changed (`DerivedWeights`). A graph that is not trained and
-    comes as a `LabelCorrelation` stays sparse: no (C, C) matrix exists then.
+    again when what it is made of has changed (`DerivedWeights`); programs of torch.compile and
+    torch.export keep the order of training. A graph that is not trained and comes as a
+    `LabelCorrelation` stays sparse: no (C, C) matrix exists then.
 
     Source: the paper, section 3.4; Chen et al., Multi-Label Image Recognition with Graph
     Convolutional Networks (ML-GCN), 2019, models.py, lines 7-83, for sizes, f, initialisation
