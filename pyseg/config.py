@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyseg import _cli
-from pyseg.data import Collection, open_collection
+from pyseg.data import Collection, open_collection, youtube8m
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,6 +149,7 @@ class TrainConfig:
         recipe: Other defaults: "paper" is the paper's schedule and mixture, of 200,000 and 250,000
             steps. Options that are given change it.
         stage: Which stages to run.
+        classes: "rated" fine-tunes for the rated classes alone: the head keeps their rows.
         init: A run folder, or one saved by `pyseg.models`: its weights are the start.
         run: The folder to write; default: the next free runs/<data>-<model>-<number>.
         pretrain: Pretraining on video labels.
@@ -182,6 +183,7 @@ class TrainConfig:
     node_features: str | None = None
     recipe: Literal["sample", "paper"] = "sample"
     stage: Literal["both", "pretrain", "finetune"] = "both"
+    classes: Literal["all", "rated"] = "all"
     init: str | None = None
     run: str | None = None
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(200, 2e-3, 40))
@@ -259,6 +261,18 @@ def open_data(config: TrainConfig, data: str | None = None) -> Collection:
         test_fraction=config.test_fraction,
         seed=config.seed,
     )
+
+
+def rated_classes(run: Path) -> list[int] | None:
+    """Returns the classes that are rated, by their numbers in the data, if the run knows them.
+
+    A model of just as many classes has them in this order.
+
+    Raises:
+        pyseg.data.DataError: The run's file is malformed.
+    """
+    path = run / SEGMENT_VOCABULARY
+    return youtube8m.read_segment_vocabulary(path).classes if path.is_file() else None
 
 
 def read_run_config(run: Path) -> TrainConfig:

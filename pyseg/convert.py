@@ -129,6 +129,8 @@ def _check_overrides(overrides: Mapping[str, Any], geometry: Mapping[str, Any]) 
     fixed = sorted(geometry.keys() & overrides.keys())
     if fixed:
         raise ValueError(f"{fixed[0]}: expected no value, as the shapes of the variables give it")
+    if "head" in overrides:
+        raise ValueError("head: expected no value, as the variables are those of a logistic one")
 
 
 def _copy(model: FrameClassifier, arrays: Mapping[str, np.ndarray], names: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from pyseg import _cli, metrics, models
-from pyseg.config import open_data, read_run_config
+from pyseg.config import open_data, rated_classes, read_run_config
 from pyseg.data import Collection, DataError, loader, open_collection
 from pyseg.data.collection import Part
 from pyseg.data.datasets import SUFFIXES
@@ -202,6 +202,7 @@ def evaluate(
     collection: Collection,
     part: Part,
     *,
+    classes: Sequence[int] | None = None,
     batch_size: int = 128,
     workers: int = 0,
 ) -> dict[str, Any]:
@@ -209,18 +210,26 @@ def evaluate(
 
     Rated segments decide where the collection has them, complete video labels otherwise.
 
+    Args:
+        model: The model.
+        collection: What to evaluate it on.
+        part: Which videos.
+        classes: The collection's classes that the model knows, in its order; default: all.
+        batch_size: Examples scored at once.
+        workers: Processes that read ahead.
+
     Raises:
         pyseg._cli.UserError: The part has no example.
     """
-    segments = collection.segments(part)
+    segments = collection.segments(part, classes=classes)
     scored = predictions(
         model,
-        collection.videos(part) if segments is None else segments,
+        collection.videos(part, classes=classes) if segments is None else segments,
         batch_size=batch_size,
         workers=workers,
         progress="evaluate",
     )
-    num_classes = collection.num_classes
+    num_classes = collection.num_classes if classes is None else len(classes)
     if segments is not None:
         result = rank_ratings(scored, num_classes)
         if not result.rated.any():
@@ -299,15 +308,25 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     with _cli.user_errors():
         model: Any = models.load(run).to(pick_device(config.device))
         collection = open_data(trained, config.data)
-    expected = model.feature_sizes, model.config.num_classes
-    found = collection.feature_sizes, collection.num_classes
+    classes = rated_classes(run)
+    if classes is not None and len(classes) != model.num_classes:
+        classes = None
+    expected = model.feature_sizes, model.num_classes
+    found = collection.feature_sizes, len(classes) if classes else collection.num_classes
     if expected != found:
         raise _cli.UserError(
             f"--data {config.data}: expected features of the sizes {expected[0]} and {expected[1]} "
             f"classes, which {run} was trained on; found {found[0]} and {found[1]}"
         )
     part = config.part or "test"
-    result = evaluate(model, collection, part, batch_size=config.batch_size, workers=config.workers)
+    result = evaluate(
+        model,
+        collection,
+        part,
+        classes=classes,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
         data = config.data or trained.data
         log.write(json.dumps({"stage": "evaluate", "data": data, "part": part, **result}) + "\n")

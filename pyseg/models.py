@@ -26,7 +26,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -267,6 +267,53 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
     return model
 
 
+def select_classes(model: FrameClassifier, classes: Sequence[int]) -> FrameClassifier:
+    """Makes a model for some of a model's classes: the same trunk, and their rows of the head.
+
+    Args:
+        model: one that `create` or `load` returned.
+        classes: different classes, in the order that they shall have.
+
+    Returns:
+        A model of n classes that shares nothing with the other one, in the same mode.
+
+    Raises:
+        ValueError: a class is out of range or named twice, or the head cannot be cut.
+
+    Example:
+        >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
+        >>> frames = torch.randint(0, 256, (2, 5, 80), dtype=torch.uint8)
+        >>> torch.equal(select_classes(model, [7, 2])(frames), model(frames)[:, [7, 2]])
+        True
+    """
+    config = cast(ModelConfig, model.config)
+    if len(set(classes)) < len(classes) or not classes:
+        raise ValueError("classes: expected different classes, at least one")
+    if not 0 <= min(classes) <= max(classes) < config.num_classes:
+        wrong = next(c for c in classes if not 0 <= c < config.num_classes)
+        raise ValueError(f"classes: expected 0..{config.num_classes - 1}, found {wrong}")
+    index = torch.tensor(classes, device=next(model.parameters()).device)
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        if hasattr(module, "select_classes"):
+            chosen = module.select_classes(index)
+            state |= {f"{name}.{key}": value for key, value in chosen.items()}
+    tensors = {
+        key: _of_classes(shapes, len(classes)) if key in _BY_CLASS else shapes
+        for key, shapes in config.tensors.items()
+    }
+    names = config.class_names
+    chosen_names = None if names is None else [names[c] for c in classes]
+    with torch.device("meta"):
+        placeholders = {key: _placeholder(shapes) for key, shapes in tensors.items()}
+        cut = create(config.name, num_classes=len(classes), **config.overrides, **placeholders)
+    cut.load_state_dict({key: value.detach().clone() for key, value in state.items()}, assign=True)
+    cut.config = cast(
+        Any, replace(config, num_classes=len(classes), tensors=tensors, class_names=chosen_names)
+    )
+    return cut.train(model.training)
+
+
 def save(
     model: nn.Module, folder: str | os.PathLike[str], *, class_names: Sequence[str] | None = None
 ) -> None:
@@ -400,6 +447,18 @@ def _shapes(value: Tensor | np.ndarray | LabelCorrelation) -> Shapes:
     if isinstance(value, LabelCorrelation):
         return {name: list(getattr(value, name).shape) for name in _CORRELATION}
     return list(value.shape)
+
+
+# Tensors among the overrides that have a row, or rows and columns, for every class.
+_BY_CLASS = ("correlation", "node_features")
+
+
+def _of_classes(shapes: Shapes, number: int) -> Shapes:
+    """Returns the shapes of one of these for another number of classes."""
+    if isinstance(shapes, Mapping):
+        return {**shapes, "offsets": [number + 1]}
+    rows, columns = shapes
+    return [number, number if columns == rows else columns]
 
 
 def _placeholder(shapes: Shapes) -> Tensor | LabelCorrelation:

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from pyseg import _cli, models
 from pyseg._files import written_whole
-from pyseg.config import SEGMENT_VOCABULARY, TrainConfig, open_data, read_run_config
+from pyseg.config import TrainConfig, open_data, rated_classes, read_run_config
 from pyseg.data import DataError, ReadReport, find_shards, youtube8m
 from pyseg.data.audioset import FRAME_SECONDS
 from pyseg.data.audioset import SCHEMA as AUDIOSET
@@ -124,19 +124,24 @@ class Scorer:
         self.trained: TrainConfig = read_run_config(self.run)
         with _cli.user_errors():
             self.model = cast(Any, models.load(self.run).to(self.device))
-            vocabulary = config.classes or self.run / SEGMENT_VOCABULARY
-            if config.classes or Path(vocabulary).is_file():
-                self.classes = youtube8m.read_segment_vocabulary(vocabulary).classes
-            else:
-                self.classes = list(range(self.model.num_classes))
-        with _cli.user_errors():
+            # The number that the data has for each of the model's classes.
+            known = list(range(self.model.num_classes))
+            rated = rated_classes(self.run)
+            if rated is not None and len(rated) == len(known):
+                known = rated
+            self.classes = known if rated is None else rated
+            if config.classes is not None:
+                self.classes = youtube8m.read_segment_vocabulary(config.classes).classes
             self.schema = frame_schema(self.model.feature_sizes)
-        if max(self.classes) >= self.model.num_classes:
-            raise _cli.UserError(
-                f"{vocabulary}: expected classes of the {self.model.num_classes} that the model "
-                f"knows, found class {max(self.classes)}"
-            )
-        self._columns = torch.tensor(self.classes, device=self.device)
+        self.column = {number: at for at, number in enumerate(known)}
+        for number in self.classes:
+            if number not in self.column:
+                raise _cli.UserError(
+                    f"{config.classes or self.run}: expected classes of the {len(known)} that the "
+                    f"model knows, found class {number}"
+                )
+        columns = [self.column[number] for number in self.classes]
+        self._columns = torch.tensor(columns, device=self.device)
         self.video_model: nn.Module | None = None
         if config.video_top is not None or config.video_weight > 0:
             self.video_run = Path(config.video_run) if config.video_run else self.run
@@ -450,6 +455,7 @@ def timeline(config: PredictConfig) -> Path:
     block = next(blocks, None)
     if block is None:
         raise _cli.UserError(f"--video {config.video}: no such video in {len(shards)} shards")
+    # Every class that the model knows, not only those of a submission: ratings may be of any.
     probabilities = scorer.logits(block).sigmoid().cpu().numpy()
     ratings = []
     try:
@@ -461,9 +467,10 @@ def timeline(config: PredictConfig) -> Path:
         start = int(example.id.rpartition(":")[2])
         for number, score in zip(example.classes.tolist(), example.scores.tolist(), strict=True):
             ratings.append(Rating(number, start, score > 0.5))
-    order = np.argsort(-probabilities[:, scorer.classes].max(axis=0), kind="stable")
-    shown = [scorer.classes[i] for i in order[: config.timeline_classes]]
-    shown += sorted({rating.number for rating in ratings} - set(shown))
+    column = scorer.column
+    peaks = {number: probabilities[:, column[number]].max() for number in scorer.classes}
+    shown = sorted(peaks, key=lambda number: -peaks[number])[: config.timeline_classes]
+    shown += sorted({r.number for r in ratings if r.number in column} - set(shown))
     names = scorer.model.config.class_names
     seconds = FRAME_SECONDS if schema.id_key == AUDIOSET.id_key else 1.0
     draw_timeline(
@@ -471,17 +478,17 @@ def timeline(config: PredictConfig) -> Path:
         title=config.video,
         starts=block.starts,
         ends=block.starts + block.num_frames,
-        probabilities=probabilities[:, shown],
+        probabilities=probabilities[:, [column[number] for number in shown]],
         numbers=shown,
-        names=[str(n) if names is None else names[n] for n in shown],
+        names=[str(n) if names is None else names[column[n]] for n in shown],
         ratings=ratings,
         frame_seconds=seconds,
     )
     for number in shown[: config.timeline_classes]:
-        best = int(probabilities[:, number].argmax())
-        name = number if names is None else f"{number} {names[number]}"
+        best = int(probabilities[:, column[number]].argmax())
+        name = number if names is None else f"{number} {names[column[number]]}"
         at = math.floor(block.starts[best] * seconds)
-        print(f"{probabilities[best, number]:.3f} at {at // 60}:{at % 60:02d}  {name}")
+        print(f"{peaks[number]:.3f} at {at // 60}:{at % 60:02d}  {name}")
     print(f"timeline: {config.timeline}")
     return Path(config.timeline)
 

@@ -20,9 +20,8 @@ from __future__ import annotations
 import itertools
 from argparse import ArgumentParser
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -48,31 +47,39 @@ if TYPE_CHECKING:
     from pyseg.nn import FrameClassifier
 
 
-def label_correlation(config: LossConfig, collection: Collection) -> LabelCorrelation | None:
+def label_correlation(
+    config: LossConfig, collection: Collection, classes: Sequence[int] | None = None
+) -> LabelCorrelation | None:
     """Returns the correlation that the options ask for.
 
     Counts for "auto" are those of the training videos alone: the labels of held-out videos, in
     which the ratings of their segments shine through, must not be known.
+
+    Args:
+        config: The options.
+        collection: Whose labels are counted.
+        classes: The classes that it is for; default: all.
 
     Raises:
         ValueError: A file is none, or of another number of classes.
     """
     if config.correlation == "none":
         return None
-    classes = collection.num_classes
+    expected = collection.num_classes if classes is None else len(classes)
     if config.correlation != "auto":
         correlation = LabelCorrelation.load(config.correlation)
-        if correlation.num_classes != classes:
+        if correlation.num_classes != expected:
             raise ValueError(
-                f"--loss.correlation {config.correlation}: expected {classes} classes, as the data "
-                f"has, found {correlation.num_classes}"
+                f"--loss.correlation {config.correlation}: expected {expected} classes, as the "
+                f"{'data has' if classes is None else 'fine-tuned model has'}, found "
+                f"{correlation.num_classes}"
             )
         return correlation
-    counter = CooccurrenceCounter(classes)
+    counter = CooccurrenceCounter(collection.num_classes)
     for offsets, labels in collection.label_lists("train"):
         counter.update(offsets, labels)
     return LabelCorrelation.from_counts(
-        counter.finish(), config.threshold, min_support=config.min_support
+        counter.finish(), config.threshold, classes, min_support=config.min_support
     )
 
 
@@ -139,23 +146,21 @@ def train(config: TrainConfig) -> Path:
     with _cli.user_errors():
         torch.manual_seed(config.seed)
         collection = open_data(config)
-        correlation = None
-        if collection.has_segments:
-            correlation = label_correlation(config.loss, collection)
         overrides = dict(config.overrides)
         for name in ("eigenvalues", "node_features"):
             if (path := getattr(config, name)) is not None:
                 overrides[name] = _read_array(path)
-        if correlation is not None and "correlation" in models.options(
-            config.model, head=overrides.get("head")
-        ):
-            overrides["correlation"] = correlation
+        if "correlation" in models.options(config.model, head=overrides.get("head")):
+            graph = label_correlation(config.loss, collection)
+            overrides |= {} if graph is None else {"correlation": graph}
         model = models.create(
             config.model,
             num_classes=collection.num_classes,
             feature_sizes=collection.feature_sizes,
             **overrides,
         ).to(device)
+        made = cast(models.ModelConfig, model.config)
+        model.config = cast(Any, replace(made, class_names=collection.class_names))
         if config.init is not None:
             _start_from(model, Path(config.init))
         # Repeated without end, so that every batch is a full one: batch statistics need it.
@@ -163,13 +168,19 @@ def train(config: TrainConfig) -> Path:
         frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
         videos = collection.videos("train", **order, **frames)
         stages = [Stage("pretrain", config.pretrain, videos, Loss())]
-        segments = collection.segments("train", **order)
+        correlation, classes = None, None
+        if config.classes == "rated":
+            classes = collection.segment_classes
+            if classes is None:
+                raise _cli.UserError("--classes rated: the data does not say which are rated")
+        segments = collection.segments("train", classes=classes, **order)
         if segments is None and config.stage == "finetune":
             raise _cli.UserError("--stage finetune: the data has no rated segments")
         if segments is not None:
+            correlation = label_correlation(config.loss, collection, classes)
             weights = config.loss.rated_weight, config.loss.unrated_weight
-            on_device = None if correlation is None else correlation.to(device)
-            stages.append(Stage("finetune", config.finetune, segments, Loss(*weights, on_device)))
+            loss = Loss(*weights, None if correlation is None else correlation.to(device))
+            stages.append(Stage("finetune", config.finetune, segments, loss, classes))
         stages = [stage for stage in stages if config.stage in ("both", stage.name)]
     if resume is None:
         run = _make_run_folder(config, collection)
@@ -182,15 +193,13 @@ def train(config: TrainConfig) -> Path:
             )
     else:
         run = Path(resume)
+
+    def on_held_out(trained: FrameClassifier) -> dict[str, Any]:
+        known = None if trained.num_classes == collection.num_classes else classes
+        return evaluate(trained, collection, "test", classes=known, workers=config.workers)
+
     with _cli.user_errors():
-        trainer = Trainer(
-            model,
-            stages,
-            config,
-            run,
-            partial(evaluate, collection=collection, part="test", workers=config.workers),
-            collection.class_names,
-        )
+        trainer = Trainer(model, stages, config, run, on_held_out)
     if resume is None:
         trainer.save_weights(model)
     parameters = sum(p.numel() for p in model.parameters())

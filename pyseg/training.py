@@ -102,12 +102,14 @@ class Stage:
         config: Its options.
         dataset: Its examples, repeated without end.
         loss: Its loss, on the device of the model.
+        classes: The classes of the model before that the examples know, if not all.
     """
 
     name: str
     config: StageConfig
     dataset: RecordDataset
     loss: Loss
+    classes: Sequence[int] | None = None
 
 
 class Log:
@@ -142,7 +144,6 @@ class Trainer:
         run: The run's folder, which receives the weights, checkpoints and metrics.jsonl.
         evaluate: The metrics of a model on held-out videos; "map" or else "gap" says how good they
             are.
-        class_names: Saved with the weights.
 
     Raises:
         ValueError: The last checkpoint in the folder does not fit.
@@ -154,8 +155,7 @@ class Trainer:
         stages: Sequence[Stage],
         config: TrainConfig,
         run: Path,
-        evaluate: Callable[[nn.Module], Mapping[str, Any]],
-        class_names: Sequence[str] | None = None,
+        evaluate: Callable[[FrameClassifier], Mapping[str, Any]],
     ) -> None:
         """Goes on from the run's last checkpoint, if it has one; the class describes the rest."""
         self.model = model
@@ -163,7 +163,6 @@ class Trainer:
         self.config = config
         self.run = run
         self.evaluate = evaluate
-        self.class_names = class_names
         self.log = Log(run / "metrics.jsonl")
         self.device = next(model.parameters()).device
         self._checkpoints = run / CHECKPOINTS
@@ -200,6 +199,8 @@ class Trainer:
         first = 0 if self._resumed is None else names.index(self._resumed["stage"])
         with _cli.stop_requests() as stopped:
             for number in range(first, len(self.stages)):
+                if (classes := self.stages[number].classes) is not None:
+                    self.model = models.select_classes(self.model, classes)
                 if self.stages[number].config.steps:
                     _StageRun(self, number, self._resumed, stopped).run()
                 self._resumed = None
@@ -207,7 +208,7 @@ class Trainer:
 
     def save_weights(self, model: nn.Module) -> None:
         """Saves the weights to use."""
-        models.save(model, self.run, class_names=self.class_names)
+        models.save(model, self.run)
 
 
 class _StageRun:
@@ -258,9 +259,9 @@ class _StageRun:
         self.loss_of = torch.compile(step) if trainer.config.compile else step
 
     @property
-    def weights(self) -> nn.Module:
+    def weights(self) -> FrameClassifier:
         """The model to evaluate and to save."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(Any, self.average.module)
 
     def run(self) -> None:
         from tqdm import tqdm

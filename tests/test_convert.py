@@ -317,6 +317,8 @@ def test_wrong_arguments(variables: dict[str, np.ndarray]) -> None:
         convert.load_nextvlad_tf(variables, 8)
     with pytest.raises(ValueError, match=r"clusters: expected no value"):
         convert.load_nextvlad_tf(variables, 7, clusters=4)
+    with pytest.raises(ValueError, match=r"head: expected no value, .* logistic"):
+        convert.load_nextvlad_tf(variables, 7, head="moe")
     with pytest.raises(ValueError, match=r"overrides: .*unknown argument of nextvlad1 'drop'"):
         convert.load_nextvlad_tf(variables, 7, drop=0.1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import stat
@@ -519,3 +520,64 @@ def test_missing_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         models.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("nextvlad-small", {}),
+        ("nextvlad1", {"head": "moe", "mixtures": 3}),
+        ("nextvlad1-gcn", {"correlation": torch.full((4, 4), 0.5), "bias": True}),
+        ("nextvlad1-gcn", {"node_features": torch.randn(4, 5), "train_nodes": False}),
+        ("dbof", {}),
+        ("paper-mixture", {}),
+        ("3nextvlad-diff", {"head": "moe"}),
+    ],
+)
+def test_a_model_of_some_classes(name: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    """It says what the whole one says of them; of a label graph the rest is gone."""
+    if "node_features" in overrides:
+        overrides = {**overrides, "gcn_size": 16}
+    model = make_preset(name, **overrides)
+    frames, num_frames = make_batch()
+    model(frames, num_frames)  # moves the statistics
+    model.eval()
+    model.config = dataclasses.replace(model.config, class_names=list("abcd"))
+    cut = models.select_classes(model, [3, 1])
+    assert (cut.num_classes, list(cut.config.class_names)) == (2, ["d", "b"])
+    assert not cut.training
+    expected = model(frames, num_frames)[:, [3, 1]]
+    if "gcn" not in name:
+        torch.testing.assert_close(cut(frames, num_frames), expected)
+    models.save(cut, tmp_path)
+    again = models.load(tmp_path)
+    assert_same(cut, again)
+    assert torch.equal(again(frames, num_frames), cut(frames, num_frames))
+    cut.train()(frames, num_frames).sum().backward()
+    assert torch.equal(model(frames, num_frames)[:, [3, 1]], expected)  # nothing is shared
+
+
+def test_a_label_graph_of_some_classes() -> None:
+    says = LabelCorrelation(torch.tensor([0, 2, 2, 3, 3]), torch.tensor([1, 2, 3]), torch.ones(3))
+    model = make_preset("nextvlad1-gcn", correlation=says)
+    cut = models.select_classes(model, [2, 0])
+    whole = model.head.graph.weight
+    assert torch.equal(cut.head.graph.weight, whole[[2, 0]][:, [2, 0]])
+    assert torch.equal(cut.head.nodes, model.head.nodes[[2, 0]])
+    frozen = make_preset("nextvlad1-gcn", correlation=says, train_graph=False)
+    with pytest.raises(ValueError, match="classes: expected all, as the label graph is sparse"):
+        models.select_classes(frozen, [0])
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "classes: expected different classes, at least one"),
+        ([1, 1], "classes: expected different classes"),
+        ([0, 5], r"classes: expected 0\.\.4, found 5"),
+        ([-1], r"classes: expected 0\.\.4, found -1"),
+    ],
+)
+def test_classes_that_cannot_be_selected(classes: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.select_classes(make(), classes)

@@ -166,6 +166,36 @@ def test_file_and_run_have_the_same_map(
     assert by_run["all_classes"] == len(RATED)
 
 
+def test_a_model_of_the_rated_classes_alone(data: Path, tmp_path: Path, capsys) -> None:
+    """Its classes have other numbers than the data's; all commands know both."""
+    stages = {"pretrain": StageConfig(2, 1e-2, 8), "finetune": StageConfig(3, 1e-2, 8)}
+    options = {"data": str(data), "run": str(tmp_path / "run"), "classes": "rated"}
+    run = train.train(TrainConfig(overrides=TINY, **options, **stages))
+    model = models.load(run)
+    assert model.num_classes == len(RATED)
+    assert list(model.config.class_names) == [f"class {c}" for c in RATED]
+    out = tmp_path / "s.csv"
+    main(run, data, out)
+    names, rows, _ = all_scores(run, data)
+    everything = np.ones(len(names), bool)
+    expected = {c: best_first(names, rows[:, at], everything) for at, c in enumerate(RATED)}
+    assert ranking(out) == expected
+    by_run = evaluate.evaluate_run(evaluate.EvaluateConfig(run=str(run)))
+    options = {"run": str(run), "submission": str(out)}
+    by_file, _ = evaluate.evaluate_submission(evaluate.EvaluateConfig(**options))
+    assert by_file == pytest.approx(by_run, rel=1e-12)
+    printed = capsys.readouterr().out
+    assert f"after finetune: {evaluate.describe(by_run)}" in printed
+    pytest.importorskip("matplotlib")
+    options = ["--video", "1e1", "--timeline", str(tmp_path / "t.png"), "--timeline-classes", "1"]
+    predict.main(["--run", str(run), *options])
+    first = capsys.readouterr().out.splitlines()[0]
+    probabilities = 1 / (1 + np.exp(-rows[[name.startswith("1e1:") for name in names]]))
+    best = int(probabilities.max(axis=0).argmax())
+    assert first.startswith(f"{probabilities[:, best].max():.3f} at 0:")
+    assert first.endswith(f"{RATED[best]} class {RATED[best]}")
+
+
 def test_judging_by_a_table_or_by_records(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -250,7 +250,7 @@ def test_the_best_weights_are_kept(data: Path, tmp_path: Path, monkeypatch, caps
     values = iter([0.1, 0.5, 0.7, 0.6, 0.6, 0.9])
     seen = {}
 
-    def evaluate(model, **_):
+    def evaluate(model, *_, **__):
         value = next(values)
         seen[value] = {k: v.clone() for k, v in model.state_dict().items()}
         return {"map": value, "map_all_classes": 0, "classes": 1, "all_classes": 1, "rated": 1,

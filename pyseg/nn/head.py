@@ -43,6 +43,13 @@ class LogisticHead(nn.Module):
         """Returns what the reference's L2 penalty counts: weights and biases."""
         return self.linear.weight, self.linear.bias
 
+    def select_classes(self, classes: Tensor) -> dict[str, Tensor]:
+        """Returns the state of a head for some of the classes, (n,) int64, in their order."""
+        return {
+            "linear.weight": self.linear.weight[classes],
+            "linear.bias": self.linear.bias[classes],
+        }
+
     def forward(self, x: Tensor) -> Tensor:
         """Computes the logits.
 
@@ -102,6 +109,18 @@ class MixtureOfExperts(nn.Module):
     def regularized(self) -> tuple[Tensor, ...]:
         """Returns what the reference's L2 penalty counts: weights, not biases."""
         return self.gates.weight, self.experts.weight
+
+    def select_classes(self, classes: Tensor) -> dict[str, Tensor]:
+        """Returns the state of a head for some of the classes, (n,) int64, in their order."""
+        state = {
+            "gates.weight": self.gates.weight,
+            "experts.weight": self.experts.weight,
+            "experts.bias": self.experts.bias,
+        }
+        return {
+            key: value.unflatten(0, (self.num_classes, -1))[classes].flatten(0, 1)
+            for key, value in state.items()
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the logits, in float32 or better from the linear layers on.

@@ -108,6 +108,22 @@ class LabelGCN(DerivedWeights):
         """Returns what `l2_penalty` counts: W1 and W2, which the reference does not have."""
         return self.first, self.second
 
+    def select_classes(self, classes: Tensor) -> dict[str, Tensor]:
+        """Returns the state of a head for some of the classes, (n,) int64, in their order.
+
+        The graph is what is left of it between them.
+
+        Raises:
+            ValueError: the graph is sparse.
+        """
+        if not isinstance(self.graph, _DenseGraph):
+            raise ValueError("classes: expected all, as the label graph is sparse and not trained")
+        state = {
+            "nodes": self.nodes[classes],
+            "graph.weight": self.graph.weight[classes][:, classes],
+        }
+        return state if self.bias is None else {**state, "bias": self.bias[classes]}
+
     def forward(self, x: Tensor) -> Tensor:
         """Computes the logits.
 
