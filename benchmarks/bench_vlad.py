@@ -34,7 +34,8 @@ from measure import (
     peak_of,
     return_memory_at_once,
 )
-from torch import Tensor, nn
+from plain import PlainNeXtVLAD
+from torch import Tensor
 
 from pyseg.nn import NeXtVLAD
 from pyseg.ops import vlad_aggregate, vlad_aggregate_reference
@@ -87,29 +88,6 @@ def test_vlad_aggregate(compare, request, shape, dtype, direction):
     peers = {"plain PyTorch": vlad_aggregate_reference}
     peers |= compilations(request, vlad_aggregate_reference)
     compare({name: contender(f) for name, f in {"pyseg": vlad_aggregate, **peers}.items()}, work)
-
-
-class PlainNeXtVLAD(nn.Module):
-    """The layer as one writes it in PyTorch, with the weights of `layer`."""
-
-    def __init__(self, layer: NeXtVLAD) -> None:
-        super().__init__()
-        self.expand, self.attention, self.assign = layer.expand, layer.attention, layer.assign
-        self.centers, self.groups, self.clusters = layer.centers, layer.groups, layer.clusters
-        self.assign_norm = nn.BatchNorm1d(layer.groups * layer.clusters, eps=1e-3, momentum=1e-3)
-        self.norm = nn.BatchNorm1d(layer.out_features, eps=1e-3, momentum=1e-3)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        batch, length, _ = frames.shape
-        expanded = self.expand(frames)
-        attention = torch.sigmoid(self.attention(expanded)).reshape(batch, -1, 1)
-        assignment = self.assign_norm(self.assign(expanded).flatten(0, 1))
-        weights = assignment.reshape(batch, -1, self.clusters).softmax(-1) * attention
-        rows = expanded.reshape(batch, length * self.groups, -1)
-        mass = weights.sum(1, keepdim=True)
-        vlad = torch.matmul(rows.mT, weights) - self.centers * mass
-        vlad = nn.functional.normalize(vlad, dim=1, eps=1e-6)
-        return self.norm(vlad.flatten(1))
 
 
 def tensorflow_layer(layer: NeXtVLAD, backward: bool) -> Callable[[], object] | None:

@@ -1,0 +1,89 @@
+"""How fast a whole training step is: loss, gradients and optimiser of nextvlad1, 3,862 classes.
+
+    pytest benchmarks/bench_step.py [-k "segments and float32"] [--benchmark-json FILE]
+
+Bytes in, new weights out. The peers are the same formula as one writes it in PyTorch, with dense
+targets and `torch.optim.Adam`, and torch.compile of that. 16-bit types mean autocast. The floor is
+that of the products in the order that the layers take, or of the weights: Adam reads four numbers
+for each of them and writes three. Medians of contenders that take turns. The last lines say what
+the times come to for the paper's schedule (200,000 and 250,000 steps of 80 examples), of one
+nextvlad1; its mixture has three of them and a GRU.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from measure import DEVICE, DTYPES, GPU, Work, compilations, name_of, needs_kernels
+from plain import PlainClassifier
+from torch import Tensor, nn
+
+from pyseg import models
+from pyseg.training import Loss
+
+CLASSES = 3862
+SHAPES = {"videos": (80 if GPU else 16, 300), "segments": (80, 5)}
+STEPS = {"videos": 200_000, "segments": 250_000}
+PAPER_BATCH = 80
+
+
+def flop_of(model: nn.Module, batch: int, length: int) -> float:
+    """Operations of the products, forward and backward; the first ones need no gradient of x."""
+    aggregate = 0
+    for branch in model.branches:
+        aggregate += min(branch.operations(batch, length, backward=True).values())
+    dense = [model.hidden, model.gate.squeeze, model.gate.excite, model.head.linear]
+    return aggregate + sum(3 * 2.0 * batch * layer.weight.numel() for layer in dense)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("name", SHAPES)
+def test_step(compare, benchmark, request, lines, name, dtype):
+    batch, length = SHAPES[name]
+    torch.manual_seed(0)
+    model = models.create("nextvlad1", num_classes=CLASSES).to(DEVICE)
+    plain = PlainClassifier(models.create("nextvlad1", num_classes=CLASSES)).to(DEVICE)
+    frames = torch.randint(0, 256, (batch, length, 1152), dtype=torch.uint8, device=DEVICE)
+    num_frames = torch.randint(length // 2 + 1, length + 1, (batch,), device=DEVICE)
+    offsets = torch.arange(batch + 1, device=DEVICE) * 3  # three labels a video
+    classes = torch.rand(batch, CLASSES, device=DEVICE).argsort(1)[:, :3].flatten()
+    scores = torch.ones(len(classes), device=DEVICE)
+    rows = torch.arange(batch, device=DEVICE).repeat_interleave(3)
+    targets = torch.zeros(batch, CLASSES, device=DEVICE).index_put((rows, classes), scores)
+    loss_of = Loss()
+
+    def own_loss() -> Tensor:
+        return model.training_loss(
+            frames, num_frames, lambda logits: loss_of(logits, offsets, classes, scores)
+        )
+
+    def plain_loss(classify):
+        def loss() -> Tensor:
+            logits = classify(frames, num_frames)
+            entropy = nn.functional.binary_cross_entropy_with_logits
+            return entropy(logits, targets, reduction="sum") / batch
+
+        return loss
+
+    def contender(loss, module: nn.Module, **options):
+        optimizer = torch.optim.Adam(module.parameters(), lr=2e-4, **options)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+                value = loss()
+            value.backward()
+            optimizer.step()
+
+        return step
+
+    contenders = {"pyseg": contender(own_loss, model, fused=True)}
+    peers = {"plain PyTorch": plain} | compilations(request, plain)
+    contenders |= {name: contender(plain_loss(f), plain) for name, f in peers.items()}
+    weights = sum(p.numel() for p in model.parameters())
+    compare(contenders, Work(flop_of(model, batch, length), 7.0 * 4 * weights, dtype))
+    seconds = benchmark.stats.stats.median * PAPER_BATCH / batch * STEPS[name]
+    lines.append(
+        [f"paper's schedule, {name}, {name_of(dtype)}", f"{seconds / 3600:.0f} h of one nextvlad1"]
+    )
