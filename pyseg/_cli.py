@@ -7,6 +7,7 @@ A command's options are a dataclass; jsonargparse turns it into flags, YAML (``-
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -124,7 +125,10 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, DataError, RecordError, OSError) as error:
-        print(f"pyseg: error: {error}", file=sys.stderr)
+        # Which of the processes that torchrun has started.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        where = f" (rank {os.environ.get('RANK')})" if several else ""
+        print(f"pyseg: error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print("pyseg: interrupted", file=sys.stderr)

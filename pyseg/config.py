@@ -25,7 +25,7 @@ class StageConfig:
     Args:
         steps: Optimiser steps; 0 leaves the stage out.
         learning_rate: Adam's learning rate.
-        batch_size: Examples a step.
+        batch_size: Examples a step, of all processes together.
         schedule: "constant"; "step": times --decay every --decay_examples examples, as the public
             YouTube-8M code does; "cosine": down to 0 at the last step.
         decay: For "step": the factor.
@@ -168,6 +168,7 @@ class TrainConfig:
         checkpoint_minutes: Minutes between two checkpoints.
         checkpoint_steps: Steps between two checkpoints; default: by the clock alone.
         keep_checkpoints: How many of the last checkpoints are kept.
+        timeout_minutes: Under torchrun: how long the processes wait for each other.
         resume: A run folder: go on with its training where the last checkpoint is. All other
             options are the run's.
 
@@ -201,14 +202,14 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     checkpoint_steps: int | None = None
     keep_checkpoints: int = 2
+    timeout_minutes: float = 10.0
     resume: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if not self.checkpoint_minutes > 0:
-            raise ValueError(
-                f"checkpoint_minutes: expected above 0, found {self.checkpoint_minutes}"
-            )
+        for name in ("checkpoint_minutes", "timeout_minutes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected above 0, found {getattr(self, name)}")
         if "noise" in self.overrides:
             raise ValueError("overrides: expected no noise, which is --pretrain.noise and so on")
         for name in ("checkpoint_steps", "keep_checkpoints"):

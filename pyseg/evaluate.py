@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pyseg import _cli, metrics, models
+from pyseg import _cli, distributed, metrics, models
 from pyseg.config import open_data, rated_classes, read_run_config
 from pyseg.data import Collection, DataError, loader, open_collection
 from pyseg.data.collection import Part
@@ -282,7 +282,8 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
         with _cli.user_errors():
             collection = open_collection(source) if trained is None else open_data(trained, source)
         part = config.part or ("all" if trained is None else "test")
-        segments = collection.segments(part, cache=False)
+        # Whole, also in one of several processes.
+        segments = collection.segments(part, cache=False, rank=0, world_size=1)
         if segments is None:
             raise DataError(f"{source}: expected ratings of segments, found none")
         truth = truth_of_segments(segments, source)
@@ -297,6 +298,8 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
 def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     """Returns the metrics of a run, which its metrics.jsonl keeps as well.
 
+    In a distributed run every process scores its part of the data, and all get the same.
+
     Raises:
         pyseg._cli.UserError: The options do not fit the run or the data.
         pyseg.data.RecordError: A record is damaged.
@@ -306,7 +309,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     run = Path(config.run)
     trained = read_run_config(run)
     with _cli.user_errors():
-        model: Any = models.load(run).to(pick_device(config.device))
+        device = distributed.local_device(pick_device(config.device))
+        model: Any = models.load(run).to(device)
         collection = open_data(trained, config.data)
     classes = rated_classes(run)
     if classes is not None and len(classes) != model.num_classes:
@@ -327,9 +331,11 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         batch_size=config.batch_size,
         workers=config.workers,
     )
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
-        data = config.data or trained.data
-        log.write(json.dumps({"stage": "evaluate", "data": data, "part": part, **result}) + "\n")
+    if distributed.is_first():
+        with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            data = config.data or trained.data
+            line = {"stage": "evaluate", "data": data, "part": part, **result}
+            log.write(json.dumps(line) + "\n")
     return result
 
 
@@ -339,13 +345,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         EvaluateConfig, "pyseg.evaluate", "Evaluates a trained run or a submission."
     )
     config = _cli.parse(parser, EvaluateConfig, argv)
-    if config.submission is None:
-        print(describe(evaluate_run(config)))
-        return
-    result, notes = evaluate_submission(config)
-    print(describe(result))
-    for note in notes:
-        print(f"submission: {note}")
+    with distributed.session(pick_device(config.device)):
+        if config.submission is None:
+            print(describe(evaluate_run(config)))
+            return
+        result, notes = evaluate_submission(config)
+        print(describe(result))
+        for note in notes:
+            print(f"submission: {note}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ A run folder holds
 * ``correlation.npz``: the label correlation that was used, if any;
 * ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it;
 * ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
+
+``torchrun --nproc_per_node=N -m pyseg.train`` divides every batch over N processes
+(`pyseg.distributed`); the run is that of one process, and goes on with as many.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from pyseg import _cli, models
+from pyseg import _cli, distributed, models
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import (
     SEGMENT_VOCABULARY,
@@ -141,7 +144,13 @@ def train(config: TrainConfig) -> Path:
         config = replace(read_run_config(Path(resume)), run=resume)
         if not list_checkpoints(Path(resume) / CHECKPOINTS):
             raise _cli.UserError(f"--resume {resume}: it has no checkpoint; its training has ended")
-    device = pick_device(config.device)
+    device = distributed.local_device(pick_device(config.device))
+    with distributed.session(device, config.timeout_minutes):
+        return _train(config, device, resume)
+
+
+def _train(config: TrainConfig, device: torch.device, resume: str | None) -> Path:
+    """Does what `train` says, as one of the processes of a run."""
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     with _cli.user_errors():
         torch.manual_seed(config.seed)
@@ -182,7 +191,13 @@ def train(config: TrainConfig) -> Path:
             loss = Loss(*weights, None if correlation is None else correlation.to(device))
             stages.append(Stage("finetune", config.finetune, segments, loss, classes))
         stages = [stage for stage in stages if config.stage in ("both", stage.name)]
-    if resume is None:
+        for stage in stages:
+            stage.share_of_batch()
+        if distributed.rank():  # weights are the same everywhere, dropout and noise are not
+            torch.manual_seed(config.seed + distributed.rank())
+    if resume is not None:
+        run = Path(resume)
+    elif distributed.is_first():
         run = _make_run_folder(config, collection)
         _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
         if correlation is not None:
@@ -191,8 +206,9 @@ def train(config: TrainConfig) -> Path:
             youtube8m.write_segment_vocabulary(
                 run / SEGMENT_VOCABULARY, collection.segment_classes, collection.class_names
             )
+        distributed.from_first(run)
     else:
-        run = Path(resume)
+        run = distributed.from_first(Path())
 
     def on_held_out(trained: FrameClassifier) -> dict[str, Any]:
         known = None if trained.num_classes == collection.num_classes else classes
@@ -217,6 +233,12 @@ def train(config: TrainConfig) -> Path:
         print(f"going on from {trainer.resumes}")
     trainer.fit()
     print(f"run folder: {run}")
+    print(f"evaluate again: python -m pyseg.evaluate --run {run}")
+    if config.data == "sample":
+        print(
+            "on YouTube-8M: python -m pyseg.train --model nextvlad1 "
+            "--data <folder of train*.tfrecord and validate*.tfrecord>"
+        )
     return run
 
 
@@ -230,14 +252,7 @@ def _recipe(argv: Sequence[str] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.train``."""
-    config = _cli.parse(make_parser(_recipe(argv)), TrainConfig, argv)
-    run = train(config)
-    print(f"evaluate again: python -m pyseg.evaluate --run {run}")
-    if config.data == "sample":
-        print(
-            "on YouTube-8M: python -m pyseg.train --model nextvlad1 "
-            "--data <folder of train*.tfrecord and validate*.tfrecord>"
-        )
+    train(_cli.parse(make_parser(_recipe(argv)), TrainConfig, argv))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pyseg import _cli, models
+from pyseg import _cli, distributed, models
 from pyseg._files import remove_unfinished
 from pyseg.checkpoint import list_checkpoints, load_checkpoint, random_state, save_checkpoint
 from pyseg.checkpoint import set_random_state as restore_random_state
@@ -111,9 +111,17 @@ class Stage:
     loss: Loss
     classes: Sequence[int] | None = None
 
+    def share_of_batch(self) -> int:
+        """Returns how many examples of a batch this process takes.
+
+        Raises:
+            ValueError: The processes of the run cannot divide a batch.
+        """
+        return distributed.share_of_batch(f"{self.name}.batch_size", self.config.batch_size)
+
 
 class Log:
-    """metrics.jsonl: every line is on disk when `write` returns."""
+    """metrics.jsonl: every line is on disk when `write` returns. The first process writes it."""
 
     def __init__(self, path: Path) -> None:
         """Appends to a file."""
@@ -121,6 +129,8 @@ class Log:
 
     def write(self, stage: str, **values: Any) -> None:
         """Adds a line."""
+        if not distributed.is_first():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
@@ -130,7 +140,7 @@ class Log:
 
     def cut(self, size: int) -> None:
         """Removes what was written after the file had a size."""
-        if self.path.exists():
+        if distributed.is_first() and self.path.exists():
             os.truncate(self.path, min(size, self.size()))
 
 
@@ -168,8 +178,9 @@ class Trainer:
         self._checkpoints = run / CHECKPOINTS
         self._resumed: dict[str, Any] | None = None
         self._saved = time.monotonic()
-        for folder in (run, self._checkpoints):
-            remove_unfinished(folder)
+        if distributed.is_first():
+            for folder in (run, self._checkpoints):
+                remove_unfinished(folder)
         found = list_checkpoints(self._checkpoints)
         if found:
             self._resumed = load_checkpoint(found[-1])
@@ -178,6 +189,12 @@ class Trainer:
                 raise ValueError(
                     f"{found[-1]}: expected a checkpoint of {' or '.join(names)}, found one of "
                     f"{self._resumed['stage']}"
+                )
+            processes = len(self._resumed["processes"])
+            if processes != distributed.world_size():
+                raise ValueError(
+                    f"{found[-1]}: expected {processes} processes, as before; found "
+                    f"{distributed.world_size()}"
                 )
 
     @property
@@ -204,11 +221,13 @@ class Trainer:
                 if self.stages[number].config.steps:
                     _StageRun(self, number, self._resumed, stopped).run()
                 self._resumed = None
-        shutil.rmtree(self._checkpoints, ignore_errors=True)
+        if distributed.is_first():
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
 
     def save_weights(self, model: nn.Module) -> None:
         """Saves the weights to use."""
-        models.save(model, self.run)
+        if distributed.is_first():
+            models.save(model, self.run)
 
 
 class _StageRun:
@@ -228,6 +247,9 @@ class _StageRun:
         self.model = trainer.model
         config = self.stage.config
         self.model.noise.sigma = config.noise
+        # Before anything copies the weights: from here on all processes have the same.
+        step = distributed.parallel(_Step(self.model, self.stage.loss, config.l2))
+        self.loss_of = torch.compile(step) if trainer.config.compile else step
         # fused: one pass over the weights instead of a dozen; they are half of a short step.
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, fused=True
@@ -247,16 +269,14 @@ class _StageRun:
         feed_state = None
         if resumed is not None:
             self._restore(resumed)
-            feed_state = resumed["feed"]
+            feed_state = resumed["processes"][distributed.rank()]["feed"]
         with _cli.user_errors():
             self.feed = Feed(
                 self.stage.dataset,
-                config.batch_size,
+                self.stage.share_of_batch(),
                 workers=trainer.config.workers,
                 state=feed_state,
             )
-        step: nn.Module = _Step(self.model, self.stage.loss, config.l2)
-        self.loss_of = torch.compile(step) if trainer.config.compile else step
 
     @property
     def weights(self) -> FrameClassifier:
@@ -305,8 +325,10 @@ class _StageRun:
             print(f"after {name}: {describe(self._result)}")
         else:
             print(f"after {name}: the weights of step {self.best_step} are kept")
-            best = models.load(self.trainer.run, device=self.trainer.device)
-            self.model.load_state_dict(best.state_dict())
+            if distributed.is_first():
+                best = models.load(self.trainer.run, device=self.trainer.device)
+                self.model.load_state_dict(best.state_dict())
+            distributed.share_weights(self.model)
         if self.average is not None and self.best_step == self.step:
             self.model.load_state_dict(self.average.module.state_dict())
 
@@ -329,12 +351,15 @@ class _StageRun:
             loss: Tensor = self.loss_of(
                 batch.frames, batch.num_frames, batch.offsets, batch.classes, batch.scores
             )
-        if options.on_nan == "skip" and not bool(torch.isfinite(loss.detach())):
-            self.skipped += 1
-            self.trainer.log.write(
-                self.stage.name, step=self.step + 1, skipped=True, ids=batch.ids[:5]
-            )
-            return torch.zeros_like(loss.detach())
+        if options.on_nan == "skip":
+            wrong = not bool(torch.isfinite(loss.detach()))
+            if any(distributed.any_of(wrong)):
+                self.skipped += 1
+                ids = _examples(distributed.from_all(batch.ids if wrong else []))
+                self.trainer.log.write(
+                    self.stage.name, step=self.step + 1, skipped=True, ids=ids[:5]
+                )
+                return torch.zeros_like(loss.detach())
         self.scaler.scale(loss).backward()
         if config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -346,10 +371,13 @@ class _StageRun:
         return loss.detach()
 
     def _report(self) -> float:
-        losses = torch.stack([loss.float() for _, loss in self.recent]).cpu()
+        own = torch.stack([loss.float() for _, loss in self.recent]).cpu()
+        every = torch.tensor(distributed.from_all(own.tolist()))
+        losses = every.mean(0)  # of all processes, whose parts of a batch are equally large
         wrong = (~losses.isfinite()).nonzero().flatten().tolist()
         if wrong:
-            ids = self.recent[wrong[0]][0]
+            told = [] if own[wrong[0]].isfinite() else self.recent[wrong[0]][0]
+            ids = _examples(distributed.from_all(told))
             raise _cli.UserError(
                 f"{self.stage.name}: the loss is {losses[wrong[0]].item()} at step "
                 f"{self.step - len(losses) + wrong[0] + 1}, for the examples "
@@ -382,7 +410,10 @@ class _StageRun:
     def _save_where_due(self) -> None:
         """Writes a checkpoint where it is time for one, or where the run is to stop."""
         trainer, options = self.trainer, self.trainer.config
-        if self.stopped():
+        # Together, because all processes have a part in a checkpoint, and by the clock of one.
+        late = time.monotonic() - trainer._saved > 60 * options.checkpoint_minutes
+        stopped, due = distributed.any_of(self.stopped(), distributed.is_first() and late)
+        if stopped:
             self.save()
             if self.best is None:
                 trainer.save_weights(self.weights)
@@ -390,13 +421,23 @@ class _StageRun:
                 f"stopped at {self.stage.name}, step {self.step}: "
                 f"python -m pyseg.train --resume {trainer.run} goes on"
             )
+            distributed.wait()  # where one process ends, torchrun ends the others
             raise KeyboardInterrupt
         by_step = options.checkpoint_steps and self.step % options.checkpoint_steps == 0
-        if by_step or time.monotonic() - trainer._saved > 60 * options.checkpoint_minutes:
+        if by_step or due:
             self.save()
 
     def save(self) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint, which every process has a part in."""
+        own = {
+            "random": random_state(),
+            "feed": self.feed.state(),
+            "recent": [[ids, loss.item()] for ids, loss in self.recent],
+        }
+        processes = distributed.from_all(own)
+        self.trainer._saved = time.monotonic()
+        if not distributed.is_first():
+            return
         state = {
             "stage": self.stage.name,
             "step": self.step,
@@ -404,10 +445,8 @@ class _StageRun:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "random": random_state(),
-            "feed": self.feed.state(),
             "best": [self.best, self.best_step, self.worse],
-            "recent": [[ids, loss.item()] for ids, loss in self.recent],
+            "processes": processes,
             "skipped": self.skipped,
             "seconds": self.seconds,
             "log": self.trainer.log.size(),
@@ -419,7 +458,6 @@ class _StageRun:
             state,
             keep=self.trainer.config.keep_checkpoints,
         )
-        self.trainer._saved = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.step = int(state["step"])
@@ -431,6 +469,12 @@ class _StageRun:
         self.best, self.best_step, self.worse = state["best"]
         self.skipped, self.seconds = state["skipped"], state["seconds"]
         device = self.trainer.device
-        self.recent = [(ids, torch.tensor(loss, device=device)) for ids, loss in state["recent"]]
+        own = state["processes"][distributed.rank()]
+        self.recent = [(ids, torch.tensor(loss, device=device)) for ids, loss in own["recent"]]
         self.trainer.log.cut(state["log"])
-        restore_random_state(state["random"])
+        restore_random_state(own["random"])
+
+
+def _examples(of_processes: list[list[str]]) -> list[str]:
+    """Returns the ids of all processes."""
+    return [id for ids in of_processes for id in ids]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
 
 from pyseg.ops import AssignmentNorm, moments
 from pyseg.ops.assignment import normalize
@@ -22,15 +25,26 @@ class BatchNorm(nn.Module):
       `unbiased` is set (slim's default, which PyTorch always does): a factor n / (n - 1);
     * an op can normalise while it reads, also with rows left out of the statistics (`deferred`);
     * a batch with a single row is no error: its variance is 0 and the output is `bias`. A batch
-      without rows (or with none that the mask lets through) leaves the running statistics alone.
+      without rows (or with none that the mask lets through) leaves the running statistics alone;
+    * in a distributed run the batch is that of all processes (`synchronized`).
 
     Statistics are computed in float32 or better whatever the dtype of the input.
+
+    Where torch.distributed is initialised, with more than one process, a process may have any
+    number of rows, also none: each row counts the same. Outputs, running statistics and, where
+    losses are averaged over the processes as DistributedDataParallel does with gradients, gradients
+    are those of one process with all rows. Every process has to call the module as often; one
+    exchange of 2 * channels + 1 numbers a call, and one in its gradient, which cannot be
+    differentiated again. The reference normalises every tower by itself: ``synchronized=False``;
+    running statistics then differ between processes.
 
     Args:
         num_features: number of channels.
         eps: added to the variance.
         momentum: weight of the batch in the running statistics, in 0..1.
         unbiased: whether the running variance is that of a sample (n - 1 in the denominator).
+        synchronized: whether training mode takes the statistics over all processes of a distributed
+            run.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -59,6 +73,7 @@ class BatchNorm(nn.Module):
         eps: float = 1e-3,
         momentum: float = 0.001,
         unbiased: bool = False,
+        synchronized: bool = True,
     ) -> None:
         """Makes the module; the class describes the arguments."""
         super().__init__()
@@ -72,6 +87,7 @@ class BatchNorm(nn.Module):
         self.eps = eps
         self.momentum = momentum
         self.unbiased = unbiased
+        self.synchronized = synchronized
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -95,6 +111,9 @@ class BatchNorm(nn.Module):
             return normalize(x.unsqueeze(2), norm).squeeze(2).to(x.dtype)
         self._check(x)
         rows = x.reshape(-1, self.num_features)
+        if self._over_processes():
+            norm = self.deferred(rows.unsqueeze(0))
+            return normalize(rows[None, :, None], norm).reshape(x.shape).to(x.dtype)
         if self.training and rows.shape[0] > 0:
             rows = self._by_batch(rows)
         else:
@@ -125,16 +144,21 @@ class BatchNorm(nn.Module):
                 f"found {tuple(counts.shape)}"
             )
         batch, length = x.shape[:2]
-        if not self.training or batch * length == 0:
+        over_processes = self._over_processes()
+        if not self.training or (batch * length == 0 and not over_processes):
             return AssignmentNorm(
                 self.running_mean, self.running_var, self.weight, self.bias, self.eps
             )
         if counts is None:
             counts = torch.ones(batch, length, dtype=torch.bool, device=x.device)
         counts = counts.to(torch.promote_types(x.dtype, torch.float32))
-        count = counts.sum()
-        row_weights = counts / count.clamp(min=1.0)
-        mean, var = moments(x.flatten(0, 1), row_weights.flatten())
+        row_weights: Tensor | None = None
+        if over_processes:  # the gradient through them is that of `_GlobalMoments`, not of the op
+            mean, var, count = _global_moments(x.flatten(0, 1), counts.flatten())
+        else:
+            count = counts.sum()
+            row_weights = counts / count.clamp(min=1.0)
+            mean, var = moments(x.flatten(0, 1), row_weights.flatten())
         with torch.no_grad():
             running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
             momentum = self.momentum * (count > 0).to(self.running_mean.dtype)
@@ -151,7 +175,17 @@ class BatchNorm(nn.Module):
         """Returns the arguments for `repr`."""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-            f"unbiased={self.unbiased}"
+            f"unbiased={self.unbiased}, synchronized={self.synchronized}"
+        )
+
+    def _over_processes(self) -> bool:
+        """Whether statistics are those of the rows of several processes."""
+        return (
+            self.training
+            and self.synchronized
+            and distributed.is_available()
+            and distributed.is_initialized()
+            and distributed.get_world_size() > 1
         )
 
     def _check(self, x: Tensor) -> None:
@@ -188,3 +222,53 @@ class BatchNorm(nn.Module):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var, self.momentum)
         return rows
+
+
+class _GlobalMoments(torch.autograd.Function):
+    """Mean and biased variance of the rows of all processes, and how many rows count.
+
+    With the n_r rows of process r, their mean m_r and variance v_r, and n the sum of all n_r
+
+        m = sum n_r m_r / n,    v = sum n_r (v_r + (m_r - m)^2) / n
+
+    without the cancellation of a sum of squares. Every process computes both from the same numbers
+    in the same order, so all have the same bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes x (R, C) and counts (R,); returns (C,), (C,) and ()."""
+        own = counts.sum()
+        mean, var = x.new_zeros(2, x.shape[1], dtype=counts.dtype)
+        if len(x):
+            mean, var = moments(x, counts / own.clamp(min=1.0))
+        sent = torch.cat((own.reshape(1), mean, var))
+        received = sent.new_empty(distributed.get_world_size(), len(sent))
+        distributed.all_gather(list(received.unbind()), sent)
+        each, means, variances = received.split((1, x.shape[1], x.shape[1]), dim=1)
+        count = each.sum()
+        shares = each / count.clamp(min=1.0)
+        mean = (shares * means).sum(0)
+        var = (shares * (variances + (means - mean).square())).sum(0)
+        ctx.save_for_backward(x, counts, mean, count)
+        ctx.mark_non_differentiable(count)
+        return mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_mean: Tensor, by_var: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        """Adds up what every process's result asks of the statistics, which belong to all rows."""
+        x, counts, mean, count = ctx.saved_tensors
+        both = torch.stack((by_mean, by_var))
+        distributed.all_reduce(both)
+        by_mean, by_var = both / count.clamp(min=1.0)
+        grad = (x.to(mean.dtype) - mean).mul_(2.0 * by_var).add_(by_mean)
+        # Rows that are left out may hold anything.
+        rows = counts.unsqueeze(1)
+        return (grad * rows).masked_fill_(rows == 0, 0.0).to(x.dtype), None
+
+
+@torch.compiler.disable  # it waits for other processes, in the middle of what could be one graph
+def _global_moments(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    moments: tuple[Tensor, Tensor, Tensor] = _GlobalMoments.apply(x, counts)
+    return moments

@@ -1,0 +1,252 @@
+"""Runs of several processes: ``torchrun --nproc_per_node=N -m pyseg.train ...``.
+
+torchrun starts N times the same command, each with a GPU of its own where there are any; this
+module makes one run of them:
+
+* `session` connects them. The first process, rank 0, is the one that writes and prints. Where one
+  of them fails, the first reason is told once, and all of them end.
+* `DistributedDataParallel` averages gradients (`parallel`), data sets divide themselves
+  (`pyseg.data.RecordDataset`), streaming metrics are of all processes (`pyseg.metrics`), and so are
+  the statistics of `pyseg.nn.BatchNorm`.
+* What the processes decide, they decide together: `any_of`, `from_first`, `from_all`.
+
+Outside of a distributed run all of this is that of a run of one process. What the processes tell
+each other about themselves travels over gloo on the CPU, also where gradients take nccl: nobody has
+to wait for a GPU. Files of a run are read by all processes, so where these are on several machines
+the run folder and the data have to be on all of them, at the same place.
+
+Source: torch.distributed and torchrun, https://docs.pytorch.org/docs/stable/distributed.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pyseg import _cli
+
+Value = TypeVar("Value")
+
+TIMEOUT_MINUTES = 10.0
+"""How long the processes of a run wait for each other unless told otherwise."""
+
+_FAILED = "pyseg/failed"  # in the store that torchrun keeps: how many processes have failed
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def world_size() -> int:
+    """Returns the number of processes of the run."""
+    return distributed.get_world_size() if _connected() else 1
+
+
+def rank() -> int:
+    """Returns the number of this process, from 0."""
+    return distributed.get_rank() if _connected() else 0
+
+
+def is_first() -> bool:
+    """Returns whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """Returns for each flag whether it is set in any process; every process calls it."""
+    if world_size() == 1:
+        return flags
+    values = torch.tensor(flags, dtype=torch.uint8)
+    distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return tuple(values.bool().tolist())
+
+
+def wait() -> None:
+    """Waits until every process has come as far as this."""
+    any_of(False)
+
+
+def from_first(value: Value) -> Value:
+    """Returns the value of the first process; every process calls it.
+
+    Args:
+        value: Anything that can be pickled; that of others is not looked at.
+    """
+    values = [value]
+    if world_size() > 1:
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def from_all(value: Value) -> list[Value]:
+    """Returns the values of all processes, in the order of ranks; every process calls it.
+
+    Args:
+        value: Anything that can be pickled.
+    """
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def share_of_batch(name: str, batch_size: int) -> int:
+    """Returns how many of the examples of a batch this process takes: as many as any other.
+
+    Raises:
+        ValueError: The batch cannot be divided; the message names the option.
+
+    Example:
+        >>> share_of_batch("pretrain.batch_size", 80)
+        80
+    """
+    processes = world_size()
+    if batch_size % processes:
+        raise ValueError(
+            f"{name}: expected a multiple of the number of processes, {processes}, found "
+            f"{batch_size}"
+        )
+    return batch_size // processes
+
+
+def parallel(step: nn.Module) -> nn.Module:
+    """Returns a module whose gradients are averaged over the processes, with one set of weights.
+
+    Args:
+        step: Gives a loss that is a mean over the examples of this process: as many as any other
+            has, so that the average is the gradient of the mean over all.
+    """
+    if world_size() == 1 or not any(p.requires_grad for p in step.parameters()):
+        return step
+    wrapped = DistributedDataParallel(step, gradient_as_bucket_view=True)
+    # Buffers are exchanged here, once: running statistics are those of all processes (`BatchNorm`).
+    # Not by the constructor's argument, which has had another name since torch 2.13.
+    wrapped.broadcast_buffers = False
+    return wrapped
+
+
+def share_weights(module: nn.Module) -> None:
+    """Gives all processes the parameters and buffers of the first one; every process calls it."""
+    if world_size() > 1:
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
+            distributed.broadcast(tensor.detach(), src=0)
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Returns the GPU of this process where any GPU is asked for; otherwise the device.
+
+    Raises:
+        pyseg._cli.UserError: This machine has more processes than GPUs.
+    """
+    number = int(os.environ.get("LOCAL_RANK", 0)) if _launched() else 0
+    if device.type != "cuda" or device.index is not None or not number:
+        return device
+    if number >= torch.cuda.device_count():
+        raise _cli.UserError(
+            f"--nproc_per_node: expected at most {torch.cuda.device_count()}, one process for "
+            f"every GPU, found {os.environ.get('LOCAL_WORLD_SIZE', 'more')}"
+        )
+    return torch.device("cuda", number)
+
+
+@contextlib.contextmanager
+def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
+    """Connects the processes that torchrun has started; nothing happens without torchrun.
+
+    Inside, only the first process prints to stdout and draws progress bars. Where a process
+    leaves with an exception, the others end as well: those that are waiting for it at once, the
+    others as soon as torchrun asks them to. The first exception is the run's reason and goes on its
+    way; what others run into after it, having lost a process, becomes an exit without a word.
+
+    Args:
+        device: Where the gradients are; see `local_device`.
+        timeout_minutes: How long to wait for another process before giving up.
+
+    Raises:
+        pyseg._cli.UserError: A process is lost and has left no reason.
+    """
+    if _connected() or not _launched():
+        yield
+        return
+    device = local_device(device)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise _cli.UserError(f"the processes cannot be connected: {_line(error)}") from error
+    try:
+        with contextlib.nullcontext() if is_first() else _silence():
+            yield
+        # Nobody leaves before all have come so far: a failure of others is still this run's.
+        wait()
+    except BaseException as error:
+        if not _is_first_failure():
+            raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+        if _is_loss_of_another(error):
+            raise _cli.UserError(f"another process is lost: {_line(error)}") from error
+        raise
+    # Not after a failure: it would wait for those that are gone.
+    distributed.destroy_process_group()
+
+
+def _connected() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _launched() -> bool:
+    """Whether torchrun has started this process, and others with it."""
+    return (
+        distributed.is_available()
+        and all(name in os.environ for name in _LAUNCHER)
+        and int(os.environ["WORLD_SIZE"]) > 1
+    )
+
+
+def _is_first_failure() -> bool:
+    """Notes that this process has failed; returns whether no other has before."""
+    try:
+        return distributed.distributed_c10d._get_default_store().add(_FAILED, 1) == 1
+    except (RuntimeError, ValueError):  # the store is gone, or the group: it went with torchrun
+        return is_first()
+
+
+def _is_loss_of_another(error: BaseException) -> bool:
+    if isinstance(error, distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error)  # which has no type of its own
+
+
+class _NoTerminal(io.TextIOWrapper):
+    """A stream on which nobody draws progress bars."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Lets through what goes to stderr, but for progress bars."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        _NoTerminal(os.fdopen(os.dup(sys.stderr.fileno()), "wb"), write_through=True) as errors,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(errors),
+    ):
+        yield
+
+
+def _line(error: BaseException) -> str:
+    lines: Sequence[str] = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

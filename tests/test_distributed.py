@@ -1,0 +1,392 @@
+"""Runs of two processes, through torchrun: the numbers of one process, stops, and lost processes.
+
+torchrun takes seconds to start, so one start serves many checks: they are functions of this file,
+which the processes call (`in_processes`), and whose assertions fail there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyseg import _cli, distributed, evaluate, models, train, training
+from pyseg.config import StageConfig, TrainConfig
+from pyseg.data import Ratings, encode_frames, held_out, write_records
+from pyseg.nn import BatchNorm
+from pyseg.ops import soft_assign
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="torch without gloo",
+)
+
+SHARDS, VIDEOS = 3, 12
+TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
+NONE = StageConfig(0, 1.0, 6)
+CACHED = {
+    "overrides": TINY | {"dropout": 0.0},
+    "pretrain": NONE,
+    "finetune": StageConfig(12, 1e-3, 6, evaluate_every=4),
+}
+NOISY = {
+    "overrides": TINY | {"dropout": 0.2},
+    "pretrain": StageConfig(6, 1e-2, 6, noise=0.1, clip_norm=1.0),
+    "finetune": StageConfig(9, 1e-2, 6, ema=0.7, noise=0.1, evaluate_every=4),
+}
+
+
+def make_data(folder: Path) -> Path:
+    """Three shards of 12 videos, two ratings each."""
+    rng = np.random.default_rng(0)
+    for shard in range(SHARDS):
+        records = []
+        for number in range(VIDEOS):
+            frames = rng.integers(0, 256, (10, 1152), np.uint8)
+            scores = rng.integers(0, 2, 2).astype(np.float32)
+            ratings = Ratings(np.array([0, 5]), rng.integers(0, 4, 2), scores)
+            labels = rng.choice(4, 2, replace=False)
+            records.append(encode_frames(f"{shard}v{number}", frames, labels, ratings))
+        write_records(folder / f"validate{shard}.tfrecord", records)
+    lines = ["Index,Name", *(f"{i},class {i}" for i in range(4))]
+    (folder / "vocabulary.csv").write_text("\n".join(lines))
+    return folder
+
+
+def config(data: Path, run: Path, **changes) -> TrainConfig:
+    return TrainConfig(data=str(data), run=str(run), device="cpu", **changes)
+
+
+def log_of(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines]
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def torchrun(*arguments: str, processes: int = 2) -> Done:
+    """Runs a command as torchrun does, for two minutes at most."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    tests = str(Path(__file__).parent)
+    with subprocess.Popen(
+        [*command, f"--nproc_per_node={processes}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": os.pathsep.join([tests, *sys.path]),
+        },
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun ends its processes
+            out, err = process.communicate()
+            pytest.fail(f"torchrun did not end:\n{out}\n{err}")
+    return Done(process.returncode, out, err)
+
+
+def in_processes(folder: Path, function: str, *arguments: Path) -> Done:
+    """Calls a function of this file, with paths, in two processes."""
+    script = folder / f"{function}.py"
+    paths = [str(path) for path in arguments]
+    script.write_text(
+        textwrap.dedent(f"""
+            from pathlib import Path
+            import test_distributed
+            from pyseg import _cli
+            _cli.run(lambda: test_distributed.{function}(*map(Path, {paths!r})))
+        """)
+    )
+    return torchrun(str(script))
+
+
+# ---------------------------------------------------------------- what runs in the two processes
+
+
+def all_checks(data: Path, runs: Path) -> None:
+    with distributed.session(torch.device("cpu")):
+        assert (distributed.world_size(), distributed.is_first()) == (2, distributed.rank() == 0)
+        check_agreements()
+        for unbiased in (False, True):
+            for case in range(len(SPLITS)):
+                check_batch_norm(case, unbiased)
+        check_towers()
+        check_feeding(data, runs / "feeding")
+        train_in_float64(config(data, runs / "two", **CACHED))
+        train.train(config(data, runs / "noisy", **NOISY))
+        check_skipping(data, runs / "skipping")
+        evaluate.main(["--run", str(runs / "two"), "--part", "all", "--device", "cpu"])
+
+
+def train_in_float64(options: TrainConfig) -> Path:
+    """Trains so that no gradient is rounding alone, which Adam would make a step of."""
+    with pytest.MonkeyPatch.context() as patch:
+        create = models.create
+        patch.setattr(models, "create", lambda *args, **more: create(*args, **more).double())
+        return train.train(options)
+
+
+def check_agreements() -> None:
+    first = distributed.is_first()
+    assert distributed.any_of(False, first, not first) == (False, True, True)
+    assert distributed.from_first("a" if first else "b") == "a"
+    assert distributed.from_all(distributed.rank()) == [0, 1]
+    assert distributed.share_of_batch("x", 6) == 3
+    with pytest.raises(ValueError, match="x: expected a multiple of the number of processes, 2, "):
+        distributed.share_of_batch("x", 5)
+
+
+# Videos of rank 0 (of 4), and how often each frame counts.
+SPLITS = [
+    (2, None),
+    (1, None),
+    (4, None),
+    (3, [[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 0]]),
+    (1, [[2, 0, 1], [3, 1, 0], [0, 0, 0], [0, 0, 4]]),
+    (2, [[0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]]),  # nothing in rank 0
+    (2, [[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]),  # one row in all
+    (2, [[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+]
+
+
+def check_batch_norm(case: int, unbiased: bool) -> None:
+    """Each process's part of the batch gives what a single process gives for the whole."""
+    split, counted = SPLITS[case]
+    torch.manual_seed(case)
+    x = torch.randn(4, 3, 8, dtype=torch.float64) * 3 + 100
+    direction = torch.randn_like(x)
+    counts = None if counted is None else torch.tensor(counted)
+    if counts is not None:
+        x[counts == 0] += 1e6  # padding may hold anything finite
+    part = slice(0, split) if distributed.is_first() else slice(split, None)
+
+    def results(rows: slice, synchronized: bool) -> list[torch.Tensor]:
+        norm = BatchNorm(8, momentum=0.25, unbiased=unbiased, synchronized=synchronized).double()
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(1, 2, 8))
+        leaf = x[rows].clone().requires_grad_()
+        weights = None if counts is None else counts[rows]
+        y = norm(leaf, weights)
+        (y * direction[rows]).sum().backward()
+        assigned = torch.autograd.grad(
+            soft_assign(
+                (z := x[rows].clone().requires_grad_()).unflatten(2, (2, 4)),
+                torch.ones_like(z[..., :2]),
+                norm=norm.deferred(z, weights),
+            ).mul(direction[rows].unflatten(2, (2, 4))).sum(),
+            [z, norm.weight],
+        )  # fmt: skip
+        by_weight = [norm.weight.grad, norm.bias.grad, assigned[1]]
+        if synchronized:
+            for gradient in by_weight:
+                torch.distributed.all_reduce(gradient)
+        return [y, leaf.grad, assigned[0], *by_weight, *norm.buffers()]
+
+    expected = results(slice(None), synchronized=False)
+    expected[:3] = [tensor[part] for tensor in expected[:3]]
+    found = results(part, synchronized=True)
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=f"{case}: {number}")
+    buffers = distributed.from_all([tensor.tolist() for tensor in found[-2:]])
+    assert buffers[0] == buffers[1]
+
+
+def check_towers() -> None:
+    """Without synchronisation, and in eval mode, a process sees its own rows."""
+    x = torch.arange(6.0).reshape(3, 2) + 10 * distributed.rank()
+    norm = BatchNorm(2, momentum=1.0, synchronized=False)
+    norm(x)
+    torch.testing.assert_close(norm.running_mean, x.mean(0))
+    norm = BatchNorm(2).eval()
+    if distributed.is_first():  # nobody else takes part
+        norm(x)
+
+
+@contextlib.contextmanager
+def each_step(before):
+    optimise = training._StageRun._optimise
+
+    def patched(self, batch):
+        before(self, batch)
+        return optimise(self, batch)
+
+    training._StageRun._optimise = patched
+    try:
+        yield
+    finally:
+        training._StageRun._optimise = optimise
+
+
+def check_feeding(data: Path, run: Path) -> None:
+    """Of frames read as a stream every example comes once in a pass, in one of the processes."""
+    own: list[tuple[int, str]] = []
+
+    def note(_, batch) -> None:  # of one example
+        own.append((batch.position.epoch, batch.ids[0]))
+
+    with each_step(note):
+        train.train(config(data, run, pretrain=StageConfig(40, 1e-3, 2), finetune=NONE))
+    names = [f"{shard}v{number}" for shard in range(SHARDS) for number in range(VIDEOS)]
+    parts = distributed.from_all(own)
+    for epoch in (0, 1):
+        passes = [[id for number, id in part if number == epoch] for part in parts]
+        assert abs(len(passes[0]) - len(passes[1])) <= 3  # those held out are not divided
+        assert sorted(passes[0] + passes[1]) == sorted(n for n in names if not held_out(n))
+
+
+def check_skipping(data: Path, run: Path) -> None:
+    """A loss that is not finite in one process is skipped in both, and the examples are told."""
+    forward = training._Step.forward
+    count = itertools.count()
+
+    def broken(self, *arguments):
+        loss = forward(self, *arguments)
+        return loss * float("nan") if next(count) == 1 and distributed.rank() == 1 else loss
+
+    training._Step.forward = broken
+    own: list[list[str]] = []
+    try:
+        with each_step(lambda _, batch: own.append(batch.ids)):
+            train.train(config(data, run, **CACHED, on_nan="skip"))
+    finally:
+        training._Step.forward = forward
+    [skipped] = [line for line in log_of(run) if line.get("skipped")]
+    ids = distributed.from_all(own)[1][1]
+    assert (skipped["step"], skipped["ids"]) == (2, ids)
+
+
+def stop_one(data: Path, run: Path) -> None:
+    """Asks one process to stop in a step; the other one hears it from that."""
+
+    def stop(stage, _) -> None:
+        if os.environ["RANK"] == "1" and stage.stage.name == "finetune" and stage.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with each_step(stop):
+        train.train(config(data, run, **NOISY))
+
+
+def fail_in_one(data: Path, run: Path) -> None:
+    def fail(stage, _) -> None:
+        if os.environ["RANK"] == "1" and stage.step == 3:
+            raise _cli.UserError("something is wrong here")
+
+    with each_step(fail):
+        train.train(config(data, run, **CACHED))
+
+
+def kill_one(data: Path, run: Path) -> None:
+    def kill(stage, _) -> None:
+        if os.environ["RANK"] == "1" and stage.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with each_step(kill):
+        train.train(config(data, run, **CACHED))
+
+
+# ------------------------------------------------------------------------------------- the tests
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave that make all checks and train."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = in_processes(folder, "all_checks", data, folder)
+    assert done.code == 0, done.out + done.err
+    (folder / "out.txt").write_text(done.out)
+    return folder
+
+
+def test_two_processes_train_like_one(data: Path, runs: Path, tmp_path: Path) -> None:
+    one = train_in_float64(config(data, tmp_path / "one", **CACHED))
+    expected, found = log_of(one), log_of(runs / "two")[:-1]
+    assert [line["stage"] for line in found] == [line["stage"] for line in expected]
+    for line, other in zip(found, expected, strict=True):
+        for key in line.keys() & {"step", "loss", "rated", "positives"}:
+            assert line[key] == pytest.approx(other[key], rel=1e-6), key
+    left, right = (load_file(run / models.WEIGHTS) for run in (runs / "two", one))
+    for key, value in left.items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(value, right[key], rtol=1e-7, atol=1e-7, msg=key)
+    # Evaluation alone, of the very same weights.
+    evaluate.main(["--run", str(runs / "two"), "--part", "all", "--device", "cpu"])
+    *_, of_two, of_one = log_of(runs / "two")
+    assert of_two == of_one
+    assert of_one["rated"] == 2 * SHARDS * VIDEOS
+
+
+def test_one_process_speaks(runs: Path) -> None:
+    lines = (runs / "out.txt").read_text().splitlines()
+    assert sum(line.startswith("run folder: ") for line in lines) == 4
+    assert not (runs / "two" / training.CHECKPOINTS).exists()
+
+
+def test_a_stop_in_one_process_stops_both_and_goes_on(data: Path, runs: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    done = in_processes(tmp_path, "stop_one", data, run)
+    assert done.code != 0
+    assert done.err.count("pyseg: interrupted") == 1
+    assert "stopped at finetune, step 3: python -m pyseg.train --resume" in done.out
+    with pytest.raises(_cli.UserError, match="expected 2 processes, as before; found 1"):
+        train.main(["--resume", str(run)])
+    done = torchrun("-m", "pyseg.train", "--", "--resume", str(run))
+    assert done.code == 0, done.out + done.err
+    assert "going on from finetune, step 3" in done.out
+    left, right = (models.load(folder).state_dict() for folder in (run, runs / "noisy"))
+    for key, value in left.items():
+        assert torch.equal(value, right[key]), key
+    assert log_of(run) == log_of(runs / "noisy")
+
+
+@pytest.mark.parametrize(
+    ("function", "rank", "text"),
+    [
+        ("fail_in_one", 1, "something is wrong here"),
+        ("kill_one", 0, "another process is lost: "),
+    ],
+)
+def test_a_lost_process_ends_the_run(
+    data: Path, tmp_path: Path, function: str, rank: int, text: str
+) -> None:
+    done = in_processes(tmp_path, function, data, tmp_path / "run")
+    assert done.code != 0
+    [told] = [line for line in done.err.splitlines() if line.startswith("pyseg: ")]
+    assert told.startswith(f"pyseg: error (rank {rank}): {text}")
+
+
+def test_alone() -> None:
+    """Outside of torchrun there is one process, which asks nobody."""
+    device = torch.device("cpu")
+    with distributed.session(device):
+        assert (distributed.rank(), distributed.world_size()) == (0, 1)
+        assert distributed.any_of(True, False) == (True, False)
+        assert distributed.from_first(3) == 3
+        assert distributed.from_all(3) == [3]
+        assert distributed.local_device(device) == device
+        module = torch.nn.Linear(1, 1)
+        assert distributed.parallel(module) is module
