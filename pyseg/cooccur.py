@@ -1,6 +1,7 @@
 """Counts label pairs and makes the correlation: ``python -m pyseg.cooccur --labels <table> ...``.
 
 See `pyseg.labels`. What it writes is what ``--loss.correlation`` of `pyseg.train` reads.
+Under torchrun, TFRecords are divided over the processes (`pyseg.distributed`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from pyseg import _cli
+from pyseg import _cli, distributed
 from pyseg.data import DataError, youtube8m
 from pyseg.data.datasets import find_shards
 from pyseg.labels import (
@@ -23,6 +25,7 @@ from pyseg.labels import (
     read_label_records,
     read_label_table,
 )
+from pyseg.metrics._distributed import gather
 
 
 @dataclass
@@ -57,7 +60,11 @@ class CooccurConfig:
 
 
 def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
-    """Returns the counts of all that `config` names, and how many videos were left out."""
+    """Returns the counts of all that `config` names, and how many videos were left out.
+
+    In a distributed run every process reads some of the files, a table the first one, and all get
+    the same.
+    """
     from tqdm import tqdm
 
     exclude = read_ids(Path(config.exclude_ids)) if config.exclude_ids else set()
@@ -66,10 +73,10 @@ def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
         raise _cli.UserError("expected --labels or --data, found neither")
     with _cli.user_errors():
         counter = CooccurrenceCounter(config.num_classes)
+    paths = paths[distributed.rank() :: distributed.world_size()]
+    labels = config.labels if distributed.is_first() else None
     left_out = 0
-    size = sum(
-        os.path.getsize(path) for path in [*paths, *([config.labels] if config.labels else [])]
-    )
+    size = sum(os.path.getsize(path) for path in [*paths, *([labels] if labels else [])])
     with tqdm(
         total=size, unit="B", unit_scale=True, desc="counting", leave=False, disable=None
     ) as bar:
@@ -78,9 +85,8 @@ def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
             return id not in exclude
 
         def sources() -> Iterator[tuple[str, Iterator[LabelLists]]]:
-            if config.labels:
-                table = read_label_table(config.labels, exclude=exclude, progress=bar.update)
-                yield config.labels, table
+            if labels:
+                yield labels, read_label_table(labels, exclude=exclude, progress=bar.update)
             for path in paths:
                 yield path, read_label_records(path, keep=keep)
                 bar.update(os.path.getsize(path))
@@ -94,7 +100,19 @@ def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
                     raise DataError(
                         f"{name}: {error} (--num_classes {config.num_classes})"
                     ) from None
-    return counter.finish(), left_out
+    return _together(counter.finish(), left_out)
+
+
+def _together(counted: Cooccurrence, left_out: int) -> tuple[Cooccurrence, int]:
+    """Returns the counts of all processes."""
+    arrays = counted.counts, counted.offsets, counted.columns, counted.values
+    own = np.array([counted.num_videos, left_out])
+    (numbers, *first), *others = gather([own, *arrays])
+    merged = Cooccurrence(int(numbers[0]), *first)
+    for other, *rest in others:
+        merged = merged.merge(Cooccurrence(int(other[0]), *rest))
+        numbers = numbers + other
+    return merged, int(numbers[1])
 
 
 def read_ids(path: Path) -> set[str]:
@@ -110,6 +128,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         CooccurConfig, "pyseg.cooccur", "Counts label pairs and writes their correlation."
     )
     config = _cli.parse(parser, CooccurConfig, argv)
+    with distributed.session(torch.device("cpu")):
+        _run(config)
+
+
+def _run(config: CooccurConfig) -> None:
     kept: list[int] | None = None
     names: dict[int, str] = {}
     if config.vocabulary:
@@ -123,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         correlation = LabelCorrelation.from_counts(
             counted, config.threshold, kept, min_support=config.min_support
         )
-    correlation.save(config.out)
+    if distributed.is_first():
+        correlation.save(config.out)
     print(f"videos: {counted.num_videos}, left out: {left_out}")
     print(f"labels: {counted.counts.sum()} of {(counted.counts > 0).sum()} classes")
     print(f"pairs: {counted.values.sum()}, different: {len(counted.values)}")

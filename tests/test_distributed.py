@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyseg import _cli, distributed, evaluate, models, train, training
+from pyseg import _cli, cooccur, distributed, evaluate, models, train, training
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, held_out, write_records
 from pyseg.nn import BatchNorm
@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(
 SHARDS, VIDEOS = 3, 12
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
 NONE = StageConfig(0, 1.0, 6)
+COUNTED = ["--num_classes", "4", "--threshold", "0.1"]
 CACHED = {
     "overrides": TINY | {"dropout": 0.0},
     "pretrain": NONE,
@@ -136,6 +137,7 @@ def all_checks(data: Path, runs: Path) -> None:
         train.train(config(data, runs / "noisy", **NOISY))
         check_skipping(data, runs / "skipping")
         evaluate.main(["--run", str(runs / "two"), "--part", "all", "--device", "cpu"])
+        cooccur.main(["--data", str(data), *COUNTED, "--out", str(runs / "two.npz")])
 
 
 def train_in_float64(options: TrainConfig) -> Path:
@@ -338,6 +340,15 @@ def test_two_processes_train_like_one(data: Path, runs: Path, tmp_path: Path) ->
     *_, of_two, of_one = log_of(runs / "two")
     assert of_two == of_one
     assert of_one["rated"] == 2 * SHARDS * VIDEOS
+
+
+def test_two_processes_count_like_one(data: Path, runs: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "one.npz"
+    cooccur.main(["--data", str(data), *COUNTED, "--out", str(out)])
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert lines[0] == f"videos: {SHARDS * VIDEOS}, left out: 0"
+    assert "\n".join(lines) in (runs / "out.txt").read_text()
+    assert out.read_bytes() == (runs / "two.npz").read_bytes()
 
 
 def test_one_process_speaks(runs: Path) -> None:
