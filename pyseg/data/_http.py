@@ -1,0 +1,356 @@
+"""Files from HTTP servers that stall, fail and cut off: tried again, from where they ended."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import hashlib
+import http.client
+import os
+import re
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
+from email.message import Message
+from pathlib import Path
+from typing import TypeVar
+
+import pyseg
+
+CHUNK = 1 << 18  # bytes read at once
+FIRST_WAIT = 1.0  # seconds, doubled with every failure
+LONGEST_WAIT = 60.0
+LONGEST_ASKED_WAIT = 600.0  # what a server may ask for by Retry-After
+
+_PASSING = {408, 425, 429}  # the statuses that pass, as do all from 500
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_CHECKSUM_TRIES = 2
+_LARGEST_READ = 1 << 26
+
+_Result = TypeVar("_Result")
+
+
+class LastingError(Exception):
+    """A file is not to be had: it failed too often, or as it would fail again."""
+
+
+class StoppedError(Exception):
+    """The work is no longer wanted."""
+
+
+class _PassingError(Exception):
+    """A failure that another try may mend."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait  # seconds that the server asks for
+
+
+class _RangeError(_PassingError):
+    """The server has no bytes from where the unfinished file ends."""
+
+
+class Part:
+    """The unfinished copy of a file; it is removed again where it is left empty.
+
+    Args:
+        path: Where it lies; what is there already is its beginning.
+        version: What the server called the version that it is the beginning of, if that is known.
+        stop: Makes reading the beginning end.
+
+    Raises:
+        StoppedError: It is not wanted any more.
+        OSError: It cannot be read or written.
+    """
+
+    def __init__(self, path: Path, version: str | None, stop: threading.Event) -> None:
+        self.path = path
+        self.version = version
+        self.size = 0
+        self.total: int | None = None  # of the whole file, where the server has said it
+        self._digest = hashlib.md5(usedforsecurity=False)
+        self._file = open(path, "a+b")  # noqa: SIM115
+        try:
+            self._file.seek(0)
+            while chunk := self._file.read(CHUNK):
+                if stop.is_set():
+                    raise StoppedError
+                self._count(chunk)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):  # it is finished
+            if self.path.stat().st_size == 0:
+                self.path.unlink()
+
+    def _count(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        self._digest.update(chunk)
+
+    @property
+    def md5(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self._count(chunk)
+
+    def restart(self) -> None:
+        self._file.truncate(0)
+        self.version = self.total = None
+        self.size = 0
+        self._digest = hashlib.md5(usedforsecurity=False)
+
+    def finish(self, path: Path) -> None:
+        """Gives it its name, once all of it is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.replace(self.path, path)
+
+
+class Client:
+    """Asks servers, again where that may help.
+
+    Args:
+        timeout: Seconds without a byte after which a connection counts as dead.
+        retries: Tries after the first that may fail in a row without a new byte.
+        stop: Ends all waiting but that for a server.
+    """
+
+    def __init__(self, timeout: float, retries: int, stop: threading.Event) -> None:
+        self._timeout, self._retries, self.stop = timeout, retries, stop
+        # Not build_opener, whose openers follow a redirection to ftp: as well.
+        self._opener = urllib.request.OpenerDirector()
+        for handler in (
+            urllib.request.ProxyHandler,
+            urllib.request.HTTPHandler,
+            urllib.request.HTTPSHandler,
+            urllib.request.HTTPRedirectHandler,
+            urllib.request.HTTPErrorProcessor,
+            urllib.request.HTTPDefaultErrorHandler,
+            urllib.request.UnknownHandler,
+        ):
+            self._opener.add_handler(handler())
+
+    @contextlib.contextmanager
+    def _get(self, url: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
+        """Opens the answer to a request.
+
+        Raises:
+            _PassingError: It did not come.
+            LastingError: It will not come.
+        """
+        agent = {"User-Agent": f"pyseg/{pyseg.__version__}", "Accept-Encoding": "identity"}
+        with self._errors(url):
+            request = urllib.request.Request(url, headers={**agent, **headers})
+            response = self._opener.open(request, timeout=self._timeout)
+        with response:
+            yield response
+
+    def _chunks(self, response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
+        """Yields the body as it comes.
+
+        Raises:
+            _PassingError: It ended early, or nothing came for too long.
+            StoppedError: It is not wanted any more.
+        """
+        expected, found = _length(response), 0
+        while True:
+            with self._errors(url):
+                chunk = response.read1(CHUNK)
+            if self.stop.is_set():
+                raise StoppedError
+            if not chunk:
+                break
+            found += len(chunk)
+            yield chunk
+        if expected is not None and found != expected:
+            raise _PassingError(f"{url}: expected {expected} bytes, found {found}")
+
+    def read(self, url: str) -> bytes:
+        """Returns a small file.
+
+        Raises:
+            LastingError: It is not to be had.
+        """
+
+        def attempt() -> bytes:
+            content = bytearray()
+            with self._get(url, {}) as response:
+                for chunk in self._chunks(response, url):
+                    content += chunk
+                    if len(content) > _LARGEST_READ:
+                        raise LastingError(f"{url}: expected at most {_LARGEST_READ} bytes")
+            return bytes(content)
+
+        return self._retried(attempt, lambda: 0)
+
+    def fetch(
+        self,
+        url: str,
+        part: Part,
+        md5: str,
+        begun: Callable[[str | None, int], None],
+        came: Callable[[int], None],
+    ) -> None:
+        """Completes a file.
+
+        Args:
+            url: Where it is.
+            part: What there is of it.
+            md5: The checksum of the whole.
+            begun: Called with the server's name of the version, and the number of bytes, of what is
+                about to come, where they are known.
+            came: Called with the number of bytes of every chunk that has come.
+
+        Raises:
+            LastingError: It is not to be had, or not with this checksum, of which nothing is left.
+            StoppedError: It is not wanted any more.
+            OSError: It cannot be written.
+        """
+        wrong = 0
+
+        def attempt() -> None:
+            nonlocal wrong
+            if part.size and part.md5 == md5:
+                return
+            self._continue(url, part, begun, came)
+            if (found := part.md5) != md5:
+                part.restart()
+                wrong += 1
+                kind = LastingError if wrong == _CHECKSUM_TRIES else _PassingError
+                raise kind(f"{url}: expected the MD5 {md5}, found {found}")
+
+        self._retried(attempt, lambda: part.size)
+
+    def _continue(
+        self,
+        url: str,
+        part: Part,
+        begun: Callable[[str | None, int], None],
+        came: Callable[[int], None],
+    ) -> None:
+        headers = {}
+        if part.size:
+            headers["Range"] = f"bytes={part.size}-"
+            if part.version is not None:
+                headers["If-Range"] = part.version
+        try:
+            with self._get(url, headers) as response:
+                version, length = _version(response.headers), _length(response)
+                if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+                    self._check_continues(url, part, response.headers)
+                else:
+                    part.restart()
+                    part.total, part.version = length, version
+                begun(part.version, length or 0)
+                for chunk in self._chunks(response, url):
+                    part.write(chunk)
+                    came(len(chunk))
+        except _RangeError:
+            part.restart()
+            raise
+        if part.total is not None and part.size != part.total:
+            raise _PassingError(f"{url}: expected {part.total} bytes, found {part.size}")
+
+    @staticmethod
+    def _check_continues(url: str, part: Part, headers: Message) -> None:
+        text = headers.get("Content-Range", "")
+        match = _CONTENT_RANGE.fullmatch(text.strip())
+        if match is None or int(match[1]) != part.size:
+            raise _RangeError(
+                f"{url}: expected the bytes from {part.size}, found Content-Range {text!r}"
+            )
+        total = None if match[2] == "*" else int(match[2])
+        version = _version(headers)
+        for before, now in ((part.total, total), (part.version, version)):
+            if before is not None and now is not None and before != now:
+                raise _RangeError(f"{url}: changed while it was fetched, from {before} to {now}")
+        part.total, part.version = total or part.total, version or part.version
+
+    def _retried(self, attempt: Callable[[], _Result], reached: Callable[[], int]) -> _Result:
+        """Returns what an attempt returns, after as many failures as may be.
+
+        Args:
+            attempt: What to do.
+            reached: How far it got; failures that got further than ever are not counted.
+
+        Raises:
+            LastingError: It failed too often, or in a way that will not pass.
+            StoppedError: It is not wanted any more.
+        """
+        failures, furthest = 0, reached()
+        while True:
+            try:
+                return attempt()
+            except _PassingError as error:
+                if reached() > furthest:
+                    failures, furthest = 0, reached()
+                failures += 1
+                if failures > self._retries:
+                    times = f" ({failures} times in a row)" if failures > 1 else ""
+                    raise LastingError(f"{error}{times}") from error
+                wait = min(FIRST_WAIT * 2.0 ** min(failures - 1, 30), LONGEST_WAIT)
+                wait = max(wait, min(error.wait, LONGEST_ASKED_WAIT))
+            if self.stop.wait(wait):
+                raise StoppedError
+
+    @contextlib.contextmanager
+    def _errors(self, url: str) -> Iterator[None]:
+        """Sorts what can happen on the way to a server into what passes and what lasts."""
+        try:
+            yield
+        except urllib.error.HTTPError as error:
+            error.close()
+            text = " ".join(f"{url}: {error.code} {error.reason}".split())
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise _RangeError(text) from error
+            if error.code in _PASSING or error.code >= 500:
+                raise _PassingError(text, _retry_after(error.headers)) from error
+            raise LastingError(text) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(cause, TimeoutError):
+                text = f"{url}: nothing came for {self._timeout:g} s"
+            else:
+                text = " ".join(f"{url}: {cause or type(cause).__name__}".split())
+            # A string says that the URL is none, a ValueError or InvalidURL that it is malformed.
+            hopeless = (str, ValueError, http.client.InvalidURL, ssl.SSLCertVerificationError)
+            if isinstance(cause, hopeless):
+                raise LastingError(text) from error
+            raise _PassingError(text) from error
+
+
+def _length(response: http.client.HTTPResponse) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _retry_after(headers: Message) -> float:
+    """Returns the seconds that a server asks to wait, 0 where it says nothing."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        then = email.utils.parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return 0.0
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=timezone.utc)
+    return max(0.0, (then - datetime.now(timezone.utc)).total_seconds())
+
+
+def _version(headers: Message) -> str | None:
+    """Returns what If-Range may be asked with: a strong ETag, or else the time of the change."""
+    etag: str = headers.get("ETag", "").strip()
+    changed: str | None = headers.get("Last-Modified")
+    return etag if etag.startswith('"') else changed
