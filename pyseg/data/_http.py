@@ -87,10 +87,11 @@ class Part:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        with contextlib.suppress(FileNotFoundError):  # it is finished
-            if self.path.stat().st_size == 0:
-                self.path.unlink()
+        with self._file:
+            self._file.flush()
+            empty = os.fstat(self._file.fileno()).st_size == 0
+        if empty:
+            self.path.unlink(missing_ok=True)
 
     def _count(self, chunk: bytes) -> None:
         self.size += len(chunk)
@@ -98,13 +99,16 @@ class Part:
 
     @property
     def md5(self) -> str:
+        """The checksum of what there is."""
         return self._digest.hexdigest()
 
     def write(self, chunk: bytes) -> None:
+        """Adds to its end."""
         self._file.write(chunk)
         self._count(chunk)
 
     def restart(self) -> None:
+        """Forgets what there is."""
         self._file.truncate(0)
         self.version = self.total = None
         self.size = 0

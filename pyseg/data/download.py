@@ -417,7 +417,12 @@ def _check(
     stop, lock = threading.Event(), threading.Lock()
     size = sum(present[shard].stat().st_size for shard in unsure)
     with tqdm(
-        total=size, unit="B", unit_scale=True, desc="checking", leave=False, disable=None
+        total=size,
+        unit="B",
+        unit_scale=True,
+        desc="checking",
+        leave=False,
+        disable=None if unsure else True,
     ) as bar:
 
         def check(shard: Shard) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ import resource
 import signal
 import socket
 import struct
+import termios
 import threading
 import time
 from collections import defaultdict
@@ -34,6 +37,7 @@ from .conftest import FRAMES
 PLAN = "/2/download_plans/frame_train.json"
 SHARDS = "/2/frame/train/"
 SIZE = 100_000
+STALLED = 0.5  # seconds, long enough for a server on a busy machine
 
 
 def md5(content: bytes) -> str:
@@ -130,11 +134,17 @@ def stalls(size: int) -> Callable[[Handler], None]:
     return fault
 
 
+def until_all_is_sent(connection: socket.socket) -> None:
+    waiting = array.array("i", [1])
+    while waiting[0]:
+        fcntl.ioctl(connection, termios.TIOCOUTQ, waiting)
+        time.sleep(0.001)
+
+
 def resets(size: int) -> Callable[[Handler], None]:
     def fault(handler: Handler) -> None:
         handler.serve(cut=size)
-        handler.wfile.flush()
-        time.sleep(0.02)  # or what was sent is dropped with the connection
+        until_all_is_sent(handler.connection)  # or the rest is dropped with the connection
         linger = struct.pack("ii", 1, 0)
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         handler.connection.close()
@@ -174,7 +184,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def fetch(server: Server, tmp_path: Path) -> Callable[..., DownloadReport]:
     def fetch(**options: object) -> DownloadReport:
-        given = {"server": server.url, "retries": 2, "timeout": 5.0, "folder": str(tmp_path)}
+        given = {"server": server.url, "retries": 2, "timeout": 10.0, "folder": str(tmp_path)}
         return download(DownloadConfig("frame", "train", **(given | options)))  # type: ignore[arg-type]
 
     return fetch
@@ -267,7 +277,7 @@ def test_failures_that_pass(
 ) -> None:
     server.publish("trainaa.tfrecord")
     server.faults[SHARDS + "trainaa.tfrecord"] = list(faults)
-    report = fetch(timeout=0.2)
+    report = fetch(timeout=STALLED)
     assert report.complete
     assert names(folder) == ["train0000.tfrecord"]
     assert (folder / "train0000.tfrecord").read_bytes() == content_of("trainaa.tfrecord")
@@ -280,7 +290,7 @@ def test_failures_that_pass(
         (answers(404), 1, ": 404 Not Found", None),
         (answers(403), 1, ": 403 Forbidden", None),
         (answers(500), 3, r": 500 .* \(3 times in a row\)", None),
-        (stalls(0), 3, ": nothing came for 0.2 s", None),
+        (stalls(0), 3, ": nothing came for 0.5 s", None),
         (sends(b"not it"), 2, f": expected the MD5 .*, found {md5(b'not it')}", None),
         (truncates(7), 3, f": expected {SIZE} bytes, found 7", 7),
         (answers(302, Location="file:///etc/hostname"), 1, ": 302 .*file:///etc/hostname", None),
@@ -304,7 +314,7 @@ def test_failures_that_last(
         fault(handler)
 
     server.faults[SHARDS + "trainaa.tfrecord"] = [without_range] * 99
-    report = fetch(timeout=0.2, jobs=1)
+    report = fetch(timeout=STALLED, jobs=1)
     assert not report.complete
     assert (report.files, report.fetched, report.untried) == (2, 1, 0)
     url = f"{server.url}{SHARDS}trainaa.tfrecord"
@@ -408,8 +418,12 @@ def test_files_that_are_there_are_read_once(
     with monkeypatch.context() as patch:
         patch.setattr(module.hashlib, "md5", only_of_names)
         assert fetch().there == 3
-    # Damage that keeps size and time is found where it is asked for.
     path = folder / "trainab.tfrecord"
+    times = path.stat()
+    path.write_bytes(bytes(SIZE))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    assert fetch().damaged == ["train0001.tfrecord"]
+    # Damage that keeps size and time is found where it is asked for.
     times = path.stat()
     path.write_bytes(bytes(SIZE))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -446,22 +460,23 @@ def test_one_download_at_a_time_in_a_folder(server: Server, fetch: Fetch, folder
     assert errors == [f"{folder}: another download is at work there"]
 
 
-def test_interruption(server: Server, fetch: Fetch, folder: Path) -> None:
+def test_interruption(
+    server: Server, fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
     server.publish("trainaa.tfrecord", "trainab.tfrecord")
+    part = folder / "train0000.tfrecord.part"
 
     def interrupts(handler: Handler) -> None:
         handler.serve(cut=60_000)
-        handler.wfile.flush()
-        while not (part := folder / "train0000.tfrecord.part").exists() or (
-            part.stat().st_size < 60_000
-        ):
+        while not (handler.server.closing.is_set() or part.stat().st_size == 60_000):
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
         handler.server.closing.wait(5)
 
     server.faults[SHARDS + "trainaa.tfrecord"] = [interrupts]
     with pytest.raises(KeyboardInterrupt):
-        fetch(jobs=1, timeout=0.3)
+        fetch(jobs=1)
     assert names(folder) == ["train0000.tfrecord.part"]
     assert fetch().complete
     assert server.ranges("trainaa.tfrecord") == [None, "bytes=60000-"]
@@ -572,8 +587,8 @@ def test_malformed_plans(
 def test_the_plan_is_tried_again(server: Server, fetch: Fetch) -> None:
     server.publish("trainaa.tfrecord")
     server.faults[PLAN] = [answers(500), truncates(5), stalls(3)]
-    with pytest.raises(_cli.UserError, match=f"^{server.url}{PLAN}: nothing came for 0.2 s"):
-        fetch(timeout=0.2)
+    with pytest.raises(_cli.UserError, match=f"^{server.url}{PLAN}: nothing came for 0.5 s"):
+        fetch(timeout=STALLED)
     server.faults[PLAN] = [answers(500), truncates(5)]
     assert fetch().complete
     server.faults[PLAN] = [answers(404)]
