@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import socket
+import string
 import struct
 import termios
 import threading
@@ -484,14 +485,14 @@ def test_interruption(
 
 
 def test_a_full_disk(server: Server, fetch: Fetch, folder: Path) -> None:
-    server.publish("trainaa.tfrecord", "trainab.tfrecord")
+    server.publish("trainaa.tfrecord")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
         with pytest.raises(
-            _cli.UserError, match=f"^{folder}/train000..tfrecord.part: {os.strerror(errno.EFBIG)};"
+            _cli.UserError, match=f"^{folder}/train0000.tfrecord.part: {os.strerror(errno.EFBIG)};"
         ):
-            fetch(jobs=1)
+            fetch()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(folder) == ["train0000.tfrecord.part"]
@@ -506,6 +507,34 @@ def test_a_dead_mirror_ends_the_run(server: Server, fetch: Fetch) -> None:
     report = fetch(jobs=1)
     assert (report.fetched, len(report.missing), report.untried) == (3, 10, 4)
     assert not report.complete
+
+
+def test_failures_now_and_then_do_not_end_the_run(server: Server, fetch: Fetch) -> None:
+    server.publish(*(f"traina{letter}.tfrecord" for letter in string.ascii_lowercase), size=10)
+    for path in server.shards()[::2]:
+        server.faults[path] = [answers(404)]
+    report = fetch(jobs=1)
+    assert (report.fetched, len(report.missing), report.untried) == (13, 13, 0)
+
+
+def test_nothing_is_written_after_a_stop(server: Server, tmp_path: Path) -> None:
+    stop, path = threading.Event(), tmp_path / "part"
+    server.files["/it"] = bytes(SIZE)
+
+    def waits_for_the_stop(handler: Handler) -> None:
+        handler.head(200, SIZE)
+        handler.wfile.write(bytes(10))
+        stop.wait(5)
+        handler.wfile.write(bytes(SIZE - 10))
+
+    server.faults["/it"] = [waits_for_the_stop]
+    with _http.Part(path, None, stop) as part, pytest.raises(_http.StoppedError):
+        _http.Client(10.0, 0, stop).fetch(
+            f"{server.url}/it", part, md5(bytes(SIZE)), lambda *_: None, lambda _: stop.set()
+        )
+    assert path.read_bytes() == bytes(10)
+    with pytest.raises(_http.StoppedError):
+        _http.Part(path, None, stop)
 
 
 def test_servers_may_ask_to_wait() -> None:
@@ -584,7 +613,9 @@ def test_malformed_plans(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_plan_is_tried_again(server: Server, fetch: Fetch) -> None:
+def test_the_plan_is_tried_again(
+    server: Server, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.publish("trainaa.tfrecord")
     server.faults[PLAN] = [answers(500), truncates(5), stalls(3)]
     with pytest.raises(_cli.UserError, match=f"^{server.url}{PLAN}: nothing came for 0.5 s"):
@@ -593,6 +624,9 @@ def test_the_plan_is_tried_again(server: Server, fetch: Fetch) -> None:
     assert fetch().complete
     server.faults[PLAN] = [answers(404)]
     with pytest.raises(_cli.UserError, match=f"^{server.url}{PLAN}: 404 Not Found$"):
+        fetch()
+    monkeypatch.setattr(_http, "_LARGEST_READ", 20)
+    with pytest.raises(_cli.UserError, match=f"^{server.url}{PLAN}: expected at most 20 bytes$"):
         fetch()
 
 
@@ -615,7 +649,7 @@ def test_where_everything_lies(
     monkeypatch.setattr(module, "_PLANS", f"{server.url}/plans")
     monkeypatch.setattr(module, "_MIRROR", f"{server.url}/{{}}")
     monkeypatch.setattr(module, "_VOCABULARIES", f"{server.url}/tables")
-    plan = json.dumps({"files": {"validateaa.tfrecord": md5(b"it")}}).encode()
+    plan = json.dumps({"files": {"validateaa.tfrecord": md5(b"it").upper()}}).encode()
     server.files = {
         "/plans/3/download_plans/frame_validate.json": plan,
         "/asia/3/frame/validate/validateaa.tfrecord": b"it",
