@@ -8,7 +8,7 @@ the script that it serves, http://data.yt8m.org/download.py):
 subset     partitions                   on the server
 =========  ===========================  ========================================================
 frame      train, validate, test        2/frame/...: frame features, release of 2018, 1.5 TB
-video      train, validate, test        2/video/...: their means over each video, 31 GB
+video      train, validate, test        2/video/...: their means over each video
 segment    validate, test               3/frame/...: frames with rated segments, release of 2019
 =========  ===========================  ========================================================
 
