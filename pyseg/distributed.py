@@ -37,8 +37,11 @@ from pyseg import _cli
 
 Value = TypeVar("Value")
 
-TIMEOUT_MINUTES = 10.0
-"""How long the processes of a run wait for each other unless told otherwise."""
+TIMEOUT_MINUTES = 1440.0
+"""How long processes wait for each other unless told otherwise: one may have hours more to do.
+
+One that is gone is noticed at once; this is for one that hangs.
+"""
 
 _FAILED = "pyseg/failed"  # in the store that torchrun keeps: how many processes have failed
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

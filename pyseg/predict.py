@@ -6,10 +6,14 @@ With ``--video ID --timeline out.png`` it draws the scores of one video over tim
 
 What it has done so far lies in ``<out>.partial`` while it runs: the same command goes on from there
 after an interruption.
+
+Under torchrun the shards are divided over the processes, each of which keeps what it has done in a
+folder of its own in there; the first one puts it together (`pyseg.distributed`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -27,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyseg import _cli, models
+from pyseg import _cli, distributed, models
 from pyseg._files import written_whole
 from pyseg.config import TrainConfig, open_data, rated_classes, read_run_config
 from pyseg.data import DataError, ReadReport, find_shards, youtube8m
@@ -119,7 +123,7 @@ class Scorer:
     def __init__(self, config: PredictConfig) -> None:
         """Loads the models; the class describes the argument."""
         self.config = config
-        self.device = pick_device(config.device)
+        self.device = distributed.local_device(pick_device(config.device))
         self.run = Path(config.run)
         self.trained: TrainConfig = read_run_config(self.run)
         with _cli.user_errors():
@@ -269,6 +273,16 @@ class _Work:
         self.num_segments += len(scores)
         self.position = block.position
 
+    def append(self, other: _Work) -> None:
+        """Adds what another has found in the shards that come next."""
+        state = other.best.state()
+        state["segment_ids"] = state["segment_ids"].astype(np.int64) + self.num_segments
+        self.best.merge(TopKPerClass.from_state(state))
+        self.videos += other.videos
+        self.firsts += [self.num_segments + first for first in other.firsts]
+        self.begins += other.begins
+        self.num_segments += other.num_segments
+
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with written_whole(self.folder / "request.json") as file:
@@ -324,6 +338,11 @@ class _ScoreFile:
         with open(self._rows, "ab") as file:
             file.write(np.ascontiguousarray(scores, np.float32).data)
 
+    def append(self, other: _ScoreFile) -> None:
+        """Adds the rows of another."""
+        with open(self._rows, "ab") as file, open(other._rows, "rb") as rows:
+            shutil.copyfileobj(rows, file, 1 << 22)
+
     def finish(self, segments: list[str], classes: Sequence[int]) -> None:
         shape = (len(segments), len(classes))
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -372,15 +391,22 @@ def predict(config: PredictConfig) -> Path:
         request["video_weights"] = _digest(scorer.video_run / models.WEIGHTS)
     for name in ("batch_size", "device", "data"):  # change nothing but rounding
         request.pop(name)
-    work = _Work(folder, request, len(scorer.classes), config.top)
+    rank, processes = distributed.rank(), distributed.world_size()
+    own = [folder]
+    if processes > 1:
+        own = [folder / f"{number + 1}-of-{processes}" for number in range(processes)]
+    work = _Work(own[rank], request, len(scorer.classes), config.top)
     resumed = work.resume()
     if resumed:
         print(f"going on from {folder}: {work.num_segments} segments are done")
     rows = None
     if config.scores is not None:
-        rows = _ScoreFile(Path(config.scores), folder, len(scorer.classes))
+        rows = _ScoreFile(Path(config.scores), own[rank], len(scorer.classes))
         rows.cut(work.num_segments)
     report = ReadReport()
+    # In a row, so that segments have the order that they have in one process.
+    bounds = [len(shards) * n // processes for n in range(processes + 1)]
+    shards = shards[bounds[rank] : bounds[rank + 1]]
     blocks = read_segments(
         shards,
         schema,
@@ -407,16 +433,28 @@ def predict(config: PredictConfig) -> Path:
                     print(f"stopped after {work.num_segments} segments: the same command goes on")
                     raise KeyboardInterrupt
                 work.save_now_and_then()
-        segments = work.names(schema.segment_size)
+        scored = sum(distributed.from_all(work.num_segments - before))
         seconds = time.monotonic() - begun
-        if rows is not None:
-            rows.finish(segments, scorer.classes)
-        write_submission(out, _ranked(work, segments, scorer.classes))
-    if folder.exists():
-        shutil.rmtree(folder)
+        report = functools.reduce(ReadReport.merge, distributed.from_all(report), ReadReport())
+        if processes > 1:
+            work.save()
+            distributed.wait()
+        if distributed.is_first():
+            for other in own[1:]:
+                found = _Work(other, request, len(scorer.classes), config.top)
+                found.resume()
+                work.append(found)
+                if rows is not None:
+                    rows.append(_ScoreFile(rows.path, other, len(scorer.classes)))
+            segments = work.names(schema.segment_size)
+            if rows is not None:
+                rows.finish(segments, scorer.classes)
+            write_submission(out, _ranked(work, segments, scorer.classes))
+            if folder.exists():
+                shutil.rmtree(folder)
     if summary := report.summary():
         print(f"records: {summary}")
-    rate = (work.num_segments - before) / max(seconds, 1e-9)
+    rate = scored / max(seconds, 1e-9)
     print(
         f"{work.num_segments} segments of {len(work.videos)} videos, {len(scorer.classes)} "
         f"classes, {rate:.0f} segments/s"
@@ -460,7 +498,7 @@ def timeline(config: PredictConfig) -> Path:
     ratings = []
     try:
         collection = open_data(scorer.trained, config.data)
-        rated = collection.segments("all", cache=False, keep=wanted)
+        rated = collection.segments("all", cache=False, keep=wanted, rank=0, world_size=1)
     except DataError:  # no labels, so no ratings
         rated = None
     for example in () if rated is None else rated:
@@ -502,10 +540,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "over time.",
     )
     config = _cli.parse(parser, PredictConfig, argv)
-    if config.video is not None:
-        timeline(config)
-    else:
-        predict(config)
+    with distributed.session(pick_device(config.device)):
+        if config.video is None:
+            predict(config)
+        elif distributed.is_first():
+            timeline(config)
 
 
 if __name__ == "__main__":

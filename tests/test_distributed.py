@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyseg import _cli, cooccur, distributed, evaluate, models, train, training
+from pyseg import _cli, cooccur, distributed, evaluate, models, predict, train, training
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, held_out, write_records
 from pyseg.nn import BatchNorm
@@ -138,6 +138,13 @@ def all_checks(data: Path, runs: Path) -> None:
         check_skipping(data, runs / "skipping")
         evaluate.main(["--run", str(runs / "two"), "--part", "all", "--device", "cpu"])
         cooccur.main(["--data", str(data), *COUNTED, "--out", str(runs / "two.npz")])
+        predict.main(scored(data, runs, "two"))
+
+
+def scored(data: Path, runs: Path, name: str) -> list[str]:
+    files = ["--out", str(runs / f"{name}.csv"), "--scores", str(runs / f"{name}-scores.npz")]
+    options = ["--batch_size", "8", "--top", "20", "--device", "cpu"]
+    return ["--run", str(runs / "two"), "--data", str(data), *files, *options]
 
 
 def train_in_float64(options: TrainConfig) -> Path:
@@ -349,6 +356,18 @@ def test_two_processes_count_like_one(data: Path, runs: Path, tmp_path: Path, ca
     assert lines[0] == f"videos: {SHARDS * VIDEOS}, left out: 0"
     assert "\n".join(lines) in (runs / "out.txt").read_text()
     assert out.read_bytes() == (runs / "two.npz").read_bytes()
+
+
+def test_two_processes_predict_like_one(data: Path, runs: Path, capsys) -> None:
+    predict.main(scored(data, runs, "one"))
+    assert (runs / "one.csv").read_text() == (runs / "two.csv").read_text()
+    told = capsys.readouterr().out.splitlines()[0].split(", ")[:2]
+    assert ", ".join(told) in (runs / "out.txt").read_text()
+    with np.load(runs / "one-scores.npz") as one, np.load(runs / "two-scores.npz") as two:
+        assert len(one["segments"]) == 2 * SHARDS * VIDEOS
+        assert one["segments"].tolist() == two["segments"].tolist()
+        np.testing.assert_allclose(one["scores"], two["scores"], rtol=1e-4, atol=1e-5)
+    assert not (runs / "two.csv.partial").exists()
 
 
 def test_one_process_speaks(runs: Path) -> None:
