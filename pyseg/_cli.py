@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -36,13 +36,20 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def make_parser(config_class: type, module: str, description: str) -> ArgumentParser:
-    """Returns the command line of ``python -m <module>`` for the options in ``config_class``."""
+def make_parser(
+    config_class: type, module: str, description: str, several: Mapping[str, str] | None = None
+) -> ArgumentParser:
+    """Returns the command line of ``python -m <module>`` for the options in ``config_class``.
+
+    Those in ``several``, with their help, must be there and take one or more words.
+    """
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--config", action="config", help="a YAML file of these options")
-    parser.add_class_arguments(config_class, as_group=True)
+    for name, text in (several or {}).items():
+        parser.add_argument(f"--{name}", nargs="+", required=True, help=text)
+    parser.add_class_arguments(config_class, as_group=True, skip=set(several or ()))
     return parser
 
 

@@ -243,6 +243,33 @@ def _num_rated(collection: Collection) -> int | None:
     return len(collection.segment_classes) if collection.segment_classes else None
 
 
+def check_collection(
+    model: Any, collection: Collection, run: Path, data: str
+) -> list[int] | None:
+    """Returns which classes of a collection a run's model knows; None means all.
+
+    Args:
+        model: From the run.
+        collection: From ``data``.
+        run: The run, which may know that its model is for the rated classes alone.
+        data: For the message.
+
+    Raises:
+        pyseg._cli.UserError: The model is for other features or classes.
+    """
+    classes = rated_classes(run)
+    if classes is not None and len(classes) != model.num_classes:
+        classes = None
+    expected = model.feature_sizes, model.num_classes
+    found = collection.feature_sizes, len(classes) if classes else collection.num_classes
+    if expected != found:
+        raise _cli.UserError(
+            f"--data {data}: expected features of the sizes {expected[0]} and {expected[1]} "
+            f"classes, which {run} was trained on; found {found[0]} and {found[1]}"
+        )
+    return classes
+
+
 def describe(result: dict[str, Any]) -> str:
     """Returns metrics as the line that the commands print."""
     if "rated" in result:
@@ -312,16 +339,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         device = distributed.local_device(pick_device(config.device))
         model: Any = models.load(run).to(device)
         collection = open_data(trained, config.data)
-    classes = rated_classes(run)
-    if classes is not None and len(classes) != model.num_classes:
-        classes = None
-    expected = model.feature_sizes, model.num_classes
-    found = collection.feature_sizes, len(classes) if classes else collection.num_classes
-    if expected != found:
-        raise _cli.UserError(
-            f"--data {config.data}: expected features of the sizes {expected[0]} and {expected[1]} "
-            f"classes, which {run} was trained on; found {found[0]} and {found[1]}"
-        )
+    classes = check_collection(model, collection, run, config.data or trained.data)
     part = config.part or "test"
     result = evaluate(
         model,

@@ -16,12 +16,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +42,7 @@ from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_seg
 from pyseg.evaluate import pick_device
 from pyseg.metrics import TopKPerClass
 from pyseg.submission import TOP, segment_id, write_submission
+from pyseg.timeline import Rating, Timeline, clock
 
 SAVE_EVERY = 300.0  # seconds between two states on disk
 
@@ -377,7 +377,7 @@ def predict(config: PredictConfig) -> Path:
     from tqdm import tqdm
 
     scorer = Scorer(config)
-    shards = _shards(config, scorer.trained)
+    shards = find_run_shards(scorer.trained, config.data)
     schema = scorer.schema
     out = Path(config.out)
     folder = out.with_name(out.name + ".partial")
@@ -465,13 +465,56 @@ def predict(config: PredictConfig) -> Path:
     return out
 
 
-def _shards(config: PredictConfig, trained: TrainConfig) -> list[str]:
-    data = config.data or trained.data
+def find_run_shards(trained: TrainConfig, data: str | None = None) -> list[str]:
+    """Returns the shards that a run was trained on, or those of other data."""
+    data = data or trained.data
     if data == "sample":
         from pyseg.data.sample import make_sample
 
         return find_shards(make_sample())
     return find_shards(data)
+
+
+def timelines(
+    scorer: Scorer, shards: Sequence[str], ratings: Mapping[str, Sequence[Rating]], top: int
+) -> Iterator[Timeline]:
+    """Yields the scores of some videos over time, in the order in which they are read.
+
+    Args:
+        scorer: Scores their segments.
+        shards: The records to look for them in.
+        ratings: Of every video that is wanted, by id.
+        top: Classes to show, those with the highest scores; rated ones come on top of them.
+
+    Raises:
+        pyseg.data.RecordError: A record is damaged.
+    """
+    names = scorer.model.config.class_names
+    left = set(ratings)
+    blocks = read_segments(
+        shards, scorer.schema, 1, keep=left.__contains__, on_error=scorer.config.on_error
+    )
+    while left and (block := next(blocks, None)) is not None:
+        [video] = block.ids
+        left.remove(video)
+        probabilities = scorer.logits(block).sigmoid().cpu().numpy()
+        column = scorer.column
+        peaks = {number: probabilities[:, column[number]].max() for number in scorer.classes}
+        shown = sorted(peaks, key=lambda number: -peaks[number])[:top]
+        # Every class that the model knows, not only those of a submission: ratings may be of any.
+        rated = {rating.number for rating in ratings[video]}
+        shown += sorted(rated & column.keys() - set(shown))
+        columns = [column[number] for number in shown]
+        yield Timeline(
+            title=video,
+            starts=block.starts,
+            ends=block.starts + block.num_frames,
+            probabilities=probabilities[:, columns],
+            numbers=shown,
+            names=[str(n) for n in shown] if names is None else [names[c] for c in columns],
+            ratings=ratings[video],
+            frame_seconds=FRAME_SECONDS if scorer.schema.id_key == AUDIOSET.id_key else 1.0,
+        )
 
 
 def timeline(config: PredictConfig) -> Path:
@@ -481,52 +524,30 @@ def timeline(config: PredictConfig) -> Path:
         pyseg._cli.UserError: There is no such video, or the options do not fit the run.
         pyseg.data.RecordError: A record is damaged.
     """
-    from pyseg.timeline import Rating, draw_timeline
-
     assert config.video is not None
     assert config.timeline is not None
     scorer = Scorer(config)
-    shards = _shards(config, scorer.trained)
-    schema = scorer.schema
-    wanted = config.video.__eq__
-    blocks = read_segments(shards, schema, 1, keep=wanted, on_error=config.on_error)
-    block = next(blocks, None)
-    if block is None:
-        raise _cli.UserError(f"--video {config.video}: no such video in {len(shards)} shards")
-    # Every class that the model knows, not only those of a submission: ratings may be of any.
-    probabilities = scorer.logits(block).sigmoid().cpu().numpy()
-    ratings = []
+    shards = find_run_shards(scorer.trained, config.data)
+    ratings: list[Rating] = []
     try:
         collection = open_data(scorer.trained, config.data)
-        rated = collection.segments("all", cache=False, keep=wanted, rank=0, world_size=1)
+        rated = collection.segments("all", cache=False, keep=config.video.__eq__, rank=0, world_size=1)
     except DataError:  # no labels, so no ratings
         rated = None
     for example in () if rated is None else rated:
         start = int(example.id.rpartition(":")[2])
         for number, score in zip(example.classes.tolist(), example.scores.tolist(), strict=True):
             ratings.append(Rating(number, start, score > 0.5))
-    column = scorer.column
-    peaks = {number: probabilities[:, column[number]].max() for number in scorer.classes}
-    shown = sorted(peaks, key=lambda number: -peaks[number])[: config.timeline_classes]
-    shown += sorted({r.number for r in ratings if r.number in column} - set(shown))
-    names = scorer.model.config.class_names
-    seconds = FRAME_SECONDS if schema.id_key == AUDIOSET.id_key else 1.0
-    draw_timeline(
-        config.timeline,
-        title=config.video,
-        starts=block.starts,
-        ends=block.starts + block.num_frames,
-        probabilities=probabilities[:, [column[number] for number in shown]],
-        numbers=shown,
-        names=[str(n) if names is None else names[column[n]] for n in shown],
-        ratings=ratings,
-        frame_seconds=seconds,
-    )
-    for number in shown[: config.timeline_classes]:
-        best = int(probabilities[:, column[number]].argmax())
-        name = number if names is None else f"{number} {names[column[number]]}"
-        at = math.floor(block.starts[best] * seconds)
-        print(f"{peaks[number]:.3f} at {at // 60}:{at % 60:02d}  {name}")
+    drawn = next(timelines(scorer, shards, {config.video: ratings}, config.timeline_classes), None)
+    if drawn is None:
+        raise _cli.UserError(f"--video {config.video}: no such video in {len(shards)} shards")
+    drawn.save(config.timeline)
+    for column, number in enumerate(drawn.numbers[: config.timeline_classes]):
+        scores = drawn.probabilities[:, column]
+        best = int(scores.argmax())
+        name = drawn.names[column]
+        named = name if name == str(number) else f"{number} {name}"
+        print(f"{scores[best]:.3f} at {clock(drawn.starts[best] * drawn.frame_seconds)}  {named}")
     print(f"timeline: {config.timeline}")
     return Path(config.timeline)
 
