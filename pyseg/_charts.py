@@ -89,19 +89,25 @@ def new_figure(width: float, height: float) -> Figure:
 def png(figure: Figure) -> bytes:
     """Returns a figure as a PNG file."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # A name in a script that the font lacks shows boxes; that is no news to the user.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing", category=UserWarning)
+    with _any_script():
         figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _any_script() -> Iterator[None]:
+    """Lets names be in a script that the font lacks, which shows boxes: no news to the user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing", category=UserWarning)
+        yield
 
 
 def label(name: str, limit: int = 32) -> str:
     r"""Returns a name as matplotlib shows it literally, on one line, cut where it is too long.
 
     Example:
-        >>> label("a  b\n$x$", 5)
-        'a b \\$…'
+        >>> print(label("a  b\n$x$y", 6))
+        a b \$…
     """
     name = " ".join(name.split())
     if len(name) > limit:
@@ -186,7 +192,7 @@ def moving_average(values: np.ndarray) -> np.ndarray:
         >>> moving_average(np.array([2.0, np.nan, 2.0])).tolist()
         [2.0, 2.0, 2.0]
         >>> moving_average(np.repeat([1.0, 0.0], 30))[[29, 40, 59]].round(3).tolist()
-        [1.0, 0.036, 0.0]
+        [1.0, 0.004, 0.0]
     """
     keep = 1 - 2 / (max(1.0, len(values) / 15) + 1)
     total = weight = 0.0
@@ -311,10 +317,11 @@ def draw_graph(graph: networkx.DiGraph) -> bytes:
     for node in graph:
         lines = [label(line, 24) for line in textwrap.wrap(str(node), 18)[:3]] or [" "]
         texts[node] = "\n".join(lines)
-        width = max(
-            renderer.get_text_width_height_descent(line.replace(r"\$", "$"), font, False)[0]
-            for line in lines
-        )
+        with _any_script():
+            width = max(
+                renderer.get_text_width_height_descent(line.replace(r"\$", "$"), font, False)[0]
+                for line in lines
+            )
         sizes[node] = (width / figure.dpi + 0.16, 0.16 * len(lines) + 0.14)
     parts = []
     components = networkx.weakly_connected_components(graph)

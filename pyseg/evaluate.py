@@ -243,9 +243,7 @@ def _num_rated(collection: Collection) -> int | None:
     return len(collection.segment_classes) if collection.segment_classes else None
 
 
-def check_collection(
-    model: Any, collection: Collection, run: Path, data: str
-) -> list[int] | None:
+def check_collection(model: Any, collection: Collection, run: Path, data: str) -> list[int] | None:
     """Returns which classes of a collection a run's model knows; None means all.
 
     Args:

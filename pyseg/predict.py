@@ -531,7 +531,9 @@ def timeline(config: PredictConfig) -> Path:
     ratings: list[Rating] = []
     try:
         collection = open_data(scorer.trained, config.data)
-        rated = collection.segments("all", cache=False, keep=config.video.__eq__, rank=0, world_size=1)
+        rated = collection.segments(
+            "all", cache=False, keep=config.video.__eq__, rank=0, world_size=1
+        )
     except DataError:  # no labels, so no ratings
         rated = None
     for example in () if rated is None else rated:

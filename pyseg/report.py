@@ -415,7 +415,7 @@ def _facts(runs: Sequence[Run], config: ReportConfig) -> Section:
     for name in dict.fromkeys(name for given in options for name in given):
         if any(given.get(name) != default.get(name) for given in options):
             usual = f" (default {default[name]})" if default.get(name) is not None else ""
-            add(f"--{name}{usual}", (given.get(name) for given in options))
+            add(f"{name}{usual}", (given.get(name) for given in options))
     head = ["", *(run.name for run in runs)]
     colors = [_charts.color(number) for number in range(len(runs))]
     section.tables.append(Table(head, rows, colors=colors))

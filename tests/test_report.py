@@ -1,0 +1,303 @@
+"""pyseg.report: one page of its own for any run, finished or not, with numbers that are right."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("networkx")
+pytest.importorskip("jinja2")
+
+from pyseg import _charts, _cli, evaluate, report, train
+from pyseg.checkpoint import save_checkpoint
+from pyseg.config import LossConfig, StageConfig, TrainConfig
+from pyseg.data import Ratings, encode_frames, encode_video, write_records
+from pyseg.labels import LabelCorrelation
+
+CLASSES = 6
+NAMES = ["<b>&", "$x_1$ and $", "_hidden", 'a "quote"', "plain", "日本"]
+TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """A page, of which every element that is opened is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    def images(self) -> list[str]:
+        """What the pictures show; they are in the page, and PNG files."""
+        images = [attributes for tag, attributes in self.tags if tag == "img"]
+        for image in images:
+            kind, _, content = image["src"].partition(",")
+            assert kind == "data:image/png;base64"
+            assert base64.b64decode(content).startswith(b"\x89PNG")
+        return [image["alt"] for image in images]
+
+
+def write_vocabulary(folder: Path) -> None:
+    lines = [f'{i},"{name.replace(chr(34), 2 * chr(34))}"' for i, name in enumerate(NAMES)]
+    (folder / "vocabulary.csv").write_text("\n".join(["Index,Name", *lines, ""]))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 videos of 30 frames, all of them rated, the first ones most often."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(40):
+        frames = rng.integers(0, 256, (30, 1152), np.uint8)
+        starts = np.arange(0, 30, 5)[: max(1, 6 - number // 7)]
+        classes = rng.integers(0, CLASSES, len(starts))
+        ratings = Ratings(starts, classes, rng.integers(0, 2, len(starts)).astype(np.float32))
+        labels = rng.choice(CLASSES, 3, replace=False)
+        records.append(encode_frames(f"v{number:02d}", frames, labels, ratings))
+    write_records(folder / "validate0.tfrecord", records)
+    write_vocabulary(folder)
+    return folder
+
+
+def fit(data: Path, run: Path, **options) -> Path:
+    stages = {
+        "pretrain": StageConfig(12, 1e-2, 8, evaluate_every=6),
+        "finetune": StageConfig(3, 1e-2, 8),
+    }
+    options = {"overrides": TINY, "test_fraction": 0.5, **stages, **options}
+    return train.train(TrainConfig(data=str(data), run=str(run), **options))
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs that differ in the seed of the weights alone: the held-out videos are the same."""
+    folder = tmp_path_factory.mktemp("runs")
+    correlated = LossConfig(correlation="auto", threshold=0.4)
+    return [
+        fit(data, folder / "first", loss=correlated),
+        fit(data, folder / "other", pretrain=StageConfig(5, 1e-3, 8)),
+    ]
+
+
+def draw(*runs: Path, out: Path, **options) -> Page:
+    report.report(report.ReportConfig([str(run) for run in runs], out=str(out), **options))
+    return Page(out)
+
+
+def test_page_of_two_runs(runs: list[Path], tmp_path: Path, capsys) -> None:
+    out = tmp_path / "r.html"
+    report.main(["--run", *map(str, runs), "--out", str(out), "--videos", "2"])
+    assert f"report: {out} (" in capsys.readouterr().out
+    page = Page(out)
+    assert [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")] == []
+    for tag, attributes in page.tags:
+        assert not {"href", "onclick", "srcset"} & attributes.keys(), tag
+    text = out.read_text(encoding="utf-8")
+    assert "http" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert len(text) < 3e6
+    alts = page.images()
+    expected = [
+        "Training loss over the steps of pretrain",
+        "Training loss over the steps of finetune",
+        "MAP@100k over steps",
+        "Examples a second over steps",
+        "Average precision of all classes: first, other",
+        "Average precision of every class, and against its number of positives: first, other",
+        "Classes whose average precision differs most between other and first",
+        "Micro-averaged precision over recall: first, other",
+        "Precision over recall of the classes with the most positives: first",
+    ]
+    assert alts[:9] == expected
+    assert alts[9].startswith("Label graph of first: ")
+    videos = [alt for alt in alts[10:] if alt.startswith("Scores of v0")]
+    assert len(videos) == len(alts[10:]) == 4
+    assert "other used no label correlation" in page.words
+    assert "pretrain.steps (default 200)" in page.words
+    # Names are text: the parser would have met an element.
+    assert "b" not in {tag for tag, _ in page.tags}
+    assert {"<b>&", "$x_1$ and $", 'a "quote"', "日本"} <= set(page.text)
+
+
+def test_numbers_are_those_of_evaluate(runs: list[Path], tmp_path: Path) -> None:
+    page = draw(*runs, out=tmp_path / "r.html", videos=0)
+    for run in runs:
+        result = evaluate.evaluate_run(evaluate.EvaluateConfig(run=str(run)))
+        assert f"{run.name} {result['map']:.4f}" in page.words
+
+
+def test_the_same_page_twice(runs: list[Path], tmp_path: Path) -> None:
+    first, again = tmp_path / "a.html", tmp_path / "b.html"
+    draw(runs[0], out=first, videos=1)
+    draw(runs[0], out=again, videos=1)
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_without_evaluation(runs: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    report.main(["--run", str(run), "--evaluate", "false"])
+    page = Page(run / "report.html")
+    assert page.words.count("run was not evaluated: left out with --evaluate false") == 3
+    assert len(page.images()) == 5
+
+
+def test_data_that_is_gone(runs: list[Path], tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    config = run / "config.yaml"
+    [line] = [line for line in config.read_text().splitlines() if line.startswith("data:")]
+    config.write_text(config.read_text().replace(line, f"data: {tmp_path}/gone/*.tfrecord"))
+    page = draw(run, out=tmp_path / "r.html")
+    reason = f"run was not evaluated: {tmp_path}/gone/*.tfrecord: no file matches"
+    assert reason in page.words
+    assert reason in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        draw(run, out=tmp_path / "r.html", data=str(tmp_path / "none*"))
+
+
+def test_a_run_that_has_just_begun(runs: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "begun"
+    run.mkdir()
+    shutil.copy(runs[0] / "config.yaml", run)
+    page = draw(run, out=tmp_path / "r.html")
+    assert page.images() == []
+    assert "Nothing is logged yet: begun." in page.words
+    assert "model.json: no such file" in page.words
+    save_checkpoint(run / "checkpoints", 10, {"step": 10}, keep=1)
+    whole = (runs[0] / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
+    (run / "metrics.jsonl").write_text("".join(whole) + '{"stage": "pretr')  # is being written
+    page = draw(run, out=tmp_path / "r.html")
+    assert "unfinished" in page.words
+    assert "10 of 12 steps" in page.words
+    assert page.images() == [
+        "Training loss over the steps of pretrain",
+        "MAP@100k over steps",
+        "Examples a second over steps",
+    ]
+
+
+def test_mean_features_without_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    records = [
+        encode_video(f"v{n}", rng.normal(size=1152).astype(np.float32), rng.integers(0, 3862, 3))
+        for n in range(30)
+    ]
+    data = tmp_path / "train0.tfrecord"
+    write_records(data, records)
+    run = fit(data, tmp_path / "run", pretrain=StageConfig(2, 1e-3, 8))
+    copy = shutil.copytree(run, tmp_path / "copy")
+    page = draw(run, copy, out=tmp_path / "r.html")
+    assert "mean features of whole videos have no time" in page.words
+    assert "GAP@20" in page.words
+    assert "No class differs between copy and run." in page.words
+    assert not any(alt.startswith("Scores of") for alt in page.images())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"run": []}, "run: expected at least one folder, found none"),
+        ({"run": ["a", "./a"]}, "run: expected each folder once, found a, ./a"),
+        ({"run": ["a"], "videos": -1}, "videos: expected at least 0, found -1"),
+        ({"run": ["a"], "batch_size": 0}, "batch_size: expected at least 1, found 0"),
+    ],
+)
+def test_options_that_cannot_be(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        report.ReportConfig(**options)
+
+
+def test_folders_that_are_no_run(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(_cli.UserError, match="is not a run folder"):
+        draw(tmp_path, out=tmp_path / "r.html")
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    (run / "metrics.jsonl").write_text('{"stage": "pretrain"}\n[1, 2]\n')
+    with pytest.raises(_cli.UserError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
+        draw(run, out=tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib", "networkx"])
+def test_packages_that_are_not_there(
+    runs: list[Path], tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(_cli.UserError, match=rf"{package}: pip install 'pyseg\[report\]'"):
+        draw(runs[0], out=tmp_path / "r.html")
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_precision_recall(ties: bool) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(1)
+    relevant = rng.random(200) < 0.3
+    scores = rng.normal(size=200) + relevant
+    if ties:
+        scores = scores.round(1)
+    recall, precision, threshold = report.precision_recall(scores, relevant)
+    expected = metrics.precision_recall_curve(relevant, scores)
+    np.testing.assert_allclose(precision, expected[0][-2::-1])
+    np.testing.assert_allclose(recall, expected[1][-2::-1])
+    np.testing.assert_array_equal(threshold, expected[2][::-1])
+    half, same, _ = report.precision_recall(scores, relevant, 2 * int(relevant.sum()))
+    np.testing.assert_allclose(half, recall / 2)
+    np.testing.assert_array_equal(same, precision)
+
+
+def test_strongest_relations() -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.random((30, 30)).round(1)
+    np.fill_diagonal(matrix, 0)
+    rows, columns = matrix.nonzero()
+    offsets = np.concatenate(([0], np.bincount(rows, minlength=30).cumsum()))
+    correlation = LabelCorrelation(
+        torch.from_numpy(offsets),
+        torch.from_numpy(columns),
+        torch.from_numpy(matrix[rows, columns]),
+    )
+    assert report.strongest(correlation, 100) == list(range(30))
+    chosen = report.strongest(correlation, 7)
+    assert 6 <= len(chosen) <= 7
+    assert {0, int(matrix[0].argmax())} <= set(chosen)  # 1.0, and the first of these
+
+
+def test_boxes_do_not_overlap() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.uniform((0.3, 0.2), (1.5, 0.5), (20, 2))
+    for sideways in (True, False):
+        places = _charts._apart(rng.normal(size=(20, 2)), sizes, sideways=sideways)
+        first, second = np.triu_indices(20, 1)
+        overlap = (sizes[first] + sizes[second]) / 2 - np.abs(places[first] - places[second])
+        assert not (overlap > 0).all(axis=1).any()
