@@ -177,6 +177,7 @@ def draw_curves(
         axes.set_ylim(bottom=0)
     else:
         axes.margins(y=0.12)
+    axes.set_xlim(left=0)
     if len(series) > 1:
         axes.legend(fontsize=8, frameon=False)
     return png(figure)
@@ -423,20 +424,30 @@ def _apart(places: np.ndarray, sizes: np.ndarray, *, sideways: bool = True) -> n
 def _packed(
     parts: Sequence[tuple[list[Any], np.ndarray, np.ndarray]], width: float
 ) -> tuple[dict[Any, tuple[float, float]], float]:
-    """Puts parts of a graph side by side, in rows; returns the places and the height."""
+    """Puts parts of a graph side by side, each as far up as it fits, then as far to the left.
+
+    Args:
+        parts: Nodes, (n, 2) centres, and (n, 2) widths and heights of each.
+        width: Of all together.
+
+    Returns:
+        The centre of every node, y growing downwards, and the height of all.
+    """
     where: dict[Any, tuple[float, float]] = {}
-    x = y = _MARGIN
-    row = 0.0
+    taken: list[tuple[float, float, float]] = []  # left, right and lower end, gaps included
+    gap = 2 * _MARGIN
     for nodes, places, sizes in parts:
         low, high = (places - sizes / 2).min(axis=0), (places + sizes / 2).max(axis=0)
         across, down = (high - low).tolist()
-        if x > _MARGIN and x + across > width - _MARGIN:
-            x, y, row = _MARGIN, y + row + 2 * _MARGIN, 0.0
+        starts = [_MARGIN, *(right for _, right, _ in taken if right + across <= width - _MARGIN)]
+        y, x = min(
+            (max([_MARGIN, *(end for a, b, end in taken if a < x + across and x < b)]), x)
+            for x in starts
+        )
+        taken.append((x, x + across + gap, y + down + gap))
         for node, place in zip(nodes, places - low, strict=True):
             where[node] = (float(x + place[0]), float(y + place[1]))
-        x += across + 2 * _MARGIN
-        row = max(row, down)
-    return where, y + row + _MARGIN
+    return where, max([_MARGIN, *(end - _MARGIN for _, _, end in taken)])
 
 
 def _axes(

@@ -49,6 +49,11 @@ _VIDEO_LABELS = 20  # best classes of a video that are looked at, as GAP@20 does
 _TIMELINE_CLASSES = 5
 _CURVE_POINTS = 2000
 
+_PAIRS = {
+    True: "the rated pairs of a segment and a class",
+    False: f"the {_VIDEO_LABELS} best classes of every video; recall is of all labels",
+}
+
 
 @dataclass
 class ReportConfig:
@@ -275,7 +280,8 @@ def _evaluate(run: Run, config: ReportConfig) -> None:
             raise
         run.missing = str(error)
         return
-    evaluation = _judge(scorer.model, collection, config)
+    with _cli.user_errors():  # as of scores that are no numbers
+        evaluation = _judge(scorer.model, collection, config)
     if not evaluation.precision.positives.any():
         run.missing = f"part {config.part} of its data has no positive rating or label"
         return
@@ -494,17 +500,16 @@ def _learning_curves(runs: Sequence[Run]) -> Section:
             )
     names = {"map": "MAP@100k", "gap": "GAP@20"}
     borders = [(n, end) for n, run in enumerate(runs) for end in list(run.ends().values())[:-1]]
+    dotted = "Dotted: where the next stage begins." if borders else ""
     for metric, name in names.items():
         curves = [
             curve for n, run in enumerate(runs) if len((curve := _evaluations(n, run, metric)).x)
         ]
-        if curves:
+        if any(len(curve.x) > 1 for curve in curves):  # a single one stands in the table
             picture = _charts.draw_curves(
                 f"{name} of held-out videos", "step", curves, marks=True, borders=borders
             )
-            section.pictures.append(
-                Picture(picture, f"{name} over steps", "Dotted: where the next stage begins.")
-            )
+            section.pictures.append(Picture(picture, f"{name} over steps", dotted))
     curves = [
         curve
         for number, run in enumerate(runs)
@@ -730,12 +735,6 @@ def _precision_recall(runs: Sequence[Run], config: ReportConfig) -> Section:
         ]
         if not group:
             continue
-        of = (
-            "rated pairs of a segment and a class"
-            if rated
-            else f"pairs of a video and one of its {_VIDEO_LABELS} best classes; recall is of all "
-            "labels"
-        )
         curves, points = [], []
         for number, run, own in group:
             total = int(own.precision.positives.sum())
@@ -747,7 +746,7 @@ def _precision_recall(runs: Sequence[Run], config: ReportConfig) -> Section:
             Picture(
                 _charts.draw_steps("precision, all classes", "recall", curves, points),
                 "Micro-averaged precision over recall: " + ", ".join(r.name for _, r, _ in group),
-                f"Over the {of}. Dot: the best F1, and where the probability p must lie for it.",
+                f"Over {_PAIRS[rated]}. Dot: the best F1, and the probabilities p taken for it.",
             )
         )
     for _, run, own in (group[0] for group in _comparable(runs)):
@@ -765,7 +764,7 @@ def _precision_recall(runs: Sequence[Run], config: ReportConfig) -> Section:
             Picture(
                 _charts.draw_steps(f"precision of classes: {run.name}", "recall", curves),
                 f"Precision over recall of the classes with the most positives: {run.name}",
-                f"{run.name}: the classes with the most positives, with their average precision.",
+                f"{run.name}, over {_PAIRS[own.rated]}; with the average precision of each.",
             )
         )
     return section
@@ -777,7 +776,7 @@ def _best_f1(
     """Returns the point of the best F1, and what it is in words."""
     f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
     best = int(f1.argmax())
-    probability = 1 / (1 + np.exp(-float(threshold[best])))
+    probability = 0.5 * (1 + np.tanh(0.5 * float(threshold[best])))  # no overflow
     point = float(recall[best]), float(precision[best])
     return point, f"F1 {f1[best]:.3f} at p ≥ {probability:.2g}"
 
@@ -799,7 +798,7 @@ def _label_graphs(runs: Sequence[Run]) -> Section:
         correlation = run.correlation
         if correlation is None:
             section.missing.append(
-                f"{run.name} used no label correlation (--loss.correlation auto makes one)."
+                f"{run.name} used no label correlation (see --loss.correlation of pyseg.train)."
             )
         elif not len(correlation.values):
             section.missing.append(f"The label correlation of {run.name} has no relation.")
@@ -859,6 +858,8 @@ def _timelines(runs: Sequence[Run], config: ReportConfig) -> Section:
     for run in runs:
         if run.evaluation is not None and not run.evaluation.has_frames:
             section.missing.append(f"{run.name}: mean features of whole videos have no time.")
+        elif run.evaluation is not None and not run.evaluation.rated:
+            section.missing.append(f"{run.name}: no segment is rated; the first videos by id.")
         for timeline in run.timelines:
             section.pictures.append(
                 Picture(

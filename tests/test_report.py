@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")
 pytest.importorskip("jinja2")
 
-from pyseg import _charts, _cli, evaluate, report, train
+from pyseg import _charts, _cli, evaluate, models, report, train
 from pyseg.checkpoint import save_checkpoint
 from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, encode_video, write_records
@@ -113,15 +113,19 @@ def draw(*runs: Path, out: Path, **options) -> Page:
     return Page(out)
 
 
-def test_page_of_two_runs(runs: list[Path], tmp_path: Path, capsys) -> None:
-    out = tmp_path / "r.html"
+@pytest.fixture(scope="module")
+def both(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "r.html"
     report.main(["--run", *map(str, runs), "--out", str(out), "--videos", "2"])
-    assert f"report: {out} (" in capsys.readouterr().out
-    page = Page(out)
+    return out
+
+
+def test_page_of_two_runs(both: Path) -> None:
+    page = Page(both)
     assert [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")] == []
     for tag, attributes in page.tags:
         assert not {"href", "onclick", "srcset"} & attributes.keys(), tag
-    text = out.read_text(encoding="utf-8")
+    text = both.read_text(encoding="utf-8")
     assert "http" not in text
     assert "url(" not in text
     assert "@import" not in text
@@ -149,24 +153,23 @@ def test_page_of_two_runs(runs: list[Path], tmp_path: Path, capsys) -> None:
     assert {"<b>&", "$x_1$ and $", 'a "quote"', "日本"} <= set(page.text)
 
 
-def test_numbers_are_those_of_evaluate(runs: list[Path], tmp_path: Path) -> None:
-    page = draw(*runs, out=tmp_path / "r.html", videos=0)
+def test_numbers_are_those_of_evaluate(both: Path, runs: list[Path]) -> None:
+    words = Page(both).words
     for run in runs:
         result = evaluate.evaluate_run(evaluate.EvaluateConfig(run=str(run)))
-        assert f"{run.name} {result['map']:.4f}" in page.words
+        assert f"{run.name} {result['map']:.4f}" in words
 
 
-def test_the_same_page_twice(runs: list[Path], tmp_path: Path) -> None:
-    first, again = tmp_path / "a.html", tmp_path / "b.html"
-    draw(runs[0], out=first, videos=1)
-    draw(runs[0], out=again, videos=1)
-    assert first.read_bytes() == again.read_bytes()
+def test_the_same_page_again(both: Path, runs: list[Path], tmp_path: Path) -> None:
+    draw(*runs, out=tmp_path / "r.html", videos=2)
+    assert both.read_bytes() == (tmp_path / "r.html").read_bytes()
 
 
-def test_without_evaluation(runs: list[Path], tmp_path: Path) -> None:
+def test_without_evaluation(runs: list[Path], tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     report.main(["--run", str(run), "--evaluate", "false"])
+    assert f"report: {run / 'report.html'} (" in capsys.readouterr().out
     page = Page(run / "report.html")
     assert page.words.count("run was not evaluated: left out with --evaluate false") == 3
     assert len(page.images()) == 5
@@ -202,7 +205,6 @@ def test_a_run_that_has_just_begun(runs: list[Path], tmp_path: Path) -> None:
     assert "10 of 12 steps" in page.words
     assert page.images() == [
         "Training loss over the steps of pretrain",
-        "MAP@100k over steps",
         "Examples a second over steps",
     ]
 
@@ -220,6 +222,7 @@ def test_mean_features_without_names(tmp_path: Path) -> None:
     page = draw(run, copy, out=tmp_path / "r.html")
     assert "mean features of whole videos have no time" in page.words
     assert "GAP@20" in page.words
+    assert "GAP@20 over steps" not in page.images()  # of one evaluation
     assert "No class differs between copy and run." in page.words
     assert not any(alt.startswith("Scores of") for alt in page.images())
 
@@ -301,3 +304,14 @@ def test_boxes_do_not_overlap() -> None:
         first, second = np.triu_indices(20, 1)
         overlap = (sizes[first] + sizes[second]) / 2 - np.abs(places[first] - places[second])
         assert not (overlap > 0).all(axis=1).any()
+
+
+def test_scores_that_are_no_numbers(runs: list[Path], tmp_path: Path) -> None:
+    model = models.load(runs[0])
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    models.save(model, run)
+    with pytest.raises(_cli.UserError, match="NaN"):
+        draw(run, out=tmp_path / "r.html")
