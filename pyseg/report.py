@@ -274,14 +274,15 @@ def _evaluate(run: Run, config: ReportConfig) -> None:
         scorer = Scorer(PredictConfig(str(run.folder), device=config.device))
         with _cli.user_errors():
             collection = open_data(run.config, config.data)
-        check_collection(scorer.model, collection, run.folder, config.data or run.config.data)
+        data = config.data or run.config.data
+        classes = check_collection(scorer.model, collection, run.folder, data)
     except (_cli.UserError, DataError, FileNotFoundError) as error:
         if config.data is not None:
             raise
         run.missing = str(error)
         return
     with _cli.user_errors():  # as of scores that are no numbers
-        evaluation = _judge(scorer.model, collection, config)
+        evaluation = _judge(scorer.model, collection, config, classes)
     if not evaluation.precision.positives.any():
         run.missing = f"part {config.part} of its data has no positive rating or label"
         return
@@ -299,22 +300,29 @@ def _by_ratings(ratings: Sequence[Rating]) -> tuple[int, int]:
     return -len(ratings), -len({rating.number for rating in ratings})
 
 
-def _judge(model: torch.nn.Module, collection: Collection, config: ReportConfig) -> Evaluation:
-    segments = collection.segments(config.part, cache=False)
+def _judge(
+    model: torch.nn.Module,
+    collection: Collection,
+    config: ReportConfig,
+    known: Sequence[int] | None,
+) -> Evaluation:
+    """Evaluates a model that knows some of a collection's classes, by default all."""
+    segments = collection.segments(config.part, cache=False, classes=known)
     rated = segments is not None
-    dataset = collection.videos(config.part) if segments is None else segments
+    dataset = collection.videos(config.part, classes=known) if segments is None else segments
+    num_classes = collection.num_classes if known is None else len(known)
     scored = predictions(model, dataset, batch_size=config.batch_size, progress="evaluate")
     ratings: dict[str, list[Rating]] = {}
     classes: list[np.ndarray] = [np.zeros(0, np.int64)]
     scores: list[np.ndarray] = [np.zeros(0, np.float32)]
     relevant: list[np.ndarray] = [np.zeros(0, bool)]
-    complete = MeanAveragePrecisionAtK(collection.num_classes)
+    complete = MeanAveragePrecisionAtK(num_classes)
     for batch, logits in scored:
         if rated:
-            rows, columns, truth = _rated(batch, ratings)
+            rows, columns, truth = _rated(batch, ratings, known)
         else:
             ratings.update({id: [] for id in batch.ids})
-            labels = batch.targets(collection.num_classes).numpy() > 0
+            labels = batch.targets(num_classes).numpy() > 0
             complete.update_dense(logits, labels)
             most = min(_VIDEO_LABELS, logits.shape[1])
             columns = torch.from_numpy(logits).topk(most, dim=1).indices.numpy().ravel()
@@ -324,14 +332,14 @@ def _judge(model: torch.nn.Module, collection: Collection, config: ReportConfig)
         scores.append(logits[rows, columns])
         relevant.append(truth)
     pairs = np.concatenate(classes), np.concatenate(scores), np.concatenate(relevant)
-    precision = map_at_k(*pairs, num_classes=collection.num_classes) if rated else None
+    precision = map_at_k(*pairs, num_classes=num_classes) if rated else None
     return Evaluation(
         rated, precision or complete.compute(), *pairs, ratings, collection.level == "frame"
     )
 
 
 def _rated(
-    batch: Batch, ratings: dict[str, list[Rating]]
+    batch: Batch, ratings: dict[str, list[Rating]], known: Sequence[int] | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns row, class and truth of a batch's ratings, and adds them to those of the videos."""
     rows = np.repeat(np.arange(len(batch)), batch.offsets.diff().numpy())
@@ -339,7 +347,8 @@ def _rated(
     truth = batch.scores.numpy() > 0.5
     for row, number, positive in zip(rows.tolist(), columns.tolist(), truth.tolist(), strict=True):
         video, _, start = batch.ids[row].rpartition(":")
-        ratings.setdefault(video, []).append(Rating(number, int(start), positive))
+        of_data = number if known is None else known[number]
+        ratings.setdefault(video, []).append(Rating(of_data, int(start), positive))
     return rows, columns, truth
 
 
