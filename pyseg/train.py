@@ -192,7 +192,8 @@ def _train(config: TrainConfig, device: torch.device, resume: str | None) -> Pat
             stages.append(Stage("finetune", config.finetune, segments, loss, classes))
         stages = [stage for stage in stages if config.stage in ("both", stage.name)]
         for stage in stages:
-            stage.share_of_batch()
+            if stage.config.steps:
+                stage.share_of_batch()
         if distributed.rank():  # weights are the same everywhere, dropout and noise are not
             torch.manual_seed(config.seed + distributed.rank())
     if resume is not None:
