@@ -104,7 +104,12 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     correlated = LossConfig(correlation="auto", threshold=0.4)
     return [
         fit(data, folder / "first", loss=correlated),
-        fit(data, folder / "other", pretrain=StageConfig(5, 1e-3, 8)),
+        fit(
+            data,
+            folder / "other",
+            pretrain=StageConfig(5, 1e-3, 8),
+            loss=LossConfig(correlation="none"),
+        ),
     ]
 
 
