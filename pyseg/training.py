@@ -7,6 +7,7 @@ stopped, or killed, at any step and goes on ends with the weights of one that wa
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -370,20 +371,28 @@ class _StageRun:
             self.average.update_parameters(self.model)
         return loss.detach()
 
-    def _report(self) -> float:
-        own = torch.stack([loss.float() for _, loss in self.recent]).cpu()
-        every = torch.tensor(distributed.from_all(own.tolist()))
+    def _losses(self) -> Tensor:
+        """Returns the losses since the last line of the log, of all processes' examples.
+
+        Raises:
+            pyseg._cli.UserError: One is not finite: what the weights are since then is no use.
+        """
+        own = [float(loss) for _, loss in self.recent]
+        every = torch.tensor(distributed.from_all(own))
         losses = every.mean(0)  # of all processes, whose parts of a batch are equally large
         wrong = (~losses.isfinite()).nonzero().flatten().tolist()
         if wrong:
-            told = [] if own[wrong[0]].isfinite() else self.recent[wrong[0]][0]
+            told = [] if math.isfinite(own[wrong[0]]) else self.recent[wrong[0]][0]
             ids = _examples(distributed.from_all(told))
             raise _cli.UserError(
                 f"{self.stage.name}: the loss is {losses[wrong[0]].item()} at step "
                 f"{self.step - len(losses) + wrong[0] + 1}, for the examples "
                 f"{', '.join(ids[:5])}{', ...' * (len(ids) > 5)}"
             )
-        self._mean = losses.mean().item()
+        return losses
+
+    def _report(self) -> float:
+        self._mean = self._losses().mean().item()
         done = self.step * self.stage.config.batch_size
         self.trainer.log.write(
             self.stage.name,
@@ -428,7 +437,8 @@ class _StageRun:
             self.save()
 
     def save(self) -> None:
-        """Writes a checkpoint, which every process has a part in."""
+        """Writes a checkpoint, which every process has a part in, unless the run has failed."""
+        self._losses()
         own = {
             "random": random_state(),
             "feed": self.feed.state(),

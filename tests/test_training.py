@@ -308,6 +308,24 @@ def test_losses_that_are_not_finite_are_skipped(
     assert all(v.isfinite().all() for v in models.load(run).state_dict().values())
 
 
+def test_weights_of_a_failed_step_are_never_kept(data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Steps 1 to 3 are good, the fourth is not; a checkpoint every second step."""
+    count = iter(range(10**6))
+
+    def loss_of(self, *arguments):
+        loss = plain(self, *arguments)
+        return loss * float("nan") if next(count) == 3 else loss
+
+    plain = training._Step.forward
+    monkeypatch.setattr(training._Step, "forward", loss_of)
+    with pytest.raises(
+        _cli.UserError, match="pretrain: the loss is nan at step 4, for the examples"
+    ):
+        train.train(config(data, tmp_path / "run"))
+    kept = list_checkpoints(tmp_path / "run" / training.CHECKPOINTS)
+    assert [path.stem[-1] for path in kept] == ["0", "2"]
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision(data: Path, tmp_path: Path, precision: str) -> None:
     run = train.train(config(data, tmp_path / "run", precision=precision))
