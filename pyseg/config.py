@@ -276,6 +276,16 @@ def rated_classes(run: Path) -> list[int] | None:
     return youtube8m.read_segment_vocabulary(path).classes if path.is_file() else None
 
 
+def known_classes(run: Path, num_classes: int) -> list[int] | None:
+    """Returns the numbers that the data has for a run's model's classes; None: it knows all.
+
+    Raises:
+        pyseg.data.DataError: The run's file of rated classes is malformed.
+    """
+    rated = rated_classes(run)
+    return rated if rated is not None and len(rated) == num_classes else None
+
+
 def read_run_config(run: Path) -> TrainConfig:
     """Returns the options that a run folder was trained with.
 

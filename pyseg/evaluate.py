@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from pyseg import _cli, distributed, metrics, models
-from pyseg.config import open_data, rated_classes, read_run_config
+from pyseg.config import known_classes, open_data, read_run_config
 from pyseg.data import Collection, DataError, loader, open_collection
 from pyseg.data.collection import Part
 from pyseg.data.datasets import SUFFIXES
@@ -255,9 +255,7 @@ def check_collection(model: Any, collection: Collection, run: Path, data: str) -
     Raises:
         pyseg._cli.UserError: The model is for other features or classes.
     """
-    classes = rated_classes(run)
-    if classes is not None and len(classes) != model.num_classes:
-        classes = None
+    classes = known_classes(run, model.num_classes)
     expected = model.feature_sizes, model.num_classes
     found = collection.feature_sizes, len(classes) if classes else collection.num_classes
     if expected != found:

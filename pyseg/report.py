@@ -24,7 +24,7 @@ from pyseg import _charts, _cli, models
 from pyseg._charts import ClassBar, Series
 from pyseg._files import written_whole
 from pyseg.checkpoint import list_checkpoints
-from pyseg.config import TrainConfig, open_data, read_run_config
+from pyseg.config import TrainConfig, known_classes, open_data, read_run_config
 from pyseg.data import Collection, DataError
 from pyseg.data.collection import Part
 from pyseg.evaluate import check_collection, describe, pick_device, predictions
@@ -129,6 +129,7 @@ class Run:
         parameters: Those of its model; None without weights.
         num_classes: The number of classes C; None without weights.
         class_names: C names, if known.
+        numbers: The numbers that the data has for the C classes; None: the same.
         correlation: The label correlation of its fine-tuning, if there was one.
         evaluation: None where there is none.
         timelines: Scores of some videos over time.
@@ -142,6 +143,7 @@ class Run:
     parameters: int | None = None
     num_classes: int | None = None
     class_names: Sequence[str] | None = None
+    numbers: Sequence[int] | None = None
     correlation: LabelCorrelation | None = None
     evaluation: Evaluation | None = None
     timelines: list[Timeline] = field(default_factory=list)
@@ -164,8 +166,14 @@ class Run:
         return ends
 
     def class_name(self, number: int) -> str:
-        """Returns what a class is called."""
-        return f"class {number}" if self.class_names is None else self.class_names[number]
+        """Returns what one of the C classes is called."""
+        if self.class_names is None:
+            return f"class {self.of_data(number)}"
+        return self.class_names[number]
+
+    def of_data(self, number: int) -> int:
+        """Returns the number that the data has for one of the C classes."""
+        return number if self.numbers is None else self.numbers[number]
 
 
 class Picture(NamedTuple):
@@ -260,6 +268,7 @@ def read_run(folder: Path, name: str) -> Run:
             run.parameters = sum(p.numel() for p in model.parameters())
             run.num_classes = model.config.num_classes
             run.class_names = model.config.class_names
+            run.numbers = known_classes(folder, model.num_classes)
         if (folder / "correlation.npz").is_file():
             run.correlation = LabelCorrelation.load(folder / "correlation.npz")
     return run
@@ -681,7 +690,7 @@ def _compare_classes(section: Section, group: Sequence[tuple[int, Run, Evaluatio
     head = ["class", "name", "positives", "of", *(f"AP {name}" for name in names)]
     rows = [
         [
-            str(c),
+            str(first.of_data(c)),
             first.class_name(c) if first.class_names is not None else "",
             f"{positives[c]:,}",
             f"{rated[c]:,}",
@@ -839,7 +848,9 @@ def _subgraph(run: Run, correlation: LabelCorrelation) -> networkx.DiGraph:
     import networkx
 
     chosen = strongest(correlation)
-    names = {number: run.class_name(number) for number in chosen}
+    # A run that is to be fine-tuned for the rated classes has a model of all classes until then.
+    own = run.num_classes == correlation.num_classes
+    names = {number: run.class_name(number) if own else f"class {number}" for number in chosen}
     if len(set(names.values())) < len(names):
         names = {number: f"{name} ({number})" for number, name in names.items()}
     graph = correlation.to_networkx().subgraph(chosen)

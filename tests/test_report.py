@@ -170,6 +170,27 @@ def test_the_same_page_again(both: Path, runs: list[Path], tmp_path: Path) -> No
     assert both.read_bytes() == (tmp_path / "r.html").read_bytes()
 
 
+def test_a_model_of_the_rated_classes(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / "segment_vocabulary.csv").write_text("Index\n4\n1\n3\n")
+    run = fit(folder, tmp_path / "run", classes="rated", loss=LossConfig(threshold=0.1))
+    page = draw(run, out=tmp_path / "r.html")
+    result = evaluate.evaluate_run(evaluate.EvaluateConfig(run=str(run)))
+    assert f"run {result['map']:.4f}" in page.words
+    assert "relations of 3 labels" in page.words
+    for number in (4, 1, 3):
+        assert f" {number} {' '.join(NAMES[number].split())} " in page.words
+    assert NAMES[0] not in page.text
+    assert sum(alt.startswith("Scores of v") for alt in page.images()) == 4
+    # Until it is fine-tuned, the model has all classes, the correlation these three.
+    models.save(models.create("nextvlad-small", num_classes=CLASSES, **TINY), run)
+    page = draw(run, out=tmp_path / "r.html", evaluate=False)
+    [graph] = [alt for alt in page.images() if alt.startswith("Label graph")]
+    assert "class 0" in graph
+    assert not any(name in graph for name in NAMES)
+
+
 def test_without_evaluation(runs: list[Path], tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
