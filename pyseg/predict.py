@@ -32,7 +32,13 @@ from torch.nn import functional
 
 from pyseg import _cli, distributed, models
 from pyseg._files import written_whole
-from pyseg.config import TrainConfig, open_data, rated_classes, read_run_config
+from pyseg.config import (
+    TrainConfig,
+    known_classes,
+    open_data,
+    rated_classes,
+    read_run_config,
+)
 from pyseg.data import DataError, ReadReport, find_shards, youtube8m
 from pyseg.data.audioset import FRAME_SECONDS
 from pyseg.data.audioset import SCHEMA as AUDIOSET
@@ -129,10 +135,10 @@ class Scorer:
         with _cli.user_errors():
             self.model = cast(Any, models.load(self.run).to(self.device))
             # The number that the data has for each of the model's classes.
-            known = list(range(self.model.num_classes))
+            known = known_classes(self.run, self.model.num_classes)
+            if known is None:
+                known = list(range(self.model.num_classes))
             rated = rated_classes(self.run)
-            if rated is not None and len(rated) == len(known):
-                known = rated
             self.classes = known if rated is None else rated
             if config.classes is not None:
                 self.classes = youtube8m.read_segment_vocabulary(config.classes).classes
