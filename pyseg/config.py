@@ -150,6 +150,8 @@ class TrainConfig:
             steps. Options that are given change it.
         stage: Which stages to run.
         classes: "rated" fine-tunes for the rated classes alone: the head keeps their rows.
+        final_fit: After fine-tuning, do it once more from the same weights on all rated segments,
+            of held-out videos too, for as many steps as were best; these weights stay.
         init: A run folder, or one saved by `pyseg.models`: its weights are the start.
         run: The folder to write; default: the next free runs/<data>-<model>-<number>.
         pretrain: Pretraining on video labels.
@@ -185,6 +187,7 @@ class TrainConfig:
     recipe: Literal["sample", "paper"] = "sample"
     stage: Literal["both", "pretrain", "finetune"] = "both"
     classes: Literal["all", "rated"] = "all"
+    final_fit: bool = False
     init: str | None = None
     run: str | None = None
     pretrain: StageConfig = field(default_factory=lambda: StageConfig(200, 2e-3, 40))
@@ -210,6 +213,8 @@ class TrainConfig:
         for name in ("checkpoint_minutes", "timeout_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected above 0, found {getattr(self, name)}")
+        if self.final_fit and (self.stage == "pretrain" or not self.finetune.steps):
+            raise ValueError("final_fit: expected fine-tuning with it, found none")
         if "noise" in self.overrides:
             raise ValueError("overrides: expected no noise, which is --pretrain.noise and so on")
         for name in ("checkpoint_steps", "keep_checkpoints"):

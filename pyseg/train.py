@@ -12,6 +12,7 @@ A run folder holds
 * ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
 * ``correlation.npz``: the label correlation that was used, if any;
 * ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it;
+* ``pretrained``: the weights before fine-tuning, where `--final_fit` goes back to them;
 * ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
 
 ``torchrun --nproc_per_node=N -m pyseg.train`` divides every batch over N processes
@@ -191,6 +192,11 @@ def _train(config: TrainConfig, device: torch.device, resume: str | None) -> Pat
             loss = Loss(*weights, None if correlation is None else correlation.to(device))
             stages.append(Stage("finetune", config.finetune, segments, loss, classes))
         stages = [stage for stage in stages if config.stage in ("both", stage.name)]
+        if config.final_fit:
+            everything = collection.segments("all", classes=classes, **order)
+            if everything is None:
+                raise _cli.UserError("--final_fit: the data has no rated segments")
+            stages.append(Stage("final", config.finetune, everything, loss, again=True))
         for stage in stages:
             if stage.config.steps:
                 stage.share_of_batch()

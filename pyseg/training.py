@@ -31,6 +31,9 @@ from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty
 from pyseg.ops import rated_bce_with_logits
 
+PRETRAINED = "pretrained"
+"""The folder of a run that holds the weights which a stage that is done again starts from."""
+
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints while it trains."""
 
@@ -104,6 +107,8 @@ class Stage:
         dataset: Its examples, repeated without end.
         loss: Its loss, on the device of the model.
         classes: The classes of the model before that the examples know, if not all.
+        again: Whether it does the stage before once more, from the same weights and for as many
+            steps as were best there, without an evaluation: on examples that it would be made on.
     """
 
     name: str
@@ -111,6 +116,7 @@ class Stage:
     dataset: RecordDataset
     loss: Loss
     classes: Sequence[int] | None = None
+    again: bool = False
 
     def share_of_batch(self) -> int:
         """Returns how many examples of a batch this process takes.
@@ -179,6 +185,7 @@ class Trainer:
         self._checkpoints = run / CHECKPOINTS
         self._resumed: dict[str, Any] | None = None
         self._saved = time.monotonic()
+        self._best_step = 0  # of the stage before
         if distributed.is_first():
             for folder in (run, self._checkpoints):
                 remove_unfinished(folder)
@@ -217,18 +224,27 @@ class Trainer:
         first = 0 if self._resumed is None else names.index(self._resumed["stage"])
         with _cli.stop_requests() as stopped:
             for number in range(first, len(self.stages)):
-                if (classes := self.stages[number].classes) is not None:
-                    self.model = models.select_classes(self.model, classes)
-                if self.stages[number].config.steps:
-                    _StageRun(self, number, self._resumed, stopped).run()
+                stage = self.stages[number]
+                if stage.classes is not None:
+                    self.model = models.select_classes(self.model, stage.classes)
+                if stage.again:
+                    start = models.load(self.run / PRETRAINED, device=self.device)
+                    self.model = start.train()
+                elif stage is not self.stages[-1] and self.stages[number + 1].again:
+                    self.save_weights(self.model, PRETRAINED)
+                if stage.config.steps:
+                    run = _StageRun(self, number, self._resumed, stopped)
+                    run.run()
+                    self._best_step = run.best_step
                 self._resumed = None
         if distributed.is_first():
             shutil.rmtree(self._checkpoints, ignore_errors=True)
 
-    def save_weights(self, model: nn.Module) -> None:
-        """Saves the weights to use."""
+    def save_weights(self, model: nn.Module, folder: str = "") -> None:
+        """Saves the weights to use, or others in a folder of their own."""
         if distributed.is_first():
-            models.save(model, self.run)
+            models.save(model, self.run / folder)
+        distributed.wait()
 
 
 class _StageRun:
@@ -260,6 +276,7 @@ class _StageRun:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         half = trainer.config.precision == "fp16"
         self.scaler = torch.amp.GradScaler(trainer.device.type, enabled=half)
+        self.steps = trainer._best_step if self.stage.again else config.steps
         self.step = 0
         self.best: float | None = None  # of the evaluations so far
         self.best_step = 0
@@ -293,20 +310,24 @@ class _StageRun:
             self.save()  # a folder that cannot take it is told now, not after hours
         began, before = time.perf_counter(), self.seconds
         with tqdm(
-            total=config.steps, desc=name, unit="step", initial=self.step, leave=False, disable=None
+            total=self.steps, desc=name, unit="step", initial=self.step, leave=False, disable=None
         ) as bar:
-            while self.step < config.steps:
+            while self.step < self.steps:
                 batch = self._next()
                 loss = self._optimise(batch)
                 self.step += 1
                 self.recent.append((batch.ids, loss))
                 self.seconds = before + time.perf_counter() - began
                 bar.update()
-                last = self.step == config.steps
+                last = self.step == self.steps
                 if self.step % LOG_EVERY == 0 or last:
                     mean = self._report()
                     bar.set_postfix(loss=f"{mean:.3f}")
-                if last or (config.evaluate_every and self.step % config.evaluate_every == 0):
+                every = 0 if self.stage.again else config.evaluate_every
+                if last and self.stage.again:
+                    self.best_step = self.step
+                    self.trainer.save_weights(self.weights)
+                elif last or (every and self.step % every == 0):
                     self._evaluate()
                     if config.patience and self.worse >= config.patience and not last:
                         print(f"{name}: stopped early, at step {self.step}")
@@ -322,7 +343,9 @@ class _StageRun:
         )
         if self.skipped:
             print(f"{name}: {self.skipped} batches skipped, their loss was not finite")
-        if self.best_step == self.step:
+        if self.stage.again:
+            print(f"after {name}: nothing is held out that could be evaluated")
+        elif self.best_step == self.step:
             print(f"after {name}: {describe(self._result)}")
         else:
             print(f"after {name}: the weights of step {self.best_step} are kept")
@@ -451,6 +474,7 @@ class _StageRun:
         state = {
             "stage": self.stage.name,
             "step": self.step,
+            "steps": self.steps,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -470,7 +494,7 @@ class _StageRun:
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.step = int(state["step"])
+        self.step, self.steps = state["step"], state["steps"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -266,6 +266,50 @@ def test_the_best_weights_are_kept(data: Path, tmp_path: Path, monkeypatch, caps
     assert all(torch.equal(state[key], value) for key, value in seen[0.7].items())
 
 
+def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """From the weights before fine-tuning, for as many steps as were best; goes on like any."""
+    values = iter([0.1, 0.5, 0.7, 0.6, 0.6])
+    before, seen = {}, []
+
+    def evaluate(model, *_, **__):
+        value = next(values)
+        if value == 0.1:
+            before.update({k: v.clone() for k, v in model.state_dict().items()})
+        return {"map": value, "map_all_classes": 0, "classes": 1, "all_classes": 1, "rated": 1,
+                "positives": 1}  # fmt: skip
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    optimise = training._StageRun._optimise
+
+    def recorded(self, batch):
+        if self.stage.name == "final":
+            if self.step == 0:
+                state = self.model.state_dict()
+                assert all(torch.equal(state[key], value) for key, value in before.items())
+            seen.extend(id.partition(":")[0] for id in batch.ids)
+            if self.step == 2 and len(seen) == 15:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return optimise(self, batch)
+
+    monkeypatch.setattr(training._StageRun, "_optimise", recorded)
+    stage = StageConfig(30, 1e-2, 5, evaluate_every=2, patience=2)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config(data, run, finetune=stage, final_fit=True))
+    train.main(["--resume", str(run)])
+    printed = capsys.readouterr().out
+    assert "after finetune: the weights of step 4 are kept" in printed
+    assert "going on from final, step 3" in printed
+    assert "final: 4 steps of 5" in printed
+    assert len(seen) == 20
+    state, start = models.load(run).state_dict(), models.load(run / training.PRETRAINED)
+    assert all(torch.equal(start.state_dict()[key], value) for key, value in before.items())
+    assert not torch.equal(state["head.linear.weight"], before["head.linear.weight"])
+    assert log_of(run)[-1]["stage"] == "final"
+    with pytest.raises(ValueError, match="final_fit: expected fine-tuning with it, found none"):
+        config(data, run, stage="pretrain", final_fit=True)
+
+
 def test_average_of_weights(data: Path, tmp_path: Path, monkeypatch) -> None:
     """What is saved is the exponential moving average; batch norm's statistics are the latest."""
     steps = []
