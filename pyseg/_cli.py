@@ -93,8 +93,8 @@ def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) 
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Takes note of Ctrl-C and SIGTERM, so that a loop can stop where it may.
 
-    A second one is carried out at once. Outside of the main thread, which alone may set handlers,
-    nothing is changed.
+    A second one is carried out at once. What the process was started to ignore, as nohup does, stays
+    ignored. Outside of the main thread, which alone may set handlers, nothing is changed.
 
     Yields:
         A function that says whether there was one.
@@ -103,18 +103,18 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in signals]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
 
     def restore() -> None:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
     def note(number: int, _: object) -> None:
         received.append(number)
         restore()
 
-    for number in signals:
+    for number in before:
         signal.signal(number, note)
     try:
         yield lambda: bool(received)

@@ -305,6 +305,10 @@ def test_requests_to_stop_are_noted_once(number: int) -> None:
             with pytest.raises(SecondError):
                 os.kill(os.getpid(), number)
         assert signal.getsignal(number) is second
+        signal.signal(number, signal.SIG_IGN)  # as nohup and background jobs of scripts have it
+        with _cli.stop_requests() as stopped:
+            os.kill(os.getpid(), number)
+            assert not stopped()
     finally:
         signal.signal(number, before)
 

@@ -82,7 +82,7 @@ def test_nothing_is_left_of_checkpoints(whole: Path) -> None:
 
 
 def test_requests_to_stop_and_going_on(
-    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, ctrl_c: None
 ) -> None:
     """Asked to stop at every third step, in both stages, with a worker that has read ahead."""
     run = tmp_path / "run"

@@ -462,7 +462,7 @@ def test_one_download_at_a_time_in_a_folder(server: Server, fetch: Fetch, folder
 
 
 def test_interruption(
-    server: Server, fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c: None
 ) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.01)
     server.publish("trainaa.tfrecord", "trainab.tfrecord")
