@@ -93,8 +93,8 @@ def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) 
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Takes note of Ctrl-C and SIGTERM, so that a loop can stop where it may.
 
-    A second one is carried out at once. What the process was started to ignore, as nohup does, stays
-    ignored. Outside of the main thread, which alone may set handlers, nothing is changed.
+    A second one is carried out at once. What the process was started to ignore stays ignored.
+    Outside of the main thread, which alone may set handlers, nothing is changed.
 
     Yields:
         A function that says whether there was one.
