@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.gru import GRU
-from pyseg.nn.head import LogisticHead
+from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear
 from pyseg.nn.normalize import Convention
+from pyseg.ops._dispatch import sum_dtype
 
 
 class AttentionGRU(FrameClassifier):
@@ -48,7 +49,7 @@ class AttentionGRU(FrameClassifier):
         eigenvalues: see `FrameClassifier`.
         noise: see `FrameClassifier`.
         batch_norm_momentum: momentum of every batch normalisation.
-        head: makes the classifier of the gated hidden features from their number and C.
+        head: makes the head of (H, C).
 
     Raises:
         ValueError: a size does not fit, or an argument of `FrameClassifier` is out of range.
@@ -76,7 +77,7 @@ class AttentionGRU(FrameClassifier):
         eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
         noise: float = 0.0,
         batch_norm_momentum: float = 0.001,
-        head: Callable[[int, int], nn.Module] = LogisticHead,
+        head: HeadFactory = LogisticHead,
     ) -> None:
         """Makes the module; the class describes the arguments."""
         super().__init__(
@@ -118,7 +119,7 @@ class AttentionGRU(FrameClassifier):
         final = torch.where(last, states, 0.0).sum(1)
         inner = torch.tanh(self.keys(states) + self.query(final).unsqueeze(1))
         energies = self.energy(inner).squeeze(-1)
-        energies = energies.to(torch.promote_types(energies.dtype, torch.float32))
+        energies = energies.to(sum_dtype(energies.dtype))
         # Not -inf, and 0 afterwards: the softmax of a video without frames must not be NaN.
         lowest = torch.finfo(energies.dtype).min
         attention = energies.masked_fill(~mask, lowest).softmax(1).masked_fill(~mask, 0.0)

@@ -9,6 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
 from pyseg.ops import AssignmentNorm, moments
+from pyseg.ops._dispatch import sum_dtype
 from pyseg.ops.assignment import normalize
 
 
@@ -151,7 +152,7 @@ class BatchNorm(nn.Module):
             )
         if counts is None:
             counts = torch.ones(batch, length, dtype=torch.bool, device=x.device)
-        counts = counts.to(torch.promote_types(x.dtype, torch.float32))
+        counts = counts.to(sum_dtype(x.dtype))
         row_weights: Tensor | None = None
         if over_processes:  # the gradient through them is that of `_GlobalMoments`, not of the op
             mean, var, count = _global_moments(x.flatten(0, 1), counts.flatten())

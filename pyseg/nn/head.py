@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg.nn.init import he_linear, xavier_linear
+from pyseg.ops._dispatch import sum_dtype
 
 HeadFactory = Callable[[int, int], nn.Module]
 """Makes a head for H features and C classes: (B, H) -> (B, C) logits. A class of this file is one,
@@ -134,7 +135,7 @@ class MixtureOfExperts(nn.Module):
         gates = self.gates(x).unflatten(-1, (self.num_classes, -1))
         experts = self.experts(x).unflatten(-1, (self.num_classes, -1))
         dtype = gates.dtype
-        inner = torch.promote_types(dtype, torch.float32)
+        inner = sum_dtype(dtype)
         gates, experts = gates.to(inner), experts.to(inner)
         # softmax's denominator is the same in p and 1 - p. The largest gate is taken off so that
         # the difference of the two logarithms is not one of two large numbers.

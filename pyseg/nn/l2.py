@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pyseg.ops._dispatch import sum_dtype
+
 
 @runtime_checkable
 class Regularized(Protocol):
@@ -52,6 +54,6 @@ def l2_penalty(model: nn.Module, strength: float) -> Tensor:
     for module in model.modules():
         if isinstance(module, Regularized):
             for weight in module.regularized():
-                dtype = torch.promote_types(weight.dtype, torch.float32)
+                dtype = sum_dtype(weight.dtype)
                 total = total + weight.to(dtype).square().sum()
     return total * (strength / 2.0)

@@ -23,6 +23,7 @@ from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear, he_truncated_normal_
 from pyseg.nn.normalize import Convention
 from pyseg.ops import AssignmentNorm, frame_linear, frame_pool, soft_assign, vlad_aggregate
+from pyseg.ops._dispatch import sum_dtype
 
 Order = Literal["direct", "folded", "reassociated"]
 
@@ -290,7 +291,7 @@ class NeXtVLAD(DerivedWeights):
         pooled = pooled.reshape(batch * clusters, groups * size)
         expand = self.expand.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
         vlad = torch.mm(pooled, expand).unflatten(0, (batch, clusters))  # (B, K, F)
-        dtype = torch.promote_types(vlad.dtype, torch.float32)
+        dtype = sum_dtype(vlad.dtype)
         with torch.autocast(frames.device.type, enabled=False):
             mass = weights.sum(1, dtype=dtype)  # (B, G, K)
             bias = self.expand.bias.to(dtype).unflatten(0, (groups, -1))
