@@ -160,7 +160,9 @@ def _train(config: TrainConfig, device: torch.device, resume: str | None) -> Pat
         for name in ("eigenvalues", "node_features"):
             if (path := getattr(config, name)) is not None:
                 overrides[name] = _read_array(path)
-        if "correlation" in models.options(config.model, head=overrides.get("head")):
+        graph = None
+        has_graph = "correlation" in models.options(config.model, head=overrides.get("head"))
+        if has_graph:
             graph = label_correlation(config.loss, collection)
             overrides |= {} if graph is None else {"correlation": graph}
         model = models.create(
@@ -187,7 +189,10 @@ def _train(config: TrainConfig, device: torch.device, resume: str | None) -> Pat
         if segments is None and config.stage == "finetune":
             raise _cli.UserError("--stage finetune: the data has no rated segments")
         if segments is not None:
-            correlation = label_correlation(config.loss, collection, classes)
+            if has_graph and classes is None:  # counted already
+                correlation = graph
+            else:
+                correlation = label_correlation(config.loss, collection, classes)
             weights = config.loss.rated_weight, config.loss.unrated_weight
             loss = Loss(*weights, None if correlation is None else correlation.to(device))
             stages.append(Stage("finetune", config.finetune, segments, loss, classes))
