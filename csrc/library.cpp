@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
   m.def(
       "rated_bce_with_logits(Tensor logits, Tensor offsets, Tensor classes, Tensor scores, "
       "Tensor? correlation_offsets, Tensor? correlation_columns, Tensor? correlation_values, "
-      "float rated_weight, float unrated_weight, bool needs_grad) -> (Tensor loss, Tensor grad)");
+      "float rated_weight, float unrated_weight, float absent_evidence, bool needs_grad) -> "
+      "(Tensor loss, Tensor grad)");
   m.def("rated_bce_with_logits_backward(Tensor grad_output, Tensor grad) -> Tensor");
 }

@@ -32,7 +32,9 @@ void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const cha
 // Everything that a kernel uses as an index or takes for granted.
 template <typename T, typename A>
 void check_values(const RatedBceInput<T, A>& in) {
-  const auto& [batch, classes, logits, ratings, correlation, rated_weight, unrated_weight] = in;
+  const int64_t batch = in.batch, classes = in.classes;
+  const auto& ratings = in.ratings;
+  const auto& correlation = in.correlation;
   check_offsets(ratings.offsets, batch, ratings.size, "offsets");
   std::vector<int64_t> rated_by(classes, -1);
   for (int64_t b = 0; b < batch; ++b) {
@@ -66,14 +68,14 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cpu(
     const std::optional<Tensor>& correlation_offsets,  // (C + 1)
     const std::optional<Tensor>& correlation_columns,  // (nnz)
     const std::optional<Tensor>& correlation_values,   // (nnz)
-    double rated_weight, double unrated_weight, bool needs_grad) {
+    double rated_weight, double unrated_weight, double absent_evidence, bool needs_grad) {
   check_rated_bce(logits, offsets, classes, scores, correlation_offsets, correlation_columns,
                   correlation_values);
   const RatedBceTensors tensors(logits, offsets, classes, scores, correlation_offsets,
                                 correlation_columns, correlation_values, needs_grad);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     using A = Accumulate<T>;
-    const auto in = tensors.input<T, A>(rated_weight, unrated_weight);
+    const auto in = tensors.input<T, A>(rated_weight, unrated_weight, absent_evidence);
     check_values(in);
     A* const row_loss = write<A>(tensors.row_loss);
     T* const gradient = tensors.gradient<T>();

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cuda(
     const std::optional<Tensor>& correlation_offsets,  // (C + 1)
     const std::optional<Tensor>& correlation_columns,  // (nnz)
     const std::optional<Tensor>& correlation_values,   // (nnz)
-    double rated_weight, double unrated_weight, bool needs_grad) {
+    double rated_weight, double unrated_weight, double absent_evidence, bool needs_grad) {
   check_rated_bce(logits, offsets, classes, scores, correlation_offsets, correlation_columns,
                   correlation_values);
   const DeviceGuard guard(logits.get_device_index());
@@ -37,8 +37,8 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cuda(
                                 correlation_columns, correlation_values, needs_grad);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     using A = Sum<T>;
-    STD_CUDA_CHECK(launch_rated_bce<T>(tensors.input<T, A>(rated_weight, unrated_weight),
-                                       write<A>(tensors.loss), tensors.gradient<T>(),
+    const auto in = tensors.input<T, A>(rated_weight, unrated_weight, absent_evidence);
+    STD_CUDA_CHECK(launch_rated_bce<T>(in, write<A>(tensors.loss), tensors.gradient<T>(),
                                        write<A>(tensors.row_loss), current_stream(logits)));
   };
   dispatch_floating<__half, __nv_bfloat16>(logits.scalar_type(), "rated_bce_with_logits", run);

@@ -47,7 +47,8 @@ struct RatedBceTensors {
   }
 
   template <typename T, typename A>
-  RatedBceInput<T, A> input(double rated_weight, double unrated_weight) const {
+  RatedBceInput<T, A> input(double rated_weight, double unrated_weight,
+                            double absent_evidence) const {
     RatedBceInput<T, A> in{
         logits.size(0),
         logits.size(1),
@@ -55,7 +56,8 @@ struct RatedBceTensors {
         {classes.size(0), read<int64_t>(offsets), read<int64_t>(classes), read<A>(scores)},
         {},
         static_cast<A>(rated_weight),
-        static_cast<A>(unrated_weight)};
+        static_cast<A>(unrated_weight),
+        static_cast<A>(absent_evidence)};
     if (correlation_offsets) {
       in.correlation = {correlation_columns->size(0), read<int64_t>(*correlation_offsets),
                         read<int64_t>(*correlation_columns), read<A>(*correlation_values)};

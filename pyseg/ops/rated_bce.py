@@ -32,6 +32,7 @@ def rated_bce_with_logits(
     *,
     rated_weight: float = 2.5,
     unrated_weight: float = 0.1,
+    absent_evidence: float = 0.0,
 ) -> Tensor:
     r"""Returns the reweighted, correlation-aware binary cross-entropy, in one pass over the logits.
 
@@ -39,14 +40,17 @@ def rated_bce_with_logits(
         loss = \frac{1}{B} \sum_{b,j} w_{bj} \left( \operatorname{softplus}(z_{bj})
             - y'_{bj} z_{bj} \right), \qquad
         y'_{bj} = \begin{cases} s & j \text{ is rated with score } s \\
-            \min(1, \sum_i s_i P'_{ij}) & \text{else, } i \text{ over the rated classes}
-        \end{cases}
+            \min(1, \sum_i e_i P'_{ij}) & \text{else, } i \text{ over the rated classes}
+        \end{cases}, \qquad
+        e_i = s_i + a (1 - s_i)
 
     with :math:`w_{bj}` = `rated_weight` on rated classes, whatever their score, and
     `unrated_weight` on all others, those that are only correlated with a rated one too. So a rated
     0 stays 0, and a row without ratings costs `unrated_weight` times the cross-entropy to 0. With
     both weights 1 and labels as ratings of score 1 it is the multi-label cross-entropy of
-    pretraining.
+    pretraining. The paper's :math:`a` is 0. But raters are asked about a class because something
+    suggests it: what comes with the class may be there even where it is not itself, and then a
+    larger `absent_evidence` teaches more.
 
     Targets and weights of size (B, C) never exist; the gradient
     :math:`w (\sigma(z) - y') / B` is made in the same pass where autograd will want it. Sums are
@@ -62,6 +66,8 @@ def rated_bce_with_logits(
         correlation: P' of C classes, on the device of the logits; ``None``: no relations.
         rated_weight: the paper's m, at least 0.
         unrated_weight: the paper's n, at least 0.
+        absent_evidence: a in [0, 1], what a class rated 0 says of others, compared with one that is
+            rated 1.
 
     Returns:
         The loss, a scalar, float64 for float64 logits and float32 otherwise.
@@ -88,11 +94,10 @@ def rated_bce_with_logits(
         >>> logits.grad  # 2.5 (0.5 - 1), 0.1 (0.5 - 0.6), 0.1 (0.5 - 0)
         tensor([[-1.2500, -0.0100,  0.0500]])
     """
-    _check(logits, offsets, classes, scores, correlation, rated_weight, unrated_weight)
+    weights = rated_weight, unrated_weight, absent_evidence
+    _check(logits, offsets, classes, scores, correlation, *weights)
     if not has_kernel(logits):
-        return _reference(
-            logits, offsets, classes, scores, correlation, rated_weight, unrated_weight
-        )
+        return _reference(logits, offsets, classes, scores, correlation, *weights)
     sums = sum_dtype(logits.dtype)
     relations: tuple[Tensor | None, ...] = (None, None, None)
     if correlation is not None:
@@ -100,7 +105,7 @@ def rated_bce_with_logits(
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     op = torch.ops.pyseg.rated_bce_with_logits.default
     ratings = offsets.long(), classes.long(), scores.to(sums)
-    return op(logits, *ratings, *relations, rated_weight, unrated_weight, needs_grad)[0]
+    return op(logits, *ratings, *relations, *weights, needs_grad)[0]
 
 
 def rated_bce_with_logits_reference(
@@ -112,6 +117,7 @@ def rated_bce_with_logits_reference(
     *,
     rated_weight: float = 2.5,
     unrated_weight: float = 0.1,
+    absent_evidence: float = 0.0,
 ) -> Tensor:
     """Returns what :func:`rated_bce_with_logits` returns, in plain PyTorch: its definition.
 
@@ -124,8 +130,9 @@ def rated_bce_with_logits_reference(
         >>> pyseg.ops.rated_bce_with_logits_reference(torch.zeros(1, 2), *rated)
         tensor(1.8022)
     """
-    _check(logits, offsets, classes, scores, correlation, rated_weight, unrated_weight)
-    return _reference(logits, offsets, classes, scores, correlation, rated_weight, unrated_weight)
+    weights = rated_weight, unrated_weight, absent_evidence
+    _check(logits, offsets, classes, scores, correlation, *weights)
+    return _reference(logits, offsets, classes, scores, correlation, *weights)
 
 
 def correlated_targets(
@@ -134,6 +141,8 @@ def correlated_targets(
     scores: Tensor,
     correlation: LabelCorrelation | None,
     num_classes: int,
+    *,
+    absent_evidence: float = 0.0,
 ) -> Tensor:
     """Returns the dense targets y' of equation (6), for those who want them themselves.
 
@@ -143,10 +152,11 @@ def correlated_targets(
         scores: (R,) floating, in [0, 1].
         correlation: P' of C classes, on the device of the scores; ``None``: no relations.
         num_classes: the number of classes C.
+        absent_evidence: see `rated_bce_with_logits`.
 
     Returns:
         (B, C) of the dtype of `scores`: the score of a rated class, and for the others
-        ``min(1, sum of score * P')`` over the rated ones.
+        ``min(1, sum of e * P')`` over the rated ones.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
@@ -166,7 +176,8 @@ def correlated_targets(
     _check_correlation(correlation, num_classes, scores)
     if scores.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(offsets, classes, scores, num_classes)
-    targets, _ = _targets(offsets, classes, scores, correlation, num_classes)
+    _check_absent_evidence(absent_evidence)
+    targets, _ = _targets(offsets, classes, scores, correlation, num_classes, absent_evidence)
     return targets
 
 
@@ -176,6 +187,7 @@ def _targets(
     scores: Tensor,
     correlation: LabelCorrelation | None,
     num_classes: int,
+    absent_evidence: float,
 ) -> tuple[Tensor, Tensor]:
     """Returns y' (B, C), and which classes are rated (B, C)."""
     batch = offsets.shape[0] - 1
@@ -190,7 +202,8 @@ def _targets(
     rated = rated.index_put((rows, classes), torch.ones_like(classes, dtype=torch.bool))
     if correlation is None:
         return given, rated
-    related = given @ correlation.dense().to(given.dtype)
+    evidence = dense.index_put((rows, classes), scores + absent_evidence * (1.0 - scores))
+    related = evidence @ correlation.dense().to(given.dtype)
     return torch.where(rated, given, related.clamp(max=1.0)), rated
 
 
@@ -202,6 +215,7 @@ def _reference(
     correlation: LabelCorrelation | None,
     rated_weight: float,
     unrated_weight: float,
+    absent_evidence: float,
 ) -> Tensor:
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         try:
@@ -209,7 +223,9 @@ def _reference(
         except ValueError as error:  # what the kernel raises
             raise RuntimeError(str(error)) from None
     sums = sum_dtype(logits.dtype)
-    targets, rated = _targets(offsets, classes, scores.to(sums), correlation, logits.shape[1])
+    targets, rated = _targets(
+        offsets, classes, scores.to(sums), correlation, logits.shape[1], absent_evidence
+    )
     weights = torch.full_like(targets, unrated_weight).masked_fill(rated, rated_weight)
     loss = functional.binary_cross_entropy_with_logits(
         logits.to(sums), targets, weights, reduction="sum"
@@ -225,6 +241,7 @@ def _check(
     correlation: LabelCorrelation | None,
     rated_weight: float,
     unrated_weight: float,
+    absent_evidence: float,
 ) -> None:
     check_layout({"logits": (logits, "(B, C)")})
     check_alike(("logits", logits), {})
@@ -240,6 +257,12 @@ def _check(
     for name, weight in (("rated_weight", rated_weight), ("unrated_weight", unrated_weight)):
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"{name} must be finite and at least 0, got {weight}")
+    _check_absent_evidence(absent_evidence)
+
+
+def _check_absent_evidence(value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"absent_evidence must lie in [0, 1], got {value}")
 
 
 def _check_ratings(offsets: Tensor, classes: Tensor, scores: Tensor) -> None:
@@ -318,6 +341,7 @@ def _fake(
     correlation_values: Tensor | None,
     rated_weight: float,
     unrated_weight: float,
+    absent_evidence: float,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     grad = logits.new_empty(logits.shape if needs_grad else (0,))
@@ -344,7 +368,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | N
         logits = grad
     else:
         logits = torch.ops.pyseg.rated_bce_with_logits_backward.default(grad_output, grad)
-    return (logits, *[None] * 9)
+    return (logits, *[None] * 10)
 
 
 _refuse = refuse_double_backward("rated_bce_with_logits")

@@ -80,7 +80,7 @@ struct Case {
     }
   }
 
-  pyseg::RatedBceInput<T, A> input(bool correlated) const {
+  pyseg::RatedBceInput<T, A> input(bool correlated, A absent_evidence) const {
     pyseg::RatedBceInput<T, A> in{
         batch,
         classes,
@@ -88,7 +88,8 @@ struct Case {
         {static_cast<int64_t>(rated.size()), offsets.data(), rated.data(), scores.data()},
         {},
         A(2.5),
-        A(0.1)};
+        A(0.1),
+        absent_evidence};
     if (correlated) {
       in.correlation = {static_cast<int64_t>(columns.size()), relations.data(), columns.data(),
                         values.data()};
@@ -106,9 +107,10 @@ void naive(const pyseg::RatedBceInput<T, Accumulate<T>>& in, std::vector<double>
     const int64_t begin = in.ratings.offsets[b], end = in.ratings.offsets[b + 1];
     for (int64_t r = begin; r < end && in.correlation.offsets != nullptr; ++r) {
       const int64_t i = in.ratings.classes[r];
+      const double score = in.ratings.scores[r];
+      const double evidence = score + in.absent_evidence * (1 - score);
       for (int64_t p = in.correlation.offsets[i]; p < in.correlation.offsets[i + 1]; ++p) {
-        y[in.correlation.columns[p]] +=
-            static_cast<double>(in.ratings.scores[r]) * in.correlation.values[p];
+        y[in.correlation.columns[p]] += evidence * in.correlation.values[p];
       }
     }
     for (double& target : y) target = std::min(target, 1.0);
@@ -126,9 +128,10 @@ void naive(const pyseg::RatedBceInput<T, Accumulate<T>>& in, std::vector<double>
 }
 
 template <typename T>
-void test_case(const Case<T>& example, bool correlated, Simd level, const std::string& name) {
+void test_case(const Case<T>& example, bool correlated, Simd level, const std::string& name,
+               Accumulate<T> absent_evidence = 0) {
   using A = Accumulate<T>;
-  const auto in = example.input(correlated);
+  const auto in = example.input(correlated, absent_evidence);
   const int64_t B = in.batch, C = in.classes;
   std::vector<double> expected(B), expected_gradient(B * C);
   naive(in, expected, expected_gradient);
@@ -193,6 +196,7 @@ void test_type(Simd level, const std::string& name) {
     }
   }
   test_case(Case<T>(4, 40, 40, 3), true, level, name + " rated much");
+  test_case(Case<T>(4, 40, 6, 3), true, level, name + " absent evidence", Accumulate<T>{0.5});
   test_case(Case<T>(4, 300, 3, 100), true, level, name + " large");
   Case<T> extreme(2, 40, 4, 1);
   for (size_t i = 0; i < extreme.logits.size(); ++i) {
@@ -206,7 +210,7 @@ void test_nan(Simd level) {
   Case<float> example(3, 100, 4, 1);
   example.logits[150] = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> loss(3), gradient(300);
-  pyseg::rated_bce<float>(example.input(true), loss.data(), gradient.data(), 0, 3, level);
+  pyseg::rated_bce<float>(example.input(true, 0), loss.data(), gradient.data(), 0, 3, level);
   for (int64_t i = 0; i < 300; ++i) {
     expect(std::isnan(gradient[i]) == (i == 150), "gradient beside a NaN");
   }

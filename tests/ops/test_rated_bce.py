@@ -53,7 +53,12 @@ def make(
 
 
 def targets_by_loops(
-    offsets: Tensor, classes: Tensor, scores: Tensor, dense: Tensor, num_classes: int
+    offsets: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    dense: Tensor,
+    num_classes: int,
+    absent_evidence: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     targets = torch.zeros(len(offsets) - 1, num_classes, dtype=torch.float64)
     rated = torch.zeros_like(targets, dtype=torch.bool)
@@ -61,7 +66,7 @@ def targets_by_loops(
         pairs = list(zip(classes.tolist(), scores.tolist(), strict=True))
         pairs = pairs[offsets[b] : offsets[b + 1]]
         for i, score in pairs:
-            targets[b] += score * dense[i].double()
+            targets[b] += (score + absent_evidence * (1 - score)) * dense[i].double()
         targets[b].clamp_(max=1.0)
         for i, score in pairs:
             targets[b, i], rated[b, i] = score, True
@@ -70,13 +75,13 @@ def targets_by_loops(
 
 def by_loops(
     logits: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor,
-    correlation: LabelCorrelation | None, m: float = 2.5, n: float = 0.1,
+    correlation: LabelCorrelation | None, m: float = 2.5, n: float = 0.1, a: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The definition in float64: loss, and gradient w (sigmoid(z) - y') / B."""
     z = logits.detach().double().cpu()
     columns = z.shape[1]
     dense = torch.zeros(columns, columns) if correlation is None else correlation.to("cpu").dense()
-    y, rated = targets_by_loops(offsets.cpu(), classes.cpu(), scores.cpu(), dense, columns)
+    y, rated = targets_by_loops(offsets.cpu(), classes.cpu(), scores.cpu(), dense, columns, a)
     w = torch.full_like(y, n).masked_fill(rated, m)
     batch = max(len(z), 1)
     loss = (w * (functional.softplus(z) - y * z)).sum() / batch
@@ -88,16 +93,22 @@ def own_and_gradient(function, arguments: tuple, **weights: float) -> tuple[Tens
     return loss, torch.autograd.grad(loss, arguments[0])[0]
 
 
-@pytest.mark.parametrize("correlated", [False, True])
+@pytest.mark.parametrize(
+    ("correlated", "absent_evidence"),
+    [(False, 0.0), (True, 0.0), (True, 0.6)],
+    ids=["alone", "correlated", "absent-evidence"],
+)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES)
-def test_is_its_definition(device, dtype, shape, correlated):
+def test_is_its_definition(device, dtype, shape, correlated, absent_evidence):
     arguments = make(shape, dtype, device)
     correlation = make_correlation(shape[1]).to(device) if correlated and shape[1] else None
-    expected = by_loops(*arguments, correlation)
+    expected = by_loops(*arguments, correlation, a=absent_evidence)
     for function in (rated_bce_with_logits, rated_bce_with_logits_reference):
-        loss, gradient = own_and_gradient(function, (*arguments, correlation))
+        loss, gradient = own_and_gradient(
+            function, (*arguments, correlation), absent_evidence=absent_evidence
+        )
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert gradient.dtype == dtype
         single = 1e-12 if dtype == torch.float64 else 1e-6
@@ -218,6 +229,9 @@ def test_correlated_targets_are_those_of_the_paper():
     expected, _ = targets_by_loops(*ratings, correlation.dense(), 30)
     torch.testing.assert_close(targets.double(), expected, rtol=1e-6, atol=1e-6)
     assert targets.max() == 1.0
+    targets = correlated_targets(*ratings, correlation, 30, absent_evidence=1.0)
+    expected, _ = targets_by_loops(*ratings, correlation.dense(), 30, 1.0)
+    torch.testing.assert_close(targets.double(), expected, rtol=1e-6, atol=1e-6)
     plain = correlated_targets(*ratings, None, 30)
     expected, _ = targets_by_loops(*ratings, torch.zeros(30, 30), 30)
     assert torch.equal(plain.double(), expected)
@@ -277,7 +291,7 @@ def test_opcheck(device, dtype, correlated, grad, layout):
             correlation.columns,
             correlation.values.to(ratings[2].dtype),
         )
-    arguments = (logits.requires_grad_(grad), *ratings, *relations, 2.5, 0.1, grad)
+    arguments = (logits.requires_grad_(grad), *ratings, *relations, 2.5, 0.1, 0.5, grad)
     torch.library.opcheck(torch.ops.pyseg.rated_bce_with_logits.default, arguments)
     scale = torch.tensor(2.0, dtype=ratings[2].dtype, device=device)
     torch.library.opcheck(
@@ -524,6 +538,11 @@ BAD_ARGUMENTS = {
         ValueError,
         "unrated_weight must be finite and at least 0, got nan",
     ),
+    "absent_evidence": (
+        {"absent_evidence": 1.5},
+        ValueError,
+        r"absent_evidence must lie in \[0, 1\], got 1\.5",
+    ),
 }
 
 
@@ -540,21 +559,21 @@ def test_the_raw_op_checks_what_it_reads():
     arguments = list(replaced().values())
     some = torch.tensor([0, 0, 0, 0, 0]), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     with pytest.raises(RuntimeError, match="must be given together"):
-        op(*arguments, some[0], None, None, 1.0, 1.0, False)
+        op(*arguments, some[0], None, None, 1.0, 1.0, 0.0, False)
     with pytest.raises(
         RuntimeError, match=r"correlation_offsets must be \(C \+ 1,\) = \(5,\), got"
     ):
-        op(*arguments, some[0][:3], *some[1:], 1.0, 1.0, False)
+        op(*arguments, some[0][:3], *some[1:], 1.0, 1.0, 0.0, False)
     relations = torch.tensor([0, 1, 1, 1, 1]), torch.tensor([4]), torch.ones(1)
     with pytest.raises(RuntimeError, match=r"correlation_columns must lie in 0\.\.3, got 4"):
-        op(*arguments, *relations, 1.0, 1.0, False)
+        op(*arguments, *relations, 1.0, 1.0, 0.0, False)
     relations = relations[0], torch.tensor([3]), torch.tensor([1.5])
     with pytest.raises(RuntimeError, match=r"correlation_values must lie in \[0, 1\], got 1\.5"):
-        op(*arguments, *relations, 1.0, 1.0, False)
+        op(*arguments, *relations, 1.0, 1.0, 0.0, False)
     with pytest.raises(RuntimeError, match=r"offsets must be \(B \+ 1,\) = \(3,\), got \(2,\)"):
-        op(arguments[0], arguments[1][:2], *arguments[2:], None, None, None, 1.0, 1.0, False)
+        op(arguments[0], arguments[1][:2], *arguments[2:], None, None, None, 1.0, 1.0, 0.0, False)
     with pytest.raises(RuntimeError, match="scores must be Float, got Double"):
-        op(*arguments[:3], arguments[3].double(), None, None, None, 1.0, 1.0, False)
+        op(*arguments[:3], arguments[3].double(), None, None, None, 1.0, 1.0, 0.0, False)
     with pytest.raises(RuntimeError, match=r"grad_output must be \(\) = \(\), got \(1,\)"):
         torch.ops.pyseg.rated_bce_with_logits_backward(torch.ones(1), arguments[0])
     with pytest.raises(RuntimeError, match=r"grad must be \(B, C\), got shape \(4,\)"):

@@ -89,7 +89,7 @@ __device__ inline bool make_targets(const RatedBceInput<T, Sum<T>>& in, int64_t 
         right = false;
         continue;
       }
-      const A score = ratings.scores[r];
+      const A e = evidence(ratings.scores[r], in.absent_evidence);
       for (int64_t p = from + threadIdx.x; p < to; p += kThreads) {
         const int64_t j = correlation.columns[p];
         const A value = correlation.values[p];
@@ -97,7 +97,7 @@ __device__ inline bool make_targets(const RatedBceInput<T, Sum<T>>& in, int64_t 
           right = false;
         } else if (j >= first && j - first < kTile) {
           A& y = targets[j - first];
-          const A sum = y + score * value;
+          const A sum = y + e * value;
           y = sum < 1 ? sum : A{1};
         }
       }

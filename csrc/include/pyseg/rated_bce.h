@@ -2,7 +2,8 @@
 // (6) of the paper in one reading of the logits, with the gradient. No framework: raw pointers and
 // sizes; the caller divides the rows among its threads.
 //
-//   y[j] = the score of a rated class, else min(1, sum_i score_i P'[i,j]) over the rated classes i
+//   y[j] = the score of a rated class, else min(1, sum_i e_i P'[i,j]) over the rated classes i,
+//          e_i = score_i + absent_evidence (1 - score_i)
 //   w[j] = rated_weight where j is rated, else unrated_weight
 //   loss = sum_j w[j] (softplus(z[j]) - y[j] z[j])
 //   gradient[j] = share w[j] (sigmoid(z[j]) - y[j]),   share = rated_bce_share
@@ -68,9 +69,10 @@ struct Rows {
       if (relation.offsets != nullptr) {
         for (int64_t r = offsets[b]; r < offsets[b + 1]; ++r) {
           const int64_t i = rated[r];
+          const A e = evidence(scores[r], in.absent_evidence);
           for (int64_t p = relation.offsets[i]; p < relation.offsets[i + 1]; ++p) {
             A& y = target.get()[relation.columns[p]];
-            y = std::min(y + scores[r] * relation.values[p], A{1});
+            y = std::min(y + e * relation.values[p], A{1});
           }
         }
       }

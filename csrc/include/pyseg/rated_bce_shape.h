@@ -37,7 +37,15 @@ struct RatedBceInput {
   Ratings<A> ratings;
   LabelCorrelation<A> correlation;
   A rated_weight, unrated_weight;
+  A absent_evidence;  // within [0, 1], see evidence()
 };
+
+// What a rated class weighs as evidence of others: 1 where it is there, a part of that where it was
+// looked for and is not.
+template <typename A>
+PYSEG_EVERYWHERE A evidence(A score, A absent_evidence) {
+  return score + absent_evidence * (1 - score);
+}
 
 // x = log(1 + x) for 0 <= x <= 1, to 2 units in the last place of float: x times a polynomial in
 // x - 1/2, the Chebyshev interpolation of log(1 + x) / x of degree 9. V is float or a vector of it.
