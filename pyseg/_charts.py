@@ -271,6 +271,32 @@ def draw_class_points(
     return png(figure)
 
 
+def draw_estimates(
+    title: str,
+    names: Sequence[str],
+    panels: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+) -> bytes:
+    """Draws means as points with two standard errors, a panel a measure, a line a row.
+
+    Args:
+        title: What the chart shows.
+        names: What the rows are called, from top to bottom.
+        panels: What the x axis shows, and mean and standard error of every row; NaN: not drawn.
+    """
+    figure = new_figure(2.6 + 2.9 * len(panels), 1.0 + 0.3 * len(names))
+    places = np.arange(len(names))
+    for number, (x_label, estimates) in enumerate(panels, 1):
+        axes = _axes(figure, title if number == 1 else "", x_label, place=(1, len(panels), number))
+        means, errors = np.array(estimates).T
+        axes.errorbar(
+            means, places, xerr=2 * np.nan_to_num(errors), fmt="o", color=color(number - 1),
+            markersize=5, capsize=2,
+        )  # fmt: skip
+        axes.set_yticks(places, [label(name, 48) for name in names] if number == 1 else [])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+    return png(figure)
+
+
 def draw_steps(
     title: str,
     x_label: str,

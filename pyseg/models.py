@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from pyseg._files import written_whole
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import (
+    MLP,
     AttentionGRU,
     DBoF,
     FrameClassifier,
@@ -129,6 +130,7 @@ _PRESETS: dict[str, tuple[Callable[..., FrameClassifier], dict[str, Any]]] = {
     # The starter code's, also in how it normalises frames; and the paper's with a graph.
     "dbof": (DBoF, {"normalization": "l2", "head": "moe"}),
     "dbof-gcn": (DBoF, {"normalization": "l2", "head": "gcn"}),
+    "mlp": (MLP, {}),
     # For two CPU cores and some hundred steps: a momentum of 0.001 would leave the running
     # statistics where they started.
     "nextvlad-small": (

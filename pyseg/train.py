@@ -132,8 +132,12 @@ def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
     raise AssertionError("unreachable")
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, collection: Collection | None = None) -> Path:
     """Trains, evaluates and saves a model; returns the run folder.
+
+    Args:
+        config: The options.
+        collection: What to train on; default: what the options say, split as they say.
 
     Raises:
         pyseg._cli.UserError: The options do not fit the data.
@@ -147,15 +151,17 @@ def train(config: TrainConfig) -> Path:
             raise _cli.UserError(f"--resume {resume}: it has no checkpoint; its training has ended")
     device = distributed.local_device(pick_device(config.device))
     with distributed.session(device, config.timeout_minutes):
-        return _train(config, device, resume)
+        return _train(config, collection, device, resume)
 
 
-def _train(config: TrainConfig, device: torch.device, resume: str | None) -> Path:
+def _train(
+    config: TrainConfig, collection: Collection | None, device: torch.device, resume: str | None
+) -> Path:
     """Does what `train` says, as one of the processes of a run."""
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     with _cli.user_errors():
         torch.manual_seed(config.seed)
-        collection = open_data(config)
+        collection = open_data(config) if collection is None else collection
         overrides = dict(config.overrides)
         for name in ("eigenvalues", "node_features"):
             if (path := getattr(config, name)) is not None:
@@ -193,8 +199,13 @@ def _train(config: TrainConfig, device: torch.device, resume: str | None) -> Pat
                 correlation = graph
             else:
                 correlation = label_correlation(config.loss, collection, classes)
-            weights = config.loss.rated_weight, config.loss.unrated_weight
-            loss = Loss(*weights, None if correlation is None else correlation.to(device))
+            loss = Loss(
+                config.loss.rated_weight,
+                config.loss.unrated_weight,
+                None if correlation is None else correlation.to(device),
+                config.loss.absent_evidence,
+                config.loss.teacher,
+            )
             stages.append(Stage("finetune", config.finetune, segments, loss, classes))
         stages = [stage for stage in stages if config.stage in ("both", stage.name)]
         if config.final_fit:

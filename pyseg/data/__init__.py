@@ -15,6 +15,7 @@ from pyseg.data.datasets import (
     loader,
 )
 from pyseg.data.feed import Feed
+from pyseg.data.incomplete import IncompleteVideoDataset
 from pyseg.data.records import (
     FrameRecord,
     FrameSchema,
@@ -42,6 +43,7 @@ __all__ = [
     "FrameDataset",
     "FrameRecord",
     "FrameSchema",
+    "IncompleteVideoDataset",
     "Ratings",
     "ReadReport",
     "RecordDataset",

@@ -48,15 +48,19 @@ class Split:
         fraction: The part of the videos that is held out, "test".
         seed: Decides which.
         train_paths: Shards whose videos are all "train".
+        within: What it is a split of; None: of all videos.
     """
 
     part: Literal["train", "test"]
     fraction: float
     seed: int
     train_paths: frozenset[str] = frozenset()
+    within: Split | None = None
 
     def __call__(self, path: str, id: str) -> bool:
         """Returns whether the video ``id``, from the shard ``path``, belongs to the part."""
+        if self.within is not None and not self.within(path, id):
+            return False
         test = path not in self.train_paths and held_out(id, self.fraction, self.seed)
         return test == (self.part == "test")
 
@@ -79,6 +83,7 @@ class Collection:
         notes: What was left out or not found, a line each, for the user to see.
         test_fraction: The part of the videos that is held out.
         seed: Decides which.
+        within: The videos that there are, if not all (`without_test`).
     """
 
     name: str
@@ -96,6 +101,7 @@ class Collection:
     _segment_paths: tuple[str, ...] = field(repr=False)
     _train_paths: frozenset[str] = field(repr=False)
     _id_key: str = field(repr=False)
+    within: Split | None = None
     _caches: dict[Any, RecordDataset] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -155,12 +161,25 @@ class Collection:
             for lists in read_label_records(path, keep=keep, id_key=self._id_key):
                 yield lists.offsets, lists.labels
 
+    def without_test(self, test_fraction: float, seed: int) -> Collection:
+        """Returns the "train" part, divided in its turn: to choose between models by.
+
+        Args:
+            test_fraction: The part of its videos that the new collection holds out.
+            seed: Decides which; not that of this collection, or the same ones are.
+
+        Raises:
+            ValueError: ``test_fraction`` is not in [0, 1].
+        """
+        held_out("", test_fraction)
+        return replace(self, test_fraction=test_fraction, seed=seed, within=self._split("train"))
+
     def _split(self, part: Part) -> Split | None:
         if part not in ("train", "test", "all"):
             raise ValueError(f'part must be "train", "test" or "all", got {part!r}')
         if part == "all":
-            return None
-        return Split(part, self.test_fraction, self.seed, self._train_paths)
+            return self.within
+        return Split(part, self.test_fraction, self.seed, self._train_paths, self.within)
 
     def _dataset(
         self,

@@ -16,12 +16,14 @@ from pyseg.nn.l2 import l2_penalty
 from pyseg.nn.label_gcn import LabelGCN
 from pyseg.nn.mask import frame_mask
 from pyseg.nn.mixture import Mixture, MixtureOutputs
+from pyseg.nn.mlp import MLP
 from pyseg.nn.nextvlad import NeXtVLAD, NeXtVLADClassifier
 from pyseg.nn.noise import MaskedGaussianNoise
 from pyseg.nn.normalize import FrameNormalization
 
 __all__ = [
     "GRU",
+    "MLP",
     "AttentionGRU",
     "BagOfFrames",
     "BatchNorm",

@@ -1,0 +1,126 @@
+"""Videos of which only one class is rated, made of videos whose labels are complete.
+
+What nobody rated of a segment of YouTube-8M, nobody knows. Where ratings are left out on purpose,
+what a model makes of them can be compared with the truth. See :class:`IncompleteVideoDataset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyseg.data.batch import Example
+from pyseg.data.datasets import Paths, VideoDataset, stable_hash
+from pyseg.data.records import ReadReport
+
+if TYPE_CHECKING:
+    from pyseg.labels import LabelCorrelation
+
+POSITIVE_SHARE = 132_442 / 237_788
+"""How many ratings of the 2019 release of YouTube-8M are positive."""
+
+
+class IncompleteVideoDataset(VideoDataset):
+    """Video-level features with one rated class a video, as segments of YouTube-8M have.
+
+    With a probability of `positive_share` a video is rated 1 for one of its labels, all of them
+    being as likely. Otherwise it is rated 0 for a class that is easily mistaken: one of its labels
+    is drawn, and then a class that the video does not have, by the row of that label in
+    `confusable`. Where that row has no such class, the rating is positive. What is rated depends on
+    `rating_seed` and the video's id only. Videos without a label of `among` are left
+    out.
+
+    Args:
+        paths: See `RecordDataset`.
+        among: The classes that there are, by their numbers in the records; here they are numbered
+            by their position in this list.
+        confusable: P of these classes, in this order, with a low threshold.
+        complete: Rate all classes instead: an example then has its labels, each with a score of 1.
+        positive_share: In [0, 1].
+        rating_seed: Another seed draws other classes to rate.
+        options: See `VideoDataset`; classes have the numbers that they have here.
+
+    Raises:
+        ValueError: `confusable` has another number of classes, or `positive_share` is not in
+            [0, 1].
+
+    Example:
+        >>> import os, tempfile
+        >>> from pyseg.data import encode_video, write_records
+        >>> from pyseg.labels import LabelCorrelation, count_cooccurrence
+        >>> path = os.path.join(tempfile.mkdtemp(), "train0000.tfrecord")
+        >>> videos = [encode_video(f"{n:04d}", np.zeros(1152), [7, 9]) for n in range(100)]
+        >>> write_records(path, videos)
+        100
+        >>> counted = count_cooccurrence([0, 2, 4], [0, 1, 0, 2], num_classes=3)
+        >>> confusable = LabelCorrelation.from_counts(counted, threshold=0.0)
+        >>> rated = list(IncompleteVideoDataset(path, [7, 8, 9], confusable, positive_share=0.6))
+        >>> sorted({(int(video.classes[0]), float(video.scores[0])) for video in rated})
+        [(0, 1.0), (1, 0.0), (2, 1.0)]
+    """
+
+    _unrated_examples = False
+
+    def __init__(
+        self,
+        paths: Paths,
+        among: Sequence[int],
+        confusable: LabelCorrelation,
+        *,
+        complete: bool = False,
+        positive_share: float = POSITIVE_SHARE,
+        rating_seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Reads nothing yet, except for a cache; the class describes the arguments."""
+        if confusable.num_classes != len(among):
+            raise ValueError(
+                f"confusable: expected {len(among)} classes, found {confusable.num_classes}"
+            )
+        if not 0 <= positive_share <= 1:
+            raise ValueError(f"positive_share: expected a number in [0, 1], found {positive_share}")
+        self._confusable = tuple(
+            tensor.numpy() for tensor in (confusable.offsets, confusable.columns, confusable.values)
+        )
+        self.complete = complete
+        self.positive_share = positive_share
+        self.rating_seed = rating_seed
+        self._places = {number: place for place, number in enumerate(among)}
+        super().__init__(paths, **options)
+
+    def _read(
+        self, path: str, shard: tuple[int, int], report: ReadReport
+    ) -> Iterator[tuple[str, Example]]:
+        for id, example in super()._read(path, shard, report):
+            labels = (self._places.get(label) for label in example.classes.tolist())
+            present = np.array([label for label in labels if label is not None], np.int64)
+            if not len(present):
+                continue
+            if self.complete:
+                yield (
+                    id,
+                    example._replace(classes=present, scores=np.ones(len(present), np.float32)),
+                )
+            else:
+                rated, score = self._rate(id, present)
+                yield (
+                    id,
+                    example._replace(
+                        classes=np.array([rated]), scores=np.array([score], np.float32)
+                    ),
+                )
+
+    def _rate(self, id: str, present: np.ndarray) -> tuple[int, float]:
+        """Returns the rated class and its score, of a video with some classes."""
+        random = np.random.default_rng(stable_hash(id, self.rating_seed))
+        positive = random.random() < self.positive_share
+        label = int(random.choice(present))
+        offsets, columns, values = self._confusable
+        row = slice(offsets[label], offsets[label + 1])
+        absent = ~np.isin(columns[row], present)
+        if positive or not absent.any():
+            return label, 1.0
+        chances = values[row][absent].astype(np.float64)
+        return int(random.choice(columns[row][absent], p=chances / chances.sum())), 0.0

@@ -1,0 +1,90 @@
+"""A perceptron of two layers on the mean of a video's frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyseg.nn.batch_norm import BatchNorm
+from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.head import HeadFactory, LogisticHead
+from pyseg.nn.init import he_linear
+from pyseg.nn.normalize import Convention
+
+
+class MLP(FrameClassifier):
+    """The mean of the frames, one hidden layer, and a head.
+
+    h = relu(BN(W mean over the valid frames of x)), with dropout before W and before the head. It
+    is for features that are means of videos already (T = 1), and the least that a model which looks
+    at frames has to beat. A video without a frame has a mean of 0.
+
+    Args:
+        num_classes: number of classes C.
+        feature_sizes: widths of the features that make up a frame.
+        hidden_size: size H of the hidden layer.
+        input_dropout: probability of dropping a value of the mean in training.
+        dropout: probability of dropping a value of the hidden layer in training.
+        normalization: see `FrameClassifier`; it comes before the mean.
+        eigenvalues: see `FrameClassifier`.
+        noise: see `FrameClassifier`.
+        batch_norm_momentum: momentum of the batch normalisation.
+        head: makes the head of (H, C).
+
+    Raises:
+        ValueError: a size or a probability is out of range, or an argument of `FrameClassifier`.
+
+    Example:
+        >>> model = MLP(10, feature_sizes=(64, 16), hidden_size=32).eval()
+        >>> model(torch.randn(2, 1, 80)).shape
+        torch.Size([2, 10])
+    """
+
+    reads_bytes = False
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        feature_sizes: Sequence[int] = (1024, 128),
+        hidden_size: int = 1024,
+        input_dropout: float = 0.0,
+        dropout: float = 0.5,
+        normalization: Convention = "dequantize",
+        eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
+        noise: float = 0.0,
+        batch_norm_momentum: float = 0.1,
+        head: HeadFactory = LogisticHead,
+    ) -> None:
+        """Makes the module; the class describes the arguments."""
+        super().__init__(
+            num_classes,
+            feature_sizes=feature_sizes,
+            normalization=normalization,
+            eigenvalues=eigenvalues,
+            noise=noise,
+        )
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size: expected at least 1, found {hidden_size}")
+        for name, value in (("input_dropout", input_dropout), ("dropout", dropout)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}: expected a number in [0, 1), found {value}")
+        self.input_dropout = nn.Dropout(input_dropout)
+        self.hidden = he_linear(sum(self.feature_sizes), hidden_size, bias=False)
+        # The eps of slim is as large as the variance that frames of length 1 have here.
+        self.hidden_norm = BatchNorm(hidden_size, eps=1e-5, momentum=batch_norm_momentum)
+        self.dropout = nn.Dropout(dropout)
+        self.head = head(hidden_size, num_classes)
+
+    def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Classifies prepared frames, see `FrameClassifier.classify`."""
+        if mask is None:
+            mean = x.mean(1)
+        else:  # a padded frame need not be 0, see `FrameNormalization`
+            mean = torch.where(mask.unsqueeze(-1), x, 0.0).sum(1)
+            mean = mean / mask.sum(1, keepdim=True).clamp(min=1)
+        hidden = torch.relu(self.hidden_norm(self.hidden(self.input_dropout(mean))))
+        return self.head(self.dropout(hidden))
