@@ -179,6 +179,7 @@ class TrainConfig:
         checkpoint_minutes: Minutes between two checkpoints.
         checkpoint_steps: Steps between two checkpoints; default: by the clock alone.
         keep_checkpoints: How many of the last checkpoints are kept.
+        tensorboard: Write the numbers of metrics.jsonl for TensorBoard too, into the run's folder.
         timeout_minutes: Under torchrun: how long the processes wait for each other.
         resume: A run folder: go on with its training where the last checkpoint is. All other
             options are the run's.
@@ -214,6 +215,7 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     checkpoint_steps: int | None = None
     keep_checkpoints: int = 2
+    tensorboard: bool = False
     timeout_minutes: float = 10.0
     resume: str | None = None
 

@@ -130,7 +130,7 @@ class Run:
         num_classes: The number of classes C; None without weights.
         class_names: C names, if known.
         numbers: The numbers that the data has for the C classes; None: the same.
-        correlation: The label correlation of its fine-tuning, if there was one.
+        correlation: The label correlation that it used, if any.
         evaluation: None where there is none.
         timelines: Scores of some videos over time.
         missing: Why there is no evaluation.
@@ -809,7 +809,7 @@ def _label_graphs(runs: Sequence[Run]) -> Section:
     section = Section(
         "Label graph",
         "What a label says of others, P(arrow's end | arrow's start): the strongest relations of "
-        "the label correlation that fine-tuning used, from correlation.npz.",
+        "the label correlation that training used, from correlation.npz.",
     )
     drawn: dict[bytes, list[Run]] = {}
     for run in runs:

@@ -12,6 +12,7 @@ A run folder holds
 * ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
 * ``correlation.npz``: the label correlation that was used, if any;
 * ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it;
+* ``tensorboard``: the same numbers for TensorBoard, where asked for;
 * ``pretrained``: the weights before fine-tuning, where `--final_fit` goes back to them;
 * ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
 
@@ -43,7 +44,7 @@ from pyseg.config import (
 from pyseg.data import Collection, youtube8m
 from pyseg.evaluate import evaluate, pick_device
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
-from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer
+from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer, summary_writer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,6 +159,8 @@ def _train(
     config: TrainConfig, collection: Collection | None, device: torch.device, resume: str | None
 ) -> Path:
     """Does what `train` says, as one of the processes of a run."""
+    if config.tensorboard and distributed.is_first():
+        summary_writer()  # where it is missing, this is told before a run folder is made
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     with _cli.user_errors():
         torch.manual_seed(config.seed)
@@ -183,21 +186,24 @@ def _train(
             _start_from(model, Path(config.init))
         # Repeated without end, so that every batch is a full one: batch statistics need it.
         order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
-        frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
-        videos = collection.videos("train", **order, **frames)
-        stages = [Stage("pretrain", config.pretrain, videos, Loss())]
-        correlation, classes = None, None
+        stages = []
+        if config.stage != "finetune":
+            frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
+            videos = collection.videos("train", **order, **frames)
+            stages.append(Stage("pretrain", config.pretrain, videos, Loss()))
+        correlation, classes = graph, None
         if config.classes == "rated":
             classes = collection.segment_classes
             if classes is None:
                 raise _cli.UserError("--classes rated: the data does not say which are rated")
-        segments = collection.segments("train", classes=classes, **order)
-        if segments is None and config.stage == "finetune":
-            raise _cli.UserError("--stage finetune: the data has no rated segments")
+        segments = None
+        if config.stage != "pretrain":
+            segments = collection.segments("train", classes=classes, **order)
+            if segments is None and config.stage == "finetune":
+                raise _cli.UserError("--stage finetune: the data has no rated segments")
         if segments is not None:
-            if has_graph and classes is None:  # counted already
-                correlation = graph
-            else:
+            # Where a label graph of the same classes has it, it is counted already.
+            if config.finetune.steps and not (has_graph and classes is None):
                 correlation = label_correlation(config.loss, collection, classes)
             loss = Loss(
                 config.loss.rated_weight,
@@ -207,7 +213,6 @@ def _train(
                 config.loss.teacher,
             )
             stages.append(Stage("finetune", config.finetune, segments, loss, classes))
-        stages = [stage for stage in stages if config.stage in ("both", stage.name)]
         if config.final_fit:
             everything = collection.segments("all", classes=classes, **order)
             if everything is None:

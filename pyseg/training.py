@@ -6,6 +6,7 @@ stopped, or killed, at any step and goes on ends with the weights of one that wa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +33,17 @@ from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty
 from pyseg.ops import rated_bce_with_logits
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 PRETRAINED = "pretrained"
 """The folder of a run that holds the weights which a stage that is done again starts from."""
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints while it trains."""
+
+TENSORBOARD = "tensorboard"
+"""The folder of a run that TensorBoard reads."""
 
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 
@@ -174,19 +181,70 @@ class Stage:
         return distributed.share_of_batch(f"{self.name}.batch_size", self.config.batch_size)
 
 
+def summary_writer() -> Callable[..., SummaryWriter]:
+    """Returns what writes files for TensorBoard.
+
+    Raises:
+        pyseg._cli.UserError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise _cli.UserError(
+            f"--tensorboard: expected the package tensorboard: pip install -e '.[tensorboard]'; "
+            f"found: {error}"
+        ) from error
+    return SummaryWriter
+
+
 class Log:
-    """metrics.jsonl: every line is on disk when `write` returns. The first process writes it."""
+    """metrics.jsonl, and its numbers for TensorBoard. The first process writes them.
 
-    def __init__(self, path: Path) -> None:
-        """Appends to a file."""
+    Every line is on disk when `write` returns.
+
+    Args:
+        path: The file, which is appended to.
+        charts: The folder for TensorBoard, which shows every number as ``<stage>/<name>``; none:
+            nothing is written for it.
+
+    Attributes:
+        steps_before: Steps of the stages before, from which TensorBoard's steps count on.
+
+    Raises:
+        pyseg._cli.UserError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, path: Path, charts: Path | None = None) -> None:
+        """Writes nothing yet; the class describes the arguments."""
         self.path = path
+        self.steps_before = 0
+        self._charts = charts
+        self._make_writer: Callable[..., SummaryWriter] | None = None
+        if charts is not None and distributed.is_first():
+            self._make_writer = summary_writer()
+        self._writer: SummaryWriter | None = None
 
-    def write(self, stage: str, **values: Any) -> None:
-        """Adds a line."""
+    def write(self, stage: str, *, step: int, **values: Any) -> None:
+        """Adds a line about a step of the stage that is run."""
         if not distributed.is_first():
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, **values}) + "\n")
+            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        if self._make_writer is None:
+            return
+        step += self.steps_before
+        if self._writer is None:  # this step, and later ones, may be there from before a stop
+            self._writer = self._make_writer(str(self._charts), purge_step=step)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"{stage}/{name}", value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes what is open."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def size(self) -> int:
         """Returns the bytes that have been written."""
@@ -227,7 +285,7 @@ class Trainer:
         self.config = config
         self.run = run
         self.evaluate = evaluate
-        self.log = Log(run / "metrics.jsonl")
+        self.log = Log(run / "metrics.jsonl", run / TENSORBOARD if config.tensorboard else None)
         self.device = next(model.parameters()).device
         self._checkpoints = run / CHECKPOINTS
         self._resumed: dict[str, Any] | None = None
@@ -269,7 +327,7 @@ class Trainer:
         """
         names = [stage.name for stage in self.stages]
         first = 0 if self._resumed is None else names.index(self._resumed["stage"])
-        with _cli.stop_requests() as stopped:
+        with contextlib.closing(self.log), _cli.stop_requests() as stopped:
             for number in range(first, len(self.stages)):
                 stage = self.stages[number]
                 if stage.classes is not None:
@@ -283,6 +341,7 @@ class Trainer:
                     run = _StageRun(self, number, self._resumed, stopped)
                     run.run()
                     self._best_step = run.best_step
+                    self.log.steps_before += run.step
                 self._resumed = None
         if distributed.is_first():
             shutil.rmtree(self._checkpoints, ignore_errors=True)
@@ -305,7 +364,6 @@ class _StageRun:
         stopped: Callable[[], bool],
     ) -> None:
         self.trainer = trainer
-        self.number = number
         self.stage = trainer.stages[number]
         self.stopped = stopped
         self.model = trainer.model
@@ -479,6 +537,7 @@ class _StageRun:
             self.stage.name,
             step=self.step,
             loss=self._mean,
+            learning_rate=self.stage.config.learning_rate_at(self.step - 1),
             examples_per_second=round(done / self.seconds, 1),
         )
         self.recent.clear()
@@ -487,7 +546,7 @@ class _StageRun:
     def _evaluate(self) -> None:
         result = self._result = dict(self.trainer.evaluate(self.weights))
         value = float(result.get("map" if "rated" in result else "gap", float("nan")))
-        self.trainer.log.write("evaluate", after=self.stage.name, step=self.step, **result)
+        self.trainer.log.write("evaluate", step=self.step, after=self.stage.name, **result)
         if self.stage.config.evaluate_every:
             print(f"{self.stage.name} step {self.step}: {describe(result)}")
         if self.best is None or not value <= self.best:
@@ -542,11 +601,11 @@ class _StageRun:
             "skipped": self.skipped,
             "seconds": self.seconds,
             "log": self.trainer.log.size(),
+            "steps_before": self.trainer.log.steps_before,
         }
-        before = sum(stage.config.steps for stage in self.trainer.stages[: self.number])
         save_checkpoint(
             self.trainer._checkpoints,
-            before + self.step,
+            self.trainer.log.steps_before + self.step,
             state,
             keep=self.trainer.config.keep_checkpoints,
         )
@@ -564,6 +623,7 @@ class _StageRun:
         own = state["processes"][distributed.rank()]
         self.recent = [(ids, torch.tensor(loss, device=device)) for ids, loss in own["recent"]]
         self.trainer.log.cut(state["log"])
+        self.trainer.log.steps_before = state["steps_before"]
         restore_random_state(own["random"])
 
 

@@ -374,6 +374,7 @@ def test_a_label_graph_starts_as_the_correlation_of_the_loss(pairs_folder, tmp_p
 def test_stages_apart_and_weights_of_another_run(segments_folder, tmp_path, capsys):
     first = train.train(config(segments_folder, tmp_path / "a", stage="pretrain"))
     assert [line["stage"] for line in log_of(first)] == ["pretrain", "evaluate"]
+    assert not (first / "correlation.npz").exists()  # nothing would use it
     none = StageConfig(0, 1.0)
     options = {"stage": "finetune", "init": str(first), "seed": 5}
     same = train.train(config(segments_folder, tmp_path / "b", finetune=none, **options))

@@ -391,6 +391,62 @@ def test_noise_is_that_of_the_stage(data: Path, tmp_path: Path, monkeypatch) -> 
     assert sigmas == [("pretrain", 0.0)] * 2 + [("finetune", 0.3)]
 
 
+class FailureError(Exception):
+    pass
+
+
+def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Those of metrics.jsonl, over the steps of all stages, and none twice after a failure."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard"
+    )
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    optimise = training._StageRun._optimise
+
+    def fail(self, batch):  # after step 6 has been logged, and none but step 5 been kept
+        if self.stage.name == "finetune" and self.step == 6:
+            raise FailureError
+        return optimise(self, batch)
+
+    run = tmp_path / "run"
+    options = config(data, run, checkpoint_steps=5, tensorboard=True)
+    monkeypatch.setattr(training._StageRun, "_optimise", fail)
+    with pytest.raises(FailureError):
+        train.train(options)
+    monkeypatch.setattr(training._StageRun, "_optimise", optimise)
+    train.main(["--resume", str(run)])
+    expected: dict[str, dict[int, float]] = {}
+    before = {"pretrain": 0, "finetune": STAGES["pretrain"].steps}
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        step = before[line.get("after", line["stage"])] + line["step"]
+        for name in line.keys() - {"stage", "step", "after"}:
+            expected.setdefault(f"{line['stage']}/{name}", {})[step] = line[name]
+    assert list(expected["finetune/learning_rate"]) == [9, 11, 13, 15, 16]
+    assert list(expected["evaluate/map"]) == [7, 11, 15, 16]
+    events = accumulator.EventAccumulator(str(run / training.TENSORBOARD)).Reload()
+    assert set(events.Tags()["scalars"]) == set(expected)
+    for tag, values in expected.items():
+        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert found == [(step, pytest.approx(value)) for step, value in values.items()], tag
+
+
+def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(training.distributed, "is_first", lambda: False)
+    log = training.Log(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    log.write("pretrain", step=1, loss=0.5)
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_is_missed_before_training(data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        _cli.UserError, match=r"--tensorboard: .*pip install -e '\.\[tensorboard\]'"
+    ):
+        train.train(config(data, tmp_path / "run", tensorboard=True))
+    assert list(tmp_path.iterdir()) == []
+
+
 def ratings(loss: training.Loss, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     return loss(logits, batch.offsets, batch.classes, batch.scores)
 
