@@ -37,15 +37,27 @@ def user_errors() -> Iterator[None]:
 
 
 def make_parser(
-    config_class: type, module: str, description: str, several: Mapping[str, str] | None = None
+    config_class: type,
+    module: str,
+    description: str,
+    several: Mapping[str, str] | None = None,
+    torchrun: bool = False,
 ) -> ArgumentParser:
     """Returns the command line of ``python -m <module>`` for the options in ``config_class``.
 
-    Those in ``several``, with their help, must be there and take one or more words.
+    Those in ``several``, with their help, must be there and take one or more words. With
+    ``torchrun`` the help says how several processes are started.
     """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"python -m {module}", description=description)
+    # argparse looks at all words for options before it gives the rest to the command.
+    epilog = (
+        f"N processes: torchrun --nproc_per_node=N -m {module} -- OPTIONS. Without the -- torchrun "
+        "takes --run for an option of its own."
+    )
+    parser = ArgumentParser(
+        prog=f"python -m {module}", description=description, epilog=epilog if torchrun else None
+    )
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     for name, text in (several or {}).items():
         parser.add_argument(f"--{name}", nargs="+", required=True, help=text)

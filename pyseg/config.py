@@ -276,6 +276,7 @@ def make_parser(recipe: str = "sample") -> ArgumentParser:
         "pyseg.train",
         "Pretrains a model on video labels, fine-tunes it on rated segments, evaluates it on "
         "held-out videos. Without options it trains on a small generated sample.",
+        torchrun=True,
     )
     if recipe in RECIPES:  # else parsing says what is wrong
         parser.set_defaults({"recipe": recipe, **RECIPES[recipe]})

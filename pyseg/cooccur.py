@@ -125,7 +125,10 @@ def read_ids(path: Path) -> set[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Counts, writes the correlation, and prints a line a fact."""
     parser = _cli.make_parser(
-        CooccurConfig, "pyseg.cooccur", "Counts label pairs and writes their correlation."
+        CooccurConfig,
+        "pyseg.cooccur",
+        "Counts label pairs and writes their correlation.",
+        torchrun=True,
     )
     config = _cli.parse(parser, CooccurConfig, argv)
     with distributed.session(torch.device("cpu")):

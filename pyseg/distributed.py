@@ -1,4 +1,4 @@
-"""Runs of several processes: ``torchrun --nproc_per_node=N -m pyseg.train ...``.
+"""Runs of several processes: ``torchrun --nproc_per_node=N -m pyseg.train -- ...``.
 
 torchrun starts N times the same command, each with a GPU of its own where there are any; this
 module makes one run of them:

@@ -356,7 +356,10 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.evaluate``."""
     parser = _cli.make_parser(
-        EvaluateConfig, "pyseg.evaluate", "Evaluates a trained run or a submission."
+        EvaluateConfig,
+        "pyseg.evaluate",
+        "Evaluates a trained run or a submission.",
+        torchrun=True,
     )
     config = _cli.parse(parser, EvaluateConfig, argv)
     with distributed.session(pick_device(config.device)):

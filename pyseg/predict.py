@@ -567,6 +567,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "pyseg.predict",
         "Scores every segment of every video and writes a submission, or draws one video's scores "
         "over time.",
+        torchrun=True,
     )
     config = _cli.parse(parser, PredictConfig, argv)
     with distributed.session(pick_device(config.device)):

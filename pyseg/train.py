@@ -16,7 +16,7 @@ A run folder holds
 * ``pretrained``: the weights before fine-tuning, where `--final_fit` goes back to them;
 * ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
 
-``torchrun --nproc_per_node=N -m pyseg.train`` divides every batch over N processes
+``torchrun --nproc_per_node=N -m pyseg.train -- ...`` divides every batch over N processes
 (`pyseg.distributed`); the run is that of one process, and goes on with as many.
 """
 
