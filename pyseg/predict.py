@@ -439,12 +439,11 @@ def predict(config: PredictConfig) -> Path:
                     print(f"stopped after {work.num_segments} segments: the same command goes on")
                     raise KeyboardInterrupt
                 work.save_now_and_then()
+        if processes > 1:
+            work.save()  # for the first process, and before the others are waited for
         scored = sum(distributed.from_all(work.num_segments - before))
         seconds = time.monotonic() - begun
         report = functools.reduce(ReadReport.merge, distributed.from_all(report), ReadReport())
-        if processes > 1:
-            work.save()
-            distributed.wait()
         if distributed.is_first():
             for other in own[1:]:
                 found = _Work(other, request, len(scorer.classes), config.top)

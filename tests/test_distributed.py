@@ -1,4 +1,4 @@
-"""Runs of two processes, through torchrun: the numbers of one process, stops, and lost processes.
+"""Runs of several processes, through torchrun: the numbers of one, stops, and lost processes.
 
 torchrun takes seconds to start, so one start serves many checks: they are functions of this file,
 which the processes call (`in_processes`), and whose assertions fail there.
@@ -33,8 +33,11 @@ pytestmark = pytest.mark.skipif(
     reason="torch without gloo",
 )
 
-SHARDS, VIDEOS = 3, 12
+PROCESSES = 3
+SHARDS = (12, 12, 7, 14)  # videos in each; one process has two
+NAMES = [f"{shard}v{number}" for shard, videos in enumerate(SHARDS) for number in range(videos)]
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
+PASSED = "all checks are made"
 NONE = StageConfig(0, 1.0, 6)
 COUNTED = ["--num_classes", "4", "--threshold", "0.1"]
 CACHED = {
@@ -50,11 +53,11 @@ NOISY = {
 
 
 def make_data(folder: Path) -> Path:
-    """Three shards of 12 videos, two ratings each."""
+    """Four shards of videos with two ratings each."""
     rng = np.random.default_rng(0)
-    for shard in range(SHARDS):
+    for shard, videos in enumerate(SHARDS):
         records = []
-        for number in range(VIDEOS):
+        for number in range(videos):
             frames = rng.integers(0, 256, (10, 1152), np.uint8)
             scores = rng.integers(0, 2, 2).astype(np.float32)
             ratings = Ratings(np.array([0, 5]), rng.integers(0, 4, 2), scores)
@@ -81,7 +84,7 @@ class Done(NamedTuple):
     err: str
 
 
-def torchrun(*arguments: str, processes: int = 2) -> Done:
+def torchrun(*arguments: str, processes: int = PROCESSES) -> Done:
     """Runs a command as torchrun does, for two minutes at most."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     tests = str(Path(__file__).parent)
@@ -106,8 +109,8 @@ def torchrun(*arguments: str, processes: int = 2) -> Done:
     return Done(process.returncode, out, err)
 
 
-def in_processes(folder: Path, function: str, *arguments: Path) -> Done:
-    """Calls a function of this file, with paths, in two processes."""
+def in_processes(folder: Path, function: str, *arguments: Path, processes: int = PROCESSES) -> Done:
+    """Calls a function of this file, with paths, in several processes."""
     script = folder / f"{function}.py"
     paths = [str(path) for path in arguments]
     script.write_text(
@@ -118,33 +121,36 @@ def in_processes(folder: Path, function: str, *arguments: Path) -> Done:
             _cli.run(lambda: test_distributed.{function}(*map(Path, {paths!r})))
         """)
     )
-    return torchrun(str(script))
+    return torchrun(str(script), processes=processes)
 
 
-# ---------------------------------------------------------------- what runs in the two processes
+# ---------------------------------------------------------------- what runs in the processes
 
 
 def all_checks(data: Path, runs: Path) -> None:
     with distributed.session(torch.device("cpu")):
-        assert (distributed.world_size(), distributed.is_first()) == (2, distributed.rank() == 0)
+        assert distributed.world_size() == PROCESSES
+        assert distributed.is_first() == (distributed.rank() == 0)
         check_agreements()
         for unbiased in (False, True):
             for case in range(len(SPLITS)):
                 check_batch_norm(case, unbiased)
         check_towers()
         check_feeding(data, runs / "feeding")
-        train_in_float64(config(data, runs / "two", **CACHED))
+        train_in_float64(config(data, runs / "several", **CACHED))
         train.train(config(data, runs / "noisy", **NOISY))
         check_skipping(data, runs / "skipping")
-        evaluate.main(["--run", str(runs / "two"), "--part", "all", "--device", "cpu"])
-        cooccur.main(["--data", str(data), *COUNTED, "--out", str(runs / "two.npz")])
-        predict.main(scored(data, runs, "two"))
+        evaluate.main(["--run", str(runs / "several"), "--part", "all", "--device", "cpu"])
+        cooccur.main(["--data", str(data), *COUNTED, "--out", str(runs / "several.npz")])
+        check_predicting(scored(data, runs, "several"))
+        print(PASSED)
+        stop_one(data, runs / "stopped")
 
 
 def scored(data: Path, runs: Path, name: str) -> list[str]:
     files = ["--out", str(runs / f"{name}.csv"), "--scores", str(runs / f"{name}-scores.npz")]
     options = ["--batch_size", "8", "--top", "20", "--device", "cpu"]
-    return ["--run", str(runs / "two"), "--data", str(data), *files, *options]
+    return ["--run", str(runs / "several"), "--data", str(data), *files, *options]
 
 
 def train_in_float64(options: TrainConfig) -> Path:
@@ -159,35 +165,36 @@ def check_agreements() -> None:
     first = distributed.is_first()
     assert distributed.any_of(False, first, not first) == (False, True, True)
     assert distributed.from_first("a" if first else "b") == "a"
-    assert distributed.from_all(distributed.rank()) == [0, 1]
-    assert distributed.share_of_batch("x", 6) == 3
-    with pytest.raises(ValueError, match="x: expected a multiple of the number of processes, 2, "):
+    assert distributed.from_all(distributed.rank()) == [0, 1, 2]
+    assert distributed.share_of_batch("x", 6) == 2
+    with pytest.raises(ValueError, match="x: expected a multiple of the number of processes, 3, "):
         distributed.share_of_batch("x", 5)
 
 
-# Videos of rank 0 (of 4), and how often each frame counts.
+# Where the parts of ranks 0 and 1 (of 4 videos) end, and how often each frame counts.
 SPLITS = [
-    (2, None),
-    (1, None),
-    (4, None),
-    (3, [[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 0]]),
-    (1, [[2, 0, 1], [3, 1, 0], [0, 0, 0], [0, 0, 4]]),
-    (2, [[0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]]),  # nothing in rank 0
-    (2, [[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]),  # one row in all
-    (2, [[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+    ((1, 3), None),
+    ((1, 2), None),
+    ((4, 4), None),
+    ((2, 3), [[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 0]]),
+    ((0, 1), [[2, 0, 1], [3, 1, 0], [0, 0, 0], [0, 0, 4]]),
+    ((2, 3), [[0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]]),  # nothing in rank 0
+    ((1, 2), [[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]),  # one row in all
+    ((1, 2), [[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]),
 ]
 
 
 def check_batch_norm(case: int, unbiased: bool) -> None:
     """Each process's part of the batch gives what a single process gives for the whole."""
-    split, counted = SPLITS[case]
+    ends, counted = SPLITS[case]
     torch.manual_seed(case)
     x = torch.randn(4, 3, 8, dtype=torch.float64) * 3 + 100
     direction = torch.randn_like(x)
     counts = None if counted is None else torch.tensor(counted)
     if counts is not None:
         x[counts == 0] += 1e6  # padding may hold anything finite
-    part = slice(0, split) if distributed.is_first() else slice(split, None)
+    bounds = (0, *ends, 4)
+    part = slice(*bounds[distributed.rank() : distributed.rank() + 2])
 
     def results(rows: slice, synchronized: bool) -> list[torch.Tensor]:
         norm = BatchNorm(8, momentum=0.25, unbiased=unbiased, synchronized=synchronized).double()
@@ -217,7 +224,7 @@ def check_batch_norm(case: int, unbiased: bool) -> None:
     for number, (one, other) in enumerate(zip(found, expected, strict=True)):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=f"{case}: {number}")
     buffers = distributed.from_all([tensor.tolist() for tensor in found[-2:]])
-    assert buffers[0] == buffers[1]
+    assert buffers[0] == buffers[1] == buffers[2]
 
 
 def check_towers() -> None:
@@ -254,17 +261,15 @@ def check_feeding(data: Path, run: Path) -> None:
         own.append((batch.position.epoch, batch.ids[0]))
 
     with each_step(note):
-        train.train(config(data, run, pretrain=StageConfig(40, 1e-3, 2), finetune=NONE))
-    names = [f"{shard}v{number}" for shard in range(SHARDS) for number in range(VIDEOS)]
+        train.train(config(data, run, pretrain=StageConfig(40, 1e-3, 3), finetune=NONE))
     parts = distributed.from_all(own)
     for epoch in (0, 1):
         passes = [[id for number, id in part if number == epoch] for part in parts]
-        assert abs(len(passes[0]) - len(passes[1])) <= 3  # those held out are not divided
-        assert sorted(passes[0] + passes[1]) == sorted(n for n in names if not held_out(n))
+        assert sorted(itertools.chain(*passes)) == sorted(n for n in NAMES if not held_out(n))
 
 
 def check_skipping(data: Path, run: Path) -> None:
-    """A loss that is not finite in one process is skipped in both, and the examples are told."""
+    """A loss that is not finite in one process is skipped in all, and the examples are told."""
     forward = training._Step.forward
     count = itertools.count()
 
@@ -284,8 +289,22 @@ def check_skipping(data: Path, run: Path) -> None:
     assert (skipped["step"], skipped["ids"]) == (2, ids)
 
 
+def check_predicting(arguments: list[str]) -> None:
+    """What was interrupted goes on."""
+
+    @contextlib.contextmanager
+    def at_once():
+        yield lambda: True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cli, "stop_requests", at_once)
+        with pytest.raises(KeyboardInterrupt):
+            predict.main(arguments)
+    predict.main(arguments)
+
+
 def stop_one(data: Path, run: Path) -> None:
-    """Asks one process to stop in a step; the other one hears it from that."""
+    """Asks one process to stop in a step; the others hear it from that."""
 
     def stop(stage, _) -> None:
         if os.environ["RANK"] == "1" and stage.stage.name == "finetune" and stage.step == 2:
@@ -323,66 +342,68 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes leave that make all checks and train."""
+    """What several processes leave that make all checks, train, and are stopped in training."""
     folder = tmp_path_factory.mktemp("runs")
     done = in_processes(folder, "all_checks", data, folder)
-    assert done.code == 0, done.out + done.err
+    assert PASSED in done.out.splitlines(), done.out + done.err
     (folder / "out.txt").write_text(done.out)
+    (folder / "err.txt").write_text(done.err)
     return folder
 
 
-def test_two_processes_train_like_one(data: Path, runs: Path, tmp_path: Path) -> None:
+def test_several_processes_train_like_one(data: Path, runs: Path, tmp_path: Path) -> None:
     one = train_in_float64(config(data, tmp_path / "one", **CACHED))
-    expected, found = log_of(one), log_of(runs / "two")[:-1]
+    expected, found = log_of(one), log_of(runs / "several")[:-1]
     assert [line["stage"] for line in found] == [line["stage"] for line in expected]
     for line, other in zip(found, expected, strict=True):
         for key in line.keys() & {"step", "loss", "rated", "positives"}:
             assert line[key] == pytest.approx(other[key], rel=1e-6), key
-    left, right = (load_file(run / models.WEIGHTS) for run in (runs / "two", one))
+    left, right = (load_file(run / models.WEIGHTS) for run in (runs / "several", one))
     for key, value in left.items():
         assert value.dtype == torch.float64
         torch.testing.assert_close(value, right[key], rtol=1e-7, atol=1e-7, msg=key)
     # Evaluation alone, of the very same weights.
-    evaluate.main(["--run", str(runs / "two"), "--part", "all", "--device", "cpu"])
-    *_, of_two, of_one = log_of(runs / "two")
-    assert of_two == of_one
-    assert of_one["rated"] == 2 * SHARDS * VIDEOS
+    evaluate.main(["--run", str(runs / "several"), "--part", "all", "--device", "cpu"])
+    *_, of_several, of_one = log_of(runs / "several")
+    assert of_several == of_one
+    assert of_one["rated"] == 2 * len(NAMES)
 
 
-def test_two_processes_count_like_one(data: Path, runs: Path, tmp_path: Path, capsys) -> None:
+def test_several_processes_count_like_one(data: Path, runs: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "one.npz"
     cooccur.main(["--data", str(data), *COUNTED, "--out", str(out)])
     lines = capsys.readouterr().out.splitlines()[:-1]
-    assert lines[0] == f"videos: {SHARDS * VIDEOS}, left out: 0"
+    assert lines[0] == f"videos: {len(NAMES)}, left out: 0"
     assert "\n".join(lines) in (runs / "out.txt").read_text()
-    assert out.read_bytes() == (runs / "two.npz").read_bytes()
+    assert out.read_bytes() == (runs / "several.npz").read_bytes()
 
 
-def test_two_processes_predict_like_one(data: Path, runs: Path, capsys) -> None:
+def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> None:
     predict.main(scored(data, runs, "one"))
-    assert (runs / "one.csv").read_text() == (runs / "two.csv").read_text()
+    assert (runs / "one.csv").read_text() == (runs / "several.csv").read_text()
     told = capsys.readouterr().out.splitlines()[0].split(", ")[:2]
-    assert ", ".join(told) in (runs / "out.txt").read_text()
-    with np.load(runs / "one-scores.npz") as one, np.load(runs / "two-scores.npz") as two:
-        assert len(one["segments"]) == 2 * SHARDS * VIDEOS
-        assert one["segments"].tolist() == two["segments"].tolist()
-        np.testing.assert_allclose(one["scores"], two["scores"], rtol=1e-4, atol=1e-5)
-    assert not (runs / "two.csv.partial").exists()
+    printed = (runs / "out.txt").read_text()
+    assert ", ".join(told) in printed
+    assert printed.count("stopped after ") == printed.count("going on from ") == 1
+    with np.load(runs / "one-scores.npz") as one, np.load(runs / "several-scores.npz") as several:
+        assert len(one["segments"]) == 2 * len(NAMES)
+        assert one["segments"].tolist() == several["segments"].tolist()
+        np.testing.assert_allclose(one["scores"], several["scores"], rtol=1e-4, atol=1e-5)
+    assert not (runs / "several.csv.partial").exists()
 
 
 def test_one_process_speaks(runs: Path) -> None:
     lines = (runs / "out.txt").read_text().splitlines()
     assert sum(line.startswith("run folder: ") for line in lines) == 4
-    assert not (runs / "two" / training.CHECKPOINTS).exists()
+    assert not (runs / "several" / training.CHECKPOINTS).exists()
 
 
-def test_a_stop_in_one_process_stops_both_and_goes_on(data: Path, runs: Path, tmp_path: Path):
-    run = tmp_path / "run"
-    done = in_processes(tmp_path, "stop_one", data, run)
-    assert done.code != 0
-    assert done.err.count("pyseg: interrupted") == 1
-    assert "stopped at finetune, step 3: python -m pyseg.train --resume" in done.out
-    with pytest.raises(_cli.UserError, match="expected 2 processes, as before; found 1"):
+def test_a_stop_in_one_process_stops_all_and_goes_on(runs: Path) -> None:
+    run = runs / "stopped"
+    assert (runs / "err.txt").read_text().count("pyseg: interrupted") == 1
+    stopped = "stopped at finetune, step 3: python -m pyseg.train --resume"
+    assert stopped in (runs / "out.txt").read_text()
+    with pytest.raises(_cli.UserError, match="expected 3 processes, as before; found 1"):
         train.main(["--resume", str(run)])
     done = torchrun("-m", "pyseg.train", "--", "--resume", str(run))
     assert done.code == 0, done.out + done.err
@@ -403,7 +424,7 @@ def test_a_stop_in_one_process_stops_both_and_goes_on(data: Path, runs: Path, tm
 def test_a_lost_process_ends_the_run(
     data: Path, tmp_path: Path, function: str, rank: int, text: str
 ) -> None:
-    done = in_processes(tmp_path, function, data, tmp_path / "run")
+    done = in_processes(tmp_path, function, data, tmp_path / "run", processes=2)
     assert done.code != 0
     [told] = [line for line in done.err.splitlines() if line.startswith("pyseg: ")]
     assert told.startswith(f"pyseg: error (rank {rank}): {text}")
