@@ -11,13 +11,12 @@ over: the difference is what feeding costs. Medians of contenders that take turn
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from measure import DEVICE, needs_kernels
+from measure import DEVICE, needs_kernels, tensorflow
 
 from pyseg import models
 from pyseg.data import Feed, FrameDataset, encode_frames, write_records
@@ -45,12 +44,9 @@ def feed(shards: list[str], workers: int) -> Feed:
     return Feed(dataset, BATCH, workers=workers)
 
 
-def tensorflow(shards: list[str]) -> Iterator[object] | None:
+def tf_data(shards: list[str]) -> Iterator[object] | None:
     """Returns batches of tf.data: parsed, decoded, concatenated, padded, read ahead."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        import tensorflow as tf
-    except ImportError:
+    if (tf := tensorflow()) is None:
         return None
 
     def parse(serialized: object) -> tuple[object, object, object]:
@@ -71,7 +67,7 @@ def tensorflow(shards: list[str]) -> Iterator[object] | None:
 def test_reading(compare, shards):
     feeds = {"pyseg": feed(shards, 0), "pyseg, a worker": feed(shards, 1)}
     sources: dict[str, Iterator[object]] = dict(feeds)
-    if (peer := tensorflow(shards)) is not None:
+    if (peer := tf_data(shards)) is not None:
         sources["tf.data"] = peer
 
     def contender(batches: Iterator[object]) -> Callable[[], None]:

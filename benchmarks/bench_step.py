@@ -3,18 +3,19 @@
     pytest benchmarks/bench_step.py [-k "segments and float32"] [--benchmark-json FILE]
 
 Bytes in, new weights out. The peers are the same formula as one writes it in PyTorch, with dense
-targets and `torch.optim.Adam`, and torch.compile of that. 16-bit types mean autocast. The floor is
-that of the products in the order that the layers take, or of the weights: Adam reads four numbers
-for each of them and writes three. Medians of contenders that take turns. The last lines say what
-the times come to for the paper's schedule (200,000 and 250,000 steps of 80 examples), of one
-nextvlad1; its mixture has three of them and a GRU.
+targets and `torch.optim.Adam`, torch.compile of that, and in float32 on a CPU the same in
+TensorFlow, if it gives the same loss. 16-bit types mean autocast. The floor is that of the products
+in the order that the layers take, or of the weights: Adam reads four numbers for each of them and
+writes three. Medians of contenders that take turns. The last lines say what the times come to for
+the paper's schedule (200,000 and 250,000 steps of 80 examples), of one nextvlad1; its mixture has
+three of them and a GRU.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from measure import DEVICE, DTYPES, GPU, Work, compilations, name_of, needs_kernels
+from measure import DEVICE, DTYPES, GPU, Work, compilations, name_of, needs_kernels, tensorflow
 from plain import PlainClassifier
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ CLASSES = 3862
 SHAPES = {"videos": (80 if GPU else 16, 300), "segments": (80, 5)}
 STEPS = {"videos": 200_000, "segments": 250_000}
 PAPER_BATCH = 80
+RATE = 2e-4
 
 
 def flop_of(model: nn.Module, batch: int, length: int) -> float:
@@ -67,7 +69,7 @@ def test_step(compare, benchmark, request, lines, name, dtype):
         return loss
 
     def contender(loss, module: nn.Module, **options):
-        optimizer = torch.optim.Adam(module.parameters(), lr=2e-4, **options)
+        optimizer = torch.optim.Adam(module.parameters(), lr=RATE, **options)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
@@ -81,6 +83,14 @@ def test_step(compare, benchmark, request, lines, name, dtype):
     contenders = {"pyseg": contender(own_loss, model, fused=True)}
     peers = {"plain PyTorch": plain} | compilations(request, plain)
     contenders |= {name: contender(plain_loss(f), plain) for name, f in peers.items()}
+    if not GPU and dtype == torch.float32 and tensorflow() is not None:
+        from plain_tensorflow import training_step
+
+        rate, plain.dropout.p = plain.dropout.p, 0.0  # which no two of them draw alike
+        loss = training_step(plain, frames, num_frames, targets, RATE)()
+        assert loss == pytest.approx(plain_loss(plain)().item(), rel=1e-4)
+        plain.dropout.p = rate
+        contenders["TensorFlow"] = training_step(plain, frames, num_frames, targets, RATE)
     weights = sum(p.numel() for p in model.parameters())
     compare(contenders, Work(flop_of(model, batch, length), 7.0 * 4 * weights, dtype))
     seconds = benchmark.stats.stats.median * PAPER_BATCH / batch * STEPS[name]

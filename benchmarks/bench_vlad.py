@@ -15,7 +15,6 @@ Memory is what exists at the worst moment beyond inputs, outputs and gradients.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from measure import (
     needs_kernels,
     peak_of,
     return_memory_at_once,
+    tensorflow,
 )
 from plain import PlainNeXtVLAD
 from torch import Tensor
@@ -90,67 +90,6 @@ def test_vlad_aggregate(compare, request, shape, dtype, direction):
     compare({name: contender(f) for name, f in {"pyseg": vlad_aggregate, **peers}.items()}, work)
 
 
-def tensorflow_layer(layer: NeXtVLAD, backward: bool) -> Callable[[], object] | None:
-    """Returns a step of the same layer in TensorFlow, as a tf.function, where it is installed."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        import tensorflow as tf
-    except ImportError:
-        return None
-    if tf.config.threading.get_intra_op_parallelism_threads() == 0:
-        tf.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
-
-    def variable(tensor: Tensor) -> object:
-        return tf.Variable(tensor.detach().numpy())
-
-    expand, bias = variable(layer.expand.weight.T), variable(layer.expand.bias)
-    attend, attend_bias = variable(layer.attention.weight.T), variable(layer.attention.bias)
-    assign, centers = variable(layer.assign.weight.T), variable(layer.centers)
-    norms = [
-        (variable(norm.weight), variable(norm.bias), variable(norm.running_mean))
-        for norm in (layer.assign_norm, layer.norm)
-    ]
-    variables = [expand, bias, attend, attend_bias, assign, centers]
-    variables += [tensor for norm in norms for tensor in norm[:2]]
-
-    def normalize(x: object, norm: tuple) -> object:
-        scale, shift, running_mean = norm
-        mean, variance = (
-            tf.nn.moments(x, [0]) if backward else (running_mean, tf.ones_like(running_mean))
-        )
-        return tf.nn.batch_normalization(x, mean, variance, shift, scale, 1e-3)
-
-    def forward(frames: object) -> object:
-        batch, length, size = frames.shape
-        h = tf.reshape(frames, [-1, size]) @ expand + bias
-        attention = tf.reshape(tf.sigmoid(h @ attend + attend_bias), [batch, -1, 1])
-        scores = tf.reshape(normalize(h @ assign, norms[0]), [batch, -1, layer.clusters])
-        weights = tf.nn.softmax(scores) * attention
-        rows = tf.reshape(h, [batch, length * layer.groups, -1])
-        vlad = tf.matmul(rows, weights, transpose_a=True)
-        vlad -= centers * tf.reduce_sum(weights, 1, keepdims=True)
-        return normalize(tf.reshape(tf.nn.l2_normalize(vlad, 1), [batch, -1]), norms[1])
-
-    @tf.function
-    def step(frames: object, grad: object) -> object:
-        if not backward:
-            return forward(frames)
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(forward(frames) * grad)
-        return tape.gradient(loss, variables)
-
-    def prepared(frames: Tensor, grad: Tensor) -> Callable[[], object]:
-        x, g = tf.constant(frames.numpy()), tf.constant(grad.numpy())
-
-        def run() -> object:
-            results = step(x, g)
-            return (results[0] if backward else results).numpy()
-
-        return run
-
-    return prepared
-
-
 LAYER_SHAPES = {  # B, T, N, G, K
     "segments": (80, 5, 1152, 8, 112),
     "videos": (VIDEOS, 300, 1152, 8, 112),
@@ -189,10 +128,10 @@ def test_layer(compare, benchmark, request, shape, dtype, direction):
     weights = list(plain.parameters())
     peers = {"plain PyTorch": plain} | compilations(request, plain)
     contenders |= {name: contender(module, weights) for name, module in peers.items()}
-    if not GPU and dtype == torch.float32:
-        prepare = tensorflow_layer(layer, backward)
-        if prepare is not None:
-            contenders["TensorFlow"] = prepare(frames, grad)
+    if not GPU and dtype == torch.float32 and tensorflow() is not None:
+        from plain_tensorflow import layer_step
+
+        contenders["TensorFlow"] = layer_step(layer, frames, grad if backward else None)
     counts = layer.operations(b, t, backward=backward, formed=not backward)
     order = min(counts, key=lambda order: counts[order])
     size = 4 if dtype == torch.float32 else 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +59,18 @@ def matrix_product(dtype: torch.dtype) -> tuple[float, Callable[[], object]]:
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def tensorflow() -> Any:
+    """Returns TensorFlow, with as many threads as torch has; None where it is not installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+    except ImportError:
+        return None
+    if tf.config.threading.get_intra_op_parallelism_threads() == 0:
+        tf.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
+    return tf
 
 
 def compilations(request: pytest.FixtureRequest, function: Callable) -> dict[str, Callable]:
