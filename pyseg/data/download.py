@@ -1,8 +1,8 @@
 """Fetches YouTube-8M: ``python -m pyseg.data download --subset segment --partition validate``.
 
 YouTube-8M is published as a plan a partition, which lists its shards with their MD5 checksums, and
-as the shards themselves, on three mirrors (https://research.google.com/youtube8m/download.html, and
-the script that it serves, http://data.yt8m.org/download.py):
+as the shards themselves, on three mirrors, together with a script that fetches them
+(https://research.google.com/youtube8m/download.html):
 
 =========  ===========================  ========================================================
 subset     partitions                   on the server
@@ -17,6 +17,12 @@ Shards lie in ``<folder>/<subset>-<partition>/`` under the names that the script
 keeps it. A shard appears under its name when all of it is there and has the plan's checksum; until
 then it is ``<name>.part``, which the next try, or the next run, goes on from. The servers speak
 plain HTTP: the checksums guard against damage, not against forgery.
+
+Source: the script, http://data.yt8m.org/download.py, takes a partition in three parts, such as
+2/video/train; its plan is http://data.yt8m.org/<1>/download_plans/<2>_<3>.json, and a shard
+http://<mirror>.data.yt8m.org/<1>/<2>/<3>/<name>, for every release. That those of 2019 are
+3/frame/validate and 3/frame/test, and where both vocabularies lie, is told by
+https://medium.com/google-cloud/youtube-8m-dataset-c2ee9c79d136.
 """
 
 from __future__ import annotations
