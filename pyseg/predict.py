@@ -39,7 +39,7 @@ from pyseg.config import (
     rated_classes,
     read_run_config,
 )
-from pyseg.data import DataError, ReadReport, find_shards, youtube8m
+from pyseg.data import DataError, Example, ReadReport, collate, find_shards, youtube8m
 from pyseg.data.audioset import FRAME_SECONDS
 from pyseg.data.audioset import SCHEMA as AUDIOSET
 from pyseg.data.collection import frame_schema
@@ -204,15 +204,14 @@ class Scorer:
 
     def _video_logits(self, block: SegmentBlock) -> Tensor:
         """Returns the logits of whole videos, (V, model's classes)."""
-        videos = [video[: self._max_frames] for video in block.videos]
-        lengths = [len(video) for video in videos]
-        padded = np.zeros((len(videos), max(lengths), videos[0].shape[1]), videos[0].dtype)
-        for row, video in zip(padded, videos, strict=True):
-            row[: len(video)] = video
+        none = np.zeros(0)
+        examples = [
+            Example(id, video[: self._max_frames], none, none)
+            for id, video in zip(block.ids, block.videos, strict=True)
+        ]
+        batch = collate(examples).to(self.device)
         assert self.video_model is not None
-        logits: Tensor = self.video_model(
-            torch.from_numpy(padded).to(self.device), torch.tensor(lengths, device=self.device)
-        )
+        logits: Tensor = self.video_model(batch.frames, batch.num_frames)
         return logits.float()
 
 

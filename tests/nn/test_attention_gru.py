@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,7 +117,7 @@ def test_classifier_is_its_definition(layers: int) -> None:
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("normalization", ["dequantize", "l2", "unwhiten", "raw"])
+@pytest.mark.parametrize("normalization", ["l2", "unwhiten", "raw"])
 def test_padding_never_changes_a_prediction(normalization: str) -> None:
     eigenvalues = torch.linspace(3, 0.1, 12) if normalization == "unwhiten" else None
     model = make_model(normalization=normalization, eigenvalues=eigenvalues).eval()
@@ -169,26 +168,6 @@ def test_empty_batches(shape: tuple[int, int]) -> None:
     assert logits.isfinite().all()
 
 
-def test_learns_eight_examples_and_every_parameter_takes_part() -> None:
-    torch.manual_seed(0)
-    model = AttentionGRU(4, **SMALL, dropout=0.0)  # type: ignore[arg-type]
-    frames, num_frames = make_frames(8, 6), torch.tensor([6, 1, 2, 3, 4, 5, 6, 6])
-    targets = torch.nn.functional.one_hot(torch.arange(8) % 4, 4).float()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for step in range(60):
-        loss = model.training_loss(
-            frames,
-            num_frames,
-            lambda z: nn.functional.binary_cross_entropy_with_logits(z, targets),
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        if step == 0:
-            assert all(p.grad.abs().sum() > 0 for p in model.parameters())
-        optimizer.step()
-    assert loss < 0.02
-
-
 def test_compiles_whole_for_any_batch_and_length() -> None:
     torch._dynamo.reset()
     model, plain = (make_model(gru_layers=2) for _ in range(2))
@@ -204,25 +183,23 @@ def test_compiles_whole_for_any_batch_and_length() -> None:
         torch.testing.assert_close(a.grad, b.grad, msg=name)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_exports_with_any_batch_and_length(dtype: torch.dtype) -> None:
+def test_exports_for_floats_with_any_batch_and_length() -> None:
     model = make_model().eval()
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1)
     program = torch.export.export(
         model,
-        (make_frames(3, 6).to(dtype), torch.tensor([6, 4, 2])),
+        (make_frames(3, 6).float(), torch.tensor([6, 4, 2])),
         dynamic_shapes=({0: batch, 1: length}, {0: batch}),
     )
     for shape in ((3, 6), (2, 9), (1, 1)):
-        frames, num_frames = make_frames(*shape).to(dtype), torch.arange(shape[0]) % shape[1] + 1
+        frames, num_frames = make_frames(*shape).float(), torch.arange(shape[0]) % shape[1] + 1
         torch.testing.assert_close(program.module()(frames, num_frames), model(frames, num_frames))
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("length", [5, 300])
-def test_bfloat16_autocast(training: bool, length: int) -> None:
-    frames = make_frames(8, length)
-    num_frames = torch.tensor([length, 1, 2, 3, 4, length, 5, length])
+def test_bfloat16_autocast_over_a_whole_video(training: bool) -> None:
+    frames = make_frames(8, 300)
+    num_frames = torch.tensor([300, 1, 2, 3, 4, 300, 5, 300])
     exact = make_model().double().train(training)(frames, num_frames)
     model = make_model().train(training)
     with torch.autocast("cpu", torch.bfloat16):
@@ -232,16 +209,6 @@ def test_bfloat16_autocast(training: bool, length: int) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32, name
         assert parameter.grad.isfinite().all(), name
-
-
-def test_round_trip_is_exact(tmp_path: Path) -> None:
-    model = models.create("attention-gru", num_classes=7, **SMALL, gru_layers=2)
-    model(make_frames(4, 5), torch.tensor([5, 4, 1, 2]))
-    models.save(model, tmp_path)
-    again = models.load(tmp_path)
-    assert again.config == model.config
-    frames, num_frames = make_frames(3, 4), torch.tensor([4, 1, 2])
-    assert torch.equal(model.eval()(frames, num_frames), again(frames, num_frames))
 
 
 def test_preset() -> None:

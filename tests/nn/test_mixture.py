@@ -171,31 +171,7 @@ def test_the_default_training_loss_is_the_criterion() -> None:
     assert torch.equal(loss, branch(frames, num_frames).square().mean())
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_learns_eight_examples_and_every_parameter_takes_part(name: str) -> None:
-    torch.manual_seed(0)
-    model = small(name, num_classes=4, batch_norm_momentum=0.1)
-    assert len(model.branches) == PRESETS[name]
-    frames, num_frames = make_frames(8, 6), torch.tensor([6, 1, 2, 3, 4, 5, 6, 6])
-    targets = nn.functional.one_hot(torch.arange(8) % 4, 4).float()
-
-    def criterion(logits: Tensor) -> Tensor:
-        return nn.functional.binary_cross_entropy_with_logits(logits, targets)
-
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for step in range(60):
-        loss = model.training_loss(frames, num_frames, criterion)
-        optimizer.zero_grad()
-        loss.backward()
-        if step == 0:
-            gradients = {n: p.grad.abs().sum() for n, p in model.named_parameters()}
-            assert all(total > 0 for total in gradients.values()), gradients
-        optimizer.step()
-    model.eval()
-    assert criterion(model(frames, num_frames)) < 0.05
-
-
-@pytest.mark.parametrize("normalization", ["dequantize", "l2", "unwhiten", "raw"])
+@pytest.mark.parametrize("normalization", ["l2", "unwhiten", "raw"])
 def test_padding_never_changes_a_prediction(normalization: str) -> None:
     eigenvalues = torch.linspace(3, 0.1, 12) if normalization == "unwhiten" else None
     model = make_model(normalization=normalization, eigenvalues=eigenvalues).eval()
@@ -283,19 +259,6 @@ def test_compiles_whole_for_any_batch_and_length() -> None:
             torch.testing.assert_close(compiled(frames, num_frames), model(frames, num_frames))
 
 
-def test_exports_with_any_batch_and_length() -> None:
-    model = make_model().eval()
-    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1)
-    program = torch.export.export(
-        model,
-        (make_frames(3, 6), torch.tensor([6, 4, 2])),
-        dynamic_shapes=({0: batch, 1: length}, {0: batch}),
-    )
-    for shape in ((3, 6), (2, 9), (1, 1)):
-        frames, num_frames = make_frames(*shape), torch.arange(shape[0]) % shape[1] + 1
-        torch.testing.assert_close(program.module()(frames, num_frames), model(frames, num_frames))
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_bfloat16_autocast(training: bool) -> None:
     frames, num_frames = make_frames(8, 5), torch.tensor([5, 1, 2, 3, 4, 5, 5, 5])
@@ -356,9 +319,10 @@ def test_same_on_a_gpu(training: bool) -> None:
 
 def test_presets_are_those_of_the_paper() -> None:
     parameters = {}
-    for name in PRESETS:
+    for name, branches in PRESETS.items():
         with torch.device("meta"):
             model = models.create(name, num_classes=3862)
+        assert len(model.branches) == branches
         parameters[name] = sum(p.numel() for p in model.parameters())
         clusters = [b.branches[0].clusters for b in model.branches if hasattr(b, "branches")]
         inner = [b.gate.squeeze.out_features for b in model.branches]
