@@ -226,7 +226,7 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected above 0, found {getattr(self, name)}")
         if self.final_fit and (self.stage == "pretrain" or not self.finetune.steps):
             raise ValueError("final_fit: expected fine-tuning with it, found none")
-        if self.loss.teacher and not self.finetune.ema:
+        if self.loss.teacher and self.finetune.steps and not self.finetune.ema:
             raise ValueError("loss.teacher: expected finetune.ema with it, found 0")
         if "noise" in self.overrides:
             raise ValueError("overrides: expected no noise, which is --pretrain.noise and so on")

@@ -120,6 +120,22 @@ def test_split_follows_fraction_and_seed(tmp_path: Path) -> None:
         half.videos("val")
 
 
+def test_the_training_part_is_split_in_its_turn(tmp_path: Path) -> None:
+    """The test videos are then in no part, nor are their labels counted."""
+    frames(tmp_path / "a00.tfrecord", IDS, rated=True)
+    inner = open_collection(tmp_path).without_test(0.5, 1)
+    rest = set(IDS) - HELD
+    expected = {id for id in rest if held_out(id, 0.5, 1)}
+    assert 0 < len(expected) < len(rest)
+    for cache in (False, True):
+        assert ids(inner.videos("test", cache=cache)) == expected
+        assert ids(inner.segments("train", cache=cache)) == rest - expected
+        assert ids(inner.videos("all", cache=cache)) == rest
+    assert sum(len(offsets) - 1 for offsets, _ in inner.label_lists("all")) == len(rest)
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], got 2"):
+        inner.without_test(2, 1)
+
+
 @pytest.mark.parametrize("level", ["frame", "video"])
 def test_label_lists_are_those_of_the_videos(tmp_path: Path, level: str) -> None:
     path = tmp_path / "validate0000.tfrecord"

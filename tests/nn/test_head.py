@@ -19,6 +19,14 @@ def test_head_is_linear() -> None:
         LogisticHead(4, 0)
 
 
+def test_fresh_biases_give_the_prior() -> None:
+    torch.testing.assert_close(
+        LogisticHead(4, 3, prior=0.01)(torch.zeros(2, 4)).sigmoid(), torch.full((2, 3), 0.01)
+    )
+    with pytest.raises(ValueError, match=r"prior: expected .* above 0 and below 1, found 1\.0"):
+        LogisticHead(4, 3, prior=1.0)
+
+
 def probability(head: MixtureOfExperts, x: Tensor) -> tuple[Tensor, Tensor]:
     """p and 1 - p as the starter code has p, a class and an expert at a time, in float64."""
     gates = x.double() @ head.gates.weight.double().T

@@ -1,0 +1,132 @@
+"""What the tables are made on: who is held out, what is known, and how it is measured."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pyseg import protocols
+from pyseg.config import LossConfig
+from pyseg.data import encode_video, held_out, write_records
+from pyseg.labels import LabelCorrelation
+from pyseg.protocols import open_protocol
+
+RATED = [5, 3, 8]  # numbers 0 to 2 among the rated classes
+
+
+@pytest.fixture(scope="module")
+def yt8m(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 videos with two of the rated classes each, and label lists of them and of 40 others."""
+    folder = tmp_path_factory.mktemp("yt8m")
+    lists = []
+    for shard in range(2):
+        records = []
+        for number in range(60):
+            labels = [RATED[number % 3], RATED[(number + 1) % 3], 1]
+            records.append(encode_video(f"{shard}v{number:02d}", np.full(1152, number % 3), labels))
+            lists.append(f"{shard}v{number:02d},8")  # wrong, and not to be counted
+        write_records(folder / f"video_level_validate{shard:04d}.tfrecord.gz", records)
+    lists += [f"o{number:02d},{'5 3' if number % 4 else '5'}" for number in range(40)]
+    with gzip.open(folder / "labelsets.csv.gz", "wt") as file:
+        file.write("\n".join(lists))
+    rows = ["Index,Name", *(f"{number},class {number}" for number in range(3862))]
+    (folder / "vocabulary.csv").write_text("\n".join(rows))
+    (folder / "segment_vocabulary.csv").write_text("Index\n" + "\n".join(map(str, RATED)))
+    return folder
+
+
+def ids(dataset) -> set[str]:
+    return {example.id for example in dataset}
+
+
+def test_incomplete_videos(yt8m: Path, tmp_path: Path) -> None:
+    protocol = open_protocol("yt8m", yt8m)
+    collection = protocol.collection(0)
+    assert collection.class_names == ["class 5", "class 3", "class 8"]
+    everything = {f"{shard}v{number:02d}" for shard in range(2) for number in range(60)}
+    test = {id for id in everything if held_out(id, 0.3, 0)}
+    assert ids(collection.segments("test")) == test
+    assert ids(collection.segments("train")) == everything - test
+    assert all(len(example.classes) == 1 for example in collection.segments("train"))
+    complete = protocol.collection(0, complete=True)
+    assert all(len(example.classes) == 2 for example in complete.segments("train"))
+    rated = [
+        {e.id: int(e.classes[0]) for e in protocol.collection(seed).segments("train")}
+        for seed in (0, 0, 1)
+    ]
+    assert rated[0] == rated[1] != rated[2]
+    # Counted on the 40 other videos alone: 30 of them have both labels.
+    loss = protocol.loss(LossConfig(threshold=0.5), tmp_path)
+    assert LabelCorrelation.load(loss.correlation).related(0) == [(1, pytest.approx(0.75))]
+    assert LabelCorrelation.load(loss.correlation).related(2) == []
+    assert protocol.loss(LossConfig(correlation="none"), tmp_path).correlation == "none"
+
+
+def test_validation_leaves_test_videos_alone(yt8m: Path) -> None:
+    test = ids(open_protocol("yt8m", yt8m).collection(0).segments("test"))
+    inner = open_protocol("yt8m", yt8m, "validation").collection(0)
+    assert inner.segments("test") is not None
+    assert not test & ids(inner.segments("all"))
+    assert 0 < len(ids(inner.segments("test"))) < len(ids(inner.segments("train")))
+
+
+class Oracle(nn.Module):
+    """Knows a class from the features that `yt8m` gives it, and gets one wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = nn.Parameter(torch.zeros(()))
+
+    def forward(self, frames: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        first = frames[:, 0, 0].round().long()
+        logits = nn.functional.one_hot(first, 3) + nn.functional.one_hot((first + 1) % 3, 3)
+        return torch.where(torch.arange(3) == 2, -logits, logits).float()
+
+
+def test_measured_on_complete_labels(yt8m: Path) -> None:
+    protocol = open_protocol("yt8m", yt8m)
+    truth = np.stack(
+        [
+            np.isin(np.arange(3), example.classes)
+            for example in protocol.collection(0, complete=True).segments("test")
+        ]
+    )
+    assert truth.sum(0).min() >= protocols.FEWEST_POSITIVES
+    reversed_order = np.sort(truth[:, 2])  # all negatives come first
+    ranks = np.flatnonzero(reversed_order) + 1
+    worst = (np.arange(1, len(ranks) + 1) / ranks).mean()
+    assert protocol.measure(Oracle(), 0)["map"] == pytest.approx((1 + 1 + worst) / 3)
+
+
+def test_sample() -> None:
+    protocol = open_protocol("sample", Path("no such folder"))
+    collection = protocol.collection(0)
+    assert collection.has_segments
+    assert len(ids(collection.videos("test"))) < 200
+    assert not protocol.has_ceiling
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"labelsets\.csv\.gz: no such file"):
+        open_protocol("yt8m", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no file in this folder ends in"):
+        open_protocol("audioset", tmp_path)
+
+
+def test_audioset(shared: Path) -> None:
+    protocol = open_protocol("audioset", shared / "data/audioset")
+    rated = {e.id: e.classes.tolist() for e in protocol.collection(0).segments("test")}
+    complete = {
+        e.id: dict(zip(e.classes.tolist(), e.scores.tolist(), strict=True))
+        for e in protocol.collection(0, complete=True).segments("test")
+    }
+    assert rated.keys() == complete.keys()
+    assert all(len(classes) == 1 and classes[0] in complete[id] for id, classes in rated.items())
+    assert max(map(len, complete.values())) > 3
+    other = {e.id: e.classes.tolist() for e in protocol.collection(1).segments("test")}
+    assert other != rated
