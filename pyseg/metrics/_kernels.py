@@ -13,6 +13,7 @@ from numba import njit
 # uint32 and uint64: numba would make something wider of a literal, and the vectors with it.
 _ZERO, _SIGN, _REST = np.uint32(0), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 _ONE, _HALF = np.uint64(1), np.uint64(32)
+_WIDE_SIGN = np.uint64(0x8000000000000000)
 _ROWS = 256  # of a block whose columns are read one after the other: they fit the first cache
 
 
@@ -76,6 +77,44 @@ def rows_to_keys(classes, bits, relevant, starts, rows, keys, positives):  # typ
         keys[starts[label] + place] = _key(bits[row], place, relevant[row])
         rows[label] = place + 1
         positives[label] += np.int64(relevant[row])
+
+
+@njit(cache=True, nogil=True)
+def wide_rows_to_keys(  # type: ignore[no-untyped-def]
+    classes, bits, relevant, starts, low, rows, keys, whole, positives
+):
+    """Does what `rows_to_keys` does for float64 scores, of which a key lacks the last `low` bits.
+
+    `whole` receives the scores with all their bits, falling as they grow, where the keys go.
+    """
+    least = (_ONE << np.uint64(low)) - _ONE
+    for row in range(len(classes)):
+        label = classes[row]
+        place = rows[label]
+        value = bits[row]
+        if value == _WIDE_SIGN:
+            value = np.uint64(0)
+        value ^= (_WIDE_SIGN - _ONE) if value < _WIDE_SIGN else np.uint64(0)
+        whole[starts[label] + place] = value
+        hit = np.uint64(relevant[row])
+        keys[starts[label] + place] = (value & ~least) | (np.uint64(place) << _ONE) | hit
+        rows[label] = place + 1
+        positives[label] += np.int64(hit)
+
+
+@njit(cache=True, nogil=True)
+def in_order(keys, whole, starts, ends, low):  # type: ignore[no-untyped-def]
+    """Returns whether sorted keys are in the order of the bits too that they have no room for."""
+    least = (_ONE << np.uint64(low)) - _ONE
+    for label in range(len(starts)):
+        ranked, scores = keys[starts[label] : ends[label]], whole[starts[label] : ends[label]]
+        for rank in range(1, len(ranked)):
+            if (ranked[rank - 1] ^ ranked[rank]) <= least:
+                before = np.int64((ranked[rank - 1] & least) >> _ONE)
+                after = np.int64((ranked[rank] & least) >> _ONE)
+                if scores[before] > scores[after]:
+                    return False
+    return True
 
 
 @njit(cache=True, nogil=True)

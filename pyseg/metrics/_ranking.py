@@ -42,10 +42,22 @@ def precision_sums(
     kernels = load_kernels()
     counts = np.bincount(classes, minlength=num_classes)
     ends = np.cumsum(counts)
+    starts = ends - counts
     keys = np.empty(len(scores), np.uint64)
     rows, positives = np.zeros((2, num_classes), np.int64)
-    kernels.rows_to_keys(classes, _bits(scores), relevant, ends - counts, rows, keys, positives)
-    return _sums(keys, ends - counts, ends, positives, k), positives, counts
+    if scores.dtype == np.float64:
+        bits = np.ascontiguousarray(scores).view(np.uint64)
+        low = int(counts.max()).bit_length() + 1  # of a key: the row within its class, and the hit
+        whole = np.empty(len(scores), np.uint64)
+        inputs = classes, bits, relevant, starts
+        kernels.wide_rows_to_keys(*inputs, low, rows, keys, whole, positives)
+        _sort(keys, starts, ends, positives)
+        if kernels.in_order(keys, whole, starts[positives > 0], ends[positives > 0], low):
+            return _sums(keys, starts, ends, positives, k), positives, counts
+        rows, positives = np.zeros((2, num_classes), np.int64)  # rare: by their numbers in order
+    kernels.rows_to_keys(classes, _bits(scores), relevant, starts, rows, keys, positives)
+    _sort(keys, starts, ends, positives)
+    return _sums(keys, starts, ends, positives, k), positives, counts
 
 
 def precision_sums_dense(
@@ -95,23 +107,29 @@ def precision_sums_dense(
             bits, hits, seen, rated is not None, at, keys[:size], rows[part], positives[part]
         )
         starts = np.arange(size) * total
-        sums[part] = _sums(keys.ravel(), starts, starts + rows[part], positives[part], k)
+        ranges = keys.ravel(), starts, starts + rows[part], positives[part]
+        _sort(*ranges)
+        sums[part] = _sums(*ranges, k)
         spare.append(keys)
 
     _threads.run_all(tile, [(first,) for first in range(0, num_classes, width)])
     return sums, positives, rows
 
 
+def _sort(keys: np.ndarray, starts: np.ndarray, ends: np.ndarray, positives: np.ndarray) -> None:
+    """Sorts the keys of each class that has a positive: the others need no ranking."""
+    kept = np.flatnonzero(positives)
+    for start, end in zip(starts[kept].tolist(), ends[kept].tolist(), strict=True):
+        keys[start:end].sort()
+
+
 def _sums(
     keys: np.ndarray, starts: np.ndarray, ends: np.ndarray, positives: np.ndarray, k: int
 ) -> np.ndarray:
-    kept = np.flatnonzero(positives)  # a class without a positive needs no ranking
-    starts, ends = starts[kept], ends[kept]
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        keys[start:end].sort()
+    kept = np.flatnonzero(positives)
     sums = np.zeros(len(positives))
     some = np.empty(len(kept))
-    load_kernels().precision_sums(keys, starts, ends, min(k, _MOST_ROWS), some)
+    load_kernels().precision_sums(keys, starts[kept], ends[kept], min(k, _MOST_ROWS), some)
     sums[kept] = some
     return sums
 

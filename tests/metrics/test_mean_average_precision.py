@@ -14,8 +14,10 @@ from sklearn.metrics import average_precision_score
 
 from pyseg.metrics import _ranking, map_at_k, map_at_k_dense
 
-# Few values, so that there are ties; infinities are ordinary.
-SCORES = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-300, 0.25, 2.0, np.inf])
+# Few values, so that there are ties, also but for the last bit; infinities are ordinary.
+SCORES = st.sampled_from(
+    [-np.inf, -1.5, -0.0, 0.0, 1e-300, 0.25, np.nextafter(0.25, 1), np.nextafter(2, 1), 2.0, np.inf]
+)
 CLASSES = 4
 ROWS = st.lists(st.tuples(st.integers(0, CLASSES - 1), SCORES, st.booleans()), max_size=40)
 K = st.one_of(st.integers(1, 8), st.just(100_000))
@@ -200,6 +202,17 @@ def test_float64_is_not_rounded_to_float32() -> None:
     assert map_at_k_dense(np.reshape(scores, (2, 1)), [[0], [1]]).map == 1.0
     rounded = np.array(scores, np.float32)
     assert map_at_k([0, 0], rounded, [0, 1], num_classes=1).map == 0.5
+
+
+@pytest.mark.parametrize("base", [1.0, -1.0])
+def test_float64_scores_that_differ_in_their_last_bits(base: float) -> None:
+    rng = np.random.default_rng(0)
+    classes, steps = rng.integers(0, 3, 1000), rng.integers(0, 100, 1000)
+    scores = base + steps * 2.0**-52
+    relevance = rng.random(1000) < 0.5
+    rows = list(zip(classes.tolist(), scores.tolist(), relevance.tolist(), strict=True))
+    found = map_at_k(classes, scores, relevance, num_classes=3).per_class
+    np.testing.assert_allclose(found, oracle(rows, 3, 100_000), rtol=1e-14)
 
 
 def test_what_nobody_rated_takes_no_rank() -> None:
