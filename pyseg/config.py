@@ -112,8 +112,6 @@ class LossConfig:
         min_support: For "auto": pairs seen in fewer videos are dropped.
         absent_evidence: What a class that is rated 0 says of others, in parts of what one that is
             rated 1 does: 0 in the paper.
-        teacher: How much of the target of an unrated class is what the moving average of the
-            weights (--finetune.ema) says; the rest is what the ratings say of it.
 
     Raises:
         ValueError: A value is out of its range.
@@ -125,14 +123,13 @@ class LossConfig:
     threshold: float = 0.5
     min_support: int = 1
     absent_evidence: float = 0.0
-    teacher: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the values."""
         for name in ("rated_weight", "unrated_weight"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
-        for name in ("threshold", "absent_evidence", "teacher"):
+        for name in ("threshold", "absent_evidence"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(
                     f"{name}: expected a number in [0, 1], found {getattr(self, name)}"
@@ -226,8 +223,6 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected above 0, found {getattr(self, name)}")
         if self.final_fit and (self.stage == "pretrain" or not self.finetune.steps):
             raise ValueError("final_fit: expected fine-tuning with it, found none")
-        if self.loss.teacher and self.finetune.steps and not self.finetune.ema:
-            raise ValueError("loss.teacher: expected finetune.ema with it, found 0")
         if "noise" in self.overrides:
             raise ValueError("overrides: expected no noise, which is --pretrain.noise and so on")
         for name in ("checkpoint_steps", "keep_checkpoints"):
@@ -246,9 +241,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss.rated_weight": 1.0,
         "loss.unrated_weight": 0.2,
         "loss.threshold": 0.0,
-        "loss.absent_evidence": 0.6,
-        "loss.teacher": 0.8,
-        "finetune.ema": 0.99,
+        "loss.absent_evidence": 1.0,
     },
     "paper": {
         "model": "paper-mixture",

@@ -95,7 +95,6 @@ class Row:
         name: What it is called.
         model: The model.
         loss: The loss of fine-tuning.
-        ema: The moving average of weights in fine-tuning.
         paper: The paper's number.
         complete: Whether it learns from complete labels: the ceiling.
     """
@@ -103,7 +102,6 @@ class Row:
     name: str
     model: Model
     loss: LossConfig
-    ema: float = 0.0
     paper: float | None = None
     complete: bool = False
 
@@ -139,9 +137,7 @@ def recipe_row(name: str, model: Model, recipe: str, **loss: Any) -> Row:
         for key, value in RECIPES[recipe].items()
         if key.startswith("loss.")
     }
-    changed = LossConfig(**(given | loss))
-    ema = RECIPES[recipe].get("finetune.ema", 0.0)
-    return Row(name, model, changed, ema=ema if changed.teacher else 0.0)
+    return Row(name, model, LossConfig(**(given | loss)))
 
 
 def make_tables(protocol: Protocol) -> list[Table]:
@@ -191,7 +187,6 @@ def make_tables(protocol: Protocol) -> list[Table]:
         Row("plain", model, PLAIN),
         Row("the paper's recipe (m = 2.5, n = 0.1, τ = 0.5)", model, correlated),
         best("--recipe best"),
-        best("  without the teacher", teacher=0.0),
         best("  without absent evidence", absent_evidence=0.0),
         best("  with the paper's τ = 0.5", threshold=0.5),
         best("  with the paper's m = 2.5, n = 0.1", rated_weight=2.5, unrated_weight=0.1),
@@ -299,7 +294,7 @@ class Experiments:
             model=row.model.name,
             overrides=dict(row.model.overrides),
             stage="finetune",
-            finetune=self._shortened(replace(self.protocol.finetune, ema=row.ema)),
+            finetune=self._shortened(self.protocol.finetune),
             loss=row.loss,
             seed=seed,
             device=self.device,
@@ -391,7 +386,7 @@ def to_json(table: Table, outcomes: Sequence[Outcome], measures: Sequence[str]) 
     for number, outcome in enumerate(outcomes):
         row: dict[str, Any] = {"name": outcome.row.name.strip(), "paper": outcome.row.paper}
         row["seconds_a_run"] = round(outcome.seconds, 1)
-        row["loss"] = asdict(outcome.row.loss) | {"ema": outcome.row.ema}
+        row["loss"] = asdict(outcome.row.loss)
         row["model"] = asdict(outcome.row.model)
         for measure in measures:
             row[measure] = {

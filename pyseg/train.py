@@ -210,7 +210,6 @@ def _train(
                 config.loss.unrated_weight,
                 None if correlation is None else correlation.to(device),
                 config.loss.absent_evidence,
-                config.loss.teacher,
             )
             stages.append(Stage("finetune", config.finetune, segments, loss, classes))
         if config.final_fit:

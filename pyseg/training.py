@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyseg import _cli, distributed, models
@@ -53,18 +52,11 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Loss(nn.Module):
     """The loss of a stage, summed over the classes and averaged over the batch.
 
-    With a teacher the target of an unrated class is (1 - t) y' + t q, where y' is what the ratings
-    say of it (`pyseg.ops.rated_bce_with_logits`) and q what the teacher does. As cross-entropy is
-    linear in its target, that is the sum of two losses. The teacher is the moving average of the
-    model itself (Tarvainen and Valpola, Mean teachers are better role models, NIPS 2017): what
-    correlation says of a class is the same for all videos, and the teacher has seen this one.
-
     Args:
         rated_weight: The weight of rated classes.
         unrated_weight: The weight of all others; both 1 is plain cross-entropy.
         correlation: What rated classes say of others.
         absent_evidence: See `pyseg.ops.rated_bce_with_logits`.
-        teacher: The teacher's part t of the target of an unrated class.
     """
 
     def __init__(
@@ -73,54 +65,25 @@ class Loss(nn.Module):
         unrated_weight: float = 1.0,
         correlation: LabelCorrelation | None = None,
         absent_evidence: float = 0.0,
-        teacher: float = 0.0,
     ) -> None:
         """Keeps the arguments; the class describes them."""
         super().__init__()
         self.rated_weight, self.unrated_weight = rated_weight, unrated_weight
         self.correlation = correlation
         self.absent_evidence = absent_evidence
-        self.teacher = teacher
 
-    def forward(
-        self,
-        logits: Tensor,
-        offsets: Tensor,
-        classes: Tensor,
-        scores: Tensor,
-        taught: Tensor | None = None,
-    ) -> Tensor:
-        """Returns the loss of (B, C) logits; the ratings are those of a `pyseg.data.Batch`.
-
-        Args:
-            logits: (B, C).
-            offsets: (B + 1,), see `pyseg.data.Batch`.
-            classes: (R,).
-            scores: (R,).
-            taught: (B, C) logits of the teacher, where there is one.
-        """
-        loss = rated_bce_with_logits(
+    def forward(self, logits: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
+        """Returns the loss of (B, C) logits; the ratings are those of a `pyseg.data.Batch`."""
+        return rated_bce_with_logits(
             logits,
             offsets,
             classes,
             scores,
             self.correlation,
             rated_weight=self.rated_weight,
-            unrated_weight=self.unrated_weight * (1.0 - self.teacher),
+            unrated_weight=self.unrated_weight,
             absent_evidence=self.absent_evidence,
         )
-        if taught is None:
-            return loss
-        distilled = functional.binary_cross_entropy_with_logits(
-            logits.float(), taught.float().sigmoid(), reduction="none"
-        )
-        rows = torch.repeat_interleave(
-            torch.arange(len(offsets) - 1, device=offsets.device),
-            offsets.diff(),
-            output_size=len(classes),
-        )
-        distilled = distilled.index_put((rows, classes), distilled.new_zeros(()))
-        return loss + self.unrated_weight * self.teacher * distilled.sum() / max(len(logits), 1)
 
 
 class _Step(nn.Module):
@@ -136,16 +99,10 @@ class _Step(nn.Module):
         self.l2 = l2
 
     def forward(
-        self,
-        frames: Tensor,
-        num_frames: Tensor,
-        offsets: Tensor,
-        classes: Tensor,
-        scores: Tensor,
-        taught: Tensor | None,
+        self, frames: Tensor, num_frames: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor
     ) -> Tensor:
         def criterion(logits: Tensor) -> Tensor:
-            return cast(Tensor, self.loss(logits, offsets, classes, scores, taught))
+            return cast(Tensor, self.loss(logits, offsets, classes, scores))
 
         loss = self.model.training_loss(frames, num_frames, criterion)
         return loss + l2_penalty(self.model, self.l2) if self.l2 else loss
@@ -379,7 +336,6 @@ class _StageRun:
         self.average: AveragedModel | None = None
         if config.ema:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-            self.average.eval()
         half = trainer.config.precision == "fp16"
         self.scaler = torch.amp.GradScaler(trainer.device.type, enabled=half)
         self.steps = trainer._best_step if self.stage.again else config.steps
@@ -478,9 +434,8 @@ class _StageRun:
         self.optimizer.zero_grad(set_to_none=True)
         dtype = _DTYPES.get(options.precision)
         with torch.autocast(self.trainer.device.type, dtype=dtype, enabled=dtype is not None):
-            taught = self._teach(batch)
             loss: Tensor = self.loss_of(
-                batch.frames, batch.num_frames, batch.offsets, batch.classes, batch.scores, taught
+                batch.frames, batch.num_frames, batch.offsets, batch.classes, batch.scores
             )
         if options.on_nan == "skip":
             wrong = not bool(torch.isfinite(loss.detach()))
@@ -500,15 +455,6 @@ class _StageRun:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return loss.detach()
-
-    def _teach(self, batch: Batch) -> Tensor | None:
-        """Returns the logits of the moving average, where the loss learns from them."""
-        if not self.stage.loss.teacher:
-            return None
-        average = cast(AveragedModel, self.average)
-        with torch.no_grad():
-            taught: Tensor = average(batch.frames, batch.num_frames)
-        return taught
 
     def _losses(self) -> Tensor:
         """Returns the losses since the last line of the log, of all processes' examples.

@@ -78,8 +78,6 @@ def test_the_tables_of_the_paper() -> None:
     thresholds = [row.loss.threshold for row in tables["4"].rows[1:]]
     assert thresholds == [0.3, 0.4, 0.5, 0.6]
     assert [row.paper for row in tables["5"].rows] == [0.740, 0.749]
-    for row in tables["best"].rows:
-        assert bool(row.loss.teacher) == bool(row.ema)
     assert not tables["best"].ceiling  # nobody knows all labels of the sample
 
 

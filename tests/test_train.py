@@ -303,7 +303,6 @@ def test_correlation_of_a_file(pairs_folder, tmp_path, capsys):
         ({"threshold": 1.5}, r"threshold: expected a number in \[0, 1\], found 1.5"),
         ({"min_support": 0}, "min_support: expected at least 1, found 0"),
         ({"absent_evidence": -0.1}, r"absent_evidence: expected a number in \[0, 1\], found -0.1"),
-        ({"teacher": 2.0}, r"teacher: expected a number in \[0, 1\], found 2.0"),
     ],
 )
 def test_options_of_the_loss(options, text):

@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from pyseg import _cli, models, train, training
 from pyseg.checkpoint import list_checkpoints, load_checkpoint
 from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Batch, Example, Ratings, collate, encode_frames, write_records
 from pyseg.labels import LabelCorrelation
-from pyseg.ops import correlated_targets
 
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
 
@@ -54,12 +52,9 @@ STAGES = {
 }
 
 
-LOSS = LossConfig(absent_evidence=0.5, teacher=0.5)
-
-
 def config(data: Path, run: Path, **changes) -> TrainConfig:
     options = {"overrides": TINY | {"dropout": 0.2}, "checkpoint_steps": 2, **STAGES, **changes}
-    options.setdefault("loss", LOSS if options["finetune"].ema else LossConfig())
+    options.setdefault("loss", LossConfig(absent_evidence=0.5))
     return TrainConfig(data=str(data), run=str(run), **options)
 
 
@@ -314,8 +309,6 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
     assert log_of(run)[-1]["stage"] == "final"
     with pytest.raises(ValueError, match="final_fit: expected fine-tuning with it, found none"):
         config(data, run, stage="pretrain", final_fit=True)
-    with pytest.raises(ValueError, match=r"loss\.teacher: expected finetune\.ema with it, found 0"):
-        config(data, run, finetune=StageConfig(1, 1.0), loss=LOSS)
 
 
 def test_average_of_weights(data: Path, tmp_path: Path, monkeypatch) -> None:
@@ -471,55 +464,6 @@ def test_loss_is_summed_over_classes_and_averaged_over_the_batch():
     p = logits.sigmoid()
     expected = -(targets * p.log() + (1 - targets) * (1 - p).log()).sum() / 2
     torch.testing.assert_close(ratings(training.Loss(), logits, collate(examples)), expected)
-
-
-def test_a_teacher_has_a_part_in_the_targets_of_unrated_classes():
-    """The sum of two losses is the loss of the mixed targets, in value and gradient."""
-    frames = np.zeros((1, 2), np.uint8)
-    batch = collate(
-        [
-            Example("a", frames, np.array([0]), np.array([1.0], np.float32)),
-            Example("b", frames, np.array([2, 1]), np.array([0.0, 1.0], np.float32)),
-            Example("c", frames, np.zeros(0, np.int64), np.zeros(0, np.float32)),
-        ]
-    )
-    correlation = LabelCorrelation(
-        torch.tensor([0, 2, 2, 3]), torch.tensor([1, 2, 0]), torch.tensor([0.9, 0.4, 0.8])
-    )
-    generator = torch.Generator().manual_seed(0)
-    logits, taught = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
-    logits.requires_grad_()
-    loss = training.Loss(2.5, 0.1, correlation, absent_evidence=0.5, teacher=0.7)
-    value = loss(logits, batch.offsets, batch.classes, batch.scores, taught)
-    targets = correlated_targets(
-        batch.offsets, batch.classes, batch.scores.double(), correlation, 3, absent_evidence=0.5
-    )
-    rated = batch.rated(3)
-    mixed = torch.where(rated, targets, 0.3 * targets + 0.7 * taught.sigmoid())
-    expected = functional.binary_cross_entropy_with_logits(
-        logits, mixed, torch.where(rated, 2.5, 0.1).double(), reduction="sum"
-    )
-    torch.testing.assert_close(value, expected / 3, rtol=1e-6, atol=1e-6)
-    for a, b in zip(*(torch.autograd.grad(v, logits) for v in (value, expected / 3)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
-
-
-def test_the_teacher_is_the_average_without_dropout(data: Path, tmp_path: Path, monkeypatch):
-    teach, seen = training._StageRun._teach, []
-
-    def recorded(self, batch):
-        taught = teach(self, batch)
-        again = None if taught is None else self.average.module(batch.frames, batch.num_frames)
-        seen.append((self.stage.name, taught, again))
-        return taught
-
-    monkeypatch.setattr(training._StageRun, "_teach", recorded)
-    train.train(config(data, tmp_path / "run"))
-    assert [name for name, taught, _ in seen if taught is not None] == ["finetune"] * 9
-    for _, taught, again in seen:
-        if taught is not None:
-            assert torch.equal(taught, again)  # nothing is drawn
-            assert not taught.requires_grad
 
 
 def test_loss_has_the_papers_weights_and_targets():

@@ -42,10 +42,8 @@ class LogisticHead(nn.Module):
         """Makes the module; the class describes the arguments."""
         super().__init__()
         check_num_classes(num_classes)
-        if not 0.0 < prior < 1.0:
-            raise ValueError(f"prior: expected a number above 0 and below 1, found {prior}")
         self.linear = he_linear(in_features, num_classes)
-        nn.init.constant_(self.linear.bias, math.log(prior / (1.0 - prior)))
+        nn.init.constant_(self.linear.bias, prior_logit(prior))
 
     def regularized(self) -> tuple[Tensor, ...]:
         """Returns what the reference's L2 penalty counts: weights and biases."""
@@ -157,6 +155,17 @@ class MixtureOfExperts(nn.Module):
     def extra_repr(self) -> str:
         """Returns the geometry for `repr`."""
         return f"num_classes={self.num_classes}, mixtures={self.mixtures}"
+
+
+def prior_logit(prior: float) -> float:
+    """Returns the bias that gives a fresh class its prior probability.
+
+    Raises:
+        ValueError: it is not between 0 and 1.
+    """
+    if not 0.0 < prior < 1.0:
+        raise ValueError(f"prior: expected a number above 0 and below 1, found {prior}")
+    return math.log(prior / (1.0 - prior))
 
 
 def check_num_classes(num_classes: int) -> None:

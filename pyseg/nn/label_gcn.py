@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg.nn.derived import DerivedWeights
-from pyseg.nn.head import check_num_classes
+from pyseg.nn.head import check_num_classes, prior_logit
 
 if TYPE_CHECKING:
     from pyseg.labels import LabelCorrelation
@@ -50,7 +50,8 @@ class LabelGCN(DerivedWeights):
         gcn_size: the size D1 between the two convolutions.
         train_graph: whether A is trained.
         train_nodes: whether X is trained.
-        bias: whether there is a bias b, 0 at the start.
+        bias: whether there is a bias b.
+        prior: the probability that a fresh bias gives every class, see `LogisticHead`.
 
     Raises:
         TypeError: `correlation` or `node_features` is of a type that does not fit.
@@ -87,6 +88,7 @@ class LabelGCN(DerivedWeights):
         train_graph: bool = True,
         train_nodes: bool = True,
         bias: bool = False,
+        prior: float = 0.5,
     ) -> None:
         """Makes the module; the class describes the arguments."""
         super().__init__()
@@ -102,7 +104,8 @@ class LabelGCN(DerivedWeights):
         _hold(self, "nodes", nodes, train_nodes)
         self.first = nn.Parameter(_uniform(nodes.shape[1], gcn_size))
         self.second = nn.Parameter(_uniform(gcn_size, in_features))
-        self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
+        start = torch.full((num_classes,), prior_logit(prior))
+        self.bias = nn.Parameter(start) if bias else None
 
     def regularized(self) -> tuple[Tensor, ...]:
         """Returns what `l2_penalty` counts: W1 and W2, which the reference does not have."""

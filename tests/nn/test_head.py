@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyseg.nn import LogisticHead, MixtureOfExperts
+from pyseg.nn import LabelGCN, LogisticHead, MixtureOfExperts
 
 
 def test_head_is_linear() -> None:
@@ -23,6 +23,8 @@ def test_fresh_biases_give_the_prior() -> None:
     torch.testing.assert_close(
         LogisticHead(4, 3, prior=0.01)(torch.zeros(2, 4)).sigmoid(), torch.full((2, 3), 0.01)
     )
+    head = LabelGCN(4, 3, bias=True, prior=0.01)
+    torch.testing.assert_close(head(torch.zeros(2, 4)).sigmoid(), torch.full((2, 3), 0.01))
     with pytest.raises(ValueError, match=r"prior: expected .* above 0 and below 1, found 1\.0"):
         LogisticHead(4, 3, prior=1.0)
 
