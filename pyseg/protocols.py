@@ -108,6 +108,10 @@ class Protocol(ABC):
         pretrain: The first stage, on video labels; None: there is none.
         finetune: The second stage, on ratings.
         has_ceiling: Whether there are complete labels to train on.
+
+    Args:
+        folder: Where the data are.
+        part: What is held out.
     """
 
     name: str
@@ -120,15 +124,16 @@ class Protocol(ABC):
     finetune: StageConfig
     has_ceiling = True
 
-    def __init__(self, part: Part) -> None:
-        """Remembers which videos are held out."""
+    def __init__(self, folder: Path, part: Part) -> None:
+        """Reads nothing yet; the class describes the arguments."""
+        self.folder = folder
         self.part = part
+        self._collections: dict[tuple[int, bool], Collection] = {}
 
     @abstractmethod
     def _all(self, seed: int, complete: bool) -> Collection:
         """Returns the data, split for a test."""
 
-    @functools.cache  # noqa: B019 - there is one protocol in a process
     def collection(self, seed: int, *, complete: bool = False) -> Collection:
         """Returns the data.
 
@@ -136,10 +141,13 @@ class Protocol(ABC):
             seed: Decides which classes of an example are rated, where that is not given.
             complete: Whether examples are rated for all classes.
         """
-        found = self._all(seed, complete)
-        if self.part == "validation":
-            found = found.without_test(VALIDATION_FRACTION, _VALIDATION_SEED)
-        return found
+        key = seed, complete
+        if key not in self._collections:  # what one holds in memory is read once
+            found = self._all(seed, complete)
+            if self.part == "validation":
+                found = found.without_test(VALIDATION_FRACTION, _VALIDATION_SEED)
+            self._collections[key] = found
+        return self._collections[key]
 
     @abstractmethod
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
@@ -199,7 +207,8 @@ class IncompleteVideos(Protocol):
             FileNotFoundError: One of them is not there.
             pyseg.data.DataError: A table is malformed.
         """
-        super().__init__(part)
+        super().__init__(folder, part)
+        self._saved: set[Path] = set()
         for name in (_LABEL_LISTS, _VOCABULARY, _RATED):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file")
@@ -250,11 +259,12 @@ class IncompleteVideos(Protocol):
         if loss.correlation != "auto":
             return loss
         path = folder / f"correlation-{loss.threshold}.npz"
-        if not path.exists():
+        if path not in self._saved:
             counted = LabelCorrelation.from_counts(
                 self.counts, loss.threshold, self.classes, min_support=loss.min_support
             )
             counted.save(path)
+            self._saved.add(path)
         return replace(loss, correlation=str(path))
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
@@ -291,7 +301,7 @@ class RatedClips(Protocol):
             FileNotFoundError: A file is not there.
             pyseg.data.DataError: The folder holds something else.
         """
-        super().__init__(part)
+        super().__init__(folder, part)
         self.opened = open_collection(folder, test_fraction=TEST_FRACTION, seed=_TEST_SEED)
         if self.opened.name != "audioset" or not self.opened.has_segments:
             raise _cli.UserError(f"{folder}: expected AudioSet records with strong labels")
@@ -346,9 +356,10 @@ def open_protocol(name: str, folder: Path, part: Part = "test") -> Protocol:
         FileNotFoundError: Something is missing in the folder.
         pyseg.data.DataError: A file is malformed.
     """
-    if name == "sample":
-        return GeneratedSample(part)
-    return (IncompleteVideos if name == "yt8m" else RatedClips)(folder, part)
+    kinds: dict[str, type[Protocol]] = {
+        kind.name: kind for kind in (IncompleteVideos, RatedClips, GeneratedSample)
+    }
+    return kinds[name](folder, part)
 
 
 def complete_map(model: nn.Module, collection: Collection) -> float:

@@ -273,7 +273,7 @@ class Experiments:
         A run that has been finished before is looked up.
         """
         config = self._config(row, seed)
-        folder = self.folder / f"{_key(config, row.complete)}-{seed}"
+        folder = self.folder / f"{self._key(config, row.complete)}-{seed}"
         result = folder / _RESULT
         if result.is_file():
             found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
@@ -300,6 +300,19 @@ class Experiments:
             device=self.device,
         )
 
+    def _key(self, config: TrainConfig, complete: bool = False) -> str:
+        """Returns a name for the runs of a row: another one where anything differs but the seed."""
+        options = {
+            **asdict(config),
+            "seed": None,
+            "complete": complete,
+            "data": str(self.protocol.folder.resolve()),
+            "part": self.protocol.part,
+            "version": pyseg.__version__,
+        }
+        text = json.dumps(options, sort_keys=True)
+        return f"{config.model}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
     def _pretrained(self, row: Row, seed: int) -> Path:
         """Returns the run that a row with a seed goes on from."""
         assert self.protocol.pretrain is not None
@@ -310,7 +323,7 @@ class Experiments:
             finetune=StageConfig(0, 1.0),
             loss=self._graph_loss(row),
         )
-        folder = self.folder / f"{_key(config)}-{seed}-pretrained"
+        folder = self.folder / f"{self._key(config)}-{seed}-pretrained"
         done = folder / _RESULT
         if not done.is_file():
             self._train(replace(config, run=str(folder)), complete=False)
@@ -334,13 +347,6 @@ class Experiments:
         collection = self.protocol.collection(config.seed, complete=complete)
         with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             train(replace(config, loss=loss), collection)
-
-
-def _key(config: TrainConfig, complete: bool = False) -> str:
-    """Returns a name for the runs of a row: another one where anything differs but the seed."""
-    options = {**asdict(config), "seed": None, "run": None, "complete": complete}
-    text = json.dumps(options, sort_keys=True)
-    return f"{config.model}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def differences(outcomes: Sequence[Outcome], measure: str) -> list[Estimate]:

@@ -69,7 +69,7 @@ def test_markdown_and_json() -> None:
 
 
 def test_the_tables_of_the_paper() -> None:
-    tables = {t.name: t for t in reproduce.make_tables(GeneratedSample("test"))}
+    tables = {t.name: t for t in reproduce.make_tables(GeneratedSample(Path(), "test"))}
     assert list(tables) == ["2", "3", "4", "5", "best"]
     assert [row.paper for row in tables["2"].rows] == [0.770, 0.773, 0.778]
     weights = [(row.loss.rated_weight, row.loss.unrated_weight) for row in tables["3"].rows]
