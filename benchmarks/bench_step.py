@@ -6,9 +6,10 @@ Bytes in, new weights out. The peers are the same formula as one writes it in Py
 targets and `torch.optim.Adam`, torch.compile of that, and in float32 on a CPU the same in
 TensorFlow, if it gives the same loss. 16-bit types mean autocast. The floor is that of the products
 in the order that the layers take, or of the weights: Adam reads four numbers for each of them and
-writes three. Medians of contenders that take turns. The last lines say what the times come to for
-the paper's schedule (200,000 and 250,000 steps of 80 examples), of one nextvlad1; its mixture has
-three of them and a GRU.
+writes three. The process keeps its memory, as that of pyseg.train does: the peers' too, which would
+be slower by themselves. Medians of contenders that take turns. The last lines say what the times
+come to for the paper's schedule (200,000 and 250,000 steps of 80 examples), of one nextvlad1; its
+mixture has three of them and a GRU.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from plain import PlainClassifier
 from torch import Tensor, nn
 
 from pyseg import models
+from pyseg._memory import keep_memory
 from pyseg.training import Loss
 
 CLASSES = 3862
@@ -42,6 +44,7 @@ def flop_of(model: nn.Module, batch: int, length: int) -> float:
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("name", SHAPES)
 def test_step(compare, benchmark, request, lines, name, dtype):
+    keep_memory()
     batch, length = SHAPES[name]
     torch.manual_seed(0)
     model = models.create("nextvlad1", num_classes=CLASSES).to(DEVICE)

@@ -88,7 +88,7 @@ _ARCHITECTURES = {
 
 def _graph_models(**overrides: Any) -> dict[str, Model]:
     """Returns the models of table 5: linear classifiers, as they are and made from a graph."""
-    shared = {"clusters": 1024, "hidden_size": 512, "batch_norm_momentum": 0.1, **overrides}
+    shared = {"clusters": 512, "hidden_size": 256, "batch_norm_momentum": 0.1, **overrides}
     return {
         "DBoF": Model("dbof", {**shared, "head": "logistic"}),
         "DBoF with GCN": Model("dbof-gcn", {**shared, "bias": True}),
@@ -97,6 +97,10 @@ def _graph_models(**overrides: Any) -> dict[str, Model]:
 
 class Protocol(ABC):
     """Data, split and rated in a fixed way, and how a model is measured on it.
+
+    Args:
+        folder: Where the data are.
+        part: What is held out.
 
     Attributes:
         name: What the command line calls it.
@@ -108,10 +112,6 @@ class Protocol(ABC):
         pretrain: The first stage, on video labels; None: there is none.
         finetune: The second stage, on ratings.
         has_ceiling: Whether there are complete labels to train on.
-
-    Args:
-        folder: Where the data are.
-        part: What is held out.
     """
 
     name: str
@@ -192,7 +192,7 @@ class IncompleteVideos(Protocol):
         },
     )
     architectures: ClassVar = {}  # there is no time in means of videos
-    graph_models: ClassVar = _graph_models(prior=_PRIOR)
+    graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
 
     def __init__(self, folder: Path, part: Part) -> None:

@@ -40,7 +40,9 @@ import torch
 import pyseg
 from pyseg import _charts, _cli, models
 from pyseg._files import written_whole
+from pyseg._memory import keep_memory
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig
+from pyseg.evaluate import pick_device
 from pyseg.protocols import Model, Part, Protocol, open_protocol
 from pyseg.train import train
 
@@ -282,7 +284,8 @@ class Experiments:
         if self.protocol.pretrain is not None:
             config = replace(config, init=str(self._pretrained(row, seed)))
         self._train(replace(config, run=str(folder)), row.complete)
-        measures = self.protocol.measure(models.load(folder, device=self.device or "cpu"), seed)
+        model = models.load(folder, device=pick_device(self.device))
+        measures = self.protocol.measure(model, seed)
         found = {"measures": measures, "seconds": time.perf_counter() - began}
         with written_whole(result) as file:
             file.write(json.dumps(found).encode())
@@ -524,6 +527,7 @@ def _write(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.reproduce``."""
+    keep_memory()
     parser = _cli.make_parser(
         ReproduceConfig, "pyseg.reproduce", "Runs the paper's experiments on the data at hand."
     )

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from pyseg import _cli, distributed, models
+from pyseg._memory import keep_memory
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import (
     SEGMENT_VOCABULARY,
@@ -279,6 +280,7 @@ def _recipe(argv: Sequence[str] | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.train``."""
+    keep_memory()
     train(_cli.parse(make_parser(_recipe(argv)), TrainConfig, argv))
 
 

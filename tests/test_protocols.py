@@ -118,6 +118,15 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         open_protocol("audioset", tmp_path)
 
 
+def test_real_videos(shared: Path) -> None:
+    protocol = open_protocol("yt8m", shared / "data/yt8m")
+    collection = protocol.collection(0)
+    assert (len(collection.segments("train")), len(collection.segments("test"))) == (3671, 1486)
+    assert protocol.counts.num_videos == 973_817  # of 980,029: those in no shard
+    scores = [float(video.scores[0]) for video in collection.segments("all")]
+    assert np.mean(scores) == pytest.approx(132_442 / 237_788, abs=0.03)
+
+
 def test_audioset(shared: Path) -> None:
     protocol = open_protocol("audioset", shared / "data/audioset")
     rated = {e.id: e.classes.tolist() for e in protocol.collection(0).segments("test")}
