@@ -291,8 +291,8 @@ class RatedClips(Protocol):
         f"classes with at least {FEWEST_POSITIVES} of them",
     }
     model = Model("nextvlad-small")
-    pretrain = StageConfig(1000, 2e-3, 40)
-    finetune = StageConfig(500, 1e-3, noise=0.1)
+    pretrain = StageConfig(500, 2e-3, 40)
+    finetune = StageConfig(300, 1e-3, noise=0.1)
 
     def __init__(self, folder: Path, part: Part) -> None:
         """Looks at the folder, see `pyseg.data.open_collection`.
