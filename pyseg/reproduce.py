@@ -358,8 +358,15 @@ def differences(outcomes: Sequence[Outcome], measure: str) -> list[Estimate]:
     return [Estimate.of(np.array(outcome.values[measure]) - first) for outcome in outcomes]
 
 
-def gaps_closed(outcomes: Sequence[Outcome], measure: str) -> list[Estimate]:
-    """Returns where rows lie between the first row, 0, and the last, 1, seed by seed."""
+def gaps_closed(outcomes: Sequence[Outcome], measure: str) -> list[Estimate] | None:
+    """Returns where rows lie between the first row, 0, and the last, 1, seed by seed.
+
+    None where the two do not clearly differ: there is no gap then that could be closed. A single
+    seed is believed.
+    """
+    gap = differences(outcomes, measure)[-1]
+    if gap.mean == 0 or not (gap.is_clear or math.isnan(gap.error)):
+        return None
     values = np.array([outcome.values[measure] for outcome in outcomes])
     return [Estimate.of(row) for row in (values - values[0]) / (values[-1] - values[0])]
 
@@ -379,9 +386,9 @@ def describe(table: Table, outcomes: Sequence[Outcome], measures: Sequence[str])
             for difference in differences(outcomes, measure)[1:]
         ]
         columns.append(compared)
-        if table.ceiling:
+        if table.ceiling and (closed := gaps_closed(outcomes, measure)) is not None:
             head.append("of the gap")
-            columns.append([gap.text(".0%") for gap in gaps_closed(outcomes, measure)])
+            columns.append([gap.text(".0%") for gap in closed])
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *zip(*columns, strict=True)]
     title = f"## {'Table ' * table.name.isdigit()}{table.name}: {table.title}"
     return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)]) + "\n"
@@ -403,8 +410,8 @@ def to_json(table: Table, outcomes: Sequence[Outcome], measures: Sequence[str]) 
                 **_plain(Estimate.of(outcome.values[measure])),
                 "difference": _plain(compared[measure][number]),
             }
-            if closed:
-                row[measure]["gap_closed"] = _plain(closed[measure][number])
+            if (gaps := closed.get(measure)) is not None:
+                row[measure]["gap_closed"] = _plain(gaps[number])
         rows.append(row)
     return {"table": table.name, "title": table.title, "rows": rows}
 

@@ -42,9 +42,12 @@ def test_estimates() -> None:
 def test_rows_are_compared_seed_by_seed() -> None:
     outcomes = rows_of([0.1, 0.3], [0.2, 0.4], [0.5, 0.7])
     assert reproduce.differences(outcomes, "map")[1] == pytest.approx((0.1, 0.0))
-    assert [gap.mean for gap in reproduce.gaps_closed(outcomes, "map")] == pytest.approx(
-        [0.0, 0.25, 1.0]
-    )
+    closed = reproduce.gaps_closed(outcomes, "map")
+    assert closed is not None
+    assert [gap.mean for gap in closed] == pytest.approx([0.0, 0.25, 1.0])
+    # A ceiling that is none, and one seed, of which nobody knows.
+    assert reproduce.gaps_closed(rows_of([0.1, 0.3], [0.2, 0.2]), "map") is None
+    assert reproduce.gaps_closed(rows_of([0.1], [0.2]), "map") is not None
 
 
 def test_markdown_and_json() -> None:
