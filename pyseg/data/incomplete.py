@@ -29,8 +29,7 @@ class IncompleteVideoDataset(VideoDataset):
     being as likely. Otherwise it is rated 0 for a class that is easily mistaken: one of its labels
     is drawn, and then a class that the video does not have, by the row of that label in
     `confusable`. Where that row has no such class, the rating is positive. What is rated depends on
-    `rating_seed` and the video's id only. Videos without a label of `among` are left
-    out.
+    `rating_seed` and the video's id only. Videos without a label of `among` are left out.
 
     Args:
         paths: See `RecordDataset`.
@@ -99,18 +98,11 @@ class IncompleteVideoDataset(VideoDataset):
             if not len(present):
                 continue
             if self.complete:
-                yield (
-                    id,
-                    example._replace(classes=present, scores=np.ones(len(present), np.float32)),
-                )
+                classes, scores = present, np.ones(len(present), np.float32)
             else:
                 rated, score = self._rate(id, present)
-                yield (
-                    id,
-                    example._replace(
-                        classes=np.array([rated]), scores=np.array([score], np.float32)
-                    ),
-                )
+                classes, scores = np.array([rated]), np.array([score], np.float32)
+            yield id, example._replace(classes=classes, scores=scores)
 
     def _rate(self, id: str, present: np.ndarray) -> tuple[int, float]:
         """Returns the rated class and its score, of a video with some classes."""
