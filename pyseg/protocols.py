@@ -28,7 +28,6 @@ from pyseg.config import LossConfig, StageConfig
 from pyseg.data import (
     Collection,
     IncompleteVideoDataset,
-    find_shards,
     open_collection,
     read_videos,
     youtube8m,
@@ -212,17 +211,18 @@ class IncompleteVideos(Protocol):
         for name in (_LABEL_LISTS, _VOCABULARY, _RATED):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file")
-        self.paths = find_shards(str(folder / "video_level*.tfrecord*"))
+        self.opened = open_collection(
+            folder / "video_level*.tfrecord*", test_fraction=TEST_FRACTION, seed=_TEST_SEED
+        )
         self.lists = folder / _LABEL_LISTS
         self.classes = youtube8m.read_segment_vocabulary(folder / _RATED).classes
-        names = youtube8m.read_vocabulary(folder / _VOCABULARY)
-        self.class_names = [names[number] for number in self.classes]
 
     @functools.cached_property
     def counts(self) -> Cooccurrence:
         """How often labels occur together, in videos that are in no shard."""
-        own = {id for path in self.paths for block in read_videos(path) for id in block.ids}
-        counter = CooccurrenceCounter(youtube8m.NUM_CLASSES)
+        paths = self.opened._video_paths
+        own = {id for path in paths for block in read_videos(path) for id in block.ids}
+        counter = CooccurrenceCounter(self.opened.num_classes)
         for lists in read_label_table(self.lists, exclude=own):
             counter.update(lists.offsets, lists.labels)
         return counter.finish()
@@ -236,22 +236,15 @@ class IncompleteVideos(Protocol):
         make = functools.partial(
             IncompleteVideoDataset, among=self.classes, confusable=self.confusable, rating_seed=seed
         )
-        return Collection(
-            name="youtube8m",
-            feature_sizes=youtube8m.FEATURE_SIZES,
+        names = self.opened.class_names
+        return replace(
+            self.opened,
             num_classes=len(self.classes),
-            class_names=self.class_names,
-            segment_classes=None,
-            level="video",
-            notes=(),
-            test_fraction=TEST_FRACTION,
-            seed=_TEST_SEED,
+            class_names=names and [names[number] for number in self.classes],
             _make_videos=functools.partial(make, complete=True),
             _make_segments=functools.partial(make, complete=complete),
-            _video_paths=tuple(self.paths),
-            _segment_paths=tuple(self.paths),
-            _train_paths=frozenset(),
-            _id_key="id",
+            _segment_paths=self.opened._video_paths,
+            _caches={},
         )
 
     def loss(self, loss: LossConfig, folder: Path) -> LossConfig:
