@@ -56,6 +56,10 @@ inline void check_dtype(const Tensor& tensor, const char* name,
                   torch::headeronly::toString(tensor.scalar_type()));
 }
 
+inline void check_contiguous(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+}
+
 // `tensor` is on the device of `other`.
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& other,
                          const char* other_name) {

@@ -12,6 +12,7 @@ from numba import njit
 
 # uint32 and uint64: numba would make something wider of a literal, and the vectors with it.
 _ZERO, _SIGN, _REST = np.uint32(0), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
+_INFINITY = np.uint32(0x7F800000)
 _ONE, _HALF = np.uint64(1), np.uint64(32)
 _WIDE_SIGN = np.uint64(0x8000000000000000)
 _ROWS = 256  # of a block whose columns are read one after the other: they fit the first cache
@@ -134,23 +135,19 @@ def precision_sums(keys, starts, ends, k, sums):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def keep(  # type: ignore[no-untyped-def]
-    bits, ids, candidates, masked, first, begin, longest, thresholds, keys, counts
+def append_keys(  # type: ignore[no-untyped-def]
+    bits, ids, candidates, masked, first, thresholds, keys, counts
 ):
-    """Appends the keys, score above id, below each class's threshold, of rows from `begin` on.
+    """Appends the keys, score above id, that are below each class's threshold.
 
-    The classes are those of the columns from `first` on. It goes in steps of at most `longest`
-    rows, and stops before one that a class may not have room for.
+    The classes are those of the columns from `first` on. There is room for the keys of all rows.
 
-    Returns the row where it stopped.
+    Returns whether no score is a NaN; what was appended where one is must be taken back.
     """
-    rows, room = len(bits), keys.shape[1]
     made, wanted = np.empty(_ROWS, np.uint64), np.empty(_ROWS, np.bool_)
-    while begin < rows:
-        end = min(rows, begin + longest)
-        for column in range(len(keys)):
-            if counts[column] + end - begin > room:
-                return begin
+    numbers = True
+    for begin in range(0, len(bits), _ROWS):
+        end = min(len(bits), begin + _ROWS)
         low = ids[begin:end]
         for column in range(len(keys)):
             score = bits[begin:end, first + column]
@@ -158,7 +155,9 @@ def keep(  # type: ignore[no-untyped-def]
                 made[row] = score[row]
             threshold = thresholds[column]
             for row in range(end - begin):
-                key = (np.uint64(_descending(np.uint32(made[row]))) << _HALF) | low[row]
+                low_bits = np.uint32(made[row])
+                numbers &= (low_bits & _REST) <= _INFINITY
+                key = (np.uint64(_descending(low_bits)) << _HALF) | low[row]
                 made[row] = key
                 wanted[row] = key < threshold
             if masked:
@@ -170,8 +169,7 @@ def keep(  # type: ignore[no-untyped-def]
                 target[size] = made[row]
                 size += np.int64(wanted[row])
             counts[column] += size
-        begin = end
-    return begin
+    return numbers
 
 
 @njit(cache=True, nogil=True)
@@ -184,7 +182,7 @@ def unpack(keys, ids, bits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def pack(ids, bits, keys):  # type: ignore[no-untyped-def]
-    """Writes the keys that `keep` makes."""
+    """Writes the keys that `append_keys` makes."""
     for entry in range(len(keys)):
         keys[entry] = (np.uint64(_descending(bits[entry])) << _HALF) | ids[entry]
 

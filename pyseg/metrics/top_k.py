@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from pyseg import _threads
+from pyseg import _ext, _threads
 from pyseg.metrics._inputs import (
     Array,
     as_array,
@@ -20,10 +21,7 @@ from pyseg.metrics._inputs import (
 from pyseg.metrics._ranking import load_kernels
 
 _LAST_ID = 2**32 - 1
-# Classes, at most, whose scores are read together: those of a few cache lines.
-_WIDTH = 64
-# Rows that are looked at before what they add is counted; the kernel's buffers have this size.
-_STEP = 256
+_WORST_KEY = 0xFF80000100000000
 # Scores that are worth a thread.
 _WORK = 2**18
 # A class has room for so many keys more than k at least, so that few rows make it full.
@@ -79,10 +77,9 @@ class TopKPerClass:
         self.num_classes = num_classes
         self.k = k
         self._most_room = k + max(k // 2, _LEAST_ROOM)
-        self._room = 0
-        self._keys = np.empty(0, np.uint64)  # (C, room), of which each row is filled to its count
+        self._keys = np.empty((num_classes, 0), np.uint64)  # each row is filled to its count
         self._counts = np.zeros(num_classes, np.int64)
-        self._thresholds = np.full(num_classes, 2**64 - 1, np.uint64)
+        self._thresholds = np.full(num_classes, _WORST_KEY, np.uint64)
 
     def update(self, segment_ids: Array, scores: Array, candidates: Array | None = None) -> None:
         """Adds a block of segments. After an error nothing of it was added.
@@ -109,34 +106,25 @@ class TopKPerClass:
             raise ValueError(
                 f"segment_ids: expected {len(score)} as scores has rows, found {len(ids)}"
             )
-        refuse_nan("scores", score)
-        mask = np.empty((0, 0), bool)
+        mask = None
         if candidates is not None:
             mask = as_array("candidates", candidates, 2)
             same_shape("candidates", mask, "scores", score)
             refuse_nan("candidates", mask)
-            mask = np.ascontiguousarray(mask, bool)
+            mask = _plain(mask, np.bool_)
         with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
-            score = np.ascontiguousarray(score, np.float32)
-        self._grow(int(self._counts.max()) + len(score))
-        table = self._keys.reshape(self.num_classes, -1)
-        step = min(_STEP, self._most_room - self.k)
-        kernels = load_kernels()
-
-        def add(begin: int, end: int) -> None:
-            for first in range(begin, end, _WIDTH):
-                part = slice(first, min(first + _WIDTH, end))
-                keys, counts, thresholds = table[part], self._counts[part], self._thresholds[part]
-                inputs = score.view(np.uint32), ids, mask, candidates is not None, first
-                row = 0
-                while row < len(score):
-                    row = kernels.keep(*inputs, row, step, thresholds, keys, counts)
-                    if row < len(score):
-                        for index in np.flatnonzero(counts + step > self._room).tolist():
-                            self._cut(first + index)
-
-        columns = -(-_WORK // max(1, len(score)))
-        _threads.run_all(add, _threads.shares(self.num_classes, columns))
+            block = _plain(score, np.float32)
+        least = min(len(block), max(1, (self._most_room - self.k) // 4))
+        if least < len(block):  # a class may be cut back before all is read
+            refuse_nan("scores", score)
+        row = 0
+        while row < len(block):
+            self._make_room(len(block) - row, least)
+            part = slice(row, row + self._keys.shape[1] - int(self._counts.max()))
+            kept = self._thresholds, self._keys, self._counts
+            if not _append(block[part], ids[part], None if mask is None else mask[part], *kept):
+                refuse_nan("scores", score)
+            row = part.stop
 
     def merge(self, other: TopKPerClass) -> None:
         """Adds what another one has kept, as if this one had been given its blocks too.
@@ -158,13 +146,15 @@ class TopKPerClass:
         scores = np.empty(offsets[-1], np.float32)
         kernels = load_kernels()
 
+        self._make_room(0, (self._keys.shape[1] - self.k) * 3 // 4)
+
         def order(index: int) -> None:
+            self._of(index).sort()
             if self._counts[index] > self.k:
-                self._cut(index)
-            keys = self._of(index)
-            keys.sort()
+                self._counts[index] = self.k
+                self._thresholds[index] = self._of(index)[-1]
             part = slice(offsets[index], offsets[index + 1])
-            kernels.unpack(keys, ids[part], scores[part].view(np.uint32))
+            kernels.unpack(self._of(index), ids[part], scores[part].view(np.uint32))
 
         _threads.run_all(order, [(index,) for index in range(self.num_classes)])
         return TopK(offsets, ids, scores)
@@ -214,41 +204,99 @@ class TopKPerClass:
         return best
 
     def _of(self, index: int) -> np.ndarray:
-        start = index * self._room
-        return self._keys[start : start + self._counts[index]]
+        return self._keys[index, : self._counts[index]]
 
     def _merge(self, others: list[np.ndarray]) -> None:
         sizes = np.array([len(keys) for keys in others])
         self._grow(int((self._counts + sizes).max()))
         for index, keys in enumerate(others):
             both = np.concatenate((self._of(index), keys))
-            if len(both) > self._room:
+            if len(both) > self._keys.shape[1]:
                 both.partition(self.k - 1)
                 both = both[: self.k]
                 self._thresholds[index] = both[-1]
             self._counts[index] = len(both)
             self._of(index)[:] = both
 
-    def _cut(self, index: int) -> None:
-        """Leaves the k best keys of a class that has more."""
-        keys = self._of(index)
-        keys.partition(self.k - 1)
-        self._thresholds[index] = keys[self.k - 1]
-        self._counts[index] = self.k
+    def _make_room(self, wanted: int, least: int) -> None:
+        """Makes room for so many more keys of each class, for `least` of them in any case."""
+        self._grow(int(self._counts.max()) + wanted)
+        _cut(self.k, least, self._thresholds, self._keys, self._counts)
 
     def _grow(self, wanted: int) -> None:
         """Makes room for so many keys of each class, or for the most there may be."""
+        before = self._keys
         wanted = min(self._most_room, wanted)
-        if wanted <= self._room:
+        if wanted <= before.shape[1]:
             return
-        before, room = self._room, min(self._most_room, max(wanted, 2 * self._room))
-        # The system moves pages instead of copying them, so that nothing is there twice.
-        self._keys.resize(self.num_classes * room, refcheck=False)
-        for index in range(self.num_classes - 1, 0, -1):
-            count = self._counts[index]
-            old, new = index * before, index * room
-            self._keys[new : new + count] = self._keys[old : old + count]
-        self._room = room
+        room = max(wanted, 2 * before.shape[1])
+        if room > self.k // 16:  # what is there twice while it is copied is no more than that
+            room = self._most_room
+        self._keys = np.empty((self.num_classes, room), np.uint64)
+        for keys, old, count in zip(self._keys, before, self._counts.tolist(), strict=True):
+            keys[:count] = old[:count]
+
+
+def _append(
+    scores: np.ndarray,
+    ids: np.ndarray,
+    candidates: np.ndarray | None,
+    thresholds: np.ndarray,
+    keys: np.ndarray,
+    counts: np.ndarray,
+) -> bool:
+    """Appends the keys of a block that are below their class's threshold; there is room for all.
+
+    Args:
+        scores: (S, C) float32.
+        ids: (S,) uint32.
+        candidates: (S, C) bool. ``None``: all are.
+        thresholds: (C,) uint64.
+        keys: (C, room) uint64, of which each row is filled to its count.
+        counts: (C,) int64.
+
+    Returns:
+        Whether no score is a NaN. Otherwise nothing was appended.
+    """
+    if _ext.HAS_CPU_OPS:
+        arrays = scores, ids, candidates, thresholds, keys, counts
+        tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
+        return bool(torch.ops.pyseg.top_k_append.default(*tensors))
+    masked = candidates is not None
+    mask = candidates if masked else np.empty((0, 0), bool)
+    kernels = load_kernels()
+    appended = counts.copy()
+
+    def add(begin: int, end: int) -> bool:
+        part = slice(begin, end)
+        kept = thresholds[part], keys[part], appended[part]
+        numbers: bool = kernels.append_keys(scores.view(np.uint32), ids, mask, masked, begin, *kept)
+        return numbers
+
+    columns = -(-_WORK // len(scores))
+    if not all(_threads.run_all(add, _threads.shares(len(counts), columns))):
+        return False
+    counts[:] = appended
+    return True
+
+
+def _cut(k: int, wanted: int, thresholds: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
+    """Leaves few keys besides the k best of each class that has no room for `wanted` more.
+
+    The arguments are those of `_append`; thresholds become what later keys have to be below.
+    """
+    if _ext.HAS_CPU_OPS:
+        arrays = (torch.from_numpy(array) for array in (thresholds, keys, counts))
+        torch.ops.pyseg.top_k_cut.default(k, wanted, *arrays)
+        return
+
+    def cut(index: int) -> None:
+        own = keys[index, : counts[index]]
+        own.partition(k - 1)
+        thresholds[index], counts[index] = own[k - 1], k
+
+    full = np.flatnonzero(counts > max(k, keys.shape[1] - wanted))
+    _threads.run_all(cut, [(index,) for index in full.tolist()])
 
 
 def _ids(segment_ids: Array) -> np.ndarray:
@@ -263,4 +311,9 @@ def _ids(segment_ids: Array) -> np.ndarray:
         raise ValueError(
             f"segment_ids: expected values in 0..{_LAST_ID}, found {ids[row]} at {row}"
         )
-    return np.ascontiguousarray(ids, np.uint32)
+    return _plain(ids, np.uint32)
+
+
+def _plain(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """Returns an array of `dtype` as tensors are: contiguous, aligned, and not read-only."""
+    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])

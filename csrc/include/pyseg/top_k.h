@@ -1,0 +1,273 @@
+// What keeps the k best scores of every class of a stream, on the CPU: the keys of those scores of
+// a block that may be among them go to the class's list. No framework: raw pointers and sizes; the
+// caller divides the classes among its threads.
+//
+// A key is a score and an id in 64 bits, the smaller the better: above the id are the bits of the
+// float32 as an unsigned integer that falls as the score grows, -0 being 0.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "pyseg/simd.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace pyseg {
+
+struct TopKBlock {
+  int64_t rows, classes;
+  const float* scores;         // (rows, classes)
+  const uint32_t* ids;         // (rows)
+  const uint8_t* candidates;   // (rows, classes), 0 or 1: whether a score counts; null: all do
+  const uint64_t* thresholds;  // (classes), at most kWorstKey: keys below them are appended
+  int64_t room;                // of each class: its count and `rows` at least
+  uint64_t* keys;              // (classes, room)
+  int64_t* counts;             // (classes), how many keys are there
+};
+
+// Above the keys of all scores, and below what stands for a score that does not count.
+constexpr uint64_t kWorstKey = 0xff80000100000000;
+
+namespace top_k_detail {
+
+// Scores are turned so many rows and columns at a time, which keeps them in the first cache.
+constexpr int64_t kRows = 64, kColumns = 16;
+
+// The scores of `rows` rows from `row` on and `columns` columns from `column` on.
+struct Part {
+  int64_t row, rows, column, columns;
+  const uint32_t* scores;  // (columns, kRows), aligned: the upper halves of the keys
+};
+
+inline void append(const TopKBlock& block, const Part& part) {
+  const uint32_t* const ids = block.ids + part.row;
+  for (int64_t c = 0; c < part.columns; ++c) {
+    const int64_t column = part.column + c;
+    const uint64_t threshold = block.thresholds[column];
+    uint64_t* const keys = block.keys + column * block.room;
+    int64_t count = block.counts[column];
+    for (int64_t i = 0; i < part.rows; ++i) {  // what is not wanted is overwritten by the next
+      const uint64_t key = static_cast<uint64_t>(part.scores[c * kRows + i]) << 32 | ids[i];
+      keys[count] = key;
+      count += key < threshold;
+    }
+    block.counts[column] = count;
+  }
+}
+
+#if defined(__x86_64__)
+// Appends 16 scores to `keys`, of which `count` are there, and returns how many are there then.
+// Whole vectors are stored, which is quick on every processor, unless kPart: then only `there` is
+// read, and only what is wanted is written.
+template <bool kPart>
+PYSEG_TARGET_AVX512 PYSEG_INLINE int64_t append_16(const uint32_t* scores, const uint32_t* ids,
+                                                   __m512i threshold, uint64_t* keys, int64_t count,
+                                                   __mmask16 there) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i second =
+      _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const __m512i score = _mm512_load_si512(scores);
+  const __m512i id = kPart ? _mm512_maskz_loadu_epi32(there, ids) : _mm512_loadu_si512(ids);
+  const __m512i low = _mm512_permutex2var_epi32(id, first, score);
+  const __m512i high = _mm512_permutex2var_epi32(id, second, score);
+  __mmask8 low_wanted = _mm512_cmplt_epu64_mask(low, threshold);
+  __mmask8 high_wanted = _mm512_cmplt_epu64_mask(high, threshold);
+  if constexpr (kPart) low_wanted &= there, high_wanted &= there >> 8;
+  const int64_t between = count + __builtin_popcount(low_wanted);
+  if constexpr (kPart) {
+    _mm512_mask_compressstoreu_epi64(keys + count, low_wanted, low);
+    _mm512_mask_compressstoreu_epi64(keys + between, high_wanted, high);
+  } else {
+    _mm512_storeu_si512(keys + count, _mm512_maskz_compress_epi64(low_wanted, low));
+    _mm512_storeu_si512(keys + between, _mm512_maskz_compress_epi64(high_wanted, high));
+  }
+  return between + __builtin_popcount(high_wanted);
+}
+
+PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part& part) {
+  const uint32_t* const ids = block.ids + part.row;
+  const int64_t room = block.room, rows = part.rows, columns = part.columns;
+  const uint32_t* scores = part.scores;
+  const uint64_t* const thresholds = block.thresholds + part.column;
+  int64_t* const counts = block.counts + part.column;
+  uint64_t* keys = block.keys + part.column * room;
+  for (int64_t c = 0; c < columns; ++c, scores += kRows, keys += room) {
+    const __m512i threshold = _mm512_set1_epi64(static_cast<int64_t>(thresholds[c]));
+    int64_t count = counts[c], i = 0;
+    for (; i + 16 <= rows && count + 16 <= room; i += 16) {
+      count = append_16<false>(scores + i, ids + i, threshold, keys, count, 0);
+    }
+    for (; i < rows; i += 16) {
+      const __mmask16 there = rows - i < 16 ? (1u << (rows - i)) - 1 : 0xffff;
+      count = append_16<true>(scores + i, ids + i, threshold, keys, count, there);
+    }
+    // About as many are appended next time: too many classes take turns for the processor to see
+    // it.
+    const int64_t next = std::min(2 * count - counts[c] + 16, room);
+    for (int64_t at = count + 8; at < next; at += 8) __builtin_prefetch(keys + at, 1, 2);
+    counts[c] = count;
+  }
+}
+#endif
+
+// Turns a square from (row, column) on. Rows beyond the last one are that one again; columns beyond
+// the last one, if kPart, are 0. `largest` is of the bits without sign.
+template <int kBytes, bool kPart>
+PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, uint32_t* turned,
+                       simd::Vector<int32_t, kBytes>& largest) {
+  constexpr int64_t kSize = simd::kLanes<float, kBytes>;
+  using Float = simd::Vector<float, kBytes>;
+  using Int = simd::Vector<int32_t, kBytes>;
+  // Rows that are `classes` apart are fetched as a whole before they are needed.
+  const int64_t ahead = row + kRows + kSize <= block.rows ? kRows * block.classes : 0;
+  const float* source = block.scores + row * block.classes + column;
+  Float square[kSize];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kSize; ++i) {
+    __builtin_prefetch(source + ahead, 0, 2);
+    Float score;
+    simd::load<kBytes, kPart>(source, block.classes - column, 0.f, score);
+    Int bits = (Int)score;
+    const Int magnitude = bits & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+    bits = bits == INT32_MIN ? Int{} : bits;
+    square[i] = (Float)(bits ^ (~(bits >> 31) & 0x7fffffff));
+    source += row + i + 1 < block.rows ? block.classes : 0;
+  }
+  simd::transpose<float, kBytes>(square);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kSize; ++i) {
+    simd::at<float, kBytes>(reinterpret_cast<float*>(turned + i * kRows)) = square[i];
+  }
+}
+
+// Moves the keys up to a threshold to the front, in their order; returns how many they are.
+inline int64_t keep(uint64_t* keys, int64_t size, uint64_t threshold) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const uint64_t key = keys[i];
+    keys[count] = key;
+    count += key <= threshold;
+  }
+  return count;
+}
+
+#if defined(__x86_64__)
+PYSEG_TARGET_AVX512 inline int64_t keep_avx512(uint64_t* keys, int64_t size, uint64_t threshold) {
+  const __m512i most = _mm512_set1_epi64(static_cast<int64_t>(threshold));
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; i += 8) {
+    const __mmask8 there = size - i < 8 ? (1u << (size - i)) - 1 : 0xff;
+    const __m512i key = _mm512_maskz_loadu_epi64(there, keys + i);
+    const __mmask8 kept = _mm512_mask_cmple_epu64_mask(there, key, most);
+    const __m512i closed = _mm512_maskz_compress_epi64(kept, key);
+    _mm512_mask_storeu_epi64(keys + count, there, closed);  // not beyond what has been read
+    count += __builtin_popcount(kept);
+  }
+  return count;
+}
+#endif
+
+struct Count {
+  template <typename Level>
+  PYSEG_INLINE static void run(const uint64_t* keys, int64_t size, uint64_t threshold,
+                               int64_t* result) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < size; ++i) count += keys[i] <= threshold;
+    *result = count;
+  }
+};
+
+struct Append {
+  template <typename Level>
+  PYSEG_INLINE static void run(const TopKBlock& block, int64_t begin, int64_t end, bool* numbers) {
+    constexpr int kBytes = Level::kBytes;
+    constexpr int64_t kSize = simd::kLanes<float, kBytes>;
+    alignas(64) uint32_t turned[kColumns * kRows];
+    simd::Vector<int32_t, kBytes> largest = {};
+    for (int64_t row = 0; row < block.rows; row += kRows) {
+      const int64_t rows = std::min(kRows, block.rows - row);
+      for (int64_t column = begin; column < end; column += kColumns) {
+        const int64_t columns = std::min(kColumns, end - column);
+        for (int64_t c = 0; c < columns; c += kSize) {
+          for (int64_t r = 0; r < rows; r += kSize) {
+            uint32_t* const square = turned + c * kRows + r;
+            if (column + c + kSize <= block.classes) {
+              turn<kBytes, false>(block, row + r, column + c, square, largest);
+            } else {
+              turn<kBytes, true>(block, row + r, column + c, square, largest);
+            }
+          }
+        }
+        for (int64_t r = 0; r < rows && block.candidates != nullptr; ++r) {
+          const uint8_t* const counts = block.candidates + (row + r) * block.classes + column;
+          for (int64_t c = 0; c < columns; ++c) turned[c * kRows + r] |= uint32_t{counts[c]} - 1;
+        }
+        const Part part = {row, rows, column, columns, turned};
+#if defined(__x86_64__)
+        if constexpr (kBytes == 64) {
+          append_avx512(block, part);
+          continue;
+        }
+#endif
+        append(block, part);
+      }
+    }
+    *numbers = simd::maximum<int32_t, kBytes>(largest) <= 0x7f800000;
+  }
+};
+
+}  // namespace top_k_detail
+
+// Appends to the classes begin <= c < end. Returns whether all scores are numbers; what was
+// appended where one is a NaN must be taken back.
+inline bool top_k_append(const TopKBlock& block, int64_t begin, int64_t end,
+                         Simd level = best_simd()) {
+  bool numbers = true;
+  bool* const result = &numbers;
+  simd::run<top_k_detail::Append>(level, block, begin, end, result);
+  return numbers;
+}
+
+// Leaves the k best of `size` > k keys and, if that is quicker, at most `more` others. `threshold`
+// becomes the worst of them or what is between them and the rest. Returns how many are left.
+inline int64_t top_k_cut(uint64_t* keys, int64_t size, int64_t k, int64_t more, uint64_t* threshold,
+                         Simd level = best_simd()) {
+  using namespace top_k_detail;
+  // A sample says which key few more than k do not exceed: two passes in order instead of a
+  // selection. With 1.5 standard deviations more than its share it is wrong once in 15 times.
+  constexpr int64_t kSample = 1024;
+  if (size >= 8 * kSample) {
+    uint64_t sample[kSample];
+    for (int64_t i = 0; i < kSample; ++i) sample[i] = keys[i * (size / kSample)];
+    const double share = static_cast<double>(k) / static_cast<double>(size);
+    const double deviation = std::sqrt(share * (1 - share) * kSample);
+    for (const double margin : {1.5, 4.}) {
+      const auto place = static_cast<int64_t>(share * kSample + margin * deviation);
+      if (place >= kSample) break;
+      std::nth_element(sample, sample + place, sample + kSample);
+      const uint64_t pivot = sample[place];
+      const uint64_t* const read = keys;
+      int64_t count = 0;
+      int64_t* const result = &count;
+      simd::run<Count>(level, read, size, pivot, result);
+      if (count < k) continue;
+      if (count > k + more) break;
+      *threshold = pivot;
+#if defined(__x86_64__)
+      if (level == Simd::kAvx512) return keep_avx512(keys, size, pivot);
+#endif
+      return keep(keys, size, pivot);
+    }
+  }
+  std::nth_element(keys, keys + k - 1, keys + size);
+  *threshold = keys[k - 1];
+  return k;
+}
+
+}  // namespace pyseg
