@@ -18,7 +18,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::contiguous;
-using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
 // How many classes are worth a thread where each has so many scores or keys.
@@ -49,12 +48,12 @@ void check_counts(const int64_t* counts, int64_t classes, int64_t room, int64_t 
   }
 }
 
-Tensor top_k_append_cpu(const Tensor& scores,                     // (S, C)
-                        const Tensor& ids,                        // (S)
-                        const std::optional<Tensor>& candidates,  // (S, C)
-                        const Tensor& thresholds,                 // (C)
-                        Tensor keys,                              // (C, room)
-                        Tensor counts)                            // (C)
+bool top_k_append_cpu(const Tensor& scores,                     // (S, C)
+                      const Tensor& ids,                        // (S)
+                      const std::optional<Tensor>& candidates,  // (S, C)
+                      const Tensor& thresholds,                 // (C)
+                      Tensor keys,                              // (C, room)
+                      Tensor counts)                            // (C)
 {
   check_dimensions(scores, "scores", "(S, C)");
   const int64_t S = scores.size(0), C = scores.size(1);
@@ -88,9 +87,7 @@ Tensor top_k_append_cpu(const Tensor& scores,                     // (S, C)
     if (!top_k_append(block, begin, end)) numbers = false;
   });
   if (numbers) std::copy(appended.begin(), appended.end(), write<int64_t>(counts));
-  Tensor result = new_empty(scores, {}, ScalarType::Bool);
-  *write<bool>(result) = numbers;
-  return result;
+  return numbers;
 }
 
 void top_k_cut_cpu(int64_t k, int64_t wanted, Tensor thresholds, Tensor keys, Tensor counts) {

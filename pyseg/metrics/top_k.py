@@ -21,7 +21,6 @@ from pyseg.metrics._inputs import (
 from pyseg.metrics._ranking import load_kernels
 
 _LAST_ID = 2**32 - 1
-_WORST_KEY = 0xFF80000100000000
 # Scores that are worth a thread.
 _WORK = 2**18
 # A class has room for so many keys more than k at least, so that few rows make it full.
@@ -79,7 +78,7 @@ class TopKPerClass:
         self._most_room = k + max(k // 2, _LEAST_ROOM)
         self._keys = np.empty((num_classes, 0), np.uint64)  # each row is filled to its count
         self._counts = np.zeros(num_classes, np.int64)
-        self._thresholds = np.full(num_classes, _WORST_KEY, np.uint64)
+        self._thresholds = np.full(num_classes, 2**64 - 1, np.uint64)
 
     def update(self, segment_ids: Array, scores: Array, candidates: Array | None = None) -> None:
         """Adds a block of segments. After an error nothing of it was added.
@@ -117,11 +116,12 @@ class TopKPerClass:
         least = min(len(block), max(1, (self._most_room - self.k) // 4))
         if least < len(block):  # a class may be cut back before all is read
             refuse_nan("scores", score)
+        self._grow(int(self._counts.max()) + len(block))
+        kept = self._thresholds, self._keys, self._counts
         row = 0
         while row < len(block):
-            self._make_room(len(block) - row, least)
+            _cut(self.k, least, *kept)
             part = slice(row, row + self._keys.shape[1] - int(self._counts.max()))
-            kept = self._thresholds, self._keys, self._counts
             if not _append(block[part], ids[part], None if mask is None else mask[part], *kept):
                 refuse_nan("scores", score)
             row = part.stop
@@ -140,13 +140,14 @@ class TopKPerClass:
 
     def finish(self) -> TopK:
         """Returns the best segments of each class so far; more may be added afterwards."""
+        # A few more than k are sorted with the others.
+        wanted = (self._most_room - self.k) * 3 // 4
+        _cut(self.k, wanted, self._thresholds, self._keys, self._counts)
         counts = np.minimum(self._counts, self.k)
         offsets = np.concatenate(([0], np.cumsum(counts)))
         ids = np.empty(offsets[-1], np.uint32)
         scores = np.empty(offsets[-1], np.float32)
         kernels = load_kernels()
-
-        self._make_room(0, (self._keys.shape[1] - self.k) * 3 // 4)
 
         def order(index: int) -> None:
             self._of(index).sort()
@@ -218,11 +219,6 @@ class TopKPerClass:
             self._counts[index] = len(both)
             self._of(index)[:] = both
 
-    def _make_room(self, wanted: int, least: int) -> None:
-        """Makes room for so many more keys of each class, for `least` of them in any case."""
-        self._grow(int(self._counts.max()) + wanted)
-        _cut(self.k, least, self._thresholds, self._keys, self._counts)
-
     def _grow(self, wanted: int) -> None:
         """Makes room for so many keys of each class, or for the most there may be."""
         before = self._keys
@@ -261,7 +257,8 @@ def _append(
     if _ext.HAS_CPU_OPS:
         arrays = scores, ids, candidates, thresholds, keys, counts
         tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
-        return bool(torch.ops.pyseg.top_k_append.default(*tensors))
+        numbers: bool = torch.ops.pyseg.top_k_append.default(*tensors)
+        return numbers
     masked = candidates is not None
     mask = candidates if masked else np.empty((0, 0), bool)
     kernels = load_kernels()

@@ -13,7 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyseg import _ext
 from pyseg.metrics import TopK, TopKPerClass, top_k
+from tests.ops.conftest import needs_cpu_ops
 
 SCORES = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-40, 0.25, 2.0, np.inf])
 
@@ -59,14 +61,30 @@ def streams(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[i
     )
 
 
+@pytest.fixture(params=[pytest.param(True, marks=needs_cpu_ops), False], ids=["native", "numba"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Lets the native library do the work, or not."""
+    monkeypatch.setattr(_ext, "HAS_CPU_OPS", request.param)
+    found: bool = request.param
+    return found
+
+
 @settings(max_examples=600, deadline=None)
-@given(streams(), st.integers(1, 8), st.sampled_from([1, 2, 64]), st.booleans(), st.booleans())
+@given(
+    streams(),
+    st.integers(1, 8),
+    st.sampled_from([1, 2, 64]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
 def test_is_a_sort_of_everything(
-    stream: tuple, k: int, least_room: int, restricted: bool, merged: bool
+    stream: tuple, k: int, least_room: int, restricted: bool, merged: bool, native: bool
 ) -> None:
     ids, scores, candidates, bounds = stream
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(top_k, "_LEAST_ROOM", least_room)
+        patch.setattr(_ext, "HAS_CPU_OPS", native and _ext.HAS_CPU_OPS)
         best, other = (TopKPerClass(scores.shape[1], k) for _ in range(2))
         for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
             part = slice(begin, end)
@@ -78,6 +96,7 @@ def test_is_a_sort_of_everything(
     assert found == oracle(ids, scores, k, candidates if restricted else None)
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("k", [1, 20, 300, 5000])
 @pytest.mark.parametrize("levels", [2, 100, 10**9])
 def test_streams_that_fill_and_grow_the_buffers(k: int, levels: int) -> None:
@@ -102,6 +121,51 @@ def test_streams_that_fill_and_grow_the_buffers(k: int, levels: int) -> None:
         np.testing.assert_array_equal(result.scores[part], scores[expected, index])
     for one, two in zip(vars(result).values(), vars(again.finish()).values(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.usefixtures("native")
+def test_lists_that_are_cut_back_where_a_sample_says() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((60_000, 3), dtype=np.float32)
+    scores[:, 1] = np.sort(scores[:, 1])
+    scores[:, 2] = np.round(scores[:, 2], 2)
+    best = TopKPerClass(3, 9000)
+    for start in range(0, len(scores), 1000):
+        best.update(np.arange(start, start + 1000), scores[start : start + 1000])
+    result = best.finish()
+    for index in range(3):
+        expected = np.argsort(-scores[:, index], kind="stable")[:9000]
+        part = slice(result.offsets[index], result.offsets[index + 1])
+        np.testing.assert_array_equal(result.segment_ids[part], expected)
+
+
+@needs_cpu_ops
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("classes", [1, 15, 16, 17, 100])
+def test_native_and_numba_append_the_same(
+    classes: int, restricted: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(classes)
+    values = np.array([-np.inf, -1, -1e-45, -0.0, 0.0, 1e-45, 2, np.inf], np.float32)
+    torch.set_num_threads(threads)
+    for rows in (1, 3, 16, 63, 65, 300, 3000):
+        scores = rng.choice(values, (rows, classes))
+        ids = rng.permutation(2**32 - 1 - np.arange(rows)).astype(np.uint32)
+        candidates = rng.random((rows, classes)) < 0.7 if restricted else None
+        thresholds = rng.integers(0, 2**64 - 1, classes, np.uint64, endpoint=True)
+        thresholds[::3] = 2**64 - 1
+        counts = rng.integers(0, 4, classes)
+        results = []
+        for native in (True, False):
+            monkeypatch.setattr(_ext, "HAS_CPU_OPS", native)
+            keys, found = np.zeros((classes, rows + 3), np.uint64), counts.copy()
+            assert top_k._append(scores, ids, candidates, thresholds, keys, found)
+            kept = np.arange(rows + 3) < found[:, None]
+            results.append((found, np.where(kept, keys, 0)))
+        for one, two in zip(*results, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_memory_follows_what_is_kept() -> None:
@@ -215,6 +279,84 @@ def test_bad_input_changes_nothing(arguments: tuple, error: type[Exception], mes
     with pytest.raises(error, match=message):
         best.update(*arguments)
     assert lists(best.finish()) == [[(5, 1.0)], [(5, 2.0)]]
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("k", [3, 5000])
+@pytest.mark.parametrize("place", [(0, 0), (600, 69), (999, 33)])
+def test_a_nan_anywhere_changes_nothing(k: int, place: tuple[int, int]) -> None:
+    scores = np.random.default_rng(0).random((1000, 70), dtype=np.float32)
+    best, other = TopKPerClass(70, k), TopKPerClass(70, k)
+    for each in (best, other):
+        each.update(np.arange(1000), scores)
+    worse = scores + 1
+    worse[place] = np.nan
+    with pytest.raises(ValueError, match=rf"scores: .*found NaN at \[{place[0]}, {place[1]}\]"):
+        best.update(np.arange(1000, 2000), worse)
+    for each in (best, other):
+        each.update(np.arange(2000, 3000), scores)
+    assert lists(best.finish()) == lists(other.finish())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("native")
+def test_scores_that_are_read_only_or_in_another_order() -> None:
+    scores = np.random.default_rng(0).random((30, 20), dtype=np.float32)
+    read_only, ids = scores.copy(), np.arange(30, dtype=np.uint32)
+    read_only.flags.writeable = ids.flags.writeable = False
+    candidates = scores < 0.5
+    expected = oracle(ids, scores, 4, candidates)
+    for same in (read_only, np.asfortranarray(scores), scores.repeat(2, axis=1)[:, ::2]):
+        best = TopKPerClass(20, 4)
+        best.update(ids, same, candidates)
+        assert lists(best.finish()) == expected
+
+
+def kept(classes: int = 3, room: int = 8) -> list[torch.Tensor]:
+    """Thresholds, keys and counts of classes of which nothing is kept."""
+    return [
+        torch.from_numpy(np.full(classes, 2**64 - 1, np.uint64)),
+        torch.from_numpy(np.zeros((classes, room), np.uint64)),
+        torch.zeros(classes, dtype=torch.int64),
+    ]
+
+
+@needs_cpu_ops
+def test_the_raw_ops_check_what_they_read() -> None:
+    append, cut = torch.ops.pyseg.top_k_append, torch.ops.pyseg.top_k_cut
+    scores, ids = torch.zeros(5, 3), torch.zeros(5, dtype=torch.uint32)
+    threshold, keys, counts = kept()
+    with pytest.raises(RuntimeError, match=r"ids must be \(S,\) = \(5,\), got \(4,\)"):
+        append(scores, ids[:4], None, *kept())
+    with pytest.raises(RuntimeError, match="scores must be Float, got Double"):
+        append(scores.double(), ids, None, *kept())
+    with pytest.raises(RuntimeError, match=r"candidates must be \(S, C\) = \(5, 3\)"):
+        append(scores, ids, torch.ones(3, 5, dtype=torch.bool), *kept())
+    with pytest.raises(RuntimeError, match=r"counts must be \(C,\) = \(3,\), got \(4,\)"):
+        append(scores, ids, None, *kept(classes=4))
+    with pytest.raises(RuntimeError, match=r"thresholds must be \(C,\) = \(3,\), got \(2,\)"):
+        append(scores, ids, None, threshold[:2], keys, counts)
+    with pytest.raises(RuntimeError, match=r"counts must lie in 0..3, got 4 for class 0"):
+        append(scores, ids, None, threshold, keys, counts + 4)
+    with pytest.raises(RuntimeError, match=r"counts must lie in 0..-1, got 0 for class 0"):
+        append(scores, ids, None, *kept(room=4))
+    with pytest.raises(RuntimeError, match="keys must be contiguous"):
+        append(scores, ids, None, threshold, kept(8, 3)[1].mT, counts)
+    with pytest.raises(RuntimeError, match="k must be at least 1, got 0"):
+        cut(0, 1, *kept())
+    with pytest.raises(RuntimeError, match=r"counts must lie in 0..8, got 9 for class 0"):
+        cut(1, 1, threshold, keys, counts + 9)
+
+
+@needs_cpu_ops
+def test_the_raw_ops_change_what_their_schemas_say() -> None:
+    scores, ids = torch.rand(5, 3), torch.zeros(5, dtype=torch.uint32)
+    ops, state = torch.ops.pyseg, kept()
+    torch.library.opcheck(
+        ops.top_k_append.default, (scores, ids, scores > 0.5, *state), test_utils="test_schema"
+    )
+    assert ops.top_k_append(scores, ids, None, *state)
+    torch.library.opcheck(ops.top_k_cut.default, (2, 4, *state), test_utils="test_schema")
 
 
 def test_bad_options() -> None:

@@ -1,6 +1,6 @@
-// What keeps the k best scores of every class of a stream, on the CPU: the keys of those scores of
-// a block that may be among them go to the class's list. No framework: raw pointers and sizes; the
-// caller divides the classes among its threads.
+// What keeps the k best scores of every class of a stream, on the CPU: top_k_append adds those of a
+// block that may be among them to a list for each class, top_k_cut shortens a list. No framework:
+// raw pointers and sizes; the caller divides the classes among its threads.
 //
 // A key is a score and an id in 64 bits, the smaller the better: above the id are the bits of the
 // float32 as an unsigned integer that falls as the score grows, -0 being 0.
@@ -24,16 +24,16 @@ struct TopKBlock {
   const float* scores;         // (rows, classes)
   const uint32_t* ids;         // (rows)
   const uint8_t* candidates;   // (rows, classes), 0 or 1: whether a score counts; null: all do
-  const uint64_t* thresholds;  // (classes), at most kWorstKey: keys below them are appended
+  const uint64_t* thresholds;  // (classes): keys below them are appended
   int64_t room;                // of each class: its count and `rows` at least
   uint64_t* keys;              // (classes, room)
   int64_t* counts;             // (classes), how many keys are there
 };
 
-// Above the keys of all scores, and below what stands for a score that does not count.
-constexpr uint64_t kWorstKey = 0xff80000100000000;
-
 namespace top_k_detail {
+
+// Above the keys of all scores, and below those of what stands for a score that does not count.
+constexpr uint64_t kWorst = 0xff80000100000000;
 
 // Scores are turned so many rows and columns at a time, which keeps them in the first cache.
 constexpr int64_t kRows = 64, kColumns = 16;
@@ -41,18 +41,20 @@ constexpr int64_t kRows = 64, kColumns = 16;
 // The scores of `rows` rows from `row` on and `columns` columns from `column` on.
 struct Part {
   int64_t row, rows, column, columns;
-  const uint32_t* scores;  // (columns, kRows), aligned: the upper halves of the keys
+  const int32_t* scores;  // (columns, kRows), aligned: the upper halves of the keys
 };
 
+// Appends the keys of a part that are below the thresholds.
 inline void append(const TopKBlock& block, const Part& part) {
   const uint32_t* const ids = block.ids + part.row;
   for (int64_t c = 0; c < part.columns; ++c) {
     const int64_t column = part.column + c;
-    const uint64_t threshold = block.thresholds[column];
+    const uint64_t threshold = std::min(block.thresholds[column], kWorst);
     uint64_t* const keys = block.keys + column * block.room;
     int64_t count = block.counts[column];
     for (int64_t i = 0; i < part.rows; ++i) {  // what is not wanted is overwritten by the next
-      const uint64_t key = static_cast<uint64_t>(part.scores[c * kRows + i]) << 32 | ids[i];
+      const uint64_t key =
+          uint64_t{static_cast<uint32_t>(part.scores[c * kRows + i])} << 32 | ids[i];
       keys[count] = key;
       count += key < threshold;
     }
@@ -65,7 +67,7 @@ inline void append(const TopKBlock& block, const Part& part) {
 // Whole vectors are stored, which is quick on every processor, unless kPart: then only `there` is
 // read, and only what is wanted is written.
 template <bool kPart>
-PYSEG_TARGET_AVX512 PYSEG_INLINE int64_t append_16(const uint32_t* scores, const uint32_t* ids,
+PYSEG_TARGET_AVX512 PYSEG_INLINE int64_t append_16(const int32_t* scores, const uint32_t* ids,
                                                    __m512i threshold, uint64_t* keys, int64_t count,
                                                    __mmask16 there) {
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -92,12 +94,13 @@ PYSEG_TARGET_AVX512 PYSEG_INLINE int64_t append_16(const uint32_t* scores, const
 PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part& part) {
   const uint32_t* const ids = block.ids + part.row;
   const int64_t room = block.room, rows = part.rows, columns = part.columns;
-  const uint32_t* scores = part.scores;
+  const int32_t* scores = part.scores;
   const uint64_t* const thresholds = block.thresholds + part.column;
   int64_t* const counts = block.counts + part.column;
   uint64_t* keys = block.keys + part.column * room;
   for (int64_t c = 0; c < columns; ++c, scores += kRows, keys += room) {
-    const __m512i threshold = _mm512_set1_epi64(static_cast<int64_t>(thresholds[c]));
+    const __m512i threshold =
+        _mm512_set1_epi64(static_cast<int64_t>(std::min(thresholds[c], kWorst)));
     int64_t count = counts[c], i = 0;
     for (; i + 16 <= rows && count + 16 <= room; i += 16) {
       count = append_16<false>(scores + i, ids + i, threshold, keys, count, 0);
@@ -106,8 +109,7 @@ PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part
       const __mmask16 there = rows - i < 16 ? (1u << (rows - i)) - 1 : 0xffff;
       count = append_16<true>(scores + i, ids + i, threshold, keys, count, there);
     }
-    // About as many are appended next time: too many classes take turns for the processor to see
-    // it.
+    // About as many follow next time: the processor does not see it, so many classes take turns.
     const int64_t next = std::min(2 * count - counts[c] + 16, room);
     for (int64_t at = count + 8; at < next; at += 8) __builtin_prefetch(keys + at, 1, 2);
     counts[c] = count;
@@ -115,15 +117,16 @@ PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part
 }
 #endif
 
-// Turns a square from (row, column) on. Rows beyond the last one are that one again; columns beyond
-// the last one, if kPart, are 0. `largest` is of the bits without sign.
+// Writes the upper halves of the keys of a square from (row, column) on, turned. Rows beyond the
+// last one are that one again; kPart: columns may be beyond the last one. `largest` is of all bits
+// seen without their sign.
 template <int kBytes, bool kPart>
-PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, uint32_t* turned,
+PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, int32_t* turned,
                        simd::Vector<int32_t, kBytes>& largest) {
   constexpr int64_t kSize = simd::kLanes<float, kBytes>;
   using Float = simd::Vector<float, kBytes>;
   using Int = simd::Vector<int32_t, kBytes>;
-  // Rows that are `classes` apart are fetched as a whole before they are needed.
+  // The processor does not see either that the next rows are needed soon, in parts of a row.
   const int64_t ahead = row + kRows + kSize <= block.rows ? kRows * block.classes : 0;
   const float* source = block.scores + row * block.classes + column;
   Float square[kSize];
@@ -142,7 +145,7 @@ PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, uint
   simd::transpose<float, kBytes>(square);
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kSize; ++i) {
-    simd::at<float, kBytes>(reinterpret_cast<float*>(turned + i * kRows)) = square[i];
+    simd::at<int32_t, kBytes>(turned + i * kRows) = (Int)square[i];
   }
 }
 
@@ -158,6 +161,7 @@ inline int64_t keep(uint64_t* keys, int64_t size, uint64_t threshold) {
 }
 
 #if defined(__x86_64__)
+// The same.
 PYSEG_TARGET_AVX512 inline int64_t keep_avx512(uint64_t* keys, int64_t size, uint64_t threshold) {
   const __m512i most = _mm512_set1_epi64(static_cast<int64_t>(threshold));
   int64_t count = 0;
@@ -173,6 +177,7 @@ PYSEG_TARGET_AVX512 inline int64_t keep_avx512(uint64_t* keys, int64_t size, uin
 }
 #endif
 
+// How many keys are up to a threshold.
 struct Count {
   template <typename Level>
   PYSEG_INLINE static void run(const uint64_t* keys, int64_t size, uint64_t threshold,
@@ -188,7 +193,7 @@ struct Append {
   PYSEG_INLINE static void run(const TopKBlock& block, int64_t begin, int64_t end, bool* numbers) {
     constexpr int kBytes = Level::kBytes;
     constexpr int64_t kSize = simd::kLanes<float, kBytes>;
-    alignas(64) uint32_t turned[kColumns * kRows];
+    alignas(64) int32_t turned[kColumns * kRows];
     simd::Vector<int32_t, kBytes> largest = {};
     for (int64_t row = 0; row < block.rows; row += kRows) {
       const int64_t rows = std::min(kRows, block.rows - row);
@@ -196,7 +201,7 @@ struct Append {
         const int64_t columns = std::min(kColumns, end - column);
         for (int64_t c = 0; c < columns; c += kSize) {
           for (int64_t r = 0; r < rows; r += kSize) {
-            uint32_t* const square = turned + c * kRows + r;
+            int32_t* const square = turned + c * kRows + r;
             if (column + c + kSize <= block.classes) {
               turn<kBytes, false>(block, row + r, column + c, square, largest);
             } else {
@@ -206,7 +211,7 @@ struct Append {
         }
         for (int64_t r = 0; r < rows && block.candidates != nullptr; ++r) {
           const uint8_t* const counts = block.candidates + (row + r) * block.classes + column;
-          for (int64_t c = 0; c < columns; ++c) turned[c * kRows + r] |= uint32_t{counts[c]} - 1;
+          for (int64_t c = 0; c < columns; ++c) turned[c * kRows + r] |= counts[c] - 1;
         }
         const Part part = {row, rows, column, columns, turned};
 #if defined(__x86_64__)
@@ -234,13 +239,14 @@ inline bool top_k_append(const TopKBlock& block, int64_t begin, int64_t end,
   return numbers;
 }
 
-// Leaves the k best of `size` > k keys and, if that is quicker, at most `more` others. `threshold`
-// becomes the worst of them or what is between them and the rest. Returns how many are left.
+// Leaves the k best of `size` > k keys and, where that is quicker, at most `more` of the next best.
+// `threshold` becomes the worst key that is left. Returns how many are left.
 inline int64_t top_k_cut(uint64_t* keys, int64_t size, int64_t k, int64_t more, uint64_t* threshold,
                          Simd level = best_simd()) {
   using namespace top_k_detail;
-  // A sample says which key few more than k do not exceed: two passes in order instead of a
-  // selection. With 1.5 standard deviations more than its share it is wrong once in 15 times.
+  // A sample says which key is exceeded by all but few more than k. To go over the keys twice is
+  // quicker than a selection. 1.5 standard deviations above the sample's share of k are too few
+  // once in 15 times, 4 hardly ever.
   constexpr int64_t kSample = 1024;
   if (size >= 8 * kSample) {
     uint64_t sample[kSample];
