@@ -45,7 +45,7 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
   // The result is whether no score is a NaN; otherwise nothing was appended.
   m.def(
       "top_k_append(Tensor scores, Tensor ids, Tensor? candidates, Tensor thresholds, "
-      "Tensor(a!) keys, Tensor(b!) counts) -> bool");
+      "Tensor(a!) keys, Tensor(b!) counts, int begin, int end) -> bool");
   // Leaves the best k keys, and maybe a quarter of the rest of the room besides, of each class that
   // has more than k and no room for `wanted` more.
   m.def(

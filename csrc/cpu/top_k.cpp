@@ -1,4 +1,4 @@
-// top_k_append and top_k_cut for CPU tensors: a thread takes a range of classes.
+// top_k_append and top_k_cut for CPU tensors, on the thread that calls them.
 #include "pyseg/top_k.h"
 
 #include <torch/csrc/stable/library.h>
@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <optional>
 #include <vector>
 
@@ -18,13 +17,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::contiguous;
-using torch::stable::parallel_for;
-
-// How many classes are worth a thread where each has so many scores or keys.
-int64_t grain(int64_t size) {
-  constexpr int64_t kWork = 1 << 17;
-  return std::max<int64_t>(1, kWork / std::max<int64_t>(1, size));
-}
 
 void check_kept(const Tensor& thresholds,  // (C)
                 const Tensor& keys,        // (C, room)
@@ -41,8 +33,8 @@ void check_kept(const Tensor& thresholds,  // (C)
   check_contiguous(counts, "counts");
 }
 
-void check_counts(const int64_t* counts, int64_t classes, int64_t room, int64_t rows) {
-  for (int64_t c = 0; c < classes; ++c) {
+void check_counts(const int64_t* counts, int64_t begin, int64_t end, int64_t room, int64_t rows) {
+  for (int64_t c = begin; c < end; ++c) {
     STD_TORCH_CHECK(counts[c] >= 0 && counts[c] <= room - rows, "counts must lie in 0..",
                     room - rows, ", got ", counts[c], " for class ", c);
   }
@@ -53,8 +45,8 @@ bool top_k_append_cpu(const Tensor& scores,                     // (S, C)
                       const std::optional<Tensor>& candidates,  // (S, C)
                       const Tensor& thresholds,                 // (C)
                       Tensor keys,                              // (C, room)
-                      Tensor counts)                            // (C)
-{
+                      Tensor counts,                            // (C)
+                      int64_t begin, int64_t end) {
   check_dimensions(scores, "scores", "(S, C)");
   const int64_t S = scores.size(0), C = scores.size(1);
   check_shape(ids, "ids", "(S,)", {S});
@@ -66,13 +58,15 @@ bool top_k_append_cpu(const Tensor& scores,                     // (S, C)
     check_shape(*candidates, "candidates", "(S, C)", {S, C});
     check_dtype(*candidates, "candidates", ScalarType::Bool);
   }
+  STD_TORCH_CHECK(0 <= begin && begin <= end && end <= C, "begin and end must lie in 0..", C,
+                  ", got ", begin, " and ", end);
   const int64_t room = keys.size(1);
-  check_counts(read<int64_t>(counts), C, room, S);
+  check_counts(read<int64_t>(counts), begin, end, room, S);
   const Tensor scores_ = contiguous(scores), ids_ = contiguous(ids);
   std::optional<Tensor> candidates_;
   if (candidates) candidates_ = contiguous(*candidates);
-  // What was appended is there when it is counted, which it is not where a score is a NaN.
-  std::vector<int64_t> appended(read<int64_t>(counts), read<int64_t>(counts) + C);
+  int64_t* const first = write<int64_t>(counts);
+  const std::vector<int64_t> before(first + begin, first + end);
   const TopKBlock block = {S,
                            C,
                            read<float>(scores_),
@@ -81,12 +75,9 @@ bool top_k_append_cpu(const Tensor& scores,                     // (S, C)
                            read<uint64_t>(thresholds),
                            room,
                            write<uint64_t>(keys),
-                           appended.data()};
-  std::atomic<bool> numbers = true;
-  parallel_for(0, C, grain(S), [&](int64_t begin, int64_t end) {
-    if (!top_k_append(block, begin, end)) numbers = false;
-  });
-  if (numbers) std::copy(appended.begin(), appended.end(), write<int64_t>(counts));
+                           first};
+  const bool numbers = top_k_append(block, begin, end);
+  if (!numbers) std::copy(before.begin(), before.end(), first + begin);
   return numbers;
 }
 
@@ -94,20 +85,14 @@ void top_k_cut_cpu(int64_t k, int64_t wanted, Tensor thresholds, Tensor keys, Te
   check_kept(thresholds, keys, counts);
   const int64_t C = keys.size(0), room = keys.size(1);
   STD_TORCH_CHECK(k >= 1, "k must be at least 1, got ", k);
-  check_counts(read<int64_t>(counts), C, room, 0);
+  check_counts(read<int64_t>(counts), 0, C, room, 0);
   uint64_t* const worst = write<uint64_t>(thresholds);
   uint64_t* const all = write<uint64_t>(keys);
   int64_t* const sizes = write<int64_t>(counts);
-  std::vector<int64_t> full;
   for (int64_t c = 0; c < C; ++c) {
-    if (sizes[c] > k && sizes[c] > room - wanted) full.push_back(c);
+    if (sizes[c] <= k || sizes[c] <= room - wanted) continue;
+    sizes[c] = top_k_cut(all + c * room, sizes[c], k, (room - k) / 4, worst + c);
   }
-  parallel_for(0, static_cast<int64_t>(full.size()), grain(room), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t c = full[i];
-      sizes[c] = top_k_cut(all + c * room, sizes[c], k, (room - k) / 4, worst + c);
-    }
-  });
 }
 
 }  // namespace

@@ -254,20 +254,20 @@ def _append(
     Returns:
         Whether no score is a NaN. Otherwise nothing was appended.
     """
-    if _ext.HAS_CPU_OPS:
-        arrays = scores, ids, candidates, thresholds, keys, counts
-        tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
-        numbers: bool = torch.ops.pyseg.top_k_append.default(*tensors)
-        return numbers
-    masked = candidates is not None
-    mask = candidates if masked else np.empty((0, 0), bool)
-    kernels = load_kernels()
+    mask = np.empty((0, 0), bool) if candidates is None else candidates
     appended = counts.copy()
 
     def add(begin: int, end: int) -> bool:
-        part = slice(begin, end)
-        kept = thresholds[part], keys[part], appended[part]
-        numbers: bool = kernels.append_keys(scores.view(np.uint32), ids, mask, masked, begin, *kept)
+        numbers: bool
+        if _ext.HAS_CPU_OPS:
+            arrays = scores, ids, candidates, thresholds, keys, appended
+            tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
+            numbers = torch.ops.pyseg.top_k_append.default(*tensors, begin, end)
+        else:
+            part = slice(begin, end)
+            given = scores.view(np.uint32), ids, mask, candidates is not None, begin
+            kept = thresholds[part], keys[part], appended[part]
+            numbers = load_kernels().append_keys(*given, *kept)
         return numbers
 
     columns = -(-_WORK // len(scores))
@@ -282,17 +282,19 @@ def _cut(k: int, wanted: int, thresholds: np.ndarray, keys: np.ndarray, counts: 
 
     The arguments are those of `_append`; thresholds become what later keys have to be below.
     """
-    if _ext.HAS_CPU_OPS:
-        arrays = (torch.from_numpy(array) for array in (thresholds, keys, counts))
-        torch.ops.pyseg.top_k_cut.default(k, wanted, *arrays)
-        return
+    full = np.flatnonzero(counts > max(k, keys.shape[1] - wanted))
 
     def cut(index: int) -> None:
-        own = keys[index, : counts[index]]
-        own.partition(k - 1)
-        thresholds[index], counts[index] = own[k - 1], k
+        if _ext.HAS_CPU_OPS:
+            part = slice(index, index + 1)
+            arrays = thresholds[part], keys[part], counts[part]
+            tensors = (torch.from_numpy(array) for array in arrays)
+            torch.ops.pyseg.top_k_cut.default(k, wanted, *tensors)
+        else:
+            own = keys[index, : counts[index]]
+            own.partition(k - 1)
+            thresholds[index], counts[index] = own[k - 1], k
 
-    full = np.flatnonzero(counts > max(k, keys.shape[1] - wanted))
     _threads.run_all(cut, [(index,) for index in full.tolist()])
 
 

@@ -327,21 +327,23 @@ def test_the_raw_ops_check_what_they_read() -> None:
     scores, ids = torch.zeros(5, 3), torch.zeros(5, dtype=torch.uint32)
     threshold, keys, counts = kept()
     with pytest.raises(RuntimeError, match=r"ids must be \(S,\) = \(5,\), got \(4,\)"):
-        append(scores, ids[:4], None, *kept())
+        append(scores, ids[:4], None, *kept(), 0, 3)
     with pytest.raises(RuntimeError, match="scores must be Float, got Double"):
-        append(scores.double(), ids, None, *kept())
+        append(scores.double(), ids, None, *kept(), 0, 3)
     with pytest.raises(RuntimeError, match=r"candidates must be \(S, C\) = \(5, 3\)"):
-        append(scores, ids, torch.ones(3, 5, dtype=torch.bool), *kept())
+        append(scores, ids, torch.ones(3, 5, dtype=torch.bool), *kept(), 0, 3)
     with pytest.raises(RuntimeError, match=r"counts must be \(C,\) = \(3,\), got \(4,\)"):
-        append(scores, ids, None, *kept(classes=4))
+        append(scores, ids, None, *kept(classes=4), 0, 3)
     with pytest.raises(RuntimeError, match=r"thresholds must be \(C,\) = \(3,\), got \(2,\)"):
-        append(scores, ids, None, threshold[:2], keys, counts)
+        append(scores, ids, None, threshold[:2], keys, counts, 0, 3)
     with pytest.raises(RuntimeError, match=r"counts must lie in 0..3, got 4 for class 0"):
-        append(scores, ids, None, threshold, keys, counts + 4)
+        append(scores, ids, None, threshold, keys, counts + 4, 0, 3)
     with pytest.raises(RuntimeError, match=r"counts must lie in 0..-1, got 0 for class 0"):
-        append(scores, ids, None, *kept(room=4))
+        append(scores, ids, None, *kept(room=4), 0, 3)
+    with pytest.raises(RuntimeError, match=r"begin and end must lie in 0..3, got 2 and 4"):
+        append(scores, ids, None, *kept(), 2, 4)
     with pytest.raises(RuntimeError, match="keys must be contiguous"):
-        append(scores, ids, None, threshold, kept(8, 3)[1].mT, counts)
+        append(scores, ids, None, threshold, kept(8, 3)[1].mT, counts, 0, 3)
     with pytest.raises(RuntimeError, match="k must be at least 1, got 0"):
         cut(0, 1, *kept())
     with pytest.raises(RuntimeError, match=r"counts must lie in 0..8, got 9 for class 0"):
@@ -353,9 +355,11 @@ def test_the_raw_ops_change_what_their_schemas_say() -> None:
     scores, ids = torch.rand(5, 3), torch.zeros(5, dtype=torch.uint32)
     ops, state = torch.ops.pyseg, kept()
     torch.library.opcheck(
-        ops.top_k_append.default, (scores, ids, scores > 0.5, *state), test_utils="test_schema"
+        ops.top_k_append.default,
+        (scores, ids, scores > 0.5, *state, 0, 3),
+        test_utils="test_schema",
     )
-    assert ops.top_k_append(scores, ids, None, *state)
+    assert ops.top_k_append(scores, ids, None, *state, 0, 3)
     torch.library.opcheck(ops.top_k_cut.default, (2, 4, *state), test_utils="test_schema")
 
 
