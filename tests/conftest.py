@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,11 +27,3 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def restore_threads() -> Iterator[None]:
-    """torch has as many threads afterwards as before."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)

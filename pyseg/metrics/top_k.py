@@ -117,14 +117,27 @@ class TopKPerClass:
         if least < len(block):  # a class may be cut back before all is read
             refuse_nan("scores", score)
         self._grow(int(self._counts.max()) + len(block))
-        kept = self._thresholds, self._keys, self._counts
-        row = 0
-        while row < len(block):
-            _cut(self.k, least, *kept)
-            part = slice(row, row + self._keys.shape[1] - int(self._counts.max()))
-            if not _append(block[part], ids[part], None if mask is None else mask[part], *kept):
+        before = self._counts.copy()
+
+        def add(begin: int, end: int) -> bool:
+            kept = self._thresholds, self._keys, self._counts
+            row = 0
+            while row < len(block):
+                _cut(self.k, least, *kept, begin, end)
+                before[begin:end] = self._counts[begin:end]
+                room = self._keys.shape[1] - int(before[begin:end].max())
+                part = slice(row, row + room)
+                some = None if mask is None else mask[part]
+                if not _append(block[part], ids[part], some, *kept, begin, end):
+                    return False
+                row = part.stop
+            return True
+
+        if len(block):
+            columns = -(-_WORK // len(block))
+            if not all(_threads.run_all(add, _threads.shares(self.num_classes, columns))):
+                self._counts = before
                 refuse_nan("scores", score)
-            row = part.stop
 
     def merge(self, other: TopKPerClass) -> None:
         """Adds what another one has kept, as if this one had been given its blocks too.
@@ -142,7 +155,11 @@ class TopKPerClass:
         """Returns the best segments of each class so far; more may be added afterwards."""
         # A few more than k are sorted with the others.
         wanted = (self._most_room - self.k) * 3 // 4
-        _cut(self.k, wanted, self._thresholds, self._keys, self._counts)
+
+        def cut(begin: int, end: int) -> None:
+            _cut(self.k, wanted, self._thresholds, self._keys, self._counts, begin, end)
+
+        _threads.run_all(cut, _threads.shares(self.num_classes, 1))
         counts = np.minimum(self._counts, self.k)
         offsets = np.concatenate(([0], np.cumsum(counts)))
         ids = np.empty(offsets[-1], np.uint32)
@@ -240,62 +257,60 @@ def _append(
     thresholds: np.ndarray,
     keys: np.ndarray,
     counts: np.ndarray,
+    begin: int,
+    end: int,
 ) -> bool:
-    """Appends the keys of a block that are below their class's threshold; there is room for all.
+    """Appends the keys of some classes that are below the class's threshold.
 
     Args:
         scores: (S, C) float32.
         ids: (S,) uint32.
         candidates: (S, C) bool. ``None``: all are.
         thresholds: (C,) uint64.
-        keys: (C, room) uint64, of which each row is filled to its count.
+        keys: (C, room) uint64, of which each row is filled to its count; there is room for all.
         counts: (C,) int64.
+        begin: The first class.
+        end: The one after the last.
 
     Returns:
-        Whether no score is a NaN. Otherwise nothing was appended.
+        Whether none of these scores is a NaN; what was appended where one is must be taken back.
     """
-    mask = np.empty((0, 0), bool) if candidates is None else candidates
-    appended = counts.copy()
-
-    def add(begin: int, end: int) -> bool:
-        numbers: bool
-        if _ext.HAS_CPU_OPS:
-            arrays = scores, ids, candidates, thresholds, keys, appended
-            tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
-            numbers = torch.ops.pyseg.top_k_append.default(*tensors, begin, end)
-        else:
-            part = slice(begin, end)
-            given = scores.view(np.uint32), ids, mask, candidates is not None, begin
-            kept = thresholds[part], keys[part], appended[part]
-            numbers = load_kernels().append_keys(*given, *kept)
-        return numbers
-
-    columns = -(-_WORK // len(scores))
-    if not all(_threads.run_all(add, _threads.shares(len(counts), columns))):
-        return False
-    counts[:] = appended
-    return True
+    numbers: bool
+    if _ext.HAS_CPU_OPS:
+        arrays = scores, ids, candidates, thresholds, keys, counts
+        tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
+        numbers = torch.ops.pyseg.top_k_append.default(*tensors, begin, end)
+    else:
+        part = slice(begin, end)
+        mask = np.empty((0, 0), bool) if candidates is None else candidates
+        given = scores.view(np.uint32), ids, mask, candidates is not None, begin
+        numbers = load_kernels().append_keys(*given, thresholds[part], keys[part], counts[part])
+    return numbers
 
 
-def _cut(k: int, wanted: int, thresholds: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
-    """Leaves few keys besides the k best of each class that has no room for `wanted` more.
+def _cut(
+    k: int,
+    wanted: int,
+    thresholds: np.ndarray,
+    keys: np.ndarray,
+    counts: np.ndarray,
+    begin: int,
+    end: int,
+) -> None:
+    """Leaves few keys besides the k best, of those classes that have no room for `wanted` more.
 
     The arguments are those of `_append`; thresholds become what later keys have to be below.
     """
-    full = np.flatnonzero(counts > max(k, keys.shape[1] - wanted))
-
-    def cut(index: int) -> None:
-        if _ext.HAS_CPU_OPS:
-            part = slice(index, index + 1)
-            arrays = thresholds[part], keys[part], counts[part]
-            tensors = (torch.from_numpy(array) for array in arrays)
-            torch.ops.pyseg.top_k_cut.default(k, wanted, *tensors)
-        else:
-            own = keys[index, : counts[index]]
-            own.partition(k - 1)
-            thresholds[index], counts[index] = own[k - 1], k
-
-    _threads.run_all(cut, [(index,) for index in full.tolist()])
+    part = slice(begin, end)
+    thresholds, keys, counts = thresholds[part], keys[part], counts[part]
+    if _ext.HAS_CPU_OPS:
+        tensors = (torch.from_numpy(array) for array in (thresholds, keys, counts))
+        torch.ops.pyseg.top_k_cut.default(k, wanted, *tensors)
+        return
+    for index in np.flatnonzero(counts > max(k, keys.shape[1] - wanted)).tolist():
+        own = keys[index, : counts[index]]
+        own.partition(k - 1)
+        thresholds[index], counts[index] = own[k - 1], k
 
 
 def _ids(segment_ids: Array) -> np.ndarray:

@@ -140,16 +140,13 @@ def test_lists_that_are_cut_back_where_a_sample_says() -> None:
 
 
 @needs_cpu_ops
-@pytest.mark.usefixtures("restore_threads")
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("restricted", [False, True])
 @pytest.mark.parametrize("classes", [1, 15, 16, 17, 100])
 def test_native_and_numba_append_the_same(
-    classes: int, restricted: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+    classes: int, restricted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(classes)
     values = np.array([-np.inf, -1, -1e-45, -0.0, 0.0, 1e-45, 2, np.inf], np.float32)
-    torch.set_num_threads(threads)
     for rows in (1, 3, 16, 63, 65, 300, 3000):
         scores = rng.choice(values, (rows, classes))
         ids = rng.permutation(2**32 - 1 - np.arange(rows)).astype(np.uint32)
@@ -161,7 +158,9 @@ def test_native_and_numba_append_the_same(
         for native in (True, False):
             monkeypatch.setattr(_ext, "HAS_CPU_OPS", native)
             keys, found = np.zeros((classes, rows + 3), np.uint64), counts.copy()
-            assert top_k._append(scores, ids, candidates, thresholds, keys, found)
+            state = thresholds, keys, found
+            assert top_k._append(scores, ids, candidates, *state, 0, classes // 2)
+            assert top_k._append(scores, ids, candidates, *state, classes // 2, classes)
             kept = np.arange(rows + 3) < found[:, None]
             results.append((found, np.where(kept, keys, 0)))
         for one, two in zip(*results, strict=True):
@@ -284,7 +283,10 @@ def test_bad_input_changes_nothing(arguments: tuple, error: type[Exception], mes
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("k", [3, 5000])
 @pytest.mark.parametrize("place", [(0, 0), (600, 69), (999, 33)])
-def test_a_nan_anywhere_changes_nothing(k: int, place: tuple[int, int]) -> None:
+def test_a_nan_anywhere_changes_nothing(
+    k: int, place: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_k, "_WORK", 1000)  # so that every thread has classes of its own
     scores = np.random.default_rng(0).random((1000, 70), dtype=np.float32)
     best, other = TopKPerClass(70, k), TopKPerClass(70, k)
     for each in (best, other):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -29,6 +29,13 @@ DEVICES = [device_parameter("cpu"), device_parameter("cuda")]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "permuted", "sliced", "expanded"]
 NORMS = ["constants", "statistics"]  # what mean and variance of an AssignmentNorm are
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def with_layout(tensor: Tensor, layout: str) -> Tensor:
