@@ -228,19 +228,24 @@ class _Memory:
         self.offsets = torch.from_numpy(np.cumsum(counts, dtype=np.int64))
         self.classes = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *classes]))
         self.scores = torch.from_numpy(np.concatenate([np.empty(0, np.float32), *scores]))
+        self._arrays: list[np.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sending a tensor to another process moves it: arrays made before have the old memory.
+        self._arrays = None
+        return self.__dict__
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, number: int) -> Example:
-        first, last = self.frame_offsets[number : number + 2].tolist()
-        begin, end = self.offsets[number : number + 2].tolist()
-        return Example(
-            self.ids[number],
-            _frozen(self.frames)[first:last],
-            _frozen(self.classes)[begin:end],
-            _frozen(self.scores)[begin:end],
-        )
+        if self._arrays is None:
+            columns = self.frame_offsets, self.offsets, self.frames, self.classes, self.scores
+            self._arrays = [_frozen(tensor) for tensor in columns]
+        frame_offsets, offsets, frames, classes, scores = self._arrays
+        first, last = frame_offsets[number : number + 2].tolist()
+        begin, end = offsets[number : number + 2].tolist()
+        return Example(self.ids[number], frames[first:last], classes[begin:end], scores[begin:end])
 
 
 def _frozen(tensor: Tensor) -> np.ndarray:

@@ -7,6 +7,7 @@ import pickle
 import resource
 import warnings
 from collections import Counter
+from multiprocessing import reduction
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,17 @@ def test_shuffling_mixes_shards(frame_shards) -> None:
 def test_cached_batches_do_not_depend_on_workers(frame_shards, workers: int, shuffle: bool) -> None:
     dataset = Frames(frame_shards([13, 10]), cache=True, shuffle=shuffle)
     assert loaded_ids(dataset, 4, workers) == loaded_ids(dataset, 4)
+
+
+def test_examples_are_where_the_memory_is(frame_shards):
+    """A data set that goes to another process has its tensors moved to shared memory."""
+    dataset = Frames(frame_shards([5]), cache=True)
+    before = [example.frames.copy() for example in dataset]
+    reduction.ForkingPickler.dumps(dataset)
+    after = [example.frames for example in dataset]
+    for found, expected in zip(after, before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert np.shares_memory(found, dataset._memory.frames.numpy())
 
 
 def test_cached_ranks_make_up_one_processs_batches(frame_shards) -> None:
