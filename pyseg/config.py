@@ -148,12 +148,14 @@ class TrainConfig:
         vocabulary: A vocabulary.csv naming the classes; default: the one beside the records.
         model: A preset of pyseg.models.
         overrides: Arguments of the preset to change, as in --overrides.hidden_size 256.
+        copies: So many models of this kind, with weights of their own, which learn together: the
+            mixture with distillation of the paper's section 3.1. Not for what is one already.
         eigenvalues: The .npy file of the features' PCA eigenvalues, which
             --overrides.normalization unwhiten needs.
         node_features: The .npy file of a label graph's node features (C, D), for a model with the
             head "gcn"; its graph starts as the correlation of --loss.correlation.
         recipe: Other defaults: "paper" is the paper's schedule and mixture, of 200,000 and 250,000
-            steps; "best" the loss that makes most of few ratings. Options that are given change it.
+            steps; "best" what makes most of few ratings. Options that are given change it.
         stage: Which stages to run.
         classes: "rated" fine-tunes for the rated classes alone: the head keeps their rows.
         final_fit: After fine-tuning, do it once more from the same weights on all rated segments,
@@ -189,6 +191,7 @@ class TrainConfig:
     vocabulary: str | None = None
     model: str = "nextvlad-small"
     overrides: dict[str, Any] = field(default_factory=dict)
+    copies: int = 1
     eigenvalues: str | None = None
     node_features: str | None = None
     recipe: Literal["sample", "paper", "best"] = "sample"
@@ -225,7 +228,7 @@ class TrainConfig:
             raise ValueError("final_fit: expected fine-tuning with it, found none")
         if "noise" in self.overrides:
             raise ValueError("overrides: expected no noise, which is --pretrain.noise and so on")
-        for name in ("checkpoint_steps", "keep_checkpoints"):
+        for name in ("copies", "checkpoint_steps", "keep_checkpoints"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, found {value}")
@@ -233,8 +236,8 @@ class TrainConfig:
 
 # What a recipe has instead of the defaults. The paper names learning rates, batch and steps; the
 # decay and the penalty are those of the public NeXtVLAD code. "best" closes most of the gap between
-# plain cross-entropy and complete labels on YouTube-8M (`pyseg.reproduce`, table "best"); it is
-# about the loss, and leaves model and schedule as they are.
+# plain cross-entropy and complete labels on YouTube-8M (`pyseg.reproduce`, table "best"); it leaves
+# the kind of model and the schedule as they are.
 RECIPES: dict[str, dict[str, Any]] = {
     "sample": {},
     "best": {
@@ -242,6 +245,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss.unrated_weight": 0.2,
         "loss.threshold": 0.0,
         "loss.absent_evidence": 1.0,
+        "copies": 3,
     },
     "paper": {
         "model": "paper-mixture",

@@ -126,6 +126,16 @@ _PRESETS: dict[str, tuple[Callable[..., FrameClassifier], dict[str, Any]]] = {
         _mixture,
         {"branches": ("nextvlad1", "nextvlad2", "nextvlad3", "attention-gru")},
     ),
+    # Of classifiers that differ in their weights only, with the reference's T and lambda.
+    "mixture": (
+        _mixture,
+        {
+            "branches": ("nextvlad-small",) * 3,
+            "weights": "static",
+            "temperature": 3.0,
+            "distillation": 9.0,
+        },
+    ),
     "nextvlad1-gcn": (NeXtVLADClassifier, {**_NEXTVLAD1, "head": "gcn"}),
     # The starter code's, also in how it normalises frames; and the paper's with a graph.
     "dbof": (DBoF, {"normalization": "l2", "head": "moe"}),

@@ -99,6 +99,7 @@ class Row:
         loss: The loss of fine-tuning.
         paper: The paper's number.
         complete: Whether it learns from complete labels: the ceiling.
+        copies: How many models learn together, see `pyseg.config.TrainConfig`.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Row:
     loss: LossConfig
     paper: float | None = None
     complete: bool = False
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,21 +127,20 @@ class Table:
     ceiling: bool = False
 
 
-def recipe_row(name: str, model: Model, recipe: str, **loss: Any) -> Row:
-    """Returns a row with the loss of a recipe of pyseg.train.
+def recipe_row(name: str, model: Model, recipe: str, copies: int | None = None, **loss: Any) -> Row:
+    """Returns a row with a recipe of pyseg.train.
 
     Args:
         name: The row's name.
         model: The model.
         recipe: Which recipe.
+        copies: How many models learn together; default: as many as in the recipe.
         loss: Changes to its loss.
     """
-    given = {
-        key.removeprefix("loss."): value
-        for key, value in RECIPES[recipe].items()
-        if key.startswith("loss.")
-    }
-    return Row(name, model, LossConfig(**(given | loss)))
+    given = RECIPES[recipe]
+    own = {key.removeprefix("loss."): given[key] for key in given if key.startswith("loss.")}
+    copies = given.get("copies", 1) if copies is None else copies
+    return Row(name, model, LossConfig(**(own | loss)), copies=copies)
 
 
 def make_tables(protocol: Protocol) -> list[Table]:
@@ -184,16 +185,20 @@ def make_tables(protocol: Protocol) -> list[Table]:
         )
     )
     best = functools.partial(recipe_row, model=model, recipe="best")
+    alone = functools.partial(best, copies=1)
     rows = [
         Row("plain", model, PLAIN),
         Row("the paper's recipe (m = 2.5, n = 0.1, τ = 0.5)", model, correlated),
         best("--recipe best"),
-        best("  without absent evidence", absent_evidence=0.0),
-        best("  with the paper's τ = 0.5", threshold=0.5),
-        best("  with the paper's m = 2.5, n = 0.1", rated_weight=2.5, unrated_weight=0.1),
+        alone("  one model alone"),
+        alone("  alone, without absent evidence", absent_evidence=0.0),
+        alone("  alone, with the paper's τ = 0.5", threshold=0.5),
+        alone("  alone, with the paper's m = 2.5, n = 0.1", rated_weight=2.5, unrated_weight=0.1),
     ]
     if protocol.has_ceiling:
-        rows.append(Row("complete labels, the ceiling", model, PLAIN, complete=True))
+        ceiling = Row("complete labels, the ceiling", model, PLAIN, complete=True)
+        together = replace(ceiling, name="complete labels, three models", copies=3)
+        rows += [together, ceiling]
     tables.append(Table("best", "beyond the paper", rows, ceiling=protocol.has_ceiling))
     return tables
 
@@ -294,6 +299,7 @@ class Experiments:
             data=self.protocol.name,
             model=row.model.name,
             overrides=dict(row.model.overrides),
+            copies=row.copies,
             stage="finetune",
             finetune=self._shortened(self.protocol.finetune),
             loss=row.loss,
@@ -401,7 +407,7 @@ def to_json(table: Table, outcomes: Sequence[Outcome], measures: Sequence[str]) 
         row: dict[str, Any] = {"name": outcome.row.name.strip(), "paper": outcome.row.paper}
         row["seconds_a_run"] = round(outcome.seconds, 1)
         row["loss"] = asdict(outcome.row.loss)
-        row["model"] = asdict(outcome.row.model)
+        row["model"] = asdict(outcome.row.model) | {"copies": outcome.row.copies}
         for measure in measures:
             row[measure] = {
                 "values": outcome.values[measure],

@@ -175,8 +175,15 @@ def _train(
         if has_graph:
             graph = label_correlation(config.loss, collection)
             overrides |= {} if graph is None else {"correlation": graph}
+        name = config.model
+        if config.copies > 1:
+            if "branches" in models.options(name):
+                raise _cli.UserError(
+                    f"--copies {config.copies}: {name} is a mixture already, expected --copies 1"
+                )
+            name, overrides = "mixture", {"branches": [name] * config.copies, **overrides}
         model = models.create(
-            config.model,
+            name,
             num_classes=collection.num_classes,
             feature_sizes=collection.feature_sizes,
             **overrides,
@@ -247,9 +254,10 @@ def _train(
     if resume is None:
         trainer.save_weights(model)
     parameters = sum(p.numel() for p in model.parameters())
+    kind = config.model if config.copies == 1 else f"{config.copies} x {config.model}"
     print(
         f"data: {collection.name}, {collection.num_classes} classes; "
-        f"model: {config.model}, {parameters:,} parameters, on {device}"
+        f"model: {kind}, {parameters:,} parameters, on {device}"
     )
     for note in collection.notes:
         print(f"data: {note}")

@@ -35,6 +35,7 @@ SMALL_PRESETS: dict[str, dict[str, Any]] = {
     "attention-gru": _QUICK | _GRU | {"reduction": 4, "dropout": 0.0},
     "dbof": _DBOF,
     "dbof-gcn": _DBOF | _GCN,
+    "mixture": _NEXTVLAD,
     "mlp": _QUICK | {"dropout": 0.0},
     "nextvlad-small": _NEXTVLAD,
     "nextvlad1": _NEXTVLAD,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pyseg import _cli, reproduce
-from pyseg.config import LossConfig, StageConfig
+from pyseg.config import RECIPES, LossConfig, StageConfig
 from pyseg.protocols import GeneratedSample, Model, open_protocol
 from pyseg.reproduce import Estimate, Experiments, Outcome, ReproduceConfig, Row, Table
 
@@ -82,6 +83,18 @@ def test_the_tables_of_the_paper() -> None:
     assert thresholds == [0.3, 0.4, 0.5, 0.6]
     assert [row.paper for row in tables["5"].rows] == [0.740, 0.749]
     assert not tables["best"].ceiling  # nobody knows all labels of the sample
+    assert [row.copies for row in tables["best"].rows] == [1, 1, 3, 1, 1, 1, 1]
+
+
+def test_what_goes_beyond_the_paper() -> None:
+    given = RECIPES["best"]
+    model = Model("mlp")
+    row = reproduce.recipe_row("best", model, "best")
+    assert row.copies == given["copies"]
+    assert row.loss.absent_evidence == given["loss.absent_evidence"]
+    alone = reproduce.recipe_row("alone", model, "best", copies=1, threshold=0.5)
+    assert alone.loss == replace(row.loss, threshold=0.5)
+    assert alone.copies == 1
 
 
 def test_runs_are_kept_and_shared(tiny, tmp_path: Path, monkeypatch) -> None:

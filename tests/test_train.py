@@ -426,3 +426,24 @@ def test_recipes_are_defaults(segments_folder, tmp_path, capsys):
     assert (found.loss.correlation, found.loss.threshold) == ("auto", 0.5)
     with pytest.raises(SystemExit):
         train.main(["--recipe", "papers"])
+
+
+def test_copies_learn_together(segments_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = [f"--overrides.{key}={value}" for key, value in TINY.items()]
+    steps = ["--pretrain.steps", "2", "--finetune.steps", "2"]
+    train.main(
+        ["--data", str(segments_folder), "--run", str(run), "--recipe", "best", *options, *steps]
+    )
+    assert "model: 3 x nextvlad-small, " in capsys.readouterr().out
+    model = models.load(run)
+    assert model.distillation == 9.0
+    assert [branch.branches[0].clusters for branch in model.branches] == [TINY["clusters"]] * 3
+    weights = [branch.hidden.weight for branch in model.branches]
+    assert not torch.equal(weights[0], weights[1])
+    assert read_run_config(run).copies == 3
+    with pytest.raises(ValueError, match="copies: expected at least 1, found 0"):
+        TrainConfig(copies=0)
+    mixture = config(segments_folder, tmp_path / "other", model="3nextvlad-same", copies=2)
+    with pytest.raises(_cli.UserError, match="--copies 2: 3nextvlad-same is a mixture already, ex"):
+        train.train(mixture)
