@@ -41,11 +41,12 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
   m.def("rated_bce_with_logits_backward(Tensor grad_output, Tensor grad) -> Tensor");
   // What pyseg.metrics.TopKPerClass keeps, see include/pyseg/top_k.h: keys is (C, room) uint64, of
   // which each class has counts (C) int64, and thresholds (C) uint64 are what keys must be below.
-  // scores is (S, C), ids (S) uint32, candidates (S, C) bool; there must be room for S more keys.
-  // The result is whether no score is a NaN; otherwise nothing was appended.
+  // Adds the scores (S, C) of ids (S) uint32 where candidates (S, C) bool says so, and cuts classes
+  // that are full; there is room for all scores, or for k + 64 keys. The result is whether no score
+  // is a NaN; otherwise nothing was added.
   m.def(
-      "top_k_append(Tensor scores, Tensor ids, Tensor? candidates, Tensor thresholds, "
-      "Tensor(a!) keys, Tensor(b!) counts, int begin, int end) -> bool");
+      "top_k_update(Tensor scores, Tensor ids, Tensor? candidates, int k, Tensor(a!) thresholds, "
+      "Tensor(b!) keys, Tensor(c!) counts) -> bool");
   // Leaves the best k keys, and maybe a quarter of the rest of the room besides, of each class that
   // has more than k and no room for `wanted` more.
   m.def(

@@ -12,9 +12,9 @@ from numba import njit
 
 # uint32 and uint64: numba would make something wider of a literal, and the vectors with it.
 _ZERO, _SIGN, _REST = np.uint32(0), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
-_INFINITY = np.uint32(0x7F800000)
 _ONE, _HALF = np.uint64(1), np.uint64(32)
 _WIDE_SIGN = np.uint64(0x8000000000000000)
+_TURNED = 64  # rows of scores that are turned together, as top_k.h does
 _ROWS = 256  # of a block whose columns are read one after the other: they fit the first cache
 
 
@@ -136,40 +136,40 @@ def precision_sums(keys, starts, ends, k, sums):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def append_keys(  # type: ignore[no-untyped-def]
-    bits, ids, candidates, masked, first, thresholds, keys, counts
+    bits, ids, candidates, masked, first, row, thresholds, keys, counts
 ):
-    """Appends the keys, score above id, that are below each class's threshold.
+    """Appends the keys, score above id, that are below each class's threshold, until one is full.
 
-    The classes are those of the columns from `first` on. There is room for the keys of all rows.
-
-    Returns whether no score is a NaN; what was appended where one is must be taken back.
+    The classes are those of the columns from `first` on, the rows those from `row` on. Returns the
+    row that is next.
     """
-    made, wanted = np.empty(_ROWS, np.uint64), np.empty(_ROWS, np.bool_)
-    numbers = True
-    for begin in range(0, len(bits), _ROWS):
-        end = min(len(bits), begin + _ROWS)
-        low = ids[begin:end]
+    made, wanted = np.empty(_TURNED, np.uint64), np.empty(_TURNED, np.bool_)
+    while row < len(bits):
+        size = min(len(bits) - row, _TURNED)
+        if counts.max() > keys.shape[1] - size:
+            break
+        part = slice(row, row + size)
+        low = ids[part]
         for column in range(len(keys)):
-            score = bits[begin:end, first + column]
-            for row in range(end - begin):
-                made[row] = score[row]
+            score = bits[part, first + column]
+            for place in range(size):
+                made[place] = score[place]
             threshold = thresholds[column]
-            for row in range(end - begin):
-                low_bits = np.uint32(made[row])
-                numbers &= (low_bits & _REST) <= _INFINITY
-                key = (np.uint64(_descending(low_bits)) << _HALF) | low[row]
-                made[row] = key
-                wanted[row] = key < threshold
+            for place in range(size):
+                key = (np.uint64(_descending(np.uint32(made[place]))) << _HALF) | low[place]
+                made[place] = key
+                wanted[place] = key < threshold
             if masked:
-                candidate = candidates[begin:end, first + column]
-                for row in range(end - begin):
-                    wanted[row] &= candidate[row]
-            target, size = keys[column, counts[column] :], 0
-            for row in range(end - begin):  # what is not wanted is overwritten by the next
-                target[size] = made[row]
-                size += np.int64(wanted[row])
-            counts[column] += size
-    return numbers
+                candidate = candidates[part, first + column]
+                for place in range(size):
+                    wanted[place] &= candidate[place]
+            target, count = keys[column], counts[column]
+            for place in range(size):  # what is not wanted is overwritten by the next
+                target[count] = made[place]
+                count += np.int64(wanted[place])
+            counts[column] = count
+        row += size
+    return row
 
 
 @njit(cache=True, nogil=True)

@@ -113,31 +113,9 @@ class TopKPerClass:
             mask = _plain(mask, np.bool_)
         with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
             block = _plain(score, np.float32)
-        least = min(len(block), max(1, (self._most_room - self.k) // 4))
-        if least < len(block):  # a class may be cut back before all is read
-            refuse_nan("scores", score)
         self._grow(int(self._counts.max()) + len(block))
-        before = self._counts.copy()
-
-        def add(begin: int, end: int) -> bool:
-            kept = self._thresholds, self._keys, self._counts
-            row = 0
-            while row < len(block):
-                _cut(self.k, least, *kept, begin, end)
-                before[begin:end] = self._counts[begin:end]
-                room = self._keys.shape[1] - int(before[begin:end].max())
-                part = slice(row, row + room)
-                some = None if mask is None else mask[part]
-                if not _append(block[part], ids[part], some, *kept, begin, end):
-                    return False
-                row = part.stop
-            return True
-
-        if len(block):
-            columns = -(-_WORK // len(block))
-            if not all(_threads.run_all(add, _threads.shares(self.num_classes, columns))):
-                self._counts = before
-                refuse_nan("scores", score)
+        if not _update(block, ids, mask, self.k, self._thresholds, self._keys, self._counts):
+            refuse_nan("scores", score)
 
     def merge(self, other: TopKPerClass) -> None:
         """Adds what another one has kept, as if this one had been given its blocks too.
@@ -156,10 +134,7 @@ class TopKPerClass:
         # A few more than k are sorted with the others.
         wanted = (self._most_room - self.k) * 3 // 4
 
-        def cut(begin: int, end: int) -> None:
-            _cut(self.k, wanted, self._thresholds, self._keys, self._counts, begin, end)
-
-        _threads.run_all(cut, _threads.shares(self.num_classes, 1))
+        _cut(self.k, wanted, self._thresholds, self._keys, self._counts)
         counts = np.minimum(self._counts, self.k)
         offsets = np.concatenate(([0], np.cumsum(counts)))
         ids = np.empty(offsets[-1], np.uint32)
@@ -250,62 +225,61 @@ class TopKPerClass:
             keys[:count] = old[:count]
 
 
-def _append(
+def _update(
     scores: np.ndarray,
     ids: np.ndarray,
     candidates: np.ndarray | None,
+    k: int,
     thresholds: np.ndarray,
     keys: np.ndarray,
     counts: np.ndarray,
-    begin: int,
-    end: int,
 ) -> bool:
-    """Appends the keys of some classes that are below the class's threshold.
+    """Adds to each class what may be among its k best.
 
     Args:
         scores: (S, C) float32.
         ids: (S,) uint32.
         candidates: (S, C) bool. ``None``: all are.
-        thresholds: (C,) uint64.
-        keys: (C, room) uint64, of which each row is filled to its count; there is room for all.
+        k: How many are kept.
+        thresholds: (C,) uint64, what keys have to be below.
+        keys: (C, room) uint64, of which each row is filled to its count. There is room for all
+            scores, or for `_LEAST_ROOM` more than `k`.
         counts: (C,) int64.
-        begin: The first class.
-        end: The one after the last.
 
     Returns:
-        Whether none of these scores is a NaN; what was appended where one is must be taken back.
+        Whether none of the scores is a NaN; otherwise nothing was added.
     """
-    numbers: bool
     if _ext.HAS_CPU_OPS:
-        arrays = scores, ids, candidates, thresholds, keys, counts
-        tensors = (None if array is None else torch.from_numpy(array) for array in arrays)
-        numbers = torch.ops.pyseg.top_k_append.default(*tensors, begin, end)
-    else:
-        part = slice(begin, end)
-        mask = np.empty((0, 0), bool) if candidates is None else candidates
-        given = scores.view(np.uint32), ids, mask, candidates is not None, begin
-        numbers = load_kernels().append_keys(*given, thresholds[part], keys[part], counts[part])
-    return numbers
+        block = torch.from_numpy(scores), torch.from_numpy(ids)
+        some = None if candidates is None else torch.from_numpy(candidates)
+        kept = (torch.from_numpy(array) for array in (thresholds, keys, counts))
+        numbers: bool = torch.ops.pyseg.top_k_update.default(*block, some, k, *kept)
+        return numbers
+    if np.isnan(scores.min(initial=0)):
+        return False
+    kernels = load_kernels()
+    mask = np.empty((0, 0), bool) if candidates is None else candidates
+    given = scores.view(np.uint32), ids, mask, candidates is not None
+
+    def add(begin: int, end: int) -> None:
+        own = thresholds[begin:end], keys[begin:end], counts[begin:end]
+        row = 0
+        while (row := kernels.append_keys(*given, begin, row, *own)) < len(scores):
+            _cut(k, _LEAST_ROOM, *own)
+
+    columns = -(-_WORK // max(1, len(scores)))
+    _threads.run_all(add, _threads.shares(len(counts), columns))
+    return True
 
 
-def _cut(
-    k: int,
-    wanted: int,
-    thresholds: np.ndarray,
-    keys: np.ndarray,
-    counts: np.ndarray,
-    begin: int,
-    end: int,
-) -> None:
+def _cut(k: int, wanted: int, thresholds: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
     """Leaves few keys besides the k best, of those classes that have no room for `wanted` more.
 
-    The arguments are those of `_append`; thresholds become what later keys have to be below.
+    The arguments are those of `_update`; thresholds become what later keys have to be below.
     """
-    part = slice(begin, end)
-    thresholds, keys, counts = thresholds[part], keys[part], counts[part]
     if _ext.HAS_CPU_OPS:
-        tensors = (torch.from_numpy(array) for array in (thresholds, keys, counts))
-        torch.ops.pyseg.top_k_cut.default(k, wanted, *tensors)
+        kept = (torch.from_numpy(array) for array in (thresholds, keys, counts))
+        torch.ops.pyseg.top_k_cut.default(k, wanted, *kept)
         return
     for index in np.flatnonzero(counts > max(k, keys.shape[1] - wanted)).tolist():
         own = keys[index, : counts[index]]

@@ -70,10 +70,7 @@ struct Case {
             scores.data(),
             ids.data(),
             restricted ? candidates.data() : nullptr,
-            thresholds.data(),
-            room,
-            keys.data(),
-            counts.data()};
+            {room, thresholds.data(), keys.data(), counts.data()}};
   }
 };
 
@@ -93,8 +90,8 @@ void test_append(int64_t rows, int64_t classes, int64_t slack, bool restricted, 
   // In two parts, as two threads would.
   const pyseg::TopKBlock block = found.block(restricted);
   const int64_t middle = classes / 3;
-  expect(pyseg::top_k_append(block, 0, middle, level), what + ": no number");
-  expect(pyseg::top_k_append(block, middle, classes, level), what + ": no number");
+  expect(pyseg::top_k_append(block, 0, 0, middle, level) == rows, what + ": rows");
+  expect(pyseg::top_k_append(block, 0, middle, classes, level) == rows, what + ": rows");
   expect(found.counts == expected.counts, what + ": counts");
   bool same = true;
   for (int64_t c = 0; c < classes; ++c) {  // beyond a count anything may be
@@ -112,12 +109,17 @@ void test_nan(Simd level) {
       Case example(rows, classes, 1);
       example.scores[place] = std::bit_cast<float>(bits);
       const pyseg::TopKBlock block = example.block(false);
-      bool numbers = true;
+      int64_t worst = rows;
       for (int64_t c = 0; c < classes; ++c) {
-        numbers = pyseg::top_k_append(block, c, c + 1, level) && numbers;
+        worst = std::min(worst, pyseg::top_k_append(block, 0, c, c + 1, level));
         std::fill(example.counts.begin(), example.counts.end(), 0);
       }
-      expect(!numbers, "a NaN at " + std::to_string(place));
+      const std::string what = "a NaN at " + std::to_string(place);
+      expect(worst == -1, what);
+      const auto size = static_cast<int64_t>(example.scores.size());
+      expect(!pyseg::top_k_numbers(example.scores.data(), size, level), what + ", looked for");
+      example.scores[place] = -std::numeric_limits<float>::infinity();
+      expect(pyseg::top_k_numbers(example.scores.data(), size, level), what + " no more");
     }
   }
 }
@@ -130,7 +132,7 @@ void test_cut(std::vector<uint64_t> keys, int64_t k, int64_t more, Simd level,
   std::sort(sorted.begin(), sorted.end());
   uint64_t threshold = 0;
   const auto size = static_cast<int64_t>(keys.size());
-  const int64_t left = pyseg::top_k_cut(keys.data(), size, k, more, &threshold, level);
+  const int64_t left = pyseg::top_k_best(keys.data(), size, k, more, &threshold, level);
   expect(left >= k && left <= k + more, what + ": " + std::to_string(left) + " are left");
   std::sort(keys.begin(), keys.begin() + left);
   expect(std::equal(keys.begin(), keys.begin() + left, sorted.begin()), what + ": others are left");
@@ -162,6 +164,39 @@ void test_cuts(Simd level) {
   }
 }
 
+// Lists with little room, which are full again and again.
+void test_add(int64_t rows, int64_t k, int64_t slack, Simd level) {
+  const std::string what = "level " + std::to_string(static_cast<int>(level)) + " k " +
+                           std::to_string(k) + " of " + std::to_string(rows);
+  const int64_t classes = 5;
+  Case example(rows, classes, 0);
+  example.room = k + pyseg::kTopKLeastRoom + slack;
+  example.keys.assign(classes * example.room, 7);
+  example.thresholds.assign(classes, kAll);
+  const pyseg::TopKBlock block = example.block(true);
+  const int64_t row = pyseg::top_k_append(block, 0, 0, classes, level);
+  const int64_t most = *std::max_element(example.counts.begin(), example.counts.end());
+  const int64_t next = std::min(pyseg::kTopKLeastRoom, rows - row);
+  expect(row == rows || most + next > example.room, what + ": stops before a class is full");
+  if (row < rows) pyseg::top_k_add(block, k, row, 0, classes, level);
+  pyseg::top_k_cut(block.lists, k, example.room, 0, classes, level);
+  for (int64_t c = 0; c < classes; ++c) {
+    std::vector<uint64_t> expected;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t place = r * classes + c;
+      if (example.candidates[place] == 0) continue;
+      expected.push_back(key_of(example.scores[place], example.ids[r]));
+    }
+    std::sort(expected.begin(), expected.end());
+    const auto begin = example.keys.begin() + c * example.room;
+    const int64_t count = example.counts[c];
+    const int64_t best = std::min(k, static_cast<int64_t>(expected.size()));
+    expect(count >= best && count <= example.room, what + ": count");
+    std::sort(begin, begin + count);
+    expect(std::equal(begin, begin + best, expected.begin()), what + ": keys");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -173,6 +208,11 @@ int main() {
           test_append(rows, classes, slack, false, level);
           test_append(rows, classes, slack, true, level);
         }
+      }
+    }
+    for (const int64_t rows : {1, 63, 64, 65, 500}) {
+      for (const int64_t k : {1, 2, 60, 200}) {
+        for (const int64_t slack : {0, 1, 100}) test_add(rows, k, slack, level);
       }
     }
     test_nan(level);

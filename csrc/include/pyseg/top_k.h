@@ -1,15 +1,15 @@
 // What keeps the k best scores of every class of a stream, on the CPU: top_k_append adds those of a
-// block that may be among them to a list for each class, top_k_cut shortens a list. No framework:
-// raw pointers and sizes; the caller divides the classes among its threads.
+// block that may be among them to a list for each class until one is full, top_k_cut shortens
+// lists. No framework: raw pointers and sizes; the caller divides the classes among its threads.
 //
 // A key is a score and an id in 64 bits, the smaller the better: above the id are the bits of the
 // float32 as an unsigned integer that falls as the score grows, -0 being 0.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "pyseg/simd.h"
 
@@ -19,15 +19,23 @@
 
 namespace pyseg {
 
+// A class must have room for so many more keys than are kept of it.
+constexpr int64_t kTopKLeastRoom = 64;
+
+// What is kept. Keys are in no order.
+struct TopKLists {
+  int64_t room;          // of each class
+  uint64_t* thresholds;  // (classes): keys that are not below them are not among the k best
+  uint64_t* keys;        // (classes, room)
+  int64_t* counts;       // (classes), how many keys are there
+};
+
 struct TopKBlock {
   int64_t rows, classes;
-  const float* scores;         // (rows, classes)
-  const uint32_t* ids;         // (rows)
-  const uint8_t* candidates;   // (rows, classes), 0 or 1: whether a score counts; null: all do
-  const uint64_t* thresholds;  // (classes): keys below them are appended
-  int64_t room;                // of each class: its count and `rows` at least
-  uint64_t* keys;              // (classes, room)
-  int64_t* counts;             // (classes), how many keys are there
+  const float* scores;        // (rows, classes)
+  const uint32_t* ids;        // (rows)
+  const uint8_t* candidates;  // (rows, classes), 0 or 1: whether a score counts; null: all do
+  TopKLists lists;
 };
 
 namespace top_k_detail {
@@ -35,8 +43,10 @@ namespace top_k_detail {
 // Above the keys of all scores, and below those of what stands for a score that does not count.
 constexpr uint64_t kWorst = 0xff80000100000000;
 
+constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
+
 // Scores are turned so many rows and columns at a time, which keeps them in the first cache.
-constexpr int64_t kRows = 64, kColumns = 16;
+constexpr int64_t kRows = kTopKLeastRoom, kColumns = 16;
 
 // The scores of `rows` rows from `row` on and `columns` columns from `column` on.
 struct Part {
@@ -49,16 +59,16 @@ inline void append(const TopKBlock& block, const Part& part) {
   const uint32_t* const ids = block.ids + part.row;
   for (int64_t c = 0; c < part.columns; ++c) {
     const int64_t column = part.column + c;
-    const uint64_t threshold = std::min(block.thresholds[column], kWorst);
-    uint64_t* const keys = block.keys + column * block.room;
-    int64_t count = block.counts[column];
+    const uint64_t threshold = std::min(block.lists.thresholds[column], kWorst);
+    uint64_t* const keys = block.lists.keys + column * block.lists.room;
+    int64_t count = block.lists.counts[column];
     for (int64_t i = 0; i < part.rows; ++i) {  // what is not wanted is overwritten by the next
       const uint64_t key =
           uint64_t{static_cast<uint32_t>(part.scores[c * kRows + i])} << 32 | ids[i];
       keys[count] = key;
       count += key < threshold;
     }
-    block.counts[column] = count;
+    block.lists.counts[column] = count;
   }
 }
 
@@ -93,20 +103,20 @@ PYSEG_TARGET_AVX512 PYSEG_INLINE int64_t append_16(const int32_t* scores, const 
 
 PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part& part) {
   const uint32_t* const ids = block.ids + part.row;
-  const int64_t room = block.room, rows = part.rows, columns = part.columns;
+  const int64_t room = block.lists.room, rows = part.rows, columns = part.columns;
   const int32_t* scores = part.scores;
-  const uint64_t* const thresholds = block.thresholds + part.column;
-  int64_t* const counts = block.counts + part.column;
-  uint64_t* keys = block.keys + part.column * room;
+  const uint64_t* const thresholds = block.lists.thresholds + part.column;
+  int64_t* const counts = block.lists.counts + part.column;
+  uint64_t* keys = block.lists.keys + part.column * room;
   for (int64_t c = 0; c < columns; ++c, scores += kRows, keys += room) {
     const __m512i threshold =
         _mm512_set1_epi64(static_cast<int64_t>(std::min(thresholds[c], kWorst)));
     int64_t count = counts[c], i = 0;
-    for (; i + 16 <= rows && count + 16 <= room; i += 16) {
+    for (; i + 16 <= rows; i += 16) {
       count = append_16<false>(scores + i, ids + i, threshold, keys, count, 0);
     }
-    for (; i < rows; i += 16) {
-      const __mmask16 there = rows - i < 16 ? (1u << (rows - i)) - 1 : 0xffff;
+    if (i < rows) {
+      const __mmask16 there = (1u << (rows - i)) - 1;
       count = append_16<true>(scores + i, ids + i, threshold, keys, count, there);
     }
     // About as many follow next time: the processor does not see it, so many classes take turns.
@@ -136,10 +146,10 @@ PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, int3
     Float score;
     simd::load<kBytes, kPart>(source, block.classes - column, 0.f, score);
     Int bits = (Int)score;
-    const Int magnitude = bits & 0x7fffffff;
+    const Int magnitude = bits & kMagnitude;
     largest = magnitude > largest ? magnitude : largest;
     bits = bits == INT32_MIN ? Int{} : bits;
-    square[i] = (Float)(bits ^ (~(bits >> 31) & 0x7fffffff));
+    square[i] = (Float)(bits ^ (~(bits >> 31) & kMagnitude));
     source += row + i + 1 < block.rows ? block.classes : 0;
   }
   simd::transpose<float, kBytes>(square);
@@ -188,15 +198,32 @@ struct Count {
   }
 };
 
+// The largest of the bits of numbers without their signs.
+struct Largest {
+  template <typename Level>
+  PYSEG_INLINE static void run(const float* scores, int64_t size, int32_t* result) {
+    int32_t largest = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      const int32_t magnitude = std::bit_cast<int32_t>(scores[i]) & kMagnitude;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    *result = largest;
+  }
+};
+
 struct Append {
   template <typename Level>
-  PYSEG_INLINE static void run(const TopKBlock& block, int64_t begin, int64_t end, bool* numbers) {
+  PYSEG_INLINE static void run(const TopKBlock& block, int64_t* next, int64_t begin, int64_t end) {
     constexpr int kBytes = Level::kBytes;
     constexpr int64_t kSize = simd::kLanes<float, kBytes>;
     alignas(64) int32_t turned[kColumns * kRows];
     simd::Vector<int32_t, kBytes> largest = {};
-    for (int64_t row = 0; row < block.rows; row += kRows) {
-      const int64_t rows = std::min(kRows, block.rows - row);
+    int64_t row = *next;
+    for (int64_t rows; row < block.rows; row += rows) {
+      rows = std::min(kRows, block.rows - row);
+      if (*std::max_element(block.lists.counts + begin, block.lists.counts + end) >
+          block.lists.room - rows)
+        break;
       for (int64_t column = begin; column < end; column += kColumns) {
         const int64_t columns = std::min(kColumns, end - column);
         for (int64_t c = 0; c < columns; c += kSize) {
@@ -223,26 +250,34 @@ struct Append {
         append(block, part);
       }
     }
-    *numbers = simd::maximum<int32_t, kBytes>(largest) <= 0x7f800000;
+    *next = simd::maximum<int32_t, kBytes>(largest) <= kInfinity ? row : -1;
   }
 };
 
 }  // namespace top_k_detail
 
-// Appends to the classes begin <= c < end. Returns whether all scores are numbers; what was
-// appended where one is a NaN must be taken back.
-inline bool top_k_append(const TopKBlock& block, int64_t begin, int64_t end,
-                         Simd level = best_simd()) {
-  bool numbers = true;
-  bool* const result = &numbers;
-  simd::run<top_k_detail::Append>(level, block, begin, end, result);
-  return numbers;
+// Whether none is a NaN.
+inline bool top_k_numbers(const float* scores, int64_t size, Simd level = best_simd()) {
+  int32_t largest = 0;
+  int32_t* const result = &largest;
+  simd::run<top_k_detail::Largest>(level, scores, size, result);
+  return largest <= top_k_detail::kInfinity;
+}
+
+// Appends to the classes begin <= c < end, from a row on, until one of them is full. Returns the
+// row that is next, or -1 where a score is a NaN: what was appended must be taken back.
+inline int64_t top_k_append(const TopKBlock& block, int64_t row, int64_t begin, int64_t end,
+                            Simd level = best_simd()) {
+  if (begin == end) return block.rows;
+  int64_t* const next = &row;
+  simd::run<top_k_detail::Append>(level, block, next, begin, end);
+  return row;
 }
 
 // Leaves the k best of `size` > k keys and, where that is quicker, at most `more` of the next best.
 // `threshold` becomes the worst key that is left. Returns how many are left.
-inline int64_t top_k_cut(uint64_t* keys, int64_t size, int64_t k, int64_t more, uint64_t* threshold,
-                         Simd level = best_simd()) {
+inline int64_t top_k_best(uint64_t* keys, int64_t size, int64_t k, int64_t more,
+                          uint64_t* threshold, Simd level = best_simd()) {
   using namespace top_k_detail;
   // A sample says which key is exceeded by all but few more than k. To go over the keys twice is
   // quicker than a selection. 1.5 standard deviations above the sample's share of k are too few
@@ -274,6 +309,33 @@ inline int64_t top_k_cut(uint64_t* keys, int64_t size, int64_t k, int64_t more, 
   std::nth_element(keys, keys + k - 1, keys + size);
   *threshold = keys[k - 1];
   return k;
+}
+
+// Leaves the k best, and maybe a few more, of the classes begin <= c < end that have more than k
+// keys and no room for `wanted` more. Where there is room for kTopKLeastRoom more than k, so many
+// are free afterwards.
+inline void top_k_cut(const TopKLists& lists, int64_t k, int64_t wanted, int64_t begin, int64_t end,
+                      Simd level = best_simd()) {
+  const int64_t spare = lists.room - k;
+  const int64_t more = std::max<int64_t>(0, std::min(spare / 4, spare - kTopKLeastRoom));
+  for (int64_t c = begin; c < end; ++c) {
+    int64_t& count = lists.counts[c];
+    if (count <= std::max(k, lists.room - wanted)) continue;
+    count = top_k_best(lists.keys + c * lists.room, count, k, more, lists.thresholds + c, level);
+  }
+}
+
+// Adds the rows from `row` on, all of whose scores are numbers, to the classes begin <= c < end, of
+// which some may be full.
+inline void top_k_add(const TopKBlock& block, int64_t k, int64_t row, int64_t begin, int64_t end,
+                      Simd level = best_simd()) {
+  // All classes wait for one that is full, and all threads for those that cut: so what is half full
+  // is cut too.
+  const int64_t wanted = std::max(kTopKLeastRoom, (block.lists.room - k) / 2);
+  do {
+    top_k_cut(block.lists, k, wanted, begin, end, level);
+    row = top_k_append(block, row, begin, end, level);
+  } while (row < block.rows);
 }
 
 }  // namespace pyseg
