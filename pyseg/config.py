@@ -233,6 +233,16 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, found {value}")
 
+    @property
+    def trained(self) -> str:
+        """What is trained, in words: the preset, and how many copies of it learn together.
+
+        Example:
+            >>> TrainConfig(model="mlp").trained, TrainConfig(model="mlp", copies=3).trained
+            ('mlp', '3 x mlp')
+        """
+        return self.model if self.copies == 1 else f"{self.copies} x {self.model}"
+
 
 # What a recipe has instead of the defaults. The paper names learning rates, batch and steps; the
 # decay and the penalty are those of the public NeXtVLAD code. "best" closes most of the gap between

@@ -428,7 +428,7 @@ def _facts(runs: Sequence[Run], config: ReportConfig) -> Section:
     add("state", map(_state, runs))
     add("data", (run.config.data for run in runs))
     add("classes", (run.num_classes for run in runs))
-    add("model", (run.config.model for run in runs))
+    add("model", (run.config.trained for run in runs))
     add("parameters", (run.parameters and f"{run.parameters:,}" for run in runs))
     for stage in dict.fromkeys(stage for run in runs for stage in run.stages()):
         add(stage, (_progress(run, stage) for run in runs))
@@ -462,7 +462,7 @@ def _options(config: TrainConfig) -> dict[str, Any]:
     for name, value in asdict(config).items():
         if isinstance(value, dict):
             options |= {f"{name}.{key}": inner for key, inner in value.items()}
-        elif name not in ("data", "model", "run", "resume"):
+        elif name not in ("data", "model", "copies", "run", "resume"):
             options[name] = value
     return options
 
@@ -934,7 +934,7 @@ def report(config: ReportConfig) -> Path:
     page = environment.from_string(template).render(
         title=f"Training report: {', '.join(run.name for run in runs)}",
         subtitle=", ".join(
-            dict.fromkeys(f"{run.config.model} on {run.config.data}" for run in runs)
+            dict.fromkeys(f"{run.config.trained} on {run.config.data}" for run in runs)
         ),
         sections=sections,
         versions=(

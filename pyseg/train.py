@@ -124,8 +124,9 @@ def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
             raise _cli.UserError(f"--run {folder} exists already and is not an empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+    trained = config.trained.replace(" ", "")  # 3xmlp: a name that no shell takes apart
     for number in itertools.count(1):
-        folder = Path("runs") / f"{collection.name}-{config.model}-{number}"
+        folder = Path("runs") / f"{collection.name}-{trained}-{number}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -254,10 +255,9 @@ def _train(
     if resume is None:
         trainer.save_weights(model)
     parameters = sum(p.numel() for p in model.parameters())
-    kind = config.model if config.copies == 1 else f"{config.copies} x {config.model}"
     print(
         f"data: {collection.name}, {collection.num_classes} classes; "
-        f"model: {kind}, {parameters:,} parameters, on {device}"
+        f"model: {config.trained}, {parameters:,} parameters, on {device}"
     )
     for note in collection.notes:
         print(f"data: {note}")

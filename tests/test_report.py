@@ -215,7 +215,7 @@ def test_data_that_is_gone(runs: list[Path], tmp_path: Path, capsys) -> None:
         draw(run, out=tmp_path / "r.html", data=str(tmp_path / "none*"))
 
 
-def test_a_run_that_has_just_begun(runs: list[Path], tmp_path: Path) -> None:
+def test_a_run_that_has_just_begun(data: Path, runs: list[Path], tmp_path: Path) -> None:
     run = tmp_path / "begun"
     run.mkdir()
     shutil.copy(runs[0] / "config.yaml", run)
@@ -223,6 +223,13 @@ def test_a_run_that_has_just_begun(runs: list[Path], tmp_path: Path) -> None:
     assert page.images() == []
     assert "Nothing is logged yet: begun." in page.words
     assert "model.json: no such file" in page.words
+    assert f" nextvlad-small on {data} " in page.words
+    options = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(options.replace("copies: 1\n", "copies: 3\n"))
+    page = draw(run, out=tmp_path / "r.html")
+    assert f" 3 x nextvlad-small on {data} " in page.words
+    assert " model 3 x nextvlad-small " in page.words
+    assert "copies" not in page.words
     save_checkpoint(run / "checkpoints", 10, {"step": 10}, keep=1)
     whole = (runs[0] / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
     (run / "metrics.jsonl").write_text("".join(whole) + '{"stage": "pretr')  # is being written

@@ -428,14 +428,13 @@ def test_recipes_are_defaults(segments_folder, tmp_path, capsys):
         train.main(["--recipe", "papers"])
 
 
-def test_copies_learn_together(segments_folder, tmp_path, capsys):
-    run = tmp_path / "run"
+def test_copies_learn_together(segments_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     options = [f"--overrides.{key}={value}" for key, value in TINY.items()]
     steps = ["--pretrain.steps", "2", "--finetune.steps", "2"]
-    train.main(
-        ["--data", str(segments_folder), "--run", str(run), "--recipe", "best", *options, *steps]
-    )
+    train.main(["--data", str(segments_folder), "--recipe", "best", *options, *steps])
     assert "model: 3 x nextvlad-small, " in capsys.readouterr().out
+    run = tmp_path / "runs/youtube8m-3xnextvlad-small-1"
     model = models.load(run)
     assert model.distillation == 9.0
     assert [branch.branches[0].clusters for branch in model.branches] == [TINY["clusters"]] * 3
