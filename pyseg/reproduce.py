@@ -185,11 +185,11 @@ def make_tables(protocol: Protocol) -> list[Table]:
         )
     )
     best = functools.partial(recipe_row, model=model, recipe="best")
-    alone = functools.partial(best, copies=1)
+    whole, alone = best("--recipe best"), functools.partial(best, copies=1)
     rows = [
         Row("plain", model, PLAIN),
         Row("the paper's recipe (m = 2.5, n = 0.1, τ = 0.5)", model, correlated),
-        best("--recipe best"),
+        whole,
         alone("  one model alone"),
         alone("  alone, without absent evidence", absent_evidence=0.0),
         alone("  alone, with the paper's τ = 0.5", threshold=0.5),
@@ -197,8 +197,8 @@ def make_tables(protocol: Protocol) -> list[Table]:
     ]
     if protocol.has_ceiling:
         ceiling = Row("complete labels, the ceiling", model, PLAIN, complete=True)
-        together = replace(ceiling, name="complete labels, three models", copies=3)
-        rows += [together, ceiling]
+        together = f"complete labels, {whole.copies} models"
+        rows += [replace(ceiling, name=together, copies=whole.copies), ceiling]
     tables.append(Table("best", "beyond the paper", rows, ceiling=protocol.has_ceiling))
     return tables
 

@@ -97,6 +97,17 @@ def test_what_goes_beyond_the_paper() -> None:
     assert alone.copies == 1
 
 
+def test_complete_labels_are_learnt_by_as_many_models_as_the_recipe_has(monkeypatch) -> None:
+    monkeypatch.setattr(GeneratedSample, "has_ceiling", True)
+    monkeypatch.setitem(RECIPES["best"], "copies", 5)
+    rows = reproduce.make_tables(GeneratedSample(Path(), "test"))[-1].rows
+    assert rows[2].copies == 5
+    assert [(row.name, row.copies) for row in rows if row.complete] == [
+        ("complete labels, 5 models", 5),
+        ("complete labels, the ceiling", 1),
+    ]
+
+
 def test_runs_are_kept_and_shared(tiny, tmp_path: Path, monkeypatch) -> None:
     trained = []
     train = reproduce.train
