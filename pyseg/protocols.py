@@ -220,7 +220,7 @@ class IncompleteVideos(Protocol):
     @functools.cached_property
     def counts(self) -> Cooccurrence:
         """How often labels occur together, in videos that are in no shard."""
-        paths = self.opened._video_paths
+        paths = self.opened.video_paths
         own = {id for path in paths for block in read_videos(path) for id in block.ids}
         counter = CooccurrenceCounter(self.opened.num_classes)
         for lists in read_label_table(self.lists, exclude=own):
@@ -241,10 +241,9 @@ class IncompleteVideos(Protocol):
             self.opened,
             num_classes=len(self.classes),
             class_names=names and [names[number] for number in self.classes],
-            _make_videos=functools.partial(make, complete=True),
-            _make_segments=functools.partial(make, complete=complete),
-            _segment_paths=self.opened._video_paths,
-            _caches={},
+            make_videos=functools.partial(make, complete=True),
+            make_segments=functools.partial(make, complete=complete),
+            segment_paths=self.opened.video_paths,
         )
 
     def loss(self, loss: LossConfig, folder: Path) -> LossConfig:
@@ -300,11 +299,11 @@ class RatedClips(Protocol):
             raise _cli.UserError(f"{folder}: expected AudioSet records with strong labels")
 
     def _all(self, seed: int, complete: bool) -> Collection:
-        make = self.opened._make_segments
+        make = self.opened.make_segments
         assert make is not None
         rated = None if complete else 1
         options: dict[str, Any] = {"rating_seed": seed, "rated_per_segment": rated}
-        return replace(self.opened, _make_segments=functools.partial(make, **options), _caches={})
+        return replace(self.opened, make_segments=functools.partial(make, **options))
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Returns two kinds of MAP, see `measures`."""

@@ -73,6 +73,9 @@ class Collection:
     of them. Where unrated shards of the published train partition (``train*``) lie beside others,
     they are not split: all their videos are "train".
 
+    `dataclasses.replace` makes another collection of one: of other shards, or of the same ones read
+    as other data sets, say with other ratings. It is split in the same way.
+
     Attributes:
         name: "youtube8m", "audioset" or "sample".
         feature_sizes: Widths of the features that make up a frame, (1024, 128) for example.
@@ -83,6 +86,10 @@ class Collection:
         notes: What was left out or not found, a line each, for the user to see.
         test_fraction: The part of the videos that is held out.
         seed: Decides which.
+        make_videos: Makes what `videos` returns, of shards and the options of `RecordDataset`.
+        make_segments: Likewise for `segments`; None: there are no rated segments.
+        video_paths: The shards of videos.
+        segment_paths: The shards of videos with rated segments.
         within: The videos that there are, if not all (`without_test`).
     """
 
@@ -95,10 +102,10 @@ class Collection:
     notes: tuple[str, ...]
     test_fraction: float
     seed: int
-    _make_videos: Callable[..., RecordDataset] = field(repr=False)
-    _make_segments: Callable[..., RecordDataset] | None = field(repr=False)
-    _video_paths: tuple[str, ...] = field(repr=False)
-    _segment_paths: tuple[str, ...] = field(repr=False)
+    make_videos: Callable[..., RecordDataset] = field(repr=False)
+    make_segments: Callable[..., RecordDataset] | None = field(repr=False)
+    video_paths: tuple[str, ...] = field(repr=False)
+    segment_paths: tuple[str, ...] = field(repr=False)
     _train_paths: frozenset[str] = field(repr=False)
     _id_key: str = field(repr=False)
     within: Split | None = None
@@ -107,7 +114,7 @@ class Collection:
     @property
     def has_segments(self) -> bool:
         """Whether there are rated segments."""
-        return self._make_segments is not None
+        return self.make_segments is not None
 
     def videos(self, part: Part, **options: Any) -> RecordDataset:
         """Returns videos with their labels.
@@ -120,7 +127,7 @@ class Collection:
         Raises:
             ValueError: There is no such part, or an option is out of range.
         """
-        return self._dataset(self._make_videos, self._video_paths, part, options)
+        return self._dataset(self.make_videos, self.video_paths, part, options)
 
     def segments(self, part: Part, **options: Any) -> RecordDataset | None:
         """Returns rated segments, or None where the collection has none.
@@ -134,10 +141,10 @@ class Collection:
             ValueError: There is no such part, or an option is out of range.
             pyseg.data.RecordError: A record is faulty.
         """
-        if self._make_segments is None:
+        if self.make_segments is None:
             return None
         options = {"cache": True, **options}
-        return self._dataset(self._make_segments, self._segment_paths, part, options)
+        return self._dataset(self.make_segments, self.segment_paths, part, options)
 
     def label_lists(self, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the label lists of videos, without reading anything else of them.
@@ -156,7 +163,7 @@ class Collection:
         from pyseg.labels import read_label_records
 
         split = self._split(part)
-        for path in self._video_paths:
+        for path in self.video_paths:
             keep = None if split is None else functools.partial(split, path)
             for lists in read_label_records(path, keep=keep, id_key=self._id_key):
                 yield lists.offsets, lists.labels
@@ -194,7 +201,7 @@ class Collection:
                 paths = tuple(path for path in paths if path not in self._train_paths)
             return make(paths, select=split, **options)
         view = {name: options.pop(name) for name in VIEW_OPTIONS if name in options}
-        key = (make, repr(sorted(options.items())))
+        key = (make, paths, repr(sorted(options.items())))
         if key not in self._caches:
             self._caches[key] = make(paths, **options)
         return self._caches[key].subset(select=split, **view)
@@ -429,10 +436,10 @@ def _youtube8m(
         notes=notes,
         test_fraction=test_fraction,
         seed=seed,
-        _make_videos=FrameDataset if of_frames else VideoDataset,
-        _make_segments=SegmentDataset if found.rated else None,
-        _video_paths=found.paths,
-        _segment_paths=found.rated,
+        make_videos=FrameDataset if of_frames else VideoDataset,
+        make_segments=SegmentDataset if found.rated else None,
+        video_paths=found.paths,
+        segment_paths=found.rated,
         _train_paths=frozenset(train) if len(train) < len(found.paths) else frozenset(),
         _id_key=FrameSchema().id_key,
     )
@@ -483,10 +490,10 @@ def _audioset(
         notes=notes,
         test_fraction=test_fraction,
         seed=seed,
-        _make_videos=functools.partial(FrameDataset, schema=audioset.SCHEMA),
-        _make_segments=make_segments,
-        _video_paths=found.paths,
-        _segment_paths=found.paths,
+        make_videos=functools.partial(FrameDataset, schema=audioset.SCHEMA),
+        make_segments=make_segments,
+        video_paths=found.paths,
+        segment_paths=found.paths,
         _train_paths=frozenset(),
         _id_key=audioset.SCHEMA.id_key,
     )

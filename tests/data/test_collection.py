@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +183,22 @@ def test_segments_are_read_once(tmp_path: Path) -> None:
     assert ids(kept) == set(IDS[:10])
     with pytest.raises(TypeError, match="unexpected keyword argument"):
         collection.segments("train", cache=True, colour="red")
+
+
+def test_a_collection_is_read_in_another_way(tmp_path: Path) -> None:
+    """A cache is shared only with those that read the same in the same way."""
+    frames(tmp_path / "a00.tfrecord", IDS[:20], rated=True)
+    frames(tmp_path / "a01.tfrecord", IDS[20:], rated=True)
+    collection = open_collection(tmp_path)
+    assert ids(collection.segments("all")) == set(IDS)
+    first = replace(collection, segment_paths=collection.segment_paths[:1])
+    assert ids(first.segments("test")) == HELD & set(IDS[:20])
+    assert ids(first.videos("all")) == set(IDS)
+    make = functools.partial(collection.make_segments, classes=[2])
+    other = replace(collection, make_segments=make)
+    assert {tuple(example.classes) for example in other.segments("all")} == {(0,)}
+    assert len(other.segments("all")) == len(IDS)
+    assert len(collection.segments("all")) == 2 * len(IDS)
 
 
 def test_data_sets_can_be_sent_to_workers(tmp_path: Path) -> None:
