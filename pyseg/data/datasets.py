@@ -9,6 +9,7 @@ import functools
 import glob
 import hashlib
 import itertools
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -200,29 +201,26 @@ class _Memory:
         self.paths: list[str] = []
         self.videos: list[str] = []
         self.ids: list[str] = []
-        frames: np.ndarray | None = None
-        used = 0
+        frames = np.empty((0, 0), np.uint8)
         lengths, counts = [0], [0]
         classes, scores = [], []
-        for path, video, example in examples:
-            rows = len(example.frames)
-            if frames is None:
-                frames = np.empty((0, example.frames.shape[1]), example.frames.dtype)
-            if used + rows > len(frames):
-                # In place: a large block grows by remapping its pages, not by a second copy.
-                frames.resize((max(1024, 3 * (used + rows) // 2), frames.shape[1]), refcheck=False)
-            frames[used : used + rows] = example.frames
-            used += rows
-            lengths.append(rows)
-            counts.append(len(example.classes))
-            self.paths.append(path)
-            self.videos.append(video)
-            self.ids.append(example.id)
-            classes.append(example.classes)
-            scores.append(example.scores)
-        if frames is None:
-            frames = np.empty((0, 0), np.uint8)
-        frames.resize((used, frames.shape[1]), refcheck=False)
+        # A file that is nowhere but in memory grows without a copy. An array of the C library's
+        # memory may be copied, and what it leaves behind is kept (`pyseg._memory`).
+        with os.fdopen(os.memfd_create("pyseg"), "wb") as file:
+            for path, video, example in examples:
+                frames = np.ascontiguousarray(example.frames)
+                file.write(frames.data)
+                lengths.append(len(frames))
+                counts.append(len(example.classes))
+                self.paths.append(path)
+                self.videos.append(video)
+                self.ids.append(example.id)
+                classes.append(example.classes)
+                scores.append(example.scores)
+            file.flush()
+            if sum(lengths):
+                mapped = mmap.mmap(file.fileno(), 0)
+                frames = np.frombuffer(mapped, frames.dtype).reshape(-1, frames.shape[1])
         self.frames = torch.from_numpy(frames)
         self.frame_offsets = torch.from_numpy(np.cumsum(lengths, dtype=np.int64))
         self.offsets = torch.from_numpy(np.cumsum(counts, dtype=np.int64))

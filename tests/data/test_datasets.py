@@ -493,6 +493,14 @@ def test_cache_is_contiguous_and_read_only(frame_shards) -> None:
             cached.frames[0] = 1
 
 
+def test_cached_frames_are_not_in_the_heap(frame_shards) -> None:
+    """There, they would be copied as they grow: in training the heap gives nothing back."""
+    frames = Frames(frame_shards([4]), cache=True)._memory.frames
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    files = [line.split()[0].split("-") for line in maps if "memfd:pyseg" in line]
+    assert any(int(a, 16) <= frames.data_ptr() < int(b, 16) for a, b in files)
+
+
 def test_length_is_known_in_memory_only(frame_shards) -> None:
     shards = frame_shards([5])
     assert len(Frames(shards, cache=True, rank=0, world_size=2)) == 3
