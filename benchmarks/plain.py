@@ -8,12 +8,20 @@ from torch import Tensor, nn
 from pyseg.nn import NeXtVLAD, NeXtVLADClassifier
 
 
+def plain_linear(layer: nn.Linear) -> nn.Linear:
+    """Returns torch's own layer with the weights of `layer`."""
+    plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return plain
+
+
 class PlainNeXtVLAD(nn.Module):
     """The layer as one writes it in PyTorch, with the weights of `layer`."""
 
     def __init__(self, layer: NeXtVLAD) -> None:
         super().__init__()
-        self.expand, self.attention, self.assign = layer.expand, layer.attention, layer.assign
+        self.expand, self.attention = plain_linear(layer.expand), plain_linear(layer.attention)
+        self.assign = plain_linear(layer.assign)
         self.centers, self.groups, self.clusters = layer.centers, layer.groups, layer.clusters
         self.assign_norm = nn.BatchNorm1d(layer.groups * layer.clusters, eps=1e-3, momentum=1e-3)
         self.norm = nn.BatchNorm1d(layer.out_features, eps=1e-3, momentum=1e-3)
@@ -41,8 +49,9 @@ class PlainClassifier(nn.Module):
         super().__init__()
         self.sizes = model.feature_sizes
         self.branches = nn.ModuleList(PlainNeXtVLAD(branch) for branch in model.branches)
-        self.hidden, self.head = model.hidden, model.head.linear
-        self.squeeze, self.excite = model.gate.squeeze, model.gate.excite
+        self.hidden, self.head = plain_linear(model.hidden), plain_linear(model.head.linear)
+        self.squeeze = plain_linear(model.gate.squeeze)
+        self.excite = plain_linear(model.gate.excite)
         self.hidden_norm, self.gate_norm = (
             nn.BatchNorm1d(layer.out_features, eps=1e-3, momentum=1e-3)
             for layer in (self.hidden, self.squeeze)

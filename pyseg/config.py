@@ -170,7 +170,8 @@ class TrainConfig:
         seed: Seeds the weights, the order of the data and the choice of held-out videos.
         workers: Processes that read ahead; 0 reads in this process.
         device: "cpu", "cuda", ...; default: a GPU where there is one.
-        precision: "fp32", or automatic mixed precision with "bf16" or "fp16".
+        precision: "fp32", or automatic mixed precision with "bf16" or "fp16". On a CPU that has no
+            quick products of bfloat16, "bf16" keeps their results only.
         tf32: Let a GPU round the inputs of float32 products to TF32.
         compile: Run the model through torch.compile.
         on_nan: What a loss that is not finite does: "raise" stops and names the examples, "skip"

@@ -20,6 +20,7 @@ from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.derived import DerivedWeights
 from pyseg.nn.head import HeadFactory, MixtureOfExperts
 from pyseg.nn.init import normal_linear
+from pyseg.nn.linear import linear
 from pyseg.nn.normalize import Convention
 from pyseg.ops import frame_linear
 from pyseg.ops.frames import dequantize
@@ -117,7 +118,7 @@ class BagOfFrames(DerivedWeights):
             if frames.dtype == torch.uint8:
                 y = frame_linear(frames, None, weight, bias)
             else:
-                y = functional.linear(frames, weight, bias)
+                y = linear(frames, weight, bias)
         if y.shape[1] == 0:
             return y.new_zeros(y.shape[0], y.shape[2])
         activate = _ACTIVATIONS[self.activation]
@@ -136,7 +137,7 @@ class BagOfFrames(DerivedWeights):
         if frames.dtype == torch.uint8:
             frames = dequantize(frames, None, self.project.weight.dtype)
         if self.input_norm is None or self.cluster_norm is None:
-            return functional.linear(frames, self.project.weight, self.bias)
+            return linear(frames, self.project.weight, self.bias)
         return self.cluster_norm(self.project(self.input_norm(frames, counts)), counts)
 
     def _fold(self) -> tuple[Tensor, Tensor | None]:
@@ -255,7 +256,7 @@ class DBoF(FrameClassifier):
         """Classifies prepared frames, see `FrameClassifier.classify`."""
         if self.training or not self.every_frame:
             x, mask = self._draw(x, mask)
-        hidden = functional.linear(self.bag(x, mask), self.hidden.weight, self.hidden_bias)
+        hidden = linear(self.bag(x, mask), self.hidden.weight, self.hidden_bias)
         if self.hidden_norm is not None:
             hidden = self.hidden_norm(hidden)
         return self.head(_ACTIVATIONS[self.bag.activation](hidden))

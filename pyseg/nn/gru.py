@@ -6,8 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from pyseg.nn.linear import linear
 from pyseg.ops import frame_linear, gru_recurrence
 
 
@@ -71,7 +71,7 @@ class GRU(nn.Module):
             if x.dtype == torch.uint8:
                 gates = frame_linear(x, mask, weight, bias)
             else:
-                gates = functional.linear(x, weight, bias)
+                gates = linear(x, weight, bias)
             x = gru_recurrence(gates, *self._layer("hh", layer))
         return x
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyseg.nn.linear import Linear
+
 
 def he_truncated_normal_(tensor: Tensor, fan_in: int) -> Tensor:
     """Fills a weight in place with He initialisation from a truncated normal distribution.
@@ -38,7 +40,7 @@ def he_truncated_normal_(tensor: Tensor, fan_in: int) -> Tensor:
         return torch.nn.init.trunc_normal_(tensor, std=std, a=-2.0 * std, b=2.0 * std)
 
 
-def he_linear(in_features: int, out_features: int, *, bias: bool = True) -> torch.nn.Linear:
+def he_linear(in_features: int, out_features: int, *, bias: bool = True) -> Linear:
     """Makes a linear layer with `he_truncated_normal_` weights and a bias of 0.
 
     Args:
@@ -56,7 +58,7 @@ def he_linear(in_features: int, out_features: int, *, bias: bool = True) -> torc
     return _linear(in_features, out_features, bias, lambda w: he_truncated_normal_(w, in_features))
 
 
-def xavier_linear(in_features: int, out_features: int, *, bias: bool = True) -> torch.nn.Linear:
+def xavier_linear(in_features: int, out_features: int, *, bias: bool = True) -> Linear:
     """Makes a linear layer with weights of U(+-sqrt(6 / (in + out))) and a bias of 0.
 
     This is slim's ``fully_connected`` with its defaults.
@@ -76,7 +78,7 @@ def xavier_linear(in_features: int, out_features: int, *, bias: bool = True) -> 
     return _linear(in_features, out_features, bias, torch.nn.init.xavier_uniform_)
 
 
-def normal_linear(in_features: int, out_features: int) -> torch.nn.Linear:
+def normal_linear(in_features: int, out_features: int) -> Linear:
     """Makes a linear layer without bias, with weights of N(0, 1 / in).
 
     Args:
@@ -96,10 +98,10 @@ def normal_linear(in_features: int, out_features: int) -> torch.nn.Linear:
 
 def _linear(
     in_features: int, out_features: int, bias: bool, fill: Callable[[Tensor], Tensor]
-) -> torch.nn.Linear:
+) -> Linear:
     # skip_init: Linear's own random initialisation would be thrown away, and costs as much again.
-    layer: torch.nn.Linear = torch.nn.utils.skip_init(
-        torch.nn.Linear, in_features, out_features, bias=bias, device=torch.get_default_device()
+    layer: Linear = torch.nn.utils.skip_init(
+        Linear, in_features, out_features, bias=bias, device=torch.get_default_device()
     )
     fill(layer.weight)
     if bias:

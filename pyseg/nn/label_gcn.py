@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pyseg.nn.derived import DerivedWeights
 from pyseg.nn.head import check_num_classes, prior_logit
+from pyseg.nn.linear import linear
 
 if TYPE_CHECKING:
     from pyseg.labels import LabelCorrelation
@@ -137,7 +138,7 @@ class LabelGCN(DerivedWeights):
             (B, C) logits; probabilities are their sigmoid.
         """
         if self._may_keep():
-            return functional.linear(x, self._kept(self.classifiers), self.bias)
+            return linear(x, self._kept(self.classifiers), self.bias)
         scores = (x @ self.second.t()) @ self._hidden().t()
         logits = self.graph(scores.t()).t()
         return logits if self.bias is None else logits + self.bias.to(logits.dtype)

@@ -21,6 +21,7 @@ from pyseg.nn.derived import DerivedWeights
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear, he_truncated_normal_
+from pyseg.nn.linear import linear, matmul
 from pyseg.nn.normalize import Convention
 from pyseg.ops import AssignmentNorm, frame_linear, frame_pool, soft_assign, vlad_aggregate
 from pyseg.ops._dispatch import sum_dtype
@@ -260,9 +261,9 @@ class NeXtVLAD(DerivedWeights):
     def _fold(self) -> _Folded:
         assign, attention = self.assign.weight, self.attention.weight
         return _Folded(
-            assign @ self.expand.weight,
+            matmul(assign, self.expand.weight),
             assign @ self.expand.bias,
-            attention @ self.expand.weight,
+            matmul(attention, self.expand.weight),
             attention @ self.expand.bias + self.attention.bias,
         )
 
@@ -287,10 +288,10 @@ class NeXtVLAD(DerivedWeights):
         if frames.dtype == torch.uint8:
             pooled = frame_pool(frames, columns)
         else:
-            pooled = torch.matmul(columns.mT, frames.to(columns.dtype))
+            pooled = matmul(columns.mT, frames.to(columns.dtype))
         pooled = pooled.reshape(batch * clusters, groups * size)
         expand = self.expand.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-        vlad = torch.mm(pooled, expand).unflatten(0, (batch, clusters))  # (B, K, F)
+        vlad = matmul(pooled, expand).unflatten(0, (batch, clusters))  # (B, K, F)
         dtype = sum_dtype(vlad.dtype)
         with torch.autocast(frames.device.type, enabled=False):
             mass = weights.sum(1, dtype=dtype)  # (B, G, K)
@@ -312,7 +313,7 @@ class NeXtVLAD(DerivedWeights):
 def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
     if frames.dtype == torch.uint8:
         return frame_linear(frames, mask, weight, bias)
-    return functional.linear(frames, weight, bias)
+    return linear(frames, weight, bias)
 
 
 class NeXtVLADClassifier(FrameClassifier):

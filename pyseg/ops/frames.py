@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyseg.ops._dispatch import check_layout, in_autocast, sum_dtype, to_autocast_dtype
+from pyseg.ops._dispatch import (
+    check_layout,
+    in_autocast,
+    product_dtype,
+    sum_dtype,
+    to_autocast_dtype,
+)
 
 # YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py reads it back as
 # q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but it is what all
@@ -164,6 +171,17 @@ def _tiles(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]
         yield slice(start, min(start + size, count))
 
 
+@contextlib.contextmanager
+def _product_into(result: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yields where a product of `dtype` is to be written; what is there then is the result."""
+    if result.dtype == dtype:
+        yield result
+    else:
+        product = torch.empty_like(result, dtype=dtype)
+        yield product
+        result.copy_(product)
+
+
 @torch.library.custom_op(
     "pyseg::frame_linear",
     mutates_args=(),
@@ -173,12 +191,15 @@ def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | 
     rows = frames.flatten(0, 1)
     valid = None if mask is None else mask.flatten()
     result = weight.new_empty(rows.shape[0], weight.shape[0])
-    for tile in _tiles(rows.shape[0], rows.shape[1] * weight.element_size(), rows.device):
-        x = dequantize(rows[tile], None if valid is None else valid[tile], weight.dtype)
-        if bias is None:
-            torch.mm(x, weight.t(), out=result[tile])
-        else:
-            torch.addmm(bias, x, weight.t(), out=result[tile])
+    dtype = product_dtype(rows.device.type, weight.dtype)
+    columns, shift = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
+    for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device):
+        x = dequantize(rows[tile], None if valid is None else valid[tile], dtype)
+        with _product_into(result[tile], dtype) as y:
+            if shift is None:
+                torch.mm(x, columns, out=y)
+            else:
+                torch.addmm(shift, x, columns, out=y)
     return result.unflatten(0, frames.shape[:2])
 
 
@@ -190,12 +211,12 @@ def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | 
 def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
     rows, grad = frames.flatten(0, 1), grad.flatten(0, 1)
     valid = None if mask is None else mask.flatten()
-    dtype = sum_dtype(grad.dtype)
-    total = grad.new_zeros(grad.shape[1], rows.shape[1], dtype=dtype)
-    for tile in _tiles(rows.shape[0], rows.shape[1] * grad.element_size(), rows.device):
-        x = dequantize(rows[tile], None if valid is None else valid[tile], grad.dtype)
-        if dtype == grad.dtype:
-            total.addmm_(grad[tile].t(), x)
+    dtype = product_dtype(rows.device.type, grad.dtype)
+    total = grad.new_zeros(grad.shape[1], rows.shape[1], dtype=sum_dtype(grad.dtype))
+    for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device):
+        x = dequantize(rows[tile], None if valid is None else valid[tile], dtype)
+        if dtype == total.dtype:
+            total.addmm_(grad[tile].to(dtype).t(), x)
         else:
             total.add_(grad[tile].t() @ x)
     return total.to(grad.dtype)
@@ -207,9 +228,11 @@ def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tenso
 def _pool(frames: Tensor, weights: Tensor) -> Tensor:
     batch, length, width = frames.shape
     result = weights.new_empty(batch, weights.shape[2], width)
-    for tile in _tiles(batch, length * width * weights.element_size(), frames.device):
-        x = dequantize(frames[tile], None, weights.dtype)
-        torch.bmm(weights[tile].mT, x, out=result[tile])
+    dtype = product_dtype(frames.device.type, weights.dtype)
+    for tile in _tiles(batch, length * width * dtype.itemsize, frames.device):
+        x = dequantize(frames[tile], None, dtype)
+        with _product_into(result[tile], dtype) as y:
+            torch.bmm(weights[tile].to(dtype).mT, x, out=y)
     return result
 
 
@@ -219,8 +242,11 @@ def _pool(frames: Tensor, weights: Tensor) -> Tensor:
 def _pool_backward(grad: Tensor, frames: Tensor) -> Tensor:
     batch, length, width = frames.shape
     result = grad.new_empty(batch, length, grad.shape[1])
-    for tile in _tiles(batch, length * width * grad.element_size(), frames.device):
-        torch.bmm(dequantize(frames[tile], None, grad.dtype), grad[tile].mT, out=result[tile])
+    dtype = product_dtype(frames.device.type, grad.dtype)
+    for tile in _tiles(batch, length * width * dtype.itemsize, frames.device):
+        x = dequantize(frames[tile], None, dtype)
+        with _product_into(result[tile], dtype) as y:
+            torch.bmm(x, grad[tile].to(dtype).mT, out=y)
     return result
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyseg.ops import frame_linear, frame_pool, frames
+from pyseg.ops import _dispatch, frame_linear, frame_pool, frames
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 DEVICES = [
@@ -101,6 +101,39 @@ def test_pool(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: li
         dtype,
     )
     assert (len(tiles) > 0) == (shape[0] > 0)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_bfloat16_is_as_good_whatever_the_processor_is_quick_in(
+    slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dispatch, "_SLOW_BFLOAT16", slow)
+    monkeypatch.setattr(frames, "_TILE_BYTES", {"cpu": 600})
+    x, mask, weight, bias, weights = make((3, 40, 16, 7), torch.bfloat16, "cpu")
+    exact = [tensor.detach().double().requires_grad_() for tensor in (weight, bias, weights)]
+    wide = dequantized(x, mask, torch.float64)
+    for found, expected, own, other in (
+        (
+            frame_linear(x, mask, weight, bias),
+            functional.linear(wide, *exact[:2]),
+            [weight, bias],
+            exact[:2],
+        ),
+        (
+            frame_pool(x, weights),
+            exact[2].mT @ dequantized(x, None, torch.float64),
+            [weights],
+            exact[2:],
+        ),
+    ):
+        direction = torch.linspace(-1, 1, found.numel()).reshape(found.shape).bfloat16()
+        gradients = torch.autograd.grad(found, own, direction)
+        references = torch.autograd.grad(expected, other, direction.double())
+        for a, b in zip((found, *gradients), (expected, *references), strict=True):
+            assert a.dtype == torch.bfloat16
+            worst = (a.double() - b).abs().max() / b.abs().max()
+            # One rounding of the result; that of the frames too where they are bfloat16.
+            assert worst < (2**-8 if slow else 2**-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)
