@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, distributed, nn
-from torch.autograd.function import once_differentiable
 
 from pyseg.ops import AssignmentNorm, moments
 from pyseg.ops._dispatch import sum_dtype
@@ -154,8 +151,10 @@ class BatchNorm(nn.Module):
             counts = torch.ones(batch, length, dtype=torch.bool, device=x.device)
         counts = counts.to(sum_dtype(x.dtype))
         row_weights: Tensor | None = None
-        if over_processes:  # the gradient through them is that of `_GlobalMoments`, not of the op
-            mean, var, count = _global_moments(x.flatten(0, 1), counts.flatten())
+        if over_processes:  # the gradient through them is that of `GlobalMoments`, not of the op
+            from pyseg.nn._global_moments import global_moments  # it imports all of torch._dynamo
+
+            mean, var, count = global_moments(x.flatten(0, 1), counts.flatten())
         else:
             count = counts.sum()
             row_weights = counts / count.clamp(min=1.0)
@@ -223,53 +222,3 @@ class BatchNorm(nn.Module):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var, self.momentum)
         return rows
-
-
-class _GlobalMoments(torch.autograd.Function):
-    """Mean and biased variance of the rows of all processes, and how many rows count.
-
-    With the n_r rows of process r, their mean m_r and variance v_r, and n the sum of all n_r
-
-        m = sum n_r m_r / n,    v = sum n_r (v_r + (m_r - m)^2) / n
-
-    without the cancellation of a sum of squares. Every process computes both from the same numbers
-    in the same order, so all have the same bits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Takes x (R, C) and counts (R,); returns (C,), (C,) and ()."""
-        own = counts.sum()
-        mean, var = x.new_zeros(2, x.shape[1], dtype=counts.dtype)
-        if len(x):
-            mean, var = moments(x, counts / own.clamp(min=1.0))
-        sent = torch.cat((own.reshape(1), mean, var))
-        received = sent.new_empty(distributed.get_world_size(), len(sent))
-        distributed.all_gather(list(received.unbind()), sent)
-        each, means, variances = received.split((1, x.shape[1], x.shape[1]), dim=1)
-        count = each.sum()
-        shares = each / count.clamp(min=1.0)
-        mean = (shares * means).sum(0)
-        var = (shares * (variances + (means - mean).square())).sum(0)
-        ctx.save_for_backward(x, counts, mean, count)
-        ctx.mark_non_differentiable(count)
-        return mean, var, count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_mean: Tensor, by_var: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        """Adds up what every process's result asks of the statistics, which belong to all rows."""
-        x, counts, mean, count = ctx.saved_tensors
-        both = torch.stack((by_mean, by_var))
-        distributed.all_reduce(both)
-        by_mean, by_var = both / count.clamp(min=1.0)
-        grad = (x.to(mean.dtype) - mean).mul_(2.0 * by_var).add_(by_mean)
-        # Rows that are left out may hold anything.
-        rows = counts.unsqueeze(1)
-        return (grad * rows).masked_fill_(rows == 0, 0.0).to(x.dtype), None
-
-
-@torch.compiler.disable  # it waits for other processes, in the middle of what could be one graph
-def _global_moments(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    moments: tuple[Tensor, Tensor, Tensor] = _GlobalMoments.apply(x, counts)
-    return moments

@@ -25,11 +25,15 @@ def allow_tf32(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda" and tensor.dtype == torch.float32 and _tf32_allowed()
 
 
-# A constant of a compiled graph: torch.compile cannot trace the setting (nor can it be read by its
-# old name once it has been set by the new one), but compiles anew where it changes.
-@torch.compiler.assume_constant_result
 def _tf32_allowed() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# A constant of a compiled graph: torch.compile cannot trace the setting (nor can it be read by its
+# old name once it has been set by the new one), but compiles anew where it changes. This is all
+# that torch.compiler.assume_constant_result does after importing torch._dynamo, which takes as long
+# as importing torch.
+_tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

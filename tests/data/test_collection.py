@@ -3,8 +3,6 @@ from __future__ import annotations
 import functools
 import itertools
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -337,14 +335,3 @@ def test_the_real_video_level_shards(shared: Path) -> None:
     assert not ids(train) & ids(test)
     frame = open_collection(shared / "data/yt8m/frame_level_example.tfrecord")
     assert (frame.level, frame.num_classes) == ("frame", 3862)
-
-
-def test_importing_costs_little() -> None:
-    code = (
-        "import sys, torch; before = set(sys.modules); import pyseg.data; "
-        "late = {'numba', 'tqdm', 'jsonargparse', 'matplotlib', 'scipy', 'sklearn'}; "
-        "print(sorted(late & (set(sys.modules) - before)))"
-    )
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
