@@ -261,7 +261,9 @@ def check_feeding(data: Path, run: Path) -> None:
         own.append((batch.position.epoch, batch.ids[0]))
 
     with each_step(note):
-        train.train(config(data, run, pretrain=StageConfig(40, 1e-3, 3), finetune=NONE))
+        train.train(
+            config(data, run, overrides=TINY, pretrain=StageConfig(40, 1e-3, 3), finetune=NONE)
+        )
     parts = distributed.from_all(own)
     for epoch in (0, 1):
         passes = [[id for number, id in part if number == epoch] for part in parts]

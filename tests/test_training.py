@@ -115,7 +115,7 @@ def test_requests_to_stop_and_going_on(
 DRIVER = """
     import os, signal, sys
     from pathlib import Path
-    import torch
+    import torch._dynamo  # as optimisers do: here it is done once for all children
     from pyseg import _files, checkpoint, train, training
     sys.path.insert(0, {tests!r})
     from test_training import config
