@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,12 @@ DEVICES = [device_parameter("cpu"), device_parameter("cuda")]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "permuted", "sliced", "expanded"]
 NORMS = ["constants", "statistics"]  # what mean and variance of an AssignmentNorm are
+
+
+def half(*dimensions: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Returns every second case of a product of three dimensions or more, all pairs among them."""
+    cases = itertools.product(*(enumerate(values) for values in dimensions))
+    return [tuple(value for _, value in case) for case in cases if sum(i for i, _ in case) % 2 == 0]
 
 
 @pytest.fixture

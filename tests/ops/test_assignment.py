@@ -23,6 +23,7 @@ from tests.ops.conftest import (
     DTYPES,
     NORMS,
     assert_error_is_at_most_twice,
+    half,
     ignore_deprecations_of_torch,
     in_float64,
     make,
@@ -186,9 +187,11 @@ def packed(assignment: Tensor, norm: str | None, grad: bool, layout: str) -> lis
     return [values, with_layout(weights, layout) if norm == "statistics" else None]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-@pytest.mark.parametrize("norm", [None, *NORMS])
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("grad", "norm", "layout"),
+    half([False, True], [None, *NORMS], ["contiguous", "permuted"]),
+    ids=str,
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device, grad, norm, layout):
     inputs = make_inputs((2, 3, 2, 4), device=device, grad=grad, layout=layout)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from pyseg import _ext
 from pyseg.labels import LabelCorrelation
 from pyseg.ops import correlated_targets, rated_bce_with_logits, rated_bce_with_logits_reference
-from tests.ops.conftest import DEVICES, DTYPES, ignore_deprecations_of_torch, needs_cpu_ops
+from tests.ops.conftest import DEVICES, DTYPES, half, ignore_deprecations_of_torch, needs_cpu_ops
 
 SHAPES = [(1, 1), (2, 5), (7, 16), (3, 257), (40, 1000), (80, 33), (2, 3862), (0, 5), (3, 0)]
 
@@ -272,10 +272,11 @@ def test_gradients_can_be_asked_for_twice(device):
     torch.testing.assert_close(logits.grad, 2 * first)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("correlated", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "correlated", "grad", "layout"),
+    half(DTYPES, [False, True], [False, True], ["contiguous", "permuted"]),
+    ids=str,
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device, dtype, correlated, grad, layout):
     logits, *ratings = make((4, 6), dtype, device, grad=False)

@@ -19,6 +19,7 @@ from tests.ops.conftest import (
     LAYOUTS,
     NORMS,
     assert_error_is_at_most_twice,
+    half,
     ignore_deprecations_of_torch,
     in_float64,
     make,
@@ -273,9 +274,9 @@ def test_gradient_of_one_argument_alone(device, wanted):
     assert torch.equal(actual, expected[wanted])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "grad", "layout"), half(DTYPES, [False, True], ["contiguous", "permuted"]), ids=str
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device, dtype, grad, layout):
     inputs = make(dtype=dtype, device=device, grad=grad, layout=layout)
@@ -291,9 +292,9 @@ def packed_norm(assignment: Tensor, norm: str, layout: str, grad: bool) -> list[
     return [values, with_layout(weights, layout) if norm == "statistics" else None]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("grad", "norm", "layout"), half([False, True], NORMS, ["contiguous", "permuted"]), ids=str
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck_with_norm(device, grad, norm, layout):
     inputs = make(device=device, grad=grad, layout=layout)
@@ -301,9 +302,11 @@ def test_opcheck_with_norm(device, grad, norm, layout):
     torch.library.opcheck(torch.ops.pyseg.vlad_aggregate.default, (*inputs, *packed, 1e-12))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-@pytest.mark.parametrize("norm", [None, *NORMS])
-@pytest.mark.parametrize("needs_features_grad", [False, True])
+@pytest.mark.parametrize(
+    ("needs_features_grad", "norm", "layout"),
+    half([False, True], [None, *NORMS], ["contiguous", "permuted"]),
+    ids=str,
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck_of_the_backward(device, needs_features_grad, norm, layout):
     inputs = make(device=device, grad=False, layout=layout)
