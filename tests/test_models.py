@@ -53,8 +53,13 @@ def make_preset(name: str, **overrides: Any) -> nn.Module:
 
 
 def unlike_presets(**overrides: Any) -> list[str]:
-    """The presets less those that are, once small, the same as another: compiling takes seconds."""
+    """The presets less those that are, once small, the same as another: it takes seconds."""
     return sorted({repr(make_preset(name, **overrides)): name for name in SMALL_PRESETS}.values())
+
+
+def presets_to_trace(**overrides: Any) -> list[str]:
+    """The unlike ones less 3nextvlad-same: paper-mixture is the same with one more branch."""
+    return [name for name in unlike_presets(**overrides) if name != "3nextvlad-same"]
 
 
 def make_batch(batch: int = 8, length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,7 +150,7 @@ def test_preset_trains_a_step(name: str) -> None:
         assert not torch.equal(value, before[key]), key  # every parameter and every statistic
 
 
-@every_preset
+@pytest.mark.parametrize("name", unlike_presets())
 def test_preset_overfits_eight_videos(name: str) -> None:
     model = make_preset(name)
     frames, num_frames = make_batch()
@@ -204,7 +209,7 @@ def test_preset_predicts_for_a_video_alone_what_it_does_in_a_batch(name: str) ->
 ONE_FEATURE = {"feature_sizes": (18,)}  # half of the graph of a NeXtVLAD
 
 
-@pytest.mark.parametrize("name", unlike_presets(**ONE_FEATURE))
+@pytest.mark.parametrize("name", presets_to_trace(**ONE_FEATURE))
 def test_preset_compiles(name: str) -> None:
     torch._dynamo.reset()
     model, plain = (make_preset(name, **ONE_FEATURE) for _ in range(2))
@@ -219,7 +224,7 @@ def test_preset_compiles(name: str) -> None:
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", unlike_presets())
+@pytest.mark.parametrize("name", presets_to_trace())
 def test_preset_exports(name: str) -> None:
     model = make_preset(name)
     model(*make_batch())
