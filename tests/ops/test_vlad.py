@@ -443,6 +443,18 @@ def test_autocast_compiles_and_leaves_float64_alone(device):
     assert step(*(tensor.double() for tensor in inputs)).dtype == torch.float64
 
 
+@needs_cpu_ops
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_any_shape_is_divided_among_threads(shape, restore_threads):
+    inputs = make(shape)
+    grad = output_gradient(shape, torch.float32, "cpu")
+    results = []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        results.append(values_and_gradients(vlad_aggregate, inputs, grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 # Several videos; and one, whose rows are divided among the threads.
 @pytest.mark.parametrize("shape", [(5, 40, 4, 33, 20), (1, 300, 4, 33, 20)])
 @pytest.mark.parametrize("norm", [None, "statistics"])
