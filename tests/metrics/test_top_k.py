@@ -93,12 +93,13 @@ def test_is_a_sort_of_everything(
     assert found == oracle(ids, scores, k, candidates if restricted else None)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("native", "restore_threads")
 @pytest.mark.parametrize("k", [1, 20, 300, 5000])
 @pytest.mark.parametrize("levels", [2, 100, 10**9])
 def test_streams_that_fill_and_grow_the_buffers(k: int, levels: int) -> None:
+    torch.set_num_threads(2)
     rng = np.random.default_rng(k + levels)
-    rows, classes = 4000, 70  # more classes than are read together
+    rows, classes = 8000, 70  # more classes than are read together; some blocks are for two threads
     ids = rng.permutation(2**32 - 1 - np.arange(rows))
     scores = (rng.integers(0, levels, (rows, classes)) / 10).astype(np.float32)
     blocks = np.split(np.arange(rows), np.sort(rng.integers(0, rows, 12)))
@@ -275,11 +276,12 @@ def test_bad_input_changes_nothing(arguments: tuple, error: type[Exception], mes
     assert lists(best.finish()) == [[(5, 1.0)], [(5, 2.0)]]
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("native", "restore_threads")
 @pytest.mark.parametrize("k", [3, 5000])
 @pytest.mark.parametrize("place", [(0, 0), (600, 69), (3999, 33)])
 def test_a_nan_anywhere_changes_nothing(k: int, place: tuple[int, int]) -> None:
-    rows = 4000  # enough for two threads
+    torch.set_num_threads(2)
+    rows = 4000  # enough for both
     scores = np.random.default_rng(0).random((rows, 70), dtype=np.float32)
     best, other = TopKPerClass(70, k), TopKPerClass(70, k)
     for each in (best, other):

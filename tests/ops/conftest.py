@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -37,13 +37,6 @@ def half(*dimensions: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Returns every second case of a product of three dimensions or more, all pairs among them."""
     cases = itertools.product(*(enumerate(values) for values in dimensions))
     return [tuple(value for _, value in case) for case in cases if sum(i for i, _ in case) % 2 == 0]
-
-
-@pytest.fixture
-def restore_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def with_layout(tensor: Tensor, layout: str) -> Tensor:
