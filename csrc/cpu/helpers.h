@@ -1,5 +1,5 @@
 // Threads for short tasks that follow one another at once, such as a block of a stream: they sleep
-// in between, and a call does not wait for one that has not begun.
+// where the next one does not come soon, and a call does not wait for one that has not begun.
 //
 // torch's parallel_for waits for all of its threads, which wait for each other without sleeping:
 // where other processes use the cores too, that takes as long as the system lets those run.
@@ -50,8 +50,11 @@ class Helpers {
     std::condition_variable done;
   };
 
-  // So often a call looks whether the others have ended before it sleeps: a tenth of a millisecond.
-  static constexpr int kPatience = 300;
+  // To be woken takes up to 0.1 ms: about twice that is waited awake for what is to come.
+  template <typename Condition>
+  static void wait_a_little(const Condition& condition) {
+    for (int i = 0; i < 500 && !condition(); ++i) std::this_thread::yield();
+  }
 
   // Those of this process: threads do not survive a fork. They are never destroyed, since at the
   // end of the process they may be asleep.
@@ -74,6 +77,7 @@ class Helpers {
       } catch (const std::system_error&) {  // fewer have to do
       }
       waiting_.insert(waiting_.end(), std::min(helpers, threads_), &job);
+      tasks_ = static_cast<int64_t>(waiting_.size());
     }
     if (helpers == 1) {
       wanted_.notify_one();
@@ -84,9 +88,9 @@ class Helpers {
     {
       const std::lock_guard lock(mutex_);
       std::erase(waiting_, &job);
+      tasks_ = static_cast<int64_t>(waiting_.size());
     }
-    // The others are about to end too, and to be woken takes longer than to wait for that.
-    for (int i = 0; i < kPatience && job.active != 0; ++i) std::this_thread::yield();
+    wait_a_little([&] { return job.active == 0; });  // the others are about to end too
     std::unique_lock lock(mutex_);
     job.done.wait(lock, [&] { return job.active == 0; });
   }
@@ -94,9 +98,15 @@ class Helpers {
   void help() {
     std::unique_lock lock(mutex_);
     for (;;) {
+      if (waiting_.empty()) {
+        lock.unlock();
+        wait_a_little([&] { return tasks_ != 0; });
+        lock.lock();
+      }
       wanted_.wait(lock, [&] { return !waiting_.empty(); });
       Job& job = *waiting_.front();
       waiting_.pop_front();
+      tasks_ = static_cast<int64_t>(waiting_.size());
       ++job.active;
       lock.unlock();
       job.work();
@@ -108,7 +118,8 @@ class Helpers {
   const pid_t process_ = ::getpid();
   std::mutex mutex_;
   std::condition_variable wanted_;
-  std::deque<Job*> waiting_;  // once for each helper that is wanted
+  std::deque<Job*> waiting_;        // once for each helper that is wanted
+  std::atomic<int64_t> tasks_ = 0;  // how many those are
   int64_t threads_ = 0;
 };
 
