@@ -24,9 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "filterwarnings", "ignore::DeprecationWarning"
-    )  # torch's own, compiling
+    for warning in (":DeprecationWarning", "TypedStorage is deprecated:UserWarning"):
+        config.addinivalue_line("filterwarnings", f"ignore:{warning}")  # torch's own, compiling
 
 
 @pytest.fixture(scope="session")
