@@ -95,8 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vlad_aggregate_backward_cpu(
       vlad_backward<T>(shape, in, saved, eps, out, centers_sums, norm_sums, begin, end);
     });
     parallel_for(0, shape.width, 16, [&](int64_t begin, int64_t end) {
-      add_partial_sums<T>(centers_sums, blocks, centers_size, shape.clusters, A{-1}, out.centers,
-                          begin, end);
+      vlad_backward_centers<T>(shape, saved, centers_sums, out.centers, begin, end);
     });
     if (norm)
       complete_norm_gradient<T>(shape, in.assignment, in.norm, norm_sums, tasks, out.norm_sums,

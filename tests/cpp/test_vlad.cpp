@@ -316,9 +316,7 @@ struct Case {
                               level);
     });
     in_parts(s.width, parts, [&](int64_t begin, int64_t end) {
-      pyseg::add_partial_sums<T>(centers.get(), pyseg::vlad_blocks(s),
-                                 pyseg::vlad_centers_size<T>(s), s.clusters, -1, d.centers.data(),
-                                 begin, end, level);
+      pyseg::vlad_backward_centers<T>(s, saved, centers.get(), d.centers.data(), begin, end, level);
     });
     complete(parts, norm_sums, tasks, d);
     return d;

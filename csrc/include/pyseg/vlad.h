@@ -40,7 +40,8 @@ constexpr int64_t kSliceRows = 8 * kRows;
 constexpr int64_t kBlock = 16;
 
 // Videos whose parts of the gradient of centers are summed as they come: about 32 blocks of them
-// need little memory, and short sums little accuracy.
+// need little memory, and short sums little accuracy. Where a block is one video its part would be
+// as large as the output, and to read the output once more is no slower: it says what that takes.
 inline int64_t block_videos(int64_t batch) {
   return std::clamp<int64_t>((batch + 31) / 32, 1, kBlock);
 }
@@ -321,8 +322,9 @@ class Gradient {
 
   // d of video b: d = scale (grad - output projection), where projection = sum_f grad output and
   // scale = 1 / |v|; for a column with |v|^2 < eps they are 0 and 1 / sqrt(eps). Its part of the
-  // gradient of centers is added to `centers`, unless that is null.
-  PYSEG_INLINE void prepare(int64_t b, A* centers) const {
+  // gradient of centers is added to `centers`, and scale mass and projection, of which CentersOfOne
+  // makes that part, are written to `factors`, unless these are null.
+  PYSEG_INLINE void prepare(int64_t b, A* centers, A* factors) const {
     const int64_t width = shape_.width, clusters = shape_.clusters;
     const int64_t whole = clusters / kStep * kStep;
     std::fill_n(projection_.get(), stride_, A{0});
@@ -338,6 +340,10 @@ class Gradient {
       scale_.get()[k] = 1 / std::sqrt(clamped ? eps_ : norm);
       if (clamped) projection_.get()[k] = 0;
       mass_.get()[k] = saved_.mass[b * clusters + k];
+    }
+    for (int64_t k = 0; k < stride_ && factors != nullptr; ++k) {
+      factors[k] = scale_.get()[k] * mass_.get()[k];
+      factors[stride_ + k] = projection_.get()[k];
     }
     std::fill_n(shift_.get(), stride_, A{0});
     for (int64_t f = 0; f < width; f += kBlock) {
@@ -504,6 +510,13 @@ class Gradient {
   simd::Buffer<A> scale_, projection_, mass_, shift_;
 };
 
+// Values in one block's part of the gradient of centers: F rows, padded, or two rows of factors.
+template <typename T>
+int64_t centers_size(const VladShape& shape) {
+  const int64_t stride = simd::padded<Accumulate<T>>(shape.clusters);
+  return (block_videos(shape.batch) == 1 ? 2 : shape.width) * stride;
+}
+
 struct Backward {
   template <typename Level, typename T>
   PYSEG_INLINE static void run(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
@@ -513,24 +526,63 @@ struct Backward {
                                int64_t end) {
     using A = Accumulate<T>;
     const int64_t slices = slices_of(shape), videos = block_videos(shape.batch);
-    const int64_t centers_size = shape.width * simd::padded<A>(shape.clusters);
+    const int64_t size = centers_size<T>(shape);
     const int64_t norm_size = norm_sums == nullptr ? 0 : norm_sums_size<T>(shape);
     const Gradient<T, Level> gradient(shape, in, saved, eps, out);
     std::fill(norm_sums + begin * norm_size, norm_sums + end * norm_size, A{0});
     while (begin < end) {
       const int64_t block = begin / slices, first = begin % slices;
       const int64_t last = std::min(slices, first + end - begin);
-      A* const centers = first == 0 ? centers_sums + block * centers_size : nullptr;
-      if (centers != nullptr) std::fill_n(centers, centers_size, A{0});
+      A* const part = first == 0 ? centers_sums + block * size : nullptr;
+      if (part != nullptr) std::fill_n(part, size, A{0});
       const int64_t b0 = block * videos, b1 = std::min(b0 + videos, shape.batch);
       for (int64_t b = b0; b < b1; ++b) {
-        gradient.prepare(b, centers);
+        gradient.prepare(b, videos > 1 ? part : nullptr, videos > 1 ? nullptr : part);
         for (int64_t s = first; s < last; ++s) {
           gradient.slice(b, s, norm_sums + (block * slices + s) * norm_size);
         }
       }
       begin += last - first;
     }
+  }
+};
+
+// Rows of the gradient of centers, of the factors of every video.
+struct CentersOfOne {
+  template <typename Level, typename T>
+  PYSEG_INLINE static void run(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
+                               const Accumulate<T>* factors, T* centers, int64_t begin,
+                               int64_t end) {
+    constexpr int64_t kStep = simd::kLanes<Accumulate<T>, Level::kBytes>;
+    const int64_t clusters = shape.clusters, whole = clusters / kStep * kStep;
+    for (int64_t f = begin; f < end; ++f) {
+      for (int64_t k = 0; k < whole; k += kStep) {
+        sum<Level::kBytes, false>(shape, saved, factors, centers, f, k);
+      }
+      if (whole < clusters) sum<Level::kBytes, true>(shape, saved, factors, centers, f, whole);
+    }
+  }
+
+  template <int kBytes, bool kPart, typename T>
+  PYSEG_INLINE static void sum(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
+                               const Accumulate<T>* factors, T* centers, int64_t f, int64_t k) {
+    using A = Accumulate<T>;
+    using V = simd::Vector<A, kBytes>;
+    const int64_t clusters = shape.clusters, stride = simd::padded<A>(clusters);
+    V total = {};
+    for (int64_t b0 = 0; b0 < shape.batch; b0 += kBlock) {
+      V block = {};
+      for (int64_t b = b0; b < std::min(b0 + kBlock, shape.batch); ++b) {
+        const int64_t at = (b * shape.width + f) * clusters + k;
+        const A* const own = factors + 2 * b * stride + k;
+        V grad, output;
+        simd::load<kBytes, kPart>(saved.grad + at, clusters - k, A{0}, grad);
+        simd::load<kBytes, kPart>(saved.output + at, clusters - k, A{0}, output);
+        block += simd::at<A, kBytes>(own) * (grad - output * simd::at<A, kBytes>(own + stride));
+      }
+      total += block;
+    }
+    simd::store<kBytes>(-total, clusters - k, centers + f * clusters + k);
   }
 };
 
@@ -583,18 +635,19 @@ inline int64_t vlad_blocks(const VladShape& shape) {
   return (shape.batch + videos - 1) / videos;
 }
 
-// Values in one block's part of the gradient of centers: F rows, padded.
+// Values that one block writes of the gradient of centers.
 template <typename T>
 int64_t vlad_centers_size(const VladShape& shape) {
-  return shape.width * simd::padded<Accumulate<T>>(shape.clusters);
+  return vlad_detail::centers_size<T>(shape);
 }
 
 // Gradients of features (unless null), assignment and attention. The tasks begin <= i < end are
 // those of vlad_blocks * vlad_slices: slice i % vlad_slices of the videos of a block. Block j
-// writes its part of the gradient of centers, negated, to centers_sums[j] (of vlad_centers_size
-// values) and, with norm.values, task i its part of norm_sums to norm_sums[i] (of norm_sums_size
-// values), both to be added by add_partial_sums; with row weights, assignment_through_statistics
-// then completes the gradient of the assignment. out.centers and out.norm_sums are not touched.
+// writes to centers_sums[j] (of vlad_centers_size values) what vlad_backward_centers makes the
+// gradient of centers of and, with norm.values, task i its part of norm_sums to norm_sums[i] (of
+// norm_sums_size values), to be added by add_partial_sums; with row weights,
+// assignment_through_statistics then completes the gradient of the assignment. out.centers and
+// out.norm_sums are not touched.
 template <typename T>
 void vlad_backward(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
                    const VladSaved<T, Accumulate<T>>& saved, double eps,
@@ -602,6 +655,20 @@ void vlad_backward(const VladShape& shape, const VladInput<T, Accumulate<T>>& in
                    Accumulate<T>* norm_sums, int64_t begin, int64_t end, Simd level = best_simd()) {
   simd::run<vlad_detail::Backward>(level, shape, in, saved, eps, out, centers_sums, norm_sums,
                                    begin, end);
+}
+
+// The rows begin <= f < end of the gradient of centers, (F, K), when vlad_backward has done all
+// tasks.
+template <typename T>
+void vlad_backward_centers(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
+                           const Accumulate<T>* centers_sums, T* centers, int64_t begin,
+                           int64_t end, Simd level = best_simd()) {
+  if (vlad_detail::block_videos(shape.batch) == 1) {
+    simd::run<vlad_detail::CentersOfOne>(level, shape, saved, centers_sums, centers, begin, end);
+  } else {
+    add_partial_sums<T>(centers_sums, vlad_blocks(shape), vlad_centers_size<T>(shape),
+                        shape.clusters, -1, centers, begin, end, level);
+  }
 }
 
 }  // namespace pyseg
