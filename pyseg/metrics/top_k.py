@@ -111,8 +111,7 @@ class TopKPerClass:
             same_shape("candidates", mask, "scores", score)
             refuse_nan("candidates", mask)
             mask = _plain(mask, np.bool_)
-        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
-            block = _plain(score, np.float32)
+        block = _plain(score, np.float32)
         self._grow(int(self._counts.max()) + len(block))
         if not _update(block, ids, mask, self.k, self._thresholds, self._keys, self._counts):
             refuse_nan("scores", score)
@@ -294,7 +293,8 @@ def _ids(segment_ids: Array) -> np.ndarray:
         return np.empty(0, np.uint32)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"segment_ids: expected integers, found dtype {ids.dtype}")
-    if ids.min() < 0 or ids.max() > _LAST_ID:
+    # No bit above the 32nd, which those of negative numbers are: one pass.
+    if np.bitwise_or.reduce(ids.astype(np.int64, copy=False).view(np.uint64)) > _LAST_ID:
         row = int(((ids < 0) | (ids > _LAST_ID)).argmax())
         raise ValueError(
             f"segment_ids: expected values in 0..{_LAST_ID}, found {ids[row]} at {row}"
@@ -303,5 +303,11 @@ def _ids(segment_ids: Array) -> np.ndarray:
 
 
 def _plain(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    """Returns an array of `dtype` as tensors are: contiguous, aligned, and not read-only."""
-    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
+    """Returns an array of `dtype` as tensors are: contiguous, aligned, and not read-only.
+
+    What is beyond the range of float32 becomes infinite.
+    """
+    if array.dtype == dtype and array.flags.carray:
+        return array
+    with np.errstate(over="ignore"):
+        return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
