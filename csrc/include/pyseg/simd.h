@@ -265,7 +265,6 @@ struct Lines {
   Lines(const T* data, int64_t size)
       : next(reinterpret_cast<const char*>(data)),
         end(reinterpret_cast<const char*>(data + size)) {}
-  bool empty() const { return next == end; }
 };
 
 template <typename T>
@@ -278,9 +277,11 @@ struct Product {
   T* c;  // (rows, columns), rows of length c_row
   int64_t c_row;
   bool accumulate;
-  // What is needed next, and after that, is fetched into the second cache meanwhile. A line with
-  // each step in depth is about what a memory delivers.
-  Lines ahead = {}, then = {};
+  // What is needed after the product, in this order, is fetched into the second cache meanwhile.
+  Lines ahead[3] = {};
+  // So many bytes with each step in depth, of which a product takes as even a share as it can:
+  // where a memory must deliver at once what could have come earlier, the product waits for it.
+  int64_t pace = 64;
 };
 
 // One register tile of C: kRows x kVectors accumulators, filled by outer products.
@@ -297,10 +298,11 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
   }
   const T* a = p.a + row * p.a_row;
   const T* b = p.b + column;
-  const char* next = p.ahead.next;
+  const char *next = p.ahead[0].next, *const end = p.ahead[0].end;
+  const int64_t pace = p.pace;
   for (int64_t d = 0; d < p.depth; ++d, a += p.a_depth, b += p.b_row) {
     __builtin_prefetch(next, 0, 2);
-    next = std::min(next + 64, p.ahead.end);
+    next = std::min(next + pace, end);
     V right[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) right[j] = at<T, kBytes>(b + j * kStep);
@@ -311,8 +313,8 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
       for (int j = 0; j < kVectors; ++j) sums[i][j] += right[j] * left;
     }
   }
-  p.ahead.next = next;
-  if (p.ahead.empty()) std::swap(p.ahead, p.then);
+  p.ahead[0].next = next;
+  if (next == end) p.ahead[0] = p.ahead[1], p.ahead[1] = p.ahead[2], p.ahead[2] = Lines(p.b, 1);
   // A tile that is wider than what is left of C goes there by way of a copy.
   constexpr int64_t kWidth = kVectors * kStep;
   const int64_t width = std::min(kWidth, p.columns - column);
@@ -354,14 +356,23 @@ PYSEG_INLINE void multiply_panel(Product<T>& p, int64_t column) {
   if (row < p.rows) multiply_tile<T, kBytes, 1, kVectors>(p, row, column);
 }
 
-// 6 x 4 accumulators are 24 of the 32 AVX-512 registers, 6 x 2 are 12 of the 16 others.
+// Vectors of the widest tile: 6 x 4 accumulators are 24 of the 32 AVX-512 registers, 6 x 2 are 12
+// of the 16 others.
+template <int kBytes>
+constexpr int64_t kWidest = kBytes == 64 ? 4 : 2;
+
+template <typename T, int kBytes>
+constexpr int64_t panels_of(int64_t columns) {
+  constexpr int64_t kColumns = kWidest<kBytes> * kLanes<T, kBytes>;
+  return (columns + kColumns - 1) / kColumns;
+}
+
 template <typename T, int kBytes>
 PYSEG_INLINE void multiply_block(Product<T>& p) {
   constexpr int64_t kStep = kLanes<T, kBytes>;
-  constexpr int64_t kWidest = kBytes == 64 ? 4 : 2;
   const int64_t vectors = (p.columns + kStep - 1) / kStep;
   if (vectors == 0) return;
-  const int64_t panels = (vectors + kWidest - 1) / kWidest;
+  const int64_t panels = panels_of<T, kBytes>(p.columns);
   const int64_t width = (vectors + panels - 1) / panels;  // even panels: 9 vectors are 3 + 3 + 3
   for (int64_t v = 0; v < vectors; v += width) {
     const int64_t column = v * kStep;
@@ -373,10 +384,10 @@ PYSEG_INLINE void multiply_block(Product<T>& p) {
         multiply_panel<T, kBytes, 2>(p, column);
         break;
       case 3:
-        if constexpr (kWidest > 2) multiply_panel<T, kBytes, 3>(p, column);
+        if constexpr (kWidest<kBytes> > 2) multiply_panel<T, kBytes, 3>(p, column);
         break;
       default:
-        if constexpr (kWidest > 2) multiply_panel<T, kBytes, 4>(p, column);
+        if constexpr (kWidest<kBytes> > 2) multiply_panel<T, kBytes, 4>(p, column);
     }
   }
 }
@@ -384,9 +395,14 @@ PYSEG_INLINE void multiply_block(Product<T>& p) {
 template <typename T, int kBytes>
 PYSEG_INLINE void multiply(const Product<T>& p) {
   Product<T> block = p;
-  // Fetching what is there costs nothing, unlike fetching from nowhere.
-  if (p.ahead.empty()) block.ahead = p.then.empty() ? Lines(p.b, 1) : p.then;
-  if (p.then.empty()) block.then = Lines(p.b, 1);
+  int64_t bytes = 0;
+  for (Lines& lines : block.ahead) {
+    bytes += lines.end - lines.next;
+    // Fetching what is there costs nothing, unlike fetching from nowhere.
+    if (lines.next == lines.end) lines = Lines(p.b, 1);
+  }
+  const int64_t steps = panels_of<T, kBytes>(p.columns) * ((p.rows + 5) / 6) * p.depth;
+  block.pace = std::clamp<int64_t>(bytes / std::max<int64_t>(steps, 1) + 1, 1, 64);
   int64_t done = 0;
   do {  // once for depth 0 too: C = 0
     block.depth = std::min(kDepth, p.depth - done);

@@ -61,12 +61,12 @@ PYSEG_INLINE const Accumulate<T>* widen_rows(const T* source, int64_t size,
   }
 }
 
-// The features of the next `count` rows, which begin with row n, as far as there are any.
+// The next `count` rows of values, which begin with row n, as far as there are any.
 template <typename T>
-PYSEG_INLINE simd::Lines rows_ahead(const VladShape& shape, const T* features, int64_t n,
-                                    int64_t count) {
+PYSEG_INLINE simd::Lines rows_ahead(const VladShape& shape, const T* values, int64_t width,
+                                    int64_t n, int64_t count) {
   const int64_t left = shape.batch * shape.rows - n;
-  return {features + n * shape.width, std::min(count, left) * shape.width};
+  return {values + n * width, std::min(count, left) * width};
 }
 
 template <typename A, int kBytes>
@@ -112,7 +112,7 @@ struct SumSlice {
     std::fill_n(mass, stride, A{0});
     if (begin == end) std::fill_n(sums, width * stride, A{0});
     for (int64_t n = begin; n < end; n += kRows) {
-      const int64_t count = std::min(kRows, end - n), first = b * rows + n;
+      const int64_t count = std::min(kRows, end - n), first = b * rows + n, next = first + count;
       Level::template run<Softmax>(in.assignment + first * clusters, count, clusters, scratch.norm,
                                    n, weight);
       for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
@@ -130,19 +130,21 @@ struct SumSlice {
       }
       const A* x =
           widen_rows<T, kBytes>(in.features + first * width, count * width, scratch.wide.get());
-      Level::template multiply<A>({.rows = width,
-                                   .columns = simd::padded<A, kBytes>(clusters),
-                                   .depth = count,
-                                   .a = x,
-                                   .a_row = 1,
-                                   .a_depth = width,
-                                   .b = weight,
-                                   .b_row = stride,
-                                   .c = sums,
-                                   .c_row = stride,
-                                   .accumulate = n > begin,
-                                   .ahead = rows_ahead(shape, in.features, first + count, count),
-                                   .then = n + count < end ? simd::Lines() : then});
+      Level::template multiply<A>(
+          {.rows = width,
+           .columns = simd::padded<A, kBytes>(clusters),
+           .depth = count,
+           .a = x,
+           .a_row = 1,
+           .a_depth = width,
+           .b = weight,
+           .b_row = stride,
+           .c = sums,
+           .c_row = stride,
+           .accumulate = n > begin,
+           .ahead = {rows_ahead(shape, in.assignment, clusters, next, count),
+                     rows_ahead(shape, in.features, width, next, count),
+                     n + count < end ? simd::Lines() : then}});
     }
   }
 };
@@ -373,9 +375,10 @@ class Gradient {
     for (int64_t n = begin; n < end; n += kRows) {
       const int64_t count = std::min(kRows, end - n), first = b * rows + n;
       const bool last = n + count == rows;
-      const simd::Lines written = out_.features == nullptr
-                                      ? simd::Lines()
-                                      : simd::Lines(out_.features + first * width, count * width);
+      // What the gradient of features is written to, or the next features where it is not.
+      const simd::Lines then = out_.features == nullptr
+                                   ? rows_ahead(shape_, in_.features, width, first + count, count)
+                                   : simd::Lines(out_.features + first * width, count * width);
       const A* x = widen_rows<T, kBytes>(in_.features + first * width, count * width, wide_.get());
       Level::template multiply<A>({.rows = count,
                                    .columns = simd::padded<A, kBytes>(clusters),
@@ -388,8 +391,9 @@ class Gradient {
                                    .c = gradient_.get(),
                                    .c_row = stride_,
                                    .accumulate = false,
-                                   .ahead = written,
-                                   .then = last ? next(b, saved_.grad) : simd::Lines()});
+                                   .ahead = {{in_.assignment + first * clusters, count * clusters},
+                                             then,
+                                             last ? next(b, saved_.grad) : simd::Lines()}});
       Level::template run<Softmax>(in_.assignment + first * clusters, count, clusters, norm_, n,
                                    probability_.get());
       for (int64_t i = 0; i < count; ++i) {
@@ -466,7 +470,7 @@ class Gradient {
 
   // From the weights, which assignment_gradient left in place of the probabilities.
   PYSEG_INLINE void features_gradient(int64_t first, int64_t count, const simd::Lines& then) const {
-    const int64_t width = shape_.width;
+    const int64_t width = shape_.width, clusters = shape_.clusters, n = first + count;
     T* const result = out_.features + first * width;
     A* c;
     int64_t c_row;
@@ -475,19 +479,20 @@ class Gradient {
     } else {
       c = product_.get(), c_row = wide_stride_;
     }
-    Level::template multiply<A>({.rows = count,
-                                 .columns = width,
-                                 .depth = shape_.clusters,
-                                 .a = probability_.get(),
-                                 .a_row = stride_,
-                                 .a_depth = 1,
-                                 .b = transposed_.get(),
-                                 .b_row = wide_stride_,
-                                 .c = c,
-                                 .c_row = c_row,
-                                 .accumulate = false,
-                                 .ahead = rows_ahead(shape_, in_.features, first + count, count),
-                                 .then = then});
+    Level::template multiply<A>(
+        {.rows = count,
+         .columns = width,
+         .depth = clusters,
+         .a = probability_.get(),
+         .a_row = stride_,
+         .a_depth = 1,
+         .b = transposed_.get(),
+         .b_row = wide_stride_,
+         .c = c,
+         .c_row = c_row,
+         .accumulate = false,
+         .ahead = {rows_ahead(shape_, in_.features, width, n, count),
+                   rows_ahead(shape_, out_.assignment, clusters, n, count), then}});
     if constexpr (!std::is_same_v<T, A>) {
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t f = 0; f < width; f += kStep) {
