@@ -192,8 +192,14 @@ struct Count {
   template <typename Level>
   PYSEG_INLINE static void run(const uint64_t* keys, int64_t size, uint64_t threshold,
                                int64_t* result) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < size; ++i) count += keys[i] <= threshold;
+    // A processor fetches ahead no farther than to the end of a page.
+    constexpr int64_t kLine = 8, kAhead = 128 * kLine;
+    int64_t count = 0, i = 0;
+    for (; i + 4 * kLine <= size; i += 4 * kLine) {
+      for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(keys + i + kAhead + j * kLine, 0, 2);
+      for (int64_t j = 0; j < 4 * kLine; ++j) count += keys[i + j] <= threshold;
+    }
+    for (; i < size; ++i) count += keys[i] <= threshold;
     *result = count;
   }
 };
@@ -226,21 +232,24 @@ struct Append {
         break;
       for (int64_t column = begin; column < end; column += kColumns) {
         const int64_t columns = std::min(kColumns, end - column);
-        for (int64_t c = 0; c < columns; c += kSize) {
+        // The last columns are read with some before them: to read parts of vectors is slow.
+        const int64_t from = std::max<int64_t>(0, std::min(column, block.classes - kColumns));
+        int32_t* const scores = turned + (column - from) * kRows;
+        for (int64_t c = (column - from) / kSize * kSize; from + c < column + columns; c += kSize) {
           for (int64_t r = 0; r < rows; r += kSize) {
             int32_t* const square = turned + c * kRows + r;
-            if (column + c + kSize <= block.classes) {
-              turn<kBytes, false>(block, row + r, column + c, square, largest);
+            if (from + c + kSize <= block.classes) {
+              turn<kBytes, false>(block, row + r, from + c, square, largest);
             } else {
-              turn<kBytes, true>(block, row + r, column + c, square, largest);
+              turn<kBytes, true>(block, row + r, from + c, square, largest);
             }
           }
         }
         for (int64_t r = 0; r < rows && block.candidates != nullptr; ++r) {
           const uint8_t* const counts = block.candidates + (row + r) * block.classes + column;
-          for (int64_t c = 0; c < columns; ++c) turned[c * kRows + r] |= counts[c] - 1;
+          for (int64_t c = 0; c < columns; ++c) scores[c * kRows + r] |= counts[c] - 1;
         }
-        const Part part = {row, rows, column, columns, turned};
+        const Part part = {row, rows, column, columns, scores};
 #if defined(__x86_64__)
         if constexpr (kBytes == 64) {
           append_avx512(block, part);
