@@ -33,9 +33,10 @@ class _Folded(NamedTuple):
     """The maps from frames straight to assignment and attention, without the expanded frames."""
 
     assign: Tensor  # (G*K, N) = Wc W
-    assign_bias: Tensor  # (G*K,) = Wc b
+    assign_bias: Tensor | None  # (G*K,) = Wc b; None: it is in the norm
     attention: Tensor  # (G, N)
     attention_bias: Tensor  # (G,)
+    norm: AssignmentNorm | None = None  # of the assignment; None: its statistics are to be taken
 
 
 class NeXtVLAD(DerivedWeights):
@@ -65,9 +66,9 @@ class NeXtVLAD(DerivedWeights):
 
     The one with the fewest operations for the shapes at hand is taken (`operations` counts them),
     unless `order` names one: ``direct`` for a few frames, the others the more frames there are. In
-    eval mode, where no gradient is wanted, Wc W is formed once, with the batch normalisation of the
-    assignment in it, and again when the weights have changed (`DerivedWeights`). Programs made by
-    `torch.export` must serve any shape and keep the direct order.
+    eval mode, where no gradient is wanted, Wc W is formed once, and again when the weights have
+    changed (`DerivedWeights`). Programs made by `torch.export` must serve any shape and keep the
+    direct order.
 
     Works for any number of frames T, also another one at each call. A video without a single valid
     frame gives v = 0, so a finite constant. Batch-norm statistics of the assignment include padded
@@ -182,16 +183,16 @@ class NeXtVLAD(DerivedWeights):
                 f"found {tuple(mask.shape)}"
             )
         order = self._cheapest_order(frames)
-        formed = order != "direct" and self._may_keep()
+        norm: AssignmentNorm | None = None
         if order == "direct":
             expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
-            folded = self._kept(self._fold_with_norm) if formed else self._fold()
+            folded = self._kept(self._fold_with_norm) if self._may_keep() else self._fold()
+            norm = folded.norm
             attention = _linear(frames, mask, folded.attention, folded.attention_bias)
             assignment = _linear(frames, mask, folded.assign, folded.assign_bias)
-        norm: AssignmentNorm | None = None  # where it is not in the folded weights
-        if not formed:
+        if norm is None:
             norm = self.assign_norm.deferred(assignment, None if self.padded_statistics else mask)
         attention = torch.sigmoid(attention)
         if mask is not None:
@@ -268,11 +269,14 @@ class NeXtVLAD(DerivedWeights):
         )
 
     def _fold_with_norm(self) -> _Folded:
-        """Returns what `_fold` does, with the assignment's batch normalisation in it."""
-        folded = self._fold()
-        scale, shift = self.assign_norm.affine()
-        assign = folded.assign * scale.unsqueeze(1)
-        return folded._replace(assign=assign, assign_bias=folded.assign_bias * scale + shift)
+        """Returns what `_fold` does, with the batch normalisation of eval mode.
+
+        The bias is taken off the mean: to add it to the product is a pass over the assignment.
+        """
+        folded, norm = self._fold(), self.assign_norm
+        mean = norm.running_mean - self.assign.weight @ self.expand.bias
+        own = AssignmentNorm(mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+        return folded._replace(assign_bias=None, norm=own)
 
     def _pool(self, frames: Tensor, weights: Tensor) -> Tensor:
         """Returns the descriptors of `vlad_aggregate`, from frames that are not expanded.
@@ -310,7 +314,7 @@ class NeXtVLAD(DerivedWeights):
         )
 
 
-def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
     if frames.dtype == torch.uint8:
         return frame_linear(frames, mask, weight, bias)
     return linear(frames, weight, bias)

@@ -16,6 +16,8 @@
 #include "pyseg/float16.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #define PYSEG_TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define PYSEG_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #endif
@@ -122,31 +124,46 @@ struct UnalignedOf {
 template <typename T, int kBytes>
 using Unaligned = typename UnalignedOf<T, kBytes>::type;
 
-// Values in memory, widened to a vector of the type in which sums are kept. kBytes is the width of
-// that vector.
+// A vector as values of type T lie in memory: halves as their bits.
+template <typename T, int kBytes>
+using Stored = std::conditional_t<std::is_same_v<T, Accumulate<T>>, Vector<Accumulate<T>, kBytes>,
+                                  Vector<uint16_t, kBytes / 2>>;
+
+// Such a vector as one of the type in which sums are kept, and back. kBytes is the width of that.
 template <int kBytes, typename T>
-PYSEG_INLINE void load(const T* source, Vector<Accumulate<T>, kBytes>& result) {
-  using A = Accumulate<T>;
-  if constexpr (std::is_same_v<T, A>) {
-    result = *reinterpret_cast<const Unaligned<T, kBytes>*>(source);
+PYSEG_INLINE void widen_lanes(const Stored<T, kBytes>& stored, T,
+                              Vector<Accumulate<T>, kBytes>& result) {
+  if constexpr (std::is_same_v<T, Accumulate<T>>) {
+    result = stored;
   } else {
-    Vector<uint16_t, kBytes / 2> half;
-    std::memcpy(&half, source, sizeof(half));
-    float16_detail::widen(__builtin_convertvector(half, Vector<uint32_t, kBytes>), result, T{});
+    float16_detail::widen(__builtin_convertvector(stored, Vector<uint32_t, kBytes>), result, T{});
   }
 }
 
 template <int kBytes, typename T>
-PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, T* result) {
-  using A = Accumulate<T>;
-  if constexpr (std::is_same_v<T, A>) {
-    *reinterpret_cast<Unaligned<T, kBytes>*>(result) = source;
+PYSEG_INLINE void narrow_lanes(const Vector<Accumulate<T>, kBytes>& source, T,
+                               Stored<T, kBytes>& stored) {
+  if constexpr (std::is_same_v<T, Accumulate<T>>) {
+    stored = source;
   } else {
     Vector<uint32_t, kBytes> wide;
     float16_detail::narrow(source, wide, T{});
-    const auto half = __builtin_convertvector(wide, Vector<uint16_t, kBytes / 2>);
-    std::memcpy(result, &half, sizeof(half));
+    stored = __builtin_convertvector(wide, Vector<uint16_t, kBytes / 2>);
   }
+}
+
+template <int kBytes, typename T>
+PYSEG_INLINE void load(const T* source, Vector<Accumulate<T>, kBytes>& result) {
+  Stored<T, kBytes> stored;
+  std::memcpy(&stored, source, sizeof(stored));
+  widen_lanes<kBytes>(stored, T{}, result);
+}
+
+template <int kBytes, typename T>
+PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, T* result) {
+  Stored<T, kBytes> stored;
+  narrow_lanes<kBytes>(source, T{}, stored);
+  std::memcpy(result, &stored, sizeof(stored));
 }
 
 // Copies `count` values, fewer than kLimit (a power of 2), in a few moves of fixed length.
@@ -163,6 +180,38 @@ PYSEG_INLINE void copy_few(const T* source, int64_t count, T* result) {
   }
 }
 
+#if defined(__x86_64__) && !defined(__clang__)
+// AVX-512 reads and writes the first lanes alone. Instead, values copied in several moves would
+// have to arrive in memory before they can be read as one vector, which takes as long as four
+// vectors. Intrinsics are functions of their level, which a template becomes only when it is
+// inlined itself; the builtins that they call may be called by a template.
+#define PYSEG_FIRST_LANES
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpsabi"
+PYSEG_INLINE void load_first(const float* source, int64_t count, Vector<float, 64>& lanes) {
+  lanes = __builtin_ia32_loadups512_mask(source, lanes, static_cast<uint16_t>((1 << count) - 1));
+}
+PYSEG_INLINE void load_first(const double* source, int64_t count, Vector<double, 64>& lanes) {
+  lanes = __builtin_ia32_loadupd512_mask(source, lanes, static_cast<uint8_t>((1 << count) - 1));
+}
+PYSEG_INLINE void load_first(const void* source, int64_t count, Vector<uint16_t, 32>& lanes) {
+  using Short = Vector<int16_t, 32>;
+  lanes = (Vector<uint16_t, 32>)__builtin_ia32_loaddquhi256_mask(
+      static_cast<const int16_t*>(source), (Short)lanes, static_cast<uint16_t>((1 << count) - 1));
+}
+PYSEG_INLINE void store_first(const Vector<float, 64>& lanes, int64_t count, float* result) {
+  __builtin_ia32_storeups512_mask(result, lanes, static_cast<uint16_t>((1 << count) - 1));
+}
+PYSEG_INLINE void store_first(const Vector<double, 64>& lanes, int64_t count, double* result) {
+  __builtin_ia32_storeupd512_mask(result, lanes, static_cast<uint8_t>((1 << count) - 1));
+}
+PYSEG_INLINE void store_first(const Vector<uint16_t, 32>& lanes, int64_t count, void* result) {
+  __builtin_ia32_storedquhi256_mask(static_cast<int16_t*>(result), (Vector<int16_t, 32>)lanes,
+                                    static_cast<uint16_t>((1 << count) - 1));
+}
+#pragma GCC diagnostic pop
+#endif
+
 // The same at a row's end: the first min(count, lanes) lanes; the others are `fill`. In a loop
 // where the end is known kPart = false leaves out to look for it.
 template <int kBytes, bool kPart = true, typename T>
@@ -171,6 +220,16 @@ PYSEG_INLINE void load(const T* source, int64_t count, Accumulate<T> fill,
   constexpr int64_t kStep = kLanes<Accumulate<T>, kBytes>;
   T some[kStep];
   if (kPart && count < kStep) {
+#if defined(PYSEG_FIRST_LANES)
+    if constexpr (kBytes == 64) {
+      Stored<T, kBytes> stored;
+      result = Vector<Accumulate<T>, kBytes>{} + fill;
+      narrow_lanes<kBytes>(result, T{}, stored);
+      load_first(source, count, stored);
+      widen_lanes<kBytes>(stored, T{}, result);
+      return;
+    }
+#endif
     narrow(fill, some[0]);
     std::fill_n(some + 1, kStep - 1, some[0]);
     copy_few<kStep>(source, count, some);
@@ -182,6 +241,15 @@ PYSEG_INLINE void load(const T* source, int64_t count, Accumulate<T> fill,
 template <int kBytes, typename T>
 PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, int64_t count, T* result) {
   constexpr int64_t kStep = kLanes<Accumulate<T>, kBytes>;
+#if defined(PYSEG_FIRST_LANES)
+  if constexpr (kBytes == 64) {
+    if (count < kStep) {
+      Stored<T, kBytes> stored;
+      narrow_lanes<kBytes>(source, T{}, stored);
+      return store_first(stored, count, result);
+    }
+  }
+#endif
   T some[kStep];
   store<kBytes>(source, count < kStep ? some : result);
   if (count < kStep) copy_few<kStep>(some, count, result);
