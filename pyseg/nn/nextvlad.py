@@ -37,6 +37,7 @@ class _Folded(NamedTuple):
     attention: Tensor  # (G, N)
     attention_bias: Tensor  # (G,)
     norm: AssignmentNorm | None = None  # of the assignment; None: its statistics are to be taken
+    pool: Tensor | None = None  # (F, N*G), W where no gradient of it is wanted, see `_pool`
 
 
 class NeXtVLAD(DerivedWeights):
@@ -184,12 +185,13 @@ class NeXtVLAD(DerivedWeights):
             )
         order = self._cheapest_order(frames)
         norm: AssignmentNorm | None = None
+        pool: Tensor | None = None
         if order == "direct":
             expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
             folded = self._kept(self._fold_with_norm) if self._may_keep() else self._fold()
-            norm = folded.norm
+            norm, pool = folded.norm, folded.pool
             attention = _linear(frames, mask, folded.attention, folded.attention_bias)
             assignment = _linear(frames, mask, folded.assign, folded.assign_bias)
         if norm is None:
@@ -199,7 +201,7 @@ class NeXtVLAD(DerivedWeights):
             attention = attention.masked_fill(~mask.unsqueeze(-1), 0.0)
         assignment = assignment.unflatten(-1, (self.groups, self.clusters))
         if order == "reassociated":
-            vlad = self._pool(frames, soft_assign(assignment, attention, norm=norm))
+            vlad = self._pool(frames, soft_assign(assignment, attention, norm=norm), pool)
         else:
             if order == "folded":
                 expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
@@ -276,9 +278,10 @@ class NeXtVLAD(DerivedWeights):
         folded, norm = self._fold(), self.assign_norm
         mean = norm.running_mean - self.assign.weight @ self.expand.bias
         own = AssignmentNorm(mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-        return folded._replace(assign_bias=None, norm=own)
+        pool = self.expand.weight.unflatten(0, (self.groups, -1)).permute(1, 2, 0).flatten(1)
+        return folded._replace(assign_bias=None, norm=own, pool=pool)
 
-    def _pool(self, frames: Tensor, weights: Tensor) -> Tensor:
+    def _pool(self, frames: Tensor, weights: Tensor, pool: Tensor | None) -> Tensor:
         """Returns the descriptors of `vlad_aggregate`, from frames that are not expanded.
 
         v[f,k] = sum_{g,n} W[g,f,n] u[k,g,n] + sum_g b[g,f] m[g,k] - c[f,k] sum_g m[g,k], where
@@ -286,16 +289,23 @@ class NeXtVLAD(DerivedWeights):
         """
         batch = frames.shape[0]
         groups, clusters, size = self.groups, self.clusters, self.feature_size
-        # Columns in the order (k, g), so that u is a matrix of rows (b, k) and one product with W
-        # serves the whole batch.
-        columns = weights.transpose(2, 3).flatten(2)
-        if frames.dtype == torch.uint8:
-            pooled = frame_pool(frames, columns)
+        if pool is not None and frames.dtype != torch.uint8:
+            # Nothing is copied where u has rows (n, g) and W is multiplied with that of each video;
+            # the gradient of W would be one for each video.
+            pooled = matmul(frames.mT.to(weights.dtype), weights.flatten(2))
+            pooled = pooled.view(batch, size * groups, clusters)
+            vlad = matmul(pool.expand(batch, -1, -1), pooled).mT  # (B, K, F)
         else:
-            pooled = matmul(columns.mT, frames.to(columns.dtype))
-        pooled = pooled.reshape(batch * clusters, groups * size)
-        expand = self.expand.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-        vlad = matmul(pooled, expand).unflatten(0, (batch, clusters))  # (B, K, F)
+            # Columns in the order (k, g), so that u is a matrix of rows (b, k) and one product with
+            # W serves the whole batch.
+            columns = weights.transpose(2, 3).flatten(2)
+            if frames.dtype == torch.uint8:
+                pooled = frame_pool(frames, columns)
+            else:
+                pooled = matmul(columns.mT, frames.to(columns.dtype))
+            pooled = pooled.reshape(batch * clusters, groups * size)
+            expand = self.expand.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+            vlad = matmul(pooled, expand).unflatten(0, (batch, clusters))  # (B, K, F)
         dtype = sum_dtype(vlad.dtype)
         with torch.autocast(frames.device.type, enabled=False):
             mass = weights.sum(1, dtype=dtype)  # (B, G, K)
