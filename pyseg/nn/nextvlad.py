@@ -28,6 +28,9 @@ from pyseg.ops._dispatch import sum_dtype
 
 Order = Literal["direct", "folded", "reassociated"]
 
+# Numbers that are pooled at a time in inference on a CPU, which a cache holds.
+_POOLED = 2**22
+
 
 class _Folded(NamedTuple):
     """The maps from frames straight to assignment and attention, without the expanded frames."""
@@ -292,9 +295,13 @@ class NeXtVLAD(DerivedWeights):
         if pool is not None and frames.dtype != torch.uint8:
             # Nothing is copied where u has rows (n, g) and W is multiplied with that of each video;
             # the gradient of W would be one for each video.
-            pooled = matmul(frames.mT.to(weights.dtype), weights.flatten(2))
-            pooled = pooled.view(batch, size * groups, clusters)
-            vlad = matmul(pool.expand(batch, -1, -1), pooled).mT  # (B, K, F)
+            videos = max(1, _POOLED // (size * groups * clusters) if frames.is_cpu else batch)
+            parts: list[Tensor] = []
+            for some, own in zip(frames.split(videos), weights.split(videos), strict=True):
+                pooled = matmul(some.mT.to(own.dtype), own.flatten(2))
+                pooled = pooled.view(-1, size * groups, clusters)
+                parts.append(matmul(pool.expand(len(pooled), -1, -1), pooled))
+            vlad = torch.cat(parts).mT  # (B, K, F)
         else:
             # Columns in the order (k, g), so that u is a matrix of rows (b, k) and one product with
             # W serves the whole batch.

@@ -6,7 +6,7 @@
 //
 // Values are float, double, BFloat16 or Float16; sums are kept in Accumulate<T>. What is summed
 // over rows is summed in blocks of rows that only the shape decides, so results do not depend on
-// the number of threads.
+// the number of threads. Sums of tasks begin at a multiple of 64 bytes.
 #pragma once
 
 #include <algorithm>

@@ -6,7 +6,7 @@
 // deviations are taken; those of two sets of rows merge without cancellation (Chan, Golub and
 // LeVeque 1979). All is relative to one of the rows, so that means are rounded to a part of the
 // deviation and not of the mean. Rows are divided into blocks by the shape alone, so results do not
-// depend on the number of threads.
+// depend on the number of threads. The workspace begins at a multiple of 64 bytes.
 #pragma once
 
 #include <algorithm>

@@ -7,7 +7,8 @@
 //   output[f,k] = v[f,k] / sqrt(max(sum_f v[f,k]^2, eps))
 //
 // where y is the assignment, normalised as VladNorm says. Values are float, double, BFloat16 or
-// Float16; sums are kept in Accumulate<T>.
+// Float16; sums are kept in Accumulate<T>. Workspaces and the sums of tasks begin at a
+// multiple of 64 bytes.
 //
 // A video's rows are summed in slices of kSliceRows, v = ((v0 + v1) + v2) + ..., one after another
 // in the cache or by several threads at a time: the shape alone decides what is summed in which
