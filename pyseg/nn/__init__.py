@@ -9,6 +9,7 @@ from pyseg.nn.attention_gru import AttentionGRU
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.dbof import BagOfFrames, DBoF
+from pyseg.nn.dropout import Dropout
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.gru import GRU
 from pyseg.nn.head import LogisticHead, MixtureOfExperts
@@ -29,6 +30,7 @@ __all__ = [
     "BatchNorm",
     "ContextGate",
     "DBoF",
+    "Dropout",
     "FrameClassifier",
     "FrameNormalization",
     "LabelGCN",

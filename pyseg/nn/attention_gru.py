@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.dropout import Dropout
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.gru import GRU
 from pyseg.nn.head import HeadFactory, LogisticHead
@@ -102,7 +103,7 @@ class AttentionGRU(FrameClassifier):
         self.keys = he_linear(gru_size, attention_size)
         self.query = he_linear(gru_size, attention_size, bias=False)
         self.energy = he_linear(attention_size, 1, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.hidden = he_linear(2 * gru_size, hidden_size, bias=False)
         self.hidden_norm = BatchNorm(hidden_size, momentum=batch_norm_momentum)
         self.gate = ContextGate(hidden_size, reduction, batch_norm_momentum=batch_norm_momentum)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.dropout import Dropout
 from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear
 from pyseg.nn.normalize import Convention
@@ -72,11 +73,11 @@ class MLP(FrameClassifier):
         for name, value in (("input_dropout", input_dropout), ("dropout", dropout)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name}: expected a number in [0, 1), found {value}")
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
         self.hidden = he_linear(sum(self.feature_sizes), hidden_size, bias=False)
         # The eps of slim is as large as the variance that frames of length 1 have here.
         self.hidden_norm = BatchNorm(hidden_size, eps=1e-5, momentum=batch_norm_momentum)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = head(hidden_size, num_classes)
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:

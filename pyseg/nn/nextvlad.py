@@ -18,6 +18,7 @@ from torch.nn import functional
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.derived import DerivedWeights
+from pyseg.nn.dropout import Dropout
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear, he_truncated_normal_
@@ -426,7 +427,7 @@ class NeXtVLADClassifier(FrameClassifier):
         ]
         self.branches = nn.ModuleList(branches)
         aggregate_size = sum(branch.out_features for branch in branches)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.hidden = he_linear(aggregate_size, hidden_size, bias=False)
         self.hidden_norm = BatchNorm(hidden_size, momentum=batch_norm_momentum)
         self.gate = ContextGate(hidden_size, reduction, batch_norm_momentum=batch_norm_momentum)

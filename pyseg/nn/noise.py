@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyseg.nn.dropout import bernoulli_mask
+
 
 class MaskedGaussianNoise(nn.Module):
     """Adds Gaussian noise to a random part of every frame vector, in training mode only.
@@ -65,10 +67,10 @@ class MaskedGaussianNoise(nn.Module):
         if not self.active:
             return x
         noise = torch.empty_like(x).normal_(0.0, self.sigma, generator=self.generator)
-        kept = torch.empty_like(x).bernoulli_(self.p, generator=self.generator)
+        noisy = bernoulli_mask(x, self.p, generator=self.generator)
         if mask is not None:
-            kept = kept * mask.unsqueeze(-1)
-        return torch.addcmul(x, noise, kept)
+            noisy &= mask.unsqueeze(-1)
+        return torch.addcmul(x, noise, noisy.to(x.dtype))
 
     def extra_repr(self) -> str:
         """Returns the arguments for `repr`."""
