@@ -148,7 +148,9 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 
     formulas: dict[str, Callable[..., int]] = {
         "frame_linear": lambda frames, mask, weight, *_, **__: product(frames, weight[0]),
-        "frame_pool": lambda frames, weights, **_: product(frames, weights[2]),
+        "frame_pool": lambda frames, weights, maps, *_, **__: (
+            product(frames, weights[2] * weights[3]) + product(maps, weights[0] * weights[3])
+        ),
         "gru_recurrence": lambda gates, weight, *_, **__: product(gates, weight[1]),
         "vlad_aggregate": lambda features, assignment, *_, **__: product(features, assignment[3]),
     }

@@ -190,16 +190,20 @@ class NeXtVLAD(DerivedWeights):
         order = self._cheapest_order(frames)
         norm: AssignmentNorm | None = None
         pool: Tensor | None = None
+        lacking: Tensor | None = None  # what is not added to the assignment
         if order == "direct":
             expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
             folded = self._kept(self._fold_with_norm) if self._may_keep() else self._fold()
-            norm, pool = folded.norm, folded.pool
+            norm, pool, bias = folded.norm, folded.pool, folded.assign_bias
+            if self.training:  # the mean of the batch would take it off again
+                bias, lacking = None, bias
             attention = _linear(frames, mask, folded.attention, folded.attention_bias)
-            assignment = _linear(frames, mask, folded.assign, folded.assign_bias)
+            assignment = _linear(frames, mask, folded.assign, bias)
         if norm is None:
-            norm = self.assign_norm.deferred(assignment, None if self.padded_statistics else mask)
+            counts = None if self.padded_statistics else mask
+            norm = self.assign_norm.deferred(assignment, counts, lacking=lacking)
         attention = torch.sigmoid(attention)
         if mask is not None:
             attention = attention.masked_fill(~mask.unsqueeze(-1), 0.0)
@@ -291,32 +295,23 @@ class NeXtVLAD(DerivedWeights):
         v[f,k] = sum_{g,n} W[g,f,n] u[k,g,n] + sum_g b[g,f] m[g,k] - c[f,k] sum_g m[g,k], where
         u[k,g,n] = sum_t weights[t,g,k] frames[t,n] and m[g,k] = sum_t weights[t,g,k].
         """
-        batch = frames.shape[0]
         groups, clusters, size = self.groups, self.clusters, self.feature_size
         if pool is not None and frames.dtype != torch.uint8:
             # Nothing is copied where u has rows (n, g) and W is multiplied with that of each video;
             # the gradient of W would be one for each video.
-            videos = max(1, _POOLED // (size * groups * clusters) if frames.is_cpu else batch)
+            videos = max(1, _POOLED // (size * groups * clusters) if frames.is_cpu else len(frames))
             parts: list[Tensor] = []
             for some, own in zip(frames.split(videos), weights.split(videos), strict=True):
                 pooled = matmul(some.mT.to(own.dtype), own.flatten(2))
                 pooled = pooled.view(-1, size * groups, clusters)
                 parts.append(matmul(pool.expand(len(pooled), -1, -1), pooled))
             vlad = torch.cat(parts).mT  # (B, K, F)
+            mass = weights.sum(1, dtype=sum_dtype(weights.dtype))  # (B, G, K)
         else:
-            # Columns in the order (k, g), so that u is a matrix of rows (b, k) and one product with
-            # W serves the whole batch.
-            columns = weights.transpose(2, 3).flatten(2)
-            if frames.dtype == torch.uint8:
-                pooled = frame_pool(frames, columns)
-            else:
-                pooled = matmul(columns.mT, frames.to(columns.dtype))
-            pooled = pooled.reshape(batch * clusters, groups * size)
-            expand = self.expand.weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-            vlad = matmul(pooled, expand).unflatten(0, (batch, clusters))  # (B, K, F)
-        dtype = sum_dtype(vlad.dtype)
+            maps = self.expand.weight.unflatten(0, (groups, -1)).to(weights.dtype)
+            vlad, mass = frame_pool(frames, weights, maps)
+        dtype = mass.dtype
         with torch.autocast(frames.device.type, enabled=False):
-            mass = weights.sum(1, dtype=dtype)  # (B, G, K)
             bias = self.expand.bias.to(dtype).unflatten(0, (groups, -1))
             centers = self.centers.to(dtype).t() * mass.sum(1).unsqueeze(-1)
             vlad = vlad.to(dtype) + mass.mT @ bias - centers

@@ -1,4 +1,4 @@
-"""Products with frames that are still bytes: dequantised tile by tile, never as a whole."""
+"""Products with frames that may still be bytes: dequantised tile by tile, never as a whole."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pyseg.ops._dispatch import (
     check_layout,
     in_autocast,
     product_dtype,
+    refuse_double_backward,
     sum_dtype,
     to_autocast_dtype,
 )
@@ -26,6 +27,10 @@ OFFSET = 4.0 / 512.0 - 2.0
 # Bytes of a dequantised tile: small beside the frames, but large enough that the products, which
 # read the whole weight for every tile, lose at most a few per cent.
 _TILE_BYTES = {"cpu": 2**22, "cuda": 2**26}
+
+# Bytes of the pooled frames of the videos that `frame_pool` treats at a time. With more of them the
+# gradient, which is as large and not kept, would be fresh memory; with fewer the products are slow.
+_POOLED_BYTES = {"cpu": 2**25, "cuda": 2**28}
 
 
 def dequantize(frames: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -93,19 +98,28 @@ def frame_linear(
     return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias)
 
 
-def frame_pool(frames: Tensor, weights: Tensor) -> Tensor:
-    """Returns sum_t weights[t] x[t]^T for every video, where x are the dequantised frames.
+def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Returns weighted sums over the frames of every video, mapped to other features.
 
-    What ``weights.mT @ dequantize(frames)`` is, but the float frames exist only a tile at a time.
-    Padded frames count with the weights they are given: 0 leaves them out.
+    .. math::
+        s_{bkf} = \sum_{tgn} w_{btgk} M_{gfn} x_{btn}, \qquad m_{bgk} = \sum_t w_{btgk}
+
+    That is what remains of aggregating M_g x with the weights w where the mapped frames, (B, T, G,
+    F), are not wanted: frames are pooled first and mapped afterwards, which is less work once a
+    video has more frames than there are clusters. Bytes are dequantised a few videos at a time, as
+    by :func:`frame_linear`. The pooled frames, (B, K*G, N), are kept for the gradient of `maps`;
+    theirs exists for a few videos at a time. Cannot be differentiated twice.
 
     Args:
-        frames: (B, T, N) uint8 as stored.
-        weights: (B, T, M), of any floating type: that of the result. Autocast's matrix-product
+        frames: (B, T, N) uint8 as stored, or floating and dequantised. Padded frames count with the
+            weights they are given: 0 leaves them out.
+        weights: (B, T, G, K), of any floating type: that of the sums. Autocast's matrix-product
             dtype applies.
+        maps: (G, F, N), of the same type.
 
     Returns:
-        (B, M, N).
+        The sums s, (B, K, F), and the masses m, (B, G, K), which are float64 for float64 and
+        float32 otherwise.
 
     Raises:
         TypeError: an argument is not a tensor, or has a dtype that does not fit.
@@ -113,23 +127,37 @@ def frame_pool(frames: Tensor, weights: Tensor) -> Tensor:
 
     Example:
         >>> import torch, pyseg
-        >>> frames = torch.tensor([[[0], [255]]], dtype=torch.uint8)
-        >>> pyseg.ops.frame_pool(frames, torch.ones(1, 2, 1)).item()
-        0.015625
+        >>> frames = torch.tensor([[[0.0], [3.0]]])
+        >>> sums, mass = pyseg.ops.frame_pool(frames, torch.ones(1, 2, 1, 1), torch.ones(1, 1, 1))
+        >>> sums.item(), mass.item()
+        (3.0, 2.0)
     """
     if in_autocast(weights):
-        (weights,) = to_autocast_dtype(weights)
+        weights, maps = to_autocast_dtype(weights, maps)
         with torch.autocast(weights.device.type, enabled=False):
-            return frame_pool(frames, weights)
-    _check(frames, None)
-    check_layout({"weights": (weights, "(B, T, M)")})
-    if weights.shape[:2] != frames.shape[:2]:
-        raise ValueError(
-            f"weights must be (B, T, M) = ({frames.shape[0]}, {frames.shape[1]}, M) to fit frames "
-            f"{tuple(frames.shape)}, got {tuple(weights.shape)}"
-        )
-    _check_device(frames, weights, "weights")
-    return torch.ops.pyseg.frame_pool.default(frames, weights)
+            return frame_pool(frames, weights, maps)
+    _check_pool(frames, weights, maps)
+    tensors = (frames, weights, maps)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    sums, mass, _ = torch.ops.pyseg.frame_pool.default(*tensors, keep)
+    return sums, mass
+
+
+def frame_pool_reference(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what :func:`frame_pool` returns, in plain PyTorch.
+
+    Example:
+        >>> import torch, pyseg
+        >>> frames = torch.tensor([[[0], [255]]], dtype=torch.uint8)
+        >>> weights, maps = torch.ones(1, 2, 1, 1), torch.ones(1, 1, 1)
+        >>> pyseg.ops.frame_pool_reference(frames, weights, maps)[0].item()
+        0.015625
+    """
+    _check_pool(frames, weights, maps)
+    x = frames if frames.is_floating_point() else dequantize(frames, None, weights.dtype)
+    pooled = torch.einsum("btgk,btn->bgkn", weights, x.to(weights.dtype))
+    mass = weights.sum(1, dtype=sum_dtype(weights.dtype))
+    return torch.einsum("bgkn,gfn->bkf", pooled, maps), mass
 
 
 def _cast(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -137,6 +165,27 @@ def _cast(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return to_autocast_dtype(weight)[0], None
     weight, bias = to_autocast_dtype(weight, bias)
     return weight, bias
+
+
+def _check_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> None:
+    layouts = ("frames", frames, "(B, T, N)"), ("weights", weights, "(B, T, G, K)")
+    check_layout({name: (tensor, layout) for name, tensor, layout in layouts})
+    check_layout({"maps": (maps, "(G, F, N)")})
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise TypeError(f"frames must be uint8 or floating, got {frames.dtype}")
+    batch, length, width = frames.shape
+    if weights.shape[:2] != (batch, length):
+        raise ValueError(
+            f"weights must be (B, T, G, K) = ({batch}, {length}, G, K) to fit frames "
+            f"{tuple(frames.shape)}, got {tuple(weights.shape)}"
+        )
+    if maps.shape[0] != weights.shape[2] or maps.shape[2] != width or maps.dtype != weights.dtype:
+        raise ValueError(
+            f"maps must be (G, F, N) = ({weights.shape[2]}, F, {width}) of {weights.dtype} to fit "
+            f"weights and frames, got {tuple(maps.shape)} of {maps.dtype}"
+        )
+    _check_device(frames, weights, "weights")
+    _check_device(frames, maps, "maps")
 
 
 def _check(frames: Tensor, mask: Tensor | None) -> None:
@@ -164,9 +213,11 @@ def _check_device(frames: Tensor, tensor: Tensor, name: str) -> None:
         )
 
 
-def _tiles(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
+def _tiles(
+    count: int, bytes_each: int, device: torch.device, limits: dict[str, int]
+) -> Iterator[slice]:
     """Cuts `count` rows, or videos, of `bytes_each` into tiles; each holds at least one."""
-    size = max(1, _TILE_BYTES.get(device.type, 2**22) // max(bytes_each, 1))
+    size = max(1, limits.get(device.type, limits["cpu"]) // max(bytes_each, 1))
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
@@ -193,7 +244,7 @@ def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | 
     result = weight.new_empty(rows.shape[0], weight.shape[0])
     dtype = product_dtype(rows.device.type, weight.dtype)
     columns, shift = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
-    for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device):
+    for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device, _TILE_BYTES):
         x = dequantize(rows[tile], None if valid is None else valid[tile], dtype)
         with _product_into(result[tile], dtype) as y:
             if shift is None:
@@ -213,7 +264,7 @@ def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tenso
     valid = None if mask is None else mask.flatten()
     dtype = product_dtype(rows.device.type, grad.dtype)
     total = grad.new_zeros(grad.shape[1], rows.shape[1], dtype=sum_dtype(grad.dtype))
-    for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device):
+    for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device, _TILE_BYTES):
         x = dequantize(rows[tile], None if valid is None else valid[tile], dtype)
         if dtype == total.dtype:
             total.addmm_(grad[tile].to(dtype).t(), x)
@@ -223,31 +274,105 @@ def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tenso
 
 
 @torch.library.custom_op(
-    "pyseg::frame_pool", mutates_args=(), schema="(Tensor frames, Tensor weights) -> Tensor"
+    "pyseg::frame_pool",
+    mutates_args=(),
+    schema="(Tensor frames, Tensor weights, Tensor maps, bool keep) -> (Tensor, Tensor, Tensor)",
 )
-def _pool(frames: Tensor, weights: Tensor) -> Tensor:
-    batch, length, width = frames.shape
-    result = weights.new_empty(batch, weights.shape[2], width)
+def _pool(
+    frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, width = frames.shape
+    groups, clusters = weights.shape[2:]
+    sums = weights.new_empty(batch, clusters, maps.shape[1])
+    mass = weights.new_empty(batch, groups, clusters, dtype=sum_dtype(weights.dtype))
+    kept = weights.new_empty(batch if keep else 0, clusters * groups, width)
     dtype = product_dtype(frames.device.type, weights.dtype)
-    for tile in _tiles(batch, length * width * dtype.itemsize, frames.device):
-        x = dequantize(frames[tile], None, dtype)
-        with _product_into(result[tile], dtype) as y:
-            torch.bmm(weights[tile].to(dtype).mT, x, out=y)
-    return result
+    rows = maps.to(dtype).transpose(1, 2).flatten(0, 1)  # (G*N, F)
+    tiles, scratch = _pooled_tiles(weights, width, dtype)
+    for videos in tiles:
+        torch.sum(weights[videos], 1, dtype=mass.dtype, out=mass[videos])
+        direct = keep and kept.dtype == dtype
+        pooled = kept[videos] if direct else scratch[: videos.stop - videos.start]
+        columns, x = _columns(weights[videos], dtype), _floating(frames[videos], dtype)
+        torch.bmm(columns.mT, x, out=pooled)
+        if keep and not direct:
+            kept[videos] = pooled
+        with _product_into(sums[videos].flatten(0, 1), dtype) as y:
+            torch.mm(pooled.view(-1, groups * width), rows, out=y)
+    return sums, mass, kept
 
 
 @torch.library.custom_op(
-    "pyseg::frame_pool_backward", mutates_args=(), schema="(Tensor grad, Tensor frames) -> Tensor"
+    "pyseg::frame_pool_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor grad, Tensor grad_mass, Tensor frames, Tensor weights, Tensor maps, Tensor kept, "
+        "bool[3] needed) -> (Tensor, Tensor, Tensor)"
+    ),
 )
-def _pool_backward(grad: Tensor, frames: Tensor) -> Tensor:
-    batch, length, width = frames.shape
-    result = grad.new_empty(batch, length, grad.shape[1])
-    dtype = product_dtype(frames.device.type, grad.dtype)
-    for tile in _tiles(batch, length * width * dtype.itemsize, frames.device):
-        x = dequantize(frames[tile], None, dtype)
-        with _product_into(result[tile], dtype) as y:
-            torch.bmm(x, grad[tile].to(dtype).mT, out=y)
-    return result
+def _pool_backward(
+    grad: Tensor,
+    grad_mass: Tensor,
+    frames: Tensor,
+    weights: Tensor,
+    maps: Tensor,
+    kept: Tensor,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    width = frames.shape[2]
+    groups = maps.shape[0]
+    grad_frames, grad_weights, grad_maps = _needed(frames, weights, maps, needed)
+    dtype = product_dtype(frames.device.type, weights.dtype)
+    grad = grad.to(dtype).flatten(0, 1)  # (B*K, F)
+    if needed[2]:
+        pooled = kept.view(-1, groups, width)
+        for group in range(groups):
+            with _product_into(grad_maps[group], dtype) as y:
+                torch.mm(grad.t(), pooled[:, group].to(dtype), out=y)
+    rows = maps.to(dtype).transpose(0, 1).flatten(1)  # (F, G*N)
+    tiles, scratch = _pooled_tiles(weights, width, dtype)
+    for videos in tiles if needed[0] or needed[1] else ():
+        clusters = slice(videos.start * weights.shape[3], videos.stop * weights.shape[3])
+        inner = scratch[: videos.stop - videos.start]  # the gradient of what is pooled
+        torch.mm(grad[clusters], rows, out=inner.view(-1, groups * width))
+        if needed[0]:
+            with _product_into(grad_frames[videos], dtype) as y:
+                torch.bmm(_columns(weights[videos], dtype), inner, out=y)
+        if needed[1]:
+            product = torch.bmm(_floating(frames[videos], dtype), inner.mT)
+            product = product.unflatten(2, (-1, groups)).transpose(2, 3)
+            torch.add(product, grad_mass[videos].unsqueeze(1), out=grad_weights[videos])
+    return grad_frames, grad_weights, grad_maps
+
+
+def _pooled_tiles(weights: Tensor, width: int, dtype: torch.dtype) -> tuple[list[slice], Tensor]:
+    """Cuts the videos of a batch into those that are pooled at a time, with memory for that."""
+    batch, _, groups, clusters = weights.shape
+    each = groups * clusters * width * dtype.itemsize
+    tiles = list(_tiles(batch, each, weights.device, _POOLED_BYTES))
+    most = tiles[0].stop if tiles else 0
+    return tiles, weights.new_empty(most, clusters * groups, width, dtype=dtype)
+
+
+def _columns(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns (B, T, K*G): pooled with it, the rows (b, k) are those of one matrix."""
+    columns = weights.new_empty(weights.mT.shape, dtype=dtype)
+    return columns.copy_(weights.mT).flatten(2)
+
+
+def _floating(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    return frames.to(dtype) if frames.is_floating_point() else dequantize(frames, None, dtype)
+
+
+def _needed(
+    frames: Tensor, weights: Tensor, maps: Tensor, needed: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns memory for the gradients that are needed, nothing for the others."""
+    return (
+        frames.new_empty(frames.shape if needed[0] else 0),
+        weights.new_empty(weights.shape if needed[1] else 0),
+        maps.new_empty(maps.shape if needed[2] else 0),
+    )
 
 
 @_linear.register_fake
@@ -263,13 +388,28 @@ def _linear_backward_fake(grad: Tensor, frames: Tensor, mask: Tensor | None) -> 
 
 
 @_pool.register_fake
-def _pool_fake(frames: Tensor, weights: Tensor) -> Tensor:
-    return weights.new_empty(frames.shape[0], weights.shape[2], frames.shape[2])
+def _pool_fake(
+    frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, groups, clusters = weights.shape
+    return (
+        weights.new_empty(batch, clusters, maps.shape[1]),
+        weights.new_empty(batch, groups, clusters, dtype=sum_dtype(weights.dtype)),
+        weights.new_empty(batch if keep else 0, clusters * groups, frames.shape[2]),
+    )
 
 
 @_pool_backward.register_fake
-def _pool_backward_fake(grad: Tensor, frames: Tensor) -> Tensor:
-    return grad.new_empty(frames.shape[0], frames.shape[1], grad.shape[1])
+def _pool_backward_fake(
+    grad: Tensor,
+    grad_mass: Tensor,
+    frames: Tensor,
+    weights: Tensor,
+    maps: Tensor,
+    kept: Tensor,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _needed(frames, weights, maps, needed)
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -285,14 +425,27 @@ def _linear_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None, None, weight, bias
 
 
-def _pool_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
+def _pool_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # or autograd fills zeros as large as the pooled frames
+    ctx.save_for_backward(*inputs[:3], output[2])
 
 
-def _pool_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (frames,) = ctx.saved_tensors
-    return None, torch.ops.pyseg.frame_pool_backward.default(grad, frames)
+def _pool_gradient(
+    ctx: Any, grad: Tensor | None, grad_mass: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    _, weights, maps, _ = ctx.saved_tensors
+    batch, _, groups, clusters = weights.shape
+    if grad is None:
+        grad = weights.new_zeros(batch, clusters, maps.shape[1])
+    if grad_mass is None:
+        grad_mass = weights.new_zeros(batch, groups, clusters, dtype=sum_dtype(weights.dtype))
+    needed = list(ctx.needs_input_grad[:3])
+    backward = torch.ops.pyseg.frame_pool_backward.default
+    found = backward(grad, grad_mass, *ctx.saved_tensors, needed)
+    return *(g if wanted else None for g, wanted in zip(found, needed, strict=True)), None
 
 
 _linear.register_autograd(_linear_gradient, setup_context=_linear_context)
 _pool.register_autograd(_pool_gradient, setup_context=_pool_context)
+_pool_backward.register_autograd(refuse_double_backward("frame_pool"))

@@ -173,10 +173,13 @@ def _backward_fake(
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or autograd fills zeros as large as what is kept
     ctx.save_for_backward(*output, inputs[1])
 
 
-def _gradient(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
     return *torch.ops.pyseg.gru_recurrence_backward.default(grad, *ctx.saved_tensors), None
 
 

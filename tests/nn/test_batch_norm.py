@@ -77,6 +77,20 @@ def test_deferred_is_forward(training: bool, unbiased: bool) -> None:
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_rows_lack_is_in_the_running_mean(masked: bool) -> None:
+    """A bias that is left out changes nothing else: neither the result nor the statistics."""
+    torch.manual_seed(0)
+    mask = torch.tensor([[True, True, False], [True, False, False]]) if masked else None
+    x, bias = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    results = []
+    for given, lacking in ((x + bias, None), (x, bias)):
+        norm = BatchNorm(4, momentum=0.5).double()
+        applied = norm.deferred(given, mask, lacking=lacking)
+        results.append((normalize(given.unsqueeze(2), applied), *norm.buffers()))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_masked_rows_do_not_count(unbiased: bool) -> None:
     """Statistics of the valid rows alone, and their gradient; all rows are normalised."""

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyseg import _ext
 from pyseg.nn import BatchNorm, NeXtVLAD, NeXtVLADClassifier, nextvlad
 from pyseg.nn.nextvlad import Order
+from pyseg.ops import frame_pool_reference
+from pyseg.ops import frames as frame_ops
 
 SIZES = (12, 6)
 ORDERS = get_args(Order)
@@ -104,7 +106,9 @@ def test_layer_is_its_definition(
 ) -> None:
     layer = make_layer(order=order, **options).double().train(training)
     # Two videos are pooled at a time, then the third.
-    monkeypatch.setattr(nextvlad, "_POOLED", 2 * 12 * layer.groups * layer.clusters)
+    pooled = 2 * 12 * layer.groups * layer.clusters
+    monkeypatch.setattr(nextvlad, "_POOLED", pooled)
+    monkeypatch.setattr(frame_ops, "_POOLED_BYTES", {"cpu": 8 * pooled})
     frames = np.random.default_rng(1).standard_normal((3, length, 12))
     valid = [length, (length + 1) // 2, 0]
     expected = layer_by_loops(layer, frames, valid)
@@ -145,6 +149,7 @@ def test_orders_agree(order, padded_statistics: bool, training: bool, dtype: tor
 
 def test_operations_are_those_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ext, "HAS_CPU_OPS", False)  # PyTorch counts its own products only
+    monkeypatch.setattr(nextvlad, "frame_pool", frame_pool_reference)
     for order in ORDERS:
         layer = NeXtVLAD(96, clusters=16, groups=4, order=order)
         frames = torch.randn(3, 20, 96)

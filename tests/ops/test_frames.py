@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyseg.ops import _dispatch, frame_linear, frame_pool, frames
+from pyseg.ops import _dispatch, frame_linear, frame_pool, frame_pool_reference, frames
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 DEVICES = [
@@ -21,19 +21,50 @@ DEVICES = [
     ),
 ]
 SHAPES = [(2, 5, 6, 3), (1, 1, 1, 1), (3, 40, 16, 7), (0, 5, 6, 3), (2, 0, 6, 3)]  # B, T, N, M
+GROUPS, SIZE = 2, 5  # G and F of what is pooled; K is M
 
 
-def make(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-    """Returns frames (a part of wider ones, as a feature is), mask, weight, bias and weights."""
-    batch, length, size, columns = shape
+def make_frames(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
+    """Returns bytes (a part of wider ones, as a feature is) and a mask."""
+    batch, length, size, _ = shape
     random = torch.Generator().manual_seed(0)
     wide = torch.randint(0, 256, (batch, length, size + 4), generator=random, dtype=torch.uint8)
     mask = torch.rand(batch, length, generator=random) < 0.7
+    return wide.to(device)[..., 2 : size + 2], mask.to(device)
+
+
+def make(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    """Returns frames, mask, weight and bias."""
+    *_, size, columns = shape
+    random = torch.Generator().manual_seed(1)
     weight = torch.randn(columns, size, generator=random, dtype=torch.float64)
     bias = torch.randn(columns, generator=random, dtype=torch.float64)
-    weights = torch.rand(batch, length, columns, generator=random, dtype=torch.float64)
-    values = [tensor.to(device, dtype).requires_grad_() for tensor in (weight, bias, weights)]
-    return wide.to(device)[..., 2 : size + 2], mask.to(device), *values
+    values = [tensor.to(device, dtype).requires_grad_() for tensor in (weight, bias)]
+    return *make_frames(shape, device), *values
+
+
+def make_pool(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    """Returns frames, weights and maps."""
+    batch, length, size, clusters = shape
+    random = torch.Generator().manual_seed(1)
+    weights = torch.rand(batch, length, GROUPS, clusters, generator=random, dtype=torch.float64)
+    maps = torch.randn(GROUPS, SIZE, size, generator=random, dtype=torch.float64)
+    values = [tensor.to(device, dtype).requires_grad_() for tensor in (weights, maps)]
+    return make_frames(shape, device)[0], *values
+
+
+def pooled_by_hand(x: Tensor, weights: Tensor, maps: Tensor) -> Tensor:
+    """Returns sums and masses side by side, from frames that are mapped before they are pooled."""
+    mapped = torch.einsum("gfn,btn->btgf", maps, x)
+    sums = torch.einsum("btgk,btgf->bfk", weights, mapped)
+    return torch.cat((sums.flatten(), weights.sum(1).flatten()))
+
+
+def pooled(function, x: Tensor, weights: Tensor, maps: Tensor) -> Tensor:
+    """Returns sums and masses of `function` side by side, in the dtype of the sums."""
+    sums, mass = function(x, weights, maps)
+    assert mass.dtype == torch.promote_types(weights.dtype, torch.float32)
+    return torch.cat((sums.mT.flatten(), mass.flatten().to(sums.dtype)))
 
 
 def dequantized(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -46,6 +77,7 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     """Runs a test with tiles of several sizes; returns the bytes of all that are made."""
     limit = {"one tile": 2**22, "a row each": 1, "some rows": 600}[request.param]
     monkeypatch.setattr(frames, "_TILE_BYTES", {"cpu": limit, "cuda": limit})
+    monkeypatch.setattr(frames, "_POOLED_BYTES", {"cpu": 2 * limit, "cuda": 2 * limit})
     made: list[int] = []
     original = frames.dequantize
 
@@ -78,7 +110,7 @@ def compare(function, reference, leaves: list[Tensor], dtype: torch.dtype) -> No
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_linear(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: list[int]) -> None:
-    x, mask, weight, bias, _ = make(shape, dtype, device)
+    x, mask, weight, bias = make(shape, dtype, device)
     for valid, shift in ((mask, bias), (None, bias), (mask, None)):
         compare(
             lambda v=valid, s=shift: frame_linear(x, v, weight, s),
@@ -89,18 +121,65 @@ def test_linear(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: 
     assert (len(tiles) > 0) == (x.numel() > 0)
 
 
+@pytest.mark.parametrize("floating", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("device", DEVICES)
-def test_pool(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: list[int]) -> None:
-    x, *_, weights = make(shape, dtype, device)
-    compare(
-        lambda: frame_pool(x, weights),
-        lambda: weights.mT @ dequantized(x, None, dtype),
-        [weights],
-        dtype,
-    )
-    assert (len(tiles) > 0) == (shape[0] > 0)
+def test_pool(
+    device: str, shape: tuple[int, ...], dtype: torch.dtype, floating: bool, tiles: list[int]
+) -> None:
+    """Values and gradients, also of frames that are floating, a few videos at a time."""
+    x, weights, maps = make_pool(shape, dtype, device)
+    leaves = [weights, maps]
+    wide = dequantized(x, None, dtype)
+    if floating:
+        x = wide = wide.requires_grad_()
+        leaves.append(x)
+    for reference in (pooled_by_hand, lambda *a: pooled(frame_pool_reference, *a)):
+        compare(
+            lambda: pooled(frame_pool, x, weights, maps),
+            lambda r=reference: r(wide, weights, maps),
+            leaves,
+            dtype,
+        )
+    assert (len(tiles) > 0) == (shape[0] > 0 and not floating)
+
+
+def test_pool_takes_the_frames_in_another_dtype() -> None:
+    x, weights, maps = make_pool((2, 5, 6, 3), torch.float64, "cpu")
+    x = dequantized(x, None, torch.float32).requires_grad_()
+    sums, _ = frame_pool(x, weights, maps)
+    assert sums.dtype == torch.float64
+    (grad,) = torch.autograd.grad(sums.sum(), x)
+    expected = torch.einsum("btgk,gfn->btn", weights, maps)
+    torch.testing.assert_close(grad, expected.float())
+
+
+def test_pool_gives_the_gradients_that_are_wanted() -> None:
+    x, weights, maps = make_pool((2, 5, 6, 3), torch.float64, "cpu")
+    x = dequantized(x, None, torch.float64)
+    everything = [x, weights, maps]
+    for wanted in ([0], [1], [2], [0, 2], [1, 2]):
+        arguments = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(everything)]
+        leaves = [arguments[i] for i in wanted]
+        for part in (0, 1):  # the sums alone, then the masses alone, which only `weights` make
+            own, other = (f(*arguments)[part] for f in (frame_pool, frame_pool_reference))
+            if not own.requires_grad or (part == 1 and 1 not in wanted):
+                continue
+            torch.testing.assert_close(
+                torch.autograd.grad(own.square().sum(), leaves, materialize_grads=True),
+                torch.autograd.grad(other.square().sum(), leaves, materialize_grads=True),
+            )
+
+
+def test_pooled_frames_are_kept_for_a_gradient_only() -> None:
+    x, weights, maps = make_pool((2, 5, 6, 3), torch.float32, "cpu")
+    for keep in (False, True):
+        *_, kept = torch.ops.pyseg.frame_pool(x, weights.detach(), maps.detach(), keep)
+        assert kept.shape == (2 * keep, GROUPS * 3, 6)
+    with torch.no_grad():
+        sums, _ = frame_pool(x, weights, maps)
+    torch.testing.assert_close(sums, frame_pool(x, weights, maps)[0])
 
 
 @pytest.mark.parametrize("slow", [True, False])
@@ -109,20 +188,23 @@ def test_bfloat16_is_as_good_whatever_the_processor_is_quick_in(
 ) -> None:
     monkeypatch.setattr(_dispatch, "_SLOW_BFLOAT16", slow)
     monkeypatch.setattr(frames, "_TILE_BYTES", {"cpu": 600})
-    x, mask, weight, bias, weights = make((3, 40, 16, 7), torch.bfloat16, "cpu")
-    exact = [tensor.detach().double().requires_grad_() for tensor in (weight, bias, weights)]
+    monkeypatch.setattr(frames, "_POOLED_BYTES", {"cpu": 600})
+    x, mask, weight, bias = make((3, 40, 16, 7), torch.bfloat16, "cpu")
+    _, weights, maps = make_pool((3, 40, 16, 7), torch.bfloat16, "cpu")
+    leaves = [weight, bias, weights, maps]
+    exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
     wide = dequantized(x, mask, torch.float64)
     for found, expected, own, other in (
         (
             frame_linear(x, mask, weight, bias),
             functional.linear(wide, *exact[:2]),
-            [weight, bias],
+            leaves[:2],
             exact[:2],
         ),
         (
-            frame_pool(x, weights),
-            exact[2].mT @ dequantized(x, None, torch.float64),
-            [weights],
+            pooled(frame_pool, x, weights, maps),
+            pooled_by_hand(dequantized(x, None, torch.float64), *exact[2:]),
+            leaves[2:],
             exact[2:],
         ),
     ):
@@ -132,41 +214,58 @@ def test_bfloat16_is_as_good_whatever_the_processor_is_quick_in(
         for a, b in zip((found, *gradients), (expected, *references), strict=True):
             assert a.dtype == torch.bfloat16
             worst = (a.double() - b).abs().max() / b.abs().max()
-            # One rounding of the result; that of the frames too where they are bfloat16.
-            assert worst < (2**-8 if slow else 2**-6)
+            # One rounding of the result; that of what it is made from too where it is bfloat16.
+            assert worst < (2**-8 if slow else 2**-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradcheck_and_opcheck(device: str) -> None:
-    x, mask, weight, bias, weights = make((2, 5, 6, 3), torch.float64, device)
+    x, mask, weight, bias = make((2, 5, 6, 3), torch.float64, device)
+    _, weights, maps = make_pool((2, 5, 6, 3), torch.float64, device)
+    wide = dequantized(x, None, torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda w, b: frame_linear(x, mask, w, b), (weight, bias))
-    assert torch.autograd.gradcheck(lambda w: frame_pool(x, w), (weights,))
+    assert torch.autograd.gradcheck(lambda w, m: frame_pool(x, w, m), (weights, maps))
+    assert torch.autograd.gradcheck(frame_pool, (wide, weights, maps))
+    linear, pool = torch.ops.pyseg.frame_linear, torch.ops.pyseg.frame_pool
     for grad in (False, True):
-        values = [tensor.detach().requires_grad_(grad) for tensor in (weight, bias, weights)]
+        values = [t.detach().requires_grad_(grad) for t in (weight, bias, weights, maps)]
         for valid in (mask, None):
-            torch.library.opcheck(torch.ops.pyseg.frame_linear, (x, valid, *values[:2]))
-        torch.library.opcheck(torch.ops.pyseg.frame_pool, (x, values[2]))
+            torch.library.opcheck(linear, (x, valid, *values[:2]))
+        for given in (x, wide.detach().mT.contiguous().mT.requires_grad_(grad)):
+            permuted = values[2].detach().mT.contiguous().mT.requires_grad_(grad)
+            for some in (values[2], permuted):
+                torch.library.opcheck(pool, (given, some, values[3], grad))
     gradient = torch.rand(2, 5, 3, device=device)
     torch.library.opcheck(torch.ops.pyseg.frame_linear_backward, (gradient, x, mask))
-    torch.library.opcheck(
-        torch.ops.pyseg.frame_pool_backward, (torch.rand_like(weights.mT @ x.double()), x)
-    )
+    sums, mass, kept = (t.detach() for t in pool(wide, weights, maps, True))
+    arguments = (sums, mass, wide.detach(), weights.detach(), maps.detach(), kept)
+    for needed in ([True, True, True], [False, True, False], [False, False, True]):
+        torch.library.opcheck(torch.ops.pyseg.frame_pool_backward, (*arguments, needed))
+
+
+def test_pool_cannot_be_differentiated_twice() -> None:
+    x, weights, maps = make_pool((2, 5, 6, 3), torch.float64, "cpu")
+    sums, _ = frame_pool(x, weights, maps)
+    (grad,) = torch.autograd.grad(sums.square().sum(), weights, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"frame_pool cannot be .* use .*frame_pool_reference"):
+        grad.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiles_whole_for_any_number_of_frames(device: str) -> None:
-    def step(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def step(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, maps: Tensor) -> Tensor:
         weights = frame_linear(x, mask, weight, bias)
-        return frame_pool(x, weights)
+        sums, mass = frame_pool(x, weights.unflatten(2, (GROUPS, -1)), maps)
+        return sums.sum() + mass.square().sum()
 
     torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for shape in ((2, 5, 6, 3), (3, 9, 6, 3), (4, 7, 6, 3)):
-        arguments = make(shape, torch.float32, device)[:4]
+    compiled, dtype = torch.compile(step, fullgraph=True, dynamic=True), torch.float64
+    for shape in ((2, 5, 6, 4), (3, 9, 6, 4), (4, 7, 6, 4)):
+        arguments = *make(shape, dtype, device), make_pool(shape, dtype, device)[2]
         leaves = list(arguments[2:])
         for a, b in zip(
-            *(torch.autograd.grad(f(*arguments).sum(), leaves) for f in (compiled, step)),
+            *(torch.autograd.grad(f(*arguments), leaves) for f in (compiled, step)),
             strict=True,
         ):
             torch.testing.assert_close(a, b)
@@ -174,21 +273,24 @@ def test_compiles_whole_for_any_number_of_frames(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_autocast(device: str) -> None:
-    x, mask, weight, bias, weights = make((2, 5, 6, 3), torch.float32, device)
+    x, mask, weight, bias = make((2, 5, 6, 3), torch.float32, device)
+    _, weights, maps = make_pool((2, 5, 6, 3), torch.float32, device)
     with torch.autocast(device, torch.bfloat16):
-        results = frame_linear(x, mask, weight, bias), frame_pool(x, weights)
+        sums, mass = frame_pool(x, weights, maps)
+        results = frame_linear(x, mask, weight, bias), sums
     for result in results:
         assert result.dtype == torch.bfloat16
-    gradients = torch.autograd.grad(sum(r.float().sum() for r in results), [weight, bias, weights])
+    assert mass.dtype == torch.float32
+    total = sum(r.float().sum() for r in (*results, mass))
+    gradients = torch.autograd.grad(total, [weight, bias, weights, maps])
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
 
 
 def test_error_texts() -> None:
-    x, mask, weight, bias, weights = make((2, 5, 6, 3), torch.float32, "cpu")
+    x, mask, weight, bias = make((2, 5, 6, 3), torch.float32, "cpu")
+    _, weights, maps = make_pool((2, 5, 6, 3), torch.float32, "cpu")
     with pytest.raises(TypeError, match=r"frames must be uint8, got torch\.float32"):
         frame_linear(x.float(), mask, weight)
-    with pytest.raises(ValueError, match=r"frames must be \(B, T, N\), got shape \(5, 6\)"):
-        frame_pool(x[0], weights)
     with pytest.raises(ValueError, match=r"mask must be \(B, T\) = \(2, 5\) .*got \(2, 4\)"):
         frame_linear(x, mask[:, 1:], weight)
     with pytest.raises(TypeError, match=r"mask must be bool, got torch\.float32"):
@@ -199,11 +301,20 @@ def test_error_texts() -> None:
         frame_linear(x, mask, weight.long())
     with pytest.raises(ValueError, match=r"bias must be \(M,\) = \(3,\) .*got \(2,\) of"):
         frame_linear(x, mask, weight, bias[1:])
-    with pytest.raises(
-        ValueError, match=r"weights must be \(B, T, M\) = \(2, 5, M\) .*\(2, 4, 3\)"
-    ):
-        frame_pool(x, weights[:, 1:])
-    with pytest.raises(ValueError, match="weights must be on the device of frames, cpu, got meta"):
-        frame_pool(x, weights.to("meta"))
-    with pytest.raises(TypeError, match="weights must be a Tensor, got list"):
-        frame_pool(x, [1.0])
+    for function in (frame_pool, frame_pool_reference):
+        with pytest.raises(TypeError, match=r"frames must be uint8 or floating, got torch\.int32"):
+            function(x.int(), weights, maps)
+        with pytest.raises(ValueError, match=r"frames must be \(B, T, N\), got shape \(5, 6\)"):
+            function(x[0], weights, maps)
+        text = r"weights must be \(B, T, G, K\) = \(2, 5, G, K\) .*\(2, 4, 2, 3\)"
+        with pytest.raises(ValueError, match=text):
+            function(x, weights[:, 1:], maps)
+        text = "weights must be on the device of frames, cpu, got meta"
+        with pytest.raises(ValueError, match=text):
+            function(x, weights.to("meta"), maps)
+        with pytest.raises(TypeError, match="weights must be a Tensor, got list"):
+            function(x, [1.0], maps)
+        for wrong in (maps[1:], maps[..., 1:], maps.double()):
+            text = r"maps must be \(G, F, N\) = \(2, F, 6\) of torch\.float32 .*got \("
+            with pytest.raises(ValueError, match=text):
+                function(x, weights, wrong)
