@@ -9,7 +9,12 @@ from pyseg.ops.assignment import (
     soft_assign,
     soft_assign_reference,
 )
-from pyseg.ops.frames import frame_linear, frame_pool, frame_pool_reference
+from pyseg.ops.frames import (
+    frame_linear,
+    frame_linear_reference,
+    frame_pool,
+    frame_pool_reference,
+)
 from pyseg.ops.gru import gru_recurrence, gru_recurrence_reference
 from pyseg.ops.rated_bce import (
     correlated_targets,
@@ -22,6 +27,7 @@ __all__ = [
     "AssignmentNorm",
     "correlated_targets",
     "frame_linear",
+    "frame_linear_reference",
     "frame_pool",
     "frame_pool_reference",
     "gru_recurrence",

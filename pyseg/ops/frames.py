@@ -54,9 +54,9 @@ def frame_linear(
 ) -> Tensor:
     """Returns x W^T + b for every frame, where x are the dequantised frames, 0 on padding.
 
-    What :func:`torch.nn.functional.linear` does with ``dequantize(frames, mask)``, but the float
-    frames, four times as large as the bytes, exist only a tile at a time, in the backward pass
-    too. Autocast's matrix-product dtype applies.
+    What :func:`torch.nn.functional.linear` does with the float frames, but these, four times as
+    large as the bytes, exist only a tile at a time, in the backward pass too. Autocast's
+    matrix-product dtype applies.
 
     Args:
         frames: (B, T, N) uint8 as stored.
@@ -82,6 +82,26 @@ def frame_linear(
         weight, bias = _cast(weight, bias)
         with torch.autocast(weight.device.type, enabled=False):
             return frame_linear(frames, mask, weight, bias)
+    _check_linear(frames, mask, weight, bias)
+    return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias)
+
+
+def frame_linear_reference(
+    frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Returns what :func:`frame_linear` returns, in plain PyTorch.
+
+    Example:
+        >>> import torch, pyseg
+        >>> frames = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+        >>> pyseg.ops.frame_linear_reference(frames, None, torch.tensor([[1.0, 1.0]])).item()
+        0.015625
+    """
+    _check_linear(frames, mask, weight, bias)
+    return torch.nn.functional.linear(dequantize(frames, mask, weight.dtype), weight, bias)
+
+
+def _check_linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
     _check(frames, mask)
     check_layout({"weight": (weight, "(M, N)")})
     if weight.shape[1] != frames.shape[2]:
@@ -95,7 +115,6 @@ def frame_linear(
             f"got {tuple(bias.shape)} of {bias.dtype}"
         )
     _check_device(frames, weight, "weight")
-    return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias)
 
 
 def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:

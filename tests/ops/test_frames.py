@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyseg.ops import _dispatch, frame_linear, frame_pool, frame_pool_reference, frames
+from pyseg.ops import (
+    _dispatch,
+    frame_linear,
+    frame_linear_reference,
+    frame_pool,
+    frame_pool_reference,
+    frames,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 DEVICES = [
@@ -143,6 +150,17 @@ def test_pool(
             dtype,
         )
     assert (len(tiles) > 0) == (shape[0] > 0 and not floating)
+
+
+def test_references_take_bytes() -> None:
+    x, mask, weight, bias = make((2, 5, 6, 3), torch.float64, "cpu")
+    _, weights, maps = make_pool((2, 5, 6, 3), torch.float64, "cpu")
+    for function, reference, arguments in (
+        (frame_linear, frame_linear_reference, (x, mask, weight, bias)),
+        (frame_linear, frame_linear_reference, (x, None, weight)),
+        (frame_pool, frame_pool_reference, (x, weights, maps)),
+    ):
+        torch.testing.assert_close(function(*arguments), reference(*arguments))
 
 
 def test_pool_takes_the_frames_in_another_dtype() -> None:
