@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from pyseg import _cli, distributed, metrics, models
+from pyseg._memory import keep_memory
 from pyseg.config import known_classes, open_data, read_run_config
 from pyseg.data import Collection, DataError, loader, open_collection
 from pyseg.data.collection import Part
@@ -355,6 +356,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.evaluate``."""
+    keep_memory()
     parser = _cli.make_parser(
         EvaluateConfig,
         "pyseg.evaluate",

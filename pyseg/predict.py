@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from pyseg import _cli, distributed, models
 from pyseg._files import written_whole
+from pyseg._memory import keep_memory
 from pyseg.config import (
     TrainConfig,
     known_classes,
@@ -560,6 +561,7 @@ def timeline(config: PredictConfig) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.predict``."""
+    keep_memory()
     parser = _cli.make_parser(
         PredictConfig,
         "pyseg.predict",
