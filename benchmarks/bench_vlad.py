@@ -10,6 +10,9 @@ operations at the rate of a large matrix product and the bytes at the rate of a 
 measured in the same run. It counts the operations of the products alone, those of the order that a
 layer takes, and every input, output and gradient once.
 
+Layers, pyseg's and the peers', run in a process that keeps its memory, as those of pyseg's commands
+do; the op before them in one as it comes.
+
 Memory is what exists at the worst moment beyond inputs, outputs and gradients.
 """
 
@@ -37,6 +40,7 @@ from measure import (
 from plain import PlainNeXtVLAD
 from torch import Tensor
 
+from pyseg._memory import keep_memory
 from pyseg.nn import NeXtVLAD
 from pyseg.ops import vlad_aggregate, vlad_aggregate_reference
 
@@ -104,6 +108,7 @@ LAYER_SHAPES = {  # B, T, N, G, K
 @pytest.mark.parametrize("shape", LAYER_SHAPES.values(), ids=LAYER_SHAPES)
 def test_layer(compare, benchmark, request, shape, dtype, direction):
     """Inference, or a training step less the optimiser; 16-bit types mean autocast."""
+    keep_memory()
     backward = direction != "forward"
     b, t, n, g, k = shape
     torch.manual_seed(0)
