@@ -173,8 +173,7 @@ def frame_pool_reference(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple
         0.015625
     """
     _check_pool(frames, weights, maps)
-    x = frames if frames.is_floating_point() else dequantize(frames, None, weights.dtype)
-    pooled = torch.einsum("btgk,btn->bgkn", weights, x.to(weights.dtype))
+    pooled = torch.einsum("btgk,btn->bgkn", weights, _floating(frames, weights.dtype))
     mass = weights.sum(1, dtype=sum_dtype(weights.dtype))
     return torch.einsum("bgkn,gfn->bkf", pooled, maps), mass
 
@@ -187,8 +186,7 @@ def _cast(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def _check_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> None:
-    layouts = ("frames", frames, "(B, T, N)"), ("weights", weights, "(B, T, G, K)")
-    check_layout({name: (tensor, layout) for name, tensor, layout in layouts})
+    check_layout({"frames": (frames, "(B, T, N)"), "weights": (weights, "(B, T, G, K)")})
     check_layout({"maps": (maps, "(G, F, N)")})
     if frames.dtype != torch.uint8 and not frames.is_floating_point():
         raise TypeError(f"frames must be uint8 or floating, got {frames.dtype}")
@@ -300,17 +298,15 @@ def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tenso
 def _pool(
     frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, width = frames.shape
-    groups, clusters = weights.shape[2:]
-    sums = weights.new_empty(batch, clusters, maps.shape[1])
-    mass = weights.new_empty(batch, groups, clusters, dtype=sum_dtype(weights.dtype))
-    kept = weights.new_empty(batch if keep else 0, clusters * groups, width)
+    sums, mass, kept = _pool_results(frames, weights, maps, keep)
+    groups, width = maps.shape[0], maps.shape[2]
     dtype = product_dtype(frames.device.type, weights.dtype)
     rows = maps.to(dtype).transpose(1, 2).flatten(0, 1)  # (G*N, F)
-    tiles, scratch = _pooled_tiles(weights, width, dtype)
+    tiles = _pooled_tiles(weights, width, dtype)
+    direct = keep and kept.dtype == dtype  # where they are kept products can be written too
+    scratch = kept if direct else _pooled_scratch(tiles, kept, dtype)
     for videos in tiles:
         torch.sum(weights[videos], 1, dtype=mass.dtype, out=mass[videos])
-        direct = keep and kept.dtype == dtype
         pooled = kept[videos] if direct else scratch[: videos.stop - videos.start]
         columns, x = _columns(weights[videos], dtype), _floating(frames[videos], dtype)
         torch.bmm(columns.mT, x, out=pooled)
@@ -348,9 +344,12 @@ def _pool_backward(
         for group in range(groups):
             with _product_into(grad_maps[group], dtype) as y:
                 torch.mm(grad.t(), pooled[:, group].to(dtype), out=y)
+    if not (needed[0] or needed[1]):
+        return grad_frames, grad_weights, grad_maps
     rows = maps.to(dtype).transpose(0, 1).flatten(1)  # (F, G*N)
-    tiles, scratch = _pooled_tiles(weights, width, dtype)
-    for videos in tiles if needed[0] or needed[1] else ():
+    tiles = _pooled_tiles(weights, width, dtype)
+    scratch = _pooled_scratch(tiles, kept, dtype)
+    for videos in tiles:
         clusters = slice(videos.start * weights.shape[3], videos.stop * weights.shape[3])
         inner = scratch[: videos.stop - videos.start]  # the gradient of what is pooled
         torch.mm(grad[clusters], rows, out=inner.view(-1, groups * width))
@@ -364,13 +363,28 @@ def _pool_backward(
     return grad_frames, grad_weights, grad_maps
 
 
-def _pooled_tiles(weights: Tensor, width: int, dtype: torch.dtype) -> tuple[list[slice], Tensor]:
-    """Cuts the videos of a batch into those that are pooled at a time, with memory for that."""
+def _pool_results(
+    frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns memory for what `_pool` returns."""
+    batch, _, groups, clusters = weights.shape
+    return (
+        weights.new_empty(batch, clusters, maps.shape[1]),
+        weights.new_empty(batch, groups, clusters, dtype=sum_dtype(weights.dtype)),
+        weights.new_empty(batch if keep else 0, clusters * groups, frames.shape[2]),
+    )
+
+
+def _pooled_tiles(weights: Tensor, width: int, dtype: torch.dtype) -> list[slice]:
+    """Cuts the videos of a batch into those that are pooled at a time."""
     batch, _, groups, clusters = weights.shape
     each = groups * clusters * width * dtype.itemsize
-    tiles = list(_tiles(batch, each, weights.device, _POOLED_BYTES))
-    most = tiles[0].stop if tiles else 0
-    return tiles, weights.new_empty(most, clusters * groups, width, dtype=dtype)
+    return list(_tiles(batch, each, weights.device, _POOLED_BYTES))
+
+
+def _pooled_scratch(tiles: list[slice], kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns memory for the pooled frames of one of the tiles, of which the first is largest."""
+    return kept.new_empty(tiles[0].stop if tiles else 0, *kept.shape[1:], dtype=dtype)
 
 
 def _columns(weights: Tensor, dtype: torch.dtype) -> Tensor:
@@ -404,18 +418,6 @@ def _linear_fake(
 @_linear_backward.register_fake
 def _linear_backward_fake(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
     return grad.new_empty(grad.shape[2], frames.shape[2])
-
-
-@_pool.register_fake
-def _pool_fake(
-    frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, _, groups, clusters = weights.shape
-    return (
-        weights.new_empty(batch, clusters, maps.shape[1]),
-        weights.new_empty(batch, groups, clusters, dtype=sum_dtype(weights.dtype)),
-        weights.new_empty(batch if keep else 0, clusters * groups, frames.shape[2]),
-    )
 
 
 @_pool_backward.register_fake
@@ -466,5 +468,6 @@ def _pool_gradient(
 
 
 _linear.register_autograd(_linear_gradient, setup_context=_linear_context)
+_pool.register_fake(_pool_results)
 _pool.register_autograd(_pool_gradient, setup_context=_pool_context)
 _pool_backward.register_autograd(refuse_double_backward("frame_pool"))
