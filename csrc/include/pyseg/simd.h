@@ -116,14 +116,6 @@ PYSEG_INLINE const Vector<T, kBytes>& at(const T* aligned) {
   return *reinterpret_cast<const Vector<T, kBytes>*>(aligned);
 }
 
-// A vector of values at any address.
-template <typename T, int kBytes>
-struct UnalignedOf {
-  typedef T type __attribute__((vector_size(kBytes), aligned(alignof(T))));
-};
-template <typename T, int kBytes>
-using Unaligned = typename UnalignedOf<T, kBytes>::type;
-
 // A vector as values of type T lie in memory: halves as their bits.
 template <typename T, int kBytes>
 using Stored = std::conditional_t<std::is_same_v<T, Accumulate<T>>, Vector<Accumulate<T>, kBytes>,
