@@ -295,7 +295,7 @@ def select_classes(model: FrameClassifier, classes: Sequence[int]) -> FrameClass
     Example:
         >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
         >>> frames = torch.randint(0, 256, (2, 5, 80), dtype=torch.uint8)
-        >>> torch.equal(select_classes(model, [7, 2])(frames), model(frames)[:, [7, 2]])
+        >>> torch.allclose(select_classes(model, [7, 2])(frames), model(frames)[:, [7, 2]], atol=1e-6)
         True
     """
     config = cast(ModelConfig, model.config)
@@ -393,7 +393,9 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     try:
         with safe_open(weights, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copied, since a file's tensors begin at any address, and some libraries' products are
+            # not the same to the bit where their operands begin elsewhere.
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{weights}: expected a safetensors file, found: {error}") from error
     expected = json.dumps(config._description(), sort_keys=True)

@@ -178,6 +178,8 @@ def test_preset_round_trips_bit_for_bit(name: str, tmp_path: Path) -> None:
         p.requires_grad for p in model.parameters()
     ]
     assert torch.equal(model.eval()(frames, num_frames), again(frames, num_frames))
+    # where torch's own begin: products of some libraries differ in the last bit elsewhere
+    assert all(value.data_ptr() % 64 == 0 for value in again.state_dict().values())
 
 
 @every_preset
