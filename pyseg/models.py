@@ -295,7 +295,8 @@ def select_classes(model: FrameClassifier, classes: Sequence[int]) -> FrameClass
     Example:
         >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
         >>> frames = torch.randint(0, 256, (2, 5, 80), dtype=torch.uint8)
-        >>> torch.allclose(select_classes(model, [7, 2])(frames), model(frames)[:, [7, 2]], atol=1e-6)
+        >>> logits = select_classes(model, [7, 2])(frames)
+        >>> torch.allclose(logits, model(frames)[:, [7, 2]], atol=1e-6)
         True
     """
     config = cast(ModelConfig, model.config)

@@ -12,6 +12,7 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -916,6 +917,65 @@ def test_frames_read_as_videos(engine, write):
 
 # ------------------------------------------------------------------------------ protobuf's freedom
 
+# TensorFlow's example.proto and feature.proto: messages, and per field its name, number and type.
+MESSAGES = {
+    "BytesList": [("value", 1, "repeated bytes")],
+    "FloatList": [("value", 1, "repeated float")],
+    "Int64List": [("value", 1, "repeated int64")],
+    "Feature": [
+        ("bytes_list", 1, "oneof BytesList"),
+        ("float_list", 2, "oneof FloatList"),
+        ("int64_list", 3, "oneof Int64List"),
+    ],
+    "Features": [("feature", 1, "map Feature")],
+    "FeatureList": [("feature", 1, "repeated Feature")],
+    "FeatureLists": [("feature_list", 1, "map FeatureList")],
+    "Example": [("features", 1, "one Features")],
+    "SequenceExample": [("context", 1, "one Features"), ("feature_lists", 2, "one FeatureLists")],
+}
+
+
+@pytest.fixture(scope="module")
+def protobuf():
+    """Those messages as classes of Google's protobuf.
+
+    In a pool of their own: the packages that bring them cannot share one process.
+    """
+    pytest.importorskip("google.protobuf", reason="protobuf comes with tensorboard")
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="p", syntax="proto3")
+
+    def add_field(message, name, number, description):
+        count, kind = description.split()
+        field = message.field.add(name=name, number=number)
+        field.label = field.LABEL_REPEATED if count in ("repeated", "map") else field.LABEL_OPTIONAL
+        if count == "oneof":
+            field.oneof_index = 0
+        if count == "map":  # repeated entries of a key and a value
+            entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
+            entry.options.map_entry = True
+            add_field(entry, "key", 1, "one string")
+            add_field(entry, "value", 2, f"one {kind}")
+            kind = f"{message.name}.{entry.name}"
+        if kind.islower():
+            field.type = getattr(field, f"TYPE_{kind.upper()}")
+        else:
+            field.type, field.type_name = field.TYPE_MESSAGE, f".{file.package}.{kind}"
+
+    for name, fields in MESSAGES.items():
+        message = file.message_type.add(name=name)
+        if any(description.startswith("oneof") for _, _, description in fields):
+            message.oneof_decl.add(name="kind")
+        for field in fields:
+            add_field(message, *field)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    find = pool.FindMessageTypeByName
+    return SimpleNamespace(
+        **{name: message_factory.GetMessageClass(find(f"p.{name}")) for name in MESSAGES}
+    )
+
 
 @st.composite
 def features(draw, kind):
@@ -991,9 +1051,7 @@ def plain(data: bytes, spans) -> tuple:
 
 @settings(max_examples=1000 if FULL else 100, deadline=None)
 @given(messages)
-def test_reference_parses_as_protobuf_does(data):
-    protobuf = pytest.importorskip("tfrecord.example_pb2", reason="protobuf comes with tfrecord")
-
+def test_reference_parses_as_protobuf_does(protobuf, data):
     def expected(feature) -> tuple:
         return (
             (None, "bytes_list", "float_list", "int64_list").index(feature.WhichOneof("kind")),
@@ -1314,8 +1372,7 @@ def test_encode_video_comes_back(engine, tmp_path):
     assert block.label_offsets.tolist() == [0, 0, 1]
 
 
-def test_what_is_encoded_is_what_protobuf_parses():
-    protobuf = pytest.importorskip("tfrecord.example_pb2", reason="protobuf comes with tfrecord")
+def test_what_is_encoded_is_what_protobuf_parses(protobuf):
     frames = np.arange(18, dtype=np.uint8).reshape(2, 9)
     ratings = Ratings(np.array([0]), np.array([7]), np.array([1.0]))
     message = protobuf.SequenceExample.FromString(
