@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -54,25 +55,99 @@ struct Part {
   const int32_t* scores;  // (columns, kRows), aligned: the upper halves of the keys
 };
 
+// Appends the keys of `rows` scores that are below a threshold; returns how many keys are there
+// then.
+inline int64_t append_rows(const int32_t* scores, const uint32_t* ids, int64_t rows,
+                           uint64_t threshold, uint64_t* keys, int64_t count) {
+  for (int64_t i = 0; i < rows; ++i) {  // what is not wanted is overwritten by the next
+    const uint64_t key = uint64_t{static_cast<uint32_t>(scores[i])} << 32 | ids[i];
+    keys[count] = key;
+    count += key < threshold;
+  }
+  return count;
+}
+
+// Fetches where the next keys of a class go. About as many follow as in this part: the processor
+// does not see it, so many classes take turns.
+inline void prefetch_keys(const uint64_t* keys, int64_t before, int64_t count, int64_t room) {
+  const int64_t next = std::min(2 * count - before + 16, room);
+  for (int64_t at = count + 8; at < next; at += 8) __builtin_prefetch(keys + at, 1, 2);
+}
+
 // Appends the keys of a part that are below the thresholds.
 inline void append(const TopKBlock& block, const Part& part) {
-  const uint32_t* const ids = block.ids + part.row;
   for (int64_t c = 0; c < part.columns; ++c) {
     const int64_t column = part.column + c;
     const uint64_t threshold = std::min(block.lists.thresholds[column], kWorst);
     uint64_t* const keys = block.lists.keys + column * block.lists.room;
-    int64_t count = block.lists.counts[column];
-    for (int64_t i = 0; i < part.rows; ++i) {  // what is not wanted is overwritten by the next
-      const uint64_t key =
-          uint64_t{static_cast<uint32_t>(part.scores[c * kRows + i])} << 32 | ids[i];
-      keys[count] = key;
-      count += key < threshold;
-    }
-    block.lists.counts[column] = count;
+    int64_t& count = block.lists.counts[column];
+    count = append_rows(part.scores + c * kRows, block.ids + part.row, part.rows, threshold, keys,
+                        count);
   }
 }
 
 #if defined(__x86_64__)
+// Which halves of 4 keys to take, in order, to have those of a mask in front.
+inline constexpr auto kInFront = [] {
+  std::array<std::array<int32_t, 8>, 16> halves = {};
+  for (int mask = 0; mask < 16; ++mask) {
+    int count = 0;
+    for (int i = 0; i < 4; ++i) {
+      if ((mask >> i & 1) == 0) continue;
+      halves[mask][count++] = 2 * i;
+      halves[mask][count++] = 2 * i + 1;
+    }
+  }
+  return halves;
+}();
+
+// Keys with the highest bit turned: AVX2 compares numbers with a sign.
+PYSEG_TARGET_AVX2 PYSEG_INLINE __m256i with_sign(__m256i keys) {
+  return _mm256_xor_si256(keys, _mm256_set1_epi64x(INT64_MIN));
+}
+
+// Which of 4 keys are above others, a bit each; both are with_sign.
+PYSEG_TARGET_AVX2 PYSEG_INLINE int above(__m256i keys, __m256i others) {
+  return _mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(keys, others)));
+}
+
+// Writes those of 4 keys that are wanted, a bit each, to `result`, and whatever else up to 4;
+// returns how many they are.
+PYSEG_TARGET_AVX2 PYSEG_INLINE int64_t compress_4(__m256i keys, int wanted, uint64_t* result) {
+  const auto* const halves = reinterpret_cast<const __m256i*>(kInFront[wanted].data());
+  const __m256i closed = _mm256_permutevar8x32_epi32(keys, _mm256_loadu_si256(halves));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(result), closed);
+  return __builtin_popcount(wanted);
+}
+
+PYSEG_TARGET_AVX2 inline void append_avx2(const TopKBlock& block, const Part& part) {
+  const uint32_t* const ids = block.ids + part.row;
+  const int64_t whole = part.rows / 8 * 8;
+  for (int64_t c = 0; c < part.columns; ++c) {
+    const int64_t column = part.column + c;
+    const int32_t* const scores = part.scores + c * kRows;
+    const uint64_t threshold = std::min(block.lists.thresholds[column], kWorst);
+    const __m256i limit = with_sign(_mm256_set1_epi64x(static_cast<int64_t>(threshold)));
+    uint64_t* const keys = block.lists.keys + column * block.lists.room;
+    const int64_t before = block.lists.counts[column];
+    int64_t count = before;
+    for (int64_t i = 0; i < whole; i += 8) {
+      __m256i score = _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i));
+      __m256i id = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ids + i));
+      // Values in pairs 0, 2, 1, 3: unpacked they are those of the keys 0 to 3 and 4 to 7.
+      score = _mm256_permute4x64_epi64(score, 0b11'01'10'00);
+      id = _mm256_permute4x64_epi64(id, 0b11'01'10'00);
+      const __m256i low = _mm256_unpacklo_epi32(id, score);
+      const __m256i high = _mm256_unpackhi_epi32(id, score);
+      count += compress_4(low, above(limit, with_sign(low)), keys + count);
+      count += compress_4(high, above(limit, with_sign(high)), keys + count);
+    }
+    count = append_rows(scores + whole, ids + whole, part.rows - whole, threshold, keys, count);
+    prefetch_keys(keys, before, count, block.lists.room);
+    block.lists.counts[column] = count;
+  }
+}
+
 // Appends 16 scores to `keys`, of which `count` are there, and returns how many are there then.
 // Whole vectors are stored, which is quick on every processor, unless kPart: then only `there` is
 // read, and only what is wanted is written.
@@ -119,9 +194,7 @@ PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part
       const __mmask16 there = (1u << (rows - i)) - 1;
       count = append_16<true>(scores + i, ids + i, threshold, keys, count, there);
     }
-    // About as many follow next time: the processor does not see it, so many classes take turns.
-    const int64_t next = std::min(2 * count - counts[c] + 16, room);
-    for (int64_t at = count + 8; at < next; at += 8) __builtin_prefetch(keys + at, 1, 2);
+    prefetch_keys(keys, counts[c], count, room);
     counts[c] = count;
   }
 }
@@ -159,10 +232,11 @@ PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, int3
   }
 }
 
-// Moves the keys up to a threshold to the front, in their order; returns how many they are.
-inline int64_t keep(uint64_t* keys, int64_t size, uint64_t threshold) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < size; ++i) {
+// Moves the keys up to a threshold to the front, in their order; returns how many they are. Those
+// before the first one have been looked at, and left `count`.
+inline int64_t keep(uint64_t* keys, int64_t size, uint64_t threshold, int64_t first = 0,
+                    int64_t count = 0) {
+  for (int64_t i = first; i < size; ++i) {
     const uint64_t key = keys[i];
     keys[count] = key;
     count += key <= threshold;
@@ -172,6 +246,17 @@ inline int64_t keep(uint64_t* keys, int64_t size, uint64_t threshold) {
 
 #if defined(__x86_64__)
 // The same.
+PYSEG_TARGET_AVX2 inline int64_t keep_avx2(uint64_t* keys, int64_t size, uint64_t threshold) {
+  const __m256i most = with_sign(_mm256_set1_epi64x(static_cast<int64_t>(threshold)));
+  int64_t count = 0, i = 0;
+  for (; i + 4 <= size; i += 4) {
+    const __m256i key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + i));
+    const int wanted = ~above(with_sign(key), most) & 0xf;
+    count += compress_4(key, wanted, keys + count);  // not beyond what has been read
+  }
+  return keep(keys, size, threshold, i, count);
+}
+
 PYSEG_TARGET_AVX512 inline int64_t keep_avx512(uint64_t* keys, int64_t size, uint64_t threshold) {
   const __m512i most = _mm512_set1_epi64(static_cast<int64_t>(threshold));
   int64_t count = 0;
@@ -254,6 +339,9 @@ struct Append {
         if constexpr (kBytes == 64) {
           append_avx512(block, part);
           continue;
+        } else if constexpr (kBytes == 32) {
+          append_avx2(block, part);
+          continue;
         }
 #endif
         append(block, part);
@@ -311,6 +399,7 @@ inline int64_t top_k_best(uint64_t* keys, int64_t size, int64_t k, int64_t more,
       *threshold = pivot;
 #if defined(__x86_64__)
       if (level == Simd::kAvx512) return keep_avx512(keys, size, pivot);
+      if (level == Simd::kAvx2) return keep_avx2(keys, size, pivot);
 #endif
       return keep(keys, size, pivot);
     }
