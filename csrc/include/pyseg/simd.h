@@ -359,22 +359,26 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
   const T* a = p.a + row * p.a_row;
   const T* b = p.b + column;
   const char *next = p.ahead[0].next, *const end = p.ahead[0].end;
-  const int64_t pace = p.pace;
-  for (int64_t d = 0; d < p.depth; ++d, a += p.a_depth, b += p.b_row) {
+  const int64_t a_row = p.a_row, a_depth = p.a_depth, b_row = p.b_row;
+  const int64_t depth = p.depth, pace = p.pace;
+  // Where another thread has half of the core, so few instructions a cycle are left that those
+  // beside the arithmetic count: two steps share some, and what a tile fetches may go past the end.
+#pragma GCC unroll 2
+  for (int64_t d = 0; d < depth; ++d, a += a_depth, b += b_row) {
     __builtin_prefetch(next, 0, 2);
-    next = std::min(next + pace, end);
+    next += pace;
     V right[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) right[j] = at<T, kBytes>(b + j * kStep);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const T left = a[i * p.a_row];
+      const T left = a[i * a_row];
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) sums[i][j] += right[j] * left;
     }
   }
   p.ahead[0].next = next;
-  if (next == end) p.ahead[0] = p.ahead[1], p.ahead[1] = p.ahead[2], p.ahead[2] = Lines(p.b, 1);
+  if (next >= end) p.ahead[0] = p.ahead[1], p.ahead[1] = p.ahead[2], p.ahead[2] = Lines(p.b, 1);
   // A tile that is wider than what is left of C goes there by way of a copy.
   constexpr int64_t kWidth = kVectors * kStep;
   const int64_t width = std::min(kWidth, p.columns - column);
