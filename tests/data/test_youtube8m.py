@@ -60,7 +60,11 @@ def test_malformed_vocabulary(tmp_path: Path, text: str, message: str) -> None:
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"Index\n\xff\n", gzip.compress(b"Index\n0\n1\n2\n")[:-12]])
+@pytest.mark.parametrize(
+    "content",
+    [b"Index\n\xff\n", gzip.compress(b"Index\n0\n1\n2\n")[:-12]],
+    ids=["of another encoding", "cut"],  # what is compressed says when it was
+)
 def test_not_text(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "vocabulary.csv"
     path.write_bytes(content)
