@@ -359,12 +359,11 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
   const T* a = p.a + row * p.a_row;
   const T* b = p.b + column;
   const char *next = p.ahead[0].next, *const end = p.ahead[0].end;
-  const int64_t a_row = p.a_row, a_depth = p.a_depth, b_row = p.b_row;
-  const int64_t depth = p.depth, pace = p.pace;
+  const int64_t pace = p.pace;
   // Where another thread has half of the core, so few instructions a cycle are left that those
   // beside the arithmetic count: two steps share some, and what a tile fetches may go past the end.
 #pragma GCC unroll 2
-  for (int64_t d = 0; d < depth; ++d, a += a_depth, b += b_row) {
+  for (int64_t d = 0; d < p.depth; ++d, a += p.a_depth, b += p.b_row) {
     __builtin_prefetch(next, 0, 2);
     next += pace;
     V right[kVectors];
@@ -372,7 +371,7 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
     for (int j = 0; j < kVectors; ++j) right[j] = at<T, kBytes>(b + j * kStep);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const T left = a[i * a_row];
+      const T left = a[i * p.a_row];
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) sums[i][j] += right[j] * left;
     }
