@@ -74,18 +74,6 @@ inline void prefetch_keys(const uint64_t* keys, int64_t before, int64_t count, i
   for (int64_t at = count + 8; at < next; at += 8) __builtin_prefetch(keys + at, 1, 2);
 }
 
-// Appends the keys of a part that are below the thresholds.
-inline void append(const TopKBlock& block, const Part& part) {
-  for (int64_t c = 0; c < part.columns; ++c) {
-    const int64_t column = part.column + c;
-    const uint64_t threshold = std::min(block.lists.thresholds[column], kWorst);
-    uint64_t* const keys = block.lists.keys + column * block.lists.room;
-    int64_t& count = block.lists.counts[column];
-    count = append_rows(part.scores + c * kRows, block.ids + part.row, part.rows, threshold, keys,
-                        count);
-  }
-}
-
 #if defined(__x86_64__)
 // Which halves of 4 keys to take, in order, to have those of a mask in front.
 inline constexpr auto kInFront = [] {
@@ -120,32 +108,24 @@ PYSEG_TARGET_AVX2 PYSEG_INLINE int64_t compress_4(__m256i keys, int wanted, uint
   return __builtin_popcount(wanted);
 }
 
-PYSEG_TARGET_AVX2 inline void append_avx2(const TopKBlock& block, const Part& part) {
-  const uint32_t* const ids = block.ids + part.row;
-  const int64_t whole = part.rows / 8 * 8;
-  for (int64_t c = 0; c < part.columns; ++c) {
-    const int64_t column = part.column + c;
-    const int32_t* const scores = part.scores + c * kRows;
-    const uint64_t threshold = std::min(block.lists.thresholds[column], kWorst);
-    const __m256i limit = with_sign(_mm256_set1_epi64x(static_cast<int64_t>(threshold)));
-    uint64_t* const keys = block.lists.keys + column * block.lists.room;
-    const int64_t before = block.lists.counts[column];
-    int64_t count = before;
-    for (int64_t i = 0; i < whole; i += 8) {
-      __m256i score = _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i));
-      __m256i id = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ids + i));
-      // Values in pairs 0, 2, 1, 3: unpacked they are those of the keys 0 to 3 and 4 to 7.
-      score = _mm256_permute4x64_epi64(score, 0b11'01'10'00);
-      id = _mm256_permute4x64_epi64(id, 0b11'01'10'00);
-      const __m256i low = _mm256_unpacklo_epi32(id, score);
-      const __m256i high = _mm256_unpackhi_epi32(id, score);
-      count += compress_4(low, above(limit, with_sign(low)), keys + count);
-      count += compress_4(high, above(limit, with_sign(high)), keys + count);
-    }
-    count = append_rows(scores + whole, ids + whole, part.rows - whole, threshold, keys, count);
-    prefetch_keys(keys, before, count, block.lists.room);
-    block.lists.counts[column] = count;
+// append_rows; `scores` is aligned.
+PYSEG_TARGET_AVX2 inline int64_t append_rows_avx2(const int32_t* scores, const uint32_t* ids,
+                                                  int64_t rows, uint64_t threshold, uint64_t* keys,
+                                                  int64_t count) {
+  const __m256i limit = with_sign(_mm256_set1_epi64x(static_cast<int64_t>(threshold)));
+  int64_t i = 0;
+  for (; i + 8 <= rows; i += 8) {
+    __m256i score = _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i));
+    __m256i id = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ids + i));
+    // Values in pairs 0, 2, 1, 3: unpacked they are those of the keys 0 to 3 and 4 to 7.
+    score = _mm256_permute4x64_epi64(score, 0b11'01'10'00);
+    id = _mm256_permute4x64_epi64(id, 0b11'01'10'00);
+    const __m256i low = _mm256_unpacklo_epi32(id, score);
+    const __m256i high = _mm256_unpackhi_epi32(id, score);
+    count += compress_4(low, above(limit, with_sign(low)), keys + count);
+    count += compress_4(high, above(limit, with_sign(high)), keys + count);
   }
+  return append_rows(scores + i, ids + i, rows - i, threshold, keys, count);
 }
 
 // Appends 16 scores to `keys`, of which `count` are there, and returns how many are there then.
@@ -199,6 +179,26 @@ PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part
   }
 }
 #endif
+
+// Appends the keys of a part that are below the thresholds.
+template <int kBytes>
+PYSEG_INLINE void append(const TopKBlock& block, const Part& part) {
+  auto* rows_of = append_rows;
+#if defined(__x86_64__)
+  if constexpr (kBytes == 64) return append_avx512(block, part);
+  if constexpr (kBytes == 32) rows_of = append_rows_avx2;
+#endif
+  for (int64_t c = 0; c < part.columns; ++c) {
+    const int64_t column = part.column + c, room = block.lists.room;
+    const uint64_t threshold = std::min(block.lists.thresholds[column], kWorst);
+    uint64_t* const keys = block.lists.keys + column * room;
+    const int64_t before = block.lists.counts[column];
+    const int64_t count =
+        rows_of(part.scores + c * kRows, block.ids + part.row, part.rows, threshold, keys, before);
+    prefetch_keys(keys, before, count, room);
+    block.lists.counts[column] = count;
+  }
+}
 
 // Writes the upper halves of the keys of a square from (row, column) on, turned. Rows beyond the
 // last one are that one again; kPart: columns may be beyond the last one. `largest` is of all bits
@@ -335,16 +335,7 @@ struct Append {
           for (int64_t c = 0; c < columns; ++c) scores[c * kRows + r] |= counts[c] - 1;
         }
         const Part part = {row, rows, column, columns, scores};
-#if defined(__x86_64__)
-        if constexpr (kBytes == 64) {
-          append_avx512(block, part);
-          continue;
-        } else if constexpr (kBytes == 32) {
-          append_avx2(block, part);
-          continue;
-        }
-#endif
-        append(block, part);
+        append<kBytes>(block, part);
       }
     }
     *next = simd::maximum<int32_t, kBytes>(largest) <= kInfinity ? row : -1;
