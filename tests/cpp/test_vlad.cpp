@@ -413,12 +413,13 @@ void test_shape(const VladShape& s, double eps, bool masked, Kind kind, Simd lev
 }
 
 void test_kernels(Simd level) {
-  // batch, rows, groups, width, clusters; the last of several slices a video, and blocks of videos.
+  // batch, rows, groups, width, clusters; among the last: several slices a video, blocks of videos,
+  // columns that take turns.
   for (const VladShape& s :
        {VladShape{2, 5, 1, 7, 3}, VladShape{1, 1, 1, 1, 1}, VladShape{3, 66, 3, 19, 17},
         VladShape{2, 130, 2, 33, 136}, VladShape{1, 40, 8, 140, 56}, VladShape{2, 0, 1, 3, 2},
         VladShape{0, 4, 2, 3, 2}, VladShape{1, 12, 2, 0, 3}, VladShape{40, 2, 2, 5, 20},
-        VladShape{2, 1100, 4, 9, 6}}) {
+        VladShape{2, 1100, 4, 9, 6}, VladShape{1, 520, 1, 780, 10}}) {
     for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
       test_shape<double>(s, 1e-12, false, kind, level, 1e-12, "double");
       test_shape<float>(s, 1e-12, false, kind, level, 8e-6, "float");

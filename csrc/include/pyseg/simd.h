@@ -316,15 +316,46 @@ PYSEG_INLINE void transpose(Vector<T, kBytes>* rows) {
 // and a long sum has the rounding error of its blocks.
 constexpr int64_t kDepth = 128;
 
-// Memory as cache lines, from `next` on.
+// Memory as cache lines, from `next` on. After `end` follow as many `more` ranges of the same
+// length, each of which begins `gap` bytes after the end of the one before.
 struct Lines {
-  const char *next, *end;
+  const char *next = nullptr, *end = nullptr;
+  int64_t more = 0, length = 0, gap = 0;
 
-  Lines() : next(nullptr), end(nullptr) {}
+  Lines() = default;
   template <typename T>
   Lines(const T* data, int64_t size)
       : next(reinterpret_cast<const char*>(data)),
         end(reinterpret_cast<const char*>(data + size)) {}
+  // The first `columns` of rows of length `row`.
+  template <typename T>
+  Lines(const T* data, int64_t rows, int64_t columns, int64_t row)
+      : Lines(data, columns == row ? rows * row : std::min(rows, int64_t{1}) * columns) {
+    if (columns == row || rows == 0) return;
+    more = rows - 1;
+    length = end - next;
+    gap = (row - columns) * static_cast<int64_t>(sizeof(T));
+  }
+
+  // The same line for ever.
+  static Lines again(const void* data) {
+    Lines lines(static_cast<const char*>(data), 1);
+    lines.more = std::numeric_limits<int64_t>::max();
+    lines.length = 1;
+    lines.gap = -1;
+    return lines;
+  }
+
+  int64_t bytes() const { return end - next + more * length; }
+
+  // Goes on to the next range, if there is one.
+  bool advance() {
+    if (more == 0) return false;
+    --more;
+    next = end + gap;
+    end = next + length;
+    return true;
+  }
 };
 
 template <typename T>
@@ -337,11 +368,15 @@ struct Product {
   T* c;  // (rows, columns), rows of length c_row
   int64_t c_row;
   bool accumulate;
-  // What is needed after the product, in this order, is fetched into the second cache meanwhile.
+  // What is needed after the product, in this order, is fetched into the second cache meanwhile: a
+  // range or a part of one with each tile.
   Lines ahead[3] = {};
-  // So many bytes with each step in depth, of which a product takes as even a share as it can:
-  // where a memory must deliver at once what could have come earlier, the product waits for it.
-  int64_t pace = 64;
+
+  // What multiply makes of `ahead`: the lines to fetch now, and so many bytes of them with each
+  // step in depth. A product takes as even a share as it can: where a memory must deliver at once
+  // what could have come earlier, the product waits for it.
+  Lines* lines = nullptr;
+  int64_t pace = 1;
 };
 
 // One register tile of C: kRows x kVectors accumulators, filled by outer products.
@@ -358,7 +393,7 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
   }
   const T* a = p.a + row * p.a_row;
   const T* b = p.b + column;
-  const char *next = p.ahead[0].next, *const end = p.ahead[0].end;
+  const char* next = p.lines->next;
   const int64_t pace = p.pace;
   // Where another thread has half of the core, so few instructions a cycle are left that those
   // beside the arithmetic count: two steps share some, and what a tile fetches may go past the end.
@@ -376,8 +411,8 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
       for (int j = 0; j < kVectors; ++j) sums[i][j] += right[j] * left;
     }
   }
-  p.ahead[0].next = next;
-  if (next >= end) p.ahead[0] = p.ahead[1], p.ahead[1] = p.ahead[2], p.ahead[2] = Lines(p.b, 1);
+  p.lines->next = next;
+  if (next >= p.lines->end && !p.lines->advance()) ++p.lines;
   // A tile that is wider than what is left of C goes there by way of a copy.
   constexpr int64_t kWidth = kVectors * kStep;
   const int64_t width = std::min(kWidth, p.columns - column);
@@ -458,12 +493,16 @@ PYSEG_INLINE void multiply_block(Product<T>& p) {
 template <typename T, int kBytes>
 PYSEG_INLINE void multiply(const Product<T>& p) {
   Product<T> block = p;
-  int64_t bytes = 0;
-  for (Lines& lines : block.ahead) {
-    bytes += lines.end - lines.next;
-    // Fetching what is there costs nothing, unlike fetching from nowhere.
-    if (lines.next == lines.end) lines = Lines(p.b, 1);
+  Lines lines[4];
+  int64_t count = 0, bytes = 0;
+  for (const Lines& some : p.ahead) {
+    if (some.bytes() == 0) continue;
+    bytes += some.bytes();
+    lines[count++] = some;
   }
+  // Fetching what is there costs nothing, unlike fetching from nowhere.
+  lines[count] = Lines::again(p.b);
+  block.lines = lines;
   const int64_t steps = panels_of<T, kBytes>(p.columns) * ((p.rows + 5) / 6) * p.depth;
   block.pace = std::clamp<int64_t>(bytes / std::max<int64_t>(steps, 1) + 1, 1, 64);
   int64_t done = 0;
