@@ -130,8 +130,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   constexpr int kTilesK = kWarpsN == 4 ? 3 : 2;  // of 16 columns, for each warp
   constexpr int kTilesF = kWarpsN == 4 ? 5 : 3;  // at a time
   constexpr int kRowLanes = 16, kPairs = kMmaClusters / (2 * kRowLanes);
-  extern __shared__ uint4 dynamic_shared[];
-  auto* const memory = reinterpret_cast<unsigned char*>(dynamic_shared);
+  unsigned char* const memory = dynamic_shared_memory();
   const bool has_norm = in.norm.values != nullptr;
   const int stride_f = layout.stride_f, stride_k = layout.stride_k, clusters = layout.clusters;
   T* const gradients = reinterpret_cast<T*>(memory + layout.gradients);

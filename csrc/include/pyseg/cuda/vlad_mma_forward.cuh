@@ -78,8 +78,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   constexpr int kWarpsK = kForwardWarps / kWarpsF;
   constexpr int kPairs = 4, kRowLanes = kWarpsK * kForwardTilesK * kMmaTile / (2 * kPairs);
   constexpr int kRowsAtOnce = kForwardThreads / kRowLanes;
-  extern __shared__ uint4 dynamic_shared[];
-  auto* const memory = reinterpret_cast<unsigned char*>(dynamic_shared);
+  unsigned char* const memory = dynamic_shared_memory();
   T* const features = reinterpret_cast<T*>(memory + layout.features);
   T* const scores = reinterpret_cast<T*>(memory + layout.scores);
   T* const weights = reinterpret_cast<T*>(memory + layout.weights);
