@@ -13,22 +13,15 @@
 #include <utility>
 #include <vector>
 
+#include "expect.h"
+#include "naive_rated_bce.h"
 #include "pyseg/rated_bce.h"
 
 namespace {
 
-using pyseg::Accumulate;
 using pyseg::BFloat16;
 using pyseg::Float16;
 using pyseg::Simd;
-
-int failures = 0;
-
-void expect(bool condition, const std::string& what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what.c_str());
-  ++failures;
-}
 
 // How exact a type's results must be: a gradient's last digit, and the relative error of a loss.
 template <typename T>
@@ -44,97 +37,14 @@ constexpr double kDigit<Float16> = 0x1p-11;
 template <typename T>
 constexpr double kLossDigit = sizeof(T) == 8 ? 1e-14 : 6e-7;
 
-// Rows of 0 to `most` ratings and, for the correlation, of 0 to 4 relations.
 template <typename T>
-struct Case {
-  using A = Accumulate<T>;
-  int64_t batch, classes;
-  std::vector<T> logits;
-  std::vector<int64_t> offsets{0}, rated, relations{0}, columns;
-  std::vector<A> scores, values;
-
-  Case(int64_t batch, int64_t classes, int64_t most, double scale)
-      : batch(batch), classes(classes), logits(batch * classes) {
-    std::mt19937_64 generator(1);
-    std::normal_distribution<double> normal(0, scale);
-    for (T& z : logits) pyseg::narrow(static_cast<A>(normal(generator)), z);
-    const auto draw = [&](int64_t size) {
-      std::set<int64_t> found;
-      for (int64_t i = 0; i < size; ++i) found.insert(static_cast<int64_t>(generator() % classes));
-      return found;
-    };
-    for (int64_t b = 0; b < batch; ++b) {
-      for (const int64_t j : draw(classes == 0 ? 0 : generator() % (most + 1))) {
-        rated.push_back(j);
-        scores.push_back(static_cast<A>(generator() % 5) / 4);
-      }
-      offsets.push_back(static_cast<int64_t>(rated.size()));
-    }
-    for (int64_t i = 0; i < classes; ++i) {
-      for (const int64_t j : draw(generator() % 5)) {
-        if (j == i) continue;
-        columns.push_back(j);
-        values.push_back(static_cast<A>(generator() % 1000) / 999);
-      }
-      relations.push_back(static_cast<int64_t>(columns.size()));
-    }
-  }
-
-  pyseg::RatedBceInput<T, A> input(bool correlated, A absent_evidence) const {
-    pyseg::RatedBceInput<T, A> in{
-        batch,
-        classes,
-        logits.data(),
-        {static_cast<int64_t>(rated.size()), offsets.data(), rated.data(), scores.data()},
-        {},
-        A(2.5),
-        A(0.1),
-        absent_evidence};
-    if (correlated) {
-      in.correlation = {static_cast<int64_t>(columns.size()), relations.data(), columns.data(),
-                        values.data()};
-    }
-    return in;
-  }
-};
-
-// Loss and gradient of every row, as the definition says.
-template <typename T>
-void naive(const pyseg::RatedBceInput<T, Accumulate<T>>& in, std::vector<double>& loss,
-           std::vector<double>& gradient) {
-  for (int64_t b = 0; b < in.batch; ++b) {
-    std::vector<double> y(in.classes), w(in.classes, in.unrated_weight);
-    const int64_t begin = in.ratings.offsets[b], end = in.ratings.offsets[b + 1];
-    for (int64_t r = begin; r < end && in.correlation.offsets != nullptr; ++r) {
-      const int64_t i = in.ratings.classes[r];
-      const double score = in.ratings.scores[r];
-      const double evidence = score + in.absent_evidence * (1 - score);
-      for (int64_t p = in.correlation.offsets[i]; p < in.correlation.offsets[i + 1]; ++p) {
-        y[in.correlation.columns[p]] += evidence * in.correlation.values[p];
-      }
-    }
-    for (double& target : y) target = std::min(target, 1.0);
-    for (int64_t r = begin; r < end; ++r) {
-      y[in.ratings.classes[r]] = in.ratings.scores[r];
-      w[in.ratings.classes[r]] = in.rated_weight;
-    }
-    for (int64_t j = 0; j < in.classes; ++j) {
-      const double z = pyseg::widen(in.logits[b * in.classes + j]);
-      loss[b] +=
-          w[j] * (std::log1p(std::exp(-std::fabs(z))) + (z > 0 ? z * (1 - y[j]) : -y[j] * z));
-      gradient[b * in.classes + j] = w[j] * (1 / (1 + std::exp(-z)) - y[j]);
-    }
-  }
-}
-
-template <typename T>
-void test_case(const Case<T>& example, bool correlated, Simd level, const std::string& name,
+void test_case(const RatedBceCase<T>& example, bool correlated, Simd level, const std::string& name,
                Accumulate<T> absent_evidence = 0) {
   using A = Accumulate<T>;
   const auto in = example.input(correlated, absent_evidence);
   const int64_t B = in.batch, C = in.classes;
   std::vector<double> expected(B), expected_gradient(B * C);
-  naive(in, expected, expected_gradient);
+  naive_rated_bce(in, expected, expected_gradient);
   std::vector<A> loss(B);
   std::vector<T> gradient(B * C);
   // In two parts, as two threads would.
@@ -192,13 +102,14 @@ void test_type(Simd level, const std::string& name) {
        {std::pair{1, 1}, std::pair{3, 5}, std::pair{7, 16}, std::pair{2, 33}, std::pair{5, 257},
         std::pair{2, 1000}, std::pair{4, 3862}, std::pair{0, 5}, std::pair{3, 0}}) {
     for (const bool correlated : {false, true}) {
-      test_case(Case<T>(batch, classes, 4, 3), correlated, level, name);
+      test_case(RatedBceCase<T>(batch, classes, 4, 3), correlated, level, name);
     }
   }
-  test_case(Case<T>(4, 40, 40, 3), true, level, name + " rated much");
-  test_case(Case<T>(4, 40, 6, 3), true, level, name + " absent evidence", Accumulate<T>{0.5});
-  test_case(Case<T>(4, 300, 3, 100), true, level, name + " large");
-  Case<T> extreme(2, 40, 4, 1);
+  test_case(RatedBceCase<T>(4, 40, 40, 3), true, level, name + " rated much");
+  test_case(RatedBceCase<T>(4, 40, 6, 3), true, level, name + " absent evidence",
+            Accumulate<T>{0.5});
+  test_case(RatedBceCase<T>(4, 300, 3, 100), true, level, name + " large");
+  RatedBceCase<T> extreme(2, 40, 4, 1);
   for (size_t i = 0; i < extreme.logits.size(); ++i) {
     pyseg::narrow(static_cast<Accumulate<T>>(i % 2 == 0 ? 1e4 : -1e4), extreme.logits[i]);
   }
@@ -207,7 +118,7 @@ void test_type(Simd level, const std::string& name) {
 
 // A NaN spoils its own row alone.
 void test_nan(Simd level) {
-  Case<float> example(3, 100, 4, 1);
+  RatedBceCase<float> example(3, 100, 4, 1);
   example.logits[150] = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> loss(3), gradient(300);
   pyseg::rated_bce<float>(example.input(true, 0), loss.data(), gradient.data(), 0, 3, level);

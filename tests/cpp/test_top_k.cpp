@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "expect.h"
 #include "pyseg/top_k.h"
 
 namespace {
@@ -17,14 +18,6 @@ namespace {
 using pyseg::Simd;
 
 constexpr uint64_t kAll = std::numeric_limits<uint64_t>::max();
-
-int failures = 0;
-
-void expect(bool condition, const std::string& what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what.c_str());
-  ++failures;
-}
 
 uint64_t key_of(float score, uint32_t id) {
   const uint32_t bits = score == 0 ? 0 : std::bit_cast<uint32_t>(score);

@@ -1,0 +1,16 @@
+// __half for the emulation, on the conversions of pyseg/float16.h.
+#pragma once
+
+#include "pyseg/float16.h"
+
+struct __half {
+  uint16_t bits;
+  __half() = default;
+  explicit __half(float value) {
+    pyseg::Float16 half;
+    pyseg::narrow(value, half);
+    bits = half.bits;
+  }
+};
+inline float __half2float(__half value) { return pyseg::widen(pyseg::Float16{value.bits}); }
+inline __half __float2half_rn(float value) { return __half(value); }

@@ -1,0 +1,295 @@
+// Enough of CUDA to run the kernels of pyseg/*.cuh on the CPU, for tests on machines without a GPU.
+//
+// The threads of a block are contexts that one thread of the system runs in random order: a context
+// goes on until it waits, for the others of its warp or of its block. So the memory that a block
+// shares needs no locks, results repeat with the seed, and a barrier that is missing shows as a
+// difference between seeds or, since shared memory begins as NaN, as NaN. Blocks run one after
+// another, in random order too. A thread that waits for ever ends the program with a message.
+//
+// This file stands in for cuda_runtime.h, and pyseg/cuda/ptx.cuh beside it for that of the kernels.
+// What it cannot show: the speed, and a misreading of what the GPU's instructions do.
+#pragma once
+
+#include <math.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#define __host__
+#define __device__
+#define __global__
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __shared__ static  // one variable for all contexts
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrComputeCapabilityMajor
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+using cudaStream_t = void*;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+constexpr int kWarp = 32, kMostThreads = 1024;
+constexpr int kMostShared = 232448;  // bytes a block, on sm_90
+
+inline uint4 dynamic_shared[kMostShared / sizeof(uint4)];
+
+[[noreturn]] inline void fail(const char* what) {
+  std::printf("FAILED: %s (block %u, thread %u)\n", what, blockIdx.x, threadIdx.x);
+  std::exit(1);
+}
+
+inline std::mt19937& generator() {
+  static std::mt19937 state(1);
+  return state;
+}
+
+// Threads that wait for each other: when as many have come as are expected, all go on.
+struct Meeting {
+  std::vector<int> waiting;
+  int expected = 0;
+};
+
+// What a warp's lanes show each other: two values of each, since a lane that goes on may show the
+// next one before all have read this one.
+struct Exchange {
+  std::array<std::array<uint64_t, 4>, kWarp> values[2];
+};
+
+class Block {
+ public:
+  static Block*& current() {
+    static Block* block = nullptr;
+    return block;
+  }
+
+  Block(int threads, const std::function<void()>& kernel)
+      : number_(++made()),
+        kernel_(kernel),
+        states_(threads),
+        warps_((threads + kWarp - 1) / kWarp),
+        exchanges_(warps_.size()) {
+    if (threads > kMostThreads) fail("a block of too many threads");
+    all_.expected = threads;
+    for (int i = 0; i < threads; ++i) {
+      ++warps_[i / kWarp].expected;
+      ucontext_t& context = states_[i].context;
+      getcontext(&context);
+      context.uc_stack.ss_sp = stack(i);
+      context.uc_stack.ss_size = kStack;
+      context.uc_link = nullptr;
+      makecontext(&context, begin, 0);
+      ready_.push_back(i);
+    }
+  }
+
+  void run() {
+    current() = this;
+    if (const int first = next(); first >= 0) swapcontext(&outside_, &states_[first].context);
+    current() = nullptr;
+    if (all_.expected != 0) fail("threads wait for others that never come");
+  }
+
+  void meet_block(bool vote) {
+    any_ = any_ || vote;
+    wait(all_);
+  }
+  // Whether any thread's vote in the last meeting of the block was true.
+  bool voted() const { return result_; }
+
+  void meet_warp() { wait(warps_[thread_ / kWarp]); }
+
+  // Shows `mine` to the warp; others(lane) is then what a lane has shown.
+  template <typename T>
+  auto exchange(const T& mine) {
+    static_assert(sizeof(T) <= sizeof(exchanges_[0].values[0][0]));
+    auto& values = exchanges_[thread_ / kWarp].values[states_[thread_].exchanges++ % 2];
+    std::memcpy(&values[thread_ % kWarp], &mine, sizeof(T));
+    meet_warp();
+    return [&values](int lane) {
+      T other;
+      std::memcpy(&other, &values[lane], sizeof(T));
+      return other;
+    };
+  }
+
+  int thread() const { return thread_; }
+  int lane() const { return thread_ % kWarp; }
+  int64_t number() const { return number_; }  // no other block has
+
+ private:
+  static constexpr size_t kStack = 256 << 10;
+
+  struct State {
+    ucontext_t context;
+    int exchanges = 0;
+  };
+
+  static int64_t& made() {
+    static int64_t count = 0;
+    return count;
+  }
+
+  // Kept from block to block.
+  static char* stack(int i) {
+    static std::vector<std::unique_ptr<char[]>> stacks(kMostThreads);
+    if (stacks[i] == nullptr) stacks[i].reset(new char[kStack]);
+    return stacks[i].get();
+  }
+
+  static void begin() {
+    Block& block = *current();
+    block.kernel_();
+    block.end();
+  }
+
+  // A thread that is ready, drawn by lot, becomes the current one; -1: none is.
+  int next() {
+    if (ready_.empty()) return -1;
+    std::swap(ready_[generator()() % ready_.size()], ready_.back());
+    thread_ = ready_.back();
+    ready_.pop_back();
+    threadIdx.x = static_cast<unsigned>(thread_);
+    return thread_;
+  }
+
+  void switch_from(int self) {
+    const int other = next();
+    if (other == self) return;
+    swapcontext(&states_[self].context, other < 0 ? &outside_ : &states_[other].context);
+  }
+
+  void wait(Meeting& meeting) {
+    const int self = thread_;
+    meeting.waiting.push_back(self);
+    open(meeting);
+    switch_from(self);
+  }
+
+  void open(Meeting& meeting) {
+    if (static_cast<int>(meeting.waiting.size()) < meeting.expected) return;
+    if (&meeting == &all_) result_ = std::exchange(any_, false);
+    ready_.insert(ready_.end(), meeting.waiting.begin(), meeting.waiting.end());
+    meeting.waiting.clear();
+  }
+
+  // Nobody waits any more for a thread that has returned.
+  void end() {
+    const int self = thread_;
+    for (Meeting* meeting : {&warps_[self / kWarp], &all_}) {
+      --meeting->expected;
+      if (!meeting->waiting.empty()) open(*meeting);
+    }
+    switch_from(self);
+  }
+
+  const int64_t number_;
+  const std::function<void()>& kernel_;
+  std::vector<State> states_;
+  std::vector<Meeting> warps_;
+  std::vector<Exchange> exchanges_;
+  Meeting all_;
+  std::vector<int> ready_;
+  ucontext_t outside_;
+  int thread_ = 0;
+  bool any_ = false, result_ = false;
+};
+
+}  // namespace emulation
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  if (config->dynamicSmemBytes > emulation::kMostShared) return cudaErrorInvalidConfiguration;
+  gridDim = config->gridDim;
+  blockDim = config->blockDim;
+  std::vector<unsigned> blocks(gridDim.x);
+  for (unsigned i = 0; i < gridDim.x; ++i) blocks[i] = i;
+  std::shuffle(blocks.begin(), blocks.end(), emulation::generator());
+  const std::function<void()> call = [&] { kernel(static_cast<Parameters>(arguments)...); };
+  for (const unsigned block : blocks) {
+    blockIdx.x = block;
+    std::memset(emulation::dynamic_shared, 0xff, config->dynamicSmemBytes);  // NaN of every type
+    emulation::Block(static_cast<int>(blockDim.x), call).run();
+  }
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? 132
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? emulation::kMostShared
+                                                                  : 9;
+  return cudaSuccess;
+}
+
+inline void __syncthreads() { emulation::Block::current()->meet_block(false); }
+inline int __syncthreads_or(int vote) {
+  emulation::Block& block = *emulation::Block::current();
+  block.meet_block(vote != 0);
+  return block.voted();
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int offset) {
+  if (mask != 0xffffffffu) emulation::fail("a shuffle of a part of a warp");
+  emulation::Block& block = *emulation::Block::current();
+  return block.exchange(value)(block.lane() ^ offset);
+}
+
+template <typename To, typename From>
+To emulated_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+inline uint32_t __float_as_uint(float x) { return emulated_cast<uint32_t>(x); }
+inline float __uint_as_float(uint32_t x) { return emulated_cast<float>(x); }
+inline long long __double_as_longlong(double x) { return emulated_cast<long long>(x); }
+inline double __longlong_as_double(long long x) { return emulated_cast<double>(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+template <typename T>
+T atomicExch(T* address, T value) {
+  return std::exchange(*address, value);
+}

@@ -1,0 +1,17 @@
+// What the native tests count, to return it from main.
+#pragma once
+
+#include <cstdio>
+#include <string>
+
+namespace {
+
+int failures = 0;
+
+void expect(bool condition, const std::string& what) {
+  if (condition) return;
+  std::printf("FAILED: %s\n", what.c_str());
+  ++failures;
+}
+
+}  // namespace

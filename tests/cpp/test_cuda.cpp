@@ -1,0 +1,359 @@
+// The CUDA kernels, run by the emulation of cuda_emulation/, against naive loops in double.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <random>
+#include <set>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "expect.h"
+#include "naive_rated_bce.h"
+#include "naive_vlad.h"
+#include "pyseg/rated_bce.cuh"
+#include "pyseg/vlad.cuh"
+
+namespace {
+
+using pyseg::BFloat16;
+using pyseg::Float16;
+using pyseg::gpu::Device;
+
+// The type of a GPU that has the bits of one of the CPU.
+template <typename T>
+struct OnGpu {
+  using type = T;
+};
+template <>
+struct OnGpu<Float16> {
+  using type = __half;
+};
+template <>
+struct OnGpu<BFloat16> {
+  using type = __nv_bfloat16;
+};
+
+// Values of type T in memory of a GPU, on a boundary of 256 bytes as a GPU's allocations are, or
+// `offset` values after one as a view of such.
+template <typename T>
+class Memory {
+ public:
+  using Gpu = typename OnGpu<T>::type;
+
+  explicit Memory(int64_t size, int64_t offset = 0)
+      : size_(size), offset_(offset), values_(new (kBoundary) T[offset + size]) {
+    std::memset(values_.get(), 0xff, (offset + size) * sizeof(T));
+  }
+  explicit Memory(const std::vector<T>& values, int64_t offset = 0)
+      : Memory(static_cast<int64_t>(values.size()), offset) {
+    std::copy(values.begin(), values.end(), values_.get() + offset);
+  }
+  Gpu* get() const { return reinterpret_cast<Gpu*>(values_.get() + offset_); }
+  std::vector<T> read() const {
+    return std::vector<T>(values_.get() + offset_, values_.get() + offset_ + size_);
+  }
+
+ private:
+  static constexpr std::align_val_t kBoundary{256};
+  struct Free {
+    void operator()(T* memory) const { ::operator delete[](memory, kBoundary); }
+  };
+
+  int64_t size_, offset_;
+  std::unique_ptr<T[], Free> values_;
+};
+
+void expect_success(cudaError_t error, const std::string& what) {
+  expect(error == cudaSuccess, what + " was not launched");
+}
+
+template <typename T>
+struct Results {
+  std::vector<T> output, features, assignment, attention, centers;
+  std::vector<Accumulate<T>> norm_sums;
+};
+
+template <typename T>
+struct Case {
+  VladShape s;
+  double eps;
+  std::vector<T> x, z, a, c, grad;
+  Norm norm;
+};
+
+template <typename T>
+Results<T> run(const Case<T>& test, bool tf32, const Device& device, bool with_features,
+               int64_t offset, const std::string& what) {
+  using A = Accumulate<T>;
+  using Gpu = typename OnGpu<T>::type;
+  const auto [B, N, G, F, K] = test.s;
+  const bool has_norm = !test.norm.values.empty();
+  const auto narrowed = [](const Doubles& values) {
+    return std::vector<A>(values.begin(), values.end());
+  };
+  const Memory<T> x(test.x, offset), z(test.z, offset), a(test.a, offset), c(test.c, offset);
+  const Memory<T> grad(test.grad, offset);
+  const Memory<A> values(narrowed(test.norm.values)), weights(narrowed(test.norm.row_weights));
+  const pyseg::VladInput<Gpu, A> in{
+      x.get(),
+      z.get(),
+      a.get(),
+      c.get(),
+      {has_norm ? values.get() : nullptr, test.norm.row_weights.empty() ? nullptr : weights.get()}};
+  const Memory<T> output(B * F * K);
+  const Memory<A> mass(B * K), square_norm(B * K);
+  const Memory<float> forward_work(
+      pyseg::vlad_forward_workspace<Gpu>(test.s, has_norm, tf32, device) / 4);
+  expect_success(pyseg::launch_vlad_forward<Gpu>(test.s, in, test.eps, tf32, device,
+                                                 {output.get(), mass.get(), square_norm.get()},
+                                                 forward_work.get(), nullptr),
+                 what + " forward");
+
+  const Memory<T> features(with_features ? B * N * F : 0), assignment(B * N * K), attention(B * N);
+  const Memory<T> centers(F * K);
+  const Memory<A> norm_sums(has_norm ? 2 * G * K : 0);
+  const Memory<float> work(pyseg::vlad_backward_workspace<Gpu>(test.s, has_norm, tf32, device) / 4);
+  expect_success(pyseg::launch_vlad_backward<Gpu>(
+                     test.s, in, {grad.get(), output.get(), mass.get(), square_norm.get()},
+                     test.eps, tf32, device,
+                     {with_features ? features.get() : nullptr, assignment.get(), attention.get(),
+                      centers.get(), has_norm ? norm_sums.get() : nullptr},
+                     work.get(), nullptr),
+                 what + " backward");
+  return {output.read(),    features.read(), assignment.read(),
+          attention.read(), centers.read(),  norm_sums.read()};
+}
+
+template <typename T>
+bool same_bits(const Results<T>& a, const Results<T>& b) {
+  return same_bits(a.output, b.output) && same_bits(a.assignment, b.assignment) &&
+         same_bits(a.attention, b.attention) && same_bits(a.centers, b.centers) &&
+         same_bits(a.norm_sums, b.norm_sums);
+}
+
+constexpr Device kTensorCores{132, 232448, true};
+constexpr Device kPlain{80, 49152, false};
+
+template <typename T>
+void test_shape(const VladShape& s, double eps, Kind kind, bool tf32, const Device& device,
+                double tolerance, std::string what) {
+  const auto [B, N, G, F, K] = s;
+  what += " norm " + std::to_string(static_cast<int>(kind)) + (tf32 ? " tf32 (" : " (");
+  for (const int64_t size : {B, N, G, F, K}) what += std::to_string(size) + " ";
+  what.back() = ')';
+  std::mt19937_64 generator(1);
+  Case<T> test{s, eps, {}, random_values<T>(B * N * K, 3, generator), {}, {}, {}, {}};
+  test.norm = make_norm(s, test.z, kind, generator);
+  test.x = random_values<T>(B * N * F, 1, generator);
+  test.a = random_values<T>(B * N, 1, generator);
+  test.c = random_values<T>(F * K, 1, generator);
+  test.grad = random_values<T>(B * F * K, 1, generator);
+  const Expected expected = naive(s, test.x, test.z, test.a, test.c, test.norm, test.grad, eps);
+  const Results<T> d = run(test, tf32, device, true, 0, what);
+  expect_close(d.output, expected.output, tolerance, what + " output");
+  expect_close(d.features, expected.features, tolerance, what + " gradient of features");
+  expect_close(d.assignment, expected.assignment, tolerance, what + " gradient of assignment");
+  expect_close(d.attention, expected.attention, tolerance, what + " gradient of attention");
+  expect_close(d.centers, expected.centers, tolerance, what + " gradient of centers");
+  expect_close(d.norm_sums, expected.norm_sums, tolerance, what + " norm_sums");
+  // Again, with threads and blocks in another order.
+  expect(same_bits(d, run(test, tf32, device, false, 1, what)),
+         what + " depends on more than values");
+}
+
+void test_vlad() {
+  for (const VladShape& s :
+       {VladShape{2, 5, 1, 7, 3}, VladShape{1, 40, 8, 72, 112}, VladShape{1, 66, 3, 24, 16},
+        VladShape{2, 20, 4, 33, 136}, VladShape{1, 0, 1, 3, 2}, VladShape{0, 4, 2, 3, 2},
+        VladShape{1, 12, 2, 0, 3}, VladShape{9, 2, 2, 8, 24}}) {
+    for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
+      test_shape<Float16>(s, 1e-12, kind, false, kTensorCores, 1e-2, "float16");
+      test_shape<BFloat16>(s, 1e-12, kind, false, kTensorCores, 4e-2, "bfloat16");
+      test_shape<float>(s, 1e-12, kind, true, kTensorCores, 6e-3, "float");
+    }
+    test_shape<float>(s, 1e-12, Kind::kStatistics, false, kPlain, 8e-6, "float");
+    test_shape<double>(s, 1e-12, Kind::kStatistics, false, kPlain, 1e-12, "double");
+    test_shape<float>(s, 1e4, Kind::kPlain, true, kTensorCores, 6e-3, "clamped");
+  }
+}
+
+template <typename T>
+void test_soft_assign(const VladShape& s, Kind kind, double tolerance, std::string what) {
+  using A = Accumulate<T>;
+  using Gpu = typename OnGpu<T>::type;
+  const auto [B, N, G, F, K] = s;
+  what += " soft_assign norm " + std::to_string(static_cast<int>(kind)) + " K " + std::to_string(K);
+  std::mt19937_64 generator(2);
+  const auto z = random_values<T>(B * N * K, 3, generator),
+             a = random_values<T>(B * N, 1, generator);
+  const auto grad = random_values<T>(B * N * K, 1, generator);
+  const Norm norm = make_norm(s, z, kind, generator);
+  const Doubles p = probabilities(s, z, norm);
+  Doubles weights(p.size()), dw(p.size());
+  for (size_t i = 0; i < p.size(); ++i) {
+    weights[i] = p[i] * value_of(a[i / K]);
+    dw[i] = value_of(grad[i]);
+  }
+  Expected expected;
+  naive_assignment(s, z, a, norm, p, dw, expected);
+
+  const Memory<T> z_(z), a_(a), grad_(grad), weights_(B * N * K), assignment(B * N * K);
+  const Memory<T> attention(B * N);
+  const Memory<A> values(std::vector<A>(norm.values.begin(), norm.values.end()));
+  const Memory<A> row_weights(std::vector<A>(norm.row_weights.begin(), norm.row_weights.end()));
+  const Memory<A> norm_sums(kind == Kind::kPlain ? 0 : 2 * G * K);
+  const pyseg::VladNorm<A> norm_{kind == Kind::kPlain ? nullptr : values.get(),
+                                 kind == Kind::kStatistics ? row_weights.get() : nullptr};
+  expect_success(
+      pyseg::launch_soft_assign<Gpu>(s, z_.get(), a_.get(), norm_, weights_.get(), nullptr), what);
+  expect_close(weights_.read(), weights, tolerance, what);
+  const Memory<std::byte> work(pyseg::soft_assign_backward_workspace<Gpu>(s, norm_));
+  expect_success(pyseg::launch_soft_assign_backward<Gpu>(
+                     s, grad_.get(), z_.get(), a_.get(), norm_,
+                     {nullptr, assignment.get(), attention.get(), nullptr, norm_sums.get()},
+                     work.get(), nullptr),
+                 what + " backward");
+  expect_close(assignment.read(), expected.assignment, tolerance, what + " assignment");
+  expect_close(attention.read(), expected.attention, tolerance, what + " attention");
+  expect_close(norm_sums.read(), expected.norm_sums, tolerance, what + " norm_sums");
+}
+
+template <typename T>
+void test_moments(int64_t rows, int64_t columns, bool weighted, double tolerance) {
+  using A = Accumulate<T>;
+  std::mt19937_64 generator(3);
+  const auto x = random_values<T>(rows * columns, 1, generator);
+  std::vector<A> weights(rows);
+  for (int64_t r = 0; r < rows; ++r) weights[r] = static_cast<A>(r % 3) / rows;
+  Doubles expected(2 * columns);
+  for (int64_t i = 0; i < 2 * rows * columns; ++i) {
+    const int64_t r = i / columns % rows, c = i % columns;
+    const double w = weighted ? weights[r] : 1. / rows, value = value_of(x[r * columns + c]);
+    const double deviation = value - expected[c];
+    if (i < rows * columns) {
+      expected[c] += w * value;
+    } else {
+      expected[columns + c] += w * deviation * deviation;
+    }
+  }
+  using Gpu = typename OnGpu<T>::type;
+  const std::string what = "moments of " + std::to_string(rows) + " rows";
+  const Memory<T> x_(x);
+  const Memory<A> weights_(weights), result(2 * columns);
+  const Memory<std::byte> work(pyseg::moments_workspace<Gpu>(rows, columns));
+  expect_success(
+      pyseg::launch_moments<Gpu>(rows, columns, x_.get(), weighted ? weights_.get() : nullptr,
+                                 result.get(), work.get(), nullptr),
+      what);
+  expect_close(result.read(), expected, tolerance, what);
+}
+
+template <typename T>
+void test_rated_bce(int64_t batch, int64_t classes, bool correlated, double tolerance) {
+  using A = Accumulate<T>;
+  using Gpu = typename OnGpu<T>::type;
+  const RatedBceCase<T> example(batch, classes, 6, 3);
+  const auto in = example.input(correlated, A(0.25));
+  Doubles expected(batch), gradient(batch * classes);
+  naive_rated_bce(in, expected, gradient);
+  double mean = 0;
+  for (const double loss : expected) mean += loss / batch;
+  // Of the rows' mean, in float16 of their sum.
+  const double share = std::is_same_v<T, Float16> ? 1 : 1. / batch;
+  for (double& slope : gradient) slope *= share;
+
+  const std::string what = "rated loss (" + std::to_string(batch) + ", " + std::to_string(classes) +
+                           ")" + (correlated ? " correlated" : "");
+  const Memory<T> logits(example.logits), gradient_(batch * classes), scaled(batch * classes);
+  const Memory<A> row_loss(batch), loss(1), grad_output(std::vector<A>{3});
+  const pyseg::RatedBceInput<Gpu, A> gpu_in{in.batch,          in.classes,        logits.get(),
+                                            in.ratings,        in.correlation,    in.rated_weight,
+                                            in.unrated_weight, in.absent_evidence};
+  expect_success(
+      pyseg::launch_rated_bce<Gpu>(gpu_in, loss.get(), gradient_.get(), row_loss.get(), nullptr),
+      what);
+  expect_close(loss.read(), {mean}, tolerance, what);
+  expect_close(gradient_.read(), gradient, tolerance, what + " gradient");
+  expect_success(pyseg::launch_rated_bce_backward<Gpu>(grad_output.get(), gradient_.get(), batch,
+                                                       classes, scaled.get(), nullptr),
+                 what + " backward");
+  for (double& slope : gradient) slope *= 3 / (share * batch);
+  expect_close(scaled.read(), gradient, 2 * tolerance, what + " scaled gradient");
+}
+
+void test_assignment() {
+  for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
+    for (const VladShape& s : {VladShape{2, 6, 3, 0, 17}, VladShape{3, 40, 8, 0, 40},
+                               VladShape{2, 12, 2, 0, 300}, VladShape{0, 4, 2, 0, 3}}) {
+      test_soft_assign<float>(s, kind, 8e-6, "float");
+      test_soft_assign<double>(s, kind, 1e-12, "double");
+      test_soft_assign<BFloat16>(s, kind, 2e-2, "bfloat16");
+      test_soft_assign<Float16>(s, kind, 4e-3, "float16");
+    }
+  }
+  for (const bool weighted : {false, true}) {
+    for (const auto& [rows, columns] : {std::pair{1, 1}, {7, 19}, {100, 136}, {300, 5}}) {
+      test_moments<float>(rows, columns, weighted, 1e-6);
+      test_moments<double>(rows, columns, weighted, 1e-14);
+      test_moments<BFloat16>(rows, columns, weighted, 1e-6);
+    }
+  }
+}
+
+void test_rated_losses() {
+  for (const bool correlated : {false, true}) {
+    for (const auto& [batch, classes] : {std::pair{1, 1}, {3, 5}, {2, 257}, {3, 4999}}) {
+      test_rated_bce<float>(batch, classes, correlated, 1e-6);
+      test_rated_bce<double>(batch, classes, correlated, 1e-14);
+      test_rated_bce<BFloat16>(batch, classes, correlated, 8e-3);
+      test_rated_bce<Float16>(batch, classes, correlated, 1e-3);
+    }
+  }
+}
+
+// Every division of the work that a smaller shared memory leads to, on a GPU so small that a block
+// takes all of a video.
+template <typename T>
+void test_plans(bool tf32, double tolerance, const std::string& name) {
+  using Gpu = typename OnGpu<T>::type;
+  const VladShape s{1, 100, 4, 40, 24};
+  std::set<std::array<int, 5>> plans;
+  Device device = kTensorCores;
+  device.multiprocessors = 1;
+  for (; device.shared > 0; device.shared -= 256) {
+    const auto forward = pyseg::gpu::plan_forward<Gpu>(s, true, device);
+    const auto backward = pyseg::gpu::plan_backward<Gpu>(s, true, device);
+    const std::array<int, 5> plan{forward.warps_f, forward.chunk, backward.warps_m,
+                                  backward.m_tiles, backward.stages};
+    if (!plans.insert(plan).second) continue;
+    const std::string what = name + " in " + std::to_string(device.shared) + " bytes";
+    test_shape<T>(s, 1e-12, Kind::kStatistics, tf32, device, tolerance, what);
+  }
+  const auto stages = [](int64_t number) {
+    return [=](const std::array<int, 5>& plan) { return plan[2] > 0 && plan[4] == number; };
+  };
+  expect(std::any_of(plans.begin(), plans.end(), stages(1)) &&
+             std::any_of(plans.begin(), plans.end(), stages(2)),
+         name + " with one stage and with two");
+}
+
+}  // namespace
+
+int main() {
+  test_vlad();
+  test_plans<Float16>(false, 1e-2, "float16");
+  test_plans<BFloat16>(false, 4e-2, "bfloat16");
+  test_plans<float>(true, 6e-3, "float");
+  test_assignment();
+  test_rated_losses();
+  if (failures == 0) std::printf("passed\n");
+  return failures == 0 ? 0 : 1;
+}
