@@ -32,7 +32,7 @@ def test_command_line_without_libraries():
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"PYSEG_EXT": "0"},
+        env=os.environ | {"PYSEG_EXT": "0", "PYSEG_CUDA": "auto"},
     )
     lines = done.stdout.splitlines()
     assert all(": " in line for line in lines)

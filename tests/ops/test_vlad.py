@@ -691,5 +691,5 @@ def test_works_without_native_code():
         "y = torch.compile(pyseg.ops.vlad_aggregate, backend='eager', fullgraph=True)(x, z, a, c)\n"
         "assert torch.equal(y, pyseg.ops.vlad_aggregate_reference(x, z, a, c))\n"
     )
-    environment = os.environ | {"PYSEG_EXT": "0"}
+    environment = os.environ | {"PYSEG_EXT": "0", "PYSEG_CUDA": "auto"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
