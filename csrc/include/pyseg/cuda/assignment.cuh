@@ -360,11 +360,11 @@ __global__ void __launch_bounds__(kFinishColumns* kFinishSlices)
                               partial[(i * 2 + 1) * columns + column]});
     }
   }
+  // What is written, y < 2 half, is nothing that the step before reads: y >= 2 half.
   for (int half = kFinishSlices / 2; half > 0; half /= 2) {
-    shared[y][x] = total;
+    if (y < 2 * half) shared[y][x] = total;
     __syncthreads();
     if (y < half) total = combine(total, shared[y + half][x]);
-    __syncthreads();
   }
   if (y != 0 || column >= columns) return;
   if (weighted) {

@@ -110,16 +110,15 @@ __device__ inline void multiply(const Tile<A>& tile, int ty, int tx,
 }
 
 // Sums over the 16 threads of each ty, in the order of tx; every thread of the block takes part.
-// buffer holds 16 x 16 values that are free for use before and after.
+// buffer holds 16 x 16 values for this function alone, which may be called again at once.
 template <typename A>
 __device__ inline A sum_over_tx(A value, A* buffer, int ty, int tx) {
-  __syncthreads();
+  __syncthreads();  // the call before has read
   buffer[ty * kLanes + tx] = value;
   __syncthreads();
   A total = 0;
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) total += buffer[ty * kLanes + i];
-  __syncthreads();
   return total;
 }
 
