@@ -289,6 +289,30 @@ void test_rated_bce(int64_t batch, int64_t classes, bool correlated, double tole
   expect_close(scaled.read(), gradient, 2 * tolerance, what + " scaled gradient");
 }
 
+// A rating that only one thread of a row's block sees makes all of the row NaN, and nothing else.
+void test_wrong_rating() {
+  RatedBceCase<float> example(3, 40, 0, 3);
+  example.rated = {3, 40, 5};
+  example.scores = {1, 1, 1};
+  example.offsets = {0, 0, 3, 3};
+  const auto in = example.input(false, 0);
+  const Memory<float> logits(example.logits), gradient(3 * 40), row_loss(3), loss(1);
+  const pyseg::RatedBceInput<float, float> gpu_in{
+      in.batch,       in.classes,      logits.get(),      in.ratings,
+      in.correlation, in.rated_weight, in.unrated_weight, in.absent_evidence};
+  expect_success(
+      pyseg::launch_rated_bce<float>(gpu_in, loss.get(), gradient.get(), row_loss.get(), nullptr),
+      "wrong rating");
+  const std::vector<float> losses = row_loss.read(), slopes = gradient.read();
+  for (int64_t b = 0; b < 3; ++b) {
+    expect(std::isnan(losses[b]) == (b == 1), "loss of a row beside a wrong rating");
+  }
+  for (int64_t i = 0; i < 3 * 40; ++i) {
+    expect(std::isnan(slopes[i]) == (i / 40 == 1), "gradient beside a wrong rating");
+  }
+  expect(std::isnan(loss.read()[0]), "mean loss with a wrong rating");
+}
+
 void test_assignment() {
   for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
     for (const VladShape& s : {VladShape{2, 6, 3, 0, 17}, VladShape{3, 40, 8, 0, 40},
@@ -354,6 +378,7 @@ int main() {
   test_plans<float>(true, 6e-3, "float");
   test_assignment();
   test_rated_losses();
+  test_wrong_rating();
   if (failures == 0) std::printf("passed\n");
   return failures == 0 ? 0 : 1;
 }

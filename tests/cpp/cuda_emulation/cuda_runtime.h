@@ -1,10 +1,12 @@
 // Enough of CUDA to run the kernels of pyseg/*.cuh on the CPU, for tests on machines without a GPU.
 //
 // The threads of a block are contexts that one thread of the system runs in random order: a context
-// goes on until it waits, for the others of its warp or of its block. So the memory that a block
-// shares needs no locks, results repeat with the seed, and a barrier that is missing shows as a
-// difference between seeds or, since shared memory begins as NaN, as NaN. Blocks run one after
-// another, in random order too. A thread that waits for ever ends the program with a message.
+// goes on until it waits, for the others of its warp or of its block. In half of the blocks one
+// warp goes first instead, as far as barriers let it: it overtakes the others by more than chance
+// does. So the memory that a block shares needs no locks, results repeat with the seed, and a
+// barrier that is missing shows as a difference between seeds or, since shared memory begins as
+// NaN, as NaN. Blocks run one after another, in random order too. A thread that waits for ever ends
+// the program with a message.
 //
 // This file stands in for cuda_runtime.h, and pyseg/cuda/ptx.cuh beside it for that of the kernels.
 // What it cannot show: the speed, and a misreading of what the GPU's instructions do.
@@ -111,14 +113,10 @@ class Block {
     all_.expected = threads;
     for (int i = 0; i < threads; ++i) {
       ++warps_[i / kWarp].expected;
-      ucontext_t& context = states_[i].context;
-      getcontext(&context);
-      context.uc_stack.ss_sp = stack(i);
-      context.uc_stack.ss_size = kStack;
-      context.uc_link = nullptr;
-      makecontext(&context, begin, 0);
-      ready_.push_back(i);
+      prepare(states_[i].context, stack(i));
     }
+    if (generator()() % 2 == 0) first_warp_ = static_cast<int>(generator()() % warps_.size());
+    for (int i = 0; i < threads; ++i) make_ready(i);
   }
 
   void run() {
@@ -175,18 +173,30 @@ class Block {
     return stacks[i].get();
   }
 
+  // Not inlined: getcontext returns twice, after which a caller's variables need not be right.
+  [[gnu::noinline]] static void prepare(ucontext_t& context, char* stack) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = kStack;
+    context.uc_link = nullptr;
+    makecontext(&context, begin, 0);
+  }
+
   static void begin() {
     Block& block = *current();
     block.kernel_();
     block.end();
   }
 
+  void make_ready(int i) { (i / kWarp == first_warp_ ? ready_first_ : ready_).push_back(i); }
+
   // A thread that is ready, drawn by lot, becomes the current one; -1: none is.
   int next() {
-    if (ready_.empty()) return -1;
-    std::swap(ready_[generator()() % ready_.size()], ready_.back());
-    thread_ = ready_.back();
-    ready_.pop_back();
+    std::vector<int>& ready = ready_first_.empty() ? ready_ : ready_first_;
+    if (ready.empty()) return -1;
+    std::swap(ready[generator()() % ready.size()], ready.back());
+    thread_ = ready.back();
+    ready.pop_back();
     threadIdx.x = static_cast<unsigned>(thread_);
     return thread_;
   }
@@ -207,7 +217,7 @@ class Block {
   void open(Meeting& meeting) {
     if (static_cast<int>(meeting.waiting.size()) < meeting.expected) return;
     if (&meeting == &all_) result_ = std::exchange(any_, false);
-    ready_.insert(ready_.end(), meeting.waiting.begin(), meeting.waiting.end());
+    for (const int i : meeting.waiting) make_ready(i);
     meeting.waiting.clear();
   }
 
@@ -227,7 +237,8 @@ class Block {
   std::vector<Meeting> warps_;
   std::vector<Exchange> exchanges_;
   Meeting all_;
-  std::vector<int> ready_;
+  int first_warp_ = -1;                   // which goes first; -1: none
+  std::vector<int> ready_first_, ready_;  // its threads and the others
   ucontext_t outside_;
   int thread_ = 0;
   bool any_ = false, result_ = false;
