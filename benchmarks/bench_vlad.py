@@ -1,7 +1,7 @@
 """How fast vlad_aggregate and the NeXtVLAD layer are, beside what one would use instead.
 
     pytest benchmarks/bench_vlad.py [-k "aggregate and segments and float32"] [--max-autotune]
-                                    [--benchmark-json FILE]
+                                    [--keep-memory] [--benchmark-json FILE]
     python benchmarks/bench_vlad.py --memory      peak memory alone, a line a shape
 
 Runs on the GPU where there is one with its kernels, else on the CPU. Medians of contenders that
@@ -11,7 +11,8 @@ measured in the same run. It counts the operations of the products alone, those 
 layer takes, and every input, output and gradient once.
 
 Layers, pyseg's and the peers', run in a process that keeps its memory, as those of pyseg's commands
-do; the op before them in one as it comes.
+do; the op before them in one as it comes, whose large results are new pages in every round: on a
+machine that hands them out slowly that is what varies most. With --keep-memory the op has it too.
 
 Memory is what exists at the worst moment beyond inputs, outputs and gradients.
 """

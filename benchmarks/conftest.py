@@ -9,6 +9,8 @@ import pytest
 import torch
 from measure import Work, matrix_product, seconds, synchronize
 
+from pyseg._memory import keep_memory
+
 _SECONDS = 0.5  # spent on each contender
 _MOST_ROUNDS = 50
 
@@ -21,9 +23,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="compare with torch.compile(mode='max-autotune') too; it compiles for minutes",
     )
+    parser.addoption(
+        "--keep-memory",
+        action="store_true",
+        help="measure everything in a process that keeps its memory, as those of pyseg's commands",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--keep-memory"):
+        keep_memory()
     for warning in (":DeprecationWarning", "TypedStorage is deprecated:UserWarning"):
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")  # torch's own, compiling
 
