@@ -256,6 +256,14 @@ void test_moments(int64_t rows, int64_t columns, bool weighted, double tolerance
   expect_close(result.read(), expected, tolerance, what);
 }
 
+// `in` with its logits in memory of a GPU.
+template <typename T>
+pyseg::RatedBceInput<typename OnGpu<T>::type, Accumulate<T>> on_gpu(
+    const pyseg::RatedBceInput<T, Accumulate<T>>& in, const Memory<T>& logits) {
+  return {in.batch,       in.classes,      logits.get(),      in.ratings,
+          in.correlation, in.rated_weight, in.unrated_weight, in.absent_evidence};
+}
+
 template <typename T>
 void test_rated_bce(int64_t batch, int64_t classes, bool correlated, double tolerance) {
   using A = Accumulate<T>;
@@ -274,12 +282,9 @@ void test_rated_bce(int64_t batch, int64_t classes, bool correlated, double tole
                            ")" + (correlated ? " correlated" : "");
   const Memory<T> logits(example.logits), gradient_(batch * classes), scaled(batch * classes);
   const Memory<A> row_loss(batch), loss(1), grad_output(std::vector<A>{3});
-  const pyseg::RatedBceInput<Gpu, A> gpu_in{in.batch,          in.classes,        logits.get(),
-                                            in.ratings,        in.correlation,    in.rated_weight,
-                                            in.unrated_weight, in.absent_evidence};
-  expect_success(
-      pyseg::launch_rated_bce<Gpu>(gpu_in, loss.get(), gradient_.get(), row_loss.get(), nullptr),
-      what);
+  expect_success(pyseg::launch_rated_bce<Gpu>(on_gpu(in, logits), loss.get(), gradient_.get(),
+                                              row_loss.get(), nullptr),
+                 what);
   expect_close(loss.read(), {mean}, tolerance, what);
   expect_close(gradient_.read(), gradient, tolerance, what + " gradient");
   expect_success(pyseg::launch_rated_bce_backward<Gpu>(grad_output.get(), gradient_.get(), batch,
@@ -297,12 +302,9 @@ void test_wrong_rating() {
   example.offsets = {0, 0, 3, 3};
   const auto in = example.input(false, 0);
   const Memory<float> logits(example.logits), gradient(3 * 40), row_loss(3), loss(1);
-  const pyseg::RatedBceInput<float, float> gpu_in{
-      in.batch,       in.classes,      logits.get(),      in.ratings,
-      in.correlation, in.rated_weight, in.unrated_weight, in.absent_evidence};
-  expect_success(
-      pyseg::launch_rated_bce<float>(gpu_in, loss.get(), gradient.get(), row_loss.get(), nullptr),
-      "wrong rating");
+  expect_success(pyseg::launch_rated_bce<float>(on_gpu(in, logits), loss.get(), gradient.get(),
+                                                row_loss.get(), nullptr),
+                 "wrong rating");
   const std::vector<float> losses = row_loss.read(), slopes = gradient.read();
   for (int64_t b = 0; b < 3; ++b) {
     expect(std::isnan(losses[b]) == (b == 1), "loss of a row beside a wrong rating");
