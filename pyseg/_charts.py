@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyseg import _cli
+from pyseg.errors import UserError
 
 if TYPE_CHECKING:
     import networkx
@@ -71,7 +71,7 @@ def report_extra(what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise _cli.UserError(
+        raise UserError(
             f"{what} needs {error.name}: pip install 'pyseg[report]' ({error})"
         ) from error
 

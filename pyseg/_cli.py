@@ -7,6 +7,7 @@ A command's options are a dataclass; jsonargparse turns it into flags, YAML (``-
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -16,23 +17,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pyseg.errors import ArgumentError, PysegError, UserError
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from jsonargparse import ArgumentParser
 
 Config = TypeVar("Config")
 
-
-class UserError(Exception):
-    """A request that cannot be carried out; its text is all that the user needs to see."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails so knows no file name
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Reports a ValueError as a `UserError`: for calls that check what the user asked for."""
+    """Reports an `ArgumentError` as a `UserError`: for calls that check what the user asked for."""
     try:
         yield
-    except ValueError as error:
+    except ArgumentError as error:
         raise UserError(str(error)) from error
 
 
@@ -137,13 +138,17 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 def run(main: Callable[[], None]) -> None:
     """Runs a command: what the user can mend becomes one line on stderr and exit status 1.
 
-    A program error keeps its traceback.
+    That is one of pyseg's errors about a request or a file, and an error of the operating system
+    about a file or a full disk. Every other exception is a program error and keeps its traceback.
     """
-    from pyseg.data import DataError, RecordError
-
     try:
         main()
-    except (UserError, DataError, RecordError, OSError) as error:
+    except ArgumentError:
+        raise
+    except (PysegError, OSError) as error:
+        told = isinstance(error, PysegError) or error.filename or error.errno in _FULL
+        if not told:
+            raise
         # Which of the processes that torchrun has started.
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         where = f" (rank {os.environ.get('RANK')})" if several else ""

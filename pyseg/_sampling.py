@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyseg.errors import ArgumentError
+
 
 def sample_random_frames(
     num_frames: Tensor,
@@ -84,8 +86,8 @@ def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | 
 
 def _check(num_frames: Tensor, num_samples: int) -> None:
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        raise ArgumentError(f"num_samples must be at least 1, got {num_samples}")
     # Elsewhere the comparison would wait for the device; data sets have no empty video anyway.
     on_host = num_frames.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_host and (num_frames < 1).any():
-        raise ValueError(f"num_frames must be at least 1, got {int(num_frames.min())}")
+        raise ArgumentError(f"num_frames must be at least 1, got {int(num_frames.min())}")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pyseg._files import written_whole
+from pyseg.errors import DataError
 
 _NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 
@@ -72,9 +73,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # whatever a damaged file leads torch to
         told = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path}: expected a checkpoint of pyseg, found: {told[0]}") from error
+        raise DataError(f"{path}: expected a checkpoint of pyseg, found: {told[0]}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path}: expected a checkpoint of pyseg, found {type(state).__name__}")
+        raise DataError(f"{path}: expected a checkpoint of pyseg, found {type(state).__name__}")
     return state
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pyseg import _cli
 from pyseg.data import Collection, open_collection, youtube8m
+from pyseg.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,15 +72,15 @@ class StageConfig:
         ):
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
-                raise ValueError(f"{name}: expected at least {least}, found {value}")
+                raise ArgumentError(f"{name}: expected at least {least}, found {value}")
         for name in ("learning_rate", "decay", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name}: expected above 0, found {value}")
+                raise ArgumentError(f"{name}: expected above 0, found {value}")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema: expected a number in [0, 1), found {self.ema}")
+            raise ArgumentError(f"ema: expected a number in [0, 1), found {self.ema}")
         if self.patience and not self.evaluate_every:
-            raise ValueError("patience: expected evaluate_every with it, found 0")
+            raise ArgumentError("patience: expected evaluate_every with it, found 0")
 
     def learning_rate_at(self, step: int) -> float:
         """Returns the learning rate of a step, the first one being 0.
@@ -128,14 +129,14 @@ class LossConfig:
         """Checks the values."""
         for name in ("rated_weight", "unrated_weight"):
             if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected at least 0, found {getattr(self, name)}")
+                raise ArgumentError(f"{name}: expected at least 0, found {getattr(self, name)}")
         for name in ("threshold", "absent_evidence"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(
+                raise ArgumentError(
                     f"{name}: expected a number in [0, 1], found {getattr(self, name)}"
                 )
         if self.min_support < 1:
-            raise ValueError(f"min_support: expected at least 1, found {self.min_support}")
+            raise ArgumentError(f"min_support: expected at least 1, found {self.min_support}")
 
 
 @dataclass
@@ -224,15 +225,15 @@ class TrainConfig:
         """Checks the values."""
         for name in ("checkpoint_minutes", "timeout_minutes"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected above 0, found {getattr(self, name)}")
+                raise ArgumentError(f"{name}: expected above 0, found {getattr(self, name)}")
         if self.final_fit and (self.stage == "pretrain" or not self.finetune.steps):
-            raise ValueError("final_fit: expected fine-tuning with it, found none")
+            raise ArgumentError("final_fit: expected fine-tuning with it, found none")
         if "noise" in self.overrides:
-            raise ValueError("overrides: expected no noise, which is --pretrain.noise and so on")
+            raise ArgumentError("overrides: expected no noise, which is --pretrain.noise and so on")
         for name in ("copies", "checkpoint_steps", "keep_checkpoints"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, found {value}")
+                raise ArgumentError(f"{name}: expected at least 1, found {value}")
 
     @property
     def trained(self) -> str:
@@ -307,7 +308,7 @@ def rated_classes(run: Path) -> list[int] | None:
     A model of just as many classes has them in this order.
 
     Raises:
-        pyseg.data.DataError: The run's file is malformed.
+        pyseg.errors.DataError: The run's file is malformed.
     """
     path = run / SEGMENT_VOCABULARY
     return youtube8m.read_segment_vocabulary(path).classes if path.is_file() else None
@@ -317,7 +318,7 @@ def known_classes(run: Path, num_classes: int) -> list[int] | None:
     """Returns the numbers that the data has for a run's model's classes; None: it knows all.
 
     Raises:
-        pyseg.data.DataError: The run's file of rated classes is malformed.
+        pyseg.errors.DataError: The run's file of rated classes is malformed.
     """
     rated = rated_classes(run)
     return rated if rated is not None and len(rated) == num_classes else None
@@ -327,9 +328,9 @@ def read_run_config(run: Path) -> TrainConfig:
     """Returns the options that a run folder was trained with.
 
     Raises:
-        pyseg._cli.UserError: The folder is not a run.
+        pyseg.errors.UserError: The folder is not a run.
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise _cli.UserError(f"{run} is not a run folder: it has no config.yaml")
+        raise UserError(f"{run} is not a run folder: it has no config.yaml")
     return _cli.read_config(make_parser(), TrainConfig, path)

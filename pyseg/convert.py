@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pyseg import models
+from pyseg.errors import ArgumentError
 from pyseg.nn import FrameClassifier
 
 # What a training checkpoint holds beside the model.
@@ -118,7 +119,7 @@ def _check_names(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], mod
     missing = sorted(set(names.values()) - arrays.keys())
     unexpected = sorted(arrays.keys() - set(names.values()))
     if missing or unexpected:
-        raise ValueError(
+        raise ArgumentError(
             f"variables: expected those of the reference {model}; "
             f"missing: {', '.join(missing) or 'none'}; "
             f"unexpected: {', '.join(unexpected) or 'none'}"
@@ -128,9 +129,11 @@ def _check_names(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], mod
 def _check_overrides(overrides: Mapping[str, Any], geometry: Mapping[str, Any]) -> None:
     fixed = sorted(geometry.keys() & overrides.keys())
     if fixed:
-        raise ValueError(f"{fixed[0]}: expected no value, as the shapes of the variables give it")
+        raise ArgumentError(
+            f"{fixed[0]}: expected no value, as the shapes of the variables give it"
+        )
     if "head" in overrides:
-        raise ValueError("head: expected no value, as the variables are those of a logistic one")
+        raise ArgumentError("head: expected no value, as the variables are those of a logistic one")
 
 
 def _copy(model: FrameClassifier, arrays: Mapping[str, np.ndarray], names: dict[str, str]) -> None:
@@ -145,7 +148,7 @@ def _copy(model: FrameClassifier, arrays: Mapping[str, np.ndarray], names: dict[
             expected = (1, *expected)
         array = arrays[name]
         if array.shape != expected:
-            raise ValueError(
+            raise ArgumentError(
                 f"variables: {name}: expected shape {expected}, as num_classes={model.num_classes} "
                 f"and the other variables say; found {array.shape}"
             )
@@ -209,7 +212,7 @@ def _geometry(
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         found = arrays[scope + name].shape
         if len(found) != ndim or 0 in found:
-            raise ValueError(
+            raise ArgumentError(
                 f"variables: {scope + name}: expected {ndim} dimensions, none of them 0; "
                 f"found shape {found}"
             )

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from pyseg import _cli, distributed
-from pyseg.data import DataError, youtube8m
+from pyseg.data import youtube8m
 from pyseg.data.datasets import find_shards
+from pyseg.errors import DataError, UserError
 from pyseg.labels import (
     Cooccurrence,
     CooccurrenceCounter,
@@ -70,7 +71,7 @@ def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
     exclude = read_ids(Path(config.exclude_ids)) if config.exclude_ids else set()
     paths = find_shards(config.data) if config.data else []
     if config.labels is None and not paths:
-        raise _cli.UserError("expected --labels or --data, found neither")
+        raise UserError("expected --labels or --data, found neither")
     with _cli.user_errors():
         counter = CooccurrenceCounter(config.num_classes)
     paths = paths[distributed.rank() :: distributed.world_size()]

@@ -33,7 +33,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pyseg import _cli
+from pyseg.errors import ArgumentError, UserError
 
 Value = TypeVar("Value")
 
@@ -112,7 +112,7 @@ def share_of_batch(name: str, batch_size: int) -> int:
     """
     processes = world_size()
     if batch_size % processes:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: expected a multiple of the number of processes, {processes}, found "
             f"{batch_size}"
         )
@@ -161,13 +161,13 @@ def local_device(device: torch.device) -> torch.device:
     """Returns the GPU of this process where any GPU is asked for; otherwise the device.
 
     Raises:
-        pyseg._cli.UserError: This machine has more processes than GPUs.
+        pyseg.errors.UserError: This machine has more processes than GPUs.
     """
     number = int(os.environ.get("LOCAL_RANK", 0)) if _launched() else 0
     if device.type != "cuda" or device.index is not None or not number:
         return device
     if number >= torch.cuda.device_count():
-        raise _cli.UserError(
+        raise UserError(
             f"--nproc_per_node: expected at most {torch.cuda.device_count()}, one process for "
             f"every GPU, found {os.environ.get('LOCAL_WORLD_SIZE', 'more')}"
         )
@@ -188,7 +188,7 @@ def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> I
         timeout_minutes: How long to wait for another process before giving up.
 
     Raises:
-        pyseg._cli.UserError: A process is lost and has left no reason.
+        pyseg.errors.UserError: A process is lost and has left no reason.
     """
     if _connected() or not _launched():
         yield
@@ -203,7 +203,7 @@ def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> I
             timeout=timedelta(minutes=timeout_minutes),
         )
     except (RuntimeError, ValueError) as error:
-        raise _cli.UserError(f"the processes cannot be connected: {_line(error)}") from error
+        raise UserError(f"the processes cannot be connected: {_line(error)}") from error
     try:
         with contextlib.nullcontext() if is_first() else _silence():
             yield
@@ -213,7 +213,7 @@ def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> I
         if not _is_first_failure():
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
         if _is_loss_of_another(error):
-            raise _cli.UserError(f"another process is lost: {_line(error)}") from error
+            raise UserError(f"another process is lost: {_line(error)}") from error
         raise
     # Not after a failure: it would wait for those that are gone.
     distributed.destroy_process_group()

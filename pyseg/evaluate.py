@@ -24,9 +24,10 @@ from torch.nn import functional
 from pyseg import _cli, distributed, metrics, models
 from pyseg._memory import keep_memory
 from pyseg.config import known_classes, open_data, read_run_config
-from pyseg.data import Collection, DataError, loader, open_collection
+from pyseg.data import Collection, loader, open_collection
 from pyseg.data.collection import Part
 from pyseg.data.datasets import SUFFIXES
+from pyseg.errors import DataError, UserError
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
 if TYPE_CHECKING:
@@ -70,14 +71,14 @@ def pick_device(name: str | None) -> torch.device:
     """Returns the named device, or by default a GPU where there is one, else the CPU.
 
     Raises:
-        pyseg._cli.UserError: There is no such device here.
+        pyseg.errors.UserError: There is no such device here.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         told = str(error).splitlines()[0]
-        raise _cli.UserError(f"--device {name}: expected a device here, found: {told}") from error
+        raise UserError(f"--device {name}: expected a device here, found: {told}") from error
     return device
 
 
@@ -220,7 +221,7 @@ def evaluate(
         workers: Processes that read ahead.
 
     Raises:
-        pyseg._cli.UserError: The part has no example.
+        pyseg.errors.UserError: The part has no example.
     """
     segments = collection.segments(part, classes=classes)
     scored = predictions(
@@ -234,7 +235,7 @@ def evaluate(
     if segments is not None:
         result = rank_ratings(scored, num_classes)
         if not result.rated.any():
-            raise _cli.UserError("there is nothing to evaluate: no segment is rated")
+            raise UserError("there is nothing to evaluate: no segment is rated")
         return rated_metrics(result, _num_rated(collection))
     with _cli.user_errors():
         return label_metrics(scored, num_classes)
@@ -254,13 +255,13 @@ def check_collection(model: Any, collection: Collection, run: Path, data: str) -
         data: For the message.
 
     Raises:
-        pyseg._cli.UserError: The model is for other features or classes.
+        pyseg.errors.UserError: The model is for other features or classes.
     """
     classes = known_classes(run, model.num_classes)
     expected = model.feature_sizes, model.num_classes
     found = collection.feature_sizes, len(classes) if classes else collection.num_classes
     if expected != found:
-        raise _cli.UserError(
+        raise UserError(
             f"--data {data}: expected features of the sizes {expected[0]} and {expected[1]} "
             f"classes, which {run} was trained on; found {found[0]} and {found[1]}"
         )
@@ -286,8 +287,8 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
     """Returns the metrics of a submission, and what deserves the user's attention.
 
     Raises:
-        pyseg._cli.UserError: The options do not fit together.
-        pyseg.data.DataError: The submission or the truth is malformed.
+        pyseg.errors.UserError: The options do not fit together.
+        pyseg.errors.DataError: The submission or the truth is malformed.
         OSError: One of them cannot be read.
     """
     from tqdm import tqdm
@@ -298,7 +299,7 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
     if source is None and trained is not None:
         source = trained.data
     if source is None:
-        raise _cli.UserError("--submission: expected --truth or --run with it, found neither")
+        raise UserError("--submission: expected --truth or --run with it, found neither")
     num_rated = None
     if Path(source).is_file() and not source.endswith(SUFFIXES):
         truth = read_truth(source)
@@ -325,11 +326,11 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     In a distributed run every process scores its part of the data, and all get the same.
 
     Raises:
-        pyseg._cli.UserError: The options do not fit the run or the data.
-        pyseg.data.RecordError: A record is damaged.
+        pyseg.errors.UserError: The options do not fit the run or the data.
+        pyseg.errors.RecordError: A record is damaged.
     """
     if config.run is None:
-        raise _cli.UserError("expected --run or --submission, found neither")
+        raise UserError("expected --run or --submission, found neither")
     run = Path(config.run)
     trained = read_run_config(run)
     with _cli.user_errors():

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyseg import _cli, models
+from pyseg.errors import ArgumentError
 from pyseg.nn import FrameClassifier
 
 VIDEO, SEGMENT = 300, 5  # frames
@@ -41,7 +42,7 @@ class TableConfig:
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, found {self.num_classes}")
+            raise ArgumentError(f"num_classes: expected at least 1, found {self.num_classes}")
 
 
 def count_operations(model: FrameClassifier, length: int) -> int:

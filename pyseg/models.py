@@ -37,6 +37,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from pyseg._files import written_whole
+from pyseg.errors import ArgumentError, DataError, MissingFileError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import (
     MLP,
@@ -75,18 +76,18 @@ def _mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> 
         **arguments: those of `Mixture`, and those of the branches: each goes to all that take it.
     """
     if isinstance(branches, str) or not isinstance(branches, Sequence) or not branches:
-        raise ValueError(f"branches: expected a list of presets, found {branches!r}")
+        raise ArgumentError(f"branches: expected a list of presets, found {branches!r}")
     single = [name for name in names() if _PRESETS[name][0] is not _mixture]
     presets, own = [], []
     for branch in branches:
         given = {"name": branch} if isinstance(branch, str) else branch
         if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-            raise ValueError(
+            raise ArgumentError(
                 "branches: expected names of presets, or objects with a name and overrides; "
                 f"found {branch!r}"
             )
         if given["name"] not in single:
-            raise ValueError(f"branches: {_unknown('branch', given['name'], single)}")
+            raise ArgumentError(f"branches: {_unknown('branch', given['name'], single)}")
         presets.append(given["name"])
         own.append({key: value for key, value in given.items() if key != "name"})
     of_mixture = _arguments(Mixture)
@@ -97,7 +98,7 @@ def _mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> 
     known = sorted({"branches", *of_mixture}.union(*of_branches))
     for key in arguments:
         if key not in known:
-            raise ValueError(f"overrides: {_unknown('argument of the mixture', key, known)}")
+            raise ArgumentError(f"overrides: {_unknown('argument of the mixture', key, known)}")
     made = []
     for name, overrides, takes in zip(presets, own, of_branches, strict=True):
         # Noise is the mixture's: it adds it once for all branches.
@@ -270,7 +271,7 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
     try:
         plain = json.loads(json.dumps({k: v for k, v in overrides.items() if k not in tensors}))
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"overrides: expected numbers, text, lists of these, or tensors; {error}"
         ) from error
     model = _make(name, num_classes, overrides)
@@ -301,10 +302,10 @@ def select_classes(model: FrameClassifier, classes: Sequence[int]) -> FrameClass
     """
     config = cast(ModelConfig, model.config)
     if len(set(classes)) < len(classes) or not classes:
-        raise ValueError("classes: expected different classes, at least one")
+        raise ArgumentError("classes: expected different classes, at least one")
     if not 0 <= min(classes) <= max(classes) < config.num_classes:
         wrong = next(c for c in classes if not 0 <= c < config.num_classes)
-        raise ValueError(f"classes: expected 0..{config.num_classes - 1}, found {wrong}")
+        raise ArgumentError(f"classes: expected 0..{config.num_classes - 1}, found {wrong}")
     index = torch.tensor(classes, device=next(model.parameters()).device)
     state = model.state_dict()
     for name, module in model.named_modules():
@@ -346,14 +347,14 @@ def save(
     model = getattr(model, "_orig_mod", model)
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
-        raise ValueError(
+        raise ArgumentError(
             "model: expected one that pyseg.models.create or load returned, "
             f"found {type(model).__name__} without a config"
         )
     if class_names is None:
         class_names = config.class_names
     if class_names is not None and len(class_names) != config.num_classes:
-        raise ValueError(
+        raise ArgumentError(
             f"class_names: expected {config.num_classes} names, found {len(class_names)}"
         )
     description = config._description()
@@ -383,14 +384,14 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
 
     Raises:
         FileNotFoundError: one of the two files is not there.
-        ValueError: a file is damaged, of another format version, or does not fit the other; the
-            message names the file, what was expected and what was found.
+        pyseg.errors.DataError: a file is damaged, of another format version, or does not fit the
+            other; the message names the file, what was expected and what was found.
     """
     folder = Path(folder)
     config = _read_config(folder / _CONFIG)
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise FileNotFoundError(f"{weights}: no such file")
+        raise MissingFileError(f"{weights}: no such file")
     try:
         with safe_open(weights, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
@@ -398,10 +399,10 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
             # not the same to the bit where their operands begin elsewhere.
             state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{weights}: expected a safetensors file, found: {error}") from error
+        raise DataError(f"{weights}: expected a safetensors file, found: {error}") from error
     expected = json.dumps(config._description(), sort_keys=True)
     if metadata.get("pyseg") != expected:
-        raise ValueError(
+        raise DataError(
             f"{weights}: expected the weights that {_CONFIG} describes, {expected}; "
             f"found {metadata.get('pyseg', 'no description: not written by pyseg.models.save')}"
         )
@@ -412,7 +413,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
                 config.name, num_classes=config.num_classes, **config.overrides, **tensors
             )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _CONFIG}: {error}") from error
+        raise DataError(f"{folder / _CONFIG}: {error}") from error
     _check_shapes(weights, model.state_dict(), state)
     model.load_state_dict(state, assign=True)
     model.config = cast(Any, config)
@@ -427,7 +428,7 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
     known = options(name, head=arguments.get("head"))
     for key in overrides:
         if key not in known:
-            raise ValueError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
+            raise ArgumentError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
     if "head" in known:
         head: HeadFactory = _head(arguments.get("head", "logistic"))
         own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
@@ -437,13 +438,13 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
 
 def _preset(name: str) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
     if name not in _PRESETS:
-        raise ValueError(f"name: {_unknown('preset', name, names())}")
+        raise ArgumentError(f"name: {_unknown('preset', name, names())}")
     return _PRESETS[name]
 
 
 def _head(name: str) -> Callable[..., nn.Module]:
     if not isinstance(name, str) or name not in _HEADS:
-        raise ValueError(f"head: {_unknown('head', str(name), sorted(_HEADS))}")
+        raise ArgumentError(f"head: {_unknown('head', str(name), sorted(_HEADS))}")
     return _HEADS[name]
 
 
@@ -481,7 +482,7 @@ def _placeholder(shapes: Shapes) -> Tensor | LabelCorrelation:
     if not isinstance(shapes, Mapping):
         return torch.empty(*shapes)
     if shapes.keys() != set(_CORRELATION):
-        raise ValueError(
+        raise ArgumentError(
             f"tensors: expected shapes of {', '.join(_CORRELATION)}, found {', '.join(shapes)}"
         )
     offsets, columns, values = (torch.empty(*shapes[name]) for name in _CORRELATION)
@@ -496,16 +497,16 @@ def _unknown(kind: str, found: str, known: Sequence[str]) -> str:
 
 def _read_config(path: Path) -> ModelConfig:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise MissingFileError(f"{path}: no such file")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found: {error}") from error
+        raise DataError(f"{path}: expected JSON, found: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
+        raise DataError(f"{path}: expected a JSON object, found {type(data).__name__}")
     version = data.get("format_version")
     if version != FORMAT_VERSION:
-        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, found {version!r}")
+        raise DataError(f"{path}: expected format_version {FORMAT_VERSION}, found {version!r}")
     expected: dict[str, type | tuple[type, ...]] = {
         "name": str,
         "num_classes": int,
@@ -517,10 +518,10 @@ def _read_config(path: Path) -> ModelConfig:
         found = data.get(key)
         if not isinstance(found, kind):
             name = "list" if isinstance(kind, tuple) else kind.__name__
-            raise ValueError(f"{path}: {key}: expected {name}, found {found!r}")
+            raise DataError(f"{path}: {key}: expected {name}, found {found!r}")
     class_names = data.get("class_names")
     if class_names is not None and len(class_names) != data["num_classes"]:
-        raise ValueError(
+        raise DataError(
             f"{path}: class_names: expected {data['num_classes']} names, found {len(class_names)}"
         )
     return ModelConfig(
@@ -532,14 +533,14 @@ def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     if missing or unexpected:
-        raise ValueError(
+        raise DataError(
             f"{path}: expected the {len(expected)} tensors of the model, "
             f"found missing: {', '.join(missing) or 'none'}; "
             f"unexpected: {', '.join(unexpected) or 'none'}"
         )
     for key, value in expected.items():
         if value.shape != found[key].shape:
-            raise ValueError(
+            raise DataError(
                 f"{path}: {key}: expected shape {tuple(value.shape)}, "
                 f"found {tuple(found[key].shape)}"
             )

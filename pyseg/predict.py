@@ -40,12 +40,13 @@ from pyseg.config import (
     rated_classes,
     read_run_config,
 )
-from pyseg.data import DataError, Example, ReadReport, collate, find_shards, youtube8m
+from pyseg.data import Example, ReadReport, collate, find_shards, youtube8m
 from pyseg.data.audioset import FRAME_SECONDS
 from pyseg.data.audioset import SCHEMA as AUDIOSET
 from pyseg.data.collection import frame_schema
 from pyseg.data.datasets import OnError
 from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_segments
+from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.evaluate import pick_device
 from pyseg.metrics import TopKPerClass
 from pyseg.submission import TOP, segment_id, write_submission
@@ -106,15 +107,15 @@ class PredictConfig:
         for name in ("top", "video_top", "timeline_classes", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, found {value}")
+                raise ArgumentError(f"{name}: expected at least 1, found {value}")
         if not 0.0 <= self.video_weight <= 1.0:
-            raise ValueError(f"video_weight: expected in [0, 1], found {self.video_weight}")
+            raise ArgumentError(f"video_weight: expected in [0, 1], found {self.video_weight}")
         if self.scores is not None and not self.scores.endswith(".npz"):
-            raise ValueError(f"scores: expected the name of an .npz file, found {self.scores}")
+            raise ArgumentError(f"scores: expected the name of an .npz file, found {self.scores}")
         if (self.video is None) != (self.timeline is None):
-            raise ValueError("video and timeline: expected both or none of them")
+            raise ArgumentError("video and timeline: expected both or none of them")
         if self.timeline is not None and not self.timeline.endswith((".png", ".html")):
-            raise ValueError(f"timeline: expected a .png or .html file, found {self.timeline}")
+            raise ArgumentError(f"timeline: expected a .png or .html file, found {self.timeline}")
 
 
 class Scorer:
@@ -124,7 +125,7 @@ class Scorer:
         config: Which runs, and how the scores of segments and videos go together.
 
     Raises:
-        pyseg._cli.UserError: A run, a vocabulary or the device is not what it should be.
+        pyseg.errors.UserError: A run, a vocabulary or the device is not what it should be.
     """
 
     def __init__(self, config: PredictConfig) -> None:
@@ -147,7 +148,7 @@ class Scorer:
         self.column = {number: at for at, number in enumerate(known)}
         for number in self.classes:
             if number not in self.column:
-                raise _cli.UserError(
+                raise UserError(
                     f"{config.classes or self.run}: expected classes of the {len(known)} that the "
                     f"model knows, found class {number}"
                 )
@@ -164,7 +165,7 @@ class Scorer:
                 for name in ("feature_sizes", "num_classes"):
                     expected, found = getattr(self.model, name), getattr(other, name)
                     if expected != found:
-                        raise _cli.UserError(
+                        raise UserError(
                             f"--video_run {self.video_run}: expected {name} {expected} as "
                             f"{self.run} has, found {found}"
                         )
@@ -248,7 +249,7 @@ class _Work:
         if not state.is_file():
             return False
         if asked.read_text(encoding="utf-8") != self._request:
-            raise _cli.UserError(
+            raise UserError(
                 f"{self.folder} holds an unfinished prediction with other options, records or "
                 "weights: delete it to start anew"
             )
@@ -335,7 +336,7 @@ class _ScoreFile:
         """Leaves the first rows, those that the state on disk knows of."""
         with open(self._rows, "ab") as file:
             if file.tell() < rows * self._row_bytes:
-                raise _cli.UserError(f"{self._rows} is incomplete: delete the folder to start anew")
+                raise UserError(f"{self._rows} is incomplete: delete the folder to start anew")
             file.truncate(rows * self._row_bytes)
 
     def add(self, scores: np.ndarray, candidates: np.ndarray | None) -> None:
@@ -376,8 +377,8 @@ def predict(config: PredictConfig) -> Path:
     """Scores every segment and writes the submission; returns its path.
 
     Raises:
-        pyseg._cli.UserError: The options do not fit the run or the data.
-        pyseg.data.RecordError: A record is damaged.
+        pyseg.errors.UserError: The options do not fit the run or the data.
+        pyseg.errors.RecordError: A record is damaged.
         KeyboardInterrupt: It was asked to stop, and has saved what it had.
     """
     from tqdm import tqdm
@@ -492,7 +493,7 @@ def timelines(
         top: Classes to show, those with the highest scores; rated ones come on top of them.
 
     Raises:
-        pyseg.data.RecordError: A record is damaged.
+        pyseg.errors.RecordError: A record is damaged.
     """
     names = scorer.model.config.class_names
     left = set(ratings)
@@ -526,8 +527,8 @@ def timeline(config: PredictConfig) -> Path:
     """Draws the scores of one video over time; returns the path of the picture.
 
     Raises:
-        pyseg._cli.UserError: There is no such video, or the options do not fit the run.
-        pyseg.data.RecordError: A record is damaged.
+        pyseg.errors.UserError: There is no such video, or the options do not fit the run.
+        pyseg.errors.RecordError: A record is damaged.
     """
     assert config.video is not None
     assert config.timeline is not None
@@ -547,7 +548,7 @@ def timeline(config: PredictConfig) -> Path:
             ratings.append(Rating(number, start, score > 0.5))
     drawn = next(timelines(scorer, shards, {config.video: ratings}, config.timeline_classes), None)
     if drawn is None:
-        raise _cli.UserError(f"--video {config.video}: no such video in {len(shards)} shards")
+        raise UserError(f"--video {config.video}: no such video in {len(shards)} shards")
     drawn.save(config.timeline)
     for column, number in enumerate(drawn.numbers[: config.timeline_classes]):
         scores = drawn.probabilities[:, column]

@@ -23,7 +23,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from pyseg import _cli
 from pyseg.config import LossConfig, StageConfig
 from pyseg.data import (
     Collection,
@@ -32,6 +31,7 @@ from pyseg.data import (
     read_videos,
     youtube8m,
 )
+from pyseg.errors import MissingFileError, UserError
 from pyseg.evaluate import evaluate, predictions
 from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation, read_label_table
 from pyseg.metrics import MeanAveragePrecisionAtK
@@ -204,13 +204,13 @@ class IncompleteVideos(Protocol):
 
         Raises:
             FileNotFoundError: One of them is not there.
-            pyseg.data.DataError: A table is malformed.
+            pyseg.errors.DataError: A table is malformed.
         """
         super().__init__(folder, part)
         self._saved: set[Path] = set()
         for name in (_LABEL_LISTS, _VOCABULARY, _RATED):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name}: no such file")
+                raise MissingFileError(f"{folder / name}: no such file")
         self.opened = open_collection(
             folder / "video_level*.tfrecord*", test_fraction=TEST_FRACTION, seed=_TEST_SEED
         )
@@ -291,12 +291,12 @@ class RatedClips(Protocol):
 
         Raises:
             FileNotFoundError: A file is not there.
-            pyseg.data.DataError: The folder holds something else.
+            pyseg.errors.DataError: The folder holds something else.
         """
         super().__init__(folder, part)
         self.opened = open_collection(folder, test_fraction=TEST_FRACTION, seed=_TEST_SEED)
         if self.opened.name != "audioset" or not self.opened.has_segments:
-            raise _cli.UserError(f"{folder}: expected AudioSet records with strong labels")
+            raise UserError(f"{folder}: expected AudioSet records with strong labels")
 
     def _all(self, seed: int, complete: bool) -> Collection:
         make = self.opened.make_segments
@@ -346,7 +346,7 @@ def open_protocol(name: str, folder: Path, part: Part = "test") -> Protocol:
 
     Raises:
         FileNotFoundError: Something is missing in the folder.
-        pyseg.data.DataError: A file is malformed.
+        pyseg.errors.DataError: A file is malformed.
     """
     kinds: dict[str, type[Protocol]] = {
         kind.name: kind for kind in (IncompleteVideos, RatedClips, GeneratedSample)

@@ -25,8 +25,9 @@ from pyseg._charts import ClassBar, Series
 from pyseg._files import written_whole
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, known_classes, open_data, read_run_config
-from pyseg.data import Collection, DataError
+from pyseg.data import Collection
 from pyseg.data.collection import Part
+from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.evaluate import check_collection, describe, pick_device, predictions
 from pyseg.labels import LabelCorrelation
 from pyseg.metrics import MeanAveragePrecision, MeanAveragePrecisionAtK, map_at_k
@@ -86,12 +87,14 @@ class ReportConfig:
     def __post_init__(self) -> None:
         """Checks the values."""
         if not self.run:
-            raise ValueError("run: expected at least one folder, found none")
+            raise ArgumentError("run: expected at least one folder, found none")
         if len({Path(run).resolve() for run in self.run}) < len(self.run):
-            raise ValueError(f"run: expected each folder once, found {', '.join(self.run)}")
+            raise ArgumentError(f"run: expected each folder once, found {', '.join(self.run)}")
         for name, least in (("videos", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+                raise ArgumentError(
+                    f"{name}: expected at least {least}, found {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     What follows the last line break is a line that is being written, and left out.
 
     Raises:
-        pyseg._cli.UserError: A line is not what `pyseg.training.Log` writes.
+        pyseg.errors.UserError: A line is not what `pyseg.training.Log` writes.
     """
     if not path.is_file():
         return []
@@ -248,7 +251,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             entry = None
         if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
-            raise _cli.UserError(
+            raise UserError(
                 f"{path}, line {number}: expected a JSON object with a stage, found {line[:80]!r}"
             )
         entries.append(entry)
@@ -259,7 +262,7 @@ def read_run(folder: Path, name: str) -> Run:
     """Returns a run without its evaluation.
 
     Raises:
-        pyseg._cli.UserError: The folder is not a run, or one of its files is damaged.
+        pyseg.errors.UserError: The folder is not a run, or one of its files is damaged.
     """
     run = Run(folder, name, read_run_config(folder), read_log(folder / "metrics.jsonl"))
     with _cli.user_errors():
@@ -285,7 +288,7 @@ def _evaluate(run: Run, config: ReportConfig) -> None:
             collection = open_data(run.config, config.data)
         data = config.data or run.config.data
         classes = check_collection(scorer.model, collection, run.folder, data)
-    except (_cli.UserError, DataError, FileNotFoundError) as error:
+    except (UserError, DataError, FileNotFoundError) as error:
         if config.data is not None:
             raise
         run.missing = str(error)
@@ -902,9 +905,9 @@ def report(config: ReportConfig) -> Path:
     """Writes the page; returns its path.
 
     Raises:
-        pyseg._cli.UserError: A folder is not a run, --data does not fit it, or a package of the
+        pyseg.errors.UserError: A folder is not a run, --data does not fit it, or a package of the
             extra `report` is missing.
-        pyseg.data.RecordError: A record is damaged.
+        pyseg.errors.RecordError: A record is damaged.
         OSError: The page cannot be written.
     """
     with _charts.report_extra("a report"):

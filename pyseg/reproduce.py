@@ -42,6 +42,7 @@ from pyseg import _charts, _cli, models
 from pyseg._files import written_whole
 from pyseg._memory import keep_memory
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig
+from pyseg.errors import ArgumentError, UserError
 from pyseg.evaluate import pick_device
 from pyseg.protocols import Model, Part, Protocol, open_protocol
 from pyseg.train import train
@@ -86,7 +87,7 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.seeds < 1:
-            raise ValueError(f"seeds: expected at least 1, found {self.seeds}")
+            raise ArgumentError(f"seeds: expected at least 1, found {self.seeds}")
 
 
 @dataclass(frozen=True)
@@ -444,7 +445,7 @@ def reproduce(config: ReproduceConfig) -> Path:
     """Runs experiments and writes their tables; returns the folder.
 
     Raises:
-        pyseg._cli.UserError: The data does not allow the table.
+        pyseg.errors.UserError: The data does not allow the table.
         FileNotFoundError: The data is not there.
     """
     from tqdm import tqdm
@@ -457,7 +458,7 @@ def reproduce(config: ReproduceConfig) -> Path:
         known = ", ".join(table.name for table in tables)
         tables = [table for table in tables if table.name == config.table]
         if not tables:
-            raise _cli.UserError(
+            raise UserError(
                 f"--table {config.table}: expected one of {known}, which {config.data} has the "
                 "data for"
             )

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pyseg._files import written_whole
-from pyseg.data import DataError
 from pyseg.data._tables import Row, open_unpacked, read_table
 from pyseg.data.datasets import RecordDataset
+from pyseg.errors import DataError
 from pyseg.metrics import MeanAveragePrecision, map_at_k
 
 HEADER = "Class,Segments"
@@ -75,7 +75,7 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
         Class, and its segments, the best first.
 
     Raises:
-        pyseg.data.DataError: A line is malformed or names a class again; the message names file
+        pyseg.errors.DataError: A line is malformed or names a class again; the message names file
             and line.
         OSError: The file cannot be read.
     """
@@ -147,8 +147,8 @@ def truth_of_segments(dataset: RecordDataset, source: str) -> Truth:
         source: What it reads, for messages.
 
     Raises:
-        pyseg.data.DataError: There is no rating.
-        pyseg.data.RecordError: A record is faulty.
+        pyseg.errors.DataError: There is no rating.
+        pyseg.errors.RecordError: A record is faulty.
     """
     return _truth(
         (
@@ -171,7 +171,7 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         path: The file, plain or gzip-compressed.
 
     Raises:
-        pyseg.data.DataError: The table is malformed or empty; the message names file and line.
+        pyseg.errors.DataError: The table is malformed or empty; the message names file and line.
         OSError: It cannot be read.
     """
     names = ["segment", "class", "score"]

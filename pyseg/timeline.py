@@ -68,7 +68,7 @@ class Timeline:
         """Draws a row a class, with the rated segments marked; returns a PNG file.
 
         Raises:
-            pyseg._cli.UserError: matplotlib is not installed.
+            pyseg.errors.UserError: matplotlib is not installed.
         """
         rows = len(self.numbers)
         figure = new_figure(11, 1.1 + 0.5 * rows)  # which says if there is no matplotlib
@@ -173,7 +173,7 @@ td, th {{ text-align: left; padding: 0.2em 1.5em 0.2em 0 }}
         """Writes a .png file, or a page as an .html file.
 
         Raises:
-            pyseg._cli.UserError: matplotlib is not installed.
+            pyseg.errors.UserError: matplotlib is not installed.
         """
         path = Path(path)
         content = self.picture() if path.suffix == ".png" else self.page().encode()

@@ -43,6 +43,7 @@ from pyseg.config import (
     read_run_config,
 )
 from pyseg.data import Collection, youtube8m
+from pyseg.errors import UserError
 from pyseg.evaluate import evaluate, pick_device
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
 from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer, summary_writer
@@ -75,7 +76,7 @@ def label_correlation(
     if config.correlation != "auto":
         correlation = LabelCorrelation.load(config.correlation)
         if correlation.num_classes != expected:
-            raise ValueError(
+            raise UserError(
                 f"--loss.correlation {config.correlation}: expected {expected} classes, as the "
                 f"{'data has' if classes is None else 'fine-tuned model has'}, found "
                 f"{correlation.num_classes}"
@@ -93,7 +94,7 @@ def _read_array(path: str) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except ValueError as error:
-        raise _cli.UserError(f"{path}: expected a NumPy array, found: {error}") from error
+        raise UserError(f"{path}: expected a NumPy array, found: {error}") from error
 
 
 def _start_from(model: FrameClassifier, folder: Path) -> None:
@@ -105,12 +106,12 @@ def _start_from(model: FrameClassifier, folder: Path) -> None:
     try:
         state = models.load(folder).state_dict()
     except FileNotFoundError as error:
-        raise ValueError(f"--init {folder}: {error}") from error
+        raise UserError(f"--init {folder}: {error}") from error
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     for key in expected.keys() | state.keys():
         found = tuple(state[key].shape) if key in state else "none"
         if found != expected.get(key, "none"):
-            raise ValueError(
+            raise UserError(
                 f"--init {folder}: {key}: expected shape {expected.get(key, 'none')}, as the model "
                 f"of this run has, found {found}"
             )
@@ -121,7 +122,7 @@ def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
     if config.run is not None:
         folder = Path(config.run)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise _cli.UserError(f"--run {folder} exists already and is not an empty folder")
+            raise UserError(f"--run {folder} exists already and is not an empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     trained = config.trained.replace(" ", "")  # 3xmlp: a name that no shell takes apart
@@ -143,15 +144,15 @@ def train(config: TrainConfig, collection: Collection | None = None) -> Path:
         collection: What to train on; default: what the options say, split as they say.
 
     Raises:
-        pyseg._cli.UserError: The options do not fit the data.
-        pyseg.data.RecordError: A record is damaged.
+        pyseg.errors.UserError: The options do not fit the data.
+        pyseg.errors.RecordError: A record is damaged.
         KeyboardInterrupt: It was asked to stop, and has saved where it was.
     """
     resume = config.resume
     if resume is not None:
         config = replace(read_run_config(Path(resume)), run=resume)
         if not list_checkpoints(Path(resume) / CHECKPOINTS):
-            raise _cli.UserError(f"--resume {resume}: it has no checkpoint; its training has ended")
+            raise UserError(f"--resume {resume}: it has no checkpoint; its training has ended")
     device = distributed.local_device(pick_device(config.device))
     with distributed.session(device, config.timeout_minutes):
         return _train(config, collection, device, resume)
@@ -179,7 +180,7 @@ def _train(
         name = config.model
         if config.copies > 1:
             if "branches" in models.options(name):
-                raise _cli.UserError(
+                raise UserError(
                     f"--copies {config.copies}: {name} is a mixture already, expected --copies 1"
                 )
             name, overrides = "mixture", {"branches": [name] * config.copies, **overrides}
@@ -204,12 +205,12 @@ def _train(
         if config.classes == "rated":
             classes = collection.segment_classes
             if classes is None:
-                raise _cli.UserError("--classes rated: the data does not say which are rated")
+                raise UserError("--classes rated: the data does not say which are rated")
         segments = None
         if config.stage != "pretrain":
             segments = collection.segments("train", classes=classes, **order)
             if segments is None and config.stage == "finetune":
-                raise _cli.UserError("--stage finetune: the data has no rated segments")
+                raise UserError("--stage finetune: the data has no rated segments")
         if segments is not None:
             # Where a label graph of the same classes has it, it is counted already.
             if config.finetune.steps and not (has_graph and classes is None):
@@ -224,7 +225,7 @@ def _train(
         if config.final_fit:
             everything = collection.segments("all", classes=classes, **order)
             if everything is None:
-                raise _cli.UserError("--final_fit: the data has no rated segments")
+                raise UserError("--final_fit: the data has no rated segments")
             stages.append(Stage("final", config.finetune, everything, loss, again=True))
         for stage in stages:
             if stage.config.steps:

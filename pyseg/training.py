@@ -27,6 +27,7 @@ from pyseg.checkpoint import list_checkpoints, load_checkpoint, random_state, sa
 from pyseg.checkpoint import set_random_state as restore_random_state
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Batch, Feed, RecordDataset
+from pyseg.errors import ArgumentError, UserError
 from pyseg.evaluate import describe
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty
@@ -142,12 +143,12 @@ def summary_writer() -> Callable[..., SummaryWriter]:
     """Returns what writes files for TensorBoard.
 
     Raises:
-        pyseg._cli.UserError: TensorBoard is not installed.
+        pyseg.errors.UserError: TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise _cli.UserError(
+        raise UserError(
             f"--tensorboard: expected the package tensorboard: pip install -e '.[tensorboard]'; "
             f"found: {error}"
         ) from error
@@ -168,7 +169,7 @@ class Log:
         steps_before: Steps of the stages before, from which TensorBoard's steps count on.
 
     Raises:
-        pyseg._cli.UserError: TensorBoard is asked for and not installed.
+        pyseg.errors.UserError: TensorBoard is asked for and not installed.
     """
 
     def __init__(self, path: Path, charts: Path | None = None) -> None:
@@ -256,13 +257,13 @@ class Trainer:
             self._resumed = load_checkpoint(found[-1])
             names = [stage.name for stage in stages]
             if self._resumed["stage"] not in names:
-                raise ValueError(
+                raise ArgumentError(
                     f"{found[-1]}: expected a checkpoint of {' or '.join(names)}, found one of "
                     f"{self._resumed['stage']}"
                 )
             processes = len(self._resumed["processes"])
             if processes != distributed.world_size():
-                raise ValueError(
+                raise ArgumentError(
                     f"{found[-1]}: expected {processes} processes, as before; found "
                     f"{distributed.world_size()}"
                 )
@@ -278,7 +279,7 @@ class Trainer:
         """Runs what is left of the stages; the run's folder then holds the weights to use.
 
         Raises:
-            pyseg._cli.UserError: The loss is not finite, or there is nothing to train on.
+            pyseg.errors.UserError: The loss is not finite, or there is nothing to train on.
             OSError: A file cannot be written.
             KeyboardInterrupt: It was asked to stop, and has saved where it was.
         """
@@ -421,7 +422,7 @@ class _StageRun:
     def _next(self) -> Batch:
         batch = next(self.feed, None)
         if batch is None:
-            raise _cli.UserError(f"{self.stage.name}: the data set has no training example")
+            raise UserError(f"{self.stage.name}: the data set has no training example")
         with _cli.user_errors():
             batch.check_classes(self.model.num_classes)
         return batch.to(self.trainer.device, non_blocking=True)
@@ -460,7 +461,7 @@ class _StageRun:
         """Returns the losses since the last line of the log, of all processes' examples.
 
         Raises:
-            pyseg._cli.UserError: One is not finite: what the weights are since then is no use.
+            pyseg.errors.UserError: One is not finite: what the weights are since then is no use.
         """
         own = [float(loss) for _, loss in self.recent]
         every = torch.tensor(distributed.from_all(own))
@@ -469,7 +470,7 @@ class _StageRun:
         if wrong:
             told = [] if math.isfinite(own[wrong[0]]) else self.recent[wrong[0]][0]
             ids = _examples(distributed.from_all(told))
-            raise _cli.UserError(
+            raise UserError(
                 f"{self.stage.name}: the loss is {losses[wrong[0]].item()} at step "
                 f"{self.step - len(losses) + wrong[0] + 1}, for the examples "
                 f"{', '.join(ids[:5])}{', ...' * (len(ids) > 5)}"

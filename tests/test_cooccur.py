@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyseg import _cli, cooccur
+from pyseg import cooccur
 from pyseg.data import DataError
 from pyseg.data.records import encode_frames, write_records
+from pyseg.errors import UserError
 from pyseg.labels import LabelCorrelation
 
 VOCABULARY = "Index,Name\n" + "".join(f"{i},{name}\n" for i, name in enumerate("abcde"))
@@ -70,7 +71,7 @@ def test_classes_are_those_of_the_vocabulary(folder: Path, capsys: pytest.Captur
 
 
 def test_errors_are_lines(folder: Path) -> None:
-    with pytest.raises(_cli.UserError, match="expected --labels or --data, found neither"):
+    with pytest.raises(UserError, match="expected --labels or --data, found neither"):
         run(folder)
     with pytest.raises(FileNotFoundError, match=r"absent\*: no file matches"):
         run(folder, "--data", f"{folder}/absent*")
@@ -78,11 +79,11 @@ def test_errors_are_lines(folder: Path) -> None:
         DataError, match=r"lists\.csv: labels: .*0\.\.2, found 3 in video 4 \(--num"
     ):
         run(folder, "--labels", f"{folder}/lists.csv", "--num_classes", "3")
-    with pytest.raises(_cli.UserError, match=r"threshold: expected a number in \[0, 1\], found 2"):
+    with pytest.raises(UserError, match=r"threshold: expected a number in \[0, 1\], found 2"):
         run(folder, "--labels", f"{folder}/lists.csv", "--threshold", "2")
     options = ["--labels", f"{folder}/two.csv", "--num_classes", "2"]
     (folder / "two.csv").write_text("v,0 1\n")
-    with pytest.raises(_cli.UserError, match=r"classes: expected 0\.\.1, found 2"):
+    with pytest.raises(UserError, match=r"classes: expected 0\.\.1, found 2"):
         run(folder, *options, "--classes", f"{folder}/some.csv")
     assert not (folder / "correlation.npz").exists()
 

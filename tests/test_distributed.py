@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from pyseg import _cli, cooccur, distributed, evaluate, models, predict, train, training
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, held_out, write_records
+from pyseg.errors import UserError
 from pyseg.nn import BatchNorm
 from pyseg.ops import soft_assign
 
@@ -319,7 +320,7 @@ def stop_one(data: Path, run: Path) -> None:
 def fail_in_one(data: Path, run: Path) -> None:
     def fail(stage, _) -> None:
         if os.environ["RANK"] == "1" and stage.step == 3:
-            raise _cli.UserError("something is wrong here")
+            raise UserError("something is wrong here")
 
     with each_step(fail):
         train.train(config(data, run, **CACHED))
@@ -405,7 +406,7 @@ def test_a_stop_in_one_process_stops_all_and_goes_on(runs: Path) -> None:
     assert (runs / "err.txt").read_text().count("pyseg: interrupted") == 1
     stopped = "stopped at finetune, step 3: python -m pyseg.train --resume"
     assert stopped in (runs / "out.txt").read_text()
-    with pytest.raises(_cli.UserError, match="expected 3 processes, as before; found 1"):
+    with pytest.raises(UserError, match="expected 3 processes, as before; found 1"):
         train.main(["--resume", str(run)])
     done = torchrun("-m", "pyseg.train", "--", "--resume", str(run))
     assert done.code == 0, done.out + done.err

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from pyseg import _cli, _ext, model_table, models
+from pyseg import _ext, model_table, models
+from pyseg.errors import UserError
 from pyseg.nn import gru
 from pyseg.ops import gru_recurrence_reference
 from pyseg.ops.frames import dequantize
@@ -102,5 +103,5 @@ def test_command_line() -> None:
     ],
 )
 def test_wrong_options(arguments: list[str], message: str) -> None:
-    with pytest.raises(_cli.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         model_table.main(arguments)

@@ -24,6 +24,7 @@ from pyseg.data import (
     read_frames,
     write_records,
 )
+from pyseg.errors import UserError
 from pyseg.submission import read_submission
 
 CLASSES = 6
@@ -270,7 +271,7 @@ def test_another_request_does_not_go_on(run: Path, data: Path, tmp_path: Path, s
     with pytest.raises(KeyboardInterrupt):
         main(run, data, out, "--batch-size", "20")
     stop_after(None)
-    with pytest.raises(_cli.UserError, match=r"s\.csv\.partial holds an unfinished prediction"):
+    with pytest.raises(UserError, match=r"s\.csv\.partial holds an unfinished prediction"):
         main(run, data, out, "--batch-size", "20", "--skip-ends", "true")
     main(run, data, out, "--batch-size", "31")  # changes nothing but the pace
 
@@ -361,7 +362,7 @@ def test_options_that_cannot_be_carried_out(
     run: Path, tmp_path: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((_cli.UserError, FileNotFoundError), match=message):
+    with pytest.raises((UserError, FileNotFoundError), match=message):
         predict.main(["--run", str(run), *options])
     assert list(tmp_path.iterdir()) == []
 
@@ -381,7 +382,7 @@ def test_data_that_does_not_fit(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="id, 'c d': expected text without white space"):
         main(run, tmp_path / "c.tfrecord", out)
     (tmp_path / "classes.csv").write_text("Index\n6\n")
-    with pytest.raises(_cli.UserError, match=r"classes\.csv: expected .* the 6 .* found class 6"):
+    with pytest.raises(UserError, match=r"classes\.csv: expected .* the 6 .* found class 6"):
         main(run, tmp_path / "c.tfrecord", out, "--classes", str(tmp_path / "classes.csv"))
 
 

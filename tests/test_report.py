@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from pyseg.errors import UserError
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")
 pytest.importorskip("jinja2")
 
-from pyseg import _charts, _cli, evaluate, models, report, train
+from pyseg import _charts, evaluate, models, report, train
 from pyseg.checkpoint import save_checkpoint
 from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, encode_video, write_records
@@ -275,12 +277,12 @@ def test_options_that_cannot_be(options: dict, message: str) -> None:
 
 
 def test_folders_that_are_no_run(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(_cli.UserError, match="is not a run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         draw(tmp_path, out=tmp_path / "r.html")
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     (run / "metrics.jsonl").write_text('{"stage": "pretrain"}\n[1, 2]\n')
-    with pytest.raises(_cli.UserError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
         draw(run, out=tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
@@ -290,7 +292,7 @@ def test_packages_that_are_not_there(
     runs: list[Path], tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(_cli.UserError, match=rf"{package}: pip install 'pyseg\[report\]'"):
+    with pytest.raises(UserError, match=rf"{package}: pip install 'pyseg\[report\]'"):
         draw(runs[0], out=tmp_path / "r.html")
 
 
@@ -346,5 +348,5 @@ def test_scores_that_are_no_numbers(runs: list[Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     models.save(model, run)
-    with pytest.raises(_cli.UserError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         draw(run, out=tmp_path / "r.html")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pyseg import _cli, reproduce
+from pyseg import reproduce
 from pyseg.config import RECIPES, LossConfig, StageConfig
+from pyseg.errors import UserError
 from pyseg.protocols import GeneratedSample, Model, open_protocol
 from pyseg.reproduce import Estimate, Experiments, Outcome, ReproduceConfig, Row, Table
 
@@ -170,7 +171,7 @@ def test_what_cannot_be_done_is_told(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="seeds: expected at least 1, found 0"):
         ReproduceConfig(seeds=0)
     monkeypatch.setattr(GeneratedSample, "architectures", {})
-    with pytest.raises(_cli.UserError, match="--table 2: expected one of 3, 4, 5, best, which sam"):
+    with pytest.raises(UserError, match="--table 2: expected one of 3, 4, 5, best, which sam"):
         reproduce.reproduce(ReproduceConfig(table="2", out=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match=r"yt8m/labelsets\.csv\.gz: no such file"):
         reproduce.reproduce(ReproduceConfig(data="yt8m", folder=str(tmp_path / "yt8m")))

@@ -20,6 +20,7 @@ from pyseg.data import (
     held_out,
     write_records,
 )
+from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 
 CLASSES = 4
@@ -100,7 +101,7 @@ def test_evaluate_tells_data_that_does_not_fit(segments_folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "validate0000.tfrecord").symlink_to(segments_folder / "validate0000.tfrecord")
-    with pytest.raises(_cli.UserError, match=r"4 classes, which .* found \(1024, 128\) and 3862"):
+    with pytest.raises(UserError, match=r"4 classes, which .* found \(1024, 128\) and 3862"):
         evaluate.main(["--run", str(run), "--data", str(other)])
 
 
@@ -168,7 +169,7 @@ def test_print_config_is_read_back(tmp_path, capsys):
 
 def test_a_run_is_never_overwritten(segments_folder, tmp_path):
     (tmp_path / "kept").touch()
-    with pytest.raises(_cli.UserError, match=r"--run .* exists already"):
+    with pytest.raises(UserError, match=r"--run .* exists already"):
         train.train(config(segments_folder, tmp_path))
 
 
@@ -182,9 +183,9 @@ def test_default_run_folders_are_numbered(segments_folder, tmp_path, monkeypatch
 
 
 def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
-    with pytest.raises(_cli.UserError, match="nextvlad-smal"):
+    with pytest.raises(UserError, match="nextvlad-smal"):
         train.train(config(segments_folder, tmp_path / "run", model="nextvlad-smal"))
-    with pytest.raises(_cli.UserError, match="cluster"):
+    with pytest.raises(UserError, match="cluster"):
         train.train(
             TrainConfig(data=str(segments_folder), run=str(tmp_path / "r"), overrides={"k": 1})
         )
@@ -205,7 +206,7 @@ def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
 )
 def test_options_out_of_range_are_told(segments_folder, tmp_path, arguments, text):
     run = tmp_path / "run"
-    with pytest.raises(_cli.UserError, match=text):
+    with pytest.raises(UserError, match=text):
         train.main(["--data", str(segments_folder), "--run", str(run), *arguments])
     assert not run.exists()
 
@@ -223,13 +224,13 @@ def test_reverse_whitening_is_saved_with_the_model(segments_folder, tmp_path):
 def test_eigenvalues_are_never_unpickled(segments_folder, tmp_path):
     path = tmp_path / "eigenvals.npy"
     np.save(path, np.array([{}], dtype=object))
-    with pytest.raises(_cli.UserError, match=r"eigenvals\.npy: expected a NumPy array, found"):
+    with pytest.raises(UserError, match=r"eigenvals\.npy: expected a NumPy array, found"):
         train.train(config(segments_folder, tmp_path / "run", eigenvalues=str(path)))
 
 
 def test_a_loss_that_is_not_finite_stops(segments_folder, tmp_path):
     stage = StageConfig(3, 1e38, 8)
-    with pytest.raises(_cli.UserError, match=r"pretrain: the loss is (nan|inf)"):
+    with pytest.raises(UserError, match=r"pretrain: the loss is (nan|inf)"):
         train.train(config(segments_folder, tmp_path / "run", pretrain=stage))
 
 
@@ -247,7 +248,7 @@ def test_a_label_beyond_the_vocabulary_is_a_line(tmp_path):
     frames = np.ones((2, 1152), np.uint8)
     write_records(tmp_path / "validate0000.tfrecord", [encode_frames("v1", frames, [CLASSES])])
     write_vocabulary(tmp_path)
-    with pytest.raises(_cli.UserError, match=r"v1: class 4 is not in \[0, 4\)"):
+    with pytest.raises(UserError, match=r"v1: class 4 is not in \[0, 4\)"):
         train.train(config(tmp_path, tmp_path / "run", test_fraction=0.0))
 
 
@@ -287,10 +288,10 @@ def test_correlation_of_a_file(pairs_folder, tmp_path, capsys):
     assert LabelCorrelation.load(run / "correlation.npz").related(0) == [(3, pytest.approx(0.7))]
     assert f"label correlation: 1 relations of {path}" in capsys.readouterr().out
     LabelCorrelation(torch.tensor([0, 0]), torch.zeros(0).long(), torch.zeros(0)).save(path)
-    with pytest.raises(_cli.UserError, match="expected 4 classes, as the data has, found 1"):
+    with pytest.raises(UserError, match="expected 4 classes, as the data has, found 1"):
         train.train(config(pairs_folder, tmp_path / "other", loss=loss))
     path.write_bytes(b"something else")
-    with pytest.raises(_cli.UserError, match=r"correlation\.npz: not a label correlation"):
+    with pytest.raises(DataError, match=r"correlation\.npz: not a label correlation"):
         train.train(config(pairs_folder, tmp_path / "other", loss=loss))
     assert not (tmp_path / "other").exists()
 
@@ -400,13 +401,13 @@ def test_weights_that_do_not_fit(segments_folder, tmp_path, options, message):
         options = options | {"init": str(run)}
     overrides = options.pop("overrides", TINY)
     other = replace(config(segments_folder, tmp_path / "other", **options), overrides=overrides)
-    with pytest.raises(_cli.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         train.train(other)
     assert not (tmp_path / "other").exists()
 
 
 def test_fine_tuning_needs_rated_segments(videos_folder, tmp_path):
-    with pytest.raises(_cli.UserError, match="--stage finetune: the data has no rated segments"):
+    with pytest.raises(UserError, match="--stage finetune: the data has no rated segments"):
         train.train(config(videos_folder, tmp_path / "run", stage="finetune"))
 
 
@@ -444,5 +445,5 @@ def test_copies_learn_together(segments_folder, tmp_path, capsys, monkeypatch):
     with pytest.raises(ValueError, match="copies: expected at least 1, found 0"):
         TrainConfig(copies=0)
     mixture = config(segments_folder, tmp_path / "other", model="3nextvlad-same", copies=2)
-    with pytest.raises(_cli.UserError, match="--copies 2: 3nextvlad-same is a mixture already, ex"):
+    with pytest.raises(UserError, match="--copies 2: 3nextvlad-same is a mixture already, ex"):
         train.train(mixture)

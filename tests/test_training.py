@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from pyseg import _cli, models, train, training
+from pyseg import models, train, training
 from pyseg.checkpoint import list_checkpoints, load_checkpoint
 from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Batch, Example, Ratings, collate, encode_frames, write_records
+from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
@@ -78,7 +79,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_nothing_is_left_of_checkpoints(whole: Path) -> None:
     assert not (whole / training.CHECKPOINTS).exists()
-    with pytest.raises(_cli.UserError, match="it has no checkpoint; its training has ended"):
+    with pytest.raises(UserError, match="it has no checkpoint; its training has ended"):
         train.main(["--resume", str(whole)])
 
 
@@ -206,12 +207,10 @@ def test_a_checkpoint_of_other_stages(data: Path, tmp_path: Path, monkeypatch) -
         train.train(config(data, run))
     [path] = list_checkpoints(run / training.CHECKPOINTS)
     torch.save(load_checkpoint(path) | {"stage": "other"}, path)
-    with pytest.raises(
-        _cli.UserError, match=r"expected a checkpoint of pretrain or finetune, .*other"
-    ):
+    with pytest.raises(UserError, match=r"expected a checkpoint of pretrain or finetune, .*other"):
         train.main(["--resume", str(run)])
     path.write_bytes(b"damaged")
-    with pytest.raises(_cli.UserError, match=r"checkpoint-000000000\.pt: expected a checkpoint"):
+    with pytest.raises(DataError, match=r"checkpoint-000000000\.pt: expected a checkpoint"):
         train.main(["--resume", str(run)])
 
 
@@ -363,9 +362,7 @@ def test_weights_of_a_failed_step_are_never_kept(data: Path, tmp_path: Path, mon
 
     plain = training._Step.forward
     monkeypatch.setattr(training._Step, "forward", loss_of)
-    with pytest.raises(
-        _cli.UserError, match="pretrain: the loss is nan at step 4, for the examples"
-    ):
+    with pytest.raises(UserError, match="pretrain: the loss is nan at step 4, for the examples"):
         train.train(config(data, tmp_path / "run"))
     kept = list_checkpoints(tmp_path / "run" / training.CHECKPOINTS)
     assert [path.stem[-1] for path in kept] == ["0", "2"]
@@ -441,9 +438,7 @@ def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch) -> None:
 
 def test_tensorboard_is_missed_before_training(data: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(
-        _cli.UserError, match=r"--tensorboard: .*pip install -e '\.\[tensorboard\]'"
-    ):
+    with pytest.raises(UserError, match=r"--tensorboard: .*pip install -e '\.\[tensorboard\]'"):
         train.train(config(data, tmp_path / "run", tensorboard=True))
     assert list(tmp_path.iterdir()) == []
 

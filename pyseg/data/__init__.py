@@ -1,7 +1,6 @@
 """Reading videos and rated segments: records, data sets, batches, and collections of them."""
 
 from pyseg._sampling import sample_random_frames, sample_random_sequence
-from pyseg.data._tables import DataError
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.collection import Collection, open_collection
@@ -21,7 +20,6 @@ from pyseg.data.records import (
     FrameSchema,
     Ratings,
     ReadReport,
-    RecordError,
     RecordWarning,
     VideoRecords,
     VideoSchema,
@@ -33,6 +31,7 @@ from pyseg.data.records import (
     sniff,
     write_records,
 )
+from pyseg.errors import DataError, RecordError
 
 __all__ = [
     "Batch",

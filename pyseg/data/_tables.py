@@ -14,9 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn, cast
 
-
-class DataError(ValueError):
-    """Data that is not what it should be; the message names the file, and the line if any."""
+from pyseg.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pyseg.data._tables import DataError, read_table
+from pyseg.data._tables import read_table
 from pyseg.data.batch import Example
 from pyseg.data.datasets import Paths, SegmentDataset, stable_hash
 from pyseg.data.records import FrameRecord, FrameSchema, Ratings, ReadReport
+from pyseg.errors import ArgumentError, DataError
 
 NUM_CLASSES = 527  # weak labels
 FEATURE_SIZES = (128,)
@@ -32,7 +33,7 @@ def read_class_labels(path: str | os.PathLike[str]) -> tuple[list[str], list[str
     """Returns the ids and the names of the weak classes, from ``class_labels_indices.csv``.
 
     Raises:
-        pyseg.data.DataError: The file is malformed, or its indices are not 0, 1, 2, ....
+        pyseg.errors.DataError: The file is malformed, or its indices are not 0, 1, 2, ....
         OSError: It cannot be read.
     """
     ids: list[str] = []
@@ -53,7 +54,7 @@ def read_display_names(path: str | os.PathLike[str]) -> dict[str, str]:
     """Returns the names of classes by id, from ``mid_to_display_name.tsv``.
 
     Raises:
-        pyseg.data.DataError: The file is malformed.
+        pyseg.errors.DataError: The file is malformed.
         OSError: It cannot be read.
     """
     columns = ["mid", "name"]
@@ -70,7 +71,7 @@ def read_strong_labels(path: str | os.PathLike[str]) -> StrongLabels:
     Events of one class that overlap or touch are one event.
 
     Raises:
-        pyseg.data.DataError: A line is malformed; the message names file and line.
+        pyseg.errors.DataError: A line is malformed; the message names file and line.
         OSError: The file cannot be read.
     """
     columns = [
@@ -206,10 +207,10 @@ class StrongSegmentDataset(SegmentDataset):
     ) -> None:
         """Reads nothing yet, except for a cache; the class describes the arguments."""
         if rated_per_segment is not None and rated_per_segment < 1:
-            raise ValueError(f"rated_per_segment must be at least 1, got {rated_per_segment}")
+            raise ArgumentError(f"rated_per_segment must be at least 1, got {rated_per_segment}")
         for name, share in (("segment_share", segment_share), ("event_share", event_share)):
             if not share > 0:
-                raise ValueError(f"{name} must be above 0, got {share}")
+                raise ArgumentError(f"{name} must be above 0, got {share}")
         self.strong = strong
         self.class_numbers = {id: number for number, id in enumerate(class_ids)}
         self.rated_per_segment = rated_per_segment

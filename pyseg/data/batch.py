@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyseg.errors import ArgumentError
+
 
 class Example(NamedTuple):
     """A video or a segment, with its labels or ratings.
@@ -95,7 +97,7 @@ class Batch:
         if wrong.any():
             first = int(wrong.nonzero()[0])
             row = int(torch.searchsorted(self.offsets, first, right=True)) - 1
-            raise ValueError(
+            raise ArgumentError(
                 f"{self.ids[row]}: class {int(self.classes[first])} is not in "
                 f"[0, {num_classes}): num_classes does not fit the data"
             )
@@ -177,7 +179,7 @@ def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
         (torch.Size([2, 3, 2]), tensor([1, 3]))
     """
     if not examples:
-        raise ValueError("collate needs at least one example, got none")
+        raise ArgumentError("collate needs at least one example, got none")
     lengths = np.fromiter((len(example.frames) for example in examples), np.int64, len(examples))
     length = int(lengths.max()) if frames is None else frames
     first = examples[0]
@@ -185,12 +187,12 @@ def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
     for example in examples:
         found = example.frames
         if found.shape[1] != width or found.dtype != dtype:
-            raise ValueError(
+            raise ArgumentError(
                 f"{example.id}: frames are {found.shape[1]} wide and {found.dtype}, "
                 f"but those of {first.id} in the same batch are {width} wide and {dtype}"
             )
         if not 1 <= len(found) <= length:
-            raise ValueError(f"{example.id}: expected 1 to {length} frames, found {len(found)}")
+            raise ArgumentError(f"{example.id}: expected 1 to {length} frames, found {len(found)}")
     output = _empty((len(examples), length, width), dtype)
     matrix = output.numpy()
     for row, example in zip(matrix, examples, strict=True):
@@ -201,7 +203,7 @@ def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
     classes = np.concatenate([example.classes for example in examples])
     scores = np.concatenate([example.scores for example in examples])
     if len(classes) != len(scores):
-        raise ValueError(f"expected one score a class, found {len(scores)} for {len(classes)}")
+        raise ArgumentError(f"expected one score a class, found {len(scores)} for {len(classes)}")
     return Batch(
         [example.id for example in examples],
         output,

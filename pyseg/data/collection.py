@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 
 from pyseg.data import audioset, youtube8m
-from pyseg.data._tables import DataError
 from pyseg.data.datasets import (
     SUFFIXES,
     VIEW_OPTIONS,
@@ -30,6 +29,7 @@ from pyseg.data.datasets import (
     held_out,
 )
 from pyseg.data.records import FrameSchema, RecordKind, VideoSchema, read_frames, sniff
+from pyseg.errors import ArgumentError, DataError, MissingFileError
 
 Part = Literal["train", "test", "all"]
 Kind = Literal["audioset", "frame", "video"]
@@ -139,7 +139,7 @@ class Collection:
 
         Raises:
             ValueError: There is no such part, or an option is out of range.
-            pyseg.data.RecordError: A record is faulty.
+            pyseg.errors.RecordError: A record is faulty.
         """
         if self.make_segments is None:
             return None
@@ -158,7 +158,7 @@ class Collection:
 
         Raises:
             ValueError: There is no such part.
-            pyseg.data.RecordError: A record is faulty.
+            pyseg.errors.RecordError: A record is faulty.
         """
         from pyseg.labels import read_label_records
 
@@ -183,7 +183,7 @@ class Collection:
 
     def _split(self, part: Part) -> Split | None:
         if part not in ("train", "test", "all"):
-            raise ValueError(f'part must be "train", "test" or "all", got {part!r}')
+            raise ArgumentError(f'part must be "train", "test" or "all", got {part!r}')
         if part == "all":
             return self.within
         return Split(part, self.test_fraction, self.seed, self._train_paths, self.within)
@@ -236,8 +236,8 @@ def open_collection(
 
     Raises:
         FileNotFoundError: There is nothing at ``data``, or a file that is needed is missing.
-        pyseg.data.DataError: The records are of no known kind, or a table is malformed.
-        pyseg.data.RecordError: A file cannot be read as TFRecords.
+        pyseg.errors.DataError: The records are of no known kind, or a table is malformed.
+        pyseg.errors.RecordError: A file cannot be read as TFRecords.
         ValueError: ``test_fraction`` is not in [0, 1].
 
     Example:
@@ -357,7 +357,7 @@ def frame_schema(feature_sizes: Sequence[int]) -> FrameSchema:
         if tuple(feature_sizes) == tuple(width for _, width in schema.features):
             return replace(schema, labels_key=None)
     sizes = " or ".join(str(tuple(width for _, width in schema.features)) for schema in known)
-    raise ValueError(f"feature_sizes: expected {sizes}, found {tuple(feature_sizes)}")
+    raise ArgumentError(f"feature_sizes: expected {sizes}, found {tuple(feature_sizes)}")
 
 
 def _kind(kind: RecordKind) -> str:
@@ -464,7 +464,7 @@ def _audioset(
     if table is None:
         notes += ("no strong_labels.tsv: no rated segments",)
     elif not ids:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"class_labels_indices.csv is not beside {found.paths[0]}: without it the strong "
             "labels have no class numbers (give its path as vocabulary)"
         )

@@ -32,6 +32,7 @@ from pyseg.data.records import (
     read_frames,
     read_videos,
 )
+from pyseg.errors import ArgumentError, MissingFileError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 OnError = Literal["raise", "skip"]
@@ -57,7 +58,7 @@ def find_shards(paths: Paths) -> list[str]:
         >>> find_shards("no/such/*.tfrecord")
         Traceback (most recent call last):
         ...
-        FileNotFoundError: no/such/*.tfrecord: no file matches
+        pyseg.errors.MissingFileError: no/such/*.tfrecord: no file matches
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
@@ -75,11 +76,11 @@ def find_shards(paths: Paths) -> list[str]:
         else:
             files, missing = [], "no such file or folder"
         if not files:
-            raise FileNotFoundError(f"{text}: {missing}")
+            raise MissingFileError(f"{text}: {missing}")
         for file in files:
             found.setdefault(os.path.realpath(file), file)
     if not found:
-        raise FileNotFoundError("expected at least one file to read, got an empty list")
+        raise ArgumentError("paths: expected at least one file, found none")
     return list(found.values())
 
 
@@ -103,7 +104,7 @@ def held_out(id: str, fraction: float = 0.2, seed: int = 0) -> bool:
         1924
     """
     if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must be in [0, 1], got {fraction}")
+        raise ArgumentError(f"fraction must be in [0, 1], got {fraction}")
     return stable_hash(id, seed) < fraction * 2**64
 
 
@@ -285,7 +286,7 @@ class RecordDataset(IterableDataset[Example]):
     Raises:
         FileNotFoundError: ``paths`` stands for nothing.
         ValueError: An argument is out of range.
-        pyseg.data.RecordError: A record is faulty (while iterating; with ``cache``, at once).
+        pyseg.errors.RecordError: A record is faulty (while iterating; with ``cache``, at once).
     """
 
     _unrated_examples = True  # whether an example that `classes` leaves without a class stays
@@ -333,15 +334,15 @@ class RecordDataset(IterableDataset[Example]):
 
     def _check_options(self) -> None:
         if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+            raise ArgumentError(f"seed must be at least 0, got {self.seed}")
         if self.buffer < 1:
-            raise ValueError(f"buffer must be at least 1, got {self.buffer}")
+            raise ArgumentError(f"buffer must be at least 1, got {self.buffer}")
         if self.on_error not in ("raise", "skip"):
-            raise ValueError(f'on_error must be "raise" or "skip", got {self.on_error!r}')
+            raise ArgumentError(f'on_error must be "raise" or "skip", got {self.on_error!r}')
         if (self.rank is None) != (self.world_size is None):
-            raise ValueError("rank and world_size must be given together")
+            raise ArgumentError("rank and world_size must be given together")
         if self.rank is not None and not 0 <= self.rank < cast(int, self.world_size):
-            raise ValueError(f"rank must be in [0, {self.world_size}), got {self.rank}")
+            raise ArgumentError(f"rank must be in [0, {self.world_size}), got {self.rank}")
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order (and sampled frames) of the next pass, in running workers too."""
@@ -417,7 +418,7 @@ class RecordDataset(IterableDataset[Example]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         if workers > MOST_WORKERS:
-            raise ValueError(f"expected at most {MOST_WORKERS} workers, got {workers}")
+            raise ArgumentError(f"expected at most {MOST_WORKERS} workers, got {workers}")
         rank, world_size = self.group()
         epoch = self.epoch
         if self._memory is not None:
@@ -604,7 +605,7 @@ def _positions(classes: list[int] | None) -> np.ndarray | None:
     if classes is None:
         return None
     if not classes or min(classes) < 0 or len(set(classes)) < len(classes):
-        raise ValueError("classes must be different numbers, at least one, none below 0")
+        raise ArgumentError("classes must be different numbers, at least one, none below 0")
     positions = np.full(max(classes) + 2, -1, np.int64)
     positions[classes] = np.arange(len(classes))
     return positions
@@ -646,12 +647,12 @@ class FrameDataset(RecordDataset):
     ) -> None:
         """Reads nothing yet, except for a cache; the class describes the arguments."""
         if sampling not in ("all", "random-frames", "random-sequence"):
-            raise ValueError(
+            raise ArgumentError(
                 f'sampling must be "all", "random-frames" or "random-sequence", got {sampling!r}'
             )
         for name, value in (("max_frames", max_frames), ("num_samples", num_samples)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ArgumentError(f"{name} must be at least 1, got {value}")
         self.schema = schema
         self.max_frames = max_frames
         self.sampling = sampling
@@ -831,9 +832,9 @@ def loader(
         torch.Size([80, 5, 1152])
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 <= workers <= MOST_WORKERS:
-        raise ValueError(f"workers must be in [0, {MOST_WORKERS}], got {workers}")
+        raise ArgumentError(f"workers must be in [0, {MOST_WORKERS}], got {workers}")
     seed = 0
     if isinstance(dataset, RecordDataset):
         dataset = dataset._copy()

@@ -49,7 +49,7 @@ from pyseg import _cli
 from pyseg._files import written_whole
 from pyseg.data import youtube8m
 from pyseg.data._http import CHUNK, Client, LastingError, Part, StoppedError
-from pyseg.data._tables import DataError
+from pyseg.errors import ArgumentError, DataError, UserError
 
 _RELEASES = {"frame": "2/frame", "video": "2/video", "segment": "3/frame"}
 _PLANS = "http://data.yt8m.org"
@@ -111,35 +111,39 @@ class DownloadConfig:
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.subset not in _RELEASES:
-            raise ValueError(f"subset: expected one of {', '.join(_RELEASES)}, found {self.subset}")
+            raise ArgumentError(
+                f"subset: expected one of {', '.join(_RELEASES)}, found {self.subset}"
+            )
         if self.partition not in ("train", "validate", "test"):
-            raise ValueError(f"partition: expected train, validate or test, found {self.partition}")
+            raise ArgumentError(
+                f"partition: expected train, validate or test, found {self.partition}"
+            )
         if self.subset == "segment" and self.partition == "train":
-            raise ValueError(
+            raise ArgumentError(
                 "partition: expected validate or test of the subset segment, found train (its "
                 "models are pretrained on --subset frame --partition train)"
             )
         if self.mirror not in ("us", "eu", "asia"):
-            raise ValueError(f"mirror: expected us, eu or asia, found {self.mirror}")
+            raise ArgumentError(f"mirror: expected us, eu or asia, found {self.mirror}")
         if self.server is not None:
             parts = urllib.parse.urlsplit(self.server)
             if parts.scheme not in ("http", "https") or not parts.netloc:
-                raise ValueError(f"server: expected an http or https URL, found {self.server}")
+                raise ArgumentError(f"server: expected an http or https URL, found {self.server}")
             if parts.query or parts.fragment:
-                raise ValueError(f"server: expected a URL without ? and #, found {self.server}")
+                raise ArgumentError(f"server: expected a URL without ? and #, found {self.server}")
         self.part_of_shards()
         if self.jobs < 1:
-            raise ValueError(f"jobs: expected at least 1, found {self.jobs}")
+            raise ArgumentError(f"jobs: expected at least 1, found {self.jobs}")
         if self.retries < 0:
-            raise ValueError(f"retries: expected at least 0, found {self.retries}")
+            raise ArgumentError(f"retries: expected at least 0, found {self.retries}")
         if not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout: expected more than 0 seconds, found {self.timeout}")
+            raise ArgumentError(f"timeout: expected more than 0 seconds, found {self.timeout}")
 
     def part_of_shards(self) -> tuple[int, int]:
         """Returns the numbers in ``shard``."""
         match = re.fullmatch(r"([0-9]{1,9}),([0-9]{1,9})", self.shard.replace(" ", ""))
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise ValueError(f"shard: expected i,n with 1 <= i <= n, found {self.shard}")
+            raise ArgumentError(f"shard: expected i,n with 1 <= i <= n, found {self.shard}")
         return int(match[1]), int(match[2])
 
 
@@ -199,7 +203,7 @@ def read_plan(content: bytes, name: str) -> list[Shard]:
         name: What to call it in errors.
 
     Raises:
-        pyseg.data.DataError: It is not a plan, or names a file that could lie elsewhere.
+        pyseg.errors.DataError: It is not a plan, or names a file that could lie elsewhere.
 
     Example:
         >>> read_plan(b'{"files": {"trainbc.tfrecord": "0123456789abcdef0123456789abcdef"}}', "it")
@@ -259,8 +263,8 @@ def download(config: DownloadConfig) -> DownloadReport:
         from being fetched, until ten in a row are not.
 
     Raises:
-        pyseg.data.DataError: The plan is malformed.
-        pyseg._cli.UserError: The plan is not to be had, ``shard`` takes none of its files, the
+        pyseg.errors.DataError: The plan is malformed.
+        pyseg.errors.UserError: The plan is not to be had, ``shard`` takes none of its files, the
             folder is in use by another download, or a file cannot be written.
         OSError: The folder cannot be made or written.
     """
@@ -275,10 +279,10 @@ def download(config: DownloadConfig) -> DownloadReport:
     try:
         plan = client.read(url)
     except LastingError as error:
-        raise _cli.UserError(str(error)) from error
+        raise UserError(str(error)) from error
     shards = [shard for shard in read_plan(plan, url) if _is_of_part(shard, part)]
     if not shards:
-        raise _cli.UserError(f"shard: {config.shard} takes no file of {url}: use a smaller n")
+        raise UserError(f"shard: {config.shard} takes no file of {url}: use a smaller n")
     folder.mkdir(parents=True, exist_ok=True)
     if config.vocabulary:
         _fetch_vocabularies(config, client, report)
@@ -356,7 +360,7 @@ class _State:
     A file without facts, or with wrong ones, costs time but no data.
 
     Raises:
-        pyseg._cli.UserError: Another process has it open.
+        pyseg.errors.UserError: Another process has it open.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -366,7 +370,7 @@ class _State:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise _cli.UserError(f"{folder}: another download is at work there") from None
+            raise UserError(f"{folder}: another download is at work there") from None
         except OSError:
             pass  # a file system without locks
         self._file.seek(0)
@@ -538,7 +542,7 @@ def _fetch(
     Raises:
         LastingError: It is not to be had.
         StoppedError: It is not wanted any more.
-        pyseg._cli.UserError: It cannot be written.
+        pyseg.errors.UserError: It cannot be written.
     """
     unfinished = path.with_name(path.name + _UNFINISHED)
 
@@ -555,7 +559,7 @@ def _fetch(
             part.finish(path)
         state.note_finished(path, md5)
     except OSError as error:
-        raise _cli.UserError(
+        raise UserError(
             f"{unfinished}: {error.strerror or error}; what has come is kept, and the same command "
             "goes on from there"
         ) from error
@@ -565,7 +569,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fetches, and says what is there and what is missing.
 
     Raises:
-        pyseg._cli.UserError: Something is missing.
+        pyseg.errors.UserError: Something is missing.
     """
     parser = _cli.make_parser(
         DownloadConfig, "pyseg.data download", "Fetches shards of YouTube-8M."
@@ -585,7 +589,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
     if not report.complete:
-        raise _cli.UserError(
+        raise UserError(
             f"{report.files - report.there - report.fetched} of {report.files} files are missing; "
             "the same command goes on from here"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyseg.data.batch import Batch
 from pyseg.data.datasets import Position, RecordDataset, Start, loader
+from pyseg.errors import ArgumentError
 
 
 class Feed(Iterator[Batch]):
@@ -48,7 +49,7 @@ class Feed(Iterator[Batch]):
     ) -> None:
         """Begins to read with the first batch; the class describes the arguments."""
         if not dataset.repeat:
-            raise ValueError("dataset: expected one with repeat=True")
+            raise ArgumentError("dataset: expected one with repeat=True")
         rank, world_size = dataset.group()
         self._options = {
             "batch_size": batch_size,
@@ -63,7 +64,7 @@ class Feed(Iterator[Batch]):
         if state is not None:
             for name, value in self._options.items():
                 if state[name] != value:
-                    raise ValueError(f"{name}: expected {state[name]}, as before; found {value}")
+                    raise ArgumentError(f"{name}: expected {state[name]}, as before; found {value}")
             self._batches = int(state["batches"])
             self._positions = [Position(*position) for position in state["positions"]]
         start = Start(self._batches, tuple(self._positions))

@@ -14,6 +14,7 @@ import numpy as np
 from pyseg.data.batch import Example
 from pyseg.data.datasets import Paths, VideoDataset, stable_hash
 from pyseg.data.records import ReadReport
+from pyseg.errors import ArgumentError
 
 if TYPE_CHECKING:
     from pyseg.labels import LabelCorrelation
@@ -75,11 +76,13 @@ class IncompleteVideoDataset(VideoDataset):
     ) -> None:
         """Reads nothing yet, except for a cache; the class describes the arguments."""
         if confusable.num_classes != len(among):
-            raise ValueError(
+            raise ArgumentError(
                 f"confusable: expected {len(among)} classes, found {confusable.num_classes}"
             )
         if not 0 <= positive_share <= 1:
-            raise ValueError(f"positive_share: expected a number in [0, 1], found {positive_share}")
+            raise ArgumentError(
+                f"positive_share: expected a number in [0, 1], found {positive_share}"
+            )
         self._confusable = tuple(
             tensor.numpy() for tensor in (confusable.offsets, confusable.columns, confusable.values)
         )

@@ -43,6 +43,7 @@ import numpy.typing as npt
 from pyseg import _ext
 from pyseg._files import written_whole
 from pyseg.data import _records_reference as reference
+from pyseg.errors import ArgumentError, RecordError
 
 PathLike = str | os.PathLike[str]
 _Result = TypeVar("_Result")
@@ -53,32 +54,6 @@ _UNPACKED = 1 << 18  # and the most that are unpacked at a time
 
 
 # ------------------------------------------------------------------------------- what users handle
-
-
-class RecordError(ValueError):
-    """A file or a record in it cannot be read.
-
-    The message reads `<path>: record 12 at byte 34567: expected ..., found ...`. The byte is where
-    the record starts in the file, or in the unpacked data of a compressed file.
-
-    Attributes:
-        path: The file.
-        record: Number of the record, from 0; None where the file as a whole is at fault.
-        offset: Byte at which the record starts; None likewise.
-    """
-
-    def __init__(
-        self, message: str, path: str = "", record: int | None = None, offset: int | None = None
-    ) -> None:
-        """Make the error; the message is the whole text."""
-        super().__init__(message)
-        self.path = path
-        self.record = record
-        self.offset = offset
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Keep the attributes on the way between processes."""
-        return type(self), (str(self), self.path, self.record, self.offset)
 
 
 class RecordWarning(UserWarning):
@@ -169,7 +144,9 @@ class FrameSchema:
         """Check the values."""
         _check_schema(self.features, self.id_key, self.labels_key)
         if self.segment_size < 1:
-            raise ValueError(f"segment_size: expected at least 1 frame, found {self.segment_size}")
+            raise ArgumentError(
+                f"segment_size: expected at least 1 frame, found {self.segment_size}"
+            )
 
     @property
     def width(self) -> int:
@@ -297,11 +274,11 @@ def _check_schema(
     names = [name for name, _ in features]
     wide = all(1 <= width < 2**31 for _, width in features)
     if len(names) < fewest or len(set(names)) != len(names) or not wide:
-        raise ValueError(
+        raise ArgumentError(
             f"features: expected different names, each with a width of at least 1, found {features}"
         )
     if not id_key or labels_key == "":
-        raise ValueError(
+        raise ArgumentError(
             f"id_key and labels_key: expected names, found {id_key!r} and {labels_key!r}"
         )
 
@@ -525,10 +502,12 @@ def _read(
     """Check the arguments that all readers share, now; read when the first record is wanted."""
     name = os.fsdecode(path)
     if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error: expected 'raise' or 'skip', found {on_error!r}")
+        raise ArgumentError(f"on_error: expected 'raise' or 'skip', found {on_error!r}")
     index, count = shard
     if not 0 <= index < count:
-        raise ValueError(f"shard: expected (index, count) with 0 <= index < count, found {shard}")
+        raise ArgumentError(
+            f"shard: expected (index, count) with 0 <= index < count, found {shard}"
+        )
 
     def generate() -> Iterator[_Result]:
         filled = ReadReport() if report is None else report
@@ -623,7 +602,7 @@ def read_frames(
         ((10, 1152), array([0, 5]), array([1., 0.], dtype=float32))
     """
     if max_frames is not None and max_frames < 1:
-        raise ValueError(f"max_frames: expected at least 1 or None, found {max_frames}")
+        raise ArgumentError(f"max_frames: expected at least 1 or None, found {max_frames}")
     decoder = _engine().FrameDecoder(
         [(name.encode(), width) for name, width in schema.features],
         schema.id_key.encode(),
@@ -688,7 +667,7 @@ def read_videos(
         (['a', 'b'], (2, 1152), array([0, 2, 4]), array([1, 5, 1, 5]))
     """
     if block < 1:
-        raise ValueError(f"block: expected at least 1 record, found {block}")
+        raise ArgumentError(f"block: expected at least 1 record, found {block}")
     decoder = _engine().VideoDecoder(
         [(name.encode(), width) for name, width in schema.features],
         schema.id_key.encode(),
@@ -797,7 +776,7 @@ def write_records(path: PathLike, records: Iterable[bytes], *, compress: bool = 
             )
         for record in records:
             if len(record) > reference.LARGEST_RECORD:
-                raise ValueError(
+                raise ArgumentError(
                     f"records: expected at most {reference.LARGEST_RECORD} bytes in record"
                     f" {count}, found {len(record)}"
                 )
@@ -807,7 +786,7 @@ def write_records(path: PathLike, records: Iterable[bytes], *, compress: bool = 
             file.write(struct.pack("<I", reference.mask(crc32c(record))))
             count += 1
         if not count:
-            raise ValueError("records: expected at least one, found none")
+            raise ArgumentError("records: expected at least one, found none")
     return count
 
 
@@ -845,12 +824,12 @@ def encode_frames(
     """
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 2 or not len(frames):
-        raise ValueError(
+        raise ArgumentError(
             f"frames: expected uint8 of shape (T >= 1, {schema.width}),"
             f" found {frames.dtype} of shape {frames.shape}"
         )
     if frames.shape[1] != schema.width:
-        raise ValueError(f"frames: expected a width of {schema.width}, found {frames.shape[1]}")
+        raise ArgumentError(f"frames: expected a width of {schema.width}, found {frames.shape[1]}")
     entries = _identity(id, labels, schema)
     for key, value in (context or {}).items():
         entries.append((key, _scalar(key, value)))
@@ -863,12 +842,12 @@ def encode_frames(
         scores = np.asarray(ratings.scores, dtype=np.float32)
         sizes = (starts.shape, ends.shape, classes.shape, scores.shape)
         if len(set(sizes)) != 1:
-            raise ValueError(
+            raise ArgumentError(
                 "ratings: expected as many starts, ends, classes and scores, found shapes "
                 + ", ".join(map(str, sizes))
             )
         if not ((scores >= 0) & (scores <= 1)).all():
-            raise ValueError(f"ratings.scores: expected 0 to 1, found {scores}")
+            raise ArgumentError(f"ratings.scores: expected 0 to 1, found {scores}")
         entries += [
             ("segment_start_times", _ints(starts)),
             ("segment_end_times", _ints(ends)),
@@ -906,7 +885,7 @@ def encode_video(
     """
     values = np.asarray(features, dtype=np.float32)
     if values.shape != (schema.width,):
-        raise ValueError(f"features: expected shape ({schema.width},), found {values.shape}")
+        raise ArgumentError(f"features: expected shape ({schema.width},), found {values.shape}")
     entries = _identity(id, labels, schema)
     entries += [(name, _floats(values[columns])) for name, columns in _columns(schema)]
     return _field(1, _map(entries))
@@ -921,7 +900,9 @@ def _identity(
     if schema.labels_key is not None:
         entries.append((schema.labels_key, _ints(numbers)))
     elif numbers.size:
-        raise ValueError(f"labels: expected none without schema.labels_key, found {numbers.size}")
+        raise ArgumentError(
+            f"labels: expected none without schema.labels_key, found {numbers.size}"
+        )
     return entries
 
 
@@ -937,11 +918,13 @@ def _whole(name: str, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Numbers of at least 0 as int64."""
     array = np.asarray(numbers)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: expected integers of shape (n,), found {array.dtype} of shape {array.shape}"
         )
     if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int64).max):
-        raise ValueError(f"{name}: expected 0 to 2**63 - 1, found {array.min()} to {array.max()}")
+        raise ArgumentError(
+            f"{name}: expected 0 to 2**63 - 1, found {array.min()} to {array.max()}"
+        )
     return array.astype(np.int64)
 
 
@@ -972,7 +955,7 @@ def _scalar(key: str, value: float | int | bytes | str) -> bytes:
     if isinstance(value, (int, np.integer)):
         return _ints([int(value)])
     if not math.isfinite(value):
-        raise ValueError(f"context[{key!r}]: expected a finite number, found {value}")
+        raise ArgumentError(f"context[{key!r}]: expected a finite number, found {value}")
     return _floats([value])
 
 

@@ -33,9 +33,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pyseg._build import user_cache
-from pyseg.data._tables import DataError
 from pyseg.data.records import Ratings, encode_frames, write_records
 from pyseg.data.youtube8m import FEATURE_SIZES, SEGMENT_SIZE
+from pyseg.errors import ArgumentError, DataError
 
 VERSION = 1  # changes whenever the same seed gives other bytes
 TRAIN_VIDEOS = 200
@@ -218,17 +218,17 @@ def generate(folder: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
         progress: Whether to show a progress bar on a terminal.
 
     Raises:
-        FileExistsError: The folder is not empty.
+        pyseg.errors.DataError: The folder is not empty.
         ValueError: ``seed`` is less than 0.
         OSError: The folder cannot be written.
     """
     from tqdm import tqdm
 
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+        raise ArgumentError(f"seed must be at least 0, got {seed}")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists already and is not an empty folder")
+        raise DataError(f"{folder} exists already and is not an empty folder")
     world = _make_world(seed)
     ids = _make_ids(seed, TRAIN_VIDEOS + RATED_VIDEOS)
     videos = np.zeros(len(world.names), np.int64)
@@ -311,7 +311,7 @@ def make_sample(seed: int = 0) -> Path:
     it.
 
     Raises:
-        pyseg.data.DataError: What lies there has been damaged since.
+        pyseg.errors.DataError: What lies there has been damaged since.
         OSError: The folder cannot be written.
 
     Example:

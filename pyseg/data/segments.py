@@ -69,7 +69,7 @@ def read_segments(
         report: See `pyseg.data.read_frames`.
 
     Raises:
-        pyseg.data.RecordError: A record is faulty.
+        pyseg.errors.RecordError: A record is faulty.
 
     Example:
         >>> from pyseg.data import find_shards

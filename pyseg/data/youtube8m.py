@@ -10,7 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pyseg.data._tables import DataError, read_table
+from pyseg.data._tables import read_table
+from pyseg.errors import DataError
 
 NUM_CLASSES = 3862  # video labels, since the release of 2018
 FEATURE_SIZES = (1024, 128)  # rgb, audio
@@ -36,7 +37,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     KnowledgeGraphId, or else by its number. The lines may be in any order.
 
     Raises:
-        pyseg.data.DataError: The file is malformed, names a class twice, or leaves one out.
+        pyseg.errors.DataError: The file is malformed, names a class twice, or leaves one out.
         OSError: It cannot be read.
     """
     classes, names = _read(path)
@@ -55,7 +56,7 @@ def read_segment_vocabulary(path: str | os.PathLike[str]) -> SegmentVocabulary:
     The challenge's ``segment_label_ids.csv``, which has the column Index only, is read as well.
 
     Raises:
-        pyseg.data.DataError: The file is malformed or names a class twice.
+        pyseg.errors.DataError: The file is malformed or names a class twice.
         OSError: It cannot be read.
     """
     return SegmentVocabulary(*_read(path))

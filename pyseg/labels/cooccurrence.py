@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyseg import _threads
+from pyseg.errors import ArgumentError
 
 Integers = NDArray[np.int64]
 
@@ -61,7 +62,7 @@ class Cooccurrence:
             ValueError: The numbers of classes differ.
         """
         if self.num_classes != other.num_classes:
-            raise ValueError(
+            raise ArgumentError(
                 f"other: expected counts of {self.num_classes} classes, found {other.num_classes}"
             )
         if not len(other.columns) or not len(self.columns):
@@ -130,7 +131,7 @@ class CooccurrenceCounter:
     def __init__(self, num_classes: int) -> None:
         """Makes an empty counter; the class describes the argument."""
         if not 1 <= num_classes < 2**31:
-            raise ValueError(f"num_classes: expected 1..2^31-1, found {num_classes}")
+            raise ArgumentError(f"num_classes: expected 1..2^31-1, found {num_classes}")
         self.num_classes = num_classes
         nothing = np.zeros(num_classes, np.int64), np.zeros(num_classes + 1, np.int64)
         self._total = Cooccurrence(0, *nothing, np.zeros(0, np.int32), np.zeros(0, np.int64))
@@ -144,11 +145,11 @@ class CooccurrenceCounter:
         starts, flat = _integers("offsets", offsets), _integers("labels", labels)
         if len(starts) == 0 or starts[0] != 0 or starts[-1] != len(flat):
             found = f"{starts[0]} to {starts[-1]}" if len(starts) else "none"
-            raise ValueError(f"offsets: expected 0 to {len(flat)} (labels), found {found}")
+            raise ArgumentError(f"offsets: expected 0 to {len(flat)} (labels), found {found}")
         lengths = np.diff(starts)
         if len(lengths) and lengths.min() < 0:
             video = int(np.argmax(lengths < 0))
-            raise ValueError(
+            raise ArgumentError(
                 f"offsets: expected them not to decrease, found {starts[video]} before "
                 f"{starts[video + 1]} (video {self._total.num_videos + video})"
             )
@@ -217,7 +218,7 @@ class CooccurrenceCounter:
 
     def _refuse(self, labels: Integers, video: int) -> None:
         wrong = labels[(labels < 0) | (labels >= self.num_classes)][0]
-        raise ValueError(
+        raise ArgumentError(
             f"labels: expected 0..{self.num_classes - 1}, found {wrong} in video {video}"
         )
 
@@ -247,7 +248,7 @@ def _integers(name: str, values: ArrayLike | torch.Tensor) -> Integers:
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, found {array.dtype}")
     if array.ndim != 1:
-        raise ValueError(f"{name}: expected one dimension, found shape {array.shape}")
+        raise ArgumentError(f"{name}: expected one dimension, found shape {array.shape}")
     return np.ascontiguousarray(array, np.int64)
 
 

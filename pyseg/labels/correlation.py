@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyseg._files import written_whole
+from pyseg.errors import ArgumentError, DataError
 from pyseg.labels.cooccurrence import Cooccurrence
 
 if TYPE_CHECKING:
@@ -60,12 +61,12 @@ class LabelCorrelation:
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name}: expected a Tensor, found {type(tensor).__name__}")
             if tensor.ndim != 1:
-                raise ValueError(f"{name}: expected one dimension, found {tuple(tensor.shape)}")
+                raise ArgumentError(f"{name}: expected one dimension, found {tuple(tensor.shape)}")
             if tensor.is_floating_point() != (name == "values") or tensor.dtype == torch.bool:
                 kind = "floating numbers" if name == "values" else "integers"
                 raise TypeError(f"{name}: expected {kind}, found {tensor.dtype}")
         if len(columns) != len(values):
-            raise ValueError(
+            raise ArgumentError(
                 f"values: expected {len(columns)}, as there are columns, found {len(values)}"
             )
         offsets, columns = offsets.long(), columns.long()
@@ -74,31 +75,33 @@ class LabelCorrelation:
             return
         if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(columns):
             found = f"{int(offsets[0])} to {int(offsets[-1])}" if len(offsets) else "none"
-            raise ValueError(
+            raise ArgumentError(
                 f"offsets: expected C + 1 numbers from 0 to {len(columns)} (columns), found {found}"
             )
         sizes = offsets.diff()
         if (sizes < 0).any():
-            raise ValueError("offsets: expected them not to decrease")
+            raise ArgumentError("offsets: expected them not to decrease")
         classes = len(sizes)
         if len(columns):
             low, high = int(columns.min()), int(columns.max())
             if low < 0 or high >= classes:
                 wrong = low if low < 0 else high
-                raise ValueError(f"columns: expected 0..{classes - 1}, found {wrong}")
+                raise ArgumentError(f"columns: expected 0..{classes - 1}, found {wrong}")
             inside = (values >= 0) & (values <= 1)  # a NaN is not
             if not inside.all():
-                raise ValueError(
+                raise ArgumentError(
                     f"values: expected numbers in [0, 1], found {values[~inside][0].item()}"
                 )
         rows = torch.repeat_interleave(torch.arange(classes, device=sizes.device), sizes)
         if (rows == columns).any():
             wrong = int(rows[rows == columns][0])
-            raise ValueError(f"columns: expected none on the diagonal, found row {wrong} in itself")
+            raise ArgumentError(
+                f"columns: expected none on the diagonal, found row {wrong} in itself"
+            )
         keys, order = (rows * classes + columns).sort()
         if (keys.diff() == 0).any():
             wrong = int(keys[:-1][keys.diff() == 0][0])
-            raise ValueError(
+            raise ArgumentError(
                 f"columns: expected each once in a row, found {wrong % classes} twice in "
                 f"row {wrong // classes}"
             )
@@ -129,21 +132,21 @@ class LabelCorrelation:
             ValueError: An argument is out of its range, or a class is named twice.
         """
         if not 0.0 <= threshold <= 1.0:
-            raise ValueError(f"threshold: expected a number in [0, 1], found {threshold}")
+            raise ArgumentError(f"threshold: expected a number in [0, 1], found {threshold}")
         if min_support < 1:
-            raise ValueError(f"min_support: expected at least 1, found {min_support}")
+            raise ArgumentError(f"min_support: expected at least 1, found {min_support}")
         total = cooccurrence.num_classes
         kept = np.arange(total) if classes is None else np.asarray(classes)
         if kept.ndim != 1 or len(kept) == 0 or kept.dtype.kind not in "iu":
-            raise ValueError("classes: expected the numbers of at least one class")
+            raise ArgumentError("classes: expected the numbers of at least one class")
         if kept.min() < 0 or kept.max() >= total:
             wrong = kept[(kept < 0) | (kept >= total)][0]
-            raise ValueError(f"classes: expected 0..{total - 1}, found {wrong}")
+            raise ArgumentError(f"classes: expected 0..{total - 1}, found {wrong}")
         place = np.full(total, -1)
         place[kept] = np.arange(len(kept))
         if (place >= 0).sum() != len(kept):
             values, times = np.unique(kept, return_counts=True)
-            raise ValueError(f"classes: expected each once, found {values[times > 1][0]} again")
+            raise ArgumentError(f"classes: expected each once, found {values[times > 1][0]} again")
         upper = np.repeat(np.arange(total), np.diff(cooccurrence.offsets))
         # Both directions of every pair: M is symmetric, P is not.
         rows = np.concatenate((upper, cooccurrence.columns))
@@ -196,7 +199,7 @@ class LabelCorrelation:
     def related(self, label: int) -> list[tuple[int, float]]:
         """Returns the labels that `label` says are there, with their probability, largest first."""
         if not 0 <= label < self.num_classes:
-            raise ValueError(f"label: expected 0..{self.num_classes - 1}, found {label}")
+            raise ArgumentError(f"label: expected 0..{self.num_classes - 1}, found {label}")
         part = slice(int(self.offsets[label]), int(self.offsets[label + 1]))
         values, order = self.values[part].sort(descending=True, stable=True)
         return list(zip(self.columns[part][order].tolist(), values.tolist(), strict=True))
@@ -223,7 +226,7 @@ class LabelCorrelation:
             with np.load(path, allow_pickle=False) as file:
                 return cls(*(torch.from_numpy(file[name]) for name in names))
         except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(path)}: not a label correlation: {error}") from None
+            raise DataError(f"{os.fspath(path)}: not a label correlation: {error}") from None
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """Returns P' as a `scipy.sparse.csr_array`."""
@@ -243,7 +246,7 @@ class LabelCorrelation:
         graph = networkx.DiGraph()
         nodes: Sequence[Any] = range(self.num_classes) if names is None else names
         if len(nodes) != self.num_classes:
-            raise ValueError(f"names: expected {self.num_classes}, found {len(nodes)}")
+            raise ArgumentError(f"names: expected {self.num_classes}, found {len(nodes)}")
         graph.add_nodes_from(nodes)
         entries = zip(
             self.rows().tolist(), self.columns.tolist(), self.values.tolist(), strict=True

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pyseg.data import DataError
 from pyseg.data.records import ReadReport, VideoSchema, read_videos
+from pyseg.errors import DataError
 
 _BLOCK = 2**24  # bytes of a table that are read at a time
 

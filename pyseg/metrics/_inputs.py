@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyseg import _threads
+from pyseg.errors import ArgumentError
 
 Array: TypeAlias = ArrayLike | Tensor
 
@@ -26,7 +27,7 @@ def as_array(name: str, values: Array, ndim: int) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected numbers, found dtype {array.dtype}")
     if array.ndim != ndim:
-        raise ValueError(f"{name}: expected {ndim} dimension(s), found shape {array.shape}")
+        raise ArgumentError(f"{name}: expected {ndim} dimension(s), found shape {array.shape}")
     return array
 
 
@@ -69,13 +70,13 @@ def refuse_nan(name: str, array: np.ndarray, where: np.ndarray | None = None) ->
         nan &= where
     if nan.any():
         place = [int(index) for index in np.unravel_index(nan.argmax(), nan.shape)]
-        raise ValueError(f"{name}: expected numbers, found NaN at {place}")
+        raise ArgumentError(f"{name}: expected numbers, found NaN at {place}")
 
 
 def same_shape(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:
     """Raises where two arrays differ in shape."""
     if array.shape != other.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: expected shape {other.shape} as {other_name} has, found {array.shape}"
         )
 
@@ -83,10 +84,10 @@ def same_shape(name: str, array: np.ndarray, other_name: str, other: np.ndarray)
 def check_k(k: int) -> None:
     """Raises where `k` is not a positive number."""
     if k < 1:
-        raise ValueError(f"k: expected at least 1, found {k}")
+        raise ArgumentError(f"k: expected at least 1, found {k}")
 
 
 def check_classes(num_classes: int) -> None:
     """Raises where `num_classes` is not a positive number."""
     if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
+        raise ArgumentError(f"num_classes: expected at least 1, found {num_classes}")

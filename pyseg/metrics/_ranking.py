@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyseg import _threads
+from pyseg.errors import ArgumentError
 
 # Columns whose keys are made together: theirs are the scores of a cache line.
 _WIDTH = 16
@@ -144,7 +145,7 @@ def _bits(scores: np.ndarray) -> np.ndarray:
 
 def _refuse_too_many(rows: int) -> None:
     if rows >= _MOST_ROWS:
-        raise ValueError(f"scores: expected fewer than 2^31 rows, found {rows}")
+        raise ArgumentError(f"scores: expected fewer than 2^31 rows, found {rows}")
 
 
 def load_kernels() -> Any:

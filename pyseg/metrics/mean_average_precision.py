@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from pyseg.errors import ArgumentError
 from pyseg.metrics import _ranking
 from pyseg.metrics._inputs import (
     Array,
@@ -61,7 +62,7 @@ class MeanAveragePrecision:
             0.5000          1      2  0 cat
         """
         if class_names is not None and len(class_names) != len(self.per_class):
-            raise ValueError(
+            raise ArgumentError(
                 f"class_names: expected {len(self.per_class)} names, found {len(class_names)}"
             )
         order = np.argsort(-self.per_class, kind="stable")
@@ -170,7 +171,7 @@ def check_options(num_classes: int, k: int, empty_classes: EmptyClasses) -> None
     check_classes(num_classes)
     check_k(k)
     if empty_classes not in get_args(EmptyClasses):
-        raise ValueError(
+        raise ArgumentError(
             f"empty_classes: expected one of {', '.join(get_args(EmptyClasses))}; "
             f"found {empty_classes!r}"
         )
@@ -188,7 +189,7 @@ def flat_rows(
     refuse_nan("relevance", rating)
     if len(class_index) and not 0 <= class_index.min() <= class_index.max() < num_classes:
         row = int(((class_index < 0) | (class_index >= num_classes)).argmax())
-        raise ValueError(
+        raise ArgumentError(
             f"classes: expected values in 0..{num_classes - 1}, found {class_index[row]} at {row}"
         )
     return class_index, score, above_zero(rating)
@@ -208,7 +209,7 @@ def dense_rows(
         refuse_nan("rated", mask)
         mask = mask.astype(bool, copy=False)
     if score.shape[1] < 1:
-        raise ValueError(f"scores: expected at least one class, found shape {score.shape}")
+        raise ArgumentError(f"scores: expected at least one class, found shape {score.shape}")
     refuse_nan("relevance", rating, mask)
     return score, above_zero(rating), mask
 

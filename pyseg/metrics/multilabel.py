@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyseg import _threads
+from pyseg.errors import ArgumentError
 from pyseg.metrics import _ranking
 from pyseg.metrics._inputs import (
     Array,
@@ -115,7 +116,7 @@ def label_rows(scores: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
 def refuse_empty(shape: tuple[int, ...]) -> None:
     """Raises where there is nothing to take a mean of."""
     if 0 in shape:
-        raise ValueError(f"scores: expected at least one row and class, found shape {shape}")
+        raise ArgumentError(f"scores: expected at least one row and class, found shape {shape}")
 
 
 def best_of_rows(

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from pyseg.errors import ArgumentError
 from pyseg.metrics import _ranking, multilabel
 from pyseg.metrics._distributed import gather
 from pyseg.metrics._inputs import Array, above_zero, check_classes, check_k
@@ -60,7 +61,7 @@ class _Metric(ABC, Generic[Result]):
         found = other._options()
         for name, own in self._options().items():
             if own != found[name]:
-                raise ValueError(f"other: expected {name} {own!r}, found {found[name]!r}")
+                raise ArgumentError(f"other: expected {name} {own!r}, found {found[name]!r}")
         self._add(other._state())
 
     def compute(self) -> Result:
@@ -76,7 +77,7 @@ class _Metric(ABC, Generic[Result]):
 
     def _check(self, scores: np.ndarray) -> None:
         if scores.shape[1] != self.num_classes:
-            raise ValueError(
+            raise ArgumentError(
                 f"scores: expected {self.num_classes} classes, found shape {scores.shape}"
             )
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pyseg import _ext, _threads
+from pyseg.errors import ArgumentError
 from pyseg.metrics._inputs import (
     Array,
     as_array,
@@ -97,12 +98,12 @@ class TopKPerClass:
         """
         score = as_array("scores", scores, 2)
         if score.shape[1] != self.num_classes:
-            raise ValueError(
+            raise ArgumentError(
                 f"scores: expected {self.num_classes} classes, found shape {score.shape}"
             )
         ids = _ids(segment_ids)
         if len(ids) != len(score):
-            raise ValueError(
+            raise ArgumentError(
                 f"segment_ids: expected {len(score)} as scores has rows, found {len(ids)}"
             )
         mask = None
@@ -125,7 +126,7 @@ class TopKPerClass:
         for name in ("num_classes", "k"):
             own, found = getattr(self, name), getattr(other, name)
             if own != found:
-                raise ValueError(f"other: expected {name} {own}, found {found}")
+                raise ArgumentError(f"other: expected {name} {own}, found {found}")
         self._merge([other._of(index) for index in range(self.num_classes)])
 
     def finish(self) -> TopK:
@@ -186,7 +187,7 @@ class TopKPerClass:
         best = cls(len(offsets) - 1, k)
         counts = np.diff(offsets)
         if offsets[0] != 0 or offsets[-1] != len(scores) or counts.min() < 0 or counts.max() > k:
-            raise ValueError(
+            raise ArgumentError(
                 f"offsets: expected 0 to {len(scores)} (scores) in steps of 0 to {k}, "
                 f"found {offsets[0]} to {offsets[-1]} in steps of {counts.min()} to {counts.max()}"
             )
@@ -296,7 +297,7 @@ def _ids(segment_ids: Array) -> np.ndarray:
     # No bit above the 32nd, which those of negative numbers are: one pass.
     if np.bitwise_or.reduce(ids.astype(np.int64, copy=False).view(np.uint64)) > _LAST_ID:
         row = int(((ids < 0) | (ids > _LAST_ID)).argmax())
-        raise ValueError(
+        raise ArgumentError(
             f"segment_ids: expected values in 0..{_LAST_ID}, found {ids[row]} at {row}"
         )
     return _plain(ids, np.uint32)

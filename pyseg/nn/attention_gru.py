@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.dropout import Dropout
@@ -96,9 +97,9 @@ class AttentionGRU(FrameClassifier):
         }
         for name, value in sizes.items():
             if value < 1:
-                raise ValueError(f"{name}: expected at least 1, found {value}")
+                raise ArgumentError(f"{name}: expected at least 1, found {value}")
         if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout: expected a number in [0, 1), found {dropout}")
+            raise ArgumentError(f"dropout: expected a number in [0, 1), found {dropout}")
         self.gru = GRU(sum(self.feature_sizes), gru_size, gru_layers)
         self.keys = he_linear(gru_size, attention_size)
         self.query = he_linear(gru_size, attention_size, bias=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 
+from pyseg.errors import ArgumentError
 from pyseg.ops import AssignmentNorm, moments
 from pyseg.ops._dispatch import sum_dtype
 from pyseg.ops.assignment import normalize
@@ -76,11 +77,11 @@ class BatchNorm(nn.Module):
         """Makes the module; the class describes the arguments."""
         super().__init__()
         if num_features < 1:
-            raise ValueError(f"num_features: expected at least 1, found {num_features}")
+            raise ArgumentError(f"num_features: expected at least 1, found {num_features}")
         if not eps >= 0.0:
-            raise ValueError(f"eps: expected a number >= 0, found {eps}")
+            raise ArgumentError(f"eps: expected a number >= 0, found {eps}")
         if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum: expected a number in 0..1, found {momentum}")
+            raise ArgumentError(f"momentum: expected a number in 0..1, found {momentum}")
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -142,7 +143,7 @@ class BatchNorm(nn.Module):
         """
         self._check(x)
         if counts is not None and counts.shape != x.shape[:-1]:
-            raise ValueError(
+            raise ArgumentError(
                 f"counts: expected shape {tuple(x.shape[:-1])} as x has, "
                 f"found {tuple(counts.shape)}"
             )
@@ -196,7 +197,7 @@ class BatchNorm(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-1] != self.num_features:
-            raise ValueError(
+            raise ArgumentError(
                 f"x: expected a last dimension of {self.num_features}, found {tuple(x.shape)}"
             )
 

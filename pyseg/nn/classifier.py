@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor, nn
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.mask import frame_mask
 from pyseg.nn.noise import MaskedGaussianNoise
 from pyseg.nn.normalize import Convention, FrameNormalization
@@ -49,11 +50,11 @@ class FrameClassifier(nn.Module):
         super().__init__()
         feature_sizes = tuple(feature_sizes)
         if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
+            raise ArgumentError(f"num_classes: expected at least 1, found {num_classes}")
         if not feature_sizes or min(feature_sizes) < 1:
-            raise ValueError(f"feature_sizes: expected positive widths, found {feature_sizes}")
+            raise ArgumentError(f"feature_sizes: expected positive widths, found {feature_sizes}")
         if not 0.0 <= noise < float("inf"):
-            raise ValueError(f"noise: expected a finite number of at least 0, found {noise}")
+            raise ArgumentError(f"noise: expected a finite number of at least 0, found {noise}")
         self.num_classes = num_classes
         self.feature_sizes = feature_sizes
         self.normalization = FrameNormalization(normalization, feature_sizes, eigenvalues)

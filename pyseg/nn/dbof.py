@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg._sampling import sample_random_frames, sample_random_sequence
+from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.derived import DerivedWeights
@@ -86,7 +87,7 @@ class BagOfFrames(DerivedWeights):
         super().__init__()
         for name, size in (("feature_size", feature_size), ("clusters", clusters)):
             if size < 1:
-                raise ValueError(f"{name}: expected at least 1, found {size}")
+                raise ArgumentError(f"{name}: expected at least 1, found {size}")
         _check_choice("activation", activation, get_args(Activation))
         _check_choice("pooling", pooling, get_args(Pooling))
         self.activation = activation
@@ -233,7 +234,7 @@ class DBoF(FrameClassifier):
         )
         for name, size in (("hidden_size", hidden_size), ("num_samples", num_samples)):
             if size < 1:
-                raise ValueError(f"{name}: expected at least 1, found {size}")
+                raise ArgumentError(f"{name}: expected at least 1, found {size}")
         _check_choice("sampling", sampling, get_args(Sampling))
         self.sampling = sampling
         self.num_samples = num_samples
@@ -285,4 +286,4 @@ def _slim_norm(size: int, momentum: float) -> BatchNorm:
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise ValueError(f"{name}: expected one of {', '.join(known)}; found {value!r}")
+        raise ArgumentError(f"{name}: expected one of {', '.join(known)}; found {value!r}")

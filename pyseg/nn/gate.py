@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.init import he_linear
 
@@ -38,7 +39,7 @@ class ContextGate(nn.Module):
         """Makes the module; the class describes the arguments."""
         super().__init__()
         if not 1 <= reduction <= num_features:
-            raise ValueError(f"reduction: expected 1..{num_features}, found {reduction}")
+            raise ArgumentError(f"reduction: expected 1..{num_features}, found {reduction}")
         inner = num_features // reduction
         self.squeeze = he_linear(num_features, inner, bias=False)
         self.norm = BatchNorm(inner, momentum=batch_norm_momentum, unbiased=True)

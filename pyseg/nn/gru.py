@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.linear import linear
 from pyseg.ops import frame_linear, gru_recurrence
 
@@ -39,7 +40,7 @@ class GRU(nn.Module):
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
         for name, value in sizes.items():
             if value < 1:
-                raise ValueError(f"{name}: expected at least 1, found {value}")
+                raise ArgumentError(f"{name}: expected at least 1, found {value}")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers

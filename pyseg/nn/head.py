@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.init import he_linear, xavier_linear
 from pyseg.ops._dispatch import sum_dtype
 
@@ -106,7 +107,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         check_num_classes(num_classes)
         if mixtures < 1:
-            raise ValueError(f"mixtures: expected at least 1, found {mixtures}")
+            raise ArgumentError(f"mixtures: expected at least 1, found {mixtures}")
         self.num_classes = num_classes
         self.mixtures = mixtures
         self.gates = xavier_linear(in_features, num_classes * (mixtures + 1), bias=False)
@@ -164,11 +165,11 @@ def prior_logit(prior: float) -> float:
         ValueError: it is not between 0 and 1.
     """
     if not 0.0 < prior < 1.0:
-        raise ValueError(f"prior: expected a number above 0 and below 1, found {prior}")
+        raise ArgumentError(f"prior: expected a number above 0 and below 1, found {prior}")
     return math.log(prior / (1.0 - prior))
 
 
 def check_num_classes(num_classes: int) -> None:
     """Raises the `ValueError` of every head that is asked for no class."""
     if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, found {num_classes}")
+        raise ArgumentError(f"num_classes: expected at least 1, found {num_classes}")

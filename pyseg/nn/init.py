@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.linear import Linear
 
 
@@ -34,7 +35,7 @@ def he_truncated_normal_(tensor: Tensor, fan_in: int) -> Tensor:
         True
     """
     if fan_in < 1:
-        raise ValueError(f"fan_in: expected at least 1, found {fan_in}")
+        raise ArgumentError(f"fan_in: expected at least 1, found {fan_in}")
     std = math.sqrt(1.3 * 2.0 / fan_in)
     with torch.no_grad():
         return torch.nn.init.trunc_normal_(tensor, std=std, a=-2.0 * std, b=2.0 * std)

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pyseg.errors import ArgumentError
 from pyseg.ops._dispatch import sum_dtype
 
 
@@ -49,7 +50,7 @@ def l2_penalty(model: nn.Module, strength: float) -> Tensor:
         6.25
     """
     if not 0.0 <= strength < float("inf"):
-        raise ValueError(f"strength: expected a finite number of at least 0, found {strength}")
+        raise ArgumentError(f"strength: expected a finite number of at least 0, found {strength}")
     total = next(model.parameters()).new_zeros((), dtype=torch.float32)
     for module in model.modules():
         if isinstance(module, Regularized):

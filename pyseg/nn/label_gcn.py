@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.derived import DerivedWeights
 from pyseg.nn.head import check_num_classes, prior_logit
 from pyseg.nn.linear import linear
@@ -96,7 +97,7 @@ class LabelGCN(DerivedWeights):
         check_num_classes(num_classes)
         for name, size in (("node_size", node_size), ("gcn_size", gcn_size)):
             if size < 1:
-                raise ValueError(f"{name}: expected at least 1, found {size}")
+                raise ArgumentError(f"{name}: expected at least 1, found {size}")
         if node_features is None:
             nodes = torch.randn(num_classes, node_size)
         else:
@@ -121,7 +122,9 @@ class LabelGCN(DerivedWeights):
             ValueError: the graph is sparse.
         """
         if not isinstance(self.graph, _DenseGraph):
-            raise ValueError("classes: expected all, as the label graph is sparse and not trained")
+            raise ArgumentError(
+                "classes: expected all, as the label graph is sparse and not trained"
+            )
         state = {
             "nodes": self.nodes[classes],
             "graph.weight": self.graph.weight[classes][:, classes],
@@ -225,12 +228,14 @@ def _make_graph(
 ) -> nn.Module:
     if correlation is None:
         if not trained:
-            raise ValueError("correlation: expected one, as the graph shall not be trained")
+            raise ArgumentError("correlation: expected one, as the graph shall not be trained")
         return _DenseGraph(torch.zeros(num_classes, num_classes), trained)
     if isinstance(correlation, (Tensor, np.ndarray)):
         relations = _matrix("correlation", correlation, (num_classes, num_classes))
         if relations.device.type != "meta" and bool((relations < 0).any()):
-            raise ValueError(f"correlation: expected numbers >= 0, found {relations.min().item()}")
+            raise ArgumentError(
+                f"correlation: expected numbers >= 0, found {relations.min().item()}"
+            )
         return _DenseGraph(relations, trained)
     from pyseg.labels import LabelCorrelation
 
@@ -240,7 +245,7 @@ def _make_graph(
             f"found {type(correlation).__name__}"
         )
     if correlation.num_classes != num_classes:
-        raise ValueError(
+        raise ArgumentError(
             f"correlation: expected {num_classes} classes, found {correlation.num_classes}"
         )
     return _DenseGraph(correlation.dense(), trained) if trained else _SparseGraph(correlation)
@@ -253,12 +258,12 @@ def _matrix(name: str, value: Tensor | np.ndarray, shape: tuple[int, int | None]
     expected = "({}, {})".format(*("any" if size is None else size for size in shape))
     fits = len(value.shape) == 2 and value.shape[1] > 0
     if not fits or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True)):
-        raise ValueError(f"{name}: expected shape {expected}, found {tuple(value.shape)}")
+        raise ArgumentError(f"{name}: expected shape {expected}, found {tuple(value.shape)}")
     if isinstance(value, np.ndarray) and value.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected numbers, found {value.dtype}")
     matrix = torch.as_tensor(value).detach().to(torch.float32, copy=True)
     if matrix.device.type != "meta" and not bool(matrix.isfinite().all()):
-        raise ValueError(f"{name}: expected finite numbers")
+        raise ArgumentError(f"{name}: expected finite numbers")
     return matrix
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyseg.errors import ArgumentError
+
 
 def frame_mask(num_frames: Tensor, frames: Tensor) -> Tensor:
     """Marks the valid frames of a padded batch.
@@ -33,14 +35,14 @@ def frame_mask(num_frames: Tensor, frames: Tensor) -> Tensor:
     if num_frames.is_floating_point() or num_frames.is_complex() or num_frames.dtype == torch.bool:
         raise TypeError(f"num_frames: expected integers, found {num_frames.dtype}")
     if num_frames.ndim != 1 or num_frames.shape[0] != batch:
-        raise ValueError(
+        raise ArgumentError(
             f"num_frames: expected shape ({batch},) as frames has {batch} videos, "
             f"found {tuple(num_frames.shape)}"
         )
     if num_frames.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
         low, high = int(num_frames.min()), int(num_frames.max())
         if low < 1 or high > length:
-            raise ValueError(
+            raise ArgumentError(
                 f"num_frames: expected values in 1..{length} (frames has {length} frames), "
                 f"found {low if low < 1 else high}"
             )

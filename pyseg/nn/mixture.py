@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.init import he_linear
@@ -102,13 +103,15 @@ class Mixture(FrameClassifier):
         branches = tuple(branches)
         _check(branches)
         if weights not in get_args(Weighting):
-            raise ValueError(
+            raise ArgumentError(
                 f"weights: expected one of {', '.join(get_args(Weighting))}; found {weights!r}"
             )
         if not 0.0 < temperature < float("inf"):
-            raise ValueError(f"temperature: expected a finite number above 0, found {temperature}")
+            raise ArgumentError(
+                f"temperature: expected a finite number above 0, found {temperature}"
+            )
         if not 0.0 <= distillation < float("inf"):
-            raise ValueError(
+            raise ArgumentError(
                 f"distillation: expected a finite number of at least 0, found {distillation}"
             )
         first = branches[0]
@@ -213,7 +216,7 @@ class Mixture(FrameClassifier):
 def _check(branches: Sequence[FrameClassifier]) -> None:
     """Raises where branches do not fit together."""
     if not branches:
-        raise ValueError("branches: expected at least one classifier, found none")
+        raise ArgumentError("branches: expected at least one classifier, found none")
     for index, branch in enumerate(branches):
         if not isinstance(branch, FrameClassifier):
             raise TypeError(
@@ -221,7 +224,7 @@ def _check(branches: Sequence[FrameClassifier]) -> None:
                 f"at index {index}"
             )
         if branch.noise.sigma != 0.0:
-            raise ValueError(
+            raise ArgumentError(
                 f"branches: expected no noise, as the mixture adds it once for all; found "
                 f"{branch.noise.sigma} at index {index}"
             )
@@ -235,7 +238,7 @@ def _check(branches: Sequence[FrameClassifier]) -> None:
             ),
         ):
             if found != expected:
-                raise ValueError(
+                raise ArgumentError(
                     f"branches: expected the same {name} in all, found {expected!r} at index 0 "
                     f"and {found!r} at index {index}"
                 )
@@ -243,6 +246,6 @@ def _check(branches: Sequence[FrameClassifier]) -> None:
         if ours is None or theirs is None or ours.device.type == "meta":  # it has no values
             continue
         if not torch.equal(ours, theirs):
-            raise ValueError(
+            raise ArgumentError(
                 f"branches: expected the same eigenvalues in all, found others at index {index}"
             )

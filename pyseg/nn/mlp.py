@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.dropout import Dropout
@@ -69,10 +70,10 @@ class MLP(FrameClassifier):
             noise=noise,
         )
         if hidden_size < 1:
-            raise ValueError(f"hidden_size: expected at least 1, found {hidden_size}")
+            raise ArgumentError(f"hidden_size: expected at least 1, found {hidden_size}")
         for name, value in (("input_dropout", input_dropout), ("dropout", dropout)):
             if not 0.0 <= value < 1.0:
-                raise ValueError(f"{name}: expected a number in [0, 1), found {value}")
+                raise ArgumentError(f"{name}: expected a number in [0, 1), found {value}")
         self.input_dropout = Dropout(input_dropout)
         self.hidden = he_linear(sum(self.feature_sizes), hidden_size, bias=False)
         # The eps of slim is as large as the variance that frames of length 1 have here.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.derived import DerivedWeights
@@ -123,7 +124,7 @@ class NeXtVLAD(DerivedWeights):
         """Makes the module; the class describes the arguments."""
         super().__init__()
         if order is not None and order not in get_args(Order):
-            raise ValueError(
+            raise ArgumentError(
                 f"order: expected one of {', '.join(get_args(Order))}; found {order!r}"
             )
         sizes = {
@@ -134,10 +135,10 @@ class NeXtVLAD(DerivedWeights):
         }
         for name, value in sizes.items():
             if value < 1:
-                raise ValueError(f"{name}: expected at least 1, found {value}")
+                raise ArgumentError(f"{name}: expected at least 1, found {value}")
         expanded = expansion * feature_size
         if expanded % groups:
-            raise ValueError(
+            raise ArgumentError(
                 f"groups: expected a divisor of expansion * feature_size = {expanded}, "
                 f"found {groups}"
             )
@@ -176,14 +177,14 @@ class NeXtVLAD(DerivedWeights):
             ValueError: `frames` does not have N features, or `mask` does not fit.
         """
         if frames.ndim != 3 or frames.shape[-1] != self.feature_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"frames: expected shape (batch, frames, {self.feature_size}), "
                 f"found {tuple(frames.shape)}"
             )
         if frames.dtype != torch.uint8 and not frames.is_floating_point():
             raise TypeError(f"frames: expected uint8 or floating, found {frames.dtype}")
         if mask is not None and mask.shape != frames.shape[:2]:
-            raise ValueError(
+            raise ArgumentError(
                 f"mask: expected shape {tuple(frames.shape[:2])} as frames has, "
                 f"found {tuple(mask.shape)}"
             )
@@ -400,12 +401,12 @@ class NeXtVLADClassifier(FrameClassifier):
             noise=noise,
         )
         if hidden_size < 1:
-            raise ValueError(f"hidden_size: expected at least 1, found {hidden_size}")
+            raise ArgumentError(f"hidden_size: expected at least 1, found {hidden_size}")
         if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout: expected a number in [0, 1), found {dropout}")
+            raise ArgumentError(f"dropout: expected a number in [0, 1), found {dropout}")
         for name, value in (("clusters", clusters), ("groups", groups)):
             if len(self.feature_sizes) > 1 and value < 2:
-                raise ValueError(
+                raise ArgumentError(
                     f"{name}: expected at least 2, as features after the first have half as many; "
                     f"found {value}"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyseg.errors import ArgumentError
 from pyseg.nn.dropout import bernoulli_mask
 
 
@@ -42,9 +43,9 @@ class MaskedGaussianNoise(nn.Module):
         """Makes the module; the class describes the arguments."""
         super().__init__()
         if not 0.0 <= sigma < float("inf"):
-            raise ValueError(f"sigma: expected a finite number of at least 0, found {sigma}")
+            raise ArgumentError(f"sigma: expected a finite number of at least 0, found {sigma}")
         if not 0.0 <= p <= 1.0:
-            raise ValueError(f"p: expected a number in [0, 1], found {p}")
+            raise ArgumentError(f"p: expected a number in [0, 1], found {p}")
         self.sigma = sigma
         self.p = p
         self.generator = generator

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyseg.errors import ArgumentError
 from pyseg.ops.frames import dequantize
 
 Convention = Literal["dequantize", "l2", "unwhiten", "raw"]
@@ -66,12 +67,12 @@ class FrameNormalization(nn.Module):
         """Makes the module; the class describes the arguments."""
         super().__init__()
         if convention not in get_args(Convention):
-            raise ValueError(
+            raise ArgumentError(
                 f"normalization: expected one of {', '.join(get_args(Convention))}; "
                 f"found {convention!r}"
             )
         if (convention == "unwhiten") != (eigenvalues is not None):
-            raise ValueError(
+            raise ArgumentError(
                 f"eigenvalues: expected {'them' if eigenvalues is None else 'none'} with the "
                 f"normalization {convention!r}"
             )
@@ -81,14 +82,14 @@ class FrameNormalization(nn.Module):
             values = torch.as_tensor(eigenvalues, dtype=torch.float32).flatten()
             first = self.feature_sizes[0]
             if values.numel() < first:
-                raise ValueError(
+                raise ArgumentError(
                     f"eigenvalues: expected at least {first} values (the width of the first "
                     f"feature), found {values.numel()}"
                 )
             values = values[:first].clone()
             valid = (values >= 0) & values.isfinite()
             if values.device.type != "meta" and not bool(valid.all()):
-                raise ValueError("eigenvalues: expected finite numbers >= 0")
+                raise ArgumentError("eigenvalues: expected finite numbers >= 0")
             self.register_buffer("eigenvalues", values)
         else:
             self.eigenvalues = None
@@ -137,7 +138,7 @@ class FrameNormalization(nn.Module):
         width = sum(self.feature_sizes)
         if frames.ndim != 3 or frames.shape[-1] != width:
             sizes = " + ".join(map(str, self.feature_sizes))
-            raise ValueError(
+            raise ArgumentError(
                 f"frames: expected shape (batch, frames, {width}), as the features have the "
                 f"widths {sizes}; found {tuple(frames.shape)}"
             )

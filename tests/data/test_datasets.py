@@ -30,6 +30,7 @@ from pyseg.data import (
     write_records,
 )
 from pyseg.data.datasets import divide, stable_hash
+from pyseg.errors import ArgumentError, MissingFileError
 
 from .conftest import FRAMES, VIDEOS, ratings_of
 
@@ -92,11 +93,11 @@ def test_a_name_with_glob_characters_is_a_file(tmp_path: Path) -> None:
     [
         ("none/*.tfrecord", r"none/\*\.tfrecord: no file matches"),
         ("none.tfrecord", "none.tfrecord: no such file or folder"),
-        ([], "got an empty list"),
+        ([], "paths: expected at least one file"),
     ],
 )
 def test_nothing_to_read_names_the_pattern(paths, message: str) -> None:
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises((MissingFileError, ArgumentError), match=message):
         Frames(paths)
 
 

@@ -28,10 +28,10 @@ from pathlib import Path
 
 import pytest
 
-from pyseg import _cli
 from pyseg.data import DataError, FrameDataset, __main__, _http
 from pyseg.data import download as module
 from pyseg.data.download import DownloadConfig, DownloadReport, download, read_plan
+from pyseg.errors import UserError
 
 from .conftest import FRAMES
 
@@ -349,7 +349,7 @@ def test_a_refused_connection_is_tried_again(
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         config = DownloadConfig("frame", "train", str(tmp_path), server=url, retries=1)
-        with pytest.raises(_cli.UserError, match=r"refused \(2 times in a row\)"):
+        with pytest.raises(UserError, match=r"refused \(2 times in a row\)"):
             download(config)
 
 
@@ -452,7 +452,7 @@ def test_one_download_at_a_time_in_a_folder(server: Server, fetch: Fetch, folder
     def another(handler: Handler) -> None:
         try:
             fetch()
-        except _cli.UserError as error:
+        except UserError as error:
             errors.append(str(error))
         handler.serve()
 
@@ -490,7 +490,7 @@ def test_a_full_disk(server: Server, fetch: Fetch, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
         with pytest.raises(
-            _cli.UserError, match=f"^{folder}/train0000.tfrecord.part: {os.strerror(errno.EFBIG)};"
+            UserError, match=f"^{folder}/train0000.tfrecord.part: {os.strerror(errno.EFBIG)};"
         ):
             fetch()
     finally:
@@ -618,15 +618,15 @@ def test_the_plan_is_tried_again(
 ) -> None:
     server.publish("trainaa.tfrecord")
     server.faults[PLAN] = [answers(500), truncates(5), stalls(3)]
-    with pytest.raises(_cli.UserError, match=f"^{server.url}{PLAN}: nothing came for 0.5 s"):
+    with pytest.raises(UserError, match=f"^{server.url}{PLAN}: nothing came for 0.5 s"):
         fetch(timeout=STALLED)
     server.faults[PLAN] = [answers(500), truncates(5)]
     assert fetch().complete
     server.faults[PLAN] = [answers(404)]
-    with pytest.raises(_cli.UserError, match=f"^{server.url}{PLAN}: 404 Not Found$"):
+    with pytest.raises(UserError, match=f"^{server.url}{PLAN}: 404 Not Found$"):
         fetch()
     monkeypatch.setattr(_http, "_LARGEST_READ", 20)
-    with pytest.raises(_cli.UserError, match=f"^{server.url}{PLAN}: expected at most 20 bytes$"):
+    with pytest.raises(UserError, match=f"^{server.url}{PLAN}: expected at most 20 bytes$"):
         fetch()
 
 
@@ -639,7 +639,7 @@ def test_parts_are_those_of_the_published_script(
     assert len(names(folder)) == 8
     first = sum(int(md5(f"traina{letter}.tfrecord".encode()), 16) % 3 == 0 for letter in "abcdefgh")
     assert taken[0] == first
-    with pytest.raises(_cli.UserError, match=r"^shard: 1,999999 takes no file"):
+    with pytest.raises(UserError, match=r"^shard: 1,999999 takes no file"):
         fetch(shard="1,999999")
 
 
@@ -695,9 +695,7 @@ def test_command(
         "download", "--subset", "frame", "--partition", "train", "--server", server.url + "/",
         "--folder", str(tmp_path), "--shard", "1,1",
     ]  # fmt: skip
-    with pytest.raises(
-        _cli.UserError, match=r"^1 of 2 files are missing; the same command goes on"
-    ):
+    with pytest.raises(UserError, match=r"^1 of 2 files are missing; the same command goes on"):
         __main__.main(options)
     out, err = capsys.readouterr()
     assert out == f"{folder}: 2 files: 0 were there, 1 fetched (0.1 MB)\n"
@@ -743,5 +741,5 @@ def test_bad_options(options: dict[str, object], problem: str) -> None:
 def test_bad_hosts_are_not_tried_again(tmp_path: Path) -> None:
     for host in ("a b", "a:b", "."):
         config = DownloadConfig("frame", "train", str(tmp_path), server=f"http://{host}", timeout=1)
-        with pytest.raises(_cli.UserError, match=re.escape(f"http://{host}/2/download_plans/")):
+        with pytest.raises(UserError, match=re.escape(f"http://{host}/2/download_plans/")):
             download(config)

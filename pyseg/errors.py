@@ -1,0 +1,57 @@
+"""The errors that pyseg raises on purpose.
+
+A message names the argument, option or file, what was expected and what was found:
+``name: expected ..., found ...``. The commands show these errors as one line, except for an
+`ArgumentError`: where the argument comes from an option, they raise a `UserError` that names the
+option. Every other exception is a fault of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PysegError(Exception):
+    """The base of all errors that pyseg raises on purpose."""
+
+
+class ArgumentError(PysegError, ValueError):
+    """An argument of a function or class does not have a value that it may have."""
+
+
+class UserError(PysegError):
+    """A command cannot do what it was asked to; the message is all that its user needs to see."""
+
+
+class DataError(PysegError, ValueError):
+    """A file does not hold what it should; the message names it, and the line if there is one."""
+
+
+class MissingFileError(PysegError, FileNotFoundError):
+    """A file or folder is not there; the message names it."""
+
+
+class RecordError(PysegError, ValueError):
+    """A file of records, or a record in it, cannot be read.
+
+    The message reads `<path>: record 12 at byte 34567: expected ..., found ...`. The byte is where
+    the record starts in the file, or in the unpacked data of a compressed file.
+
+    Attributes:
+        path: The file.
+        record: Number of the record, from 0; None where the file as a whole is at fault.
+        offset: Byte at which the record starts; None likewise.
+    """
+
+    def __init__(
+        self, message: str, path: str = "", record: int | None = None, offset: int | None = None
+    ) -> None:
+        """Makes the error; the message is the whole text."""
+        super().__init__(message)
+        self.path = path
+        self.record = record
+        self.offset = offset
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keeps the attributes on the way between processes."""
+        return type(self), (str(self), self.path, self.record, self.offset)
