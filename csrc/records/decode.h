@@ -47,8 +47,11 @@ class Decoder {
  public:
   std::string_view id() const { return id_.text(); }
   const std::vector<int64_t>& labels() const { return labels_; }
+  // Whether the record lacks the feature with its labels.
+  bool unlabelled() const { return unlabelled_; }
 
  protected:
+  static constexpr size_t kLongestId = 1024;
   static constexpr uint32_t kAnyKind = UINT32_MAX;
   static constexpr size_t kAnySize = SIZE_MAX;
 
@@ -62,13 +65,18 @@ class Decoder {
     message.parse(record, context_, lists_);
     required(message, id_name_, kBytes, 1);
     id_ = value_.strings[0];
+    if (id_.size() > kLongestId) {
+      throw Wrong("expected at most " + std::to_string(kLongestId) + " bytes in context feature " +
+                  show(context_[id_name_]) + ", found " + std::to_string(id_.size()));
+    }
     if (!is_utf8(id_)) {
       throw Wrong("expected UTF-8 text in context feature " + show(context_[id_name_]) +
                   ", found " + show(id_.text()));
     }
     labels_.clear();
-    if (has_labels_) {
-      required(message, labels_name_, kInt64, kAnySize);
+    const bool labelled = has_labels_ && optional(message, labels_name_, kInt64, kAnySize);
+    unlabelled_ = has_labels_ && !labelled;
+    if (labelled) {
       check_not_negative(value_.ints, context_[labels_name_]);
       labels_.swap(value_.ints);
     }
@@ -115,6 +123,7 @@ class Decoder {
   size_t id_name_;
   size_t labels_name_ = 0;
   bool has_labels_;
+  bool unlabelled_ = false;
 };
 
 // Rated segments: pairs of a segment and a class, and what was mended.

@@ -48,8 +48,8 @@ std::unique_ptr<Source> open_source(const py::object& source) {
 
 class PythonReader {
  public:
-  PythonReader(py::object source, int64_t size)
-      : source_(std::move(source)), reader_(open_source(source_), size) {}
+  PythonReader(py::object source, int64_t size, uint64_t largest)
+      : source_(std::move(source)), reader_(open_source(source_), size, largest) {}
 
   Reader& operator*() { return reader_; }
   Reader* operator->() { return &reader_; }
@@ -127,7 +127,7 @@ py::object next_frames(PythonReader& reader, FrameDecoder& decoder, uint64_t ind
     }
   }
   return py::make_tuple(py::str(decoder.id().data(), decoder.id().size()), frames,
-                        array(decoder.labels()), ratings, extra);
+                        array(decoder.labels()), ratings, extra, decoder.unlabelled());
 }
 
 // Decoded video-level records, column by column.
@@ -165,6 +165,8 @@ class VideoBlock {
     return py::make_tuple(ids, std::move(features_), array(label_offsets_), array(labels_));
   }
 
+  size_t unlabelled() const { return unlabelled_; }
+
  private:
   void append(Bytes record) {
     decoder_->decode(record, to_ + size() * decoder_->width());
@@ -172,6 +174,7 @@ class VideoBlock {
     id_ends_.push_back(ids_.size());
     labels_.insert(labels_.end(), decoder_->labels().begin(), decoder_->labels().end());
     label_offsets_.push_back(static_cast<int64_t>(labels_.size()));
+    unlabelled_ += decoder_->unlabelled();
   }
 
   std::shared_ptr<VideoDecoder> decoder_;
@@ -182,6 +185,7 @@ class VideoBlock {
   std::vector<size_t> id_ends_;
   std::vector<int64_t> labels_;
   std::vector<int64_t> label_offsets_{0};
+  size_t unlabelled_ = 0;
 };
 
 uint32_t checksum(const py::buffer& data, uint32_t crc) {
@@ -232,6 +236,7 @@ PYBIND11_MODULE(_records, module) {
                     const std::vector<std::string>&>());
   py::class_<VideoBlock>(module, "VideoBlock")
       .def("__len__", &VideoBlock::size)
+      .def_property_readonly("unlabelled", &VideoBlock::unlabelled)
       .def("columns", &VideoBlock::columns);
   py::class_<VideoDecoder, std::shared_ptr<VideoDecoder>>(module, "VideoDecoder")
       .def(py::init<const Features&, const std::string&, const std::string&>())
@@ -239,7 +244,8 @@ PYBIND11_MODULE(_records, module) {
         return std::make_unique<VideoBlock>(std::move(decoder), capacity);
       });
   py::class_<PythonReader>(module, "Reader")
-      .def(py::init<py::object, int64_t>(), py::arg("source"), py::arg("size") = -1)
+      .def(py::init<py::object, int64_t, uint64_t>(), py::arg("source"), py::arg("size") = -1,
+           py::arg("largest") = kLargestRecord)
       .def_property_readonly("record", [](PythonReader& reader) { return reader->record(); })
       .def_property_readonly("offset", [](PythonReader& reader) { return reader->offset(); })
       .def("next_record", &next_record)

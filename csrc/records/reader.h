@@ -63,6 +63,8 @@ class FileSource final : public Source {
   int descriptor_;  // not owned
 };
 
+inline constexpr uint64_t kLargestRecord = INT32_MAX;  // protobuf cannot hold a longer message
+
 // Takes the records out of a source, one after the other, and checks every checksum.
 //
 // The payload is handed out where it was read, in a buffer of 256 KiB or the size of the largest
@@ -71,9 +73,11 @@ class FileSource final : public Source {
 // small ones cost no system call each.
 class Reader {
  public:
-  // `size` is the number of bytes that the source holds, or -1 where that is not known.
-  explicit Reader(std::unique_ptr<Source> source, int64_t size = -1)
-      : source_(std::move(source)), size_(size) {}
+  // `size` is the number of bytes that the source holds, or -1 where that is not known. A record of
+  // more than `largest` bytes is refused.
+  explicit Reader(std::unique_ptr<Source> source, int64_t size = -1,
+                  uint64_t largest = kLargestRecord)
+      : source_(std::move(source)), size_(size), largest_(largest) {}
 
   // Number and place of the record that was read last, or is being read.
   uint64_t record() const { return record_; }
@@ -81,14 +85,16 @@ class Reader {
 
   // The next record; false at the end. The payload is valid until the next call.
   bool next(Bytes* payload) {
-    constexpr uint64_t kLargest = INT32_MAX;  // protobuf cannot hold a longer message
     consume(pending_);
     pending_ = 0;
     record_ = next_record_;
     offset_ = next_offset_;
     const size_t header = gather(kHeader);
     if (header == 0) {
-      if (record_ == 0) fault("expected at least one record, found an empty file");
+      if (size_ >= 0 && offset_ < static_cast<uint64_t>(size_)) {  // cut short since it was opened
+        fault("expected " + std::to_string(size_) + " bytes in the file, found " +
+              std::to_string(offset_));
+      }
       return false;
     }
     if (header < 8) ended("8 bytes of record length", header);
@@ -100,9 +106,10 @@ class Reader {
       fault("expected length checksum " + hex(length_stored) + ", found " + hex(length_computed) +
             " (the length is damaged)");
     }
-    if (length > kLargest) {
-      fault("expected at most " + std::to_string(kLargest) +
-            " bytes in a record, found a length of " + std::to_string(length));
+    if (length > largest_) {
+      fault("expected at most " + std::to_string(largest_) +
+            " bytes in a record (PYSEG_MAX_RECORD_BYTES), found a length of " +
+            std::to_string(length));
     }
     uint64_t there = length + kFooter;
     if (size_ >= 0) {  // before anything is allocated
@@ -186,9 +193,13 @@ class Reader {
   // source.
   size_t gather(size_t count) {
     while (held_ < count) {
-      // A source that does not know its size may be at its end long before a length says so.
-      reserve(
-          std::max(kAhead, size_ >= 0 ? count : std::min(count, std::max(kTrusted, 2 * held_))));
+      size_t needed = count;
+      if (size_ < 0 && count > kTrusted) {
+        // The source may be at its end long before a length says so: twice as much only when full.
+        const size_t here = static_cast<size_t>(buffer_.get() + capacity_ - begin_);
+        needed = std::min(count, std::max(kTrusted, held_ < here ? here : 2 * held_));
+      }
+      reserve(std::max(kAhead, needed));
       const size_t room = static_cast<size_t>(buffer_.get() + capacity_ - (begin_ + held_));
       // Just the rest of a large record, else all that there is room for.
       const size_t wanted =
@@ -217,6 +228,7 @@ class Reader {
 
   std::unique_ptr<Source> source_;
   int64_t size_;
+  uint64_t largest_;
   std::unique_ptr<uint8_t, Free> buffer_;
   size_t capacity_ = 0;
   uint8_t* begin_ = nullptr;  // the bytes that have been read and not consumed

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import numpy as np
 
 LARGEST_RECORD = 2**31 - 1  # protobuf cannot hold a longer message
+LONGEST_ID = 1024  # bytes
 DEEPEST_GROUP = 100  # nesting that protobuf allows, too
 _PIECE = 1 << 24  # a length is trusted only this far ahead of the bytes that have really arrived
 
@@ -118,11 +119,13 @@ class Reader:
     Args:
         source: Where to read.
         size: Bytes that the source holds, or -1 where that is not known.
+        largest: Bytes of the largest record that is not refused.
     """
 
-    def __init__(self, source: Source, size: int = -1) -> None:
+    def __init__(self, source: Source, size: int = -1, largest: int = LARGEST_RECORD) -> None:
         self._source = source
         self._size = size
+        self._largest = largest
         self._next_offset = 0
         self._next_record = 0
         self.record = 0  # number of the record that was read last, or is being read
@@ -131,12 +134,12 @@ class Reader:
     def _take(self, count: int) -> bytearray:
         """The next `count` bytes; fewer at the end of the source."""
         taken = bytearray()
+        piece = memoryview(bytearray(min(count, _PIECE)))
         while len(taken) < count:
-            piece = bytearray(min(count - len(taken), _PIECE))
-            filled = self._source.readinto(memoryview(piece))
+            filled = self._source.readinto(piece[: count - len(taken)])
             if not filled:
                 break
-            taken += piece[:filled] if filled < len(piece) else piece
+            taken += piece[:filled]
         return taken
 
     def _fault(self, text: str, *, fatal: bool) -> NoReturn:
@@ -146,8 +149,9 @@ class Reader:
         self.record, self.offset = self._next_record, self._next_offset
         header = self._take(12)
         if not header:
-            if self.record == 0:
-                self._fault("expected at least one record, found an empty file", fatal=True)
+            if self.offset < self._size:  # cut short since it was opened
+                text = f"expected {self._size} bytes in the file, found {self.offset}"
+                self._fault(text, fatal=True)
             return None
         ended = "before the end of the file"
         if len(header) < 8:
@@ -162,9 +166,10 @@ class Reader:
         if stored != computed:
             text = f"expected length checksum 0x{stored:08x}, found 0x{computed:08x}"
             self._fault(text + " (the length is damaged)", fatal=True)
-        if length > LARGEST_RECORD:
+        if length > self._largest:
             text = (
-                f"expected at most {LARGEST_RECORD} bytes in a record, found a length of {length}"
+                f"expected at most {self._largest} bytes in a record (PYSEG_MAX_RECORD_BYTES),"
+                f" found a length of {length}"
             )
             self._fault(text, fatal=True)
         there = length + 4
@@ -350,9 +355,8 @@ def feature(data: bytes, spans: Sequence[Span]) -> Value:
     return Value(kind, strings, floats, ints)
 
 
-def _entries(data: bytes, span: Span) -> list[tuple[bytes, list[Span]]]:
+def _entries(data: bytes, span: Span) -> Iterator[tuple[bytes, list[Span]]]:
     """Key and value of the entries of a map (a `Features` or `FeatureLists` message)."""
-    entries = []
     at, end = span
     while at < end:
         start = at
@@ -375,8 +379,7 @@ def _entries(data: bytes, span: Span) -> list[tuple[bytes, list[Span]]]:
                 at = part.end
             else:
                 at = _skip(data, field, wire, start, at, inner)
-        entries.append((key, values))
-    return entries
+        yield key, values
 
 
 class Message(NamedTuple):
@@ -387,9 +390,10 @@ class Message(NamedTuple):
     lists: dict[bytes, list[Span]]
 
     @classmethod
-    def parse(cls, data: bytes) -> Message:
-        """Find the features of a `tf.train.Example` or `tf.train.SequenceExample`."""
+    def parse(cls, data: bytes, most: float = math.inf) -> Message:
+        """Find the features, at most so many, of a `tf.train.Example` or `SequenceExample`."""
         message = cls(data, {}, {})
+        count = 0
         at = 0
         while at < len(data):
             start = at
@@ -398,6 +402,9 @@ class Message(NamedTuple):
                 span = _length(data, at, len(data))
                 for key, values in _entries(data, span):
                     (message.context if field == 1 else message.lists)[key] = values
+                    count += 1
+                    if count > most:
+                        raise Wrong(f"expected at most {most} features, found more")
                 at = span.end
             else:
                 at = _skip(data, field, wire, start, at, len(data))
@@ -490,6 +497,11 @@ def _required(message: Message, name: bytes, kind: int | None, size: int | None)
 
 def _id(message: Message, name: bytes) -> str:
     start, end = _required(message, name, BYTES, 1).strings[0]
+    if end - start > LONGEST_ID:
+        raise Wrong(
+            f"expected at most {LONGEST_ID} bytes in context feature {show(name)},"
+            f" found {end - start}"
+        )
     try:
         return message.data[start:end].decode()
     except UnicodeDecodeError:
@@ -497,11 +509,12 @@ def _id(message: Message, name: bytes) -> str:
         raise Wrong(f"expected UTF-8 text in context feature {show(name)}, found {shown}") from None
 
 
-def _labels(message: Message, name: bytes) -> np.ndarray:
-    """Class numbers; none where the record schema names no feature for them."""
-    if not name:
-        return np.zeros(0, dtype=np.int64)
-    return _classes(_required(message, name, INT64, None).ints, name)
+def _labels(message: Message, name: bytes) -> tuple[np.ndarray, bool]:
+    """Class numbers, and whether the record lacks the feature that the schema names for them."""
+    value = _context(message, name, INT64, None) if name else None
+    if value is None:
+        return np.zeros(0, dtype=np.int64), bool(name)
+    return _classes(value.ints, name), False
 
 
 def _classes(numbers: list[int], name: bytes) -> np.ndarray:
@@ -577,8 +590,10 @@ def _ratings(message: Message, frames: int, segment_size: int) -> RatingTuple | 
     )
 
 
-# id, frames, labels, ratings, values of the context keys
-FrameTuple = tuple[str, np.ndarray, np.ndarray, RatingTuple | None, tuple[float | int | bytes, ...]]
+# id, frames, labels, ratings, values of the context keys, whether the record lacks its labels
+FrameTuple = tuple[
+    str, np.ndarray, np.ndarray, RatingTuple | None, tuple[float | int | bytes, ...], bool
+]
 
 
 class FrameDecoder:
@@ -613,7 +628,7 @@ class FrameDecoder:
         """Decode one record."""
         message = Message.parse(data)
         name = _id(message, self._id_key)
-        labels = _labels(message, self._labels_key)
+        labels, unlabelled = _labels(message, self._labels_key)
         extra = tuple(self._extra(message, key) for key in self._context_keys)
         columns = [self._column(message, key, width) for key, width in self._features]
         first = self._features[0][0]
@@ -629,7 +644,7 @@ class FrameDecoder:
         if self._max_frames:
             frames = frames[: self._max_frames].copy()
         ratings = _ratings(message, len(frames), self._segment_size)
-        return name, frames, labels, ratings, extra
+        return name, frames, labels, ratings, extra, unlabelled
 
     def _extra(self, message: Message, key: bytes) -> float | int | bytes:
         value = _required(message, key, None, 1)
@@ -684,15 +699,15 @@ class VideoDecoder:
         """An empty block for up to `capacity` records."""
         return VideoBlock(self, capacity)
 
-    def decode(self, data: bytes) -> tuple[str, np.ndarray, np.ndarray]:
-        """Decode one record: id, features, labels."""
+    def decode(self, data: bytes) -> tuple[str, np.ndarray, np.ndarray, bool]:
+        """Decode one record: id, features, labels, and whether it lacks its labels."""
         message = Message.parse(data)
         name = _id(message, self._id_key)
-        labels = _labels(message, self._labels_key)
+        labels, unlabelled = _labels(message, self._labels_key)
         parts = [
             _floats(message, _required(message, key, FLOAT, width)) for key, width in self._features
         ]
-        return name, np.concatenate(parts), labels
+        return name, np.concatenate(parts or [np.zeros(0, np.float32)]), labels, unlabelled
 
 
 class VideoBlock:
@@ -701,7 +716,7 @@ class VideoBlock:
     def __init__(self, decoder: VideoDecoder, capacity: int) -> None:
         self._decoder = decoder
         self.capacity = capacity
-        self._rows: list[tuple[str, np.ndarray, np.ndarray]] = []
+        self._rows: list[tuple[str, np.ndarray, np.ndarray, bool]] = []
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -710,6 +725,11 @@ class VideoBlock:
         """Decode a record and keep it."""
         self._rows.append(self._decoder.decode(data))
         return True
+
+    @property
+    def unlabelled(self) -> int:
+        """Number of records that lack their labels."""
+        return sum(row[3] for row in self._rows)
 
     def columns(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         """Ids, features (n, width) float32, label offsets (n + 1,) and labels, both int64."""

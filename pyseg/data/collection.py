@@ -262,6 +262,7 @@ _KINDS = {
     "frame": "YouTube-8M frames (rgb, audio)",
     "video": "YouTube-8M mean features (mean_rgb, mean_audio)",
     "unlabelled": "records without labels",
+    "empty": "no records",
 }
 
 
@@ -281,11 +282,14 @@ class _Found:
         files = find_shards(data)
         records = [path for path in files if path.endswith(SUFFIXES)] or files
         kinds: dict[str, list[str]] = {}
+        if empty := [p for p in records if os.path.isfile(p) and not os.path.getsize(p)]:
+            kinds["empty"] = empty
+            records = [path for path in records if path not in set(empty)]
         rated: set[str] = set()
         strange = ""
         for paths in _series(records):
             seen = {path: sniff(path) for path in paths[:: -(-len(paths) // _SNIFFED)]}
-            if len({_kind(kind) for kind in seen.values()}) > 1:
+            if len({_kind(kind) for kind in seen.values()}) > 1 or None in seen.values():
                 seen = {path: sniff(path) for path in paths}
             for path in paths:
                 kind = _kind(seen.get(path, seen[paths[0]]))
@@ -300,6 +304,7 @@ class _Found:
         most = max(known, key=lambda kind: len(kinds.get(kind, ())))
         if most not in kinds:
             expected = ", ".join(_KINDS[kind] for kind in known)
+            strange = strange or f"{kinds['empty'][0]} has no records"
             raise DataError(f"{os.fspath(data)}: expected {expected}; {strange}")
         notes = []
         for name, others in kinds.items():
@@ -360,7 +365,9 @@ def frame_schema(feature_sizes: Sequence[int]) -> FrameSchema:
     raise ArgumentError(f"feature_sizes: expected {sizes}, found {tuple(feature_sizes)}")
 
 
-def _kind(kind: RecordKind) -> str:
+def _kind(kind: RecordKind | None) -> str:
+    if kind is None:
+        return "empty"
     audioset_lists = {name for name, _ in audioset.SCHEMA.features}
     for name, features, required in (
         ("audioset", kind.lists, audioset_lists),
@@ -372,12 +379,12 @@ def _kind(kind: RecordKind) -> str:
     return "unknown"
 
 
-def _has_ratings(path: str, kinds: Iterable[RecordKind]) -> bool:
+def _has_ratings(path: str, kinds: Iterable[RecordKind | None]) -> bool:
     """Returns whether a series holds ratings, from some first records and one file's beginning.
 
     Most videos of the published validate partition have none, those of the train partition never.
     """
-    if any("segment_labels" in kind.context for kind in kinds):
+    if any(kind is not None and "segment_labels" in kind.context for kind in kinds):
         return True
     if _is_train(path):
         return False
@@ -385,7 +392,9 @@ def _has_ratings(path: str, kinds: Iterable[RecordKind]) -> bool:
     return any(record.ratings is not None for record in records)
 
 
-def _describe(kind: RecordKind) -> str:
+def _describe(kind: RecordKind | None) -> str:
+    if kind is None:
+        return "no records"
     names = [f"{name} ({feature.size})" for name, feature in (kind.context | kind.lists).items()]
     return "the features " + ", ".join(names) if names else "no features"
 

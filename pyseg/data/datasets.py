@@ -41,7 +41,14 @@ Self = TypeVar("Self", bound="RecordDataset")
 VIEW_OPTIONS = ("keep", "select", "shuffle", "seed", "buffer", "repeat", "rank", "world_size")
 SUFFIXES = (".tfrecord", ".tfrecord.gz")
 MOST_WORKERS = 128
-_COUNTS = ("records", "skipped", "dropped_segments", "cut_segments", "duplicate_ratings")
+_COUNTS = (
+    "records",
+    "skipped",
+    "unlabelled",
+    "dropped_segments",
+    "cut_segments",
+    "duplicate_ratings",
+)
 _ERROR_BYTES = 1000
 
 

@@ -6,8 +6,10 @@ or protobuf is needed. The work is done by the native module `pyseg._records`; w
 built, by `pyseg.data._records_reference`, with the same results and the same errors.
 
 Every record's checksums are verified, and bad input is an error that names the file, the record,
-its place, and what was expected and found (`RecordError`). Three faults that the public data is
-known to contain are mended and counted instead (`ReadReport`): see `Ratings`.
+its place, and what was expected and found (`RecordError`). Faults that the public data is known to
+contain are mended and counted instead (`ReadReport`): see `Ratings`. A record may have 256 MiB, 64
+hours of frames, or what the environment variable `PYSEG_MAX_RECORD_BYTES` says; a longer one is
+refused before memory is taken for it.
 
 Example:
     >>> import os, tempfile
@@ -28,6 +30,7 @@ import gzip
 import itertools
 import math
 import os
+import re
 import stat
 import struct
 import warnings
@@ -43,11 +46,13 @@ import numpy.typing as npt
 from pyseg import _ext
 from pyseg._files import written_whole
 from pyseg.data import _records_reference as reference
-from pyseg.errors import ArgumentError, RecordError
+from pyseg.errors import ArgumentError, RecordError, UserError
 
 PathLike = str | os.PathLike[str]
 _Result = TypeVar("_Result")
 
+_LARGEST_RECORD = 1 << 28  # bytes, by default
+_MOST_FEATURES = 10_000  # of a record that is sniffed
 _HEAD = 512  # bytes from the start of a file that tell what it is
 _PACKED = 1 << 16  # compressed bytes read at a time
 _UNPACKED = 1 << 18  # and the most that are unpacked at a time
@@ -68,6 +73,8 @@ class ReadReport:
         records: Records that were decoded.
         skipped: Records that could not be (`on_error="skip"`). A file that breaks off counts as
             one, whatever it lost.
+        unlabelled: Records without the feature that the schema names for labels, read as records
+            of no labels.
         dropped_segments: Rated segments that start at or past the end of their video.
         cut_segments: Rated segments, kept, that the end of their video cuts short.
         duplicate_ratings: Ratings overwritten by a later one of the same segment and class.
@@ -76,6 +83,7 @@ class ReadReport:
 
     records: int = 0
     skipped: int = 0
+    unlabelled: int = 0
     dropped_segments: int = 0
     cut_segments: int = 0
     duplicate_ratings: int = 0
@@ -85,6 +93,7 @@ class ReadReport:
         """Add the counts of `other` to this report, and return it."""
         self.records += other.records
         self.skipped += other.skipped
+        self.unlabelled += other.unlabelled
         self.dropped_segments += other.dropped_segments
         self.cut_segments += other.cut_segments
         self.duplicate_ratings += other.duplicate_ratings
@@ -104,6 +113,8 @@ class ReadReport:
         if self.skipped:
             records = _count(self.skipped, "record")
             parts.append(f"skipped {records} (the first: {self.first_error})")
+        if self.unlabelled:
+            parts.append(f"found {_count(self.unlabelled, 'record')} without labels")
         if self.dropped_segments:
             segments = _count(self.dropped_segments, "rated segment")
             parts.append(f"dropped {segments} past the end of the video")
@@ -127,7 +138,8 @@ class FrameSchema:
     Attributes:
         features: Name and bytes a frame of each feature list, in the order of the output.
         id_key: Context feature with the id (text).
-        labels_key: Context feature with the class numbers; None for records without labels.
+        labels_key: Context feature with the class numbers, which a record may lack
+            (`ReadReport.unlabelled`); None to read no labels.
         segment_size: Frames of a rated segment.
 
     Example:
@@ -162,7 +174,8 @@ class VideoSchema:
         features: Name and number of values of each float feature, in the order of the output; none
             to read ids and labels alone, of frame-level records too.
         id_key: Feature with the id (text).
-        labels_key: Feature with the class numbers; None for records without labels.
+        labels_key: Feature with the class numbers, which a record may lack
+            (`ReadReport.unlabelled`); None to read no labels.
 
     Example:
         >>> VideoSchema().width
@@ -297,11 +310,13 @@ class _Gunzip:
     that the records before the fault are not lost.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, size: int = -1) -> None:
         self.head = b""  # of the unpacked data
         self._file = file
+        self._size = size
         self._consumed = 0
         self._packed = b""
+        self._piece = _PACKED  # bytes that are given to the unpacker at a time
         self._unpacker = zlib.decompressobj(wbits=31)
         self._ready = memoryview(b"")
 
@@ -321,6 +336,10 @@ class _Gunzip:
             self._consumed += len(self._packed)
         if self._unpacker.eof:  # another member may follow, or zeros that fill up a tape block
             if not self._packed:
+                if self._consumed < self._size:  # cut short since it was opened
+                    raise OSError(
+                        f"expected {self._size} bytes in the file, found {self._consumed}"
+                    )
                 return False
             self._packed = self._packed.lstrip(b"\0")
             if self._packed:
@@ -331,14 +350,19 @@ class _Gunzip:
                 "expected gzip data to go on, found the end of the file after"
                 f" {self._consumed} bytes"
             )
+        piece, rest = self._packed[: self._piece], self._packed[self._piece :]
+        before = self._unpacker.copy()
         try:
-            self._ready = memoryview(self._unpacker.decompress(self._packed, _UNPACKED))
+            self._ready = memoryview(self._unpacker.decompress(piece, _UNPACKED))
         except zlib.error as error:
+            if len(piece) > 1:  # zlib drops what it unpacked before the fault: take a smaller piece
+                self._unpacker, self._piece = before, len(piece) // 2
+                return True
             found = str(error).rpartition(": ")[2]
             raise OSError(
                 f"expected valid gzip data before byte {self._consumed} of the file, found {found}"
             ) from None
-        self._packed = self._unpacker.unconsumed_tail or self._unpacker.unused_data
+        self._packed = (self._unpacker.unconsumed_tail or self._unpacker.unused_data) + rest
         if not self.head:
             self.head = bytes(self._ready[:_HEAD])
         return True
@@ -384,6 +408,10 @@ def _looks_like(head: bytes) -> str:
     """What a file that is no TFRecord seems to be, from its first bytes."""
     if head[257:262] == b"ustar":
         return "it looks like a tar archive"
+    if len(head) > 1 and head[0] & 15 == 8 and int.from_bytes(head[:2], "big") % 31 == 0:
+        with contextlib.suppress(zlib.error):
+            zlib.decompressobj().decompress(head)
+            return "it looks like zlib-compressed data (TensorFlow's ZLIB option), not gzip"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for magic, what in _LOOKS:
         if start.startswith(magic):
@@ -393,6 +421,14 @@ def _looks_like(head: bytes) -> str:
         what = "a table of comma-separated values" if b"," in line else "text"
         return f"it looks like {what} that begins {reference.show(line)}"
     return "it is no TFRecord file, or its first 12 bytes are damaged"
+
+
+def _largest_record() -> int:
+    name = "PYSEG_MAX_RECORD_BYTES"
+    text = os.environ.get(name) or str(_LARGEST_RECORD)
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= reference.LARGEST_RECORD:
+        raise UserError(f"{name}: expected 1 to {reference.LARGEST_RECORD}, found {text[:40]!r}")
+    return int(text)
 
 
 class _File:
@@ -438,9 +474,9 @@ class _File:
         self._unpacked: _Gunzip | None = None
         # A length of 35,615 bytes, too, begins 1f 8b: the checksum tells.
         if head[:2] == b"\x1f\x8b" and not self._is_header(head[:12]):
-            source, size = _Gunzip(source), -1
+            source, size = _Gunzip(source, size), -1
             self._unpacked = source
-        self._reader = self._engine.Reader(source, size)
+        self._reader = self._engine.Reader(source, size, _largest_record())
 
     def _read_head(self) -> bytes:
         head = b""
@@ -614,8 +650,9 @@ def read_frames(
 
     def records(file: _File) -> Iterator[FrameRecord]:
         while (record := file.take("next_frames", decoder)) is not None:
-            name, frames, labels, rated, extra = record
+            name, frames, labels, rated, extra, unlabelled = record
             file.report.records += 1
+            file.report.unlabelled += unlabelled
             ratings = None
             if rated is not None:
                 starts, classes, scores, dropped, cut, duplicates = rated
@@ -685,6 +722,7 @@ def read_videos(
                 error, more = found, False
             if len(videos):
                 file.report.records += len(videos)
+                file.report.unlabelled += videos.unlabelled
                 yield VideoRecords(*videos.columns())
             if error is not None:
                 raise error
@@ -692,11 +730,12 @@ def read_videos(
     return _read(path, on_error, report, shard, records)
 
 
-def sniff(path: PathLike) -> RecordKind:
-    """Look at the first record of a file and say what it holds.
+def sniff(path: PathLike) -> RecordKind | None:
+    """Look at the first record of a file and say what it holds; None where there is no record.
 
     Raises:
-        RecordError: The file cannot be read, or its first record is damaged.
+        RecordError: The file cannot be read, or its first record is damaged or has more than 10,000
+            features.
 
     Example:
         >>> import os, tempfile
@@ -711,8 +750,10 @@ def sniff(path: PathLike) -> RecordKind:
     name = os.fsdecode(path)
     with _File(name, "raise", ReadReport(), (0, 1)) as file:
         data = file.take("next_record")
+        if data is None:
+            return None
         try:
-            message = reference.Message.parse(data)
+            message = reference.Message.parse(data, _MOST_FEATURES)
             context = {
                 _text(key): _feature_kind(data, spans) for key, spans in message.context.items()
             }
@@ -896,7 +937,10 @@ def _identity(
 ) -> list[tuple[str, bytes]]:
     """The features that every record has."""
     numbers = _whole("labels", labels)
-    entries = [(schema.id_key, _field(1, _field(1, id.encode())))]
+    name = id.encode()
+    if len(name) > reference.LONGEST_ID:
+        raise ArgumentError(f"id: expected at most {reference.LONGEST_ID} bytes, found {len(name)}")
+    entries = [(schema.id_key, _field(1, _field(1, name)))]
     if schema.labels_key is not None:
         entries.append((schema.labels_key, _ints(numbers)))
     elif numbers.size:

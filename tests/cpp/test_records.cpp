@@ -195,8 +195,25 @@ void test_framing() {
     const std::string_view cut = std::string_view(two).substr(0, length);
     for (const int64_t size : {int64_t{-1}, static_cast<int64_t>(length)}) {
       CHECK(read_all(cut, 7, size, &error).size() == (length >= 21 ? 1 : 0));
-      CHECK(error.empty() == (length == 21));
+      CHECK(error.empty() == (length == 0 || length == 21));
     }
+  }
+
+  // Cut short since it was opened, between two records.
+  CHECK(read_all(two.substr(0, 21), 7, 43, &error).size() == 1);
+  CHECK(error == "expected 43 bytes in the file, found 21");
+  CHECK(read_all("", 7, 43, &error).empty());
+  CHECK(error == "expected 43 bytes in the file, found 0");
+
+  Reader bounded(std::make_unique<MemorySource>(two, 7), -1, 5);
+  Bytes payload;
+  CHECK(bounded.next(&payload));
+  try {
+    bounded.next(&payload);
+    CHECK(false);
+  } catch (const Fault& fault) {
+    CHECK(fault.fatal && fault.record == 1);
+    CHECK(std::strstr(fault.what(), "at most 5 bytes in a record") != nullptr);
   }
 
   // A length with the right checksum that nobody may allocate.
@@ -248,6 +265,35 @@ void test_empty_ratings() {
   CHECK(decoder.labels().empty());
   CHECK(decoder.rated());
   CHECK(decoder.ratings().starts.empty());
+}
+
+void test_without_labels() {
+  const std::string lists =
+      field(2, entry("rgb", frame_list(1, 20, 0)) + entry("audio", frame_list(1, 3, 0)));
+  FrameDecoder decoder = frame_decoder();
+  for (const bool labelled : {true, false, true}) {
+    std::string context = entry("id", text_feature("06xy"));
+    if (labelled) context += entry("labels", int_feature({7}));
+    const std::string record = field(1, context) + lists;
+    decoder.decode({bytes(record), bytes(record) + record.size()});
+    CHECK(decoder.unlabelled() != labelled);
+    CHECK(decoder.labels().size() == (labelled ? 1 : 0));
+  }
+}
+
+void test_long_id() {
+  VideoDecoder decoder({}, "id", "");
+  for (const size_t size : {1024, 1025}) {
+    const std::string record = field(1, entry("id", text_feature(std::string(size, 'a'))));
+    bool refused = false;
+    try {
+      decoder.decode({bytes(record), bytes(record) + record.size()}, nullptr);
+      CHECK(decoder.id().size() == size);
+    } catch (const Wrong&) {
+      refused = true;
+    }
+    CHECK(refused == (size > 1024));
+  }
 }
 
 void test_videos() {
@@ -375,7 +421,7 @@ void check_faults(const std::string& file, size_t corruptions, size_t truncation
     CHECK(found.size() <= whole.size());
     CHECK(std::equal(found.begin(), found.end(), whole.begin()));
     CHECK(!error.empty() || found.size() == whole.size() ||
-          (trial >= corruptions && !found.empty()));  // cut between two records
+          (trial >= corruptions && (spoilt.empty() || !found.empty())));  // between two records
     faults += !error.empty();
     for (const std::string& record : found) {
       const Bytes span{bytes(record), bytes(record) + record.size()};
@@ -402,6 +448,8 @@ int main(int count, char** arguments) {
   test_framing();
   test_frames();
   test_empty_ratings();
+  test_without_labels();
+  test_long_id();
   test_videos();
   test_text();
   test_pool();

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import itertools
 import pickle
 from dataclasses import replace
@@ -251,6 +252,23 @@ def test_the_unlabelled_test_partition_is_left_out(tmp_path: Path) -> None:
     collection = open_collection(tmp_path)
     assert ids(collection.videos("all")) == set(IDS)
     assert collection.notes[0].startswith("left out 3 files of records without labels: ")
+
+
+def test_shards_without_records_are_passed_over(tmp_path: Path) -> None:
+    frames(tmp_path / "part00.tfrecord", IDS, rated=True)
+    for number in range(1, 40):
+        (tmp_path / f"part{number:02d}.tfrecord").touch()
+    (tmp_path / "other.tfrecord.gz").write_bytes(gzip.compress(b""))
+    collection = open_collection(tmp_path)
+    assert (
+        f"left out 40 files of no records: {tmp_path / 'part01.tfrecord'}, ..." in collection.notes
+    )
+    assert collection.video_paths == (str(tmp_path / "part00.tfrecord"),)
+    assert ids(collection.segments("all")) == set(IDS)
+    with pytest.raises(
+        DataError, match=r"expected AudioSet frames.*; .*part01.tfrecord has no rec"
+    ):
+        open_collection(tmp_path / "part01.tfrecord")
 
 
 def test_a_series_of_two_kinds(tmp_path: Path) -> None:

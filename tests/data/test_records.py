@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import os
 import pickle
 import random
@@ -37,6 +38,7 @@ from pyseg.data.records import (
     sniff,
     write_records,
 )
+from pyseg.errors import ArgumentError, UserError
 
 # PYSEG_FAULTS=full runs the fault tests at full length: minutes instead of seconds.
 FULL = os.environ.get("PYSEG_FAULTS") == "full"
@@ -275,7 +277,6 @@ def test_records_of_all_sizes_come_back(engine, tmp_path, compress):
 @pytest.mark.parametrize(
     ("length", "expected"),
     [
-        (0, "record 0 at byte 0: expected at least one record, found an empty file"),
         (3, "record 0 at byte 0: expected 8 bytes of record length, found 3 before the end"),
         (8, "record 0 at byte 0: expected 4 bytes of length checksum, found 0 before the end"),
         (11, "record 0 at byte 0: expected 4 bytes of length checksum, found 3 before the end"),
@@ -328,10 +329,29 @@ def test_absurd_length_is_refused_before_allocating(engine, write, length, compr
     data = framed(b"good") + header + masked(header) + b"some bytes"
     found, error = outcome(read_records, write(gzip.compress(data) if compress else data))
     assert found == [b"good"]
-    if length < 2**31:
+    if length < 2**28:
         assert f"expected {length} bytes of payload, found 10 before the end" in error
     else:
-        assert f"expected at most 2147483647 bytes in a record, found a length of {length}" in error
+        bound = "expected at most 268435456 bytes in a record (PYSEG_MAX_RECORD_BYTES)"
+        assert f"{bound}, found a length of {length}" in error
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_bound_of_a_record(engine, tmp_path, monkeypatch, compress):
+    path = tmp_path / "file"
+    write_records(path, [bytes(1000), bytes(1001)], compress=compress)
+    monkeypatch.setenv("PYSEG_MAX_RECORD_BYTES", "1001")
+    assert len(list(read_records(path))) == 2
+    monkeypatch.setenv("PYSEG_MAX_RECORD_BYTES", "1000")
+    found, error = outcome(read_records, path)
+    assert found == [bytes(1000)]
+    assert error.endswith(
+        "expected at most 1000 bytes in a record (PYSEG_MAX_RECORD_BYTES), found a length of 1001"
+    )
+    for wrong in ("0", "-1", "2147483648", "many", "9" * 5000):
+        monkeypatch.setenv("PYSEG_MAX_RECORD_BYTES", wrong)
+        with pytest.raises(UserError, match="PYSEG_MAX_RECORD_BYTES: expected 1 to 2147483647"):
+            list(read_records(path))
 
 
 @pytest.mark.parametrize("knows_size", [True, False])
@@ -369,6 +389,9 @@ def test_no_more_is_asked_for_than_there_can_be(engine, knows_size):
         (b"just some words in a file\n", "text that begins 'just some words in a file'"),
         (b"PK\x03\x04" + bytes(40), "a zip archive"),
         (b"\x28\xb5\x2f\xfd" + bytes(40), "zstd-compressed data"),
+        (zlib.compress(TENSORFLOWS), "zlib-compressed data (TensorFlow's ZLIB option), not gzip"),
+        (zlib.compress(bytes(9000), 0), "zlib-compressed data"),
+        (b"x\x9c is no zlib data" + bytes(40), "no TFRecord file, or its first 12 bytes are"),
         (bytes(257) + b"ustar\x0000" + bytes(200), "a tar archive"),
         (bytes(64), "no TFRecord file, or its first 12 bytes are damaged"),
     ],
@@ -443,6 +466,43 @@ def test_file_cut_short_while_it_is_read(engine, tmp_path):
 
 
 @pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_file_cut_between_two_records_while_it_is_read(engine, tmp_path, compress, on_error):
+    path = tmp_path / "file"
+    parts = [framed(random.Random(i).randbytes(400_000)) for i in range(3)]
+    if compress:
+        parts = [gzip.compress(part) for part in parts]
+    path.write_bytes(b"".join(parts))
+    report = ReadReport()
+    reading = module._read(path, on_error, report, (0, 1), payloads)
+    assert len(next(reading)) == 400_000
+    os.truncate(path, len(parts[0] + parts[1]))
+    expected = f"expected {sum(map(len, parts))} bytes in the file, found {path.stat().st_size}"
+    assert len(next(reading)) == 400_000
+    if on_error == "raise":
+        with pytest.raises(RecordError, match=rf"record 2 at byte 800032.*: {expected}"):
+            list(reading)
+    else:
+        assert list(reading) == []
+        assert report.skipped == 1
+        assert expected in report.first_error
+
+
+def payloads(file):
+    while (payload := file.take("next_record")) is not None:
+        yield payload
+
+
+@pytest.mark.parametrize("data", [b"", gzip.compress(b""), gzip.compress(b"") * 2 + bytes(9)])
+def test_file_without_records(engine, write, data):
+    path = write(data)
+    assert list(read_records(path)) == []
+    assert list(read_frames(path)) == []
+    assert list(read_videos(path)) == []
+    assert sniff(path) is None
+
+
+@pytest.mark.parametrize("compress", [False, True])
 def test_pipe(engine, tmp_path, compress):
     """A source without a size that cannot be rewound."""
     payloads = [bytes([i]) * 1000 * i for i in range(40)]
@@ -499,6 +559,51 @@ def test_gzip_trailer_is_verified(engine, write):
     _, error = outcome(read_records, write(packed))
     assert "expected valid gzip data before byte" in error
     assert "found incorrect data check" in error
+
+
+@pytest.mark.parametrize("count", [1, 2000])
+def test_records_before_a_wrong_trailer_come_first(engine, write, count):
+    payloads = [random.Random(i).randbytes(i % 700) for i in range(count)]
+    packed = bytearray(gzip.compress(framed(*payloads)))
+    packed[-8] ^= 1
+    found, error = outcome(read_records, write(packed))
+    assert found == payloads
+    assert f"record {count} at byte" in error
+    assert "found incorrect data check" in error
+
+
+def test_damaged_gzip_gives_all_that_could_be_unpacked(engine, write):
+    rng = random.Random(0)
+    whole = framed(*[rng.randbytes(100) * 5 for _ in range(1000)])
+    for _ in range(20):
+        packed = bytearray(gzip.compress(whole))
+        packed[rng.randrange(20, len(packed))] ^= 1 << rng.randrange(8)
+        unpacker, unpacked = zlib.decompressobj(wbits=31), b""
+        with contextlib.suppress(zlib.error):
+            for byte in packed:
+                unpacked += unpacker.decompress(bytes([byte]))
+        found = outcome(read_records, write(packed))[0]
+        assert found == outcome(read_records, write(unpacked, "unpacked"))[0]
+
+
+def test_large_record_of_unknown_end_is_moved_a_few_times_only(engine):
+    """What unpacks it hands out small pieces: no new memory is taken for each of them."""
+    data = memoryview(framed(bytes(40_000_000)))
+    places, done = [], 0
+
+    class Source:
+        def readinto(self, buffer):
+            nonlocal done
+            count = min(len(buffer), 1 << 18, len(data) - done)
+            buffer[:count] = data[done : done + count]
+            start = np.frombuffer(buffer, np.uint8).ctypes.data
+            places.append(start if engine is reference else start - done)
+            done += count
+            return count
+
+    engine.Reader(Source()).next_record(0, 1)
+    assert len(places) > 150
+    assert sum(a != b for a, b in itertools.pairwise(places)) < 5
 
 
 def test_gzip_cut_short(engine, write):
@@ -586,12 +691,53 @@ def test_context_keys(engine, write):
 
 def test_records_without_labels(engine, write):
     context, lists = frame_parts()
+    labelled = sequence(context, lists)
+    empty = sequence({**context, "labels": int_list()}, lists)
+    nothing = sequence({**context, "labels": b""}, lists)
     del context["labels"]
-    path = write(framed(sequence(context, lists)))
-    with pytest.raises(RecordError, match="expected context feature 'labels', found"):
+    path = write(framed(labelled, sequence(context, lists), empty, nothing))
+    report = ReadReport()
+    assert [r.labels.tolist() for r in read_frames(path, SMALL, report=report)] == [
+        [4, 9],
+        [],
+        [],
+        [],
+    ]
+    assert report == ReadReport(records=4, unlabelled=2)
+    with pytest.warns(RecordWarning, match=rf"^{path}: found 2 records without labels$"):
         list(read_frames(path, SMALL))
-    [record] = read_frames(path, FrameSchema(SMALL.features, labels_key=None))
-    assert same(record.labels, np.zeros(0, dtype=np.int64))
+    report = ReadReport()
+    for record in read_frames(path, FrameSchema(SMALL.features, labels_key=None), report=report):
+        assert same(record.labels, np.zeros(0, dtype=np.int64))
+    assert report == ReadReport(records=4)
+
+
+def test_videos_without_labels(engine, write):
+    parts = video_parts()
+    labelled = field(1, feature_map(parts))
+    del parts["labels"]
+    path = write(framed(labelled, field(1, feature_map(parts)), labelled))
+    report = ReadReport()
+    for schema in (TINY, VideoSchema(features=())):
+        [videos] = read_videos(path, schema, report=report)
+        assert videos.label_offsets.tolist() == [0, 2, 2, 4]
+    assert report == ReadReport(records=6, unlabelled=2)
+
+
+@pytest.mark.parametrize("letter", ["a", "ä"])
+def test_bound_of_an_id(engine, write, letter):
+    longest = letter * (1024 // len(letter.encode()))
+    schema = FrameSchema(SMALL.features, labels_key=None)
+    path = write(framed(spoil(id=bytes_list(longest.encode())), spoil(id=bytes_list(bytes(1025)))))
+    found, error = outcome(read_frames, path, schema)
+    assert [record.id for record in found] == [longest]
+    assert "record 1 at byte" in error
+    assert error.endswith("expected at most 1024 bytes in context feature 'id', found 1025")
+    encode_video(longest, np.zeros(5), [], TINY)
+    with pytest.raises(ArgumentError, match=r"^id: expected at most 1024 bytes, found"):
+        encode_video(longest + "a", np.zeros(5), [], TINY)
+    with pytest.raises(ArgumentError, match=r"^id: expected at most 1024 bytes, found"):
+        encode_frames(longest + "a", np.zeros((1, 9), np.uint8), [], None, SMALL)
 
 
 def test_many_large_records_keep_apart(engine, tmp_path):
@@ -1290,10 +1436,10 @@ def test_shards_count_every_fault_once(engine, write):
 
 def test_reports_add_up():
     total = ReadReport()
-    total += ReadReport(1, 2, 3, 4, 5, None)
-    total += ReadReport(10, 20, 30, 40, 50, "first")
-    total += ReadReport(0, 1, 0, 0, 0, "second")
-    assert total == ReadReport(11, 23, 33, 44, 55, "first")
+    total += ReadReport(1, 2, 3, 4, 5, 6, None)
+    total += ReadReport(10, 20, 30, 40, 50, 60, "first")
+    total += ReadReport(0, 1, 0, 0, 0, 0, "second")
+    assert total == ReadReport(11, 23, 33, 44, 55, 66, "first")
     assert ReadReport(records=3, cut_segments=1).summary() == ""
 
 
@@ -1336,8 +1482,11 @@ def test_sniff(engine, write):
     assert kind.context["empty"] == ("nothing", 0)
     with pytest.raises(RecordError, match="record 0 at byte 0: malformed protobuf at byte 0"):
         sniff(write(framed(b"\x00")))
-    with pytest.raises(RecordError, match="found an empty file"):
-        sniff(write(b""))
+    few = sequence({f"f{i}": int_list(i) for i in range(10_000)}, {})
+    assert len(sniff(write(framed(few))).context) == 10_000
+    many = few + sequence({}, {"one more": []})
+    with pytest.raises(RecordError, match="record 0 at byte 0: expected at most 10000 features"):
+        sniff(write(framed(many)))
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -1508,7 +1657,7 @@ def check_faults(data: bytes, path: Path, read, corruptions: int, truncations: i
         if error is None and len(spoilt) in ends:
             assert len(found) == ends.index(len(spoilt)) + 1, what
         elif error is None:
-            assert len(found) == len(whole), what
+            assert len(found) == (len(whole) if spoilt else 0), what
         else:
             assert error.startswith(f"{path}: record "), (what, error)
             assert ": expected " in error or "malformed" in error, (what, error)
