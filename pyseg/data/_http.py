@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import errno
 import hashlib
 import http.client
+import io
 import os
 import re
+import socket
 import ssl
 import threading
 import urllib.error
@@ -16,14 +19,17 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from email.message import Message
 from pathlib import Path
-from typing import TypeVar
+from time import monotonic
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pyseg
+from pyseg.errors import UserError
 
 CHUNK = 1 << 18  # bytes read at once
 FIRST_WAIT = 1.0  # seconds, doubled with every failure
 LONGEST_WAIT = 60.0
 LONGEST_ASKED_WAIT = 600.0  # what a server may ask for by Retry-After
+SLOWEST = 1000  # bytes a second, over two timeouts, of a connection that does not count as dead
 
 _PASSING = {408, 425, 429}  # the statuses that pass, as do all from 500
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -44,13 +50,93 @@ class StoppedError(Exception):
 class _PassingError(Exception):
     """A failure that another try may mend."""
 
-    def __init__(self, message: str, wait: float = 0.0) -> None:
+    def __init__(self, message: str, wait: float = 0.0, progress: float = 1) -> None:
         super().__init__(message)
         self.wait = wait  # seconds that the server asks for
+        self.progress = progress  # new bytes that make up for it
 
 
 class _RangeError(_PassingError):
     """The server has no bytes from where the unfinished file ends."""
+
+
+class _SlowError(OSError):
+    """A connection brings next to nothing."""
+
+
+class _Watched(io.RawIOBase):
+    """What comes over a connection, headers and all, unless it comes too slowly.
+
+    Args:
+        raw: The connection.
+        window: Seconds of waiting in which `SLOWEST` is looked at.
+    """
+
+    def __init__(self, raw: io.RawIOBase, window: float) -> None:
+        self._raw, self._window = raw, window
+        self._waited, self._came = 0.0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        began = monotonic()
+        count = cast(int | None, self._raw.readinto(buffer))
+        self._waited += monotonic() - began
+        self._came += count or 0
+        if count and self._waited >= self._window:
+            if self._came < SLOWEST * self._window:
+                raise _SlowError(f"fewer than {SLOWEST} bytes a second came for {self._window:g} s")
+            self._waited, self._came = 0.0, 0
+        return count
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp = io.BufferedReader(_Watched(self.fp.detach(), 2 * cast(float, sock.gettimeout())))
+
+
+def _watched(connect: Callable[..., http.client.HTTPConnection]) -> Any:
+    def connect_watched(host: str, **options: Any) -> http.client.HTTPConnection:
+        connection = connect(host, **options)
+        connection.response_class = _Response
+        return connection
+
+    return connect_watched
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> http.client.HTTPResponse:
+        return super().do_open(_watched(http_class), req, **options)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> http.client.HTTPResponse:
+        return super().do_open(_watched(http_class), req, **options)
+
+
+def open_to_append(path: Path, buffering: int = -1) -> BinaryIO:
+    """Opens a file of the program's own for reading and appending; it is made where it is missing.
+
+    Raises:
+        pyseg.errors.UserError: It is a symbolic link: another's file would be written to.
+        OSError: It cannot be opened.
+    """
+
+    def without_links(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+    try:
+        return open(path, "a+b", buffering, opener=without_links)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path}: expected a file, found a symbolic link; remove it") from error
 
 
 class Part:
@@ -63,6 +149,7 @@ class Part:
 
     Raises:
         StoppedError: It is not wanted any more.
+        pyseg.errors.UserError: It is a symbolic link.
         OSError: It cannot be read or written.
     """
 
@@ -72,7 +159,7 @@ class Part:
         self.size = 0
         self.total: int | None = None  # of the whole file, where the server has said it
         self._digest = hashlib.md5(usedforsecurity=False)
-        self._file = open(path, "a+b")  # noqa: SIM115
+        self._file = open_to_append(path)
         try:
             self._file.seek(0)
             while chunk := self._file.read(CHUNK):
@@ -125,7 +212,8 @@ class Client:
     """Asks servers, again where that may help.
 
     Args:
-        timeout: Seconds without a byte after which a connection counts as dead.
+        timeout: Seconds without a byte after which a connection counts as dead; so does one that
+            brings fewer than 1,000 bytes a second over twice as long.
         retries: Tries after the first that may fail in a row without a new byte.
         stop: Ends all waiting but that for a server.
     """
@@ -136,8 +224,8 @@ class Client:
         self._opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler,
-            urllib.request.HTTPHandler,
-            urllib.request.HTTPSHandler,
+            _HTTPHandler,
+            _HTTPSHandler,
             urllib.request.HTTPRedirectHandler,
             urllib.request.HTTPErrorProcessor,
             urllib.request.HTTPDefaultErrorHandler,
@@ -297,8 +385,9 @@ class Client:
             try:
                 return attempt()
             except _PassingError as error:
-                if reached() > furthest:
-                    failures, furthest = 0, reached()
+                if reached() - furthest >= error.progress:
+                    failures = 0
+                furthest = max(furthest, reached())
                 failures += 1
                 if failures > self._retries:
                     times = f" ({failures} times in a row)" if failures > 1 else ""
@@ -331,7 +420,8 @@ class Client:
             hopeless = (str, ValueError, http.client.InvalidURL, ssl.SSLCertVerificationError)
             if isinstance(cause, hopeless):
                 raise LastingError(text) from error
-            raise _PassingError(text) from error
+            progress = 2 * self._timeout * SLOWEST if isinstance(cause, _SlowError) else 1
+            raise _PassingError(text, progress=progress) from error
 
 
 def _length(response: http.client.HTTPResponse) -> int | None:

@@ -48,7 +48,7 @@ from typing import Any, Literal, TypeVar
 from pyseg import _cli
 from pyseg._files import written_whole
 from pyseg.data import youtube8m
-from pyseg.data._http import CHUNK, Client, LastingError, Part, StoppedError
+from pyseg.data._http import CHUNK, Client, LastingError, Part, StoppedError, open_to_append
 from pyseg.errors import ArgumentError, DataError, UserError
 
 _RELEASES = {"frame": "2/frame", "video": "2/video", "segment": "3/frame"}
@@ -87,7 +87,8 @@ class DownloadConfig:
         jobs: Files fetched at the same time.
         retries: Tries after the first that may fail in a row, without a new byte, before a file is
             given up.
-        timeout: Seconds without a byte after which a connection counts as dead.
+        timeout: Seconds without a byte after which a connection counts as dead; so does one that
+            brings fewer than 1,000 bytes a second over twice as long.
         verify: Read the files that are there again, to see whether their checksums still hold.
         vocabulary: Also fetch vocabulary.csv and, for segment, segment_vocabulary.csv into the
             folder.
@@ -360,12 +361,12 @@ class _State:
     A file without facts, or with wrong ones, costs time but no data.
 
     Raises:
-        pyseg.errors.UserError: Another process has it open.
+        pyseg.errors.UserError: Another process has it open, or it is a symbolic link.
     """
 
     def __init__(self, folder: Path) -> None:
         self._facts: dict[str, dict[str, Any]] = {}
-        self._file = open(folder / _STATE, "a+b", buffering=0)  # noqa: SIM115
+        self._file = open_to_append(folder / _STATE, buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,6 +6,7 @@ import array
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -326,6 +327,61 @@ def test_failures_that_last(
     assert names(folder) == [*unfinished, "train0001.tfrecord"]
     if left is not None:
         assert (folder / unfinished[0]).stat().st_size == left
+
+
+def drips(before: bytes, piece: bytes) -> Callable[[Handler], None]:
+    """Sends some bytes, and then next to nothing for as long as anybody listens."""
+
+    def fault(handler: Handler) -> None:
+        handler.wfile.write(before)
+        while not handler.server.closing.wait(0.001):
+            handler.wfile.write(piece)
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        drips(b"HTTP/1.1 ", b"2"),
+        drips(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"),
+        drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x"),
+        drips(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x"),
+    ],
+)
+def test_a_connection_that_drips_is_given_up(
+    server: Server,
+    fetch: Fetch,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[Handler], None],
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(_http, "monotonic", lambda: next(clock))  # every look takes a second
+    server.publish("trainaa.tfrecord")
+    path = SHARDS + "trainaa.tfrecord"
+    server.faults[path] = [fault] * 3
+    report = fetch(retries=2)
+    slow = f"{server.url}{path}: fewer than 1000 bytes a second came for 20 s (3 times in a row)"
+    assert report.missing == {"train0000.tfrecord": slow}
+    assert len(server.requests[path]) == 3
+    assert fetch().complete
+    assert (folder / "train0000.tfrecord").read_bytes() == content_of("trainaa.tfrecord")
+
+
+@pytest.mark.parametrize("name", ["train0000.tfrecord.part", ".download.jsonl"])
+def test_symbolic_links_are_not_followed(
+    server: Server, fetch: Fetch, folder: Path, tmp_path: Path, name: str
+) -> None:
+    server.publish("trainaa.tfrecord")
+    (tmp_path / "precious").write_bytes(b"precious")
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=f"^{folder / name}: expected a file, found a symbolic li"):
+        fetch()
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    (folder / name).unlink()
+    assert fetch().complete
 
 
 def test_redirections_are_followed(server: Server, fetch: Fetch, folder: Path) -> None:
