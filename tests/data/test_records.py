@@ -574,11 +574,11 @@ def test_records_before_a_wrong_trailer_come_first(engine, write, count):
 
 def test_damaged_gzip_gives_all_that_could_be_unpacked(engine, write):
     rng = random.Random(0)
-    whole = framed(*[rng.randbytes(100) * 5 for _ in range(1000)])
+    whole = framed(*[rng.randbytes(100) * 5 for _ in range(30)])
     for _ in range(20):
         packed = bytearray(gzip.compress(whole))
         packed[rng.randrange(20, len(packed))] ^= 1 << rng.randrange(8)
-        unpacker, unpacked = zlib.decompressobj(wbits=31), b""
+        unpacker, unpacked = zlib.decompressobj(wbits=31), bytearray()
         with contextlib.suppress(zlib.error):
             for byte in packed:
                 unpacked += unpacker.decompress(bytes([byte]))
@@ -1469,7 +1469,7 @@ def test_arguments_are_checked_at_once(engine, call, expected):
 # ----------------------------------------------------------------------------------------- sniffing
 
 
-def test_sniff(engine, write):
+def test_sniff(engine, write, monkeypatch):
     context, lists = rated_parts([0], [1], [1], frames=3)
     context["empty"] = b""
     lists["none"] = []
@@ -1482,10 +1482,11 @@ def test_sniff(engine, write):
     assert kind.context["empty"] == ("nothing", 0)
     with pytest.raises(RecordError, match="record 0 at byte 0: malformed protobuf at byte 0"):
         sniff(write(framed(b"\x00")))
-    few = sequence({f"f{i}": int_list(i) for i in range(10_000)}, {})
-    assert len(sniff(write(framed(few))).context) == 10_000
+    monkeypatch.setattr(module, "_MOST_FEATURES", 100)
+    few = sequence({f"f{i}": int_list(i) for i in range(100)}, {})
+    assert len(sniff(write(framed(few))).context) == 100
     many = few + sequence({}, {"one more": []})
-    with pytest.raises(RecordError, match="record 0 at byte 0: expected at most 10000 features"):
+    with pytest.raises(RecordError, match="record 0 at byte 0: expected at most 100 features"):
         sniff(write(framed(many)))
 
 
