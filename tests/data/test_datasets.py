@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -562,6 +563,18 @@ def test_report_is_of_the_last_pass_only(frame_shards) -> None:
     for workers in (3, 2, 0):
         loaded_ids(dataset, workers=workers)
         assert dataset.report.records == 12
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_video_without_labels_stays_and_is_counted(frame_shards, cache: bool) -> None:
+    [shard] = frame_shards([3])
+    unlabelled = dataclasses.replace(FRAMES, labels_key=None)
+    more = encode_frames("none", np.zeros((3, 5), np.uint8), [], None, unlabelled)
+    write_records(shard, [*_payloads(shard), more])
+    with pytest.warns(RecordWarning, match="FrameDataset: found 1 record without labels"):
+        examples = list(dataset := Frames([shard], cache=cache))
+    assert [len(example.classes) for example in examples] == [2, 2, 2, 0]
+    assert dataset.report.unlabelled == 1
 
 
 def test_report_of_a_cache(frame_shards) -> None:
