@@ -412,6 +412,15 @@ def nvcc_flags() -> list[str]:
     return flags
 
 
+def prefix_maps(library: Library) -> list[str]:
+    """Returns the flags that keep this machine's folders out of ``__FILE__``.
+
+    torch's headers put ``__FILE__`` in error texts.
+    """
+    flags = [f"-fmacro-prefix-map={folder}/=" for folder in (SOURCES, *includes(library)[1])]
+    return [f"-Xcompiler={flag}" for flag in flags] if library is CUDA else flags
+
+
 def compile_command(library: Library, source: Path, target: Path, depfile: Path) -> list[str]:
     """Returns the command that compiles ``source`` to the object ``target``."""
     own, others = includes(library)
@@ -422,10 +431,10 @@ def compile_command(library: Library, source: Path, target: Path, depfile: Path)
         assert isinstance(toolkit, Toolkit)
         targets = gencode(arches())
         threads = f"--threads={min(jobs(), len(targets))}"
-        return [toolkit.nvcc, *nvcc_flags(), *targets, threads, *tail]
+        return [toolkit.nvcc, *nvcc_flags(), *prefix_maps(library), *targets, threads, *tail]
     compiler = find_compiler()
     assert not isinstance(compiler, str)
-    return [*compiler[0], *cxx_flags(library), *tail]
+    return [*compiler[0], *cxx_flags(library), *prefix_maps(library), *tail]
 
 
 def link_command(library: Library, objects: list[Path], target: Path) -> list[str]:
@@ -773,7 +782,11 @@ def cmake_lists() -> str:
         "CPU_SOURCES": CPU.sources(),
         "CUDA_SOURCES": CUDA.sources(),
         "DEFINITIONS": [flag.removeprefix("-D") for flag in DEFINITIONS],
-        "CUDA_FLAGS": [flag for flag in nvcc_flags() if flag not in optimisation()],
+        "CUDA_FLAGS": [
+            *(flag for flag in nvcc_flags() if flag not in optimisation()),
+            *prefix_maps(CUDA),
+        ],
+        "PREFIX_MAPS": prefix_maps(CPU),
         "WARNINGS": WARNINGS,
     }
     return "".join(

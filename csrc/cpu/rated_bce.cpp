@@ -21,11 +21,11 @@ using torch::stable::empty_like;
 using torch::stable::parallel_for;
 
 void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const char* name) {
-  STD_TORCH_CHECK(offsets[0] == 0 && offsets[rows] == size, name, " must go from 0 to ", size,
-                  ", got ", offsets[0], " to ", offsets[rows]);
+  PYSEG_CHECK(offsets[0] == 0 && offsets[rows] == size, name, " must go from 0 to ", size, ", got ",
+              offsets[0], " to ", offsets[rows]);
   for (int64_t i = 0; i < rows; ++i) {
-    STD_TORCH_CHECK(offsets[i] <= offsets[i + 1], name, " must not decrease, got ", offsets[i],
-                    " before ", offsets[i + 1], " at row ", i);
+    PYSEG_CHECK(offsets[i] <= offsets[i + 1], name, " must not decrease, got ", offsets[i],
+                " before ", offsets[i + 1], " at row ", i);
   }
 }
 
@@ -40,23 +40,23 @@ void check_values(const RatedBceInput<T, A>& in) {
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t r = ratings.offsets[b]; r < ratings.offsets[b + 1]; ++r) {
       const int64_t j = ratings.classes[r];
-      STD_TORCH_CHECK(j >= 0 && j < classes, "classes must lie in 0..", classes - 1, ", got ", j,
-                      " in row ", b);
-      STD_TORCH_CHECK(rated_by[j] != b, "classes must be rated once in a row, got ", j,
-                      " twice in row ", b);
-      STD_TORCH_CHECK(ratings.scores[r] >= 0 && ratings.scores[r] <= 1,
-                      "scores must lie in [0, 1], got ", ratings.scores[r], " in row ", b);
+      PYSEG_CHECK(j >= 0 && j < classes, "classes must lie in 0..", classes - 1, ", got ", j,
+                  " in row ", b);
+      PYSEG_CHECK(rated_by[j] != b, "classes must be rated once in a row, got ", j,
+                  " twice in row ", b);
+      PYSEG_CHECK(ratings.scores[r] >= 0 && ratings.scores[r] <= 1,
+                  "scores must lie in [0, 1], got ", ratings.scores[r], " in row ", b);
       rated_by[j] = b;
     }
   }
   if (correlation.offsets == nullptr) return;
   check_offsets(correlation.offsets, classes, correlation.size, "correlation_offsets");
   for (int64_t p = 0; p < correlation.size; ++p) {
-    STD_TORCH_CHECK(correlation.columns[p] >= 0 && correlation.columns[p] < classes,
-                    "correlation_columns must lie in 0..", classes - 1, ", got ",
-                    correlation.columns[p]);
-    STD_TORCH_CHECK(correlation.values[p] >= 0 && correlation.values[p] <= 1,
-                    "correlation_values must lie in [0, 1], got ", correlation.values[p]);
+    PYSEG_CHECK(correlation.columns[p] >= 0 && correlation.columns[p] < classes,
+                "correlation_columns must lie in 0..", classes - 1, ", got ",
+                correlation.columns[p]);
+    PYSEG_CHECK(correlation.values[p] >= 0 && correlation.values[p] <= 1,
+                "correlation_values must lie in [0, 1], got ", correlation.values[p]);
   }
 }
 
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cpu(
     const std::optional<Tensor>& correlation_values,   // (nnz)
     double rated_weight, double unrated_weight, double absent_evidence, bool needs_grad) {
   check_rated_bce(logits, offsets, classes, scores, correlation_offsets, correlation_columns,
-                  correlation_values);
+                  correlation_values, rated_weight, unrated_weight, absent_evidence);
   const RatedBceTensors tensors(logits, offsets, classes, scores, correlation_offsets,
                                 correlation_columns, correlation_values, needs_grad);
   const auto run = [&]<typename T>(std::type_identity<T>) {

@@ -79,6 +79,7 @@ Tensor moments_cuda(const Tensor& x,                           // (R, C)
   const Tensor x_ = contiguous(x);
   const auto row_weights_ = contiguous_or_none(row_weights);
   const Tensor result = new_empty(x_, {2, columns}, accumulate_dtype(x.scalar_type()));
+  if (columns == 0) return result;  // however many rows
   const auto run = [&, rows = rows, columns = columns]<typename T>(std::type_identity<T>) {
     using A = Sum<T>;
     const Tensor workspace = new_workspace(x, moments_workspace<T>(rows, columns));

@@ -7,11 +7,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <limits>
 
+#include "../torch/error.h"
 #include "pyseg/cuda/common.cuh"
 #include "pyseg/vlad_shape.h"
 
@@ -37,8 +37,8 @@ inline Tensor new_workspace(const Tensor& like, int64_t bytes) {
 }
 
 inline void check_rows(const VladShape& shape) {
-  STD_TORCH_CHECK(shape.rows <= std::numeric_limits<int>::max(),
-                  "vlad_aggregate takes fewer than 2^31 rows a video, got T * G = ", shape.rows);
+  PYSEG_CHECK(shape.rows <= std::numeric_limits<int>::max(),
+              "vlad_aggregate takes fewer than 2^31 rows a video, got T * G = ", shape.rows);
 }
 
 }  // namespace pyseg

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cuda(
     const std::optional<Tensor>& correlation_values,   // (nnz)
     double rated_weight, double unrated_weight, double absent_evidence, bool needs_grad) {
   check_rated_bce(logits, offsets, classes, scores, correlation_offsets, correlation_columns,
-                  correlation_values);
+                  correlation_values, rated_weight, unrated_weight, absent_evidence);
   const DeviceGuard guard(logits.get_device_index());
   const RatedBceTensors tensors(logits, offsets, classes, scores, correlation_offsets,
                                 correlation_columns, correlation_values, needs_grad);

@@ -4,11 +4,12 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+
+#include "error.h"
 
 namespace pyseg {
 
@@ -36,8 +37,8 @@ inline std::string shape_text(const Tensor& tensor) {
 inline void check_dimensions(const Tensor& tensor, const char* name, const char* layout) {
   int64_t dimensions = 1;
   for (const char* c = layout; *c != 0; ++c) dimensions += *c == ',';
-  STD_TORCH_CHECK(tensor.dim() == dimensions, name, " must be ", layout, ", got shape ",
-                  shape_text(tensor));
+  PYSEG_CHECK(tensor.dim() == dimensions, name, " must be ", layout, ", got shape ",
+              shape_text(tensor));
 }
 
 inline void check_shape(const Tensor& tensor, const char* name, const char* layout,
@@ -45,27 +46,24 @@ inline void check_shape(const Tensor& tensor, const char* name, const char* layo
   bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
   int64_t i = 0;
   for (const int64_t size : sizes) same = same && tensor.size(i++) == size;
-  STD_TORCH_CHECK(same, name, " must be ", layout, " = ", shape_text(sizes), ", got ",
-                  shape_text(tensor));
+  PYSEG_CHECK(same, name, " must be ", layout, " = ", shape_text(sizes), ", got ",
+              shape_text(tensor));
 }
 
 inline void check_dtype(const Tensor& tensor, const char* name,
                         torch::headeronly::ScalarType dtype) {
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " must be ",
-                  torch::headeronly::toString(dtype), ", got ",
-                  torch::headeronly::toString(tensor.scalar_type()));
+  PYSEG_CHECK(tensor.scalar_type() == dtype, name, " must be ", torch::headeronly::toString(dtype),
+              ", got ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
 inline void check_contiguous(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  PYSEG_CHECK(tensor.is_contiguous(), name, " must be contiguous");
 }
 
 // `tensor` is on the device of `other`.
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& other,
                          const char* other_name) {
-  STD_TORCH_CHECK(
-      tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(),
-      name, " must be on the device of ", other_name);
+  PYSEG_CHECK(tensor.device() == other.device(), name, " must be on the device of ", other_name);
 }
 
 }  // namespace pyseg

@@ -3,9 +3,10 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <type_traits>
+
+#include "error.h"
 
 namespace pyseg {
 
@@ -25,8 +26,8 @@ void dispatch_floating(torch::headeronly::ScalarType dtype, const char* op,
     case ScalarType::BFloat16:
       return function(std::type_identity<BFloat16>{});
     default:
-      STD_TORCH_CHECK(false, op, " takes float32, float64, float16 or bfloat16, got ",
-                      torch::headeronly::toString(dtype));
+      fail(op, " takes float32, float64, float16 or bfloat16, got ",
+           torch::headeronly::toString(dtype));
   }
 }
 

@@ -1,7 +1,9 @@
 // The checks of rated_bce_with_logits, the same for every device.
 #pragma once
 
+#include <cmath>
 #include <optional>
+#include <utility>
 
 #include "../include/pyseg/rated_bce_shape.h"
 #include "checks.h"
@@ -10,14 +12,22 @@
 namespace pyseg {
 
 // Shapes, dtypes and devices; what the numbers are is for the device to check.
-inline void check_rated_bce(const Tensor& logits,                               // (B, C)
-                            const Tensor& offsets,                              // (B + 1)
-                            const Tensor& classes,                              // (R)
-                            const Tensor& scores,                               // (R)
-                            const std::optional<Tensor>& correlation_offsets,   // (C + 1)
-                            const std::optional<Tensor>& correlation_columns,   // (nnz)
-                            const std::optional<Tensor>& correlation_values) {  // (nnz)
+inline void check_rated_bce(const Tensor& logits,                              // (B, C)
+                            const Tensor& offsets,                             // (B + 1)
+                            const Tensor& classes,                             // (R)
+                            const Tensor& scores,                              // (R)
+                            const std::optional<Tensor>& correlation_offsets,  // (C + 1)
+                            const std::optional<Tensor>& correlation_columns,  // (nnz)
+                            const std::optional<Tensor>& correlation_values,   // (nnz)
+                            double rated_weight, double unrated_weight, double absent_evidence) {
   using torch::headeronly::ScalarType;
+  for (const auto& [weight, name] :
+       {std::pair{rated_weight, "rated_weight"}, std::pair{unrated_weight, "unrated_weight"}}) {
+    PYSEG_CHECK(weight >= 0 && std::isfinite(weight), name, " must be finite and at least 0, got ",
+                weight);
+  }
+  PYSEG_CHECK(absent_evidence >= 0 && absent_evidence <= 1,
+              "absent_evidence must lie in [0, 1], got ", absent_evidence);
   check_dimensions(logits, "logits", "(B, C)");
   const auto sums = accumulate_dtype(logits.scalar_type());
   const auto check = [&](const Tensor& tensor, const char* name, ScalarType dtype) {
@@ -31,7 +41,7 @@ inline void check_rated_bce(const Tensor& logits,                               
   check(classes, "classes", ScalarType::Long);
   check(scores, "scores", sums);
   const bool correlated = correlation_offsets.has_value();
-  STD_TORCH_CHECK(
+  PYSEG_CHECK(
       correlated == correlation_columns.has_value() && correlated == correlation_values.has_value(),
       "correlation_offsets, correlation_columns and correlation_values must be given "
       "together");
