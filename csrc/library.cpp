@@ -32,13 +32,16 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
   // Shapes are those of pyseg.ops.rated_bce_with_logits; the correlation is its three tensors, or
   // none. loss is the mean over rows, of the dtype in which sums are kept; grad is that of the
   // logits for it (in float16 B times that), an empty tensor without needs_grad, and the backward
-  // multiplies it.
+  // multiplies it; it is given the logits where autograd is to know that the result depends on
+  // them.
   m.def(
       "rated_bce_with_logits(Tensor logits, Tensor offsets, Tensor classes, Tensor scores, "
       "Tensor? correlation_offsets, Tensor? correlation_columns, Tensor? correlation_values, "
       "float rated_weight, float unrated_weight, float absent_evidence, bool needs_grad) -> "
       "(Tensor loss, Tensor grad)");
-  m.def("rated_bce_with_logits_backward(Tensor grad_output, Tensor grad) -> Tensor");
+  m.def(
+      "rated_bce_with_logits_backward(Tensor grad_output, Tensor grad, Tensor? logits=None) -> "
+      "Tensor");
   // What pyseg.metrics.TopKPerClass keeps, see include/pyseg/top_k.h: keys is (C, room) uint64, of
   // which each class has counts (C) int64, and thresholds (C) uint64 are what keys must be below.
   // Adds the scores (S, C) of ids (S) uint32 where candidates (S, C) bool says so, and cuts classes

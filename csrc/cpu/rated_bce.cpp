@@ -89,8 +89,8 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cpu(
 }
 
 Tensor rated_bce_with_logits_backward_cpu(const Tensor& grad_output,  // ()
-                                          const Tensor& grad)         // (B, C)
-{
+                                          const Tensor& grad,         // (B, C)
+                                          const std::optional<Tensor>& /*logits*/) {
   check_rated_bce_backward(grad_output, grad);
   const Tensor grad_ = contiguous(grad), result = empty_like(grad_);
   const auto run = [&]<typename T>(std::type_identity<T>) {

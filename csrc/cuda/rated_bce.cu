@@ -46,8 +46,8 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cuda(
 }
 
 Tensor rated_bce_with_logits_backward_cuda(const Tensor& grad_output,  // ()
-                                           const Tensor& grad)         // (B, C)
-{
+                                           const Tensor& grad,         // (B, C)
+                                           const std::optional<Tensor>& /*logits*/) {
   check_rated_bce_backward(grad_output, grad);
   const DeviceGuard guard(grad.get_device_index());
   const Tensor grad_ = contiguous(grad), result = empty_like(grad_);

@@ -164,7 +164,7 @@ class BatchNorm(nn.Module):
         else:
             count = counts.sum()
             row_weights = counts / count.clamp(min=1.0)
-            mean, var = moments(x.flatten(0, 1), row_weights.flatten())
+            mean, var = moments(x.detach().flatten(0, 1), row_weights.flatten())
         with torch.no_grad():
             running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
             momentum = self.momentum * (count > 0).to(self.running_mean.dtype)

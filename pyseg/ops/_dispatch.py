@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import platform
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from pyseg import _ext
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -112,6 +120,126 @@ def check_device(first: tuple[str, Tensor], name: str, tensor: Tensor) -> None:
         )
 
 
+def check_tensors(like: Tensor, tensors: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+    """Raises where what is given to a backward op has not its shape and the dtype of `like`."""
+    for name, (tensor, shape) in tensors.items():
+        if tuple(tensor.shape) != shape or tensor.dtype != like.dtype:
+            raise ValueError(
+                f"{name} must be {shape} of {like.dtype}, "
+                f"got {tuple(tensor.shape)} of {tensor.dtype}"
+            )
+
+
+# The operators whose kernels are Python, and all that PyTorch is told of any of them in Python.
+_LIBRARY = torch.library.Library("pyseg", "FRAGMENT")
+
+
+def define(op: str, schema: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Returns a decorator that makes a function the operator `op`, on every device."""
+
+    def register(kernel: Callable[P, R]) -> Callable[P, R]:
+        _LIBRARY.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(op, _disable_dynamo(kernel), "CompositeExplicitAutograd")
+        return kernel
+
+    return register
+
+
+def register_fake(op: str, fake: Callable[..., Any]) -> None:
+    """Makes `fake` what says how large the results of `op` are; it may check arguments too.
+
+    It is also what PyTorch calls where a meta tensor is among others, whose results it would leave
+    uninitialized: tensors of several devices are refused.
+    """
+    names = [argument.name for argument in _overload(op)._schema.arguments]
+
+    @functools.wraps(fake)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        tensors = [pair for pair in zip(names, args, strict=False) if isinstance(pair[1], Tensor)]
+        for name, tensor in tensors[1:]:
+            check_device(tensors[0], name, tensor)
+        return fake(*args, **kwargs)
+
+    torch.library.register_fake(f"pyseg::{op}", checked, lib=_LIBRARY)
+
+
+def register_autograd(
+    op: str,
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Makes `backward` the gradient of `op`, from what `setup_context` has saved.
+
+    Their arguments and results are those that :func:`torch.library.register_autograd` asks for,
+    which leaves forward-mode derivatives zero without a word and knows no `torch.func.grad`. Here
+    the former are refused, and the latter has the gradient like any other.
+    """
+    overload = _overload(op)
+    defaults = tuple(argument.default_value for argument in overload._schema.arguments)
+    reference = op.removesuffix("_backward")
+
+    def below(keyset: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    # A Function with one level of derivatives: the dispatcher calls it at each level by itself.
+    class Gradient(_SingleLevelFunction):
+        apply: Callable[..., Any]  # of its base, which is in C++
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *inputs, keyset = args
+            with _outer_derivatives():
+                output = below(keyset, *inputs)
+            if setup_context is not None:
+                setup_context(ctx, tuple(inputs), output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            found = backward(ctx, *grads)
+            return *(found if isinstance(found, tuple) else (found,)), None
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+            raise RuntimeError(
+                f"{reference} has no forward-mode derivative: "
+                f"use pyseg.ops.{reference}_reference for that"
+            )
+        if torch.is_grad_enabled() and any(map(_requires_grad, args)):
+            args = *args, *defaults[len(args) :], keyset
+            if not torch._C._are_functorch_transforms_active():
+                return Gradient.apply(*args)
+            with torch._functorch.utils.enable_single_level_autograd_function():
+                return Gradient.apply(*args)
+        return below(keyset, *args)
+
+    Gradient.__name__ = f"{op}_gradient"
+    _LIBRARY.impl(op, kernel, "Autograd", with_keyset=True)
+
+
+def _overload(op: str) -> Any:
+    return getattr(torch.ops.pyseg, op).default
+
+
+@contextlib.contextmanager
+def _outer_derivatives() -> Iterator[None]:
+    """Lets a Function's forward be differentiated by the transforms of `torch.func` around it."""
+    if torch._C._are_functorch_transforms_active():
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            yield
+    else:
+        yield
+
+
+def _requires_grad(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
 def refuse_double_backward(op: str) -> Callable[..., None]:
     """Returns the gradient formula of a backward op: an error that names the way out."""
 
@@ -124,12 +252,17 @@ def refuse_double_backward(op: str) -> Callable[..., None]:
     return refuse
 
 
-# torch.library.register_autocast casts to one fixed dtype; users choose theirs.
-_LIBRARY = torch.library.Library("pyseg", "FRAGMENT") if _ext.HAS_CPU_OPS else None
+def refuse_gradient(ctx: Any, op: str, arguments: dict[int, str]) -> None:
+    """Raises where one of the arguments, named by their places, is asked for its gradient."""
+    for place, name in arguments.items():
+        if ctx.needs_input_grad[place]:
+            raise RuntimeError(
+                f"{op} has no gradient of {name}: use pyseg.ops.{op}_reference for that"
+            )
 
 
 def register_autocast(op: str, function: Callable[..., Any]) -> None:
     """Makes `function` what `op` does under autocast, on every device that has kernels."""
-    assert _LIBRARY is not None
+    # torch.library.register_autocast casts to one fixed dtype; users choose theirs.
     for key in ("AutocastCPU", "AutocastCUDA"):
         _LIBRARY.impl(op, function, key)

@@ -16,7 +16,10 @@ from pyseg.ops._dispatch import (
     has_kernel,
     in_autocast,
     refuse_double_backward,
+    refuse_gradient,
     register_autocast,
+    register_autograd,
+    register_fake,
     sum_dtype,
     to_autocast_dtype,
 )
@@ -62,8 +65,9 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
     .. math::
         mean_c = \sum_r w_r x_{rc}, \qquad variance_c = \sum_r w_r (x_{rc} - mean_c)^2
 
-    The results are constants for autograd: ops that take an :class:`AssignmentNorm` with
-    `row_weights` account for them in their own gradient. Deterministic.
+    Deterministic. The gradient takes several passes in plain PyTorch: ops that take an
+    :class:`AssignmentNorm` with `row_weights` account for the statistics in their own, so give
+    ``x.detach()`` for those. Forward-mode derivatives are those of :func:`moments_reference` only.
 
     Args:
         x: (R, C), float32, float64, float16 or bfloat16.
@@ -84,14 +88,11 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
         ([2.0, 7.0], [1.0, 4.0])
     """
     _check_moments(x, row_weights)
-    with torch.no_grad():
-        x = x.detach()
-        weights = None if row_weights is None else row_weights.detach().to(sum_dtype(x.dtype))
-        if has_kernel(x):
-            mean, variance = torch.ops.pyseg.moments.default(x, weights).unbind()
-        else:
-            mean, variance = _moments(x, weights)
-        return mean, variance
+    if not has_kernel(x):
+        return _moments(x, row_weights)
+    weights = None if row_weights is None else row_weights.to(sum_dtype(x.dtype))
+    mean, variance = torch.ops.pyseg.moments.default(x, weights).unbind()
+    return mean, variance
 
 
 def moments_reference(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -109,14 +110,18 @@ def moments_reference(x: Tensor, row_weights: Tensor | None = None) -> tuple[Ten
 
 
 def _moments(x: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    x = x.to(sum_dtype(x.dtype))
-    if row_weights is None:
-        weights = x.new_full((x.shape[0], 1), 1.0 / max(x.shape[0], 1))
-    else:
-        weights = row_weights.to(x.dtype).unsqueeze(1)
-        x = x.where(weights > 0, 0.0)  # rows left out may hold anything
+    x, weights = _weighted(x, row_weights)
     mean = (x * weights).sum(0)
     return mean, ((x - mean).square() * weights).sum(0)
+
+
+def _weighted(x: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns x (R, C) and the weights of its rows (R, 1) in the dtype of sums."""
+    x = x.to(sum_dtype(x.dtype))
+    if row_weights is None:
+        return x, x.new_full((x.shape[0], 1), 1.0 / max(x.shape[0], 1))
+    weights = row_weights.to(x.dtype).unsqueeze(1)
+    return x.where(weights > 0, 0.0), weights  # rows left out may hold anything
 
 
 def soft_assign(
@@ -298,6 +303,7 @@ def _fake(
     norm: Tensor | None = None,
     row_weights: Tensor | None = None,
 ) -> Tensor:
+    check_assignment(assignment, attention, None)
     return assignment.new_empty(assignment.shape)
 
 
@@ -316,6 +322,7 @@ def _backward_fake(
 
 
 def _moments_fake(x: Tensor, row_weights: Tensor | None = None) -> Tensor:
+    _check_moments(x, row_weights)
     return x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype))
 
 
@@ -324,10 +331,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_gradient(ctx, "soft_assign", {3: "norm.row_weights"})
     assignment, attention, norm, row_weights = ctx.saved_tensors
     op = torch.ops.pyseg.soft_assign_backward.default
     *grads, sums = op(grad, assignment, attention, norm, row_weights)
     return (*grads, norm_gradient(norm, row_weights, sums), None)
+
+
+def _moments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    x, row_weights = ctx.saved_tensors
+    values, weights = _weighted(x, row_weights)
+    by_mean, by_variance = grad.unbind()
+    centered = values - (values * weights).sum(0)
+    by_mean = by_mean - 2 * by_variance * (centered * weights).sum(0)  # 0 where weights sum to 1
+    rows = weights * (by_mean + 2 * by_variance * centered)
+    if row_weights is None or not ctx.needs_input_grad[1]:
+        return rows.to(x.dtype), None
+    return rows.to(x.dtype), (by_mean * values + by_variance * centered.square()).sum(1)
 
 
 def _autocast(
@@ -342,11 +362,10 @@ def _autocast(
 
 
 if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
-    torch.library.register_fake("pyseg::soft_assign", _fake)
-    torch.library.register_fake("pyseg::soft_assign_backward", _backward_fake)
-    torch.library.register_fake("pyseg::moments", _moments_fake)
-    torch.library.register_autograd("pyseg::soft_assign", _backward, setup_context=_setup_context)
-    torch.library.register_autograd(
-        "pyseg::soft_assign_backward", refuse_double_backward("soft_assign")
-    )
+    register_fake("soft_assign", _fake)
+    register_fake("soft_assign_backward", _backward_fake)
+    register_fake("moments", _moments_fake)
+    register_autograd("soft_assign", _backward, _setup_context)
+    register_autograd("soft_assign_backward", refuse_double_backward("soft_assign"))
+    register_autograd("moments", _moments_backward, _setup_context)
     register_autocast("soft_assign", _autocast)

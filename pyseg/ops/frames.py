@@ -11,9 +11,13 @@ from torch import Tensor
 
 from pyseg.ops._dispatch import (
     check_layout,
+    check_tensors,
+    define,
     in_autocast,
     product_dtype,
     refuse_double_backward,
+    register_autograd,
+    register_fake,
     sum_dtype,
     to_autocast_dtype,
 )
@@ -115,6 +119,13 @@ def _check_linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Ten
             f"got {tuple(bias.shape)} of {bias.dtype}"
         )
     _check_device(frames, weight, "weight")
+
+
+def _check_linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> None:
+    _check(frames, mask)
+    check_layout({"grad": (grad, "(B, T, M)")})
+    _check_device(frames, grad, "grad")
+    check_tensors(grad, {"grad": (grad, (*frames.shape[:2], grad.shape[2]))})
 
 
 def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,37 +261,41 @@ def _product_into(result: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         result.copy_(product)
 
 
-@torch.library.custom_op(
-    "pyseg::frame_linear",
-    mutates_args=(),
-    schema="(Tensor frames, Tensor? mask, Tensor weight, Tensor? bias) -> Tensor",
+@define(
+    "frame_linear",
+    "(Tensor frames, Tensor? mask, Tensor weight, Tensor? bias) -> Tensor",
 )
 def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows = frames.flatten(0, 1)
+    _check_linear(frames, mask, weight, bias)
+    result = weight.new_empty(*frames.shape[:2], weight.shape[0])
+    if not result.numel():  # however many frames
+        return result
+    rows, products = frames.flatten(0, 1), result.flatten(0, 1)
     valid = None if mask is None else mask.flatten()
-    result = weight.new_empty(rows.shape[0], weight.shape[0])
     dtype = product_dtype(rows.device.type, weight.dtype)
     columns, shift = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
     for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device, _TILE_BYTES):
         x = dequantize(rows[tile], None if valid is None else valid[tile], dtype)
-        with _product_into(result[tile], dtype) as y:
+        with _product_into(products[tile], dtype) as y:
             if shift is None:
                 torch.mm(x, columns, out=y)
             else:
                 torch.addmm(shift, x, columns, out=y)
-    return result.unflatten(0, frames.shape[:2])
+    return result
 
 
-@torch.library.custom_op(
-    "pyseg::frame_linear_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor frames, Tensor? mask) -> Tensor",
+@define(
+    "frame_linear_backward",
+    "(Tensor grad, Tensor frames, Tensor? mask) -> Tensor",
 )
 def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
+    _check_linear_backward(grad, frames, mask)
+    total = grad.new_zeros(grad.shape[2], frames.shape[2], dtype=sum_dtype(grad.dtype))
+    if not total.numel():
+        return total.to(grad.dtype)
     rows, grad = frames.flatten(0, 1), grad.flatten(0, 1)
     valid = None if mask is None else mask.flatten()
     dtype = product_dtype(rows.device.type, grad.dtype)
-    total = grad.new_zeros(grad.shape[1], rows.shape[1], dtype=sum_dtype(grad.dtype))
     for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device, _TILE_BYTES):
         x = dequantize(rows[tile], None if valid is None else valid[tile], dtype)
         if dtype == total.dtype:
@@ -290,16 +305,17 @@ def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tenso
     return total.to(grad.dtype)
 
 
-@torch.library.custom_op(
-    "pyseg::frame_pool",
-    mutates_args=(),
-    schema="(Tensor frames, Tensor weights, Tensor maps, bool keep) -> (Tensor, Tensor, Tensor)",
+@define(
+    "frame_pool",
+    "(Tensor frames, Tensor weights, Tensor maps, bool keep) -> (Tensor, Tensor, Tensor)",
 )
 def _pool(
     frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     sums, mass, kept = _pool_results(frames, weights, maps, keep)
-    groups, width = maps.shape[0], maps.shape[2]
+    if not (sums.numel() or mass.numel() or kept.numel()):  # however many videos
+        return sums, mass, kept
+    groups, _, width = maps.shape
     dtype = product_dtype(frames.device.type, weights.dtype)
     rows = maps.to(dtype).transpose(1, 2).flatten(0, 1)  # (G*N, F)
     tiles = _pooled_tiles(weights, width, dtype)
@@ -317,10 +333,9 @@ def _pool(
     return sums, mass, kept
 
 
-@torch.library.custom_op(
-    "pyseg::frame_pool_backward",
-    mutates_args=(),
-    schema=(
+@define(
+    "frame_pool_backward",
+    (
         "(Tensor grad, Tensor grad_mass, Tensor frames, Tensor weights, Tensor maps, Tensor kept, "
         "bool[3] needed) -> (Tensor, Tensor, Tensor)"
     ),
@@ -334,9 +349,12 @@ def _pool_backward(
     kept: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    width = frames.shape[2]
-    groups = maps.shape[0]
-    grad_frames, grad_weights, grad_maps = _needed(frames, weights, maps, needed)
+    grad_frames, grad_weights, grad_maps = results = _pool_backward_results(
+        grad, grad_mass, frames, weights, maps, kept, needed
+    )
+    if not any(result.numel() for result in results):
+        return results
+    groups, _, width = maps.shape
     dtype = product_dtype(frames.device.type, weights.dtype)
     grad = grad.to(dtype).flatten(0, 1)  # (B*K, F)
     if needed[2]:
@@ -367,6 +385,7 @@ def _pool_results(
     frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns memory for what `_pool` returns."""
+    _check_pool(frames, weights, maps)
     batch, _, groups, clusters = weights.shape
     return (
         weights.new_empty(batch, clusters, maps.shape[1]),
@@ -397,31 +416,7 @@ def _floating(frames: Tensor, dtype: torch.dtype) -> Tensor:
     return frames.to(dtype) if frames.is_floating_point() else dequantize(frames, None, dtype)
 
 
-def _needed(
-    frames: Tensor, weights: Tensor, maps: Tensor, needed: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns memory for the gradients that are needed, nothing for the others."""
-    return (
-        frames.new_empty(frames.shape if needed[0] else 0),
-        weights.new_empty(weights.shape if needed[1] else 0),
-        maps.new_empty(maps.shape if needed[2] else 0),
-    )
-
-
-@_linear.register_fake
-def _linear_fake(
-    frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    return weight.new_empty(*frames.shape[:2], weight.shape[0])
-
-
-@_linear_backward.register_fake
-def _linear_backward_fake(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
-    return grad.new_empty(grad.shape[2], frames.shape[2])
-
-
-@_pool_backward.register_fake
-def _pool_backward_fake(
+def _pool_backward_results(
     grad: Tensor,
     grad_mass: Tensor,
     frames: Tensor,
@@ -430,7 +425,31 @@ def _pool_backward_fake(
     kept: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _needed(frames, weights, maps, needed)
+    """Returns memory for the gradients that are needed, nothing for the others."""
+    _check_pool(frames, weights, maps)
+    batch, _, groups, clusters = weights.shape
+    check_tensors(weights, {"grad": (grad, (batch, clusters, maps.shape[1]))})
+    mass = weights.new_empty(0, dtype=sum_dtype(weights.dtype))
+    check_tensors(mass, {"grad_mass": (grad_mass, (batch, groups, clusters))})
+    if needed[2]:
+        check_tensors(weights, {"kept": (kept, (batch, clusters * groups, frames.shape[2]))})
+    return (
+        frames.new_empty(frames.shape if needed[0] else 0),
+        weights.new_empty(weights.shape if needed[1] else 0),
+        maps.new_empty(maps.shape if needed[2] else 0),
+    )
+
+
+def _linear_fake(
+    frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    _check_linear(frames, mask, weight, bias)
+    return weight.new_empty(*frames.shape[:2], weight.shape[0])
+
+
+def _linear_backward_fake(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
+    _check_linear_backward(grad, frames, mask)
+    return grad.new_empty(grad.shape[2], frames.shape[2])
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -444,6 +463,14 @@ def _linear_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[3]:
         bias = grad.sum((0, 1))
     return None, None, weight, bias
+
+
+def _linear_twice_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _linear_twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.pyseg.frame_linear.default(*ctx.saved_tensors, grad, None), None, None
 
 
 def _pool_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -467,7 +494,11 @@ def _pool_gradient(
     return *(g if wanted else None for g, wanted in zip(found, needed, strict=True)), None
 
 
-_linear.register_autograd(_linear_gradient, setup_context=_linear_context)
-_pool.register_fake(_pool_results)
-_pool.register_autograd(_pool_gradient, setup_context=_pool_context)
-_pool_backward.register_autograd(refuse_double_backward("frame_pool"))
+register_fake("frame_linear", _linear_fake)
+register_fake("frame_linear_backward", _linear_backward_fake)
+register_fake("frame_pool", _pool_results)
+register_fake("frame_pool_backward", _pool_backward_results)
+register_autograd("frame_linear", _linear_gradient, _linear_context)
+register_autograd("frame_linear_backward", _linear_twice, _linear_twice_context)
+register_autograd("frame_pool", _pool_gradient, _pool_context)
+register_autograd("frame_pool_backward", refuse_double_backward("frame_pool"))

@@ -10,8 +10,12 @@ from torch import Tensor
 from pyseg.ops._dispatch import (
     check_alike,
     check_layout,
+    check_tensors,
+    define,
     in_autocast,
     refuse_double_backward,
+    register_autograd,
+    register_fake,
     sum_dtype,
 )
 
@@ -96,17 +100,15 @@ def _check(gates: Tensor, weight: Tensor, bias: Tensor) -> None:
         )
 
 
-@torch.library.custom_op(
-    "pyseg::gru_recurrence",
-    mutates_args=(),
-    schema="(Tensor gates, Tensor weight, Tensor bias, bool keep) -> (Tensor, Tensor)",
+@define(
+    "gru_recurrence", "(Tensor gates, Tensor weight, Tensor bias, bool keep) -> (Tensor, Tensor)"
 )
 def _recurrence(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    batch, length, width = gates.shape
-    size = width // 3
-    states = gates.new_empty(batch, length, size)
-    # For the backward pass: r, z, n, and W_n h + b_n.
-    kept = gates.new_empty(batch, length if keep else 0, 4 * size)
+    states, kept = _results(gates, weight, bias, keep)
+    if not states.numel():  # however many frames
+        return states, kept
+    batch, length, size = states.shape
+    width = 3 * size
     scratch = gates.new_empty(batch, 4 * size)
     hidden = gates.new_empty(batch, width)
     state = gates.new_zeros(batch, size)
@@ -122,14 +124,14 @@ def _recurrence(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tupl
     return states, kept
 
 
-@torch.library.custom_op(
-    "pyseg::gru_recurrence_backward",
-    mutates_args=(),
-    schema=("(Tensor grad, Tensor states, Tensor kept, Tensor weight) -> (Tensor, Tensor, Tensor)"),
+@define(
+    "gru_recurrence_backward",
+    "(Tensor grad, Tensor states, Tensor kept, Tensor weight) -> (Tensor, Tensor, Tensor)",
 )
 def _recurrence_backward(
     grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_backward(grad, states, kept, weight)
     batch, length, size = states.shape
     before = torch.cat((states.new_zeros(batch, min(1, length), size), states[:, :-1]), 1)
     reset, update, candidate, product = kept.split(size, -1)
@@ -139,7 +141,7 @@ def _recurrence_backward(
     by_update = (before - candidate).mul_(update).mul_(1 - update)
     hidden_grad = torch.cat((by_reset, by_update, by_candidate * reset), -1)
     state_grad = states.new_zeros(batch, size)
-    for t in reversed(range(length)):
+    for t in reversed(range(length if states.numel() else 0)):
         state_grad = state_grad + grad[:, t]
         hidden_grad[:, t].unflatten(-1, (3, size)).mul_(state_grad.unsqueeze(1))
         by_candidate[:, t].mul_(state_grad)
@@ -149,25 +151,39 @@ def _recurrence_backward(
     return gates_grad, rows.t() @ before.flatten(0, 1), rows.sum(0)
 
 
-@_recurrence.register_fake
-def _fake(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    batch, length, _ = gates.shape
-    size = weight.shape[1]
+def _results(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Returns memory for the states and for what the backward pass reads: r, z, n, W_n h + b_n."""
+    _check(gates, weight, bias)
+    batch, length, size = *gates.shape[:2], weight.shape[1]
     return (
         gates.new_empty(batch, length, size),
         gates.new_empty(batch, length if keep else 0, 4 * size),
     )
 
 
-@_recurrence_backward.register_fake
 def _backward_fake(
     grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_backward(grad, states, kept, weight)
     batch, length, _ = states.shape
     return (
         grad.new_empty(batch, length, weight.shape[0]),
         torch.empty_like(weight),
         weight.new_empty(weight.shape[0]),
+    )
+
+
+def _check_backward(grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor) -> None:
+    check_layout({"states": (states, "(B, T, H)")})
+    check_alike(("states", states), {})
+    batch, length, size = states.shape
+    check_tensors(
+        states,
+        {
+            "grad": (grad, (batch, length, size)),
+            "kept": (kept, (batch, length, 4 * size)),
+            "weight": (weight, (3 * size, size)),
+        },
     )
 
 
@@ -183,5 +199,7 @@ def _gradient(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ..
     return *torch.ops.pyseg.gru_recurrence_backward.default(grad, *ctx.saved_tensors), None
 
 
-_recurrence.register_autograd(_gradient, setup_context=_context)
-_recurrence_backward.register_autograd(refuse_double_backward("gru_recurrence"))
+register_fake("gru_recurrence", _results)
+register_fake("gru_recurrence_backward", _backward_fake)
+register_autograd("gru_recurrence", _gradient, _context)
+register_autograd("gru_recurrence_backward", refuse_double_backward("gru_recurrence"))

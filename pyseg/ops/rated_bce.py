@@ -16,6 +16,9 @@ from pyseg.ops._dispatch import (
     check_layout,
     has_kernel,
     refuse_double_backward,
+    refuse_gradient,
+    register_autograd,
+    register_fake,
     sum_dtype,
 )
 
@@ -55,8 +58,10 @@ def rated_bce_with_logits(
     Targets and weights of size (B, C) never exist; the gradient
     :math:`w (\sigma(z) - y') / B` is made in the same pass where autograd will want it. Sums are
     kept in float32 (float64 for float64), logits of any size give a finite loss, and the result is
-    deterministic. Under autocast the op is one of the losses: the logits are taken as they are, the
-    loss is float32. Where no kernel is loaded :func:`rated_bce_with_logits_reference` runs instead.
+    deterministic. Gradients can be taken once, and there are no forward-mode derivatives: for
+    others use :func:`rated_bce_with_logits_reference`, which also runs here where the scores or the
+    correlation's values require a gradient. Under autocast the op is one of the losses: the logits
+    are taken as they are, the loss is float32. Where no kernel is loaded the reference runs too.
 
     Args:
         logits: (B, C) float32, float64, float16 or bfloat16.
@@ -96,7 +101,11 @@ def rated_bce_with_logits(
     """
     weights = rated_weight, unrated_weight, absent_evidence
     _check(logits, offsets, classes, scores, correlation, *weights)
-    if not has_kernel(logits):
+    values = None if correlation is None else correlation.values
+    others = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (scores, values) if tensor is not None
+    )
+    if others or not has_kernel(logits):
         return _reference(logits, offsets, classes, scores, correlation, *weights)
     sums = sum_dtype(logits.dtype)
     relations: tuple[Tensor | None, ...] = (None, None, None)
@@ -328,7 +337,8 @@ def _check_values(offsets: Tensor, classes: Tensor, scores: Tensor, num_classes:
     inside = (scores >= 0) & (scores <= 1)
     if not bool(inside.all()):
         at = int((~inside).int().argmax())
-        raise ValueError(f"scores must lie in [0, 1], got {scores[at]:g} in row {rows[at]}")
+        score = scores[at].detach().to(sum_dtype(scores.dtype)).numpy()  # as many digits as it has
+        raise ValueError(f"scores must lie in [0, 1], got {score} in row {rows[at]}")
 
 
 def _fake(
@@ -344,47 +354,50 @@ def _fake(
     absent_evidence: float,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
+    weights = rated_weight, unrated_weight, absent_evidence
+    _check(logits, offsets, classes, scores, None, *weights)
     grad = logits.new_empty(logits.shape if needs_grad else (0,))
     return logits.new_empty((), dtype=sum_dtype(logits.dtype)), grad
 
 
-def _backward_fake(grad_output: Tensor, grad: Tensor) -> Tensor:
+def _backward_fake(grad_output: Tensor, grad: Tensor, logits: Tensor | None = None) -> Tensor:
+    check_layout({"grad": (grad, "(B, C)")})
     return grad.new_empty(grad.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or autograd fills (B, C) zeros for the second output
-    ctx.save_for_backward(output[1])
+    ctx.save_for_backward(output[1], inputs[0])
 
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    (grad,) = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True; `grad` does not know that it has derivatives
-        _refuse(ctx)
+    refuse_gradient(ctx, "rated_bce_with_logits", {3: "scores", 6: "correlation_values"})
+    grad, logits = ctx.saved_tensors
+    twice = torch.is_grad_enabled()  # create_graph=True: maybe
     if grad_output is None or not ctx.needs_input_grad[0]:
-        logits = None
-    elif _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
-        logits = grad
+        by_logits = None
+    elif not twice and _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
+        by_logits = grad
     else:
-        logits = torch.ops.pyseg.rated_bce_with_logits_backward.default(grad_output, grad)
-    return (logits, *[None] * 10)
-
-
-_refuse = refuse_double_backward("rated_bce_with_logits")
+        op = torch.ops.pyseg.rated_bce_with_logits_backward.default
+        by_logits = op(grad_output, grad, logits if twice else None)
+    return (by_logits, *[None] * 10)
 
 
 def _is_one(grad_output: Tensor) -> bool:
     """Whether the loss is what is differentiated, so that its gradient is there already."""
     if type(grad_output) is not Tensor or grad_output.device.type != "cpu":
         return False  # being traced, or not to be waited for
+    if torch._C._functorch.is_legacy_batchedtensor(grad_output):
+        return False  # several at once, by torch.autograd.functional.jacobian(vectorize=True)
     return not torch.compiler.is_compiling() and grad_output.item() == 1.0
 
 
 if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
-    torch.library.register_fake("pyseg::rated_bce_with_logits", _fake)
-    torch.library.register_fake("pyseg::rated_bce_with_logits_backward", _backward_fake)
-    torch.library.register_autograd(
-        "pyseg::rated_bce_with_logits", _backward, setup_context=_setup_context
+    register_fake("rated_bce_with_logits", _fake)
+    register_fake("rated_bce_with_logits_backward", _backward_fake)
+    register_autograd("rated_bce_with_logits", _backward, _setup_context)
+    register_autograd(
+        "rated_bce_with_logits_backward", refuse_double_backward("rated_bce_with_logits")
     )
-    torch.library.register_autograd("pyseg::rated_bce_with_logits_backward", _refuse)

@@ -16,7 +16,10 @@ from pyseg.ops._dispatch import (
     has_kernel,
     in_autocast,
     refuse_double_backward,
+    refuse_gradient,
     register_autocast,
+    register_autograd,
+    register_fake,
     sum_dtype,
     to_autocast_dtype,
 )
@@ -211,6 +214,7 @@ def _fake(
     eps: float = 1e-12,
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check(features, assignment, attention, centers, None, eps)
     batch, clusters = features.shape[0], assignment.shape[3]
     sums = sum_dtype(features.dtype)
     return (
@@ -251,6 +255,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    refuse_gradient(ctx, "vlad_aggregate", {5: "norm.row_weights"})
     needs_features_grad = ctx.needs_input_grad[0]
     norm, row_weights = ctx.saved_tensors[4:6]
     op = torch.ops.pyseg.vlad_aggregate_backward.default
@@ -283,12 +288,8 @@ def _autocast(
 
 
 if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
-    torch.library.register_fake("pyseg::vlad_aggregate", _fake)
-    torch.library.register_fake("pyseg::vlad_aggregate_backward", _backward_fake)
-    torch.library.register_autograd(
-        "pyseg::vlad_aggregate", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd(
-        "pyseg::vlad_aggregate_backward", refuse_double_backward("vlad_aggregate")
-    )
+    register_fake("vlad_aggregate", _fake)
+    register_fake("vlad_aggregate_backward", _backward_fake)
+    register_autograd("vlad_aggregate", _backward, _setup_context)
+    register_autograd("vlad_aggregate_backward", refuse_double_backward("vlad_aggregate"))
     register_autocast("vlad_aggregate", _autocast)
