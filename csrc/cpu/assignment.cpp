@@ -87,6 +87,10 @@ Tensor moments_cpu(const Tensor& x,                           // (R, C)
   const auto run = [&, rows = rows, columns = columns]<typename T>(std::type_identity<T>) {
     using A = Accumulate<T>;
     const A* const weights = row_weights_ ? read<A>(*row_weights_) : nullptr;
+    for (int64_t r = 0; r < rows && weights != nullptr; ++r) {
+      PYSEG_CHECK(!(weights[r] < 0), "row_weights must not be negative, got ", weights[r],
+                  " in row ", r);
+    }
     const Tensor workspace = new_empty(result, {moments_workspace<T>(rows, columns)});
     A* const partial = write<A>(workspace);
     parallel_for(0, moments_blocks(rows), 1, [&](int64_t begin, int64_t end) {

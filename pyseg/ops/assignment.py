@@ -80,6 +80,7 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: a shape or a device does not fit.
+        RuntimeError: on the CPU, a weight is negative.
 
     Example:
         >>> import torch, pyseg

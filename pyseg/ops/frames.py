@@ -358,7 +358,7 @@ def _pool_backward(
     dtype = product_dtype(frames.device.type, weights.dtype)
     grad = grad.to(dtype).flatten(0, 1)  # (B*K, F)
     if needed[2]:
-        pooled = kept.view(-1, groups, width)
+        pooled = kept.reshape(-1, groups, width)
         for group in range(groups):
             with _product_into(grad_maps[group], dtype) as y:
                 torch.mm(grad.t(), pooled[:, group].to(dtype), out=y)
@@ -427,6 +427,8 @@ def _pool_backward_results(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns memory for the gradients that are needed, nothing for the others."""
     _check_pool(frames, weights, maps)
+    if needed[0] and not frames.is_floating_point():
+        raise TypeError(f"frames must be floating to have a gradient, got {frames.dtype}")
     batch, _, groups, clusters = weights.shape
     check_tensors(weights, {"grad": (grad, (batch, clusters, maps.shape[1]))})
     mass = weights.new_empty(0, dtype=sum_dtype(weights.dtype))

@@ -383,10 +383,19 @@ def test_moments_without_any_weight_are_zero(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_moments_are_constants(device):
-    x = torch.rand(4, 3, device=device, requires_grad=True)
-    assert not any(value.requires_grad for value in moments(x))
-    assert all(value.requires_grad for value in moments_reference(x))
+def test_moments_have_gradients(device):
+    """Also of weights whose sum is not 1, and of rows that are left out."""
+    x, weights = (torch.rand(*shape, dtype=torch.float64) for shape in ((4, 3), (4,)))
+    weights[1] = 0
+    inputs = [tensor.to(device).requires_grad_() for tensor in (x, weights)]
+    assert torch.autograd.gradcheck(moments, inputs[:1])
+    results = []
+    for function in (moments, moments_reference):
+        total = torch.stack(function(*inputs)).square().sum()
+        first = torch.autograd.grad(total, inputs, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), inputs)
+        results.append((*first, *second))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -393,8 +393,11 @@ def test_kinds_of_integers_and_scores(kind):
 def test_double_backward_is_refused():
     logits, *ratings = make((2, 5))
     loss = rated_bce_with_logits(logits, *ratings) * 2
+    expected = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    assert torch.equal(gradient, expected)
     with pytest.raises(RuntimeError, match="rated_bce_with_logits cannot be differentiated twice"):
-        torch.autograd.grad(loss, logits, create_graph=True)
+        gradient.sum().backward()
 
 
 def test_falls_back_to_the_reference(monkeypatch):

@@ -1,0 +1,348 @@
+"""Calls every operator through torch.ops.pyseg with arguments that do not fit, one at a time.
+
+Each call must raise an error that says what is wrong, or give what the definition of the operator
+gives. ``python tests/ops/hostile.py`` prints how many calls there were, and fails where one did
+neither; a crash or an endless loop ends it, so tests run it as a process with a time limit.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyseg
+from pyseg.labels import LabelCorrelation
+
+SOURCES = str(pyseg._build.SOURCES)  # no error names the folder of who has built it
+# Misfits that operators take, and rightly, but that cannot be compared with a definition: what is
+# optional, frames of any floating dtype, rows without columns, lists with more or less room.
+ACCEPTED: dict[str, tuple[str, ...]] = {
+    "vlad_aggregate_backward": ("argument 5: None", "argument 6: None", "argument 11: None"),
+    "soft_assign_backward": ("argument 3: None", "argument 4: None"),
+    "moments": ("argument 0: dimension 0 huge, others empty",),
+    "frame_pool_backward": tuple(
+        f"argument 2: {text}" for text in ("torch.float64", "torch.float16", "torch.bfloat16")
+    ),
+    "top_k_update": ("argument 2: None", "argument 5: dimension 1 doubled"),
+    "top_k_cut": ("argument 3: dimension 1 empty", "argument 3: dimension 1 doubled"),
+}
+EPS = 1e-12
+B, T, G, F, K, N, H, C = 2, 3, 2, 5, 4, 6, 3, 7
+
+
+def random(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def valid_calls() -> dict[str, list[list[Any]]]:
+    """Returns arguments that each operator takes."""
+    ops = torch.ops.pyseg
+    vlad = [random(B, T, G, F), random(B, T, G, K), random(B, T, G), random(F, K)]
+    norm, row_weights = random(4, G, K) + 0.5, torch.full((B, T), 1 / (B * T))
+    norms: list[list[Any]] = [[None, None], [norm, None], [norm, row_weights]]
+    saved = [ops.vlad_aggregate(*vlad, *some, EPS, False) for some in norms]
+    frames = torch.arange(B * T * N, dtype=torch.uint8).view(B, T, N)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    pool = [random(B, T, N), random(B, T, G, K), random(G, F, N)]
+    recurrence = [random(B, T, 3 * H), random(3 * H, H), random(3 * H)]
+    relations = [
+        torch.tensor([0, 1, 2, *[2] * (C - 2)]),
+        torch.tensor([1, 2]),
+        torch.tensor([0.5, 0.6]),
+    ]
+    rated = [random(B, C), torch.tensor([0, 2, 3]), torch.tensor([0, 3, 1]), random(3)]
+    weights = [2.5, 0.1, 0.5, True]
+    lists = [
+        torch.full((C,), 2**64 - 1, dtype=torch.uint64),
+        torch.zeros(C, 70, dtype=torch.int64).view(torch.uint64),
+        torch.zeros(C, dtype=torch.int64),
+    ]
+    scores = [random(3, C), torch.arange(3, dtype=torch.int32).view(torch.uint32)]
+    candidates = random(3, C) > 0.5
+    return {
+        "vlad_aggregate": [[*vlad, *some, EPS, False] for some in norms],
+        "vlad_aggregate_backward": [
+            [random(B, F, K), *vlad, *some, *results, EPS, True, False]
+            for some, results in zip(norms, saved, strict=True)
+        ],
+        "soft_assign": [[*vlad[1:3], *some] for some in norms],
+        "soft_assign_backward": [[random(B, T, G, K), *vlad[1:3], *some] for some in norms],
+        "moments": [[random(5, 3), None], [random(5, 3), torch.full((5,), 0.2)]],
+        "rated_bce_with_logits": [
+            [*rated, None, None, None, *weights],
+            [*rated, *relations, *weights],
+        ],
+        "rated_bce_with_logits_backward": [[torch.tensor(2.0), random(B, C), None]],
+        "frame_linear": [
+            [frames, None, random(F, N), None],
+            [frames, mask, random(F, N), random(F)],
+        ],
+        "frame_linear_backward": [[random(B, T, F), frames, some] for some in (None, mask)],
+        "frame_pool": [[*pool, True], [frames, *pool[1:], False]],
+        "frame_pool_backward": [
+            [random(B, K, F), random(B, G, K), *pool, ops.frame_pool(*pool, True)[2], [True] * 3]
+        ],
+        "gru_recurrence": [[*recurrence, True]],
+        "gru_recurrence_backward": [
+            [random(B, T, H), *ops.gru_recurrence(*recurrence, True), recurrence[1]]
+        ],
+        "top_k_update": [[*scores, some, 5, *lists] for some in (None, candidates)],
+        "top_k_cut": [[5, 3, *lists]],
+    }
+
+
+def definitions() -> dict[str, Any]:
+    """Returns what operators are defined as, in plain PyTorch and float64."""
+
+    def normalize(z: Tensor, norm: Tensor | None) -> Tensor:
+        return z if norm is None else (z - norm[0]) * norm[1] * norm[2] + norm[3]
+
+    def soft_assign(z: Tensor, attention: Tensor, norm: Any, row_weights: Any) -> Tensor:
+        if row_weights is not None and norm is None:
+            raise ValueError("row_weights without norm")
+        pyseg.ops.soft_assign_reference(z, attention)
+        return normalize(z, norm).softmax(-1) * attention.unsqueeze(-1)
+
+    def vlad(x, z, attention, centers, norm, row_weights, eps, _):
+        pyseg.ops.vlad_aggregate_reference(x, z, attention, centers, eps=eps)
+        weights = soft_assign(z, attention, norm, row_weights)
+        mass = weights.sum((1, 2))
+        v = torch.einsum("btgf,btgk->bfk", x, weights) - centers * mass.unsqueeze(1)
+        squares = v.square().sum(1)
+        return v * squares.clamp_min(eps).rsqrt().unsqueeze(1), mass, squares
+
+    def rated(logits, offsets, classes, scores, *others):
+        *relations, rated_weight, unrated_weight, absent_evidence, _ = others
+        correlation = None
+        if any(tensor is not None for tensor in relations):
+            correlation = LabelCorrelation.__new__(LabelCorrelation)
+            correlation.offsets, correlation.columns, values = relations
+            correlation.values = values.float()
+        return pyseg.ops.rated_bce_with_logits_reference(
+            logits,
+            offsets,
+            classes,
+            scores,
+            correlation,
+            rated_weight=rated_weight,
+            unrated_weight=unrated_weight,
+            absent_evidence=absent_evidence,
+        )
+
+    def linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
+        weight = torch.zeros(grad.shape[2], frames.shape[2], dtype=grad.dtype).requires_grad_()
+        products = pyseg.ops.frame_linear_reference(frames, mask, weight)
+        return torch.autograd.grad(products, weight, grad.detach())[0]
+
+    return {
+        "vlad_aggregate": vlad,
+        "soft_assign": soft_assign,
+        "moments": lambda *args: torch.stack(pyseg.ops.moments_reference(*args)),
+        "rated_bce_with_logits": rated,
+        "rated_bce_with_logits_backward": lambda scale, grad, _: scale * grad,
+        "frame_linear": pyseg.ops.frame_linear_reference,
+        "frame_linear_backward": linear_backward,
+        "frame_pool": lambda *args: pyseg.ops.frame_pool_reference(*args[:3]),
+        "gru_recurrence": lambda *args: pyseg.ops.gru_recurrence_reference(*args[:3]),
+    }
+
+
+def same_values(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yields the same numbers in memory of another order."""
+    if tensor.dim() > 1:
+        yield "transposed", tensor.mT.contiguous().mT
+    if tensor.dim():
+        wide = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1])
+        yield "strided", wide[..., ::2].copy_(tensor)
+    yield "with a gradient", tensor.clone().requires_grad_(tensor.is_floating_point())
+
+
+def other_values(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yields a tensor of the same kind with other numbers."""
+    if tensor.dtype == torch.bool:
+        return
+    floating = tensor.is_floating_point()
+    unsigned = tensor.dtype in (torch.uint8, torch.uint32, torch.uint64)
+    values = [math.nan, math.inf, -math.inf, -1.0, 1.0000001, 0.0] if floating else [0, 200]
+    if not floating and not unsigned:
+        values += [-1, 2**40, 2**63 - 1, -(2**63)]
+    for value in values:
+        yield f"full of {value}", torch.full_like(tensor, value)
+        if tensor.numel() and not unsigned:
+            one = tensor.clone()
+            one.view(-1)[0] = value
+            yield f"first is {value}", one
+
+
+def misfits(tensor: Tensor) -> Iterator[tuple[str, Any]]:
+    """Yields what is no such tensor: of another device, dtype, shape or layout, or none."""
+    yield "on another device", tensor.to("meta")
+    for dtype in (
+        *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64),
+        *(torch.int64, torch.int32, torch.uint8, torch.bool),
+    ):
+        if dtype != tensor.dtype:
+            yield str(dtype), tensor.to(dtype)
+    yield "a dimension more", tensor.unsqueeze(0)
+    if tensor.dim():
+        yield "a dimension less", tensor.select(0, 0)
+        yield "flat", tensor.flatten().unsqueeze(0)
+        yield "no dimension", tensor.flatten()[0]
+    for dim, size in enumerate(tensor.shape):
+        yield f"dimension {dim} cut", tensor.narrow(dim, 0, size - 1)
+        yield f"dimension {dim} empty", tensor.narrow(dim, 0, 0)
+        yield f"dimension {dim} of 1", tensor.narrow(dim, 0, 1)
+        yield f"dimension {dim} doubled", torch.stack((tensor, tensor), dim).flatten(dim, dim + 1)
+        shape = [*tensor.shape]
+        shape[dim] = 2**44
+        yield f"dimension {dim} huge", tensor.new_zeros(()).expand(shape)
+        shape = [0] * len(shape)
+        shape[dim] = 2**62
+        yield f"dimension {dim} huge, others empty", tensor.new_zeros(()).expand(shape)
+    yield from [("None", None), ("a list", [1.0, 2.0]), ("a number", 3), ("text", "x")]
+
+
+def scalars(value: Any) -> list[Any]:
+    if isinstance(value, bool):
+        return [not value, None, "x"]
+    if isinstance(value, int):
+        big = 2**63
+        return [-big, -1, 0, 1, 64, 2**40, big - 65, big - 64, big - 1, big, None, 1.5]
+    if isinstance(value, float):
+        return [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-45, 1.0, 1e308, None, "x"]
+    return [[], [True], [False] * 3, [True] * 4, None]
+
+
+def copies(args: list[Any]) -> list[Any]:
+    """Returns arguments of their own memory: some operators write to them."""
+    return [
+        a.clone()
+        if isinstance(a, Tensor) and a.is_contiguous() and a.layout == torch.strided
+        else a
+        for a in args
+    ]
+
+
+def tensors(result: Any) -> list[Tensor]:
+    return [
+        t
+        for t in (result if isinstance(result, (tuple, list)) else [result])
+        if isinstance(t, Tensor)
+    ]
+
+
+def forms(result: Any) -> list[tuple[Any, ...]]:
+    """Returns the shapes and dtypes of a result."""
+    return [(t.shape, t.dtype) for t in tensors(result)]
+
+
+class Calls:
+    """Counts what came of the calls."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.definitions = definitions()
+
+    def check(
+        self, op: str, what: str, args: list[Any], *, expected: Any = None, form: Any = None
+    ) -> None:
+        """Calls `op`, which must have the result `expected`, or be right or refuse.
+
+        What an operator without a definition of its own gives must have the form of `form`.
+        """
+        print(f"{op}: {what}", flush=True)
+        try:
+            result = getattr(torch.ops.pyseg, op)(*copies(args))
+        except Exception as error:
+            self.counts["refused"] += 1
+            text = str(error)
+            if expected is not None or SOURCES in text or "INTERNAL ASSERT" in text or not text:
+                self.faults.append(f"{op}: {what}: {type(error).__name__}: {text}")
+            return
+        self.counts["answered"] += 1
+        if what.endswith(ACCEPTED.get(op, ())):
+            return
+        if expected is None and form is not None and op not in self.definitions:
+            if forms(result) != forms(form):
+                self.faults.append(f"{op}: {what}: {forms(result)}, expected {forms(form)}")
+            return
+        if expected is None:
+            try:
+                expected = self.define(op, args)
+            except Exception as error:
+                self.faults.append(f"{op}: {what}: the definition refuses it: {str(error)[:300]}")
+                return
+        try:
+            for own, other in zip(tensors(result), tensors(expected), strict=False):
+                assert own.shape == other.shape, (own.shape, other.shape)
+                assert own.device == other.device, own.device
+                if own.is_meta:
+                    continue
+                finite, eps = other.isfinite(), torch.finfo(own.dtype).eps
+                assert not own[~finite].isfinite().any(), (own, other)
+                torch.testing.assert_close(
+                    own[finite].double(), other[finite].double(), rtol=500 * eps, atol=500 * eps
+                )
+        except (AssertionError, RuntimeError) as error:
+            self.faults.append(f"{op}: {what}: {error}")
+
+    def define(self, op: str, args: list[Any]) -> Any:
+        if op not in self.definitions:
+            raise NotImplementedError("it has no definition of its own")
+        wide = [
+            a.double() if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args
+        ]
+        return self.definitions[op](*wide)
+
+
+def main() -> int:
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
+    calls, valid = Calls(), valid_calls()
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("pyseg::")}
+    assert names == {f"pyseg::{op}" for op in valid}, names
+    for op, variants in valid.items():
+        for number, args in enumerate(variants):
+            for place, value in enumerate(args):
+                what = f"call {number}, argument {place}"
+
+                def put(other: Any, args: list[Any] = args, place: int = place) -> list[Any]:
+                    return [*args[:place], other, *args[place + 1 :]]
+
+                base = tensors(getattr(torch.ops.pyseg, op)(*copies(args)))
+                if not isinstance(value, Tensor):
+                    for other in scalars(value) if value is not None else []:
+                        some = put(other) if other is False or other == [False] * 3 else args
+                        form = tensors(getattr(torch.ops.pyseg, op)(*copies(some)))
+                        calls.check(op, f"{what}: {other}", put(other), form=form)
+                    continue
+                if not op.startswith("top_k"):
+                    for text, other in same_values(value):
+                        calls.check(op, f"{what}: {text}", put(other), expected=base)
+                for text, other in other_values(value):
+                    calls.check(op, f"{what}: {text}", put(other), form=base)
+                for text, other in misfits(value):
+                    calls.check(op, f"{what}: {text}", put(other))
+                if value.dim() and value.is_floating_point():
+                    calls.check(op, f"{what}: sparse", put(value.to_sparse()), form=base)
+    for fault in calls.faults:
+        print("FAULT", fault)
+    print(
+        f"{sum(calls.counts.values())} calls of {len(valid)} operators: "
+        f"{calls.counts['refused']} refused, {calls.counts['answered']} answered, "
+        f"{len(calls.faults)} faults"
+    )
+    return bool(calls.faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

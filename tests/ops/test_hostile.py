@@ -1,0 +1,29 @@
+"""tests/ops/hostile.py, as a process: what it tries may crash or never end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.ops.conftest import needs_cpu_ops
+
+PROGRAM = Path(__file__).with_name("hostile.py")
+
+
+@needs_cpu_ops
+def test_no_call_of_an_operator_crashes_hangs_or_answers_nonsense() -> None:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=300
+    )
+    lines = done.stdout.splitlines()
+    faults = [line for line in lines if line.startswith("FAULT")]
+    assert done.returncode == 0, faults or (lines[-1:], done.stderr)
+    found = re.fullmatch(
+        r"(\d+) calls of 15 operators: (\d+) refused, (\d+) answered, 0 faults", lines[-1]
+    )
+    assert found is not None
+    calls, refused, answered = map(int, found.groups())
+    assert calls == refused + answered > 5900
+    assert min(refused, answered) > 1500
