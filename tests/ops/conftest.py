@@ -153,15 +153,23 @@ def in_float64(inputs: list[Tensor]) -> list[Tensor]:
 def assert_error_is_at_most_twice(
     names: list[str], actual: list[Tensor], baseline: list[Tensor], exact: list[Tensor]
 ) -> None:
-    """Checks that errors against `exact` are at most twice those of `baseline`, all but a digit."""
+    """Checks that errors against `exact` are at most twice those of `baseline`, all but a digit.
+
+    Where `baseline` overflows, they are at most 4 digits of the largest value.
+    """
     for name, value, base, true in zip(names, actual, baseline, exact, strict=True):
         assert value.dtype == base.dtype
         assert value.shape == true.shape
-        error = value.double() - true
-        allowed = (base.double() - true).nan_to_num(torch.inf)  # it overflows where we do not
+        assert true.isfinite().all(), name
         if not true.numel():
             continue
         # The largest of a few errors is a matter of luck: plain PyTorch may even be exact.
         digit = torch.finfo(actual[0].dtype).eps * true.abs().amax()
-        assert error.abs().amax() <= 2 * allowed.abs().amax() + digit, name
-        assert error.norm() <= 2 * allowed.norm() + digit, name
+        error, allowed = value.double() - true, base.double() - true
+        finite = base.isfinite()
+        if not finite.all():
+            assert error[~finite].abs().amax() <= 4 * digit, name
+            error, allowed = error[finite], allowed[finite]
+        if finite.any():
+            assert error.abs().amax() <= 2 * allowed.abs().amax() + digit, name
+            assert error.norm() <= 2 * allowed.norm() + digit, name
