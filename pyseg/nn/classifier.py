@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from pyseg.errors import ArgumentError
-from pyseg.nn.mask import frame_mask
+from pyseg.nn.mask import Integers, as_tensor, frame_mask
 from pyseg.nn.noise import MaskedGaussianNoise
 from pyseg.nn.normalize import Convention, FrameNormalization
 
@@ -60,25 +60,31 @@ class FrameClassifier(nn.Module):
         self.normalization = FrameNormalization(normalization, feature_sizes, eigenvalues)
         self.noise = MaskedGaussianNoise(noise)
 
-    def forward(self, frames: Tensor, num_frames: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | np.ndarray, num_frames: Integers | None = None) -> Tensor:
         """Classifies a padded batch.
 
         Args:
             frames: (B, T, N) uint8 as stored, or floating and already dequantised;
-                N = ``sum(feature_sizes)``. Frames past `num_frames` may hold anything.
-            num_frames: (B,) integers in 1..T. ``None``: all frames are valid.
+                N = ``sum(feature_sizes)``. Frames past `num_frames` may hold anything. An array
+                goes to the device of the model.
+            num_frames: (B,) integers in 1..T; a tensor, an array or a list. ``None``: all frames
+                are valid.
 
         Returns:
             (B, C) logits.
 
         Raises:
-            TypeError: a dtype is wrong.
-            ValueError: a shape is wrong, or `num_frames` is out of range (see `frame_mask`).
+            TypeError: an argument is no tensor or array, or its dtype is wrong.
+            ValueError: a shape is wrong, `num_frames` is out of range (see `frame_mask`), or
+                floating frames are plainly not dequantised (see `FrameNormalization.forward`).
         """
         return self.classify(*self.prepare(frames, num_frames))
 
     def training_loss(
-        self, frames: Tensor, num_frames: Tensor | None, criterion: Callable[[Tensor], Tensor]
+        self,
+        frames: Tensor | np.ndarray,
+        num_frames: Integers | None,
+        criterion: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Returns the loss to minimise on a batch; by default the criterion of the logits.
 
@@ -94,7 +100,9 @@ class FrameClassifier(nn.Module):
         """
         return criterion(self(frames, num_frames))
 
-    def prepare(self, frames: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def prepare(
+        self, frames: Tensor | np.ndarray, num_frames: Integers | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Checks and normalises a batch, and adds noise where that is asked for.
 
         Args:
@@ -104,12 +112,15 @@ class FrameClassifier(nn.Module):
         Returns:
             The arguments of `classify`.
         """
+        weight = next(self.parameters())
+        if not isinstance(frames, Tensor):
+            frames = as_tensor("frames", frames).to(weight.device)
         self.normalization.check(frames)
         mask = None if num_frames is None else frame_mask(num_frames, frames)
         if self.reads_bytes and self.normalization.leaves_bytes(frames) and not self.noise.active:
             return frames, mask
-        dtype = next(self.parameters()).dtype
-        return self.noise(self.normalization(frames, mask, dtype=dtype), mask), mask
+        x = self.normalization(frames, mask, dtype=weight.dtype)
+        return self.noise(x, mask), mask
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Classifies prepared frames.

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyseg.errors import ArgumentError
 
+Integers: TypeAlias = Tensor | np.ndarray | Sequence[int]
 
-def frame_mask(num_frames: Tensor, frames: Tensor) -> Tensor:
+
+def as_tensor(name: str, values: Tensor | np.ndarray | Sequence[int]) -> Tensor:
+    """Returns tensors as they are, and arrays and lists as tensors, without a copy where possible.
+
+    Raises:
+        TypeError: it is something else, or torch has no such dtype; the message begins with `name`.
+    """
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, (np.ndarray, np.generic, list, tuple)):
+        try:
+            array = np.asarray(values)
+            native = array.dtype.newbyteorder("=")
+            return torch.from_numpy(np.require(array, native, ["C_CONTIGUOUS", "WRITEABLE"]))
+        except (TypeError, ValueError):  # no numbers, or not as many in every row
+            pass
+    kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+    raise TypeError(f"{name}: expected a Tensor or an array of numbers, found {kind}")
+
+
+def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
     """Marks the valid frames of a padded batch.
 
     The number of frames T is taken from `frames`, whatever it is (the reference code builds its
     mask for exactly 300).
 
     Args:
-        num_frames: (B,) integers, the number of valid frames of each video, in 1..T.
+        num_frames: (B,) integers, the number of valid frames of each video, in 1..T; a tensor, an
+            array or a list.
         frames: (B, T, N) the padded batch; only its shape and device are used.
 
     Returns:
@@ -31,6 +57,7 @@ def frame_mask(num_frames: Tensor, frames: Tensor) -> Tensor:
         >>> frame_mask(torch.tensor([1, 3]), torch.zeros(2, 3, 8)).tolist()
         [[True, False, False], [True, True, True]]
     """
+    num_frames = as_tensor("num_frames", num_frames)
     batch, length = frames.shape[0], frames.shape[1]
     if num_frames.is_floating_point() or num_frames.is_complex() or num_frames.dtype == torch.bool:
         raise TypeError(f"num_frames: expected integers, found {num_frames.dtype}")

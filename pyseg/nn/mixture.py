@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +14,7 @@ from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier
 from pyseg.nn.init import he_linear
+from pyseg.nn.mask import Integers
 
 Weighting = Literal["input", "static"]
 
@@ -134,7 +136,9 @@ class Mixture(FrameClassifier):
         else:
             self.gate_logits = nn.Parameter(torch.zeros(len(branches)))
 
-    def outputs(self, frames: Tensor, num_frames: Tensor | None = None) -> MixtureOutputs:
+    def outputs(
+        self, frames: Tensor | np.ndarray, num_frames: Integers | None = None
+    ) -> MixtureOutputs:
         """Classifies a padded batch, and says how.
 
         Args:
@@ -155,7 +159,10 @@ class Mixture(FrameClassifier):
         return self._mix(x, mask).logits
 
     def training_loss(
-        self, frames: Tensor, num_frames: Tensor | None, criterion: Callable[[Tensor], Tensor]
+        self,
+        frames: Tensor | np.ndarray,
+        num_frames: Integers | None,
+        criterion: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Returns the loss to minimise: of the mix, of every branch, and the distillation.
 

@@ -14,6 +14,12 @@ from pyseg.ops.frames import dequantize
 
 Convention = Literal["dequantize", "l2", "unwhiten", "raw"]
 
+# Dequantised values lie in [-2, 2.01], others of the same features not far from it.
+_LARGEST = 16.0
+
+
+_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 class FrameNormalization(nn.Module):
     """Turns stored frames into what a model was trained on, padding included.
@@ -77,6 +83,7 @@ class FrameNormalization(nn.Module):
                 f"normalization {convention!r}"
             )
         self.convention = convention
+        self._seen = False  # a batch of floating frames on another device than the CPU
         self.feature_sizes = tuple(feature_sizes)
         if eigenvalues is not None:
             values = torch.as_tensor(eigenvalues, dtype=torch.float32).flatten()
@@ -109,13 +116,17 @@ class FrameNormalization(nn.Module):
 
         Raises:
             TypeError: `frames` is neither uint8 nor floating.
-            ValueError: the last dimension of `frames` is not ``sum(feature_sizes)``.
+            ValueError: the last dimension of `frames` is not ``sum(feature_sizes)``, or floating
+                frames are plainly not dequantised: bytes made floats. The first frame of each video
+                is looked at for that; on a GPU, which has to be waited for, of the first batch
+                alone, and under torch.compile of none.
         """
         self.check(frames)
         width = sum(self.feature_sizes)
         if frames.dtype == torch.uint8:
             x = frames.to(dtype) if self.convention == "raw" else dequantize(frames, None, dtype)
         elif frames.is_floating_point():
+            self._refuse_bytes(frames, mask)
             x = frames.to(dtype)
         else:
             raise TypeError(f"frames: expected uint8 or floating, found {frames.dtype}")
@@ -141,6 +152,27 @@ class FrameNormalization(nn.Module):
             raise ArgumentError(
                 f"frames: expected shape (batch, frames, {width}), as the features have the "
                 f"widths {sizes}; found {tuple(frames.shape)}"
+            )
+
+    def _refuse_bytes(self, frames: Tensor, mask: Tensor | None) -> None:
+        """Raises where floating frames hold what is far outside the range of dequantised ones."""
+        if self.convention == "raw" or not frames.numel() or torch.compiler.is_compiling():
+            return
+        # A meta, fake or vmapped tensor has no values to look at.
+        if type(frames) is not Tensor or frames.is_meta or _is_transformed(frames):
+            return
+        if frames.device.type != "cpu":
+            if self._seen:
+                return
+            self._seen = True
+        first = frames[:, 0].detach()
+        if mask is not None:
+            first = first.where(mask[:, :1], 0.0)
+        largest = first.abs().amax().item()
+        if largest > _LARGEST:
+            raise ArgumentError(
+                "frames: expected bytes (uint8), or floats that are dequantised already, in about "
+                f"-2..2, for the normalization {self.convention!r}; found {largest:g}"
             )
 
     def extra_repr(self) -> str:
