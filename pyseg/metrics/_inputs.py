@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TypeAlias
 
 import numpy as np
@@ -81,13 +82,32 @@ def same_shape(name: str, array: np.ndarray, other_name: str, other: np.ndarray)
         )
 
 
+def refuse_outside(name: str, array: np.ndarray) -> None:
+    """Raises where a value is not in 0..1; there is no NaN."""
+    if array.dtype == bool or array.size == 0:
+        return
+    for wrong in (array.min(), array.max()):
+        if not 0 <= wrong <= 1:
+            place = [int(index) for index in np.argwhere(array == wrong)[0]]
+            raise ArgumentError(f"{name}: expected values in 0..1, found {wrong} at {place}")
+
+
 def check_k(k: int) -> None:
     """Raises where `k` is not a positive number."""
-    if k < 1:
-        raise ArgumentError(f"k: expected at least 1, found {k}")
+    _check_count("k", k)
 
 
 def check_classes(num_classes: int) -> None:
     """Raises where `num_classes` is not a positive number."""
-    if num_classes < 1:
-        raise ArgumentError(f"num_classes: expected at least 1, found {num_classes}")
+    _check_count("num_classes", num_classes)
+
+
+def _check_count(name: str, value: int) -> None:
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, found {value!r}") from None
+    if value < 1:
+        raise ArgumentError(f"{name}: expected at least 1, found {value}")
+    if value >= 2**63:
+        raise ArgumentError(f"{name}: expected less than 2^63, found {value}")

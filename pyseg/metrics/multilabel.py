@@ -17,6 +17,7 @@ from pyseg.metrics._inputs import (
     as_scores,
     check_k,
     refuse_nan,
+    refuse_outside,
     same_shape,
 )
 
@@ -61,14 +62,15 @@ def hit_at_1(scores: Array, labels: Array) -> float:
 
     Args:
         scores: (S, C) numbers, larger is better.
-        labels: (S, C) bools or numbers.
+        labels: (S, C) bools or numbers in 0..1.
 
     Returns:
-        The share, in 0..1 for labels in 0..1.
+        The share, in 0..1.
 
     Raises:
         TypeError: an input does not hold numbers.
-        ValueError: shapes differ, there is no row or no class, or an input holds a NaN.
+        ValueError: shapes differ, there is no row or no class, an input holds a NaN, or a label is
+            not in 0..1.
 
     Example:
         >>> hit_at_1([[0.9, 0.5], [0.2, 0.8]], [[1, 0], [1, 0]])
@@ -145,7 +147,12 @@ def pooled_precision(scores: np.ndarray, hits: np.ndarray, total: int) -> float:
 
 
 def best_labels(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the different values, float64, that labels have at a row's best, and how often."""
+    """Returns the different values, float64, that labels have at a row's best, and how often.
+
+    Raises:
+        ArgumentError: a label is not in 0..1.
+    """
+    refuse_outside("labels", labels)
     values = labels[np.arange(len(scores)), scores.argmax(axis=1)]
     return np.unique(values.astype(np.float64), return_counts=True)
 

@@ -134,7 +134,8 @@ def soft_assign(
 
     It is the first half of :func:`pyseg.ops.vlad_aggregate`, for those who aggregate something
     else with the weights; one pass over the assignment, and one in the gradient, which recomputes
-    the softmax. Autocast's matrix-product dtype applies, sums stay in float32.
+    the softmax. Autocast's matrix-product dtype applies, sums stay in float32. Gradients are those
+    of :func:`pyseg.ops.vlad_aggregate`, with :func:`soft_assign_reference` for others.
 
     Args:
         assignment: (B, T, G, K) scores of the K clusters, before `norm` and the softmax over K;

@@ -60,7 +60,8 @@ def frame_linear(
 
     What :func:`torch.nn.functional.linear` does with the float frames, but these, four times as
     large as the bytes, exist only a tile at a time, in the backward pass too. Autocast's
-    matrix-product dtype applies.
+    matrix-product dtype applies. Forward-mode derivatives are refused, use
+    :func:`frame_linear_reference` for them.
 
     Args:
         frames: (B, T, N) uint8 as stored.
@@ -138,7 +139,8 @@ def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, T
     F), are not wanted: frames are pooled first and mapped afterwards, which is less work once a
     video has more frames than there are clusters. Bytes are dequantised a few videos at a time, as
     by :func:`frame_linear`. The pooled frames, (B, K*G, N), are kept for the gradient of `maps`;
-    theirs exists for a few videos at a time. Cannot be differentiated twice.
+    theirs exists for a few videos at a time. Second derivatives and forward-mode ones are refused,
+    use :func:`frame_pool_reference` for them.
 
     Args:
         frames: (B, T, N) uint8 as stored, or floating and dequantised. Padded frames count with the

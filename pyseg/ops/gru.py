@@ -34,8 +34,8 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     One node for :func:`torch.compile` and :func:`torch.export`, which would unroll
     :class:`torch.nn.GRU` and fix the number of frames. The gradient of the weight is one product
     over all frames, not one a frame. Under autocast it is computed in float32: an error of a state
-    is carried on from frame to frame. Gradients can be taken once; for a second derivative use
-    :func:`gru_recurrence_reference`.
+    is carried on from frame to frame. Gradients can be taken once; second derivatives and
+    forward-mode ones are refused, use :func:`gru_recurrence_reference` for them.
 
     Args:
         gates: (B, T, 3H) the product of the input with its weights, and their bias.

@@ -63,10 +63,11 @@ def vlad_aggregate(
 
     Under autocast the op is one of the matrix products: inputs are cast to autocast's dtype
     (float64 is left alone, as everywhere in autocast), sums stay in float32. Gradients can be
-    taken once; for a second derivative use :func:`vlad_aggregate_reference`. In float16 the
-    gradient of ``attention`` saturates at the largest finite value: a video without any attended
-    frame has zero columns, whose gradient of the order of ``eps ** -0.5`` must not turn into NaN
-    when the mask multiplies it by 0.
+    taken once, of all inputs but ``norm.row_weights``; second derivatives and forward-mode ones are
+    refused, use :func:`vlad_aggregate_reference` for them. In float16 the gradient of ``attention``
+    saturates at the largest finite value: a video without any attended frame has zero columns,
+    whose gradient of the order of ``eps ** -0.5`` must not turn into NaN when the mask multiplies
+    it by 0.
 
     Args:
         features: (B, T, G, F) frame features in G groups; float32, float64, float16 or bfloat16.

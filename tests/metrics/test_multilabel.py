@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyseg.metrics import gap_at_k, hit_at_1, perr
+from pyseg.metrics import TopKPerClass, gap_at_k, hit_at_1, map_at_k_dense, perr
 
 SCORES = st.sampled_from([-np.inf, -1.5, 0.0, 0.25, 0.5, 0.75, np.inf])
 
@@ -89,6 +89,42 @@ def test_perr_of_rows_without_labels_and_of_scores_below_zero() -> None:
 
 def test_hit_at_1_takes_the_labels_value() -> None:
     assert hit_at_1([[0.9, 0.1], [0.9, 0.1]], [[0.5, 1.0], [1.0, 0.0]]) == 0.75
+
+
+@pytest.mark.parametrize("labels", [[[1, 0], [0, -1]], [[1, 2], [0, 1]], [[0.5, 1.0], [0, np.inf]]])
+def test_labels_are_shares_or_above_zero(labels: list[list[float]]) -> None:
+    """Hit@1 is a mean of labels, wherever they are; the others ask which are above 0."""
+    scores = [[0.9, 0.1], [0.9, 0.1]]
+    with pytest.raises(
+        ValueError, match=r"labels: expected values in 0\.\.1, found .* at \[\d, 1\]"
+    ):
+        hit_at_1(scores, labels)
+    relevant = np.array(labels) > 0
+    for metric in (gap_at_k, perr):
+        assert metric(scores, labels) == metric(scores, relevant)
+    found, expected = (map_at_k_dense(scores, relevance) for relevance in (labels, relevant))
+    assert found.per_class.tolist() == expected.per_class.tolist()
+
+
+@pytest.mark.parametrize(
+    ("k", "error"), [(0, ValueError), (-1, ValueError), (2**63, ValueError), (2.5, TypeError)]
+)
+def test_k_is_a_positive_integer(k: float, error: type[Exception]) -> None:
+    for call in (
+        lambda: gap_at_k([[0.5]], [[1]], k=k),
+        lambda: map_at_k_dense([[0.5]], [[1]], k=k),
+        lambda: TopKPerClass(1, k),
+    ):
+        with pytest.raises(error, match="k: expected "):
+            call()
+
+
+def test_the_largest_k_means_all() -> None:
+    assert gap_at_k([[0.5]], [[1]], k=2**63 - 1) == map_at_k_dense([[0.5]], [[1]], k=2**63 - 1).map
+    best = TopKPerClass(1, 2**63 - 1)
+    for segment in range(200):
+        best.update([segment], [[segment / 200]])
+    assert best.finish().segment_ids.tolist() == list(range(199, -1, -1))
 
 
 @pytest.mark.parametrize("metric", [gap_at_k, hit_at_1, perr])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,10 +65,50 @@ def test_bytes_stay_bytes_where_nothing_is_done_to_them(training: bool) -> None:
 
 
 def test_without_counts_every_frame_is_valid() -> None:
-    for frames in (make_frames(), make_frames().float()):
+    for frames in (make_frames(), make_frames() / 255):
         x, mask = Probe().prepare(frames, None)
         assert mask is None
         assert torch.equal(x, frames)
+
+
+@pytest.mark.parametrize("frames", [np.array, np.asfortranarray, lambda x: x[:, ::-1][:, ::-1]])
+@pytest.mark.parametrize(
+    "num_frames", [list, tuple, np.array, lambda n: np.array(n, ">i2"), torch.tensor]
+)
+def test_arrays_and_lists_are_what_tensors_are(frames: Callable, num_frames: Callable) -> None:
+    model = Probe().eval()
+    array = frames(make_frames().numpy())
+    array.flags.writeable = False
+    counts = NUM_FRAMES.tolist()
+    assert torch.equal(model(array, num_frames(counts)), model(make_frames(), NUM_FRAMES))
+    floats = array / np.float32(255)
+    assert torch.equal(model(floats), model(torch.from_numpy(floats)))
+
+
+@pytest.mark.parametrize("value", ["text", None, 3, {1: 2}, [[1], [2, 3]], np.array(["a"])])
+def test_what_is_no_array_is_named(value: object) -> None:
+    with pytest.raises(TypeError, match=r"frames: expected a Tensor or an array of numbers, found"):
+        Probe()(value)
+    if value is not None:
+        with pytest.raises(TypeError, match=r"num_frames: expected a Tensor or an array of num"):
+            Probe()(make_frames(), value)
+
+
+@pytest.mark.parametrize("options", CONVENTIONS, ids=lambda options: options["normalization"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_floats_that_are_bytes_are_refused(options: dict, dtype: torch.dtype) -> None:
+    model, frames = Probe(**options), make_frames().to(dtype)
+    right = frames / 64 - 2
+    right[1, 3:] = 255.0  # padding may hold anything
+    model(right, NUM_FRAMES)
+    if options["normalization"] == "raw":
+        model(frames, NUM_FRAMES)
+        return
+    for wrong in (frames, frames.numpy() if dtype != torch.bfloat16 else frames, -frames):
+        with pytest.raises(ValueError, match=r"frames: expected bytes .* found 2\d\d$"):
+            model(wrong, NUM_FRAMES)
+    with torch.device("meta"):
+        assert Probe(**options)(frames.to("meta")).shape == (3, 3)
 
 
 @pytest.mark.parametrize("options", CONVENTIONS, ids=lambda options: options["normalization"])
