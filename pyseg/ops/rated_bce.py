@@ -338,7 +338,7 @@ def _check_values(offsets: Tensor, classes: Tensor, scores: Tensor, num_classes:
     if not bool(inside.all()):
         at = int((~inside).int().argmax())
         score = scores[at].detach().to(sum_dtype(scores.dtype)).numpy()  # as many digits as it has
-        raise ValueError(f"scores must lie in [0, 1], got {score} in row {rows[at]}")
+        raise ValueError(f"scores must lie in [0, 1], got {score!s} in row {rows[at]}")
 
 
 def _fake(

@@ -145,7 +145,7 @@ def test_noise_only_in_training_and_only_if_asked_for() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_frames_take_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
     model = Probe(noise=0.1).to(dtype)
-    for frames in (make_frames(), make_frames().float(), make_frames().double()):
+    for frames in (make_frames(), make_frames() / 64 - 2, make_frames().double() / 64 - 2):
         assert model.prepare(frames, NUM_FRAMES)[0].dtype == dtype
         assert model(frames, NUM_FRAMES).dtype == dtype
 
