@@ -13,7 +13,7 @@ inline void append_text(std::string& text, const char* part) { text += part; }
 
 // A number with as many digits as it takes to read it back.
 template <typename T>
-requires std::integral<T> || std::floating_point<T>
+  requires std::integral<T> || std::floating_point<T>
 void append_text(std::string& text, T number) {
   char digits[32];
   text.append(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
