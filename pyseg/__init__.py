@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,13 +37,31 @@ if not (sys.argv[:1] == ["-m"] and "pyseg._build" in sys.orig_argv):
     from pyseg import ops as ops
 
 if TYPE_CHECKING:
+    from pyseg import checkpoint as checkpoint
+    from pyseg import config as config
     from pyseg import convert as convert
+    from pyseg import cooccur as cooccur
     from pyseg import data as data
+    from pyseg import distributed as distributed
+    from pyseg import errors as errors
+    from pyseg import evaluate as evaluate
+    from pyseg import info as info
+    from pyseg import labels as labels
     from pyseg import metrics as metrics
+    from pyseg import model_table as model_table
     from pyseg import models as models
     from pyseg import nn as nn
+    from pyseg import predict as predict
+    from pyseg import protocols as protocols
+    from pyseg import report as report
+    from pyseg import reproduce as reproduce
+    from pyseg import submission as submission
+    from pyseg import timeline as timeline
+    from pyseg import train as train
+    from pyseg import training as training
 
-_LAZY = ("convert", "data", "metrics", "models", "nn")  # imported when first used
+# Imported when first used.
+_LAZY = [module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
 
 
 def __getattr__(name: str) -> object:
@@ -52,4 +71,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *_LAZY})

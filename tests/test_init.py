@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,25 @@ import pytest
 
 import pyseg
 
+PACKAGE = Path(pyseg.__file__).parent
+FILES = [*PACKAGE.glob("[a-z]*.py"), *(path.parent for path in PACKAGE.glob("[a-z]*/__init__.py"))]
+PUBLIC = sorted(path.stem for path in FILES)
 
-@pytest.mark.parametrize("name", ["convert", "data", "metrics", "models", "nn", "ops"])
-def test_subpackages_are_attributes(name):
-    assert getattr(pyseg, name).__name__ == f"pyseg.{name}"
-    assert name in dir(pyseg)
+
+def test_public_modules_are_attributes():
+    """In another process, where none of them has been imported by its name."""
+    code = f"import pyseg\nfor name in {PUBLIC}: print(getattr(pyseg, name).__name__)\n"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"pyseg.{name}" for name in PUBLIC]
+    assert {"labels", "metrics", "train"} < set(PUBLIC) <= set(dir(pyseg))
+
+
+def test_public_modules_are_known_to_type_checkers():
+    tree = ast.parse(Path(pyseg.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = {a.asname for node in imports if node.module == "pyseg" for a in node.names}
+    assert {name for name in names if name and not name.startswith("_")} == set(PUBLIC)
 
 
 def test_unknown_attribute():
