@@ -40,6 +40,8 @@ INSTALLED = (PACKAGE / "csrc").is_dir()
 SOURCES = PACKAGE / "csrc" if INSTALLED else PACKAGE.parent / "csrc"
 OBJECTS = None if INSTALLED else SOURCES.parent / "build" / "objects"  # kept for the next build
 METADATA = "_build.json"
+DEVICES = Path("/dev")
+DISTRIBUTION = "pyseg-video"  # what pip calls it; "pyseg" on the public index is another project
 
 MIN_TORCH = (2, 10)  # the oldest torch that the binaries run on
 STANDARD = "-std=c++20"
@@ -47,6 +49,7 @@ DEFINITIONS = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}00
 WARNINGS = ["-Wall", "-Wextra"]
 VISIBILITY = ["-fPIC", "-fvisibility=hidden"]
 NVCC_DEFINITIONS = ["-DUSE_CUDA"]  # the stable ABI's CUDA shims are declared only with it
+CUDA_TIME = "2 to 4 minutes"  # on two to four cores
 DEFAULT_ARCHES = "8.0;9.0+PTX"  # where no GPU is visible to ask
 
 
@@ -167,6 +170,17 @@ def visible_gpus() -> list[str]:
     text = output_of(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
     found = sorted(set(re.findall(r"^\d+\.\d$", text, re.M)), key=lambda c: float(c))
     return [*found[:-1], found[-1] + "+PTX"] if found else []
+
+
+def gpu_visible() -> bool:
+    """Returns whether this process can open an NVIDIA GPU.
+
+    CUDA opens a device file too: those of NVIDIA's driver, of WSL or of a Jetson. To look for them
+    costs nothing, starts no driver, and finds a GPU in a container without ``nvidia-smi``.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    return any(any(DEVICES.glob(name)) for name in ("nvidia[0-9]*", "dxg", "nvhost-gpu"))
 
 
 def gencode(entries: Iterable[str]) -> list[str]:
@@ -425,7 +439,9 @@ def compile_command(library: Library, source: Path, target: Path, depfile: Path)
     """Returns the command that compiles ``source`` to the object ``target``."""
     own, others = includes(library)
     folders = [f"-I{f}" for f in own] + [arg for f in others for arg in ("-isystem", str(f))]
-    tail = [*folders, "-MD", "-MF", str(depfile), "-c", str(source), "-o", str(target)]
+    # Not the headers of other projects: their versions are in `description`, and pip and uv have
+    # pybind11 in another folder at every installation.
+    tail = [*folders, "-MMD", "-MF", str(depfile), "-c", str(source), "-o", str(target)]
     if library is CUDA:
         toolkit = find_toolkit()
         assert isinstance(toolkit, Toolkit)
@@ -742,8 +758,7 @@ def prepare() -> dict[str, Outcome]:
                     lib for lib in missing if not (found[lib.name].path or found[lib.name].reason)
                 ]
                 if missing:
-                    names = ", ".join(library.file for library in missing)
-                    print(f"pyseg: building {names} in {folder}, once", file=sys.stderr, flush=True)
+                    print(f"pyseg: {announcement(missing, folder)}", file=sys.stderr, flush=True)
                     found |= build(folder, missing, OBJECTS if folder == PACKAGE else None)
         except (OSError, BuildError) as error:
             for library in missing:
@@ -751,8 +766,17 @@ def prepare() -> dict[str, Outcome]:
     return found
 
 
+def announcement(libraries: list[Library], folder: Path) -> str:
+    """Returns the line that an import prints before it builds ``libraries``."""
+    names = ", ".join(library.file for library in libraries)
+    usual, refusal = "a minute or two", "PYSEG_EXT=0 does without"
+    if CUDA in libraries:
+        usual, refusal = CUDA_TIME, "PYSEG_CUDA=0 leaves out CUDA, PYSEG_EXT=0 everything"
+    return f"building {names} in {folder}, once: {usual} as a rule; {refusal}"
+
+
 def look_up(library: Library) -> Outcome:
-    """Returns where ``library`` is, why it cannot be built, or neither: it can be built."""
+    """Returns where ``library`` is, why an import does not build it, or neither: it is to build."""
     if library is CUDA and option("PYSEG_CUDA") == "0":
         return Outcome(reason="PYSEG_CUDA=0")
     torch = find_torch()
@@ -762,6 +786,11 @@ def look_up(library: Library) -> Outcome:
         return Outcome(path)
     if reason := why_not(library):
         return Outcome(reason=reason)
+    if library is CUDA and option("PYSEG_CUDA") == "auto" and not gpu_visible():
+        return Outcome(
+            reason="not built yet, as no GPU is visible: an import with PYSEG_CUDA=1 builds it, "
+            f"in {CUDA_TIME} as a rule"
+        )
     for folder in (PACKAGE, cache_folder()):
         noted = read_metadata(folder).get(library.file, {})
         if "failed" in noted and noted.get("attempt") == attempt(library):

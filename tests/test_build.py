@@ -218,6 +218,60 @@ def test_why_no_cuda(monkeypatch, torch, toolkit, reason):
     assert _build.why_no_cuda() == "PYSEG_CUDA=0"
 
 
+@pytest.mark.parametrize(
+    ("devices", "visible", "expected"),
+    [
+        ([], None, False),
+        (["nvidia0"], None, True),
+        (["nvidiactl", "nvidia-uvm"], None, False),
+        (["dxg"], "0", True),
+        (["nvhost-gpu"], None, True),
+        (["nvidia0"], "", False),
+        (["nvidia0"], "-1", False),
+    ],
+)
+def test_gpu_visible(monkeypatch, tmp_path, devices, visible, expected):
+    for name in devices:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(_build, "DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _build.gpu_visible() == expected
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("switch", ["auto", "1", "0"])
+def test_import_builds_cuda_where_a_gpu_is_visible(monkeypatch, tmp_path, gpu, switch):
+    monkeypatch.setenv("PYSEG_CUDA", switch)
+    monkeypatch.setattr(_build, "gpu_visible", lambda: gpu)
+    monkeypatch.setattr(_build, "find_torch", lambda: CUDA_TORCH)
+    monkeypatch.setattr(_build, "find_toolkit", lambda: TOOLKIT)
+    monkeypatch.setattr(_build, "locate", lambda library: None)
+    monkeypatch.setattr(_build, "find_compiler", lambda: (["g++"], "g++ 12"))
+    reason = _build.look_up(_build.CUDA).reason
+    if switch == "0":
+        assert reason == "PYSEG_CUDA=0"
+    elif switch == "auto" and not gpu:
+        assert reason == (
+            "not built yet, as no GPU is visible: an import with PYSEG_CUDA=1 builds it, in 2 to 4 "
+            "minutes as a rule"
+        )
+        assert _build.why_not(_build.CUDA) is None, "an installation builds it all the same"
+    else:
+        assert reason is None
+
+
+def test_announcement_says_how_long_and_how_to_refuse():
+    assert _build.announcement([_build.CPU], Path("here")) == (
+        "building libpyseg.so in here, once: a minute or two as a rule; PYSEG_EXT=0 does without"
+    )
+    assert _build.announcement([_build.CPU, _build.CUDA], Path("here")) == (
+        "building libpyseg.so, libpyseg_cuda.so in here, once: 2 to 4 minutes as a rule; "
+        "PYSEG_CUDA=0 leaves out CUDA, PYSEG_EXT=0 everything"
+    )
+
+
 def test_strict_cuda(monkeypatch):
     _build.check_strict("some reason")
     monkeypatch.setenv("PYSEG_CUDA", "1")
@@ -331,7 +385,7 @@ def test_parallel_imports_build_once(checkout):
     expected = checkout / "pyseg" / "libpyseg.so"
     assert [out for out, _ in outputs] == [f"{expected}\n"] * 4
     assert "".join(err for _, err in outputs) == (
-        f"pyseg: building libpyseg.so in {checkout}/pyseg, once\n"
+        f"pyseg: {_build.announcement([_build.CPU], checkout / 'pyseg')}\n"
     )
     assert not list((checkout / "pyseg").glob(".libpyseg*"))
 
@@ -354,7 +408,7 @@ def test_failed_build_is_not_repeated_before_something_changes(checkout):
     output, told = prepare(checkout).communicate(timeout=60)
     assert "planted" in output
     assert "g++ failed with status 1" in output or "CXX" in os.environ
-    assert told == f"pyseg: building libpyseg.so in {checkout}/pyseg, once\n"
+    assert told == f"pyseg: {_build.announcement([_build.CPU], checkout / 'pyseg')}\n"
     again, told = prepare(checkout).communicate(timeout=60)
     assert again == f"its build failed: {output}"
     assert told == ""
@@ -445,9 +499,8 @@ def test_ext_0_ignores_libraries_that_lie_there():
 
 @pytest.mark.skipif(_ext.HAS_CUDA_OPS, reason="CUDA is there")
 def test_strict_cuda_fails_the_import():
-    reason = python("from pyseg import _ext; print(_ext.CUDA_REASON)").stdout
     done = python("import pyseg", PYSEG_CUDA="1")
-    assert f"ImportError: PYSEG_CUDA=1, but {reason}" in done.stderr
+    assert f"ImportError: PYSEG_CUDA=1, but {_build.why_not(_build.CUDA)}\n" in done.stderr
 
 
 def test_library_that_does_not_load(tmp_path):
