@@ -59,7 +59,7 @@ class Wrong(Exception):  # noqa: N818
 
 @functools.cache
 def _crc_kernel() -> tuple[Callable[[np.ndarray, np.ndarray, int], np.uint32], np.ndarray]:
-    import numba  # late: it costs more to import than the rest of pyseg.data
+    from pyseg._jit import njit  # late: numba costs more to import than the rest of pyseg.data
 
     table = np.zeros((8, 256), dtype=np.uint32)
     for byte in range(256):
@@ -70,7 +70,7 @@ def _crc_kernel() -> tuple[Callable[[np.ndarray, np.ndarray, int], np.uint32], n
     for k in range(1, 8):  # table[k] is table[0] followed by k zero bytes
         table[k] = (table[k - 1] >> 8) ^ table[0, table[k - 1] & 0xFF]
 
-    @numba.njit(cache=True, nogil=True)
+    @njit
     def kernel(data: np.ndarray, table: np.ndarray, crc: int) -> np.uint32:
         state = np.uint32(crc) ^ np.uint32(0xFFFFFFFF)
         blocks = len(data) // 8

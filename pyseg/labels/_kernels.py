@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from pyseg._jit import njit
 
 # Lists of labels are short, three on average, so a loop over one of them would mispredict its end
 # every time. What happens to the first AHEAD labels of a list, or after a label, happens to so many
@@ -17,7 +18,7 @@ AHEAD = 4
 BLOCK = 16  # labels that `tally` looks for together
 
 
-@njit(cache=True, nogil=True)
+@njit
 def copy(offsets, flat, num_classes, labels, begin, end):  # type: ignore[no-untyped-def]
     """Copies the labels of some videos and checks them.
 
@@ -47,7 +48,7 @@ def copy(offsets, flat, num_classes, labels, begin, end):  # type: ignore[no-unt
     return -1, falls == between
 
 
-@njit(cache=True, nogil=True)
+@njit
 def straighten(starts, labels):  # type: ignore[no-untyped-def]
     """Sorts each list and leaves each label in it once, in place; `starts` follow."""
     begin, at = starts[0], starts[0]
@@ -63,7 +64,7 @@ def straighten(starts, labels):  # type: ignore[no-untyped-def]
         begin = stop
 
 
-@njit(cache=True, nogil=True)
+@njit
 def count(starts, labels, after, counts, pairs):  # type: ignore[no-untyped-def]
     """Counts labels, and pairs by first label; `after` receives how many labels follow each."""
     base = starts[0]
@@ -83,7 +84,7 @@ def count(starts, labels, after, counts, pairs):  # type: ignore[no-untyped-def]
         pairs[label] = both[label] & (2**32 - 1)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def scatter(labels, after, number, cursors, others):  # type: ignore[no-untyped-def]
     """Appends the other label of every pair to the bucket of the first."""
     # Unsigned places: numba would look for negative ones at every access.
@@ -99,7 +100,7 @@ def scatter(labels, after, number, cursors, others):  # type: ignore[no-untyped-
         cursors[first] += rest
 
 
-@njit(cache=True, nogil=True)
+@njit
 def tally(parts, sizes, others, times, distinct, begin, end):  # type: ignore[no-untyped-def]
     """Replaces each row's labels by the different ones, sorted, and says how often each was.
 
@@ -132,7 +133,7 @@ def tally(parts, sizes, others, times, distinct, begin, end):  # type: ignore[no
         distinct[row] = found - parts[0, row]
 
 
-@njit(cache=True, nogil=True)
+@njit
 def gather(buckets, others, times, offsets):  # type: ignore[no-untyped-def]
     """Returns what `tally` left in the buckets without the space between."""
     columns = np.empty(offsets[-1], np.int32)
@@ -144,7 +145,7 @@ def gather(buckets, others, times, offsets):  # type: ignore[no-untyped-def]
     return columns, values
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _merge(a_offsets, a_columns, a_values, b_offsets, b_columns, b_values):  # type: ignore[no-untyped-def]
     rows = len(a_offsets) - 1
     offsets = np.zeros(rows + 1, np.int64)
@@ -178,7 +179,7 @@ def merge(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any]) -> tuple[Any, 
 NO_COMMA, NO_NUMBER, TOO_LARGE = 1, 2, 3
 
 
-@njit(cache=True, nogil=True)
+@njit
 def parse(text, excluded, starts, offsets, labels, hashes):  # type: ignore[no-untyped-def]
     """Reads lines ``id,label label ...`` of ASCII digits, whole ones, from bytes.
 
@@ -224,7 +225,7 @@ def parse(text, excluded, starts, offsets, labels, hashes):  # type: ignore[no-u
     return line, 0
 
 
-@njit(cache=True)
+@njit
 def hash_id(text):  # type: ignore[no-untyped-def]
     """Returns the hash that `parse` takes of an id."""
     value = np.uint64(14695981039346656037)

@@ -7,8 +7,10 @@ smaller the better. NumPy sorts and partitions keys with vector instructions.
 
 from __future__ import annotations
 
+import numba
 import numpy as np
-from numba import njit
+
+from pyseg._jit import njit
 
 # uint32 and uint64: numba would make something wider of a literal, and the vectors with it.
 _ZERO, _SIGN, _REST = np.uint32(0), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
@@ -18,7 +20,7 @@ _TURNED = 64  # rows of scores that are turned together, as top_k.h does
 _ROWS = 256  # of a block whose columns are read one after the other: they fit the first cache
 
 
-@njit(inline="always")
+@numba.njit(inline="always")
 def _descending(bits):  # type: ignore[no-untyped-def]
     """Returns the bits of a float32 as an integer that falls as it grows; -0 counts as 0."""
     if bits == _SIGN:
@@ -26,13 +28,13 @@ def _descending(bits):  # type: ignore[no-untyped-def]
     return bits ^ (_REST if bits < _SIGN else _ZERO)
 
 
-@njit(inline="always")
+@numba.njit(inline="always")
 def _key(bits, place, hit):  # type: ignore[no-untyped-def]
     score = np.uint64(_descending(bits))
     return (score << _HALF) | (np.uint64(place) << _ONE) | np.uint64(hit)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def columns_to_keys(  # type: ignore[no-untyped-def]
     bits, relevant, rated, masked, first, keys, rows, positives
 ):
@@ -66,7 +68,7 @@ def columns_to_keys(  # type: ignore[no-untyped-def]
             positives[column] += found
 
 
-@njit(cache=True, nogil=True)
+@njit
 def rows_to_keys(classes, bits, relevant, starts, rows, keys, positives):  # type: ignore[no-untyped-def]
     """Writes the key of every row to the part of `keys` that its class has from `starts` on.
 
@@ -80,7 +82,7 @@ def rows_to_keys(classes, bits, relevant, starts, rows, keys, positives):  # typ
         positives[label] += np.int64(relevant[row])
 
 
-@njit(cache=True, nogil=True)
+@njit
 def wide_rows_to_keys(  # type: ignore[no-untyped-def]
     classes, bits, relevant, starts, low, rows, keys, whole, positives
 ):
@@ -103,7 +105,7 @@ def wide_rows_to_keys(  # type: ignore[no-untyped-def]
         positives[label] += np.int64(hit)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def in_order(keys, whole, starts, ends, low):  # type: ignore[no-untyped-def]
     """Returns whether sorted keys are in the order of the bits too that they have no room for."""
     least = (_ONE << np.uint64(low)) - _ONE
@@ -118,7 +120,7 @@ def in_order(keys, whole, starts, ends, low):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit
 def precision_sums(keys, starts, ends, k, sums):  # type: ignore[no-untyped-def]
     """Sums P(i) rel(i) over the first k of each class's sorted keys, which are overwritten."""
     for label in range(len(starts)):
@@ -134,7 +136,7 @@ def precision_sums(keys, starts, ends, k, sums):  # type: ignore[no-untyped-def]
         sums[label] = total
 
 
-@njit(cache=True, nogil=True)
+@njit
 def append_keys(  # type: ignore[no-untyped-def]
     bits, ids, candidates, masked, first, row, thresholds, keys, counts
 ):
@@ -172,7 +174,7 @@ def append_keys(  # type: ignore[no-untyped-def]
     return row
 
 
-@njit(cache=True, nogil=True)
+@njit
 def unpack(keys, ids, bits):  # type: ignore[no-untyped-def]
     """Writes the ids and the bits of the scores that keys were made of."""
     for entry in range(len(keys)):
@@ -180,7 +182,7 @@ def unpack(keys, ids, bits):  # type: ignore[no-untyped-def]
         bits[entry] = _descending(np.uint32(keys[entry] >> _HALF))  # it is its own inverse
 
 
-@njit(cache=True, nogil=True)
+@njit
 def pack(ids, bits, keys):  # type: ignore[no-untyped-def]
     """Writes the keys that `append_keys` makes."""
     for entry in range(len(keys)):
@@ -224,7 +226,7 @@ def _sift(heap, parent, size):  # type: ignore[no-untyped-def]
     heap[parent] = value
 
 
-@njit(cache=True, nogil=True)
+@njit
 def best_of_rows(scores, relevant, best, hits, begin, end):  # type: ignore[no-untyped-def]
     """Writes the k best scores of some rows, the k columns of `best`, in the order of classes.
 
@@ -249,7 +251,7 @@ def best_of_rows(scores, relevant, best, hits, begin, end):  # type: ignore[no-u
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit
 def right_of_rows(scores, relevant, right, numbers, begin, end):  # type: ignore[no-untyped-def]
     """Counts each row's labels n, and those of them that are above 0 and among the n best scores.
 

@@ -1,0 +1,31 @@
+"""numba's compiler for pyseg's kernels, which keeps what it compiled where it may write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from pyseg import _build
+
+
+def njit(function: Callable[..., Any]) -> Any:
+    """Compiles ``function`` when it is first called; it releases the GIL, and is cached on disk.
+
+    The cache lies in ``NUMBA_CACHE_DIR``, else below ``PYSEG_CACHE``, if one of them is set, else
+    beside the source or in the user's cache, as numba does it. Where none of these can be written
+    to, every process compiles anew.
+    """
+    kernel = numba.njit(nogil=True)(function)
+    before = numba.config.CACHE_DIR
+    if not before and os.environ.get("PYSEG_CACHE"):
+        numba.config.CACHE_DIR = str(_build.user_cache() / "numba")
+    try:
+        with contextlib.suppress(RuntimeError):  # no folder can be written to
+            kernel.enable_caching()
+    finally:
+        numba.config.CACHE_DIR = before
+    return kernel
