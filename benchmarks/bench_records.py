@@ -15,7 +15,7 @@ counts the time that the processor spent on the contender instead of the time th
     limit              one memcpy and one CRC32C pass over the bytes of the file, in memory
     limit, in cache    the same record by record, so that the CRC finds the memcpy's output in cache
 
-TensorFlow and tfrecord come with `pip install pyseg[bench]`; a peer that is not installed is left
+TensorFlow and tfrecord come with `pip install -e '.[bench]'`; a peer that is not installed is left
 out. Both define the same protobuf messages, so that one process cannot hold the two.
 """
 

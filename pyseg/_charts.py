@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pyseg._extras import install_command
 from pyseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def report_extra(what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{what} needs {error.name}: pip install 'pyseg[report]' ({error})"
+            f"{what} needs {error.name}: {install_command('report')} ({error})"
         ) from error
 
 

@@ -5,7 +5,7 @@ protocol (`pyseg.protocols`). Written are, in one folder:
 
 * ``tables.md``: the tables, beside the paper's numbers;
 * ``tables.json``: the same, with the values of every seed;
-* ``table-<name>.png``: pictures of them (``pip install -e '.[report]'``);
+* ``table-<name>.png``: pictures of them, with the extra ``report``;
 * ``runs``: the run folders, which say what was trained. Rows that have been run are not run again:
   an interrupted command goes on, and a second one for another table takes what it shares with the
   first.
@@ -39,6 +39,7 @@ import torch
 
 import pyseg
 from pyseg import _charts, _cli, models
+from pyseg._extras import install_command
 from pyseg._files import written_whole
 from pyseg._memory import keep_memory
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig
@@ -463,7 +464,7 @@ def reproduce(config: ReproduceConfig) -> Path:
                 "data for"
             )
     if not _can_draw():
-        print("no pictures without matplotlib: pip install 'pyseg[report]'")
+        print(f"no pictures without matplotlib: {install_command('report')}")
     extras = [config.part] * (config.part != "test") + ["quick"] * config.quick
     out = Path(config.out or "runs/" + "-".join(["reproduce", config.data, *extras]))
     experiments = Experiments(protocol, out / "runs", quick=config.quick, device=config.device)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyseg import _cli, distributed, models
+from pyseg._extras import install_command
 from pyseg._files import remove_unfinished
 from pyseg.checkpoint import list_checkpoints, load_checkpoint, random_state, save_checkpoint
 from pyseg.checkpoint import set_random_state as restore_random_state
@@ -149,7 +150,7 @@ def summary_writer() -> Callable[..., SummaryWriter]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
-            f"--tensorboard: expected the package tensorboard: pip install -e '.[tensorboard]'; "
+            f"--tensorboard: expected the package tensorboard ({install_command('tensorboard')}), "
             f"found: {error}"
         ) from error
     return SummaryWriter

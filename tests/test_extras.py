@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pyseg import _build
+from pyseg._extras import install_command
+
+pytestmark = pytest.mark.skipif(_build.INSTALLED, reason="pyproject.toml is in a checkout only")
+PYPROJECT = _build.PACKAGE.parent / "pyproject.toml"
+
+
+def test_in_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(_build.PACKAGE.parent)
+    assert install_command("report") == "pip install -e '.[report]'"
+    monkeypatch.chdir(tmp_path)
+    assert install_command("report") == f"pip install -e '{_build.PACKAGE.parent}[report]'"
+
+
+def test_from_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_build, "INSTALLED", True)
+    assert install_command("report") == "pip install 'pyseg-video[report]'"
+
+
+def test_name_is_that_of_the_distribution() -> None:
+    assert re.findall('^name = "(.+)"', PYPROJECT.read_text(), re.M) == [_build.DISTRIBUTION]
+
+
+def test_no_message_has_a_command_of_its_own() -> None:
+    sources = _build.PACKAGE.rglob("*.py")
+    assert [p.name for p in sources if "pip install" in p.read_text()] == ["_extras.py"]
