@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent
+
+# The tests have a PYSEG_CACHE of their own; numba's kernels are still compiled once only.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / "build" / "numba"))
+# Inductor need not try out whether g++ knows this processor's vectors: 9 s in each process.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Takes all cores for whole folders of tests, unless ``-n`` or a debugger says otherwise.
+
+    A file or a test alone is sooner done than other processes are started. A process has one
+    thread, as most of what the tests compute is too small for two.
+    """
+    options = config.option
+    is_worker = hasattr(config, "workerinput")
+    few = options.keyword or options.usepdb or options.collectonly
+    if is_worker or few or not all(Path(argument).is_dir() for argument in config.args):
+        return
+    if config.pluginmanager.has_plugin("xdist") and options.numprocesses is None:
+        options.numprocesses = min(len(os.sched_getaffinity(0)), 8)
+        options.dist = "worksteal"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
