@@ -20,12 +20,13 @@ def njit(function: Callable[..., Any]) -> Any:
     to, every process compiles anew.
     """
     kernel = numba.njit(nogil=True)(function)
-    before = numba.config.CACHE_DIR
+    config: Any = numba.config
+    before = config.CACHE_DIR
     if not before and os.environ.get("PYSEG_CACHE"):
-        numba.config.CACHE_DIR = str(_build.user_cache() / "numba")
+        config.CACHE_DIR = str(_build.user_cache() / "numba")
     try:
         with contextlib.suppress(RuntimeError):  # no folder can be written to
             kernel.enable_caching()
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     return kernel
