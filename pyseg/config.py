@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pyseg import _cli
 from pyseg.data import Collection, open_collection, youtube8m
+from pyseg.data.datasets import OnError
 from pyseg.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ class TrainConfig:
     Args:
         data: Records as a folder, glob or file; "sample" is a small generated collection, made
             in the user's cache folder at first use.
+        labels: Tables of strong labels for AudioSet's records, a file or a glob; default: those
+            beside the records.
         vocabulary: A vocabulary.csv naming the classes; default: the one beside the records.
         model: A preset of pyseg.models.
         overrides: Arguments of the preset to change, as in --overrides.hidden_size 256.
@@ -175,6 +178,7 @@ class TrainConfig:
             quick products of bfloat16, "bf16" keeps their results only.
         tf32: Let a GPU round the inputs of float32 products to TF32.
         compile: Run the model through torch.compile.
+        on_error: "raise" stops at a damaged record, "skip" leaves it out and says so.
         on_nan: What a loss that is not finite does: "raise" stops and names the examples, "skip"
             leaves the batch out and counts it.
         checkpoint_minutes: Minutes between two checkpoints.
@@ -190,6 +194,7 @@ class TrainConfig:
     """
 
     data: str = "sample"
+    labels: str | None = None
     vocabulary: str | None = None
     model: str = "nextvlad-small"
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -213,6 +218,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
     compile: bool = False
+    on_error: OnError = "raise"
     on_nan: Literal["raise", "skip"] = "raise"
     checkpoint_minutes: float = 10.0
     checkpoint_steps: int | None = None
@@ -292,11 +298,25 @@ def make_parser(recipe: str = "sample") -> ArgumentParser:
     return parser
 
 
-def open_data(config: TrainConfig, data: str | None = None) -> Collection:
-    """Returns a run's collection, or another one split in the same way."""
+def open_data(
+    config: TrainConfig,
+    data: str | None = None,
+    labels: str | None = None,
+    on_error: OnError | None = None,
+) -> Collection:
+    """Returns a run's collection, or another one split in the same way.
+
+    Args:
+        config: The run's options.
+        data: The records; default: the run's, with the run's strong labels.
+        labels: Tables of strong labels; default: those of the data.
+        on_error: What a damaged record does; default: what the run says.
+    """
     return open_collection(
         data or config.data,
+        labels=labels or (config.labels if data in (None, config.data) else None),
         vocabulary=config.vocabulary,
+        on_error=on_error or config.on_error,
         test_fraction=config.test_fraction,
         seed=config.seed,
     )

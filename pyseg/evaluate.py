@@ -11,6 +11,8 @@ gives the same MAP as the run that it comes from.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,8 @@ from pyseg._memory import keep_memory
 from pyseg.config import known_classes, open_data, read_run_config
 from pyseg.data import Collection, loader, open_collection
 from pyseg.data.collection import Part
-from pyseg.data.datasets import SUFFIXES
+from pyseg.data.datasets import OnError, named_as_records
+from pyseg.data.records import ReadReport, is_record_file, without_record_warnings
 from pyseg.errors import DataError, UserError
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from torch.utils.data import IterableDataset
 
-    from pyseg.data import Batch
+    from pyseg.data import Batch, RecordDataset
 
 
 @dataclass
@@ -45,6 +48,8 @@ class EvaluateConfig:
     Args:
         run: The run folder that `pyseg.train` wrote.
         data: Records as a folder, glob or file, or "sample"; default: what the run was trained on.
+        labels: Tables of strong labels for AudioSet's records, a file or a glob; default: those
+            beside the records, or what the run was trained on.
         part: Which videos: those that the run held out ("test"), its training videos, or all;
             default: "test", without a run all.
         submission: Judge this submission instead, of --run or of anybody.
@@ -53,17 +58,21 @@ class EvaluateConfig:
         top: Segments of a class of the submission that are looked at.
         batch_size: Examples scored at once.
         workers: Processes that read ahead; 0 reads in this process.
+        on_error: "raise" stops at a damaged record, "skip" leaves it out and says so; default:
+            what the run did.
         device: "cpu", "cuda", ...; default: a GPU where there is one.
     """
 
     run: str | None = None
     data: str | None = None
+    labels: str | None = None
     part: Part | None = None
     submission: str | None = None
     truth: str | None = None
     top: int = TOP
     batch_size: int = 128
     workers: int = 0
+    on_error: OnError | None = None
     device: str | None = None
 
 
@@ -189,6 +198,8 @@ def label_metrics(scored: Iterable[tuple[Batch, np.ndarray]], num_classes: int) 
         perr.update(functional.softplus(torch.from_numpy(logits)), labels)
         ranking.update_dense(logits, labels)
     result = ranking.compute()
+    if not result.rated.any():
+        raise UserError("there is nothing to evaluate: no video")
     return {
         "gap": gap.compute(),
         "hit_at_1": hit.compute(),
@@ -207,6 +218,7 @@ def evaluate(
     classes: Sequence[int] | None = None,
     batch_size: int = 128,
     workers: int = 0,
+    report: ReadReport | None = None,
 ) -> dict[str, Any]:
     """Returns the metrics of a model on one part of a collection.
 
@@ -219,26 +231,36 @@ def evaluate(
         classes: The collection's classes that the model knows, in its order; default: all.
         batch_size: Examples scored at once.
         workers: Processes that read ahead.
+        report: What reading met with, in all processes, is added to it; it is then the caller's
+            affair.
 
     Raises:
         pyseg.errors.UserError: The part has no example.
     """
-    segments = collection.segments(part, classes=classes)
-    scored = predictions(
-        model,
-        collection.videos(part, classes=classes) if segments is None else segments,
-        batch_size=batch_size,
-        workers=workers,
-        progress="evaluate",
-    )
-    num_classes = collection.num_classes if classes is None else len(classes)
-    if segments is not None:
-        result = rank_ratings(scored, num_classes)
-        if not result.rated.any():
-            raise UserError("there is nothing to evaluate: no segment is rated")
-        return rated_metrics(result, _num_rated(collection))
-    with _cli.user_errors():
-        return label_metrics(scored, num_classes)
+    with contextlib.nullcontext() if report is None else without_record_warnings():
+        segments = collection.segments(part, classes=classes)
+        dataset = collection.videos(part, classes=classes) if segments is None else segments
+        scored = predictions(
+            model, dataset, batch_size=batch_size, workers=workers, progress="evaluate"
+        )
+        num_classes = collection.num_classes if classes is None else len(classes)
+        if segments is None:
+            result = label_metrics(scored, num_classes)
+        else:
+            ranked = rank_ratings(scored, num_classes)
+            if not ranked.rated.any():
+                raise UserError("there is nothing to evaluate: no segment is rated")
+            result = rated_metrics(ranked, _num_rated(collection))
+        if report is not None:
+            report += report_of_all(dataset)
+    return result
+
+
+def report_of_all(dataset: RecordDataset) -> ReadReport:
+    """Returns what the last pass over a data set met with, in all processes of a run."""
+    own = dataset.report
+    reports = [own] if dataset.cached else distributed.from_all(own)
+    return functools.reduce(ReadReport.merge, reports, ReadReport())
 
 
 def _num_rated(collection: Collection) -> int | None:
@@ -301,23 +323,31 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
     if source is None:
         raise UserError("--submission: expected --truth or --run with it, found neither")
     num_rated = None
-    if Path(source).is_file() and not source.endswith(SUFFIXES):
+    told = []
+    if Path(source).is_file() and not (is_record_file(source) or named_as_records(source)):
         truth = read_truth(source)
     else:
-        with _cli.user_errors():
-            collection = open_collection(source) if trained is None else open_data(trained, source)
+        on_error = config.on_error
+        if trained is None:
+            collection = open_collection(source, labels=config.labels, on_error=on_error or "raise")
+        else:
+            collection = open_data(trained, source, config.labels, on_error)
         part = config.part or ("all" if trained is None else "test")
         # Whole, also in one of several processes.
         segments = collection.segments(part, cache=False, rank=0, world_size=1)
         if segments is None:
-            raise DataError(f"{source}: expected ratings of segments, found none")
-        truth = truth_of_segments(segments, source)
+            notes = "".join(f"; {note}" for note in collection.notes)
+            raise DataError(f"{source}: expected ratings of segments, found none{notes}")
+        with without_record_warnings():
+            truth = truth_of_segments(segments, source)
+        told = [f"truth: {summary}"] if (summary := segments.report.summary()) else []
         num_rated = _num_rated(collection)
     with tqdm(desc="evaluate", unit=" classes", disable=None, leave=False) as bar:
         result, report = judge(
             read_submission(config.submission), truth, k=config.top, progress=bar.update
         )
-    return rated_metrics(result, num_rated or len(truth.ratings)), list(report.lines())
+    told += [f"submission: {line}" for line in report.lines()]
+    return rated_metrics(result, num_rated or len(truth.ratings)), told
 
 
 def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
@@ -336,9 +366,10 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     with _cli.user_errors():
         device = distributed.local_device(pick_device(config.device))
         model: Any = models.load(run).to(device)
-        collection = open_data(trained, config.data)
+        collection = open_data(trained, config.data, config.labels, config.on_error)
     classes = check_collection(model, collection, run, config.data or trained.data)
     part = config.part or "test"
+    report = ReadReport()
     result = evaluate(
         model,
         collection,
@@ -346,7 +377,10 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         classes=classes,
         batch_size=config.batch_size,
         workers=config.workers,
+        report=report,
     )
+    if summary := report.summary():
+        print(f"records: {summary}")
     if distributed.is_first():
         with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
             data = config.data or trained.data
@@ -372,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result, notes = evaluate_submission(config)
         print(describe(result))
         for note in notes:
-            print(f"submission: {note}")
+            print(note)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,8 @@ from pyseg.config import (
     read_run_config,
 )
 from pyseg.data import Example, ReadReport, collate, find_shards, youtube8m
-from pyseg.data.audioset import FRAME_SECONDS
-from pyseg.data.audioset import SCHEMA as AUDIOSET
-from pyseg.data.collection import frame_schema
 from pyseg.data.datasets import OnError
+from pyseg.data.formats import frame_schema, frame_seconds
 from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_segments
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.evaluate import pick_device
@@ -519,7 +517,7 @@ def timelines(
             numbers=shown,
             names=[str(n) for n in shown] if names is None else [names[c] for c in columns],
             ratings=ratings[video],
-            frame_seconds=FRAME_SECONDS if scorer.schema.id_key == AUDIOSET.id_key else 1.0,
+            frame_seconds=frame_seconds(scorer.schema),
         )
 
 

@@ -6,8 +6,16 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from pyseg.data import Example, collate
-from pyseg.evaluate import describe, label_metrics, predictions, rank_ratings, rated_metrics
+from pyseg.data import Example, Ratings, collate, encode_frames, encode_video, write_records
+from pyseg.errors import DataError, RecordError, UserError
+from pyseg.evaluate import (
+    describe,
+    label_metrics,
+    main,
+    predictions,
+    rank_ratings,
+    rated_metrics,
+)
 from pyseg.metrics import map_at_k
 
 
@@ -99,5 +107,48 @@ def test_label_metrics(split):
 
 
 def test_nothing_to_evaluate_is_an_error():
-    with pytest.raises(ValueError, match="expected at least one row"):
+    with pytest.raises(UserError, match="there is nothing to evaluate: no video"):
         label_metrics(scored([]), 3)
+
+
+def test_records_are_a_truth_under_any_name(tmp_path, capsys):
+    rated = Ratings(np.array([0, 5]), np.array([1, 1]), np.array([1.0, 0.0]))
+    frames = np.ones((12, 1152), np.uint8)
+    records = [encode_frames(f"v{k}", frames, [1], rated) for k in range(4)]
+    submission = tmp_path / "submission.csv"
+    submission.write_text("Class,Segments\n1," + " ".join(f"v{k}:0" for k in range(3)) + "\n")
+    for name in ("a.tfrecord-00000-of-00001", "a.tfrec", "a.tfrecords.gz", "validate", "train.csv"):
+        path = tmp_path / name
+        write_records(path, records, compress="gz" in name)
+        for truth in (path, f"{path}*"):
+            main(["--submission", str(submission), "--truth", str(truth)])
+            assert "8 ratings, 4 positive" in capsys.readouterr().out
+        path.unlink()
+    path = tmp_path / "damaged.tfrecord"
+    write_records(path, records)
+    data = bytearray(path.read_bytes())
+    data[300] ^= 1
+    path.write_bytes(data)
+    words = ["--submission", str(submission), "--truth", str(path)]
+    with pytest.raises(RecordError, match="record 0"):
+        main(words)
+    main([*words, "--on_error", "skip"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "6 ratings, 3 positive" in lines[0]
+    assert lines[1].startswith(f"truth: skipped 1 record (the first: {path}: record 0 at byte 0")
+    path.write_text("segment,class,score\nv0:0,1,1\n")
+    with pytest.raises(RecordError, match="a table of comma-separated values"):
+        main(words)
+
+
+def test_a_truth_without_ratings_says_what_was_left_out(tmp_path):
+    write_records(tmp_path / "a0.tfrecord", [encode_video("v", np.zeros(1152), [1])])
+    write_records(tmp_path / "a1.tfrecord", [encode_video("w", np.zeros(1152), [1])])
+    frames = np.ones((2, 1152), np.uint8)
+    write_records(tmp_path / "b.tfrecord", [encode_frames("v", frames, [1])])
+    submission = tmp_path / "submission.csv"
+    submission.write_text("1,v:0\n")
+    with pytest.raises(
+        DataError, match=r"expected ratings of segments, found none; left out 1 fil"
+    ):
+        main(["--submission", str(submission), "--truth", str(tmp_path)])

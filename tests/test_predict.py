@@ -330,6 +330,25 @@ def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert page.count("<tr>") == 1 + len(record.ratings.starts)
 
 
+def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Their ids are called video_id, as those of AudioSet, whose frames are shorter."""
+    old = FrameSchema(id_key="video_id")
+    for path in data.glob("*.tfrecord"):
+        records = [
+            encode_frames(r.id, r.frames, r.labels, r.ratings, old) for r in read_frames(path)
+        ]
+        write_records(tmp_path / path.name, records)
+    for name, source in (("old.csv", tmp_path), ("new.csv", data)):
+        main(run, source, tmp_path / name)
+    assert (tmp_path / "old.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
+    drawn = []
+    monkeypatch.setattr("pyseg.timeline.Timeline.save", lambda self, _: drawn.append(self))
+    words = ["--run", str(run), "--data", str(tmp_path), "--timeline", str(tmp_path / "t.png")]
+    predict.main([*words, "--video", "1e1"])
+    assert (drawn[0].title, drawn[0].frame_seconds) == ("1e1", 1.0)
+    assert len(drawn[0].ratings) > 0
+
+
 def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
     shard = tmp_path / "test0.tfrecord"

@@ -8,21 +8,23 @@ and 5-frame segments of which one or some classes are rated. See :class:`StrongS
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from pyseg.data._tables import read_table
 from pyseg.data.batch import Example
-from pyseg.data.datasets import Paths, SegmentDataset, stable_hash
-from pyseg.data.records import FrameRecord, FrameSchema, Ratings, ReadReport
+from pyseg.data.datasets import OnError, Paths, SegmentDataset, stable_hash
+from pyseg.data.records import FrameRecord, FrameSchema, Ratings, ReadReport, read_frames
 from pyseg.errors import ArgumentError, DataError
 
 NUM_CLASSES = 527  # weak labels
 FEATURE_SIZES = (128,)
 FRAME_SECONDS = 0.96
 SCHEMA = FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")
+STRONG_TABLES = ("strong_labels.tsv", "audioset_train_strong.tsv", "audioset_eval_strong.tsv")
+"""What tables of strong labels are called, the published ones among them; .gz may follow."""
 
 Interval = tuple[float, float]
 StrongLabels = Mapping[str, Mapping[str, Sequence[Interval]]]
@@ -62,17 +64,17 @@ def read_display_names(path: str | os.PathLike[str]) -> dict[str, str]:
     return {row.text("mid"): row.text("name") for row in rows}
 
 
-def read_strong_labels(path: str | os.PathLike[str]) -> StrongLabels:
-    """Returns who sounds when in each clip, from a table of events.
+def read_strong_labels(*paths: str | os.PathLike[str]) -> StrongLabels:
+    """Returns who sounds when in each clip, from one or more tables of events.
 
-    The table has tab-separated columns ``filename`` (video id, "_", start of the clip in ms),
+    A table has tab-separated columns ``filename`` (video id, "_", start of the clip in ms),
     ``event_label``, ``onset`` and ``offset`` (s from the clip's start), or goes by the names of
     the published files: ``segment_id``, ``label``, ``start_time_seconds``, ``end_time_seconds``.
     Events of one class that overlap or touch are one event.
 
     Raises:
         pyseg.errors.DataError: A line is malformed; the message names file and line.
-        OSError: The file cannot be read.
+        OSError: A file cannot be read.
     """
     columns = [
         ["filename", "segment_id"],
@@ -81,14 +83,16 @@ def read_strong_labels(path: str | os.PathLike[str]) -> StrongLabels:
         ["offset", "end_time_seconds"],
     ]
     events: dict[str, dict[str, list[Interval]]] = {}
-    for row in read_table(path, columns, delimiter="\t"):
-        onset, offset = row.number("onset"), row.number("offset")
-        if not 0 <= onset < offset:
-            row.fail(f"0 <= onset < offset, found {onset} and {offset}")
-        clip = events.setdefault(row.text("filename"), {})
-        clip.setdefault(row.text("event_label"), []).append((onset, offset))
-    if not events:
-        raise DataError(f"{os.fspath(path)}: expected at least one event, found none")
+    for path in paths:
+        row = None
+        for row in read_table(path, columns, delimiter="\t"):
+            onset, offset = row.number("onset"), row.number("offset")
+            if not 0 <= onset < offset:
+                row.fail(f"0 <= onset < offset, found {onset} and {offset}")
+            clip = events.setdefault(row.text("filename"), {})
+            clip.setdefault(row.text("event_label"), []).append((onset, offset))
+        if row is None:
+            raise DataError(f"{os.fspath(path)}: expected at least one event, found none")
     return {
         name: {label: merge_events(intervals) for label, intervals in clip.items()}
         for name, clip in events.items()
@@ -109,6 +113,129 @@ def merge_events(intervals: Iterable[Interval]) -> list[Interval]:
         else:
             merged.append((onset, offset))
     return merged
+
+
+def labels_by_id(
+    strong: StrongLabels, names: Mapping[str, str]
+) -> tuple[StrongLabels, dict[str, str]]:
+    """Returns strong labels with ids for the classes that go by their names.
+
+    Upper and lower case make no difference, nor do spaces and underscores. A name that several
+    classes have stands for none.
+
+    Args:
+        strong: From `read_strong_labels`.
+        names: Names of known classes by id.
+
+    Returns:
+        The strong labels, and the ids by the names that stood for them.
+
+    Example:
+        >>> labels_by_id({"a_0": {"dog": [(0, 1)], "/m/b": [(1, 2)]}}, {"/m/a": "Dog", "/m/b": "B"})
+        ({'a_0': {'/m/a': [(0, 1)], '/m/b': [(1, 2)]}}, {'dog': '/m/a'})
+    """
+
+    def plain(name: str) -> str:
+        return " ".join(name.replace("_", " ").casefold().split())
+
+    ids: dict[str, list[str]] = {}
+    for id, name in names.items():
+        ids.setdefault(plain(name), []).append(id)
+    used = {label for clip in strong.values() for label in clip}
+    found = {label: ids.get(plain(label), ()) for label in sorted(used - names.keys())}
+    mapped = {label: of_name[0] for label, of_name in found.items() if len(of_name) == 1}
+    if not mapped:
+        return strong, {}
+    replaced: dict[str, dict[str, Sequence[Interval]]] = {}
+    for clip, events in strong.items():
+        of_clip = replaced.setdefault(clip, {})
+        for label, intervals in events.items():
+            id = mapped.get(label, label)
+            of_clip[id] = merge_events([*of_clip.get(id, ()), *intervals])
+    return replaced, mapped
+
+
+def clip_name(id: str, start_seconds: float) -> str:
+    """Returns how tables of strong labels call a clip.
+
+    Example:
+        >>> clip_name("06xy", 30.0)
+        '06xy_30000'
+    """
+    return f"{id}_{round(1000 * start_seconds)}"
+
+
+def read_clip_names(
+    paths: Sequence[str], schema: FrameSchema = SCHEMA, on_error: OnError = "raise"
+) -> set[str]:
+    """Returns how tables of strong labels call the clips of some records, without their frames.
+
+    Args:
+        paths: The records.
+        schema: What the features are called.
+        on_error: See `pyseg.data.read_frames`.
+
+    Raises:
+        pyseg.errors.RecordError: A record is faulty.
+    """
+    from tqdm import tqdm
+
+    key, names = "start_time_seconds", set()
+    for path in tqdm(paths, "reading clip names", unit="shard", leave=False, disable=None):
+        for record in read_frames(
+            path,
+            schema,
+            max_frames=1,
+            on_error=on_error,
+            report=ReadReport(),
+            context_keys=(key,),
+        ):
+            names.add(clip_name(record.id, float(record.context[key])))
+    return names
+
+
+def open_strong_labels(
+    tables: Sequence[str], clips: Set[str], weak_ids: Sequence[str], names: Mapping[str, str]
+) -> tuple[StrongLabels, tuple[str, ...]]:
+    """Returns the strong labels of clips, and what is to be said of them, a line each.
+
+    Args:
+        tables: See `read_strong_labels`.
+        clips: From `read_clip_names`.
+        weak_ids: From `read_class_labels`.
+        names: Names of known classes by id (`labels_by_id`).
+
+    Raises:
+        pyseg.errors.DataError: A table is malformed, or names none of the clips.
+        OSError: A table cannot be read.
+    """
+    strong, mapped = labels_by_id(read_strong_labels(*tables), names)
+    where = " and ".join(tables)
+    strangers, without = sorted(strong.keys() - clips), sorted(clips - strong.keys())
+    if len(without) == len(clips):
+        example = f", such as {without[0]}" if without else ""
+        raise DataError(
+            f"{where}: expected names of the {len(clips)} clips{example}; found {len(strangers)} "
+            f"names of no clip, such as {strangers[0]}"
+        )
+    notes = []
+    if without:
+        notes.append(
+            f"strong labels: {len(clips) - len(without)} of {len(clips)} clips have some, "
+            f"{without[0]} for example has none"
+        )
+    if strangers:
+        notes.append(f"strong labels: {len(strangers)} names match no clip, such as {strangers[0]}")
+    if mapped:
+        name, id = next(iter(mapped.items()))
+        notes.append(f"strong labels: {len(mapped)} names stand for ids, such as {name} for {id}")
+    new = sorted({label for clip in strong.values() for label in clip} - set(weak_ids))
+    if new:
+        notes.append(
+            f"strong labels: {len(new)} classes are new beside the {len(weak_ids)} of weak labels, "
+            f"such as {new[0]}"
+        )
+    return strong, tuple(notes)
 
 
 def label_space(
@@ -227,7 +354,7 @@ class StrongSegmentDataset(SegmentDataset):
 
     def rate(self, record: FrameRecord) -> Ratings | None:
         """Returns the ratings of a clip's segments; None where it has no strong label."""
-        clip = f"{record.id}_{round(1000 * float(record.context['start_time_seconds']))}"
+        clip = clip_name(record.id, float(record.context["start_time_seconds"]))
         events = {
             label: intervals
             for label, intervals in self.strong.get(clip, {}).items()

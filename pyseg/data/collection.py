@@ -6,37 +6,31 @@ See :func:`open_collection`.
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from pyseg.data import audioset, youtube8m
 from pyseg.data.datasets import (
-    SUFFIXES,
     VIEW_OPTIONS,
     FrameDataset,
+    OnError,
+    Paths,
     RecordDataset,
     SegmentDataset,
     VideoDataset,
     find_shards,
     held_out,
 )
-from pyseg.data.records import FrameSchema, RecordKind, VideoSchema, read_frames, sniff
+from pyseg.data.formats import Found, look
+from pyseg.data.records import ReadReport, without_record_warnings
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 
 Part = Literal["train", "test", "all"]
-Kind = Literal["audioset", "frame", "video"]
-
-_SNIFFED = 16  # files of a series whose first record is looked at
-_RECORDS_READ = 50  # of a file, in search of ratings
-_STRONG_LABELS = ("strong_labels.tsv", "strong_labels.tsv.gz", "audioset_eval_strong.tsv")
 
 
 @dataclass(frozen=True)
@@ -91,6 +85,7 @@ class Collection:
         video_paths: The shards of videos.
         segment_paths: The shards of videos with rated segments.
         within: The videos that there are, if not all (`without_test`).
+        on_error: What a faulty record does where nothing else is asked for: "raise" or "skip".
     """
 
     name: str
@@ -109,6 +104,7 @@ class Collection:
     _train_paths: frozenset[str] = field(repr=False)
     _id_key: str = field(repr=False)
     within: Split | None = None
+    on_error: OnError = "raise"
     _caches: dict[Any, RecordDataset] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -127,6 +123,7 @@ class Collection:
         Raises:
             ValueError: There is no such part, or an option is out of range.
         """
+        options = {"on_error": self.on_error, **options}
         return self._dataset(self.make_videos, self.video_paths, part, options)
 
     def segments(self, part: Part, **options: Any) -> RecordDataset | None:
@@ -143,14 +140,40 @@ class Collection:
         """
         if self.make_segments is None:
             return None
-        options = {"cache": True, **options}
+        options = {"on_error": self.on_error, "cache": True, **options}
         return self._dataset(self.make_segments, self.segment_paths, part, options)
 
-    def label_lists(self, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def is_empty(
+        self, part: Part, *, rated: bool | None = None, classes: Sequence[int] | None = None
+    ) -> bool:
+        """Returns whether a part has no example; no more is read than is needed to know.
+
+        Args:
+            part: "train", "test" or "all".
+            rated: Whether rated segments are meant, or videos; default: the former where there are
+                any in the collection.
+            classes: See `pyseg.data.RecordDataset`.
+
+        Raises:
+            ValueError: There is no such part.
+            pyseg.errors.RecordError: A record is faulty.
+        """
+        if part == "test" and self.test_fraction == 0:
+            return True
+        make = self.segments if rated or (rated is None and self.has_segments) else self.videos
+        # The same in all processes.
+        examples = make(part, classes=classes, cache=False, rank=0, world_size=1)
+        with without_record_warnings():  # whoever reads on will tell
+            return examples is None or next(iter(examples), None) is None
+
+    def label_lists(
+        self, part: Part, report: ReadReport | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the label lists of videos, without reading anything else of them.
 
         Args:
             part: "train", "test" or "all", of the same split as `videos`.
+            report: See `pyseg.data.read_frames`.
 
         Yields:
             Blocks of offsets (V + 1,) and labels (L,), as `pyseg.labels.count_cooccurrence` takes
@@ -165,7 +188,9 @@ class Collection:
         split = self._split(part)
         for path in self.video_paths:
             keep = None if split is None else functools.partial(split, path)
-            for lists in read_label_records(path, keep=keep, id_key=self._id_key):
+            for lists in read_label_records(
+                path, keep=keep, id_key=self._id_key, on_error=self.on_error, report=report
+            ):
                 yield lists.offsets, lists.labels
 
     def without_test(self, test_fraction: float, seed: int) -> Collection:
@@ -210,15 +235,17 @@ class Collection:
 def open_collection(
     data: str | os.PathLike[str],
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: Paths | None = None,
     vocabulary: str | os.PathLike[str] | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
+    on_error: OnError = "raise",
 ) -> Collection:
     """Returns the collection in a folder, having looked at what its records hold.
 
     * Feature list ``audio_embedding``: AudioSet. Beside the records, ``class_labels_indices.csv``
-      names the classes, and ``strong_labels.tsv`` (or .gz) says what sounds when.
+      names the classes, and ``strong_labels.tsv``, ``audioset_train_strong.tsv`` and
+      ``audioset_eval_strong.tsv`` (or .gz), all that are there, say what sounds when.
     * Feature lists ``rgb`` and ``audio``: YouTube-8M, frames, with rated segments where there are
       any. ``vocabulary.csv`` beside the records, or above them, names the classes (without it there
       are 3,862), ``segment_vocabulary.csv`` the rated ones.
@@ -229,10 +256,13 @@ def open_collection(
 
     Args:
         data: A folder, a glob or a file; or ``"sample"``, which is generated at first use.
-        labels: The table of strong labels, for AudioSet; default: the one beside the records.
+        labels: Tables of strong labels, for AudioSet: a file, a glob, or a list of these; default:
+            those beside the records.
         vocabulary: The classes; default: the file beside the records.
         test_fraction: The part of the videos to hold out, in [0, 1].
         seed: Decides which.
+        on_error: What a faulty record does, here and in the data sets of the collection: "raise"
+            an error, or "skip" it.
 
     Raises:
         FileNotFoundError: There is nothing at ``data``, or a file that is needed is missing.
@@ -251,161 +281,29 @@ def open_collection(
         from pyseg.data.sample import make_sample
 
         data, name = make_sample(), "sample"
-    found = _Found.look(data)
-    make = _audioset if found.kind == "audioset" else _youtube8m
-    collection = make(found, labels, vocabulary, test_fraction, seed)
-    return collection if name is None else replace(collection, name=name)
-
-
-_KINDS = {
-    "audioset": "AudioSet frames (audio_embedding)",
-    "frame": "YouTube-8M frames (rgb, audio)",
-    "video": "YouTube-8M mean features (mean_rgb, mean_audio)",
-    "unlabelled": "records without labels",
-    "empty": "no records",
-}
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The files of a collection: all of one kind, with labels."""
-
-    kind: Kind
-    paths: tuple[str, ...]
-    rated: tuple[str, ...]  # those of a series in which a record has been seen to have ratings
-    folders: tuple[Path, ...]  # where tables are looked for
-    notes: tuple[str, ...]
-
-    @classmethod
-    def look(cls, data: str | os.PathLike[str]) -> _Found:
-        # A glob such as folder/* takes in the tables beside the records.
-        files = find_shards(data)
-        records = [path for path in files if path.endswith(SUFFIXES)] or files
-        kinds: dict[str, list[str]] = {}
-        if empty := [p for p in records if os.path.isfile(p) and not os.path.getsize(p)]:
-            kinds["empty"] = empty
-            records = [path for path in records if path not in set(empty)]
-        rated: set[str] = set()
-        strange = ""
-        for paths in _series(records):
-            seen = {path: sniff(path) for path in paths[:: -(-len(paths) // _SNIFFED)]}
-            if len({_kind(kind) for kind in seen.values()}) > 1 or None in seen.values():
-                seen = {path: sniff(path) for path in paths}
-            for path in paths:
-                kind = _kind(seen.get(path, seen[paths[0]]))
-                kinds.setdefault(kind, []).append(path)
-                if kind == "unknown":
-                    strange = strange or f"{path} holds {_describe(seen[path])}"
-                if kind == "unlabelled":
-                    strange = strange or f"{path} has no labels"
-            if _kind(seen[paths[0]]) == "frame" and _has_ratings(paths[0], seen.values()):
-                rated.update(paths)
-        known: tuple[Kind, ...] = ("audioset", "frame", "video")
-        most = max(known, key=lambda kind: len(kinds.get(kind, ())))
-        if most not in kinds:
-            expected = ", ".join(_KINDS[kind] for kind in known)
-            strange = strange or f"{kinds['empty'][0]} has no records"
-            raise DataError(f"{os.fspath(data)}: expected {expected}; {strange}")
-        notes = []
-        for name, others in kinds.items():
-            if name != most:
-                number = f"{len(others)} file" + "s" * (len(others) > 1)
-                which = others[0] + ", ..." * (len(others) > 1)
-                what = _KINDS.get(name, "other records")
-                notes.append(f"left out {number} of {what}: {which}")
-        chosen = set(kinds[most])
-        used = tuple(path for path in records if path in chosen)
-        near = [Path(data)] if os.path.isdir(data) else []
-        near += [folder for path in used for folder in list(Path(path).parents)[:2]]
-        return cls(
-            kind=most,
-            paths=used,
-            rated=tuple(path for path in used if path in rated),
-            folders=tuple(dict.fromkeys(near)),
-            notes=tuple(notes),
-        )
-
-    def beside(self, *names: str) -> Path | None:
-        places = (folder / name for folder in self.folders for name in names)
-        return next((place for place in places if place.is_file()), None)
-
-
-def _series(paths: Sequence[str]) -> Iterator[list[str]]:
-    """Yields the paths that differ only in the number of the shard, the end of the name."""
-    series: dict[tuple[str, str], list[str]] = {}
-    for path in paths:
-        folder, name = os.path.split(path)
-        stem = name.split(".")[0]
-        match = re.fullmatch(r"(.*?)(\d+|[0-9A-Za-z]{2})", stem)
-        series.setdefault((folder, match[1] if match else stem), []).append(path)
-    yield from series.values()
-
-
-def frame_schema(feature_sizes: Sequence[int]) -> FrameSchema:
-    """Returns what frame-level records of a known collection call their features.
-
-    Args:
-        feature_sizes: Widths of the features that make up a frame.
-
-    Returns:
-        A schema that reads records with labels or without.
-
-    Raises:
-        ValueError: No known collection has such features.
-
-    Example:
-        >>> frame_schema((1024, 128)).features
-        (('rgb', 1024), ('audio', 128))
-    """
-    known = (FrameSchema(), audioset.SCHEMA)
-    for schema in known:
-        if tuple(feature_sizes) == tuple(width for _, width in schema.features):
-            return replace(schema, labels_key=None)
-    sizes = " or ".join(str(tuple(width for _, width in schema.features)) for schema in known)
-    raise ArgumentError(f"feature_sizes: expected {sizes}, found {tuple(feature_sizes)}")
-
-
-def _kind(kind: RecordKind | None) -> str:
-    if kind is None:
-        return "empty"
-    audioset_lists = {name for name, _ in audioset.SCHEMA.features}
-    for name, features, required in (
-        ("audioset", kind.lists, audioset_lists),
-        ("frame", kind.lists, {name for name, _ in FrameSchema().features}),
-        ("video", kind.context, {name for name, _ in VideoSchema().features}),
-    ):
-        if required <= features.keys():
-            return name if "labels" in kind.context else "unlabelled"
-    return "unknown"
-
-
-def _has_ratings(path: str, kinds: Iterable[RecordKind | None]) -> bool:
-    """Returns whether a series holds ratings, from some first records and one file's beginning.
-
-    Most videos of the published validate partition have none, those of the train partition never.
-    """
-    if any(kind is not None and "segment_labels" in kind.context for kind in kinds):
-        return True
-    if _is_train(path):
-        return False
-    records = itertools.islice(read_frames(path), _RECORDS_READ)
-    return any(record.ratings is not None for record in records)
-
-
-def _describe(kind: RecordKind | None) -> str:
-    if kind is None:
-        return "no records"
-    names = [f"{name} ({feature.size})" for name, feature in (kind.context | kind.lists).items()]
-    return "the features " + ", ".join(names) if names else "no features"
+    if on_error not in ("raise", "skip"):
+        raise ArgumentError(f'on_error must be "raise" or "skip", got {on_error!r}')
+    found = look(data, on_error)
+    if found.kind == "audioset":
+        tables = _strong_tables(found, labels)
+        collection = _audioset(found, tables, vocabulary, test_fraction, seed, on_error)
+    elif labels is not None:
+        raise DataError(f"{found.paths[0]}: expected AudioSet's records, as labels are given")
+    else:
+        collection = _youtube8m(found, vocabulary, test_fraction, seed)
+    return replace(collection, name=name or collection.name, on_error=on_error)
 
 
 def _is_train(path: str) -> bool:
     """Returns whether a file is of the published train partition, by its name or its folder's."""
-    return any(part.startswith("train") for part in Path(path).parts[-2:])
+    folder, name = os.path.split(path)
+    # Shards are called train0000 and so on, in the first releases train and two letters or digits.
+    shard = re.match(r"train([^A-Za-z]|[\w-]{2}\.)", name)
+    return bool(shard or re.match(r"train(ing)?(?![A-Za-z])", os.path.basename(folder)))
 
 
 def _classes(
-    found: _Found, vocabulary: str | os.PathLike[str] | None
+    found: Found, vocabulary: str | os.PathLike[str] | None
 ) -> tuple[int, list[str] | None, list[int] | None, tuple[str, ...]]:
     """Returns num_classes, class_names, segment_classes and notes of YouTube-8M."""
     names, rated, notes = None, None, found.notes
@@ -424,14 +322,14 @@ def _classes(
 
 
 def _youtube8m(
-    found: _Found,
-    labels: str | os.PathLike[str] | None,
+    found: Found,
     vocabulary: str | os.PathLike[str] | None,
     test_fraction: float,
     seed: int,
 ) -> Collection:
     num_classes, names, rated, notes = _classes(found, vocabulary)
     of_frames = found.kind == "frame"
+    schema: Any = found.schema
     if of_frames and not found.rated:
         notes += ("no rated segments in these records",)
     train = {path for path in found.paths if _is_train(path) and path not in found.rated}
@@ -445,23 +343,32 @@ def _youtube8m(
         notes=notes,
         test_fraction=test_fraction,
         seed=seed,
-        make_videos=FrameDataset if of_frames else VideoDataset,
-        make_segments=SegmentDataset if found.rated else None,
+        make_videos=functools.partial(FrameDataset if of_frames else VideoDataset, schema=schema),
+        make_segments=functools.partial(SegmentDataset, schema=schema) if found.rated else None,
         video_paths=found.paths,
         segment_paths=found.rated,
         _train_paths=frozenset(train) if len(train) < len(found.paths) else frozenset(),
-        _id_key=FrameSchema().id_key,
+        _id_key=schema.id_key,
     )
 
 
+def _strong_tables(found: Found, labels: Paths | None) -> list[str]:
+    if labels is not None:
+        return find_shards(labels)
+    tables = (found.beside(name, f"{name}.gz") for name in audioset.STRONG_TABLES)
+    return [str(table) for table in tables if table is not None]
+
+
 def _audioset(
-    found: _Found,
-    labels: str | os.PathLike[str] | None,
+    found: Found,
+    tables: Sequence[str],
     vocabulary: str | os.PathLike[str] | None,
     test_fraction: float,
     seed: int,
+    on_error: OnError,
 ) -> Collection:
     notes = found.notes
+    schema: Any = found.schema
     ids: list[str] = []
     names: list[str] | None = None
     path = vocabulary or found.beside("class_labels_indices.csv")
@@ -469,8 +376,7 @@ def _audioset(
         ids, names = audioset.read_class_labels(path)
     num_classes = len(ids) or audioset.NUM_CLASSES
     make_segments, segment_classes = None, None
-    table = labels or found.beside(*_STRONG_LABELS)
-    if table is None:
+    if not tables:
         notes += ("no strong_labels.tsv: no rated segments",)
     elif not ids:
         raise MissingFileError(
@@ -478,16 +384,18 @@ def _audioset(
             "labels have no class numbers (give its path as vocabulary)"
         )
     else:
-        strong = audioset.read_strong_labels(table)
         display = found.beside("mid_to_display_name.tsv")
-        more = audioset.read_display_names(display) if display else {}
-        more |= dict(zip(ids, names or (), strict=True))
-        ids, names = audioset.label_space(ids, strong, more)
+        known = audioset.read_display_names(display) if display else {}
+        known |= dict(zip(ids, names or (), strict=True))
+        clips = audioset.read_clip_names(found.paths, schema, on_error)
+        strong, more = audioset.open_strong_labels(tables, clips, ids, known)
+        notes += more
+        ids, names = audioset.label_space(ids, strong, known)
         num_classes = len(ids)
-        used = Counter(label for clip in strong.values() for label in clip)
+        used = {label for clip in strong.values() for label in clip}
         segment_classes = [number for number, id in enumerate(ids) if id in used]
         make_segments = functools.partial(
-            audioset.StrongSegmentDataset, strong=strong, class_ids=ids
+            audioset.StrongSegmentDataset, strong=strong, class_ids=ids, schema=schema
         )
     return Collection(
         name="audioset",
@@ -499,10 +407,10 @@ def _audioset(
         notes=notes,
         test_fraction=test_fraction,
         seed=seed,
-        make_videos=functools.partial(FrameDataset, schema=audioset.SCHEMA),
+        make_videos=functools.partial(FrameDataset, schema=schema),
         make_segments=make_segments,
         video_paths=found.paths,
         segment_paths=found.paths,
         _train_paths=frozenset(),
-        _id_key=audioset.SCHEMA.id_key,
+        _id_key=schema.id_key,
     )

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import mmap
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from pyseg.data.records import (
     Ratings,
     ReadReport,
     VideoSchema,
+    is_record_file,
     read_frames,
     read_videos,
 )
@@ -39,7 +41,7 @@ OnError = Literal["raise", "skip"]
 Self = TypeVar("Self", bound="RecordDataset")
 
 VIEW_OPTIONS = ("keep", "select", "shuffle", "seed", "buffer", "repeat", "rank", "world_size")
-SUFFIXES = (".tfrecord", ".tfrecord.gz")
+_RECORD_NAME = re.compile(r".+\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
 MOST_WORKERS = 128
 _COUNTS = (
     "records",
@@ -52,11 +54,23 @@ _COUNTS = (
 _ERROR_BYTES = 1000
 
 
+def named_as_records(path: str) -> bool:
+    """Returns whether the name of a file is one that TFRecords go by.
+
+    Example:
+        >>> named_as_records("val.tfrecord-00000-of-00001"), named_as_records("vocabulary.csv")
+        (True, False)
+    """
+    return _RECORD_NAME.fullmatch(os.path.basename(path)) is not None
+
+
 def find_shards(paths: Paths) -> list[str]:
     """Returns the files that a glob, a folder, a file, or a list of these stands for.
 
-    A folder stands for every ``*.tfrecord`` and ``*.tfrecord.gz`` in it, at any depth. The order is
-    that of the names (of a list: of its elements), and a file that comes up twice counts once.
+    A folder stands for every file of records in it, at any depth: ``*.tfrecord``, ``*.tfrecords``
+    and ``*.tfrec``, which may go on with ``-00000-of-00001`` and ``.gz``; where no name is like
+    that, every file that begins as TFRecords do. The order is that of the names (of a list: of its
+    elements), and a file that comes up twice counts once.
 
     Raises:
         FileNotFoundError: One of ``paths`` stands for nothing; the message names it.
@@ -73,8 +87,9 @@ def find_shards(paths: Paths) -> list[str]:
     for path in paths:
         text = os.fspath(path)
         if os.path.isdir(text):
-            files = sorted(str(p) for p in Path(text).rglob("*") if p.name.endswith(SUFFIXES))
-            missing = "no file in this folder ends in " + " or ".join(SUFFIXES)
+            every = sorted(str(p) for p in Path(text).rglob("*") if not p.is_dir())
+            files = list(filter(named_as_records, every)) or list(filter(_holds_records, every))
+            missing = "no file in this folder ends in .tfrecord or .tfrecord.gz, or holds records"
         elif os.path.exists(text):
             files, missing = [text], ""
         elif glob.has_magic(text):
@@ -89,6 +104,13 @@ def find_shards(paths: Paths) -> list[str]:
     if not found:
         raise ArgumentError("paths: expected at least one file, found none")
     return list(found.values())
+
+
+def _holds_records(path: str) -> bool:
+    """Returns whether a file holds records, and is none that is still being written."""
+    name = os.path.basename(path)
+    unfinished = name.startswith(".") or name.endswith(".part")
+    return not unfinished and os.path.isfile(path) and is_record_file(path)
 
 
 def held_out(id: str, fraction: float = 0.2, seed: int = 0) -> bool:
@@ -369,7 +391,8 @@ class RecordDataset(IterableDataset[Example]):
     def report(self) -> ReadReport:
         """What the current or last pass met with, in all workers of this process together.
 
-        A worker counts a shard when it has read it.
+        A worker counts a shard when it has read it, and a record that it skips at once. Where
+        passes repeat, it is the first that is counted.
         """
         counts = dict(zip(self._counts, self._shared.counts.sum(dim=0).tolist(), strict=True))
         return ReadReport(
@@ -508,23 +531,30 @@ class RecordDataset(IterableDataset[Example]):
         self, start: Position, consumer: int, consumers: int, worker: int
     ) -> Iterator[Example]:
         report = ReadReport()
-        first_epoch = start.epoch
+        first_epoch = epoch = start.epoch
         try:
             for epoch in itertools.count(first_epoch):
                 empty = start == Position(epoch)
-                for example in self._pass(start, consumer, consumers, worker, report):
+                counted = report if epoch == first_epoch else None
+                for example in self._pass(start, consumer, consumers, worker, counted):
                     empty = False
                     yield example
-                if epoch == first_epoch:
+                if counted is not None:
                     report.warn(type(self).__name__)
                 if empty or not self.repeat:
                     return
                 start = self._position = Position(epoch + 1)
         finally:
-            self._shared.write(worker, self._count(report), report.first_error)
+            if epoch == first_epoch:
+                self._shared.write(worker, self._count(report), report.first_error)
 
     def _pass(
-        self, start: Position, consumer: int, consumers: int, worker: int, report: ReadReport
+        self,
+        start: Position,
+        consumer: int,
+        consumers: int,
+        worker: int,
+        counted: ReadReport | None,
     ) -> Iterator[Example]:
         """Yields the examples of an epoch from some position on; ``_position`` follows them.
 
@@ -539,6 +569,8 @@ class RecordDataset(IterableDataset[Example]):
         if self.shuffle:
             _generator(self.seed, epoch, consumer, 0).shuffle(shares)
 
+        report = ReadReport() if counted is None else counted
+
         def read() -> Iterator[tuple[tuple[int, int], Example]]:
             """Yields every example from the beginning of the chunk on, and the place after it."""
             for number in range(start.share, len(shares)):
@@ -546,9 +578,14 @@ class RecordDataset(IterableDataset[Example]):
                 examples = self._select(path, shares[number].part, report)
                 skipped = start.skip if number == start.share else 0
                 rest = itertools.islice(examples, skipped, None)
+                told = report.skipped
                 for count, (_, example) in enumerate(rest, skipped + 1):
+                    if report.skipped > told and counted is not None:
+                        self._shared.write(worker, self._count(report), report.first_error)
+                        told = report.skipped
                     yield (number, count), example
-                self._shared.write(worker, self._count(report), report.first_error)
+                if counted is not None:
+                    self._shared.write(worker, self._count(report), report.first_error)
 
         items = read()
         place, done = (start.share, start.skip), start.done

@@ -53,6 +53,8 @@ _Result = TypeVar("_Result")
 
 _LARGEST_RECORD = 1 << 28  # bytes, by default
 _MOST_FEATURES = 10_000  # of a record that is sniffed
+_CONTEXT = 512  # bytes of a record that usually hold its context features
+_VARINT = 10  # bytes of the longest number
 _HEAD = 512  # bytes from the start of a file that tell what it is
 _PACKED = 1 << 16  # compressed bytes read at a time
 _UNPACKED = 1 << 18  # and the most that are unpacked at a time
@@ -63,6 +65,14 @@ _UNPACKED = 1 << 18  # and the most that are unpacked at a time
 
 class RecordWarning(UserWarning):
     """Something was skipped, dropped or overwritten while reading: one line at the end."""
+
+
+@contextlib.contextmanager
+def without_record_warnings() -> Iterator[None]:
+    """Leaves out every `RecordWarning`, where what they say is told in another way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecordWarning)
+        yield
 
 
 @dataclass
@@ -431,6 +441,35 @@ def _largest_record() -> int:
     return int(text)
 
 
+def _context(file: BinaryIO, length: int) -> bytes:
+    """The beginning of a record that holds its context; all of it where the rest may have more."""
+    head = file.read(min(length, _CONTEXT))
+    if head[:1] == b"\x0a":  # field 1: the context, or the features of a tf.Example
+        count, at = _varint(head, 1)
+        end = at + count
+        if end == length:
+            return head + file.read(length - len(head))
+        if end + _VARINT <= length:
+            head += file.read(max(0, end + _VARINT - len(head)))
+            if (
+                head[end : end + 1] == b"\x12"
+            ):  # field 2: the feature lists, up to the end of the record
+                count, at = _varint(head, end + 1)
+                if at + count == length:
+                    return head[:end]
+    return head + file.read(length - len(head))
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number, and where it ends; beyond all bounds where the data is too short."""
+    value = 0
+    for place, byte in enumerate(data[at : at + _VARINT]):
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return value, at + place + 1
+    return 1 << 64, at
+
+
 class _File:
     """An open file of records: takes from it with an engine, and decides what a fault leads to."""
 
@@ -502,6 +541,30 @@ class _File:
     @property
     def compressed(self) -> bool:
         return self._unpacked is not None
+
+    def begins_as_records(self) -> bool:
+        if self._unpacked is None:
+            return self._is_header(self._head[:12])
+        with contextlib.suppress(OSError):
+            self._unpacked.readinto(memoryview(bytearray(1)))
+        return self._is_header(self._unpacked.head[:12])
+
+    def contexts(self) -> Iterator[bytes]:
+        """What holds the context features of each record: its beginning, or all of it."""
+        if self.compressed or not self._file.seekable():
+            while (record := self.take("next_record")) is not None:
+                yield record
+            return
+        size, largest = os.fstat(self._file.fileno()).st_size, _largest_record()
+        with open(self._path, "rb", buffering=1 << 13) as file:
+            offset = 0
+            while self._is_header(header := file.read(12)):
+                length = int.from_bytes(header[:8], "little")
+                if offset + 16 + length > size or length > largest:
+                    return
+                yield _context(file, length)
+                offset += 16 + length
+                file.seek(offset)
 
     def take(self, method: str, *arguments: Any) -> Any:
         """Call a method of the engine's reader until it succeeds; None after the last record."""
@@ -730,8 +793,12 @@ def read_videos(
     return _read(path, on_error, report, shard, records)
 
 
-def sniff(path: PathLike) -> RecordKind | None:
+def sniff(path: PathLike, on_error: str = "raise") -> RecordKind | None:
     """Look at the first record of a file and say what it holds; None where there is no record.
+
+    Args:
+        path: A file of records.
+        on_error: "raise", or "skip" to look at the first record that is not damaged.
 
     Raises:
         RecordError: The file cannot be read, or its first record is damaged or has more than 10,000
@@ -748,7 +815,7 @@ def sniff(path: PathLike) -> RecordKind | None:
         (FeatureKind(type='bytes', size=1024), FeatureKind(type='int64', size=1), False)
     """
     name = os.fsdecode(path)
-    with _File(name, "raise", ReadReport(), (0, 1)) as file:
+    with _File(name, on_error, ReadReport(), (0, 1)) as file:
         data = file.take("next_record")
         if data is None:
             return None
@@ -764,6 +831,57 @@ def sniff(path: PathLike) -> RecordKind | None:
         except reference.Wrong as wrong:
             raise RecordError(f"{name}: record 0 at byte 0: {wrong}", name, 0, 0) from None
         return RecordKind(context, lists, file.compressed)
+
+
+def is_record_file(path: PathLike) -> bool:
+    """Say whether a file begins as TFRecords do, plain or gzip-compressed.
+
+    It does not where it is empty or cannot be read.
+
+    Example:
+        >>> is_record_file(__file__)
+        False
+    """
+    try:
+        with _File(os.fsdecode(path), "raise", ReadReport(), (0, 1)) as file:
+            return file.begins_as_records()
+    except RecordError:
+        return False
+
+
+def find_features(path: PathLike, names: Iterable[str]) -> set[str]:
+    """Say which of some context features occur in the records of a file.
+
+    Frames are not read: of a file that is not compressed only the beginning of each record is. Nor
+    are the checksums of records verified; a file that breaks off is searched as far as it goes.
+
+    Args:
+        path: A TFRecord file, plain or gzip-compressed.
+        names: The features; the search ends when all have been found.
+
+    Raises:
+        RecordError: The file cannot be read.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> path = os.path.join(tempfile.mkdtemp(), "frames.tfrecord")
+        >>> write_records(path, [encode_frames("06xy", np.zeros((2, 1152), np.uint8), [4])])
+        1
+        >>> find_features(path, ["labels", "segment_labels"])
+        {'labels'}
+    """
+    wanted = {name.encode(): name for name in names}
+    left = set(wanted)
+    with _File(os.fsdecode(path), "skip", ReadReport(), (0, 1)) as file:
+        for data in file.contexts():
+            # A name that the bytes do not hold needs no parsing.
+            if any(name in data for name in left):
+                with contextlib.suppress(reference.Wrong):
+                    left -= reference.Message.parse(data, _MOST_FEATURES).context.keys()
+            if not left:
+                break
+    return {name for key, name in wanted.items() if key not in left}
 
 
 def _text(name: bytes) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from pyseg.data.datasets import OnError
+from pyseg.data.formats import id_key
 from pyseg.data.records import FrameSchema, ReadReport, read_frames
 
 UNRATED_ENDS = (6, 2)
@@ -58,7 +60,8 @@ def read_segments(
 
     Args:
         paths: Shards.
-        schema: What the features are called, and how long a segment is.
+        schema: What the features are called, but for the id, which is seen in each shard; and how
+            long a segment is.
         size: Segments a block; a block holds whole videos, so it can be larger, and the last one
             smaller.
         skip: How many segments to leave out at the start and at the end of every video, for
@@ -90,8 +93,9 @@ def read_segments(
     for shard in range(start[0], len(paths)):
         position = (shard, start[1] if shard == start[0] else 0)
         done = position[1]
+        known = replace(schema, id_key=id_key(paths[shard], schema.id_key))
         for number, record in enumerate(
-            read_frames(paths[shard], schema, on_error=on_error, report=report), 1
+            read_frames(paths[shard], known, on_error=on_error, report=report), 1
         ):
             if number <= done:
                 continue

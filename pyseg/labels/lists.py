@@ -85,6 +85,8 @@ def read_label_records(
     *,
     keep: Callable[[str], bool] | None = None,
     id_key: str = "id",
+    on_error: str = "raise",
+    report: ReadReport | None = None,
 ) -> Iterator[LabelLists]:
     """Reads the labels of TFRecords, frame-level or video-level; features are not decoded.
 
@@ -92,6 +94,8 @@ def read_label_records(
         path: A TFRecord file, plain or gzip-compressed.
         keep: Whether the video with an id counts. ``None``: all do.
         id_key: Context feature with the id.
+        on_error: See `pyseg.data.read_frames`.
+        report: See `pyseg.data.read_frames`.
 
     Yields:
         Blocks of the file.
@@ -110,8 +114,8 @@ def read_label_records(
         >>> lists.labels.tolist()
         [4, 1]
     """
-    report = ReadReport()
-    for videos in read_videos(path, VideoSchema(features=(), id_key=id_key), report=report):
+    schema = VideoSchema(features=(), id_key=id_key)
+    for videos in read_videos(path, schema, on_error=on_error, report=report):
         offsets, labels, left_out = videos.label_offsets, videos.labels, 0
         if keep is not None:
             kept = np.fromiter((keep(id) for id in videos.ids), np.bool_, len(videos.ids))
@@ -119,7 +123,6 @@ def read_label_records(
             if left_out:
                 offsets, labels = _only(offsets, labels, kept)
         yield LabelLists(offsets, labels, left_out)
-    report.warn(os.fspath(path))
 
 
 def _whole_lines(name: str, progress: Callable[[int], object] | None) -> Iterator[bytes]:

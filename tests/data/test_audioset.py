@@ -17,6 +17,7 @@ from pyseg.data import (
 from pyseg.data.audioset import (
     SCHEMA,
     label_space,
+    labels_by_id,
     merge_events,
     read_class_labels,
     read_display_names,
@@ -184,6 +185,87 @@ def test_strong_only_classes_follow_the_weak_ones() -> None:
     assert names == ["/m/b", "Music", "Yes", "/t/z"]
 
 
+def test_classes_that_go_by_their_names() -> None:
+    names = {"/m/a": "Male speech, man speaking", "/m/b": "Tap", "/m/c": "Tap", "/m/d": "/m/e"}
+    strong = {
+        "a_0": {"male_speech,_man  speaking": [(0, 2)], "/m/a": [(1, 3)], "Tap": [(0, 1)]},
+        "b_0": {"/m/a": [(4, 5)], "Cat": [(0, 1)]},
+    }
+    mapped, by_name = labels_by_id(strong, names)
+    assert mapped == {
+        "a_0": {"/m/a": [(0, 3)], "Tap": [(0, 1)]},  # two classes are called Tap
+        "b_0": {"/m/a": [(4, 5)], "Cat": [(0, 1)]},
+    }
+    assert by_name == {"male_speech,_man  speaking": "/m/a"}
+    assert labels_by_id(mapped, names) == (mapped, {})
+
+
+def clip_shards(folder: Path, *names: str) -> None:
+    """Writes 4 clips a name, "<name>0" to "<name>3", which start at 30 s."""
+    for name in names:
+        frames = np.ones((10, 128), np.uint8)
+        context = {"start_time_seconds": 30.0}
+        ids = [f"{name}{k}" for k in range(4)]
+        records = [encode_frames(id, frames, [0], None, SCHEMA, context=context) for id in ids]
+        write_records(folder / f"{name}.tfrecord", records)
+    write(
+        folder / "class_labels_indices.csv",
+        "index,mid,display_name\n0,/m/a,Speech\n1,/m/b,Dog\n",
+    )
+
+
+def events(*clips: str, label: str = "/m/a") -> str:
+    return HEADER + "".join(f"{clip}\t{label}\t0.0\t4.0\n" for clip in clips)
+
+
+def test_published_tables_are_read_together(tmp_path: Path) -> None:
+    clip_shards(tmp_path, "aa", "bb")
+    write(tmp_path / "audioset_train_strong.tsv", events("aa0_30000"))
+    only = open_collection(tmp_path)
+    assert only.notes == ("strong labels: 1 of 8 clips have some, aa1_30000 for example has none",)
+    (tmp_path / "audioset_eval_strong.tsv.gz").write_bytes(
+        gzip.compress(events("bb3_30000", "bb3_0", label="/m/b").encode())
+    )
+    both = open_collection(tmp_path)
+    assert both.notes == (
+        "strong labels: 2 of 8 clips have some, aa1_30000 for example has none",
+        "strong labels: 1 names match no clip, such as bb3_0",
+    )
+    assert both.segment_classes == [0, 1]
+    assert {e.id for e in both.segments("all")} == {"aa0:0", "aa0:5", "bb3:0", "bb3:5"}
+    for labels in (str(tmp_path / "*_train_*"), [tmp_path / "audioset_train_strong.tsv"]):
+        assert open_collection(tmp_path, labels=labels).segment_classes == [0]
+    with pytest.raises(FileNotFoundError, match=r"none\.tsv: no such file"):
+        open_collection(tmp_path, labels=tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize("name", ["aa0_30", "Yaa0_30.000_40.000.wav", "aa0"])
+def test_strong_labels_of_no_clip_are_refused(tmp_path: Path, name: str) -> None:
+    clip_shards(tmp_path, "aa")
+    write(tmp_path / "strong_labels.tsv", events(name, "zz9_0"))
+    with pytest.raises(DataError) as error:
+        open_collection(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/strong_labels.tsv: expected names of the 4 clips, such as aa0_30000; found 2 "
+        f"names of no clip, such as {min(name, 'zz9_0')}"
+    )
+
+
+def test_strong_labels_by_display_name_are_no_new_classes(tmp_path: Path) -> None:
+    clip_shards(tmp_path, "aa")
+    clips = [f"aa{k}_30000" for k in range(4)]
+    write(tmp_path / "strong_labels.tsv", events(*clips, label="dog"))
+    collection = open_collection(tmp_path)
+    assert (collection.class_names, collection.segment_classes) == (["Speech", "Dog"], [1])
+    assert collection.notes == ("strong labels: 1 names stand for ids, such as dog for /m/b",)
+    write(tmp_path / "strong_labels.tsv", events(*clips, label="Cat"))
+    collection = open_collection(tmp_path)
+    assert collection.class_names == ["Speech", "Dog", "Cat"]
+    assert collection.notes == (
+        "strong labels: 1 classes are new beside the 2 of weak labels, such as Cat",
+    )
+
+
 def test_events_of_unknown_classes_are_not_rated(clips: Path) -> None:
     strong = read_strong_labels(clips / "strong_labels.tsv")
     data = StrongSegmentDataset(clips, strong, ["/m/c"], rated_per_segment=None)
@@ -215,7 +297,10 @@ def test_the_real_clips(shared: Path) -> None:
     assert collection.class_names[0] == "Speech"
     names = read_display_names(folder / "mid_to_display_name.tsv")
     assert set(collection.class_names[527:]) <= set(names.values())
-    assert collection.notes == ()
+    [note] = collection.notes
+    assert note.startswith(
+        "strong labels: 9 classes are new beside the 527 of weak labels, such as /"
+    )
 
     clips = list(collection.videos("all"))
     assert len(clips) == len({clip.id for clip in clips}) == 10_000

@@ -4,6 +4,7 @@ import functools
 import gzip
 import itertools
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,21 @@ import pytest
 from pyseg.data import (
     DataError,
     FrameDataset,
+    FrameSchema,
+    ReadReport,
     RecordError,
     VideoDataset,
+    VideoSchema,
     encode_frames,
     encode_video,
+    find_shards,
     held_out,
     open_collection,
+    read_records,
     write_records,
 )
 from pyseg.data.audioset import SCHEMA
+from pyseg.data.records import RecordWarning
 
 from .conftest import ratings_of
 
@@ -39,8 +46,6 @@ def frames(path: Path, ids: list[str], rated: bool = False, labels: tuple[int, .
 
 
 def unlabelled(path: Path) -> None:
-    from pyseg.data import FrameSchema
-
     schema = FrameSchema(labels_key=None)
     write_records(path, [encode_frames("test", np.ones((3, 1152), np.uint8), [], None, schema)])
 
@@ -105,6 +110,130 @@ def test_ratings_may_come_late_in_a_file(tmp_path: Path) -> None:
     records = [encode_frames(id, features, [1], RATED if id == "v030" else None) for id in IDS]
     write_records(tmp_path / "validate0000.tfrecord", records)
     assert ids(open_collection(tmp_path).segments("all")) == {"v030"}
+
+
+@pytest.mark.parametrize(
+    "name", ["rated00", "train00", "train/validate0000", "train/train0000", "trainspotting/x00"]
+)
+@pytest.mark.parametrize("compress", [False, True])
+def test_ratings_are_found_under_any_name(tmp_path: Path, name: str, compress: bool) -> None:
+    """In the last record alone, and in another file than the first."""
+    for shard in range(3):
+        path = tmp_path / f"{name}{shard}.tfrecord"
+        path.parent.mkdir(exist_ok=True)
+        features = np.ones((2, 1152), np.uint8)
+        last = shard == 1
+        records = [encode_frames(f"s{shard}v{k}", features, [1]) for k in range(70)]
+        if last:
+            rated = ratings_of([(0, 1, 1.0)])
+            # A context that is longer than what is read of a record at first.
+            context = {"note": "segment" * 300}
+            records.append(encode_frames("rated", features, [1], rated, context=context))
+        write_records(path, records, compress=compress)
+    collection = open_collection(tmp_path)
+    assert ids(collection.segments("all")) == {"rated"}
+    assert not collection._train_paths
+
+
+def test_a_name_in_a_value_is_no_rating(tmp_path: Path) -> None:
+    record = encode_frames("segment_labels", np.ones((2, 1152), np.uint8), [1])
+    write_records(tmp_path / "x.tfrecord", [record])
+    assert not open_collection(tmp_path).has_segments
+
+
+def test_labels_may_come_late_in_a_file(tmp_path: Path) -> None:
+    unlabelled(tmp_path / "a.tfrecord")
+    [first] = read_records(tmp_path / "a.tfrecord")
+    rest = [encode_frames(id, np.ones((3, 1152), np.uint8), [1]) for id in IDS]
+    write_records(tmp_path / "a.tfrecord", [first, *rest])
+    with pytest.warns(RecordWarning, match="found 1 record without labels"):
+        assert ids(open_collection(tmp_path).videos("all")) == {"test", *IDS}
+
+
+@pytest.mark.parametrize("level", ["frame", "video"])
+def test_ids_may_go_by_the_name_of_the_first_releases(tmp_path: Path, level: str) -> None:
+    for number, key in enumerate(["video_id", "video_id", "id"]):
+        name = IDS[number]
+        if level == "frame":
+            schema = FrameSchema(id_key=key)
+            record = encode_frames(name, np.ones((12, 1152), np.uint8), [number], RATED, schema)
+        else:
+            schema = VideoSchema(id_key=key)
+            record = encode_video(name, np.ones(1152), [number], schema)
+        write_records(tmp_path / f"x{number}.tfrecord", [record])
+    collection = open_collection(tmp_path)
+    assert (collection.name, collection.level) == ("youtube8m", level)
+    assert ids(collection.videos("all")) == set(IDS[:2])
+    if level == "frame":
+        assert ids(collection.segments("all")) == set(IDS[:2])
+    assert [labels.tolist() for _, labels in collection.label_lists("all")] == [[0], [1]]
+    assert "with ids called id instead of video_id" in collection.notes[0]
+
+
+def test_names_of_records(tmp_path: Path) -> None:
+    frames(tmp_path / "a.tfrecord", ["a"], rated=True)
+    names = ["a.tfrecords", "a.tfrec.gz", "a.tfrecord-00000-of-00002", "a.tfrecord-00001-of-00002"]
+    for name in names:
+        shutil.copy(tmp_path / "a.tfrecord", tmp_path / name)
+    (tmp_path / "a.tfrecord.part").write_bytes(b"")
+    (tmp_path / "tfrecord.txt").write_text("text")
+    assert {Path(path).name for path in find_shards(tmp_path)} == {"a.tfrecord", *names}
+    assert open_collection(tmp_path).has_segments
+
+
+def test_records_without_a_name_of_theirs(tmp_path: Path) -> None:
+    frames(tmp_path / "part-00000-of-00001", IDS, rated=True)
+    for name in (".hidden", "x.part"):
+        shutil.copy(tmp_path / "part-00000-of-00001", tmp_path / name)
+    vocabulary(tmp_path, ["a", "b", "c"])
+    for data in (tmp_path, f"{tmp_path}/*[01v]*", tmp_path / "part-00000-of-00001"):
+        collection = open_collection(data)
+        assert len(collection.videos("all", cache=True)) == len(IDS)
+        assert collection.has_segments
+        assert collection.num_classes == 3
+
+
+def test_damaged_records_are_skipped_where_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.tfrecord"
+    frames(path, IDS, rated=True)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1  # in the first record
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RecordError, match="record 0"):
+        open_collection(path)
+    collection = open_collection(path, on_error="skip")
+    with pytest.warns(RecordWarning, match="skipped 2 records"):
+        assert ids(collection.segments("all")) == set(IDS[1:-1])
+    report = ReadReport()
+    lists = list(collection.label_lists("all", report))
+    assert sum(len(offsets) - 1 for offsets, _ in lists) == len(IDS) - 2
+    assert report.skipped == 2
+    with pytest.raises(ValueError, match='on_error must be "raise" or "skip"'):
+        open_collection(path, on_error="no")
+
+
+def test_whether_a_part_is_empty(tmp_path: Path) -> None:
+    frames(tmp_path / "a00.tfrecord", IDS)
+    held, free = min(HELD), min(set(IDS) - HELD)
+    frames(tmp_path / "b00.tfrecord", [free], rated=True)
+    collection = open_collection(tmp_path)
+    assert collection.is_empty("test")
+    assert not collection.is_empty("test", rated=False)
+    assert not collection.is_empty("train")
+    assert collection.is_empty("train", classes=[3])
+    frames(tmp_path / "b00.tfrecord", [held], rated=True)
+    assert collection.is_empty("train")
+    assert not collection.is_empty("test")
+    assert replace(collection, test_fraction=0.0).is_empty("test")
+    (tmp_path / "b00.tfrecord").unlink()
+    assert open_collection(tmp_path).is_empty("all", rated=True)
+
+
+def test_labels_are_for_audioset_alone(tmp_path: Path) -> None:
+    frames(tmp_path / "a00.tfrecord", IDS)
+    with pytest.raises(DataError, match=r"a00.tfrecord: expected AudioSet's records"):
+        open_collection(tmp_path, labels="x.tsv")
 
 
 def test_split_follows_fraction_and_seed(tmp_path: Path) -> None:

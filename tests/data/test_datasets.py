@@ -577,6 +577,23 @@ def test_a_video_without_labels_stays_and_is_counted(frame_shards, cache: bool) 
     assert dataset.report.unlabelled == 1
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("counts", [[20], [8, 6, 6]])
+def test_a_record_that_every_pass_skips_counts_once(frame_shards, counts, workers: int) -> None:
+    """Also where the workers divide a shard, and as soon as it has been met."""
+    paths = frame_shards(counts)
+    data = bytearray(paths[0].read_bytes())
+    data[-10] ^= 1
+    paths[0].write_bytes(data)
+    dataset = Frames(paths, repeat=True, shuffle=True, buffer=2, on_error="skip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecordWarning)
+        batches = iter(loader(dataset, 1, workers=workers))
+        for _ in range(2 * sum(counts) + 1):
+            next(batches)
+    assert (dataset.report.records, dataset.report.skipped) == (sum(counts) - 1, 1)
+
+
 def test_report_of_a_cache(frame_shards) -> None:
     shards = frame_shards([4])
     damage(shards[0], 1)
