@@ -6,6 +6,7 @@ Under torchrun, TFRecords are divided over the processes (`pyseg.distributed`).
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from pyseg import _cli, distributed
-from pyseg.data import youtube8m
-from pyseg.data.datasets import find_shards
+from pyseg.data import ReadReport, youtube8m
+from pyseg.data.datasets import OnError, find_shards
+from pyseg.data.formats import id_key
 from pyseg.errors import DataError, UserError
 from pyseg.labels import (
     Cooccurrence,
@@ -46,6 +48,7 @@ class CooccurConfig:
             for example segment_vocabulary.csv; default: all.
         vocabulary: A vocabulary that names all classes, for the output alone.
         top: How many of the strongest relations to print.
+        on_error: "raise" stops at a damaged record, "skip" leaves it out and says so.
     """
 
     out: str
@@ -58,15 +61,23 @@ class CooccurConfig:
     classes: str | None = None
     vocabulary: str | None = None
     top: int = 10
+    on_error: OnError = "raise"
 
 
-def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
+def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooccurrence, int]:
     """Returns the counts of all that `config` names, and how many videos were left out.
 
     In a distributed run every process reads some of the files, a table the first one, and all get
     the same.
+
+    Args:
+        config: The options.
+        report: What reading met with, in all processes, is added to it; it is then the caller's
+            affair.
     """
     from tqdm import tqdm
+
+    own = None if report is None else ReadReport()
 
     exclude = read_ids(Path(config.exclude_ids)) if config.exclude_ids else set()
     paths = find_shards(config.data) if config.data else []
@@ -89,7 +100,12 @@ def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
             if labels:
                 yield labels, read_label_table(labels, exclude=exclude, progress=bar.update)
             for path in paths:
-                yield path, read_label_records(path, keep=keep)
+                yield (
+                    path,
+                    read_label_records(
+                        path, keep=keep, id_key=id_key(path), on_error=config.on_error, report=own
+                    ),
+                )
                 bar.update(os.path.getsize(path))
 
         for name, blocks in sources():
@@ -101,6 +117,8 @@ def count(config: CooccurConfig) -> tuple[Cooccurrence, int]:
                     raise DataError(
                         f"{name}: {error} (--num_classes {config.num_classes})"
                     ) from None
+    if report is not None and own is not None:
+        functools.reduce(ReadReport.merge, distributed.from_all(own), report)
     return _together(counter.finish(), left_out)
 
 
@@ -145,13 +163,16 @@ def _run(config: CooccurConfig) -> None:
         chosen = youtube8m.read_segment_vocabulary(config.classes)
         kept = chosen.classes
         names |= dict(zip(chosen.classes, chosen.names, strict=True))
-    counted, left_out = count(config)
+    report = ReadReport()
+    counted, left_out = count(config, report)
     with _cli.user_errors():
         correlation = LabelCorrelation.from_counts(
             counted, config.threshold, kept, min_support=config.min_support
         )
     if distributed.is_first():
         correlation.save(config.out)
+    if summary := report.summary():
+        print(f"records: {summary}")
     print(f"videos: {counted.num_videos}, left out: {left_out}")
     print(f"labels: {counted.counts.sum()} of {(counted.counts > 0).sum()} classes")
     print(f"pairs: {counted.values.sum()}, different: {len(counted.values)}")

@@ -42,7 +42,8 @@ from pyseg.config import (
     open_data,
     read_run_config,
 )
-from pyseg.data import Collection, youtube8m
+from pyseg.data import Collection, ReadReport, youtube8m
+from pyseg.data.records import without_record_warnings
 from pyseg.errors import UserError
 from pyseg.evaluate import evaluate, pick_device
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
@@ -55,7 +56,10 @@ if TYPE_CHECKING:
 
 
 def label_correlation(
-    config: LossConfig, collection: Collection, classes: Sequence[int] | None = None
+    config: LossConfig,
+    collection: Collection,
+    classes: Sequence[int] | None = None,
+    report: ReadReport | None = None,
 ) -> LabelCorrelation | None:
     """Returns the correlation that the options ask for.
 
@@ -66,6 +70,7 @@ def label_correlation(
         config: The options.
         collection: Whose labels are counted.
         classes: The classes that it is for; default: all.
+        report: See `pyseg.data.read_frames`.
 
     Raises:
         ValueError: A file is none, or of another number of classes.
@@ -83,7 +88,7 @@ def label_correlation(
             )
         return correlation
     counter = CooccurrenceCounter(collection.num_classes)
-    for offsets, labels in collection.label_lists("train"):
+    for offsets, labels in collection.label_lists("train", report):
         counter.update(offsets, labels)
     return LabelCorrelation.from_counts(
         counter.finish(), config.threshold, classes, min_support=config.min_support
@@ -136,6 +141,45 @@ def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
     raise AssertionError("unreachable")
 
 
+def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, Collection, str]:
+    """Makes sure that there is something to train on, and says where nothing is left to evaluate.
+
+    Returns:
+        The options and the data, of which nothing is held out where all would be; and a line for
+        the user if there is no evaluation.
+
+    Raises:
+        pyseg.errors.UserError: The options ask for what is not there.
+    """
+    why = f"--test_fraction {collection.test_fraction:g} --seed {collection.seed}"
+    if collection.is_empty("train", rated=False):
+        if collection.test_fraction == 1:
+            raise UserError(f"{why}: expected videos to train on, found all of them held out")
+        config = replace(config, test_fraction=0.0)
+        collection = replace(collection, test_fraction=0.0)
+        why = "as there are so few videos"
+    classes = collection.segment_classes if config.classes == "rated" else None
+    tuned = collection.has_segments and config.stage != "pretrain" and config.finetune.steps > 0
+    if tuned and collection.is_empty("train", rated=True, classes=classes):
+        raise UserError(f"{why}: expected rated segments to train on, found all of them held out")
+    if not collection.is_empty("test", classes=classes if collection.has_segments else None):
+        return config, collection, ""
+    what = "rated segment" if collection.has_segments else "video"
+    for name, asked in (
+        ("final_fit", config.final_fit),
+        ("pretrain.patience", config.pretrain.patience),
+        ("finetune.patience", config.finetune.patience),
+    ):
+        if asked:
+            raise UserError(
+                f"--{name} {asked}: expected a {what} that is held out, found none ({why})"
+            )
+    line = f"no {what} is held out ({why}): training without evaluation"
+    if config.pretrain.evaluate_every or config.finetune.evaluate_every:
+        line += ", whatever evaluate_every says"
+    return config, collection, line
+
+
 def train(config: TrainConfig, collection: Collection | None = None) -> Path:
     """Trains, evaluates and saves a model; returns the run folder.
 
@@ -154,7 +198,7 @@ def train(config: TrainConfig, collection: Collection | None = None) -> Path:
         if not list_checkpoints(Path(resume) / CHECKPOINTS):
             raise UserError(f"--resume {resume}: it has no checkpoint; its training has ended")
     device = distributed.local_device(pick_device(config.device))
-    with distributed.session(device, config.timeout_minutes):
+    with distributed.session(device, config.timeout_minutes), without_record_warnings():
         return _train(config, collection, device, resume)
 
 
@@ -168,6 +212,8 @@ def _train(
     with _cli.user_errors():
         torch.manual_seed(config.seed)
         collection = open_data(config) if collection is None else collection
+        config, collection, blind = hold_out(config, collection)
+        counted = ReadReport()
         overrides = dict(config.overrides)
         for name in ("eigenvalues", "node_features"):
             if (path := getattr(config, name)) is not None:
@@ -175,7 +221,7 @@ def _train(
         graph = None
         has_graph = "correlation" in models.options(config.model, head=overrides.get("head"))
         if has_graph:
-            graph = label_correlation(config.loss, collection)
+            graph = label_correlation(config.loss, collection, report=counted)
             overrides |= {} if graph is None else {"correlation": graph}
         name = config.model
         if config.copies > 1:
@@ -214,7 +260,7 @@ def _train(
         if segments is not None:
             # Where a label graph of the same classes has it, it is counted already.
             if config.finetune.steps and not (has_graph and classes is None):
-                correlation = label_correlation(config.loss, collection, classes)
+                correlation = label_correlation(config.loss, collection, classes, counted)
             loss = Loss(
                 config.loss.rated_weight,
                 config.loss.unrated_weight,
@@ -252,7 +298,7 @@ def _train(
         return evaluate(trained, collection, "test", classes=known, workers=config.workers)
 
     with _cli.user_errors():
-        trainer = Trainer(model, stages, config, run, on_held_out)
+        trainer = Trainer(model, stages, config, run, None if blind else on_held_out)
     if resume is None:
         trainer.save_weights(model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -260,17 +306,21 @@ def _train(
         f"data: {collection.name}, {collection.num_classes} classes; "
         f"model: {config.trained}, {parameters:,} parameters, on {device}"
     )
-    for note in collection.notes:
-        print(f"data: {note}")
+    for note in (*collection.notes, blind):
+        if note:
+            print(f"data: {note}")
     if correlation is not None:
         source = config.loss.correlation
         where = f"of {source}" if source != "auto" else "of the training videos' labels"
         print(f"label correlation: {len(correlation.values)} relations {where}")
+    if summary := counted.summary():
+        print(f"label correlation: {summary}")
     if trainer.resumes:
         print(f"going on from {trainer.resumes}")
     trainer.fit()
     print(f"run folder: {run}")
-    print(f"evaluate again: python -m pyseg.evaluate --run {run}")
+    if not blind:
+        print(f"evaluate again: python -m pyseg.evaluate --run {run}")
     if config.data == "sample":
         print(
             "on YouTube-8M: python -m pyseg.train --model nextvlad1 "

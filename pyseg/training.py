@@ -29,7 +29,7 @@ from pyseg.checkpoint import set_random_state as restore_random_state
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Batch, Feed, RecordDataset
 from pyseg.errors import ArgumentError, UserError
-from pyseg.evaluate import describe
+from pyseg.evaluate import describe, report_of_all
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty
 from pyseg.ops import rated_bce_with_logits
@@ -224,7 +224,7 @@ class Trainer:
         config: The run's options.
         run: The run's folder, which receives the weights, checkpoints and metrics.jsonl.
         evaluate: The metrics of a model on held-out videos; "map" or else "gap" says how good they
-            are.
+            are. None: nothing is held out, and the weights after the last step are kept.
 
     Raises:
         ValueError: The last checkpoint in the folder does not fit.
@@ -236,7 +236,7 @@ class Trainer:
         stages: Sequence[Stage],
         config: TrainConfig,
         run: Path,
-        evaluate: Callable[[FrameClassifier], Mapping[str, Any]],
+        evaluate: Callable[[FrameClassifier], Mapping[str, Any]] | None,
     ) -> None:
         """Goes on from the run's last checkpoint, if it has one; the class describes the rest."""
         self.model = model
@@ -369,6 +369,7 @@ class _StageRun:
         from tqdm import tqdm
 
         name, config = self.stage.name, self.stage.config
+        blind = self.stage.again or self.trainer.evaluate is None
         self.model.train()
         if self.step == 0:
             self.save()  # a folder that cannot take it is told now, not after hours
@@ -387,8 +388,8 @@ class _StageRun:
                 if self.step % LOG_EVERY == 0 or last:
                     mean = self._report()
                     bar.set_postfix(loss=f"{mean:.3f}")
-                every = 0 if self.stage.again else config.evaluate_every
-                if last and self.stage.again:
+                every = 0 if blind else config.evaluate_every
+                if last and blind:
                     self.best_step = self.step
                     self.trainer.save_weights(self.weights)
                 elif last or (every and self.step % every == 0):
@@ -407,7 +408,9 @@ class _StageRun:
         )
         if self.skipped:
             print(f"{name}: {self.skipped} batches skipped, their loss was not finite")
-        if self.stage.again:
+        if (summary := report_of_all(self.stage.dataset).summary()) and not self.stage.again:
+            print(f"{name}: {summary}")
+        if blind:
             print(f"after {name}: nothing is held out that could be evaluated")
         elif self.best_step == self.step:
             print(f"after {name}: {describe(self._result)}")
@@ -492,6 +495,7 @@ class _StageRun:
         return self._mean
 
     def _evaluate(self) -> None:
+        assert self.trainer.evaluate is not None
         result = self._result = dict(self.trainer.evaluate(self.weights))
         value = float(result.get("map" if "rated" in result else "gap", float("nan")))
         self.trainer.log.write("evaluate", step=self.step, after=self.stage.name, **result)

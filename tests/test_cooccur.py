@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyseg import cooccur
-from pyseg.data import DataError
+from pyseg.data import DataError, FrameSchema, RecordError
 from pyseg.data.records import encode_frames, write_records
 from pyseg.errors import UserError
 from pyseg.labels import LabelCorrelation
@@ -53,6 +53,25 @@ def test_tables_and_records_count_together(folder: Path, capsys: pytest.CaptureF
         "  c -> a: 1.00 of 2 videos",
         f"correlation: {folder}/correlation.npz",
     ]
+
+
+def test_damaged_records_and_ids_of_another_name(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    schema = FrameSchema(id_key="video_id")
+    frames = np.zeros((1, 1152), np.uint8)
+    records = [encode_frames(f"o{k}", frames, [2, 0], None, schema) for k in range(3)]
+    write_records(folder / "old.tfrecord", records)
+    data = bytearray((folder / "old.tfrecord").read_bytes())
+    data[200] ^= 1
+    (folder / "old.tfrecord").write_bytes(data)
+    with pytest.raises(RecordError, match="record 0"):
+        run(folder, "--data", f"{folder}/*.tfrecord")
+    capsys.readouterr()
+    run(folder, "--data", f"{folder}/*.tfrecord", "--on_error", "skip")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"records: skipped 1 record (the first: {folder}/old.tfrecord: rec")
+    assert lines[1] == "videos: 4, left out: 0"
 
 
 def test_classes_are_those_of_the_vocabulary(folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from pyseg import _cli, evaluate, models, train
-from pyseg.config import LossConfig, StageConfig, TrainConfig, make_parser, read_run_config
+from pyseg.config import (
+    LossConfig,
+    StageConfig,
+    TrainConfig,
+    make_parser,
+    open_data,
+    read_run_config,
+)
 from pyseg.data import (
     Ratings,
     VideoSchema,
@@ -20,7 +27,7 @@ from pyseg.data import (
     held_out,
     write_records,
 )
-from pyseg.errors import DataError, UserError
+from pyseg.errors import DataError, RecordError, UserError
 from pyseg.labels import LabelCorrelation
 
 CLASSES = 4
@@ -111,6 +118,120 @@ def test_same_seed_gives_same_weights(segments_folder, tmp_path):
         run = train.train(config(segments_folder, tmp_path / name))
         states.append(models.load(run).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def plain(path: Path, count: int, rated: int = 0, damaged: int | None = None) -> Path:
+    """Writes videos v000, v001, ... and damages one; the first ones have rated segments."""
+    rating = Ratings(np.array([0, 5]), np.array([1, 1]), np.array([1, 0], np.float32))
+    frames = np.ones((12, 1152), np.uint8)
+    records = [
+        encode_frames(f"v{k:03d}", frames, [k % CLASSES], rating if k < rated else None)
+        for k in range(count)
+    ]
+    write_records(path, records)
+    if damaged is not None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // count * damaged + 500] ^= 1
+        path.write_bytes(data)
+    write_vocabulary(path.parent)
+    return path
+
+
+ONE = {"pretrain": StageConfig(1, 1e-3, 8), "finetune": StageConfig(1, 1e-3, 8)}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rated", [0, 3])
+def test_all_of_few_videos_may_be_held_out_or_none(tmp_path, count, rated):
+    data = plain(tmp_path / "a.tfrecord", count, rated)
+    for seed in range(60):
+        options = config(data, tmp_path / "run", seed=seed)
+        held = {held_out(f"v{k:03d}", 0.2, seed) for k in range(count)}
+        options, collection, blind = train.hold_out(options, open_data(options))
+        assert bool(blind) == (len(held) == 1)
+        assert ("as there are so few videos" in blind) == (held == {True})
+        assert options.test_fraction == collection.test_fraction == 0.2 * (held != {True})
+
+
+def test_one_video_trains(tmp_path, capsys):
+    data = plain(tmp_path / "a.tfrecord", 1, 1)
+    seed = next(seed for seed in range(100) if held_out("v000", 0.2, seed))
+    run = train.train(config(data, tmp_path / "run", **ONE, seed=seed))
+    assert "no rated segment is held out" in capsys.readouterr().out
+    assert [line["stage"] for line in log_of(run)] == ["pretrain", "finetune"]
+    assert read_run_config(run).test_fraction == 0
+
+
+def test_an_empty_held_out_part_is_told_at_the_start(tmp_path, capsys):
+    data = plain(tmp_path / "a.tfrecord", 30, 30)
+    stages = {"pretrain": StageConfig(2, 1e-3, 8, evaluate_every=1)}
+    run = train.train(config(data, tmp_path / "run", **ONE | stages, test_fraction=0.0))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == (
+        "data: no rated segment is held out (--test_fraction 0 --seed 0): training without "
+        "evaluation, whatever evaluate_every says"
+    )
+    assert not any(line["stage"] == "evaluate" for line in log_of(run))
+    with pytest.raises(UserError, match="there is nothing to evaluate: no segment is rated"):
+        evaluate.main(["--run", str(run)])
+    patient = {"finetune": StageConfig(2, 1e-3, 8, evaluate_every=1, patience=3)}
+    for changes, message in (
+        ({"final_fit": True}, "--final_fit True: expected a rated segment that is held out"),
+        (patient, "--finetune.patience 3: expected a rated segment that is held out"),
+        ({"test_fraction": 1.0}, "--test_fraction 1 --seed 0: expected videos to train on"),
+    ):
+        asked = config(data, tmp_path / "no", **{**ONE, "test_fraction": 0.0, **changes})
+        with pytest.raises(UserError, match=message):
+            train.train(asked)
+    assert not (tmp_path / "no").exists()
+
+
+def test_ratings_of_held_out_videos_alone_are_told_at_the_start(tmp_path):
+    data = plain(tmp_path / "a.tfrecord", 10, 1)
+    seed = next(seed for seed in range(100) if held_out("v000", 0.2, seed))
+    with pytest.raises(UserError, match="expected rated segments to train on"):
+        train.train(config(data, tmp_path / "run", **ONE, seed=seed))
+    assert not (tmp_path / "run").exists()
+    train.train(config(data, tmp_path / "run", **ONE, seed=seed, stage="pretrain"))
+
+
+def test_a_run_without_evaluation_goes_on(tmp_path, monkeypatch):
+    data = plain(tmp_path / "a.tfrecord", 20)
+    options = {"pretrain": StageConfig(4, 1e-3, 8), "test_fraction": 0.0, "checkpoint_steps": 1}
+    whole = train.train(config(data, tmp_path / "whole", **options))
+
+    def stop(self, *_):
+        if self.step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyseg.training._StageRun._save_where_due", stop)
+        patch.setattr("pyseg.training._StageRun._report", lambda self: 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config(data, tmp_path / "run", **options))
+    run = train.train(TrainConfig(resume=str(tmp_path / "run")))
+    first, second = (models.load(folder).state_dict() for folder in (whole, run))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("rated", [0, 30])
+def test_damaged_records_are_skipped_and_counted(tmp_path, capsys, rated):
+    data = plain(tmp_path / "a.tfrecord", 30, rated, damaged=7)
+    with pytest.raises(RecordError, match="record 7"):
+        train.train(config(data, tmp_path / "run", pretrain=StageConfig(9, 1e-3, 8)))
+    steps = {"pretrain": StageConfig(9, 1e-3, 8), "on_error": "skip"}
+    run = train.train(config(data, tmp_path / "run2", **steps))
+    told = f"skipped 1 record (the first: {data}: record 7 at byte"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if told in line] == (
+        ["label correlation", "pretrain", "finetune"] if rated else ["pretrain"]
+    )
+    evaluate.main(["--run", str(run), "--part", "all"])  # the run's own way
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("records: skipped 1 record")
+    assert ("58 ratings" if rated else "29 videos") in lines[1]
+    with pytest.raises(RecordError, match="record 7"):
+        evaluate.main(["--run", str(run), "--part", "all", "--on_error", "raise"])
 
 
 def test_learns(segments_folder, tmp_path):
