@@ -164,7 +164,7 @@ def _series(paths: Sequence[str]) -> Iterator[list[str]]:
     series: dict[tuple[str, str], list[str]] = {}
     for path in paths:
         folder, name = os.path.split(path)
-        stem = re.sub(r"-of-\d+$", "", name).split(".")[0]
+        stem = re.sub(r"-of-\d+", "", name).split(".")[0]
         match = re.fullmatch(r"(.*?)(\d+|[0-9A-Za-z]{2})", stem)
         series.setdefault((folder, match[1] if match else stem), []).append(path)
     yield from series.values()
