@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pyseg._files import written_whole
 from pyseg.errors import ArgumentError, PysegError, UserError
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def _instantiate(parser, config_class, namespace):  # type: ignore[no-untyped-de
 
 def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:
     """Writes a configuration as YAML that ``--config`` and `read_config` read back."""
-    path.write_text(parser.dump(parser.parse_object(asdict(config))), encoding="utf-8")
+    with written_whole(path) as file:
+        file.write(parser.dump(parser.parse_object(asdict(config))).encode())
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """Checkpoints of a training run: complete, written whole, the last ones kept.
 
 A checkpoint is a file that `torch.load` reads with ``weights_only=True``: tensors, numbers, text,
-and lists and dictionaries of these.
+and lists and dictionaries of these. A digest of all its bytes follows them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 import re
@@ -20,6 +21,10 @@ from pyseg._files import written_whole
 from pyseg.errors import DataError
 
 _NAME = re.compile(r"checkpoint-(\d{9})\.pt")
+
+# Of the secure digests the fastest one, where processors have instructions for it.
+_DIGEST = hashlib.sha256
+_MARK = b"pyseg sha256 "
 
 
 def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], *, keep: int) -> Path:
@@ -43,7 +48,9 @@ def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], *, keep
     torch.save(dict(state), buffer)
     try:
         with written_whole(path) as file:
-            file.write(buffer.getbuffer())
+            content = buffer.getbuffer()
+            file.write(content)
+            file.write(_MARK + _DIGEST(content).digest())
     except OSError as error:
         raise OSError(
             error.errno, f"the checkpoint cannot be written: {error.strerror or error}", str(path)
@@ -64,19 +71,54 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Returns what `save_checkpoint` was given, on the CPU.
 
     Raises:
-        ValueError: The file is no checkpoint; the message names it.
+        pyseg.errors.DataError: The file is no checkpoint, or damaged; the message names it.
         OSError: It cannot be read.
     """
+    data = memoryview(path.read_bytes())
+    end = len(data) - len(_MARK) - _DIGEST().digest_size
+    if end < 0 or data[end : end + len(_MARK)] != _MARK:
+        raise DataError(f"{path}: expected a checkpoint of pyseg, found no digest at its end")
+    if _DIGEST(data[:end]).digest() != data[end + len(_MARK) :]:
+        raise DataError(f"{path}: expected a checkpoint of pyseg, found a damaged one (its digest)")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged file leads torch to
+        state = torch.load(io.BytesIO(data[:end]), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file of someone else leads torch to
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{path}: expected a checkpoint of pyseg, found: {told[0]}") from error
     if not isinstance(state, dict):
         raise DataError(f"{path}: expected a checkpoint of pyseg, found {type(state).__name__}")
     return state
+
+
+def load_last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Returns the last checkpoint that is whole, and where it lies; None where there are none.
+
+    Every damaged one after it is told, in a line.
+
+    Raises:
+        pyseg.errors.DataError: All are damaged; the message names the last one.
+        OSError: One cannot be read.
+    """
+    damaged: list[DataError] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            state = load_checkpoint(path)
+        except DataError as error:
+            damaged.append(error)
+            continue
+        for each in damaged:
+            print(f"{each}; {path.name} is taken instead")
+        return path, state
+    if damaged:
+        raise DataError(f"{damaged[0]}; none before it is whole")
+    return None
+
+
+def remove_checkpoints_after(path: Path) -> None:
+    """Removes the checkpoints after one: damaged ones, which must not be the last ones kept."""
+    for later in list_checkpoints(path.parent):
+        if later.name > path.name:
+            later.unlink()
 
 
 def random_state() -> dict[str, Any]:

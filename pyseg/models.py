@@ -1,7 +1,7 @@
 """Named presets: the classifiers of the paper, ready to make, save and load.
 
 A saved model is a folder with ``model.safetensors`` (weights and buffers) and ``model.json`` (what
-`create` was called with). Nothing in it is pickled.
+`create` was called with). Nothing in it is pickled, and a digest of both shows damage.
 
 ``python -m pyseg.models`` prints a table of the presets.
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import inspect
 import json
 import os
@@ -52,8 +53,8 @@ from pyseg.nn import (
 )
 from pyseg.nn.head import HeadFactory
 
-FORMAT_VERSION = 1
-"""Version of the two files that `save` writes."""
+FORMAT_VERSION = 2
+"""Version of the two files that `save` writes: since 2 they carry a digest."""
 
 WEIGHTS = "model.safetensors"
 """The file of weights that `save` writes."""
@@ -361,10 +362,10 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The description goes into both files: so `load` sees when they do not belong together.
-    weights = serialize(
-        {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
-        metadata={"pyseg": json.dumps(description, sort_keys=True)},
-    )
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    digest = _digest(replace(config, class_names=class_names), state)
+    metadata = json.dumps(description | {"sha256": digest}, sort_keys=True)
+    weights = serialize(state, metadata={"pyseg": metadata})
     if class_names is not None:
         description["class_names"] = list(class_names)
     _write(folder / WEIGHTS, weights)
@@ -393,18 +394,22 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     if not weights.is_file():
         raise MissingFileError(f"{weights}: no such file")
     try:
-        with safe_open(weights, framework="pt", device=str(device)) as file:
+        with safe_open(weights, framework="pt") as file:
             metadata = file.metadata() or {}
             # Copied, since a file's tensors begin at any address, and some libraries' products are
             # not the same to the bit where their operands begin elsewhere.
             state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"{weights}: expected a safetensors file, found: {error}") from error
-    expected = json.dumps(config._description(), sort_keys=True)
-    if metadata.get("pyseg") != expected:
+    described = _parse(metadata.get("pyseg", "null"))
+    digest = described.pop("sha256", "none") if isinstance(described, dict) else "none"
+    if described != config._description():
+        expected, found = (
+            json.dumps(value, sort_keys=True) for value in (config._description(), described)
+        )
         raise DataError(
             f"{weights}: expected the weights that {_CONFIG} describes, {expected}; "
-            f"found {metadata.get('pyseg', 'no description: not written by pyseg.models.save')}"
+            f"found {found if described else 'no description: not written by pyseg.models.save'}"
         )
     try:
         with torch.device("meta"):  # the values come from the file: draw none
@@ -415,7 +420,12 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     except (TypeError, ValueError) as error:
         raise DataError(f"{folder / _CONFIG}: {error}") from error
     _check_shapes(weights, model.state_dict(), state)
-    model.load_state_dict(state, assign=True)
+    if digest != (found := _digest(config, state)):
+        raise DataError(
+            f"{weights}: expected weights, and class names in {_CONFIG}, of the digest {digest}, "
+            f"found {found}: one of the files is damaged"
+        )
+    model.load_state_dict({key: value.to(device) for key, value in state.items()}, assign=True)
     model.config = cast(Any, config)
     return model.eval()
 
@@ -544,6 +554,25 @@ def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str
                 f"{path}: {key}: expected shape {tuple(value.shape)}, "
                 f"found {tuple(found[key].shape)}"
             )
+
+
+def _parse(text: str) -> Any:
+    """Returns what JSON says, None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _digest(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
+    """Returns a digest of all that makes up a model: on the CPU, in contiguous tensors."""
+    names = None if config.class_names is None else list(config.class_names)
+    described = config._description() | {"class_names": names}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for key, value in sorted(state.items()):
+        digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -16,15 +16,21 @@ A run folder holds
 * ``pretrained``: the weights before fine-tuning, where `--final_fit` goes back to them;
 * ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
 
+``--resume`` takes the last checkpoint that is whole. Data, model and options have to be those of the
+run, but for steps, places, pace and workers (`RESUMABLE`): these may be given with it. One process,
+or one group of them, trains in a folder at a time.
+
 ``torchrun --nproc_per_node=N -m pyseg.train -- ...`` divides every batch over N processes
 (`pyseg.distributed`); the run is that of one process, and goes on with as many.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shutil
 from argparse import ArgumentParser
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,8 +38,9 @@ import numpy as np
 import torch
 
 from pyseg import _cli, distributed, models
+from pyseg._files import sole_owner
 from pyseg._memory import keep_memory
-from pyseg.checkpoint import list_checkpoints
+from pyseg.checkpoint import list_checkpoints, load_last_checkpoint
 from pyseg.config import (
     SEGMENT_VOCABULARY,
     LossConfig,
@@ -47,10 +54,10 @@ from pyseg.data.records import without_record_warnings
 from pyseg.errors import UserError
 from pyseg.evaluate import evaluate, pick_device
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
-from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer, summary_writer
+from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer, flat_options, summary_writer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pyseg.nn import FrameClassifier
 
@@ -123,11 +130,15 @@ def _start_from(model: FrameClassifier, folder: Path) -> None:
     model.load_state_dict(state)
 
 
+def _check_run_folder(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--run {folder} exists already and is not an empty folder")
+
+
 def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
     if config.run is not None:
         folder = Path(config.run)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"--run {folder} exists already and is not an empty folder")
+        _check_run_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     trained = config.trained.replace(" ", "")  # 3xmlp: a name that no shell takes apart
@@ -180,34 +191,129 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
     return config, collection, line
 
 
+RESUMABLE = (
+    "run",
+    "pretrain.steps",
+    "finetune.steps",
+    "workers",
+    "device",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "tensorboard",
+    "timeout_minutes",
+)
+"""The options that may be given with ``--resume``, and changed in a run's config.yaml."""
+
+
+def _refuse_changes(where: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compares options but for `RESUMABLE`.
+
+    Args:
+        where: For the message, in which ``{name}`` and ``{value}`` are those of an option.
+        expected: The run's, by name.
+        found: Those that are asked for.
+
+    Raises:
+        pyseg.errors.UserError: One is another one.
+    """
+    for name in [*found, *(expected.keys() - found.keys())]:
+        if name not in (*RESUMABLE, "resume") and expected.get(name) != found.get(name):
+            place = where.format(name=name, value=_in_words(found.get(name)))
+            raise UserError(f"{place}: expected {_in_words(expected.get(name))}, as the run has")
+
+
+def _in_words(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
 def train(config: TrainConfig, collection: Collection | None = None) -> Path:
     """Trains, evaluates and saves a model; returns the run folder.
 
     Args:
-        config: The options.
+        config: The options. With ``resume`` all others are the run's.
         collection: What to train on; default: what the options say, split as they say.
 
     Raises:
-        pyseg.errors.UserError: The options do not fit the data.
+        pyseg.errors.UserError: The options do not fit the data or, with ``resume``, the run.
         pyseg.errors.RecordError: A record is damaged.
+        pyseg.errors.DataError: No checkpoint of the run is whole.
         KeyboardInterrupt: It was asked to stop, and has saved where it was.
     """
-    resume = config.resume
-    if resume is not None:
-        config = replace(read_run_config(Path(resume)), run=resume)
-        if not list_checkpoints(Path(resume) / CHECKPOINTS):
-            raise UserError(f"--resume {resume}: it has no checkpoint; its training has ended")
+    if config.resume is not None:
+        config = replace(read_run_config(Path(config.resume)), resume=config.resume)
+    return _start(config, collection)
+
+
+def _start(config: TrainConfig, collection: Collection | None = None) -> Path:
+    """Does what `train` says, with options that may differ from those of a run that goes on."""
+    if config.resume is not None:
+        run = Path(config.resume)
+        kept = read_run_config(run)
+        _refuse_changes(
+            f"--resume {run}: --{{name}} {{value}}", flat_options(kept), flat_options(config)
+        )
+        if config.run is None or config.run == kept.run or _is_same(config.run, run):
+            config = replace(config, run=str(run))
+        if not list_checkpoints(run / CHECKPOINTS):
+            raise UserError(f"--resume {run}: it has no checkpoint; its training has ended")
     device = distributed.local_device(pick_device(config.device))
-    with distributed.session(device, config.timeout_minutes), without_record_warnings():
-        return _train(config, collection, device, resume)
+    with (
+        distributed.session(device, config.timeout_minutes),
+        without_record_warnings(),
+        contextlib.ExitStack() as owned,
+    ):
+        return _train(config, collection, device, owned)
+
+
+def _is_same(path: str, other: Path) -> bool:
+    return Path(path).resolve() == other.resolve()
+
+
+def _go_on(config: TrainConfig, owned: contextlib.ExitStack) -> tuple[Path, dict[str, Any]]:
+    """Returns the checkpoint that a run goes on from, once its folder is this process's own.
+
+    The folder is that of ``--run``, where it is another one a copy. All processes call it.
+
+    Raises:
+        pyseg.errors.UserError: The run is being trained, has ended, or had other options.
+        pyseg.errors.DataError: No checkpoint is whole.
+    """
+    run, asked = Path(cast(str, config.resume)), Path(cast(str, config.run))
+    if distributed.is_first():
+        with contextlib.ExitStack() as source:
+            source.enter_context(sole_owner(run))
+            if asked != run:
+                _check_run_folder(asked)
+                unfinished = asked.with_name(f".{asked.name}.part")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.copytree(run, unfinished, ignore=shutil.ignore_patterns(".*"))
+                unfinished.replace(asked)
+                source.enter_context(sole_owner(asked))
+            owned.push(source.pop_all())
+    distributed.wait()
+    found = load_last_checkpoint(asked / CHECKPOINTS)
+    if found is None:
+        raise UserError(f"--resume {run}: it has no checkpoint; its training has ended")
+    expected = found[1]["identity"]["options"]
+    now = flat_options(config)
+    _refuse_changes(f"{run / 'config.yaml'}: {{name}}: found {{value}}", expected, now)
+    for name in RESUMABLE:
+        if name != "run" and now[name] != expected[name]:
+            print(f"--{name} {_in_words(now[name])}, {_in_words(expected[name])} before")
+    return found
 
 
 def _train(
-    config: TrainConfig, collection: Collection | None, device: torch.device, resume: str | None
+    config: TrainConfig,
+    collection: Collection | None,
+    device: torch.device,
+    owned: contextlib.ExitStack,
 ) -> Path:
-    """Does what `train` says, as one of the processes of a run."""
+    """Does what `train` says, as one of the processes of a run, whose folder it comes to own."""
     if config.tensorboard and distributed.is_first():
         summary_writer()  # where it is missing, this is told before a run folder is made
+    checkpoint = None if config.resume is None else _go_on(config, owned)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     with _cli.user_errors():
         torch.manual_seed(config.seed)
@@ -238,7 +344,7 @@ def _train(
         ).to(device)
         made = cast(models.ModelConfig, model.config)
         model.config = cast(Any, replace(made, class_names=collection.class_names))
-        if config.init is not None:
+        if config.init is not None and checkpoint is None:
             _start_from(model, Path(config.init))
         # Repeated without end, so that every batch is a full one: batch statistics need it.
         order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
@@ -278,10 +384,11 @@ def _train(
                 stage.share_of_batch()
         if distributed.rank():  # weights are the same everywhere, dropout and noise are not
             torch.manual_seed(config.seed + distributed.rank())
-    if resume is not None:
-        run = Path(resume)
+    if checkpoint is not None:
+        run = Path(cast(str, config.run))
     elif distributed.is_first():
         run = _make_run_folder(config, collection)
+        owned.enter_context(sole_owner(run))
         _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
         if correlation is not None:
             correlation.save(run / "correlation.npz")
@@ -298,9 +405,12 @@ def _train(
         return evaluate(trained, collection, "test", classes=known, workers=config.workers)
 
     with _cli.user_errors():
-        trainer = Trainer(model, stages, config, run, None if blind else on_held_out)
-    if resume is None:
+        trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
+    if checkpoint is None:
         trainer.save_weights(model)
+    elif distributed.is_first():  # with what may have changed
+        kept = replace(config, resume=None)
+        _cli.write_config(make_parser(), kept, run / "config.yaml")
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"data: {collection.name}, {collection.num_classes} classes; "
@@ -337,10 +447,23 @@ def _recipe(argv: Sequence[str] | None) -> str:
     return recipe
 
 
+def _options(argv: Sequence[str] | None) -> TrainConfig:
+    """Returns the options that are asked for; with ``--resume`` the run's, and what is given."""
+    config = _cli.parse(make_parser(_recipe(argv)), TrainConfig, argv)
+    if config.resume is None:
+        return config
+    parser = make_parser()
+    kept = read_run_config(Path(config.resume))
+    for name, value in vars(kept).items():
+        group = {f"{name}.{key}": v for key, v in vars(value).items()} if is_dataclass(value) else {}
+        parser.set_defaults(group or {name: value})
+    return _cli.parse(parser, TrainConfig, argv)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.train``."""
     keep_memory()
-    train(_cli.parse(make_parser(_recipe(argv)), TrainConfig, argv))
+    _start(_options(argv))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ stopped, or killed, at any step and goes on ends with the weights of one that wa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,10 +25,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pyseg import _cli, distributed, models
 from pyseg._extras import install_command
 from pyseg._files import remove_unfinished
-from pyseg.checkpoint import list_checkpoints, load_checkpoint, random_state, save_checkpoint
+from pyseg.checkpoint import (
+    list_checkpoints,
+    random_state,
+    remove_checkpoints_after,
+    save_checkpoint,
+)
 from pyseg.checkpoint import set_random_state as restore_random_state
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Batch, Feed, RecordDataset
+from pyseg.data.datasets import WorkerError, worker_errors
 from pyseg.errors import ArgumentError, UserError
 from pyseg.evaluate import describe, report_of_all
 from pyseg.labels import LabelCorrelation
@@ -139,6 +146,15 @@ class Stage:
         """
         return distributed.share_of_batch(f"{self.name}.batch_size", self.config.batch_size)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what tells its examples and its targets from others."""
+        correlation = self.loss.correlation
+        digest = None
+        if correlation is not None:
+            tensors = (correlation.offsets, correlation.columns, correlation.values)
+            digest = _digest(*(tensor.cpu().numpy().tobytes() for tensor in tensors))
+        return {**self.dataset.fingerprint(), "correlation": digest}
+
 
 def summary_writer() -> Callable[..., SummaryWriter]:
     """Returns what writes files for TensorBoard.
@@ -225,9 +241,10 @@ class Trainer:
         run: The run's folder, which receives the weights, checkpoints and metrics.jsonl.
         evaluate: The metrics of a model on held-out videos; "map" or else "gap" says how good they
             are. None: nothing is held out, and the weights after the last step are kept.
+        checkpoint: Where the run goes on, a path and what it holds; default: at the beginning.
 
     Raises:
-        ValueError: The last checkpoint in the folder does not fit.
+        pyseg.errors.UserError: The checkpoint is of another model or of other data.
     """
 
     def __init__(
@@ -237,8 +254,9 @@ class Trainer:
         config: TrainConfig,
         run: Path,
         evaluate: Callable[[FrameClassifier], Mapping[str, Any]] | None,
+        checkpoint: tuple[Path, dict[str, Any]] | None = None,
     ) -> None:
-        """Goes on from the run's last checkpoint, if it has one; the class describes the rest."""
+        """Trains nothing yet; the class describes the arguments."""
         self.model = model
         self.stages = stages
         self.config = config
@@ -250,23 +268,80 @@ class Trainer:
         self._resumed: dict[str, Any] | None = None
         self._saved = time.monotonic()
         self._best_step = 0  # of the stage before
+        identity = None
+        if distributed.is_first():  # one look at all files is enough
+            identity = {
+                "options": flat_options(config),
+                "model": _describe_model(model),
+                "stages": {stage.name: stage.fingerprint() for stage in stages},
+                "surroundings": _surroundings(self.device),
+            }
+        self._identity = cast(dict[str, Any], distributed.from_first(identity))
+        if checkpoint is not None:
+            path, self._resumed = checkpoint
+            self._check(self._resumed)
+            distributed.wait()  # until all have read it
+            if distributed.is_first():
+                remove_checkpoints_after(path)
         if distributed.is_first():
             for folder in (run, self._checkpoints):
                 remove_unfinished(folder)
-        found = list_checkpoints(self._checkpoints)
-        if found:
-            self._resumed = load_checkpoint(found[-1])
-            names = [stage.name for stage in stages]
-            if self._resumed["stage"] not in names:
-                raise ArgumentError(
-                    f"{found[-1]}: expected a checkpoint of {' or '.join(names)}, found one of "
-                    f"{self._resumed['stage']}"
+
+    def _check(self, resumed: Mapping[str, Any]) -> None:
+        """Compares what is here with what a checkpoint was made of, but for the options.
+
+        Raises:
+            pyseg.errors.UserError: It is not the same; the message says what.
+        """
+        asked, before = f"--resume {self.run}", resumed["identity"]
+        processes = len(resumed["processes"])
+        if processes != distributed.world_size():
+            raise UserError(
+                f"{asked}: expected {processes} processes, as before; found "
+                f"{distributed.world_size()}"
+            )
+        for name, value in self._identity["model"].items():
+            if value != before["model"][name]:
+                raise UserError(
+                    f"{asked}: the model's {name}: expected {before['model'][name]}, as the run "
+                    f"has, found {value}: is the vocabulary, or another table, another one?"
                 )
-            processes = len(self._resumed["processes"])
-            if processes != distributed.world_size():
-                raise ArgumentError(
-                    f"{found[-1]}: expected {processes} processes, as before; found "
-                    f"{distributed.world_size()}"
+        if list(before["stages"]) != list(self._identity["stages"]):
+            raise UserError(
+                f"{asked}: expected data for the stages {', '.join(before['stages'])}, found data "
+                f"for {', '.join(self._identity['stages'])}"
+            )
+        for name, found in self._identity["stages"].items():
+            _check_fingerprint(f"{asked}: the data of {name}", before["stages"][name], found)
+        self._check_steps(asked, resumed)
+        told = before["surroundings"] | {"workers": before["options"]["workers"]}
+        here = self._identity["surroundings"] | {"workers": self.config.workers}
+        cached = all(stage.dataset.cached for stage in self.stages)
+        for name, value in here.items():
+            if value != told[name] and not (name == "workers" and cached):
+                print(
+                    f"{name}: {value}, {told[name]} before: the weights will not be, to the bit, "
+                    "those of a run that was not stopped"
+                )
+
+    def _check_steps(self, asked: str, resumed: Mapping[str, Any]) -> None:
+        """Checks that no other number of steps is asked of what has been done."""
+        names = [stage.name for stage in self.stages]
+        current = names.index(resumed["stage"])
+        before = resumed["identity"]["options"]
+        for number, stage in enumerate(self.stages):
+            steps, option = stage.config.steps, f"{stage.name}.steps"
+            if number > current or stage.again or steps == before[option]:
+                continue
+            if number < current:
+                raise UserError(
+                    f"{asked}: --{option} {steps}: expected {before[option]}, as the run has, "
+                    "whose stage has ended"
+                )
+            if steps <= resumed["step"]:
+                raise UserError(
+                    f"{asked}: --{option} {steps}: expected more than the {resumed['step']} steps "
+                    "that the run has done"
                 )
 
     @property
@@ -286,7 +361,11 @@ class Trainer:
         """
         names = [stage.name for stage in self.stages]
         first = 0 if self._resumed is None else names.index(self._resumed["stage"])
-        with contextlib.closing(self.log), _cli.stop_requests() as stopped:
+        with (
+            contextlib.closing(self.log),
+            self._told_to_go_on(),
+            _cli.stop_requests() as stopped,
+        ):
             for number in range(first, len(self.stages)):
                 stage = self.stages[number]
                 if stage.classes is not None:
@@ -304,6 +383,17 @@ class Trainer:
                 self._resumed = None
         if distributed.is_first():
             shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _told_to_go_on(self) -> Iterator[None]:
+        try:
+            with worker_errors():
+                yield
+        except WorkerError as error:
+            if not list_checkpoints(self._checkpoints):
+                raise
+            told = f"{error}; python -m pyseg.train --resume {self.run} goes on"
+            raise WorkerError(told) from error
 
     def save_weights(self, model: nn.Module, folder: str = "") -> None:
         """Saves the weights to use, or others in a folder of their own."""
@@ -544,6 +634,7 @@ class _StageRun:
             "stage": self.stage.name,
             "step": self.step,
             "steps": self.steps,
+            "identity": self.trainer._identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -563,7 +654,9 @@ class _StageRun:
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.step, self.steps = state["step"], state["steps"]
+        self.step = state["step"]
+        if self.stage.again:  # as many as the stage before found best
+            self.steps = state["steps"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -577,6 +670,62 @@ class _StageRun:
         self.trainer.log.cut(state["log"])
         self.trainer.log.steps_before = state["steps_before"]
         restore_random_state(own["random"])
+
+
+def flat_options(config: TrainConfig) -> dict[str, Any]:
+    """Returns the options by the names that the command line has for them, as JSON has them."""
+
+    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                found |= flat(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+        return found
+
+    return flat(json.loads(json.dumps(asdict(config))))
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _describe_model(model: FrameClassifier) -> dict[str, Any]:
+    """Returns what decides which weights a model has, and what its classes are called."""
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    names = cast(models.ModelConfig, model.config).class_names
+    return {
+        "num_classes": model.num_classes,
+        "feature_sizes": list(model.feature_sizes),
+        "class_names": _digest(json.dumps(None if names is None else list(names)).encode()),
+        "weights": _digest(json.dumps(shapes).encode()),
+    }
+
+
+def _surroundings(device: torch.device) -> dict[str, Any]:
+    """Returns what changes how results are rounded."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def _check_fingerprint(where: str, before: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name in sorted(before.keys() | found.keys()):
+        old, new = before.get(name), found.get(name)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            _check_fingerprint(f"{where}: {name}", old, new)
+        told = "none" if old is None else old
+        raise UserError(
+            f"{where}: {name}: expected {told}, as the run had, found {'none' if new is None else new}"
+        )
 
 
 def _examples(of_processes: list[list[str]]) -> list[str]:

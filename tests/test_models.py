@@ -438,7 +438,9 @@ def replace_weights(change: Callable[[dict], None]) -> Callable[[Path], None]:
         state = load_file(path)
         change(state)
         description = json.loads((folder / "model.json").read_text())
+        config = models.ModelConfig(**{k: v for k, v in description.items() if k[:6] != "format"})
         description.pop("class_names", None)
+        description["sha256"] = models._digest(config, state)
         save_file(state, path, metadata={"pyseg": json.dumps(description, sort_keys=True)})
 
     return apply
@@ -463,7 +465,7 @@ DAMAGE = [
         lambda folder: (folder / "model.json").write_bytes(b"\xff"),
         r"model\.json: expected JSON, found",
     ),
-    (edit(format_version=2), r"model\.json: expected format_version 1, found 2"),
+    (edit(format_version=1), r"model\.json: expected format_version 2, found 1"),
     (edit(num_classes="5"), r"model\.json: num_classes: expected int, found '5'"),
     (edit(name=None), r"model\.json: name: expected str, found None"),
     (edit(class_names=["a"]), r"model\.json: class_names: expected 5 names, found 1"),

@@ -5,15 +5,21 @@ See :class:`FrameDataset`, :class:`SegmentDataset`, :class:`VideoDataset` and :f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import hashlib
 import itertools
+import math
 import mmap
+import multiprocessing
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -34,7 +40,7 @@ from pyseg.data.records import (
     read_frames,
     read_videos,
 )
-from pyseg.errors import ArgumentError, MissingFileError
+from pyseg.errors import ArgumentError, MissingFileError, UserError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 OnError = Literal["raise", "skip"]
@@ -201,13 +207,22 @@ class Start(NamedTuple):
     positions: tuple[Position, ...] = ()
 
 
+def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Returns a tensor that forked processes have in common, without a file in /dev/shm.
+
+    Where processes are not forked, torch moves it there when it is sent to one.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
 class _Shared:
     """What the copies of a data set, in worker processes too, have in common: shared memory."""
 
     def __init__(self, counts: int) -> None:
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.counts = torch.zeros(MOST_WORKERS, counts, dtype=torch.int64).share_memory_()
-        self.errors = torch.zeros(MOST_WORKERS, _ERROR_BYTES, dtype=torch.uint8).share_memory_()
+        self.epoch = _shared_zeros((), torch.int64)
+        self.counts = _shared_zeros((MOST_WORKERS, counts), torch.int64)
+        self.errors = _shared_zeros((MOST_WORKERS, _ERROR_BYTES), torch.uint8)
 
     def write(self, worker: int, counts: list[int], error: str | None) -> None:
         """Stores what a worker has counted in its pass; every worker has a row to itself."""
@@ -406,6 +421,27 @@ class RecordDataset(IterableDataset[Example]):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what tells the data from other data, in numbers, text and dictionaries.
+
+        That is, of every shard, its size and a digest of its first and last 4096 bytes, and of a
+        cache a digest of what it keeps of ids, classes and scores.
+        """
+        common = os.path.commonpath([os.path.dirname(os.path.realpath(p)) for p in self.paths])
+        shards = {
+            os.path.relpath(os.path.realpath(path), common): _shard_fingerprint(path)
+            for path in self.paths
+        }
+        found: dict[str, Any] = {"shards": shards}
+        if self._memory is not None:
+            kept = self._kept_numbers()
+            ids = "\n".join(self._memory.ids[n] for n in kept)
+            digest = hashlib.sha256(ids.encode("utf-8", "surrogateescape"))
+            for tensor in (self._memory.offsets, self._memory.classes, self._memory.scores):
+                digest.update(tensor.numpy().tobytes())
+            found |= {"examples": len(kept), "ratings": digest.hexdigest()[:16]}
+        return found
 
     def subset(self: Self, **changes: Any) -> Self:
         """Returns the same data set with other options; a cache is shared, not read again.
@@ -655,6 +691,15 @@ def _positions(classes: list[int] | None) -> np.ndarray | None:
     return positions
 
 
+def _shard_fingerprint(path: str) -> str:
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        ends = file.read(4096)
+        file.seek(max(0, size - 4096))
+        ends += file.read()
+    return f"{size} bytes, digest {hashlib.sha256(ends).hexdigest()[:16]}"
+
+
 def _generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
@@ -839,6 +884,71 @@ class VideoDataset(RecordDataset):
                 yield id, Example(id, frames, labels, np.ones(len(labels), np.float32))
 
 
+class WorkerError(UserError):
+    """A worker process has died, or has no memory that it could share with this one."""
+
+
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([\w ]+)|exited)")
+_SHARED_MEMORY = re.compile(r"shared memory|Bus error|</torch_")
+_TOO_LITTLE = (
+    "--workers: expected shared memory for the batches of the processes that read ahead, found too "
+    "little in /dev/shm: give a container more (docker run --shm-size), or use fewer --workers; 0 "
+    "need none"
+)
+
+
+@contextlib.contextmanager
+def worker_errors(workers: Sequence[BaseProcess] = ()) -> Iterator[None]:
+    """Reports what becomes of dead workers as a `WorkerError`.
+
+    torch raises it from a signal handler too, wherever the process then is.
+
+    Args:
+        workers: The processes, where they are known: others' deaths can have other signs.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and _SHARED_MEMORY.search(text):
+            raise WorkerError(_TOO_LITTLE) from error
+        found = _DEAD_WORKER.search(text)
+        if found is None and not isinstance(error, ConnectionError | EOFError):
+            raise
+        wait([worker.sentinel for worker in workers], timeout=1)
+        codes = [worker.exitcode for worker in workers if worker.exitcode]
+        if found is None and not codes:
+            raise
+        how = "has ended unexpectedly"
+        if found is not None and found[1]:
+            how = f"was killed by a signal ({found[1]})"
+        elif codes and codes[0] < 0:
+            how = f"was killed by a signal ({signal.strsignal(-codes[0])})"
+        raise WorkerError(
+            f"--workers: a process that reads the data {how}; where memory was short, fewer need "
+            "less"
+        ) from error
+
+
+class _Loader(DataLoader[Batch]):
+    """A DataLoader that says what has become of its workers."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if not self.num_workers:
+            return super().__iter__()
+        try:  # queues need semaphores, which lie there too; torch would be noisy about it
+            _ = [multiprocessing.Lock() for _ in range(4 * (self.num_workers + 1))]
+        except OSError as error:
+            raise WorkerError(_TOO_LITTLE) from error
+        batches = super().__iter__()
+
+        def told() -> Iterator[Batch]:
+            with worker_errors(cast(Any, batches)._workers):
+                yield from batches
+
+        return told()
+
+
 def loader(
     dataset: IterableDataset[Example],
     batch_size: int,
@@ -868,6 +978,7 @@ def loader(
 
     Raises:
         ValueError: An argument is out of range.
+        WorkerError: While iterating: a worker has died, or there is too little shared memory.
 
     Example:
         >>> from pyseg.data.sample import make_sample
@@ -885,7 +996,7 @@ def loader(
         dataset._block = batch_size
         dataset._start = start
         seed = dataset.seed
-    return DataLoader(
+    return _Loader(
         cast(Any, dataset),  # DataLoader's type has no place for what collate_fn makes of examples
         batch_size=batch_size,
         num_workers=workers,

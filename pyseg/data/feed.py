@@ -17,7 +17,8 @@ class Feed(Iterator[Batch]):
     """The batches of a data set without end, and where one is among them.
 
     A feed made with the `state` of another goes on with the very batch that the other would have
-    given next, also when the other's workers had read further ahead.
+    given next, also when the other's workers had read further ahead. Examples that are not in
+    memory come in another order with another number of workers: then it begins the next pass.
 
     Args:
         dataset: With ``repeat=True``.
@@ -63,10 +64,15 @@ class Feed(Iterator[Batch]):
             self._positions = [Position(dataset.epoch)] * max(workers, 1)
         if state is not None:
             for name, value in self._options.items():
-                if state[name] != value:
+                if state[name] != value and (name != "workers" or None in (value, state[name])):
                     raise ArgumentError(f"{name}: expected {state[name]}, as before; found {value}")
             self._batches = int(state["batches"])
-            self._positions = [Position(*position) for position in state["positions"]]
+            before = [Position(*position) for position in state["positions"]]
+            if len(before) == len(self._positions):
+                self._positions = before
+            else:
+                following = max(position.epoch for position in before) + 1
+                self._positions = [Position(following)] * len(self._positions)
         start = Start(self._batches, tuple(self._positions))
         self._iterator = iter(loader(dataset, batch_size, workers=workers, start=start))
 

@@ -102,13 +102,26 @@ def test_cached_data_go_on_with_any_number_of_workers(shards: list[str]) -> None
     assert [content(next(again)) for _ in range(3)] == [content(next(feed)) for _ in range(3)]
 
 
+def test_another_number_of_workers_begins_the_next_pass(shards: list[str]) -> None:
+    dataset = FrameDataset(shards, SCHEMA, repeat=True, shuffle=True)
+    feed = Feed(dataset, 4)
+    for _ in range(3):
+        next(feed)
+    again = Feed(dataset, 4, workers=2, state=feed.state())
+    dataset.set_epoch(1)
+    expected = Feed(dataset, 4, workers=2)
+    # The worker whose turn it is has the fourth batch, as number 3.
+    found = [sorted(next(again).ids) for _ in range(4)]
+    wanted = [sorted(next(expected).ids) for _ in range(4)]
+    assert found == [wanted[k] for k in (1, 0, 3, 2)]
+    assert again.state()["batches"] == 7
+
+
 def test_states_that_do_not_fit(shards: list[str]) -> None:
     dataset = FrameDataset(shards, SCHEMA, repeat=True)
     state = Feed(dataset, 4).state()
     with pytest.raises(ValueError, match="batch_size: expected 4, as before; found 5"):
         Feed(dataset, 5, state=state)
-    with pytest.raises(ValueError, match="workers: expected 0, as before; found 1"):
-        Feed(dataset, 4, workers=1, state=state)
     with pytest.raises(ValueError, match="world_size: expected 1, as before; found 2"):
         Feed(dataset.subset(rank=0, world_size=2), 4, state=state)
     with pytest.raises(ValueError, match="dataset: expected one with repeat=True"):
