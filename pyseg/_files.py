@@ -57,7 +57,7 @@ def remove_unfinished(folder: Path, name: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
+def sole_owner(folder: Path) -> Iterator[str]:
     """Keeps other processes that ask for the same out of a folder while the block runs.
 
     The system takes the lock back where the process is killed. On a file system without locks
@@ -66,13 +66,17 @@ def sole_owner(folder: Path) -> Iterator[None]:
     Args:
         folder: Created where it is not there, and removed at the end where it is empty then.
 
+    Yields:
+        The name of the lock's file in the folder.
+
     Raises:
         pyseg.errors.UserError: Another process is at work there.
+        OSError: The folder cannot be made or written.
     """
     with contextlib.ExitStack() as stack:
         path = folder / _LOCK
         while True:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             try:
                 file = open(path, "a+b")  # noqa: SIM115 - closed by the stack
             except FileNotFoundError:  # its last owner has just removed the folder
@@ -93,7 +97,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
             file.flush()
-            yield
+            yield _LOCK
         finally:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty

@@ -187,8 +187,8 @@ class TrainConfig:
         tensorboard: Write the numbers of metrics.jsonl for TensorBoard too, into the run's folder.
         timeout_minutes: Under torchrun: how long the processes wait for each other.
         resume: A run folder: go on with its training where the last checkpoint is. All other
-            options are the run's; steps, workers, device, --run (a copy of the run goes on), and how
-            often to save may be given anew.
+            options are the run's; steps, workers, device, how often to save, and --run (a copy of
+            the run goes on there) may be given anew.
 
     Raises:
         ValueError: A value is out of its range.

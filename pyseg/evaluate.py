@@ -28,7 +28,7 @@ from pyseg._memory import keep_memory
 from pyseg.config import known_classes, open_data, read_run_config
 from pyseg.data import Collection, loader, open_collection
 from pyseg.data.collection import Part
-from pyseg.data.datasets import OnError, named_as_records
+from pyseg.data.datasets import OnError, named_as_records, worker_errors
 from pyseg.data.records import ReadReport, is_record_file, without_record_warnings
 from pyseg.errors import DataError, UserError
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
@@ -119,7 +119,10 @@ def predictions(
     try:
         # None: only on a terminal.
         hidden = None if progress else True
-        with tqdm(desc=progress, unit=" examples", disable=hidden, leave=False) as bar:
+        with (
+            worker_errors(),
+            tqdm(desc=progress, unit=" examples", disable=hidden, leave=False) as bar,
+        ):
             for batch in loader(dataset, batch_size, workers=workers):
                 with torch.no_grad():
                     frames = batch.frames.to(device, non_blocking=True)

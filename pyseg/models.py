@@ -571,7 +571,7 @@ def _digest(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for key, value in sorted(state.items()):
         digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

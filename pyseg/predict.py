@@ -5,7 +5,7 @@ each class are written as a submission of the YouTube-8M segment challenge (`pys
 With ``--video ID --timeline out.png`` it draws the scores of one video over time instead.
 
 What it has done so far lies in ``<out>.partial`` while it runs: the same command goes on from there
-after an interruption.
+after an interruption. One command at a time works in that folder.
 
 Under torchrun the shards are divided over the processes, each of which keeps what it has done in a
 folder of its own in there; the first one puts it together (`pyseg.distributed`).
@@ -13,6 +13,7 @@ folder of its own in there; the first one puts it together (`pyseg.distributed`)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg import _cli, distributed, models
-from pyseg._files import written_whole
+from pyseg._files import sole_owner, written_whole
 from pyseg._memory import keep_memory
 from pyseg.config import (
     TrainConfig,
@@ -238,6 +239,8 @@ class _Work:
         self.firsts: list[int] = []  # number of each video's first segment, and its start
         self.begins: list[int] = []
         self.num_segments = 0
+        self.scores: _ScoreFile | None = None  # where all scores are kept
+        self.scores_digest = ""  # of what the state on disk knows of them
         self._request = json.dumps(request, sort_keys=True, indent=1)
         self._saved = time.monotonic()
 
@@ -246,18 +249,25 @@ class _Work:
         asked, state = self.folder / "request.json", self.folder / "state.npz"
         if not state.is_file():
             return False
-        if asked.read_text(encoding="utf-8") != self._request:
+        if asked.read_bytes() != self._request.encode():
             raise UserError(
                 f"{self.folder} holds an unfinished prediction with other options, records or "
                 "weights: delete it to start anew"
             )
-        with np.load(state, allow_pickle=False) as file:
-            arrays = dict(file)
+        try:
+            with np.load(state, allow_pickle=False) as file:
+                arrays = dict(file)
+        except Exception as error:  # whatever a damaged file leads NumPy to
+            raise DataError(
+                f"{state}: expected an unfinished prediction, found: {error}; delete the folder to "
+                "start anew"
+            ) from error
         self.best = TopKPerClass.from_state(
             {name[4:]: value for name, value in arrays.items() if name.startswith("top.")}
         )
         self.position = tuple(arrays["position"].tolist())
         self.num_segments = int(arrays["num_segments"])
+        self.scores_digest = str(arrays["scores_digest"])
         self.videos = arrays["videos"].tobytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
         self.firsts, self.begins = arrays["firsts"].tolist(), arrays["begins"].tolist()
         return True
@@ -299,6 +309,9 @@ class _Work:
             "videos": np.frombuffer(names, np.uint8),
             "firsts": np.array(self.firsts, np.int64),
             "begins": np.array(self.begins, np.int64),
+            "scores_digest": np.array(
+                "" if self.scores is None else self.scores.digest.hexdigest()
+            ),
             **{f"top.{name}": value for name, value in self.best.state().items()},
         }
         with written_whole(self.folder / "state.npz") as file:
@@ -326,22 +339,33 @@ class _ScoreFile:
 
     def __init__(self, path: Path, folder: Path, num_classes: int) -> None:
         self.path = path
+        self.digest = hashlib.sha256()  # of the rows so far
         self._rows = folder / "scores.raw"
         self._row_bytes = 4 * num_classes
         folder.mkdir(parents=True, exist_ok=True)
 
-    def cut(self, rows: int) -> None:
+    def cut(self, rows: int, digest: str) -> None:
         """Leaves the first rows, those that the state on disk knows of."""
-        with open(self._rows, "ab") as file:
-            if file.tell() < rows * self._row_bytes:
-                raise UserError(f"{self._rows} is incomplete: delete the folder to start anew")
-            file.truncate(rows * self._row_bytes)
+        left = rows * self._row_bytes
+        with open(self._rows, "a+b") as file:
+            file.truncate(min(left, file.tell()))
+            file.seek(0)
+            while chunk := file.read(1 << 22):
+                self.digest.update(chunk)
+                left -= len(chunk)
+        if left or (rows and self.digest.hexdigest() != digest):
+            raise DataError(
+                f"{self._rows}: expected {rows} rows of the digest {digest}, found "
+                f"{'fewer' if left else self.digest.hexdigest()}: delete the folder to start anew"
+            )
 
     def add(self, scores: np.ndarray, candidates: np.ndarray | None) -> None:
         if candidates is not None:
             scores = np.where(candidates, scores, -np.inf)
+        rows = np.ascontiguousarray(scores, np.float32).data
+        self.digest.update(rows)
         with open(self._rows, "ab") as file:
-            file.write(np.ascontiguousarray(scores, np.float32).data)
+            file.write(rows)
 
     def append(self, other: _ScoreFile) -> None:
         """Adds the rows of another."""
@@ -375,17 +399,27 @@ def predict(config: PredictConfig) -> Path:
     """Scores every segment and writes the submission; returns its path.
 
     Raises:
-        pyseg.errors.UserError: The options do not fit the run or the data.
+        pyseg.errors.UserError: The options do not fit the run or the data, or another process is
+            writing the same submission.
         pyseg.errors.RecordError: A record is damaged.
         KeyboardInterrupt: It was asked to stop, and has saved what it had.
     """
+    out = Path(config.out)
+    folder = out.with_name(out.name + ".partial")
+    with contextlib.ExitStack() as owned:
+        if distributed.is_first():
+            owned.enter_context(sole_owner(folder))
+        distributed.wait()
+        return _predict(config, out, folder)
+
+
+def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
+    """Does what `predict` says; what it has done so far lies in the folder."""
     from tqdm import tqdm
 
     scorer = Scorer(config)
     shards = find_run_shards(scorer.trained, config.data)
     schema = scorer.schema
-    out = Path(config.out)
-    folder = out.with_name(out.name + ".partial")
     request = {
         **asdict(config),
         "shards": [[os.path.realpath(path), os.path.getsize(path)] for path in shards],
@@ -406,8 +440,8 @@ def predict(config: PredictConfig) -> Path:
         print(f"going on from {folder}: {work.num_segments} segments are done")
     rows = None
     if config.scores is not None:
-        rows = _ScoreFile(Path(config.scores), own[rank], len(scorer.classes))
-        rows.cut(work.num_segments)
+        rows = work.scores = _ScoreFile(Path(config.scores), own[rank], len(scorer.classes))
+        rows.cut(work.num_segments, work.scores_digest)
     report = ReadReport()
     # In a row, so that segments have the order that they have in one process.
     bounds = [len(shards) * n // processes for n in range(processes + 1)]

@@ -40,7 +40,7 @@ import torch
 import pyseg
 from pyseg import _charts, _cli, models
 from pyseg._extras import install_command
-from pyseg._files import written_whole
+from pyseg._files import remove_unfinished, sole_owner, written_whole
 from pyseg._memory import keep_memory
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig
 from pyseg.errors import ArgumentError, UserError
@@ -449,8 +449,6 @@ def reproduce(config: ReproduceConfig) -> Path:
         pyseg.errors.UserError: The data does not allow the table.
         FileNotFoundError: The data is not there.
     """
-    from tqdm import tqdm
-
     folder = Path(config.folder or config.data)
     with _cli.user_errors():
         protocol = open_protocol(config.data, folder, config.part)
@@ -467,6 +465,18 @@ def reproduce(config: ReproduceConfig) -> Path:
         print(f"no pictures without matplotlib: {install_command('report')}")
     extras = [config.part] * (config.part != "test") + ["quick"] * config.quick
     out = Path(config.out or "runs/" + "-".join(["reproduce", config.data, *extras]))
+    out.mkdir(parents=True, exist_ok=True)
+    with sole_owner(out):
+        return _reproduce(config, protocol, tables, out)
+
+
+def _reproduce(
+    config: ReproduceConfig, protocol: Protocol, tables: Sequence[Table], out: Path
+) -> Path:
+    """Does what `reproduce` says, in a folder of its own."""
+    from tqdm import tqdm
+
+    remove_unfinished(out)
     experiments = Experiments(protocol, out / "runs", quick=config.quick, device=config.device)
     seeds = range(1 if config.quick else config.seeds)
     print(f"{protocol.name}: {protocol.description}")

@@ -16,9 +16,9 @@ A run folder holds
 * ``pretrained``: the weights before fine-tuning, where `--final_fit` goes back to them;
 * ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
 
-``--resume`` takes the last checkpoint that is whole. Data, model and options have to be those of the
-run, but for steps, places, pace and workers (`RESUMABLE`): these may be given with it. One process,
-or one group of them, trains in a folder at a time.
+``--resume`` takes the last checkpoint that is whole. Data, model and options have to be those of
+the run; `RESUMABLE` lists those, such as steps and workers, that may be given with it. One command
+at a time trains in a folder.
 
 ``torchrun --nproc_per_node=N -m pyseg.train -- ...`` divides every batch over N processes
 (`pyseg.distributed`); the run is that of one process, and goes on with as many.
@@ -297,7 +297,7 @@ def _go_on(config: TrainConfig, owned: contextlib.ExitStack) -> tuple[Path, dict
         raise UserError(f"--resume {run}: it has no checkpoint; its training has ended")
     expected = found[1]["identity"]["options"]
     now = flat_options(config)
-    _refuse_changes(f"{run / 'config.yaml'}: {{name}}: found {{value}}", expected, now)
+    _refuse_changes(f"{run / 'config.yaml'}: {{name}} {{value}}", expected, now)
     for name in RESUMABLE:
         if name != "run" and now[name] != expected[name]:
             print(f"--{name} {_in_words(now[name])}, {_in_words(expected[name])} before")
@@ -455,7 +455,9 @@ def _options(argv: Sequence[str] | None) -> TrainConfig:
     parser = make_parser()
     kept = read_run_config(Path(config.resume))
     for name, value in vars(kept).items():
-        group = {f"{name}.{key}": v for key, v in vars(value).items()} if is_dataclass(value) else {}
+        group = (
+            {f"{name}.{key}": v for key, v in vars(value).items()} if is_dataclass(value) else {}
+        )
         parser.set_defaults(group or {name: value})
     return _cli.parse(parser, TrainConfig, argv)
 

@@ -35,7 +35,7 @@ from pyseg.checkpoint import set_random_state as restore_random_state
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Batch, Feed, RecordDataset
 from pyseg.data.datasets import WorkerError, worker_errors
-from pyseg.errors import ArgumentError, UserError
+from pyseg.errors import UserError
 from pyseg.evaluate import describe, report_of_all
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty
@@ -722,10 +722,8 @@ def _check_fingerprint(where: str, before: Mapping[str, Any], found: Mapping[str
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             _check_fingerprint(f"{where}: {name}", old, new)
-        told = "none" if old is None else old
-        raise UserError(
-            f"{where}: {name}: expected {told}, as the run had, found {'none' if new is None else new}"
-        )
+        expected, here = ("none" if value is None else value for value in (old, new))
+        raise UserError(f"{where}: {name}: expected {expected}, as the run had, found {here}")
 
 
 def _examples(of_processes: list[list[str]]) -> list[str]:

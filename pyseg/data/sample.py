@@ -21,6 +21,7 @@ every machine and with every version of NumPy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -33,9 +34,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pyseg._build import user_cache
+from pyseg._files import sole_owner
 from pyseg.data.records import Ratings, encode_frames, write_records
 from pyseg.data.youtube8m import FEATURE_SIZES, SEGMENT_SIZE
-from pyseg.errors import ArgumentError, DataError
+from pyseg.errors import ArgumentError, DataError, UserError
 
 VERSION = 1  # changes whenever the same seed gives other bytes
 TRAIN_VIDEOS = 200
@@ -321,11 +323,16 @@ def make_sample(seed: int = 0) -> Path:
     folder = user_cache() / f"sample-{VERSION}-{seed}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}-*"):
+            with contextlib.suppress(UserError), sole_owner(left):  # where its process was killed
+                shutil.rmtree(left, ignore_errors=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            generate(unfinished, seed=seed)
-            unfinished.chmod(0o755)  # mkdtemp's folders are private
-            unfinished.rename(folder)
+            with sole_owner(unfinished) as lock:
+                generate(unfinished, seed=seed)
+                unfinished.chmod(0o755)  # mkdtemp's folders are private
+                unfinished.rename(folder)
+                (folder / lock).unlink()
         except OSError:
             if not folder.exists():  # otherwise another process was faster
                 raise
