@@ -57,7 +57,7 @@ def remove_unfinished(folder: Path, name: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def sole_owner(folder: Path) -> Iterator[str]:
+def sole_owner(folder: Path) -> Iterator[None]:
     """Keeps other processes that ask for the same out of a folder while the block runs.
 
     The system takes the lock back where the process is killed. On a file system without locks
@@ -65,9 +65,6 @@ def sole_owner(folder: Path) -> Iterator[str]:
 
     Args:
         folder: Created where it is not there, and removed at the end where it is empty then.
-
-    Yields:
-        The name of the lock's file in the folder.
 
     Raises:
         pyseg.errors.UserError: Another process is at work there.
@@ -97,7 +94,7 @@ def sole_owner(folder: Path) -> Iterator[str]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
             file.flush()
-            yield _LOCK
+            yield
         finally:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty

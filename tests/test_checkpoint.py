@@ -17,6 +17,7 @@ from pyseg.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from pyseg.errors import DataError
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
@@ -74,6 +75,18 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
     assert (torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist()) == expected
 
 
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"x": torch.arange(10)}, keep=1)
+    content = path.read_bytes()
+    for at in [*range(0, len(content), 97), *range(len(content) - 45, len(content))]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(DataError, match=r"checkpoint-000000001\.pt: expected a checkpoint"):
+            load_checkpoint(path)
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="found no digest at its end"):
+        load_checkpoint(path)
+
+
 class _Evil:
     def __reduce__(self) -> tuple:
         return os.mkdir, ("evil",)
@@ -81,9 +94,9 @@ class _Evil:
 
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"x": _Evil()}, tmp_path / "checkpoint-000000001.pt")
-    with pytest.raises(ValueError, match=r"checkpoint-000000001\.pt: expected a checkpoint"):
-        load_checkpoint(tmp_path / "checkpoint-000000001.pt")
+    path = save_checkpoint(tmp_path, 1, {"x": _Evil()}, keep=1)  # with the right digest
+    with pytest.raises(DataError, match=r"checkpoint-000000001\.pt: .*Weights only load failed"):
+        load_checkpoint(path)
     assert not (tmp_path / "evil").exists()
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from pyseg._files import written_whole
+from pyseg._files import remove_unfinished, written_whole
 
 
 def test_the_file_appears_at_the_end(tmp_path):
@@ -24,3 +26,21 @@ def test_nothing_is_left_where_the_block_raises(tmp_path):
     with pytest.raises(KeyError):
         interrupted()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    path = tmp_path / "a[1].npz"
+    mine = tmp_path / ".a[1].npz.0123abcd.part"
+    others = [tmp_path / name for name in (".b.npz.0123abcd.part", "c.part", ".a1.npz.x.part")]
+    for left in (mine, *others):
+        left.write_bytes(b"half")
+    with written_whole(path) as file:
+        assert not mine.exists()
+        file.write(b"new")
+        child = os.fork()
+        if child == 0:  # to another process this file is one that is being written
+            remove_unfinished(tmp_path)
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others[1:]])
+    assert path.read_bytes() == b"new"

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pyseg import models
+from pyseg.errors import DataError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import LabelGCN, MixtureOfExperts
 
@@ -497,6 +498,22 @@ def test_damaged_files(tmp_path: Path, damage: Callable[[Path], None], message: 
     models.save(make(), tmp_path)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
+        models.load(tmp_path)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    models.save(make(), tmp_path, class_names=[f"class {i}" for i in range(5)])
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    for at in [*range(0, len(content), len(content) // 20), *range(0, 4000, 201)]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with pytest.raises(DataError, match=r"model\.(safetensors|json): "):
+            models.load(tmp_path)
+    path.write_bytes(content)
+    models.load(tmp_path)
+    text = (tmp_path / "model.json").read_text()
+    (tmp_path / "model.json").write_text(text.replace("class 3", "class 7"))
+    with pytest.raises(DataError, match="one of the files is damaged"):
         models.load(tmp_path)
 
 

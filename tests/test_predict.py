@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyseg import _cli, evaluate, models, predict, train
+from pyseg import _cli, _files, evaluate, models, predict, train
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import (
     FrameSchema,
@@ -24,7 +24,7 @@ from pyseg.data import (
     read_frames,
     write_records,
 )
-from pyseg.errors import UserError
+from pyseg.errors import DataError, UserError
 from pyseg.submission import read_submission
 
 CLASSES = 6
@@ -263,6 +263,36 @@ def test_going_on_after_an_interruption(
     with np.load(scores) as a, np.load(tmp_path / "whole.npz") as b:
         assert all(np.array_equal(a[name], b[name]) for name in b)
     assert not (tmp_path / "s.csv.partial").exists()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["state.npz", "scores.raw"])
+def test_damage_to_what_is_done_is_noticed(
+    run: Path, data: Path, tmp_path: Path, stop_after, name: str
+) -> None:
+    options = ["--batch-size", "20", "--scores", str(tmp_path / "s.npz")]
+    stop_after(2)
+    with pytest.raises(KeyboardInterrupt):
+        main(run, data, tmp_path / "s.csv", *options)
+    stop_after(None)
+    flip(tmp_path / "s.csv.partial" / name)
+    with pytest.raises(DataError, match=f"{name}: expected .*delete the folder to start anew"):
+        main(run, data, tmp_path / "s.csv", *options)
+
+
+def test_one_prediction_of_a_file_at_a_time(
+    run: Path, data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(_files, "_lock", lambda file: False)  # another process has it
+    (tmp_path / "s.csv.partial").mkdir()
+    with pytest.raises(UserError, match=r"s\.csv\.partial: another process is at work there"):
+        main(run, data, tmp_path / "s.csv")
+    assert (tmp_path / "s.csv.partial").exists()
 
 
 def test_another_request_does_not_go_on(run: Path, data: Path, tmp_path: Path, stop_after) -> None:

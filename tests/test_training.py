@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +20,9 @@ import pytest
 import torch
 
 from pyseg import models, train, training
-from pyseg.checkpoint import list_checkpoints, load_checkpoint
-from pyseg.config import LossConfig, StageConfig, TrainConfig
+from pyseg._files import sole_owner
+from pyseg.checkpoint import list_checkpoints
+from pyseg.config import LossConfig, StageConfig, TrainConfig, read_run_config
 from pyseg.data import Batch, Example, Ratings, collate, encode_frames, write_records
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
@@ -200,18 +205,174 @@ def test_checkpoints_hold_everything(data: Path, tmp_path: Path, monkeypatch) ->
     assert kept[-1][1] == [f"checkpoint-{n:09d}.pt" for n in (7, 10, 13)]
 
 
-def test_a_checkpoint_of_other_stages(data: Path, tmp_path: Path, monkeypatch) -> None:
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stops at the fifth step of pretraining, with the checkpoints of steps 2 and 4."""
+    run = tmp_path_factory.mktemp("runs") / "stopped"
+    step = training._StageRun._optimise
+
+    def optimise(self, batch):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._StageRun, "_optimise", optimise)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config(data, run))
+    return run
+
+
+@pytest.fixture
+def copy(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 16
+    path.write_bytes(content)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(copy: Path, whole: Path, capsys) -> None:
+    first, last = list_checkpoints(copy / training.CHECKPOINTS)
+    flip(last)
+    train.main(["--resume", str(copy)])
+    [told] = (line for line in capsys.readouterr().out.splitlines() if "taken" in line)
+    assert f"{last}: expected a checkpoint of pyseg, found a damaged one" in told
+    assert told.endswith(f"; {first.name} is taken instead")
+    assert_same_run(copy, whole)
+
+
+def test_no_checkpoint_is_whole(copy: Path) -> None:
+    for path in list_checkpoints(copy / training.CHECKPOINTS):
+        flip(path)
+    before = content_of(copy)
+    with pytest.raises(DataError, match=r"checkpoint-000000004\.pt: .* none before it is whole"):
+        train.main(["--resume", str(copy)])
+    assert content_of(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "9"], "--resume .*: --seed 9: expected 0, as the run has"),
+        (["--data", "no/such"], "--data no/such: expected .*, as the run has"),
+        (["--finetune.learning_rate=0.5"], "--finetune.learning_rate 0.5: expected 0.01, as"),
+        (["--overrides.hidden_size=16"], "--overrides.hidden_size 16: expected 8, as the run has"),
+        (["--overrides.expansion=1"], "--overrides.expansion 1: expected none, as the run has"),
+        (["--pretrain.steps", "4"], "--pretrain.steps 4: expected more than the 4 steps that"),
+    ],
+)
+def test_options_that_a_run_cannot_change(copy: Path, options: list[str], message: str) -> None:
+    before = content_of(copy)
+    with pytest.raises(UserError, match=message):
+        train.main(["--resume", str(copy), *options])
+    assert content_of(copy) == before
+
+
+def test_an_edited_seed_is_noticed(copy: Path) -> None:
+    path = copy / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("\nseed: 0\n", "\nseed: 1\n"))
+    assert path.read_text() != text
+    with pytest.raises(UserError, match=r"config\.yaml: seed 1: expected 0, as the run has"):
+        train.main(["--resume", str(copy)])
+
+
+def test_options_that_a_run_takes(copy: Path, whole: Path, tmp_path: Path, capsys) -> None:
+    """More steps, another pace, and a copy of the run to go on in."""
+    before, other = content_of(copy), tmp_path / "other"
+    options = ["--run", str(other), "--finetune.steps", "11", "--checkpoint-steps", "50"]
+    train.main(["--resume", str(copy), "--seed", "0", *options])
+    printed = capsys.readouterr().out
+    assert "--finetune.steps 11, 9 before\n" in printed
+    assert "--checkpoint_steps 50, 2 before\n" in printed
+    assert "finetune: 11 steps of 5" in printed
+    assert content_of(copy) == before
+    kept = read_run_config(other)
+    assert (kept.run, kept.resume) == (str(other), None)
+    assert (kept.finetune.steps, kept.checkpoint_steps) == (11, 50)
+    assert log_of(other)[:2] == log_of(whole)[:2]  # pretraining is what it was
+    assert not (other / training.CHECKPOINTS).exists()
+    assert not list(other.glob(".*"))
+
+
+@pytest.mark.parametrize("change", ["record", "names", "correlation"])
+def test_other_data_are_noticed(
+    copy: Path, data: Path, tmp_path: Path, monkeypatch, change: str
+) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "data"))
+    config = replace(read_run_config(copy), data=str(other))
+    message = "the data of pretrain: shards: validate1.tfrecord: expected .* bytes, .*, found "
+    if change == "record":
+        shutil.copy(other / "validate2.tfrecord", other / "validate1.tfrecord")
+    elif change == "names":
+        table = other / "vocabulary.csv"
+        table.write_text(table.read_text().replace("class 2", "class two"))
+        message = "the model's class_names: expected .*, as the run has"
+    else:
+        monkeypatch.setattr(train, "label_correlation", lambda *_: None)
+        message = "the data of finetune: correlation: expected .*, as the run had, found none"
+    collection = train.open_data(config)
+    with pytest.raises(UserError, match=message):
+        train.train(TrainConfig(resume=str(copy)), collection)
+
+
+def test_other_threads_are_told(copy: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(training._StageRun, "_optimise", _interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(config(data, run))
-    [path] = list_checkpoints(run / training.CHECKPOINTS)
-    torch.save(load_checkpoint(path) | {"stage": "other"}, path)
-    with pytest.raises(UserError, match=r"expected a checkpoint of pretrain or finetune, .*other"):
-        train.main(["--resume", str(run)])
-    path.write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"checkpoint-000000000\.pt: expected a checkpoint"):
-        train.main(["--resume", str(run)])
+        train.main(["--resume", str(copy), "--workers", "1"])
+    printed = capsys.readouterr().out
+    assert re.search(r"(?m)^threads: 64, \d+ before: the weights will not be, to the", printed)
+    assert "workers: 1, 0 before: the weights will not be, to the bit" in printed
+
+
+OWNER = """
+    import sys
+    from pathlib import Path
+    from pyseg._files import sole_owner
+    with sole_owner(Path(sys.argv[1])):
+        print("owned", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time(copy: Path) -> None:
+    code = textwrap.dedent(OWNER)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(copy)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdout.readline() == b"owned\n"
+        before = content_of(copy)
+        with pytest.raises(UserError, match=f"at work there .process {owner.pid} on .*; nothing"):
+            train.main(["--resume", str(copy)])
+        assert content_of(copy) == before
+        owner.kill()
+    assert (copy / ".lock").exists()  # which nobody holds
+    with sole_owner(copy):
+        pass
+    assert not (copy / ".lock").exists()
+
+
+def test_a_worker_that_is_killed(copy: Path, monkeypatch) -> None:
+    step = training._StageRun._optimise
+
+    def optimise(self, batch):
+        for child in multiprocessing.active_children():
+            child.kill()
+        return step(self, batch)
+
+    monkeypatch.setattr(training._StageRun, "_optimise", optimise)
+    again = f"python -m pyseg.train --resume {copy} goes on"
+    with pytest.raises(UserError, match=f"a process that reads the data .*; {again}"):
+        train.main(["--resume", str(copy), "--workers", "1", "--pretrain.steps", "1000"])
 
 
 def _interrupt(*_: object) -> None:

@@ -21,11 +21,10 @@ every machine and with every version of NumPy.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,25 +320,26 @@ def make_sample(seed: int = 0) -> Path:
         ['graph.json', 'sample.json']
     """
     folder = user_cache() / f"sample-{VERSION}-{seed}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{folder.name}-*"):
-            with contextlib.suppress(UserError), sole_owner(left):  # where its process was killed
-                shutil.rmtree(left, ignore_errors=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.parent / f".{folder.name}.unfinished"
+    while not folder.exists():
         try:
-            with sole_owner(unfinished) as lock:
-                generate(unfinished, seed=seed)
-                unfinished.chmod(0o755)  # mkdtemp's folders are private
-                unfinished.rename(folder)
-                (folder / lock).unlink()
-        except OSError:
-            if not folder.exists():  # otherwise another process was faster
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with sole_owner(place):
+                if not folder.exists():
+                    _generate_whole(place / folder.name, folder, seed)
+        except UserError:  # another process is at it
+            time.sleep(0.1)
     _check(folder)
     return folder
+
+
+def _generate_whole(unfinished: Path, folder: Path, seed: int) -> None:
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    try:
+        generate(unfinished, seed=seed)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check(folder: Path) -> None:

@@ -30,7 +30,7 @@ from pyseg.data import (
     read_frames,
     write_records,
 )
-from pyseg.data.datasets import divide, stable_hash
+from pyseg.data.datasets import WorkerError, divide, stable_hash, worker_errors
 from pyseg.errors import ArgumentError, MissingFileError
 
 from .conftest import FRAMES, VIDEOS, ratings_of
@@ -635,6 +635,46 @@ def test_bad_loader_options(frame_shards) -> None:
 
 
 # ------------------------------------------------------------------------------------ processes
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("unable to allocate shared memory(shm) for file </t>", "found too little in /dev/shm"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. ", "--shm-size"),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", r"a signal \(Killed\)"),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "ended unexpectedly"),
+    ],
+)
+def test_what_becomes_of_workers(told: str, message: str) -> None:
+    with pytest.raises(WorkerError, match=f"^--workers: .*{message}"), worker_errors():
+        raise RuntimeError(told)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("size of tensor"), ConnectionResetError("x")])
+def test_other_errors_are_not_the_workers(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), worker_errors():
+        raise error
+
+
+def test_data_sets_need_no_file_in_shared_memory(frame_shards) -> None:
+    shared = Frames(frame_shards([3]))._shared
+    tensors = [shared.epoch, shared.counts, shared.errors]
+    assert not any(tensor.is_shared() for tensor in tensors)  # as torch shares it, by a file
+
+
+def test_fingerprints(frame_shards) -> None:
+    paths = frame_shards([3, 2], rated=True)
+    found = Segments(paths, cache=True).fingerprint()
+    assert list(found["shards"]) == [path.name for path in paths]
+    assert found["examples"] == 10
+    assert found == Segments(paths, cache=True, shuffle=True).fingerprint()
+    other = Segments(paths, cache=True, keep=keep_even).fingerprint()
+    assert other["shards"] == found["shards"]
+    assert other["ratings"] != found["ratings"]
+    frame_shards([3, 3], rated=True)
+    changed = Segments(paths).fingerprint()["shards"]
+    assert [changed[p.name] == found["shards"][p.name] for p in paths] == [True, False]
 
 
 def test_batches_from_workers_are_whole(frame_shards) -> None:
