@@ -136,7 +136,8 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
         expected = ", ".join(_TITLES[name] for name in _SCHEMAS)
         strange = strange or f"{kinds[Kind('empty')][0]} has no records"
         raise DataError(f"{os.fspath(data)}: expected {expected}; {strange}")
-    used = tuple(path for path in records if path in set(kinds[chosen]))
+    of_kind = set(kinds[chosen])
+    used = tuple(path for path in records if path in of_kind)
     near = [Path(data)] if os.path.isdir(data) else []
     near += [folder for path in used for folder in list(Path(path).parents)[:2]]
     return Found(
