@@ -6,23 +6,30 @@ A command's options are a dataclass; jsonargparse turns it into flags, YAML (``-
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import difflib
 import errno
+import io
+import logging
+import math
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from pyseg._files import written_whole
 from pyseg.errors import ArgumentError, PysegError, UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
 Config = TypeVar("Config")
 
@@ -30,12 +37,52 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails so knows
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Reports an `ArgumentError` as a `UserError`: for calls that check what the user asked for."""
+def option(name: str, value: object = None) -> Iterator[None]:
+    """Tells an `ArgumentError` of the one call inside as a `UserError` that names the option.
+
+    Args:
+        name: The option whose value the call checks.
+        value: What it is, for the message; None leaves it out.
+    """
     try:
         yield
     except ArgumentError as error:
-        raise UserError(str(error)) from error
+        _, named, rest = str(error).partition(": ")
+        given = f"--{name}" if value is None else f"--{name} {value}"
+        raise UserError(f"{given}: {rest if named else error}") from error
+
+
+def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Checks an option of a dataclass of options; None is one that is not given.
+
+    Raises:
+        pyseg.errors.ArgumentError: It is not in [least, most], or not finite.
+    """
+    if value is None or (least <= value <= most and abs(value) < math.inf):
+        return
+    text = f"at least {least:,}" if value < least or most == math.inf else f"at most {most:,}"
+    raise ArgumentError(f"{name}: expected {text}, found {value}")
+
+
+MOST_EXAMPLES = 1 << 20
+"""A batch of more examples is a slip of the keyboard."""
+
+
+def check_out(name: str, path: str | os.PathLike[str] | None) -> None:
+    """Checks, before any work, that the file of an option can be written.
+
+    Raises:
+        pyseg.errors.UserError: There is no such folder, or it cannot be written to.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"--{name} {path}: expected a file, found a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"--{name} {path}: expected a folder {path.parent}, found none")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--{name} {path}: the folder {path.parent} cannot be written to")
 
 
 def make_parser(
@@ -50,35 +97,71 @@ def make_parser(
     Those in ``several``, with their help, must be there and take one or more words. With
     ``torchrun`` the help says how several processes are started.
     """
-    from jsonargparse import ArgumentParser
-
     # argparse looks at all words for options before it gives the rest to the command.
     epilog = (
         f"N processes: torchrun --nproc_per_node=N -m {module} -- OPTIONS. Without the -- torchrun "
         "takes --run for an option of its own."
     )
-    parser = ArgumentParser(
+    parser = _new_parser(
         prog=f"python -m {module}", description=description, epilog=epilog if torchrun else None
     )
-    parser.add_argument("--config", action="config", help="a YAML file of these options")
     for name, text in (several or {}).items():
         parser.add_argument(f"--{name}", nargs="+", required=True, help=text)
     parser.add_class_arguments(config_class, as_group=True, skip=set(several or ()))
     return parser
 
 
-def parse(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str] | None) -> Config:
+def _new_parser(**arguments: Any) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=True, **arguments)
+    parser.add_argument("--config", action="config", help="a YAML file of these options")
+    return parser
+
+
+Layer = Callable[["Namespace"], Mapping[str, Any]]
+"""Returns defaults, by option, that depend on the options; those that are given go before them."""
+
+
+def parse(
+    parser: ArgumentParser,
+    config_class: type[Config],
+    argv: Sequence[str] | None,
+    layer: Layer | None = None,
+) -> Config:
     """Returns the options given in ``argv`` (default: the command line of the process).
 
     Options may be written with dashes too: ``--batch-size`` is ``--batch_size``.
+
+    Raises:
+        pyseg.errors.UserError: An option is unknown, or its value is not one that it may have.
     """
-    given = arguments(argv)
-    return _instantiate(parser, config_class, parser.parse_args([_underscored(a) for a in given]))
+    words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    if layer is not None:
+        # Reads what may stand anywhere, without doing what --help and --print_config ask for.
+        first = _new_parser(prog=parser.prog, add_help=False, print_config=None)
+        first.add_argument("-h", "--help", action="store_true")
+        first.add_argument("--print_config", nargs="?")
+        first.add_class_arguments(config_class, as_group=True)
+        first.set_defaults(_defaults(parser))
+        parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
+    options = _parsed(parser, parser.parse_args, words)
+    for name in _words(config_class):
+        options[name] = _last_given(words, name, options[name])
+    return _instantiate(config_class, options)
 
 
-def arguments(argv: Sequence[str] | None) -> list[str]:
-    """Returns the arguments given, by default the command line of the process."""
-    return list(sys.argv[1:] if argv is None else argv)
+def _words(config_class: type) -> list[str]:
+    """Lists the options whose text is no YAML: null is a word like any other."""
+    return [field.name for field in fields(config_class) if field.metadata.get("word")]
+
+
+def _last_given(words: Sequence[str], name: str, value: Any) -> Any:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        key, equals, text = word.partition("=")
+        if key == f"--{name}":
+            value = text if equals else following
+    return value
 
 
 def _underscored(argument: str) -> str:
@@ -86,16 +169,114 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else argument
 
 
-def read_config(parser: ArgumentParser, config_class: type[Config], path: Path) -> Config:
-    """Returns the options that `write_config` left in a YAML file."""
-    return _instantiate(parser, config_class, parser.parse_path(str(path)))
+def _defaults(parser: ArgumentParser) -> dict[str, Any]:
+    return {key: value for key, value in parser.get_defaults().items() if key != "config"}
 
 
-def _instantiate(parser, config_class, namespace):  # type: ignore[no-untyped-def]
-    with user_errors():
-        values = dict(parser.instantiate(namespace).items())
-        values.pop("config", None)
+def _parsed(parser: ArgumentParser, parse: Callable[[Any], Namespace], given: Any) -> Namespace:
+    """Returns the options as jsonargparse reads them, with its errors in our words."""
+    try:
+        return parse(given)
+    except argparse.ArgumentError as error:
+        raise UserError(_in_our_words(parser, str(error))) from error
+    except RecursionError as error:
+        files = [word for word in given if ".y" in word or ".json" in word]
+        where = " ".join(["--config", *files])
+        raise UserError(
+            f"{where}: expected YAML, found values that are nested too deeply"
+        ) from error
+
+
+def _in_our_words(parser: ArgumentParser, message: str) -> str:
+    known = [name[2:] for action in parser._actions for name in action.option_strings if name[2:]]
+    more = f"`{parser.prog} --help` lists the options"
+    if found := re.match(
+        r"(?:unrecognized arguments: (\S+)|Group '(.+)' does not accept option '(.+)'"
+        r"|Option '(.+)' is not accepted)",
+        message,
+    ):
+        word, group, key, alone = found.groups()
+        if word is not None and not word.startswith("--"):
+            return f"{word}: expected an option, found a word on its own; {more}"
+        name = f"{group}.{key}" if group else alone or word[2:].partition("=")[0]
+        by_last = {option.rpartition(".")[2]: option for option in known}
+        close = difflib.get_close_matches(name, known, n=1)
+        close = close or [by_last[k] for k in difflib.get_close_matches(name, by_last, n=1)]
+        hint = f" (did you mean --{close[0]}?)" if close else ""
+        return f"--{name}: there is no such option{hint}; {more}"
+    if found := re.match(
+        r"argument (?:\S+/)?--(\S+): expected (one|at least one) argument", message
+    ):
+        name = found[1]
+        return (
+            f"--{name}: expected a value, found none; one that begins with a dash is written "
+            f"--{name}=-..."
+        )
+    if found := re.match(r"the following arguments are required: (.*)", message):
+        return f"expected --{found[1].replace(', ', ', --')}; {more}"
+    if found := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
+        name, text = found.groups()
+        expected = ", ".join(
+            dict.fromkeys(re.findall(r"Expected an? ([^\n]*?)(?:\. Got|\n|$)", text))
+        )
+        expected = re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", expected)
+        expected = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", expected)
+        expected = expected.replace("NoneType", "null")
+        value = re.search(r"(?:Got value|Given value): (.*)", text, re.DOTALL)
+        if expected and value:
+            return f"--{name} {shorten(value[1], 80)}: expected {expected}"
+        return f"--{name}: {' '.join(text.split())}"
+    return " ".join(message.split())
+
+
+def read_config(
+    parser: ArgumentParser, config_class: type[Config], path: Path, layer: Layer | None = None
+) -> Config:
+    """Returns the options that `write_config` left in a YAML file, which names no other file.
+
+    Raises:
+        pyseg.errors.UserError: The file is none of options.
+    """
+    import yaml  # jsonargparse needs it too
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected YAML, found: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: expected options, found values nested too deeply") from error
+    known = {field.name: field for field in fields(cast(Any, config_class))}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected options, found {type(values).__name__}")
+    hints = get_type_hints(config_class)
+    for name, value in values.items():
+        if name not in known:  # such as config, which jsonargparse would follow
+            raise UserError(f"{path}: {name}: there is no such option")
+        if is_dataclass(hints[name]) and not isinstance(value, dict):
+            raise UserError(f"{path}: {name}: expected options, found {type(value).__name__}")
+    try:
+        if layer is not None:
+            parser.set_defaults(dict(layer(_parsed(parser, parser.parse_string, text))))
+        return _instantiate(config_class, _parsed(parser, parser.parse_string, text))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "") -> Config:
+    """Makes the dataclass of options; what it finds wrong is told with the option's name."""
+    hints, values = get_type_hints(config_class), {}
+    for field in fields(cast(Any, config_class)):
+        name, value = prefix + field.name, options[field.name]
+        if is_dataclass(hints[field.name]):
+            value = _instantiate(cast(type, hints[field.name]), value, name + ".")
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"--{name} {value!r}: expected text without a NUL character")
+        values[field.name] = value
+    try:
         return config_class(**values)
+    except ArgumentError as error:
+        raise UserError(f"--{prefix}{error}") from error
 
 
 def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:
@@ -142,8 +323,15 @@ def run(main: Callable[[], None]) -> None:
 
     That is one of pyseg's errors about a request or a file, and an error of the operating system
     about a file or a full disk. Every other exception is a program error and keeps its traceback.
+    Log lines go to stderr from the level on that the environment variable PYSEG_LOG names.
     """
+    # Which of the processes that torchrun has started.
+    rank, several = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a class's name in any script, on any terminal
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
+        _show_log(first=rank == "0")
         main()
     except ArgumentError:
         raise
@@ -151,11 +339,24 @@ def run(main: Callable[[], None]) -> None:
         told = isinstance(error, PysegError) or error.filename or error.errno in _FULL
         if not told:
             raise
-        # Which of the processes that torchrun has started.
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        where = f" (rank {os.environ.get('RANK')})" if several else ""
+        where = f" (rank {rank})" if several else ""
         print(f"pyseg: error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("pyseg: interrupted", file=sys.stderr)
+        if rank == "0":
+            after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C
+            print(f"{after_echo}pyseg: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _show_log(first: bool) -> None:
+    name = os.environ.get("PYSEG_LOG", "info")
+    level = logging.getLevelName(name.upper())
+    if not isinstance(level, int):
+        raise UserError(f"PYSEG_LOG={name}: expected one of debug, info, warning, error")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log = logging.getLogger("pyseg")
+    log.addHandler(handler)
+    log.propagate = False
+    log.setLevel(level if first else max(logging.WARNING, level))

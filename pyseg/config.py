@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyseg import _cli
 from pyseg.data import Collection, open_collection, youtube8m
-from pyseg.data.datasets import OnError
+from pyseg.data.datasets import MOST_WORKERS, OnError
 from pyseg.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
 SEGMENT_VOCABULARY = "segment_vocabulary.csv"
 """The file of a run folder that says which classes are rated, as those of YouTube-8M do."""
@@ -61,9 +62,9 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
         for name, least in (
             ("steps", 0),
-            ("batch_size", 1),
             ("decay_examples", 1),
             ("warmup_steps", 0),
             ("evaluate_every", 0),
@@ -71,9 +72,7 @@ class StageConfig:
             ("noise", 0.0),
             ("l2", 0.0),
         ):
-            value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):
-                raise ArgumentError(f"{name}: expected at least {least}, found {value}")
+            _cli.check_range(name, getattr(self, name), least)
         for name in ("learning_rate", "decay", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -129,15 +128,13 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Checks the values."""
         for name in ("rated_weight", "unrated_weight"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ArgumentError(f"{name}: expected at least 0, found {getattr(self, name)}")
+            _cli.check_range(name, getattr(self, name), 0)
         for name in ("threshold", "absent_evidence"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ArgumentError(
                     f"{name}: expected a number in [0, 1], found {getattr(self, name)}"
                 )
-        if self.min_support < 1:
-            raise ArgumentError(f"min_support: expected at least 1, found {self.min_support}")
+        _cli.check_range("min_support", self.min_support, 1)
 
 
 @dataclass
@@ -237,10 +234,12 @@ class TrainConfig:
             raise ArgumentError("final_fit: expected fine-tuning with it, found none")
         if "noise" in self.overrides:
             raise ArgumentError("overrides: expected no noise, which is --pretrain.noise and so on")
-        for name in ("copies", "checkpoint_steps", "keep_checkpoints"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(f"{name}: expected at least 1, found {value}")
+        for name in ("checkpoint_steps", "keep_checkpoints", "max_frames"):
+            _cli.check_range(name, getattr(self, name), 1)
+        _cli.check_range("copies", self.copies, 1, 100)
+        _cli.check_range("seed", self.seed, 0, 2**63 - 1)  # what torch and NumPy both take
+        _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
+        _cli.check_range("test_fraction", self.test_fraction, 0, 1)
 
     @property
     def trained(self) -> str:
@@ -285,18 +284,40 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_parser(recipe: str = "sample") -> ArgumentParser:
-    """Returns the command line of ``python -m pyseg.train``, with the defaults of a recipe."""
-    parser = _cli.make_parser(
+def make_parser() -> ArgumentParser:
+    """Returns the command line of ``python -m pyseg.train``."""
+    return _cli.make_parser(
         TrainConfig,
         "pyseg.train",
         "Pretrains a model on video labels, fine-tunes it on rated segments, evaluates it on "
         "held-out videos. Without options it trains on a small generated sample.",
         torchrun=True,
     )
-    if recipe in RECIPES:  # else parsing says what is wrong
-        parser.set_defaults({"recipe": recipe, **RECIPES[recipe]})
-    return parser
+
+
+def recipe_defaults(options: Namespace) -> dict[str, Any]:
+    """Returns the defaults of the recipe that the options name (`RECIPES`)."""
+    return RECIPES[options["recipe"]]
+
+
+def parse_options(argv: Sequence[str] | None) -> TrainConfig:
+    """Returns the options of ``python -m pyseg.train``.
+
+    Those that are not given are the recipe's, or with ``--resume`` the run's.
+
+    Raises:
+        pyseg.errors.UserError: An option is unknown, or its value is not one that it may have.
+    """
+
+    def defaults(options: Namespace) -> dict[str, Any]:
+        if options["resume"] is None:
+            return recipe_defaults(options)
+        kept = vars(read_run_config(Path(options["resume"])))
+        groups = {name: vars(value) for name, value in kept.items() if is_dataclass(value)}
+        own = {f"{name}.{key}": v for name, group in groups.items() for key, v in group.items()}
+        return own | {name: value for name, value in kept.items() if name not in groups}
+
+    return _cli.parse(make_parser(), TrainConfig, argv, defaults)
 
 
 def open_data(
@@ -354,4 +375,4 @@ def read_run_config(run: Path) -> TrainConfig:
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run} is not a run folder: it has no config.yaml")
-    return _cli.read_config(make_parser(), TrainConfig, path)
+    return _cli.read_config(make_parser(), TrainConfig, path, recipe_defaults)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pyseg import _cli, distributed
+from pyseg._progress import Progress
 from pyseg.data import ReadReport, youtube8m
 from pyseg.data.datasets import OnError, find_shards
 from pyseg.data.formats import id_key
@@ -49,6 +50,9 @@ class CooccurConfig:
         vocabulary: A vocabulary that names all classes, for the output alone.
         top: How many of the strongest relations to print.
         on_error: "raise" stops at a damaged record, "skip" leaves it out and says so.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     out: str
@@ -63,6 +67,13 @@ class CooccurConfig:
     top: int = 10
     on_error: OnError = "raise"
 
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        _cli.check_range("num_classes", self.num_classes, 1, 2**31 - 1)
+        _cli.check_range("threshold", self.threshold, 0, 1)
+        _cli.check_range("min_support", self.min_support, 1)
+        _cli.check_range("top", self.top, 0)
+
 
 def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooccurrence, int]:
     """Returns the counts of all that `config` names, and how many videos were left out.
@@ -75,23 +86,18 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
         report: What reading met with, in all processes, is added to it; it is then the caller's
             affair.
     """
-    from tqdm import tqdm
-
     own = None if report is None else ReadReport()
 
     exclude = read_ids(Path(config.exclude_ids)) if config.exclude_ids else set()
     paths = find_shards(config.data) if config.data else []
     if config.labels is None and not paths:
         raise UserError("expected --labels or --data, found neither")
-    with _cli.user_errors():
-        counter = CooccurrenceCounter(config.num_classes)
+    counter = CooccurrenceCounter(config.num_classes)
     paths = paths[distributed.rank() :: distributed.world_size()]
     labels = config.labels if distributed.is_first() else None
     left_out = 0
     size = sum(os.path.getsize(path) for path in [*paths, *([labels] if labels else [])])
-    with tqdm(
-        total=size, unit="B", unit_scale=True, desc="counting", leave=False, disable=None
-    ) as bar:
+    with Progress("counting", "B", size, scale=True) as bar:
 
         def keep(id: str) -> bool:
             return id not in exclude
@@ -150,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torchrun=True,
     )
     config = _cli.parse(parser, CooccurConfig, argv)
+    _cli.check_out("out", config.out)
     with distributed.session(torch.device("cpu")):
         _run(config)
 
@@ -165,7 +172,7 @@ def _run(config: CooccurConfig) -> None:
         names |= dict(zip(chosen.classes, chosen.names, strict=True))
     report = ReadReport()
     counted, left_out = count(config, report)
-    with _cli.user_errors():
+    with _cli.option("classes", config.classes):
         correlation = LabelCorrelation.from_counts(
             counted, config.threshold, kept, min_support=config.min_support
         )

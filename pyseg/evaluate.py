@@ -25,10 +25,11 @@ from torch.nn import functional
 
 from pyseg import _cli, distributed, metrics, models
 from pyseg._memory import keep_memory
+from pyseg._progress import Progress
 from pyseg.config import known_classes, open_data, read_run_config
 from pyseg.data import Collection, loader, open_collection
 from pyseg.data.collection import Part
-from pyseg.data.datasets import OnError, named_as_records, worker_errors
+from pyseg.data.datasets import MOST_WORKERS, OnError, named_as_records, worker_errors
 from pyseg.data.records import ReadReport, is_record_file, without_record_warnings
 from pyseg.errors import DataError, UserError
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
@@ -61,6 +62,9 @@ class EvaluateConfig:
         on_error: "raise" stops at a damaged record, "skip" leaves it out and says so; default:
             what the run did.
         device: "cpu", "cuda", ...; default: a GPU where there is one.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     run: str | None = None
@@ -74,6 +78,12 @@ class EvaluateConfig:
     workers: int = 0
     on_error: OnError | None = None
     device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        _cli.check_range("top", self.top, 1)
+        _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
+        _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -106,31 +116,43 @@ def predictions(
         dataset: Yields `pyseg.data.Example`.
         batch_size: Examples scored at once; logits do not depend on it but for rounding.
         workers: Processes that read ahead.
-        progress: The name of the progress bar, shown on a terminal; none without a name.
+        progress: What to call it where its progress is shown; not shown without a name.
 
     Yields:
         The batch, and its logits (B, C) float32.
     """
-    from tqdm import tqdm
-
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        # None: only on a terminal.
-        hidden = None if progress else True
         with (
             worker_errors(),
-            tqdm(desc=progress, unit=" examples", disable=hidden, leave=False) as bar,
+            Progress(progress or "", "examples", hidden=progress is None) as bar,
         ):
             for batch in loader(dataset, batch_size, workers=workers):
                 with torch.no_grad():
                     frames = batch.frames.to(device, non_blocking=True)
                     logits = model(frames, batch.num_frames.to(device, non_blocking=True))
-                yield batch, logits.float().cpu().numpy()
+                scores = logits.float().cpu().numpy()
+                check_scores(batch.ids, scores)
+                yield batch, scores
                 bar.update(len(batch))
     finally:
         model.train(was_training)
+
+
+def check_scores(ids: Sequence[str], scores: np.ndarray) -> None:
+    """Raises where what a model says of examples is no number.
+
+    Raises:
+        pyseg.errors.DataError: The message names the first such example.
+    """
+    wrong = np.isnan(scores).any(axis=1)
+    if wrong.any():
+        raise DataError(
+            f"{ids[int(wrong.argmax())]}: expected numbers as scores, found nan: the features or "
+            "the model's weights are no numbers"
+        )
 
 
 def rated_metrics(
@@ -316,8 +338,6 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
         pyseg.errors.DataError: The submission or the truth is malformed.
         OSError: One of them cannot be read.
     """
-    from tqdm import tqdm
-
     assert config.submission is not None
     trained = None if config.run is None else read_run_config(Path(config.run))
     source = config.truth or config.data
@@ -345,7 +365,7 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
             truth = truth_of_segments(segments, source)
         told = [f"truth: {summary}"] if (summary := segments.report.summary()) else []
         num_rated = _num_rated(collection)
-    with tqdm(desc="evaluate", unit=" classes", disable=None, leave=False) as bar:
+    with Progress("evaluate", "classes") as bar:
         result, report = judge(
             read_submission(config.submission), truth, k=config.top, progress=bar.update
         )
@@ -366,10 +386,9 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError("expected --run or --submission, found neither")
     run = Path(config.run)
     trained = read_run_config(run)
-    with _cli.user_errors():
-        device = distributed.local_device(pick_device(config.device))
-        model: Any = models.load(run).to(device)
-        collection = open_data(trained, config.data, config.labels, config.on_error)
+    device = distributed.local_device(pick_device(config.device))
+    model: Any = models.load(run).to(device)
+    collection = open_data(trained, config.data, config.labels, config.on_error)
     classes = check_collection(model, collection, run, config.data or trained.data)
     part = config.part or "test"
     report = ReadReport()

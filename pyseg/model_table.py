@@ -167,5 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.models``."""
     parser = _cli.make_parser(TableConfig, "pyseg.models", "Prints what the presets cost.")
     config = _cli.parse(parser, TableConfig, argv)
-    with _cli.user_errors():
-        print(table(config))
+    with _cli.option("presets"):
+        for name in config.presets or ():
+            models.options(name)
+    print(table(config))

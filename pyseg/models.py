@@ -26,8 +26,10 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +102,7 @@ def _mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> 
     for key in arguments:
         if key not in known:
             raise ArgumentError(f"overrides: {_unknown('argument of the mixture', key, known)}")
+    _check_types(Mixture, arguments)
     made = []
     for name, overrides, takes in zip(presets, own, of_branches, strict=True):
         # Noise is the mixture's: it adds it once for all branches.
@@ -281,6 +284,35 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
     return model
 
 
+def count_parameters(name: str, *, num_classes: int, **overrides: Any) -> int:
+    """Counts the parameters of a classifier without making it: it takes next to no memory.
+
+    Args:
+        name: a preset, see `names`.
+        num_classes: number of classes C.
+        **overrides: as `create` takes them.
+
+    Raises:
+        pyseg.errors.ArgumentError: as `create` does, or the sizes are beyond any memory.
+
+    Example:
+        >>> count_parameters("nextvlad1", num_classes=3862)
+        78643170
+    """
+    placeholders = {
+        key: _placeholder(_shapes(value)) if isinstance(value, _TENSORS) else value
+        for key, value in overrides.items()
+    }
+    try:
+        with torch.device("meta"):
+            model = create(name, num_classes=num_classes, **placeholders)
+    except (RuntimeError, OverflowError) as error:
+        if not re.search("overflow|too large", str(error), re.IGNORECASE):
+            raise
+        raise ArgumentError("overrides: expected sizes that fit into memory") from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def select_classes(model: FrameClassifier, classes: Sequence[int]) -> FrameClassifier:
     """Makes a model for some of a model's classes: the same trunk, and their rows of the head.
 
@@ -439,8 +471,10 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
     for key in overrides:
         if key not in known:
             raise ArgumentError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
+    _check_types(make, arguments)
     if "head" in known:
         head: HeadFactory = _head(arguments.get("head", "logistic"))
+        _check_types(head, arguments)
         own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
         arguments["head"] = functools.partial(head, **own)
     return make(num_classes, **arguments)
@@ -462,6 +496,28 @@ def _arguments(make: Callable[..., nn.Module]) -> list[str]:
     """Lists what may be overridden: what `create` gives is not, nor what no file can hold."""
     excluded = ("in_features", "num_classes", "branches", "generator")
     return [key for key in inspect.signature(make).parameters if key not in excluded]
+
+
+_KINDS = {
+    "None": type(None),
+    "bool": bool,
+    "int": Integral,
+    "float": Real,
+    "str": str,
+    "Literal": str,
+}
+
+
+def _check_types(make: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
+    """Raises where an argument that takes numbers or text is given something else."""
+    for name, parameter in inspect.signature(make).parameters.items():
+        kinds = re.findall(r"\w+", re.sub(r"\[.*?\]", "", str(parameter.annotation)))
+        if name not in arguments or not kinds or not _KINDS.keys() >= set(kinds):
+            continue
+        value = arguments[name]
+        fits = isinstance(value, tuple(_KINDS[kind] for kind in kinds))
+        if not fits or (isinstance(value, bool) and "bool" not in kinds):
+            raise ArgumentError(f"{name}: expected {' or '.join(kinds)}, found {value!r}")
 
 
 # A correlation is three tensors, each of a shape of its own.

@@ -22,7 +22,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from torch.nn import functional
 from pyseg import _cli, distributed, models
 from pyseg._files import sole_owner, written_whole
 from pyseg._memory import keep_memory
+from pyseg._progress import Progress
 from pyseg.config import (
     TrainConfig,
     known_classes,
@@ -94,7 +95,7 @@ class PredictConfig:
     video_top: int | None = None
     video_weight: float = 0.0
     video_run: str | None = None
-    video: str | None = None
+    video: str | None = field(default=None, metadata={"word": True})
     timeline: str | None = None
     timeline_classes: int = 8
     batch_size: int = 512
@@ -103,16 +104,16 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for name in ("top", "video_top", "timeline_classes", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(f"{name}: expected at least 1, found {value}")
+        for name in ("top", "video_top", "timeline_classes"):
+            _cli.check_range(name, getattr(self, name), 1)
+        _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
         if not 0.0 <= self.video_weight <= 1.0:
             raise ArgumentError(f"video_weight: expected in [0, 1], found {self.video_weight}")
         if self.scores is not None and not self.scores.endswith(".npz"):
             raise ArgumentError(f"scores: expected the name of an .npz file, found {self.scores}")
         if (self.video is None) != (self.timeline is None):
-            raise ArgumentError("video and timeline: expected both or none of them")
+            given, other = ("video", "timeline")[:: 1 if self.timeline is None else -1]
+            raise ArgumentError(f"{given}: expected --{other} with it, found none")
         if self.timeline is not None and not self.timeline.endswith((".png", ".html")):
             raise ArgumentError(f"timeline: expected a .png or .html file, found {self.timeline}")
 
@@ -133,16 +134,16 @@ class Scorer:
         self.device = distributed.local_device(pick_device(config.device))
         self.run = Path(config.run)
         self.trained: TrainConfig = read_run_config(self.run)
-        with _cli.user_errors():
-            self.model = cast(Any, models.load(self.run).to(self.device))
-            # The number that the data has for each of the model's classes.
-            known = known_classes(self.run, self.model.num_classes)
-            if known is None:
-                known = list(range(self.model.num_classes))
-            rated = rated_classes(self.run)
-            self.classes = known if rated is None else rated
-            if config.classes is not None:
-                self.classes = youtube8m.read_segment_vocabulary(config.classes).classes
+        self.model = cast(Any, models.load(self.run).to(self.device))
+        # The number that the data has for each of the model's classes.
+        known = known_classes(self.run, self.model.num_classes)
+        if known is None:
+            known = list(range(self.model.num_classes))
+        rated = rated_classes(self.run)
+        self.classes = known if rated is None else rated
+        if config.classes is not None:
+            self.classes = youtube8m.read_segment_vocabulary(config.classes).classes
+        with _cli.option("run", config.run):
             self.schema = frame_schema(self.model.feature_sizes)
         self.column = {number: at for at, number in enumerate(known)}
         for number in self.classes:
@@ -159,8 +160,7 @@ class Scorer:
             self._max_frames = read_run_config(self.video_run).max_frames
             self.video_model = self.model
             if config.video_run:
-                with _cli.user_errors():
-                    other = cast(Any, models.load(self.video_run).to(self.device))
+                other = cast(Any, models.load(self.video_run).to(self.device))
                 for name in ("feature_sizes", "num_classes"):
                     expected, found = getattr(self.model, name), getattr(other, name)
                     if expected != found:
@@ -415,8 +415,6 @@ def predict(config: PredictConfig) -> Path:
 
 def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
     """Does what `predict` says; what it has done so far lies in the folder."""
-    from tqdm import tqdm
-
     scorer = Scorer(config)
     shards = find_run_shards(scorer.trained, config.data)
     schema = scorer.schema
@@ -457,16 +455,14 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
     )
     begun, before = time.monotonic(), work.num_segments
     with _cli.stop_requests() as stopped:
-        with tqdm(
-            desc="predict", unit=" segments", initial=before, leave=False, disable=None
-        ) as bar:
+        with Progress("predict", "segments", initial=before) as bar:
             for block in read_ahead(blocks):
                 scores, candidates = scorer.score(block)
                 work.add(block, scores, candidates)
                 if rows is not None:
                     rows.add(scores, candidates)
+                bar.note(shard=f"{block.position[0] + 1} of {len(shards)}")
                 bar.update(len(scores))
-                bar.set_postfix_str(f"shard {block.position[0] + 1} of {len(shards)}")
                 if stopped():
                     work.save()
                     print(f"stopped after {work.num_segments} segments: the same command goes on")
@@ -603,6 +599,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         torchrun=True,
     )
     config = _cli.parse(parser, PredictConfig, argv)
+    for name in ("out",) if config.video is None else ("timeline",):
+        _cli.check_out(name, getattr(config, name))
+    _cli.check_out("scores", config.scores)
     with distributed.session(pick_device(config.device)):
         if config.video is None:
             predict(config)

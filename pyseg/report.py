@@ -90,11 +90,8 @@ class ReportConfig:
             raise ArgumentError("run: expected at least one folder, found none")
         if len({Path(run).resolve() for run in self.run}) < len(self.run):
             raise ArgumentError(f"run: expected each folder once, found {', '.join(self.run)}")
-        for name, least in (("videos", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ArgumentError(
-                    f"{name}: expected at least {least}, found {getattr(self, name)}"
-                )
+        _cli.check_range("videos", self.videos, 0)
+        _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -265,15 +262,14 @@ def read_run(folder: Path, name: str) -> Run:
         pyseg.errors.UserError: The folder is not a run, or one of its files is damaged.
     """
     run = Run(folder, name, read_run_config(folder), read_log(folder / "metrics.jsonl"))
-    with _cli.user_errors():
-        if (folder / models.WEIGHTS).is_file():
-            model: Any = models.load(folder)
-            run.parameters = sum(p.numel() for p in model.parameters())
-            run.num_classes = model.config.num_classes
-            run.class_names = model.config.class_names
-            run.numbers = known_classes(folder, model.num_classes)
-        if (folder / "correlation.npz").is_file():
-            run.correlation = LabelCorrelation.load(folder / "correlation.npz")
+    if (folder / models.WEIGHTS).is_file():
+        model: Any = models.load(folder)
+        run.parameters = sum(p.numel() for p in model.parameters())
+        run.num_classes = model.config.num_classes
+        run.class_names = model.config.class_names
+        run.numbers = known_classes(folder, model.num_classes)
+    if (folder / "correlation.npz").is_file():
+        run.correlation = LabelCorrelation.load(folder / "correlation.npz")
     return run
 
 
@@ -284,8 +280,7 @@ def _evaluate(run: Run, config: ReportConfig) -> None:
         return
     try:
         scorer = Scorer(PredictConfig(str(run.folder), device=config.device))
-        with _cli.user_errors():
-            collection = open_data(run.config, config.data)
+        collection = open_data(run.config, config.data)
         data = config.data or run.config.data
         classes = check_collection(scorer.model, collection, run.folder, data)
     except (UserError, DataError, FileNotFoundError) as error:
@@ -293,8 +288,7 @@ def _evaluate(run: Run, config: ReportConfig) -> None:
             raise
         run.missing = str(error)
         return
-    with _cli.user_errors():  # as of scores that are no numbers
-        evaluation = _judge(scorer.model, collection, config, classes)
+    evaluation = _judge(scorer.model, collection, config, classes)
     if not evaluation.precision.positives.any():
         run.missing = f"part {config.part} of its data has no positive rating or label"
         return
@@ -914,6 +908,7 @@ def report(config: ReportConfig) -> Path:
         import jinja2
         import matplotlib
         import networkx
+    _cli.check_out("out", config.out)
     pick_device(config.device)
     folders = [Path(run) for run in config.run]
     runs = [read_run(*pair) for pair in zip(folders, _names(folders), strict=True)]

@@ -42,8 +42,9 @@ from pyseg import _charts, _cli, models
 from pyseg._extras import install_command
 from pyseg._files import remove_unfinished, sole_owner, written_whole
 from pyseg._memory import keep_memory
+from pyseg._progress import Progress
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig
-from pyseg.errors import ArgumentError, UserError
+from pyseg.errors import UserError
 from pyseg.evaluate import pick_device
 from pyseg.protocols import Model, Part, Protocol, open_protocol
 from pyseg.train import train
@@ -87,8 +88,7 @@ class ReproduceConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if self.seeds < 1:
-            raise ArgumentError(f"seeds: expected at least 1, found {self.seeds}")
+        _cli.check_range("seeds", self.seeds, 1)
 
 
 @dataclass(frozen=True)
@@ -450,8 +450,7 @@ def reproduce(config: ReproduceConfig) -> Path:
         FileNotFoundError: The data is not there.
     """
     folder = Path(config.folder or config.data)
-    with _cli.user_errors():
-        protocol = open_protocol(config.data, folder, config.part)
+    protocol = open_protocol(config.data, folder, config.part)
     tables = make_tables(protocol)
     if config.table != "all":
         known = ", ".join(table.name for table in tables)
@@ -474,8 +473,6 @@ def _reproduce(
     config: ReproduceConfig, protocol: Protocol, tables: Sequence[Table], out: Path
 ) -> Path:
     """Does what `reproduce` says, in a folder of its own."""
-    from tqdm import tqdm
-
     remove_unfinished(out)
     experiments = Experiments(protocol, out / "runs", quick=config.quick, device=config.device)
     seeds = range(1 if config.quick else config.seeds)
@@ -483,7 +480,7 @@ def _reproduce(
     texts, numbers = [], []
     total = len(seeds) * sum(len(table.rows) for table in tables)
     began = time.perf_counter()
-    with tqdm(total=total, desc="reproduce", unit="run", leave=False, disable=None) as bar:
+    with Progress("reproduce", "runs", total) as bar:
         for table in tables:
             outcomes = []
             for row in table.rows:
@@ -495,7 +492,7 @@ def _reproduce(
                 seconds = float(np.mean([run["seconds"] for run in runs]))
                 outcomes.append(Outcome(row, values, seconds))
                 means = ", ".join(f"{m} {Estimate.of(v).text('.4f')}" for m, v in values.items())
-                tqdm.write(f"{table.name}: {row.name.strip()}: {means} ({seconds:.0f} s a run)")
+                bar.write(f"{table.name}: {row.name.strip()}: {means} ({seconds:.0f} s a run)")
             measures = list(protocol.measures)
             texts.append(describe(table, outcomes, measures))
             numbers.append(to_json(table, outcomes, measures))

@@ -28,9 +28,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
-from argparse import ArgumentParser
-from dataclasses import is_dataclass, replace
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -47,11 +48,12 @@ from pyseg.config import (
     TrainConfig,
     make_parser,
     open_data,
+    parse_options,
     read_run_config,
 )
 from pyseg.data import Collection, ReadReport, youtube8m
 from pyseg.data.records import without_record_warnings
-from pyseg.errors import UserError
+from pyseg.errors import ArgumentError, UserError
 from pyseg.evaluate import evaluate, pick_device
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
 from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer, flat_options, summary_writer
@@ -102,11 +104,105 @@ def label_correlation(
     )
 
 
-def _read_array(path: str) -> np.ndarray:
+def _read_array(option: str, path: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Returns numbers from an .npy file; None in their shape stands for any size."""
+    where = f"--{option} {path}"
     try:
-        return np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise UserError(f"{path}: expected a NumPy array, found: {error}") from error
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{where}: expected a NumPy array, found: {error}") from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise UserError(f"{where}: expected an .npy file of one array, found an .npz file")
+    if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+        what = f"the type {found.dtype}" if found.dtype.kind not in "fiu" else "others too"
+        raise UserError(f"{where}: expected numbers, found {what}")
+    fits = found.ndim == len(shape) and all(
+        size in (None, other) for size, other in zip(shape, found.shape, strict=True)
+    )
+    if not fits or 0 in found.shape:
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise UserError(f"{where}: expected the shape ({expected}), found {found.shape}")
+    return found
+
+
+def _options(config: TrainConfig) -> list[str]:
+    """Returns what `models.create` takes for the model and the head that are asked for."""
+    with _cli.option("model", config.model):
+        models.options(config.model)
+    head = config.overrides.get("head")
+    with _cli.option("overrides.head", head):
+        return models.options(config.model, head=head)
+
+
+# What the data or other options say of a model.
+_GIVEN = {
+    "num_classes": "the data",
+    "feature_sizes": "the data",
+    "generator": "--seed",
+    "correlation": "--loss.correlation",
+    "eigenvalues": "--eigenvalues",
+    "node_features": "--node_features",
+    "name": "--model",
+}
+
+
+def _make_model(
+    config: TrainConfig,
+    collection: Collection,
+    graph: LabelCorrelation | None,
+    device: torch.device,
+) -> FrameClassifier:
+    """Makes the model that the options ask for.
+
+    Raises:
+        pyseg.errors.UserError: There is no such model, or not enough memory for it.
+    """
+    known = _options(config)
+    for key in config.overrides:
+        if key in _GIVEN:
+            raise UserError(f"--overrides.{key}: expected none, {_GIVEN[key]} decides this")
+        if key == "branches" and config.copies > 1:
+            raise UserError("--overrides.branches: expected none with --copies")
+    name = config.model
+    arguments: dict[str, Any] = {"feature_sizes": collection.feature_sizes, **config.overrides}
+    if config.eigenvalues is not None:
+        shape = (sum(collection.feature_sizes),)
+        arguments["eigenvalues"] = _read_array("eigenvalues", config.eigenvalues, shape)
+    if config.node_features is not None:
+        nodes = (collection.num_classes, None)
+        arguments["node_features"] = _read_array("node_features", config.node_features, nodes)
+    if graph is not None:
+        arguments["correlation"] = graph
+    if config.copies > 1:
+        if "branches" in known:
+            raise UserError(
+                f"--copies {config.copies}: {name} is a mixture already, expected --copies 1"
+            )
+        name, arguments = "mixture", {"branches": [name] * config.copies, **arguments}
+    try:
+        needed = models.count_parameters(name, num_classes=collection.num_classes, **arguments)
+    except ArgumentError as error:
+        argument = str(error).partition(":")[0]
+        where = (
+            "--" if argument in {"overrides", "eigenvalues", "node_features"} else "--overrides."
+        )
+        raise UserError(f"{where}{error}") from error
+    there = _memory_of(device)
+    if 4 * needed > there:
+        given = ", ".join(f"--overrides.{key} {value}" for key, value in config.overrides.items())
+        raise UserError(
+            f"{given or f'--model {name}'}: expected a model that fits into {there / 1e9:.3g} GB, "
+            f"found {needed:,} parameters"
+        )
+    return models.create(name, num_classes=collection.num_classes, **arguments).to(device)
+
+
+def _memory_of(device: torch.device) -> int:
+    """Returns the bytes of memory that a device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _start_from(model: FrameClassifier, folder: Path) -> None:
@@ -315,75 +411,57 @@ def _train(
         summary_writer()  # where it is missing, this is told before a run folder is made
     checkpoint = None if config.resume is None else _go_on(config, owned)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    with _cli.user_errors():
-        torch.manual_seed(config.seed)
-        collection = open_data(config) if collection is None else collection
-        config, collection, blind = hold_out(config, collection)
-        counted = ReadReport()
-        overrides = dict(config.overrides)
-        for name in ("eigenvalues", "node_features"):
-            if (path := getattr(config, name)) is not None:
-                overrides[name] = _read_array(path)
-        graph = None
-        has_graph = "correlation" in models.options(config.model, head=overrides.get("head"))
-        if has_graph:
-            graph = label_correlation(config.loss, collection, report=counted)
-            overrides |= {} if graph is None else {"correlation": graph}
-        name = config.model
-        if config.copies > 1:
-            if "branches" in models.options(name):
-                raise UserError(
-                    f"--copies {config.copies}: {name} is a mixture already, expected --copies 1"
-                )
-            name, overrides = "mixture", {"branches": [name] * config.copies, **overrides}
-        model = models.create(
-            name,
-            num_classes=collection.num_classes,
-            feature_sizes=collection.feature_sizes,
-            **overrides,
-        ).to(device)
-        made = cast(models.ModelConfig, model.config)
-        model.config = cast(Any, replace(made, class_names=collection.class_names))
-        if config.init is not None and checkpoint is None:
-            _start_from(model, Path(config.init))
-        # Repeated without end, so that every batch is a full one: batch statistics need it.
-        order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
-        stages = []
-        if config.stage != "finetune":
-            frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
-            videos = collection.videos("train", **order, **frames)
-            stages.append(Stage("pretrain", config.pretrain, videos, Loss()))
-        correlation, classes = graph, None
-        if config.classes == "rated":
-            classes = collection.segment_classes
-            if classes is None:
-                raise UserError("--classes rated: the data does not say which are rated")
-        segments = None
-        if config.stage != "pretrain":
-            segments = collection.segments("train", classes=classes, **order)
-            if segments is None and config.stage == "finetune":
-                raise UserError("--stage finetune: the data has no rated segments")
-        if segments is not None:
-            # Where a label graph of the same classes has it, it is counted already.
-            if config.finetune.steps and not (has_graph and classes is None):
-                correlation = label_correlation(config.loss, collection, classes, counted)
-            loss = Loss(
-                config.loss.rated_weight,
-                config.loss.unrated_weight,
-                None if correlation is None else correlation.to(device),
-                config.loss.absent_evidence,
-            )
-            stages.append(Stage("finetune", config.finetune, segments, loss, classes))
-        if config.final_fit:
-            everything = collection.segments("all", classes=classes, **order)
-            if everything is None:
-                raise UserError("--final_fit: the data has no rated segments")
-            stages.append(Stage("final", config.finetune, everything, loss, again=True))
-        for stage in stages:
-            if stage.config.steps:
-                stage.share_of_batch()
-        if distributed.rank():  # weights are the same everywhere, dropout and noise are not
-            torch.manual_seed(config.seed + distributed.rank())
+    torch.manual_seed(config.seed)
+    collection = open_data(config) if collection is None else collection
+    config, collection, blind = hold_out(config, collection)
+    counted = ReadReport()
+    graph = None
+    has_graph = "correlation" in _options(config)
+    if has_graph:
+        graph = label_correlation(config.loss, collection, report=counted)
+    model = _make_model(config, collection, graph, device)
+    made = cast(models.ModelConfig, model.config)
+    model.config = cast(Any, replace(made, class_names=collection.class_names))
+    if config.init is not None and checkpoint is None:
+        _start_from(model, Path(config.init))
+    # Repeated without end, so that every batch is a full one: batch statistics need it.
+    order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
+    stages = []
+    if config.stage != "finetune":
+        frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
+        videos = collection.videos("train", **order, **frames)
+        stages.append(Stage("pretrain", config.pretrain, videos, Loss()))
+    correlation, classes = graph, None
+    if config.classes == "rated":
+        classes = collection.segment_classes
+        if classes is None:
+            raise UserError("--classes rated: the data does not say which are rated")
+    segments = None
+    if config.stage != "pretrain":
+        segments = collection.segments("train", classes=classes, **order)
+        if segments is None and config.stage == "finetune":
+            raise UserError("--stage finetune: the data has no rated segments")
+    if segments is not None:
+        # Where a label graph of the same classes has it, it is counted already.
+        if config.finetune.steps and not (has_graph and classes is None):
+            correlation = label_correlation(config.loss, collection, classes, counted)
+        loss = Loss(
+            config.loss.rated_weight,
+            config.loss.unrated_weight,
+            None if correlation is None else correlation.to(device),
+            config.loss.absent_evidence,
+        )
+        stages.append(Stage("finetune", config.finetune, segments, loss, classes))
+    if config.final_fit:
+        everything = collection.segments("all", classes=classes, **order)
+        if everything is None:
+            raise UserError("--final_fit: the data has no rated segments")
+        stages.append(Stage("final", config.finetune, everything, loss, again=True))
+    for stage in stages:
+        if stage.config.steps:
+            stage.share_of_batch()
+    if distributed.rank():  # weights are the same everywhere, dropout and noise are not
+        torch.manual_seed(config.seed + distributed.rank())
     if checkpoint is not None:
         run = Path(cast(str, config.run))
     elif distributed.is_first():
@@ -404,8 +482,7 @@ def _train(
         known = None if trained.num_classes == collection.num_classes else classes
         return evaluate(trained, collection, "test", classes=known, workers=config.workers)
 
-    with _cli.user_errors():
-        trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
+    trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
     if checkpoint is None:
         trainer.save_weights(model)
     elif distributed.is_first():  # with what may have changed
@@ -439,33 +516,10 @@ def _train(
     return run
 
 
-def _recipe(argv: Sequence[str] | None) -> str:
-    """Returns the recipe that is asked for: it has to be known before the options are read."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", default="sample")
-    recipe: str = parser.parse_known_args(_cli.arguments(argv))[0].recipe
-    return recipe
-
-
-def _options(argv: Sequence[str] | None) -> TrainConfig:
-    """Returns the options that are asked for; with ``--resume`` the run's, and what is given."""
-    config = _cli.parse(make_parser(_recipe(argv)), TrainConfig, argv)
-    if config.resume is None:
-        return config
-    parser = make_parser()
-    kept = read_run_config(Path(config.resume))
-    for name, value in vars(kept).items():
-        group = (
-            {f"{name}.{key}": v for key, v in vars(value).items()} if is_dataclass(value) else {}
-        )
-        parser.set_defaults(group or {name: value})
-    return _cli.parse(parser, TrainConfig, argv)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.train``."""
     keep_memory()
-    _start(_options(argv))
+    _start(parse_options(argv))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pyseg import _cli, distributed, models
 from pyseg._extras import install_command
 from pyseg._files import remove_unfinished
+from pyseg._progress import Progress
 from pyseg.checkpoint import (
     list_checkpoints,
     random_state,
@@ -142,9 +143,11 @@ class Stage:
         """Returns how many examples of a batch this process takes.
 
         Raises:
-            ValueError: The processes of the run cannot divide a batch.
+            pyseg.errors.UserError: The processes of the run cannot divide a batch.
         """
-        return distributed.share_of_batch(f"{self.name}.batch_size", self.config.batch_size)
+        name = f"{'finetune' if self.again else self.name}.batch_size"
+        with _cli.option(name):
+            return distributed.share_of_batch(name, self.config.batch_size)
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what tells its examples and its targets from others."""
@@ -442,13 +445,12 @@ class _StageRun:
         if resumed is not None:
             self._restore(resumed)
             feed_state = resumed["processes"][distributed.rank()]["feed"]
-        with _cli.user_errors():
-            self.feed = Feed(
-                self.stage.dataset,
-                self.stage.share_of_batch(),
-                workers=trainer.config.workers,
-                state=feed_state,
-            )
+        self.feed = Feed(
+            self.stage.dataset,
+            self.stage.share_of_batch(),
+            workers=trainer.config.workers,
+            state=feed_state,
+        )
 
     @property
     def weights(self) -> FrameClassifier:
@@ -456,16 +458,14 @@ class _StageRun:
         return self.model if self.average is None else cast(Any, self.average.module)
 
     def run(self) -> None:
-        from tqdm import tqdm
-
         name, config = self.stage.name, self.stage.config
         blind = self.stage.again or self.trainer.evaluate is None
         self.model.train()
         if self.step == 0:
             self.save()  # a folder that cannot take it is told now, not after hours
         began, before = time.perf_counter(), self.seconds
-        with tqdm(
-            total=self.steps, desc=name, unit="step", initial=self.step, leave=False, disable=None
+        with Progress(
+            name, "steps", self.steps, initial=self.step, examples=config.batch_size
         ) as bar:
             while self.step < self.steps:
                 batch = self._next()
@@ -477,7 +477,7 @@ class _StageRun:
                 last = self.step == self.steps
                 if self.step % LOG_EVERY == 0 or last:
                     mean = self._report()
-                    bar.set_postfix(loss=f"{mean:.3f}")
+                    bar.note(loss=f"{mean:.3f}")
                 every = 0 if blind else config.evaluate_every
                 if last and blind:
                     self.best_step = self.step
@@ -517,8 +517,7 @@ class _StageRun:
         batch = next(self.feed, None)
         if batch is None:
             raise UserError(f"{self.stage.name}: the data set has no training example")
-        with _cli.user_errors():
-            batch.check_classes(self.model.num_classes)
+        batch.check_classes(self.model.num_classes)
         return batch.to(self.trainer.device, non_blocking=True)
 
     def _optimise(self, batch: Batch) -> Tensor:

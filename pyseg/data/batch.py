@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyseg.errors import ArgumentError
+from pyseg.errors import ArgumentError, DataError
 
 
 class Example(NamedTuple):
@@ -91,13 +91,13 @@ class Batch:
         """Raises where a class is not in ``[0, num_classes)``.
 
         Raises:
-            ValueError: The message names the video.
+            pyseg.errors.DataError: The message names the video.
         """
         wrong = (self.classes < 0) | (self.classes >= num_classes)
         if wrong.any():
             first = int(wrong.nonzero()[0])
             row = int(torch.searchsorted(self.offsets, first, right=True)) - 1
-            raise ArgumentError(
+            raise DataError(
                 f"{self.ids[row]}: class {int(self.classes[first])} is not in "
                 f"[0, {num_classes}): num_classes does not fit the data"
             )

@@ -1,0 +1,109 @@
+"""Progress of long work: a bar on a terminal, elsewhere a line of the log now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+from typing import Any
+
+_LOG = logging.getLogger("pyseg")
+
+FIRST_LINE = 10.0
+"""Seconds to the first line; those to the next grow by a fifth, to ten minutes at most."""
+
+
+class Progress:
+    """Shows how far some work is; closed at the end of a ``with`` block.
+
+    Args:
+        name: What is done.
+        unit: What is counted.
+        total: How much there is to do, if known.
+        initial: How much of it was done before.
+        examples: Examples of a unit: their number in a second is told then, not that of units.
+        scale: Shorten large numbers, as of bytes: 12.3M.
+        hidden: Show nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        unit: str,
+        total: int | None = None,
+        *,
+        initial: int = 0,
+        examples: int | None = None,
+        scale: bool = False,
+        hidden: bool = False,
+    ) -> None:
+        """Starts the clock; the class describes the arguments."""
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            desc=name,
+            unit=f" {unit}",
+            total=total,
+            initial=initial,
+            unit_scale=scale,
+            leave=False,
+            disable=True if hidden else None,  # None: only on a terminal
+        )
+        self._quiet = hidden or not self._bar.disable
+        self._name, self._unit, self._scale = name, unit, scale
+        self.done, self.total, self._initial, self._examples = initial, total, initial, examples
+        self._notes = ""
+        self._began = time.monotonic()
+        self._due = self._began + FIRST_LINE
+
+    def __enter__(self) -> Progress:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the bar away."""
+        self._bar.close()
+
+    def update(self, number: int = 1) -> None:
+        """Counts units that are done."""
+        self.done += number
+        self._bar.update(number)
+        if not self._quiet and time.monotonic() >= self._due:
+            now = time.monotonic()
+            self._due = now + min(max(FIRST_LINE, (now - self._began) / 5), 600.0)
+            _LOG.info("%s", self._line(now - self._began))
+
+    def expect(self, total: int) -> None:
+        """Takes note of how much there is to do."""
+        self.total = self._bar.total = total
+
+    def note(self, **notes: Any) -> None:
+        """Says more, by name, from the next line on."""
+        self._notes = "".join(f", {name} {value}" for name, value in notes.items())
+        self._bar.set_postfix(notes, refresh=False)
+
+    def write(self, line: str) -> None:
+        """Prints a line on stdout, above the bar."""
+        self._bar.write(line)
+
+    def _line(self, seconds: float) -> str:
+        rate = (self.done - self._initial) / seconds
+        text = f"{self._name}: {self._count(self.done)}"
+        left = ""
+        if self.total:
+            text += f" of {self._count(self.total)} {self._unit} ({self.done / self.total:.0%})"
+            if rate:
+                rest = timedelta(seconds=round(max(0, self.total - self.done) / rate))
+                left = f", {rest} left"
+        else:
+            text += f" {self._unit}"
+        per, unit = (rate * self._examples, "examples") if self._examples else (rate, self._unit)
+        speed = self._count(per) if per >= 10 else f"{per:.2g}"
+        return f"{text}{self._notes}, {speed} {unit}/s{left}"
+
+    def _count(self, number: float) -> str:
+        if not self._scale:
+            return f"{number:,.0f}"
+        from tqdm import tqdm
+
+        return str(tqdm.format_sizeof(number))
