@@ -225,8 +225,8 @@ def _in_our_words(parser: ArgumentParser, message: str) -> str:
         value = re.search(r"(?:Got value|Given value): (.*)", text, re.DOTALL)
         if expected and value:
             return f"--{name} {shorten(value[1], 80)}: expected {expected}"
-        return f"--{name}: {' '.join(text.split())}"
-    return " ".join(message.split())
+        return f"--{name}: {shorten(text, 300)}"
+    return " ".join(message.split())[:300]
 
 
 def read_config(

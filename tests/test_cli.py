@@ -1,0 +1,202 @@
+"""The command line: options, their errors, recipes and the lines of the log."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from pyseg import _cli, _progress, cooccur, evaluate, predict, train
+from pyseg.config import TrainConfig, make_parser, parse_options, read_run_config
+from pyseg.data.records import encode_frames, write_records
+from pyseg.errors import ArgumentError, UserError
+from pyseg.predict import PredictConfig
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UserError) as error:
+        parse_options(words)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--pretrain.steps", "-1"], "--pretrain.steps: expected at least 0, found -1"),
+        (["--pretrain.steps", "x"], "--pretrain.steps x: expected int"),
+        (["--stage", "foo"], "--stage foo: expected one of 'both', 'pretrain', 'finetune'"),
+        (["--seed", "9" * 30], "--seed: expected at most"),
+        (["--finetune.batch_size", str(2**40)], "--finetune.batch_size: expected at most"),
+        (["--data", "a\0b"], "--data 'a\\x00b': expected text without a NUL character"),
+        (["--pretrain.stepz", "3"], "(did you mean --pretrain.steps?); `python -m pyseg.train --h"),
+        (["--config", "stag: both"], "--stag: there is no such option (did you mean --stage?)"),
+        (["--model"], "is written --model=-..."),
+        (["--config", "[" * 3000 + "]" * 3000], "Unexpected config: [["),
+    ],
+)
+def test_an_error_is_one_line_that_names_the_option(words, expected):
+    message = refused(*words)
+    assert expected in message
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def test_a_file_of_options_that_are_nested_too_deeply(tmp_path):
+    path = tmp_path / "deep.yaml"
+    path.write_text("overrides: {a: " + "[" * 3000 + "]" * 3000 + "}")
+    message = refused("--config", str(path))
+    assert "--config" in message
+    assert len(message) < 400
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Ten videos of one frame."""
+    frames = np.zeros((1, 1152), np.uint8)
+    write_records(tmp_path / "d.tfrecord", [encode_frames(f"v{n}", frames, [n]) for n in range(10)])
+    return str(tmp_path / "d.tfrecord")
+
+
+@pytest.mark.parametrize("words", [["--recipe", "best"], ["--rec", "best"], ["--config", None]])
+def test_a_recipe_sets_defaults_wherever_it_is_named(words, tmp_path):
+    path = tmp_path / "best.yaml"
+    path.write_text("recipe: best\nloss: {threshold: 0.25}\n")
+    given = parse_options([word or str(path) for word in words] + ["--loss.rated_weight", "1.5"])
+    assert (given.recipe, given.copies, given.loss.absent_evidence) == ("best", 3, 1.0)
+    assert given.loss.rated_weight == 1.5
+    assert given.loss.threshold == (0.25 if None in words else 0.0)
+
+
+def test_what_is_kept_of_the_options_names_the_recipe(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["--recipe", "best", "--stage", "finetune", "--print_config=skip_default"])
+    kept = tmp_path / "config.yaml"
+    kept.write_text(capsys.readouterr().out)
+    assert "recipe: best" in kept.read_text()
+    assert "copies" not in kept.read_text()
+    expected = parse_options(["--recipe", "best", "--stage", "finetune"])
+    assert parse_options(["--config", str(kept)]) == read_run_config(tmp_path) == expected
+
+
+def test_a_run_s_options_name_no_other_file(tmp_path):
+    secret = tmp_path / "secret.yaml"
+    secret.write_text("token: [hunter2")
+    for text in (f"config: {secret}\n", f"pretrain: {secret}\n", "[" * 3000):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml: ") as error:
+            read_run_config(tmp_path)
+        assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("id", ["-Q7Gf", "--4-gq", "null", "~", "12"])
+def test_an_id_may_be_any_word(id):
+    parser = _cli.make_parser(PredictConfig, "pyseg.predict", "")
+    options = ["--run", "r", f"--video={id}", "--timeline", "t.png"]
+    assert _cli.parse(parser, PredictConfig, options).video == id
+
+
+def test_an_option_tells_only_argument_errors():
+    with pytest.raises(UserError, match=r"^--model x: expected y$"), _cli.option("model", "x"):
+        raise ArgumentError("name: expected y")
+    with pytest.raises(ValueError, match="a fault"), _cli.option("model", "x"):
+        raise ValueError("a fault")
+
+
+@pytest.mark.parametrize(
+    ("module", "where", "words"),
+    [
+        (train, "open_data", []),
+        (evaluate, "read_run_config", ["--run", "r"]),
+        (predict, "read_run_config", ["--run", "r"]),
+        (cooccur, "find_shards", ["--out", "o.npz", "--data", "d"]),
+    ],
+)
+@pytest.mark.parametrize("error", [ValueError, ArgumentError])
+def test_a_fault_of_the_program_keeps_its_traceback(module, where, words, error, monkeypatch):
+    def planted(*_, **__):
+        raise error("could not broadcast input array")
+
+    monkeypatch.setattr(module, where, planted)
+    monkeypatch.setattr(_cli, "_show_log", lambda first: None)
+    with pytest.raises(error, match="broadcast"):
+        _cli.run(lambda: module.main(words))
+
+
+def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path):
+    out = str(tmp_path / "no/such/x.npz")
+    with pytest.raises(UserError, match=r"--out .*: expected a folder"):
+        cooccur.main(["--out", out, "--data", "none"])
+    with pytest.raises(UserError, match=r"--scores .*: expected a folder"):
+        predict.main(["--run", "none", "--scores", out])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"clusters": "x"}, "--overrides.clusters: expected int, found 'x'"),
+        ({"dropout": True}, "--overrides.dropout: expected float, found True"),
+        ({"num_classes": 3}, "--overrides.num_classes: expected none"),
+        ({"head": 3}, "--overrides.head 3: expected one of"),
+        ({"clusters": 10**11}, "--overrides.clusters 100000000000: expected a model that fits"),
+        ({"clusters": 10**18}, "--overrides.*fit"),
+    ],
+)
+def test_overrides_that_do_not_fit(overrides, expected, data, tmp_path):
+    run = str(tmp_path / "run")
+    with pytest.raises(UserError, match=expected):
+        train.train(TrainConfig(data=data, overrides=overrides, run=run))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["empty", "npz", "text", "shape", "nan"])
+def test_an_array_that_does_not_fit(kind, data, tmp_path):
+    path = tmp_path / "array.npy"
+    arrays = {"text": np.array(["a"]), "shape": np.zeros((2, 3)), "nan": np.full(1152, np.nan)}
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, a=np.zeros(3))
+    else:
+        np.save(path, arrays[kind])
+    with pytest.raises(UserError, match=f"--eigenvalues {path}: expected"):
+        train.train(TrainConfig(data=data, eigenvalues=str(path)))
+
+
+def test_progress_is_a_line_of_the_log_where_there_is_no_terminal(caplog, monkeypatch):
+    clock = iter([0.0, *[4.0] * 1, *[20.0] * 2, *[21.0] * 1])
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
+    with (
+        caplog.at_level(logging.INFO, logger="pyseg"),
+        _progress.Progress("pretrain", "steps", 1000, examples=80) as bar,
+    ):
+        bar.note(loss="0.123")
+        for _ in range(3):
+            bar.update(50)
+    [line] = caplog.messages
+    assert line == ("pretrain: 100 of 1,000 steps (10%), loss 0.123, 400 examples/s, 0:03:00 left")
+
+
+def test_an_interruption_is_told_by_the_first_process(capsys, monkeypatch):
+    monkeypatch.setattr(_cli, "_show_log", lambda first: None)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    for rank, expected in (("0", "pyseg: interrupted\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            _cli.run(interrupted)
+        assert (stop.value.code, capsys.readouterr().err) == (130, expected)
+
+
+def test_log_level_is_checked(capsys, monkeypatch):
+    monkeypatch.setenv("PYSEG_LOG", "loud")
+    with pytest.raises(SystemExit):
+        _cli.run(lambda: None)
+    assert capsys.readouterr().err == (
+        "pyseg: error: PYSEG_LOG=loud: expected one of debug, info, warning, error\n"
+    )
+    assert not logging.getLogger("pyseg").handlers
+    assert make_parser().prog == "python -m pyseg.train"
+    assert sys.stdout.writable()
