@@ -546,7 +546,7 @@ def test_recipes_are_defaults(segments_folder, tmp_path, capsys):
     assert (found.pretrain.batch_size, found.finetune.batch_size) == (80, 80)
     assert (found.loss.rated_weight, found.loss.unrated_weight) == (2.5, 0.1)
     assert (found.loss.correlation, found.loss.threshold) == ("auto", 0.5)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="--recipe papers: expected one of"):
         train.main(["--recipe", "papers"])
 
 
