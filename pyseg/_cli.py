@@ -61,6 +61,8 @@ def check_range(name: str, value: float | None, least: float, most: float = math
     if value is None or (least <= value <= most and abs(value) < math.inf):
         return
     text = f"at least {least:,}" if value < least or most == math.inf else f"at most {most:,}"
+    if (least, most) == (0, 1):
+        text = "a number in [0, 1]"
     raise ArgumentError(f"{name}: expected {text}, found {value}")
 
 
