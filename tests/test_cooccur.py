@@ -102,7 +102,7 @@ def test_errors_are_lines(folder: Path) -> None:
         run(folder, "--labels", f"{folder}/lists.csv", "--threshold", "2")
     options = ["--labels", f"{folder}/two.csv", "--num_classes", "2"]
     (folder / "two.csv").write_text("v,0 1\n")
-    with pytest.raises(UserError, match=r"classes: expected 0\.\.1, found 2"):
+    with pytest.raises(UserError, match=r"--classes .*some.csv: expected 0\.\.1, found 2"):
         run(folder, *options, "--classes", f"{folder}/some.csv")
     assert not (folder / "correlation.npz").exists()
 
