@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyseg import _cli
@@ -13,7 +14,6 @@ from pyseg.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from jsonargparse import ArgumentParser, Namespace
 

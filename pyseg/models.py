@@ -299,12 +299,12 @@ def count_parameters(name: str, *, num_classes: int, **overrides: Any) -> int:
         >>> count_parameters("nextvlad1", num_classes=3862)
         78643170
     """
-    placeholders = {
-        key: _placeholder(_shapes(value)) if isinstance(value, _TENSORS) else value
-        for key, value in overrides.items()
-    }
     try:
         with torch.device("meta"):
+            placeholders = {
+                key: _placeholder(_shapes(value)) if isinstance(value, _TENSORS) else value
+                for key, value in overrides.items()
+            }
             model = create(name, num_classes=num_classes, **placeholders)
     except (RuntimeError, OverflowError) as error:
         if not re.search("overflow|too large", str(error), re.IGNORECASE):

@@ -104,8 +104,8 @@ def label_correlation(
     )
 
 
-def _read_array(option: str, path: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Returns numbers from an .npy file; None in their shape stands for any size."""
+def _read_array(option: str, path: str) -> np.ndarray:
+    """Returns numbers from an .npy file."""
     where = f"--{option} {path}"
     try:
         found = np.load(path, allow_pickle=False)
@@ -117,12 +117,6 @@ def _read_array(option: str, path: str, shape: tuple[int | None, ...]) -> np.nda
     if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
         what = f"the type {found.dtype}" if found.dtype.kind not in "fiu" else "others too"
         raise UserError(f"{where}: expected numbers, found {what}")
-    fits = found.ndim == len(shape) and all(
-        size in (None, other) for size, other in zip(shape, found.shape, strict=True)
-    )
-    if not fits or 0 in found.shape:
-        expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise UserError(f"{where}: expected the shape ({expected}), found {found.shape}")
     return found
 
 
@@ -166,12 +160,9 @@ def _make_model(
             raise UserError("--overrides.branches: expected none with --copies")
     name = config.model
     arguments: dict[str, Any] = {"feature_sizes": collection.feature_sizes, **config.overrides}
-    if config.eigenvalues is not None:
-        shape = (sum(collection.feature_sizes),)
-        arguments["eigenvalues"] = _read_array("eigenvalues", config.eigenvalues, shape)
-    if config.node_features is not None:
-        nodes = (collection.num_classes, None)
-        arguments["node_features"] = _read_array("node_features", config.node_features, nodes)
+    for option in ("eigenvalues", "node_features"):
+        if (path := getattr(config, option)) is not None:
+            arguments[option] = _read_array(option, path)
     if graph is not None:
         arguments["correlation"] = graph
     if config.copies > 1:

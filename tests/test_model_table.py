@@ -99,7 +99,7 @@ def test_command_line() -> None:
     ("arguments", "message"),
     [
         (["--num_classes", "0"], "num_classes: expected at least 1, found 0"),
-        (["--presets", '["nextvlad"]'], "name: .*unknown preset 'nextvlad'"),
+        (["--presets", '["nextvlad"]'], "--presets: .*unknown preset 'nextvlad'"),
     ],
 )
 def test_wrong_options(arguments: list[str], message: str) -> None:

@@ -400,7 +400,7 @@ def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, c
         (["--run", "nowhere"], "nowhere is not a run folder"),
         (["--data", "nowhere/*.tfrecord"], "no file matches"),
         (["--video", "none", "--timeline", "t.png"], "--video none: no such video in 3 shards"),
-        (["--video", "1e1"], "video and timeline: expected both or none"),
+        (["--video", "1e1"], "--video: expected --timeline with it, found none"),
         (["--video", "1e1", "--timeline", "t.gif"], r"timeline: expected a .png or .html file"),
         (["--top", "0"], "top: expected at least 1, found 0"),
         (["--video_weight", "1.5"], r"video_weight: expected in \[0, 1\], found 1.5"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyseg.errors import UserError
+from pyseg.errors import DataError, UserError
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")
@@ -348,5 +348,5 @@ def test_scores_that_are_no_numbers(runs: list[Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     models.save(model, run)
-    with pytest.raises(UserError, match="NaN"):
+    with pytest.raises(DataError, match="expected numbers as scores, found nan"):
         draw(run, out=tmp_path / "r.html")

@@ -319,9 +319,9 @@ def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
         (["--pretrain.steps", "-1"], "steps: expected at least 0, found -1"),
         (["--finetune.batch_size", "0"], "batch_size: expected at least 1, found 0"),
         (["--pretrain.learning_rate", "0"], "learning_rate: expected above 0, found 0"),
-        (["--max_frames", "0"], "max_frames must be at least 1, got 0"),
-        (["--seed", "-1"], "seed must be at least 0, got -1"),
-        (["--test_fraction", "1.5"], r"fraction must be in \[0, 1\], got 1.5"),
+        (["--max_frames", "0"], "--max_frames: expected at least 1, found 0"),
+        (["--seed", "-1"], "--seed: expected at least 0, found -1"),
+        (["--test_fraction", "1.5"], r"--test_fraction: expected a number in \[0, 1\], found 1.5"),
         (["--device", "nowhere"], "--device nowhere: expected a device here, found: "),
     ],
 )
@@ -369,7 +369,7 @@ def test_a_label_beyond_the_vocabulary_is_a_line(tmp_path):
     frames = np.ones((2, 1152), np.uint8)
     write_records(tmp_path / "validate0000.tfrecord", [encode_frames("v1", frames, [CLASSES])])
     write_vocabulary(tmp_path)
-    with pytest.raises(UserError, match=r"v1: class 4 is not in \[0, 4\)"):
+    with pytest.raises(DataError, match=r"v1: class 4 is not in \[0, 4\)"):
         train.train(config(tmp_path, tmp_path / "run", test_fraction=0.0))
 
 
