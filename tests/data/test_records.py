@@ -493,7 +493,11 @@ def payloads(file):
         yield payload
 
 
-@pytest.mark.parametrize("data", [b"", gzip.compress(b""), gzip.compress(b"") * 2 + bytes(9)])
+@pytest.mark.parametrize(
+    "data",
+    [b"", gzip.compress(b""), gzip.compress(b"") * 2 + bytes(9)],
+    ids=["nothing", "gzip", "gzip of two members"],
+)
 def test_file_without_records(engine, write, data):
     path = write(data)
     assert list(read_records(path)) == []
