@@ -10,7 +10,6 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ import torch
 from pyseg import _cli, distributed
 from pyseg._progress import Progress
 from pyseg.data import ReadReport, youtube8m
+from pyseg.data._tables import read_ids
 from pyseg.data.datasets import OnError, find_shards
 from pyseg.data.formats import id_key
 from pyseg.errors import DataError, UserError
@@ -41,7 +41,7 @@ class CooccurConfig:
         labels: A table of lines "id,label label ...", plain or gzip-compressed.
         data: TFRecords, frame-level or video-level: a folder, glob or file.
         exclude_ids: A file with the ids of videos that must not count, such as those of the test
-            videos: one a line, or tables as for --labels.
+            videos: one a line, or a table as for --labels.
         num_classes: Classes C of the labels that are counted.
         threshold: Probabilities below it are dropped (paper, eq. 5).
         min_support: Pairs seen in fewer videos are dropped.
@@ -88,7 +88,7 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
     """
     own = None if report is None else ReadReport()
 
-    exclude = read_ids(Path(config.exclude_ids)) if config.exclude_ids else set()
+    exclude = read_ids(config.exclude_ids) if config.exclude_ids else set()
     paths = find_shards(config.data) if config.data else []
     if config.labels is None and not paths:
         raise UserError("expected --labels or --data, found neither")
@@ -125,7 +125,10 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
                     ) from None
     if report is not None and own is not None:
         functools.reduce(ReadReport.merge, distributed.from_all(own), report)
-    return _together(counter.finish(), left_out)
+    counted, left_out = _together(counter.finish(), left_out)
+    if config.exclude_ids and not left_out:
+        print(f"--exclude_ids {config.exclude_ids}: none of its {len(exclude)} ids is in the data")
+    return counted, left_out
 
 
 def _together(counted: Cooccurrence, left_out: int) -> tuple[Cooccurrence, int]:
@@ -138,13 +141,6 @@ def _together(counted: Cooccurrence, left_out: int) -> tuple[Cooccurrence, int]:
         merged = merged.merge(Cooccurrence(int(other[0]), *rest))
         numbers = numbers + other
     return merged, int(numbers[1])
-
-
-def read_ids(path: Path) -> set[str]:
-    """Returns the first column of a file of ids, one a line."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    ids = {line.partition(",")[0].strip() for line in lines}
-    return ids - {""}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

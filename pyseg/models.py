@@ -39,6 +39,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from pyseg._containers import read_json
 from pyseg._files import written_whole
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 from pyseg.labels import LabelCorrelation
@@ -564,10 +565,7 @@ def _unknown(kind: str, found: str, known: Sequence[str]) -> str:
 def _read_config(path: Path) -> ModelConfig:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, found: {error}") from error
+    data = read_json(path)
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(data).__name__}")
     version = data.get("format_version")
@@ -582,10 +580,12 @@ def _read_config(path: Path) -> ModelConfig:
     }
     for key, kind in expected.items():
         found = data.get(key)
-        if not isinstance(found, kind):
+        if not isinstance(found, kind) or isinstance(found, bool):
             name = "list" if isinstance(kind, tuple) else kind.__name__
             raise DataError(f"{path}: {key}: expected {name}, found {found!r}")
     class_names = data.get("class_names")
+    if class_names is not None and not all(isinstance(name, str) for name in class_names):
+        raise DataError(f"{path}: class_names: expected text, found something else")
     if class_names is not None and len(class_names) != data["num_classes"]:
         raise DataError(
             f"{path}: class_names: expected {data['num_classes']} names, found {len(class_names)}"
@@ -610,6 +610,12 @@ def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str
                 f"{path}: {key}: expected shape {tuple(value.shape)}, "
                 f"found {tuple(found[key].shape)}"
             )
+        if value.is_floating_point() != found[key].is_floating_point():
+            raise DataError(
+                f"{path}: {key}: expected numbers like {value.dtype}, found {found[key].dtype}"
+            )
+        if value.is_floating_point() and not found[key].isfinite().all():
+            raise DataError(f"{path}: {key}: expected finite numbers, found NaN or infinite ones")
 
 
 def _parse(text: str) -> Any:

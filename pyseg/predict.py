@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg import _cli, distributed, models
+from pyseg._containers import read_arrays
 from pyseg._files import sole_owner, written_whole
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
@@ -49,7 +50,7 @@ from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_seg
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.evaluate import pick_device
 from pyseg.metrics import TopKPerClass
-from pyseg.submission import TOP, segment_id, write_submission
+from pyseg.submission import TOP, fits_submission, segment_id, write_submission
 from pyseg.timeline import Rating, Timeline, clock
 
 SAVE_EVERY = 300.0  # seconds between two states on disk
@@ -254,28 +255,24 @@ class _Work:
                 f"{self.folder} holds an unfinished prediction with other options, records or "
                 "weights: delete it to start anew"
             )
+        arrays = read_arrays(state)
         try:
-            with np.load(state, allow_pickle=False) as file:
-                arrays = dict(file)
-        except Exception as error:  # whatever a damaged file leads NumPy to
+            self.best = TopKPerClass.from_state(
+                {name[4:]: value for name, value in arrays.items() if name.startswith("top.")}
+            )
+            self.position = tuple(arrays["position"].tolist())
+            self.num_segments = int(arrays["num_segments"])
+            self.scores_digest = str(arrays["scores_digest"])
+            self.videos = arrays["videos"].tobytes().decode().split("\n")[:-1]
+            self.firsts, self.begins = arrays["firsts"].tolist(), arrays["begins"].tolist()
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{state}: expected an unfinished prediction, found: {error}; delete the folder to "
                 "start anew"
             ) from error
-        self.best = TopKPerClass.from_state(
-            {name[4:]: value for name, value in arrays.items() if name.startswith("top.")}
-        )
-        self.position = tuple(arrays["position"].tolist())
-        self.num_segments = int(arrays["num_segments"])
-        self.scores_digest = str(arrays["scores_digest"])
-        self.videos = arrays["videos"].tobytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
-        self.firsts, self.begins = arrays["firsts"].tolist(), arrays["begins"].tolist()
         return True
 
     def add(self, block: SegmentBlock, scores: np.ndarray, candidates: np.ndarray | None) -> None:
-        for id in block.ids:
-            if not id or any(character.isspace() for character in id):
-                raise DataError(f"a video's id, {id!r}: expected text without white space")
         first = self.num_segments
         numbers = np.arange(first, first + len(scores))
         self.best.update(numbers, scores, candidates=candidates)
@@ -302,7 +299,7 @@ class _Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         with written_whole(self.folder / "request.json") as file:
             file.write(self._request.encode())
-        names = "".join(f"{id}\n" for id in self.videos).encode("utf-8", "surrogateescape")
+        names = "".join(f"{id}\n" for id in self.videos).encode()
         arrays: dict[str, Any] = {
             "position": np.array(self.position, np.int64),
             "num_segments": np.array(self.num_segments, np.int64),
@@ -449,6 +446,7 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
         schema,
         config.batch_size,
         skip=UNRATED_ENDS if config.skip_ends else (0, 0),
+        sound=fits_submission,
         start=work.position,
         on_error=config.on_error,
         report=report,

@@ -9,7 +9,6 @@ side by side. The same runs and data give the same page.
 from __future__ import annotations
 
 import base64
-import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ import torch
 import pyseg
 from pyseg import _charts, _cli, models
 from pyseg._charts import ClassBar, Series
+from pyseg._containers import parse_json
 from pyseg._files import written_whole
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, known_classes, open_data, read_run_config
@@ -231,26 +231,39 @@ class Section:
     missing: list[str] = field(default_factory=list)
 
 
+# What the metrics of an evaluation are called (`rated_metrics`, `label_metrics`).
+_RATED = {"map", "map_all_classes", "classes", "all_classes", "rated", "positives"}
+_LABELLED = {"gap", "hit_at_1", "perr", "map", "classes", "examples"}
+_NUMBERS = _RATED | _LABELLED | {"step", "loss", "learning_rate", "examples_per_second"}
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of a metrics.jsonl, none where there is no such file.
 
     What follows the last line break is a line that is being written, and left out.
 
     Raises:
-        pyseg.errors.UserError: A line is not what `pyseg.training.Log` writes.
+        pyseg.errors.DataError: A line is not what `pyseg.training.Log` writes.
     """
     if not path.is_file():
         return []
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        place = f"{path}, line {number}"
+        entry = parse_json(line, place, finite=False)
         if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
-            raise UserError(
-                f"{path}, line {number}: expected a JSON object with a stage, found {line[:80]!r}"
-            )
+            raise DataError(f"{place}: expected a JSON object with a stage, found {line[:80]!r}")
+        if not isinstance(entry.get("after", ""), str):
+            raise DataError(f"{place}: after: expected a stage, found {entry['after']!r}")
+        measures = _RATED if "rated" in entry else _LABELLED
+        for key in measures if entry["stage"] == "evaluate" else ():
+            if key not in entry:
+                raise DataError(f"{place}: expected {key} in an evaluation, found none")
+        for key in entry.keys() & _NUMBERS:
+            if type(entry[key]) not in (int, float):
+                raise DataError(f"{place}: {key}: expected a number, found {entry[key]!r}")
+        if not 0 <= (step := entry.get("step", 0)) < 2**63 or step != int(step):
+            raise DataError(f"{place}: step: expected a whole number, found {step}")
         entries.append(entry)
     return entries
 

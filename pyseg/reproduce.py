@@ -39,12 +39,13 @@ import torch
 
 import pyseg
 from pyseg import _charts, _cli, models
+from pyseg._containers import parse_json
 from pyseg._extras import install_command
 from pyseg._files import remove_unfinished, sole_owner, written_whole
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig
-from pyseg.errors import UserError
+from pyseg.errors import DataError, UserError
 from pyseg.evaluate import pick_device
 from pyseg.protocols import Model, Part, Protocol, open_protocol
 from pyseg.train import train
@@ -283,7 +284,9 @@ class Experiments:
         folder = self.folder / f"{self._key(config, row.complete)}-{seed}"
         result = folder / _RESULT
         if result.is_file():
-            found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(result.read_bytes(), str(result), finite=False)
+            if not isinstance(found, dict) or found.keys() != {"measures", "seconds"}:
+                raise DataError(f"{result}: expected measures and seconds: delete {folder}")
             return found
         began = time.perf_counter()
         if self.protocol.pretrain is not None:

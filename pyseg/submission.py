@@ -7,23 +7,23 @@ which is text, and the frame at which it starts.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from pyseg._files import written_whole
-from pyseg.data._tables import Row, open_unpacked, read_table
+from pyseg.data._tables import Row, read_rows, read_table, shown, whole_number
 from pyseg.data.datasets import RecordDataset
 from pyseg.errors import DataError
 from pyseg.metrics import MeanAveragePrecision, map_at_k
 
 HEADER = "Class,Segments"
+_MAX_CLASSES = 1_000_000  # there is an average precision for every number up to the largest
 TOP = 100_000
 """The challenge looks at so many segments of a class."""
 
@@ -36,6 +36,32 @@ def segment_id(video: str, start: int) -> str:
         '06xy:25'
     """
     return f"{video}:{start}"
+
+
+_SEGMENT = re.compile(r".+:(0|[1-9][0-9]{0,8})", re.DOTALL)
+_UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def fits_submission(video: str) -> bool:
+    r"""Returns whether a submission can name a video: its id has no white space or controls.
+
+    Nor may it be empty or hold surrogates, which stand for bytes that are no UTF-8.
+
+    Example:
+        >>> [fits_submission(id) for id in ("06xy", 'a,"b"', "a b", "", "a\x00")]
+        [True, True, False, False, False]
+    """
+    return bool(video) and not _UNFIT.search(video)
+
+
+def is_segment(text: str) -> bool:
+    """Returns whether a text is what `segment_id` returns: numbers have one form.
+
+    Example:
+        >>> [is_segment(text) for text in ("06xy:25", "a:b:0", "06xy:5.0", "06xy:05", "06xy")]
+        [True, True, False, False, False]
+    """
+    return _SEGMENT.fullmatch(text) is not None
 
 
 def write_submission(
@@ -59,20 +85,23 @@ def write_submission(
     with written_whole(Path(path)) as file:
         file.write(f"{HEADER}\n".encode())
         for number, segments in ranked:
-            file.write(f"{number},{' '.join(segments)}\n".encode())
+            field = " ".join(segments)
+            if "," in field or '"' in field:
+                field = '"' + field.replace('"', '""') + '"'
+            file.write(f"{number},{field}\n".encode())
 
 
 def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
     """Yields the classes of a submission and the segments of each, as they stand in the file.
 
-    One line is held at a time. The header may be any line whose first column is not a number, or
-    missing; line ends and spaces at the ends of lines do not matter; gzip is seen by content.
+    One line is held at a time. It is read as CSV is; gzip is seen by content. The header may be any
+    line whose first column is not a number and whose second names no segment, or missing.
 
     Args:
-        path: The file.
+        path: The file, UTF-8, or UTF-16 with a byte order mark.
 
     Yields:
-        Class, and its segments, the best first.
+        Class, and its segments, the best first; they need not be what `is_segment` takes.
 
     Raises:
         pyseg.errors.DataError: A line is malformed or names a class again; the message names file
@@ -81,31 +110,32 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
     """
     name = os.fspath(path)
     seen: dict[int, int] = {}
-    with open_unpacked(path) as file:
-        try:
-            for line, raw in enumerate(file, 1):
-                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-                if not text:
-                    continue
+    for row, (line, fields) in enumerate(read_rows(path)):
 
-                def fail(expected: str, line: int = line) -> None:
-                    raise DataError(f"{name}, line {line}: expected {expected}")
+        def fail(expected: str, line: int = line) -> NoReturn:
+            raise DataError(f"{name}, line {line}: expected {expected}")
 
-                first, comma, rest = text.partition(",")
-                first = first.strip()
-                if line == 1 and comma and not first.lstrip("-").isdigit():
-                    continue
-                if not comma or "," in rest:
-                    fail(f'two columns, "class,segment segment ...", found {text.count(",") + 1}')
-                if not (first.isascii() and first.isdigit()):
-                    fail(f"the number of a class, found {first[:40]!r}")
-                number = int(first)
-                if number in seen:
-                    fail(f"every class once, found class {number} of line {seen[number]} again")
-                seen[number] = line
-                yield number, rest.split()
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"{name}: not a submission: {error}") from error
+        first = fields[0].strip()
+        segments = fields[1].split() if len(fields) > 1 else []
+        if row == 0 and not _is_number(first) and segments and not any(map(is_segment, segments)):
+            continue
+        if len(fields) != 2:
+            fail(f'two columns, "class,segment segment ...", found {len(fields)}')
+        number = whole_number(first)
+        if number is None:
+            fail(f"the number of a class, found {shown(first)}")
+        if number in seen:
+            fail(f"every class once, found class {number} of line {seen[number]} again")
+        seen[number] = line
+        yield number, segments
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -174,33 +204,20 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         pyseg.errors.DataError: The table is malformed or empty; the message names file and line.
         OSError: It cannot be read.
     """
-    names = ["segment", "class", "score"]
 
     def rated(row: Row) -> tuple[str, int, float]:
-        segment = row.text("segment")
-        video, _, start = segment.rpartition(":")
-        if not (video and start.isascii() and start.isdigit()):
-            row.fail(f"a segment such as 06xy:25, found {segment!r}")
-        score = row.number("score")
+        segment, number, score = row.text("segment"), row.integer("class"), row.number("score")
+        if not is_segment(segment):
+            row.fail(f"a segment such as 06xy:25, found {shown(segment)}")
+        if number >= _MAX_CLASSES:
+            row.fail(f"a class below {_MAX_CLASSES}, found {number}")
         if not 0.0 <= score <= 1.0:
             row.fail(f"a score in [0, 1], found {score:g}")
-        return segment, row.integer("class"), score
+        return segment, number, score
 
     columns = [["segment", "Segment", "seg"], ["class", "Class", "label"], ["score", "Score"]]
-    header = None if _names_columns(path, columns) else names
-    return _truth((rated(row) for row in read_table(path, columns, header=header)), os.fspath(path))
-
-
-def _names_columns(path: str | os.PathLike[str], columns: Sequence[Sequence[str]]) -> bool:
-    """Whether the first line of a table names columns: it holds a name, or no segment."""
-    with open_unpacked(path) as file:
-        try:
-            first = file.readline(10_000).decode("utf-8-sig", "replace")
-        except (EOFError, gzip.BadGzipFile):  # `read_table` says what is wrong
-            return True
-    fields = next(csv.reader([first]), [])
-    known = {name for names in columns for name in names}
-    return bool(known & set(fields)) or len(fields) != len(columns)
+    table = read_table(path, columns, header=[names[0] for names in columns])
+    return _truth(map(rated, table), os.fspath(path))
 
 
 class SubmissionReport(NamedTuple):
@@ -212,6 +229,7 @@ class SubmissionReport(NamedTuple):
         unknown_classes: Classes in the submission without a rating.
         duplicates: Segments that a class names again; the first place counts.
         beyond: Segments past the first `k` of a class, which do not count.
+        malformed: Different entries that are no segments (`is_segment`), and one of them.
         unknown: Different segments that are none of a rated video, and one of them.
         unlisted: Rated pairs that the submission does not have; the positives count as missed.
     """
@@ -221,6 +239,7 @@ class SubmissionReport(NamedTuple):
     unknown_classes: list[int]
     duplicates: int
     beyond: int
+    malformed: tuple[int, str]
     unknown: tuple[int, str]
     unlisted: int
 
@@ -237,10 +256,15 @@ class SubmissionReport(NamedTuple):
             yield f"{self.duplicates} segments are named again by the same class: the first counts"
         if self.beyond:
             yield f"{self.beyond} segments past the allowed number of a class do not count"
+        if self.malformed[0]:
+            yield (
+                f"{self.malformed[0]} different entries are not id:number, with a whole number "
+                f"without zeros before it, and do not count, for example {shown(self.malformed[1])}"
+            )
         if self.unknown[0]:
             yield (
                 f"{self.unknown[0]} different segments are of no rated video and do not count, "
-                f"for example {self.unknown[1]!r}"
+                f"for example {shown(self.unknown[1])}"
             )
         if self.unlisted:
             yield f"{self.unlisted} rated pairs are not in the submission"
@@ -289,8 +313,9 @@ def judge(
     relevance: list[list[bool]] = []
     found: set[int] = set()
     unknown_classes = []
-    duplicates = beyond = unknown = 0
-    example = ""
+    duplicates = beyond = 0
+    malformed: list[str] = []
+    unknown: list[str] = []
     known: set[str] = set()  # segments that were looked up before
     for number, segments in submission:
         different = dict.fromkeys(segments)  # in order, each once
@@ -299,9 +324,10 @@ def judge(
         new = different.keys() - known
         known |= new
         for segment in new:
-            if segment.rpartition(":")[0] not in truth.videos:
-                example = example or segment
-                unknown += 1
+            if not is_segment(segment):
+                malformed.append(segment)
+            elif segment.rpartition(":")[0] not in truth.videos:
+                unknown.append(segment)
         found.add(number)
         ratings_of_class = truth.ratings.get(number)
         if ratings_of_class is None:
@@ -327,7 +353,8 @@ def judge(
         unknown_classes=unknown_classes,
         duplicates=duplicates,
         beyond=beyond,
-        unknown=(unknown, example),
+        malformed=(len(malformed), min(malformed, default="")),
+        unknown=(len(unknown), min(unknown, default="")),
         unlisted=int(rated.sum() - listed.rated.sum()),
     )
     return MeanAveragePrecision(mean, per_class, totals, rated), report

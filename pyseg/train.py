@@ -30,15 +30,14 @@ import contextlib
 import itertools
 import os
 import shutil
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 
 from pyseg import _cli, distributed, models
+from pyseg._containers import read_array
 from pyseg._files import sole_owner
 from pyseg._memory import keep_memory
 from pyseg.checkpoint import list_checkpoints, load_last_checkpoint
@@ -104,22 +103,6 @@ def label_correlation(
     )
 
 
-def _read_array(option: str, path: str) -> np.ndarray:
-    """Returns numbers from an .npy file."""
-    where = f"--{option} {path}"
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{where}: expected a NumPy array, found: {error}") from error
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise UserError(f"{where}: expected an .npy file of one array, found an .npz file")
-    if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-        what = f"the type {found.dtype}" if found.dtype.kind not in "fiu" else "others too"
-        raise UserError(f"{where}: expected numbers, found {what}")
-    return found
-
-
 def _options(config: TrainConfig) -> list[str]:
     """Returns what `models.create` takes for the model and the head that are asked for."""
     with _cli.option("model", config.model):
@@ -162,7 +145,7 @@ def _make_model(
     arguments: dict[str, Any] = {"feature_sizes": collection.feature_sizes, **config.overrides}
     for option in ("eigenvalues", "node_features"):
         if (path := getattr(config, option)) is not None:
-            arguments[option] = _read_array(option, path)
+            arguments[option] = read_array(path, f"--{option} {path}")
     if graph is not None:
         arguments["correlation"] = graph
     if config.copies > 1:

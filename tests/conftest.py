@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("long", max_examples=20_000)  # `tests/test_hostile_text.py`
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,7 @@ import pytest
 from pyseg import _cli, _progress, cooccur, evaluate, predict, train
 from pyseg.config import TrainConfig, make_parser, parse_options, read_run_config
 from pyseg.data.records import encode_frames, write_records
-from pyseg.errors import ArgumentError, UserError
+from pyseg.errors import ArgumentError, PysegError, UserError
 from pyseg.predict import PredictConfig
 
 
@@ -159,7 +159,7 @@ def test_an_array_that_does_not_fit(kind, data, tmp_path):
             np.savez(file, a=np.zeros(3))
     else:
         np.save(path, arrays[kind])
-    with pytest.raises(UserError, match="--eigenvalues.*: expected"):
+    with pytest.raises(PysegError, match=r"--eigenvalues.*: expected"):
         train.train(TrainConfig(data=data, eigenvalues=str(path)))
 
 

@@ -107,6 +107,43 @@ def test_errors_are_lines(folder: Path) -> None:
     assert not (folder / "correlation.npz").exists()
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        b"test\r\n",
+        b"v9\rtest\r",
+        b'"test"\n',
+        b'"test","3 4"\n',
+        b" test ,3\n",
+        b"\xef\xbb\xbftest\n",
+        "test\n".encode("utf-16"),
+        "\ufefftest,3\n".encode("utf-16-be"),
+        gzip.compress(b"v9,1\ntest,3 4\n"),
+    ],
+)
+def test_lists_of_ids_are_read_as_label_lists_are(folder: Path, ids: bytes) -> None:
+    """The list itself leaves out what it names: the two are read in one way."""
+    (folder / "ids.txt").write_bytes(ids)
+    excluded = cooccur.read_ids(folder / "ids.txt")
+    assert excluded in ({"test"}, {"test", "v9"})
+    for lists in (b"test,3 4\nv0,1\n", b'"test","3 4"\rv0,1\r', b" test ,3\nv0,1\n"):
+        (folder / "lists.csv").write_bytes(lists)
+        config = cooccur.CooccurConfig(
+            "", labels=f"{folder}/lists.csv", exclude_ids=f"{folder}/ids.txt"
+        )
+        counted, left_out = cooccur.count(config)
+        assert (counted.num_videos, left_out) == (1, 1)
+
+
+def test_a_list_that_excludes_nothing_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "ids.txt").write_text("absent\nmissing\n")
+    run(folder, "--labels", f"{folder}/lists.csv", "--exclude_ids", f"{folder}/ids.txt")
+    line = f"--exclude_ids {folder}/ids.txt: none of its 2 ids is in the data"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_real_label_sets(shared: Path, tmp_path: Path) -> None:
     data = shared / "data" / "yt8m"
     out = tmp_path / "correlation.npz"

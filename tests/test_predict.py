@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import signal
 import subprocess
@@ -426,13 +427,30 @@ def test_data_that_does_not_fit(run: Path, tmp_path: Path) -> None:
     write_records(tmp_path / "b.tfrecord", [encode_frames("b", frames, [1], schema=narrow)])
     with pytest.raises(RecordError, match=r"b\.tfrecord: .*found .*audio_embedding"):
         main(run, tmp_path / "b.tfrecord", out)
-    frames = np.zeros((5, 1152), np.uint8)
-    write_records(tmp_path / "c.tfrecord", [encode_frames("c d", frames, [1])])
-    with pytest.raises(ValueError, match="id, 'c d': expected text without white space"):
-        main(run, tmp_path / "c.tfrecord", out)
     (tmp_path / "classes.csv").write_text("Index\n6\n")
     with pytest.raises(UserError, match=r"classes\.csv: expected .* the 6 .* found class 6"):
-        main(run, tmp_path / "c.tfrecord", out, "--classes", str(tmp_path / "classes.csv"))
+        main(run, tmp_path / "b.tfrecord", out, "--classes", str(tmp_path / "classes.csv"))
+
+
+def test_odd_ids_come_back_or_are_refused(run: Path, tmp_path: Path) -> None:
+    frames = np.zeros((5, 1152), np.uint8)
+    path, out = tmp_path / "odd.tfrecord", tmp_path / "s.csv"
+    kept = ["a,1", 'b"2"', '"', "c:5", "é\u200d", "x" * 1024]
+    write_records(path, [encode_frames(id, frames, [1]) for id in kept])
+    main(run, path, out)
+    assert {name for _, names in read_submission(out) for name in names} == {f"{i}:0" for i in kept}
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [(int(c), names.split()) for c, names in rows[1:]] == list(read_submission(out))
+    for unfit in ("c d", "c\nd", "c\u00a0", "c\x00", "c\x1b", ""):
+        write_records(path, [encode_frames(id, frames, [1]) for id in ("a", unfit, "b")])
+        with pytest.raises(RecordError, match=r"odd\.tfrecord: record 1: expected an id without"):
+            main(run, path, tmp_path / "t.csv")
+    main(run, path, tmp_path / "t.csv", "--on_error", "skip")
+    assert {name for _, names in read_submission(tmp_path / "t.csv") for name in names} == {
+        "a:0",
+        "b:0",
+    }
 
 
 def test_as_a_command(run: Path, data: Path, tmp_path: Path) -> None:

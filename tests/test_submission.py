@@ -32,7 +32,7 @@ def truth(ratings: dict[int, dict[str, bool]]) -> Truth:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    ranked = [(12, ["1e10:0", "0012:295", "aé:5"]), (3, []), (0, ["a:b:5"])]
+    ranked = [(12, ["1e10:0", "0012:295", "aé:5"]), (3, []), (0, ["a:b:5"]), (1, ['a,"b:5', '"'])]
     write_submission(tmp_path / "s.csv", ranked)
     assert (tmp_path / "s.csv").read_bytes().startswith(b"Class,Segments\n12,1e10:0 0012:295 ")
     assert list(read_submission(tmp_path / "s.csv")) == ranked
@@ -50,14 +50,40 @@ def test_headers_line_ends_and_gzip(tmp_path: Path, header: str, packed: bool) -
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        '"Class","Segments"\n"3","a:0 b:5"\n7,"""x:0"\n',
+        'Class,Segments\r3,a:0 b:5\r7,"""x:0"\r',
+        'Class,Segments\n3,"a:0\r\nb:5"\n7,"""x:0"',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_submissions_are_read_as_csv_is(tmp_path: Path, text: str, encoding: str) -> None:
+    path = tmp_path / "s.csv"
+    path.write_bytes(text.encode(encoding))
+    assert list(read_submission(path)) == [(3, ["a:0", "b:5"]), (7, ['"x:0'])]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("1.0,a:0\n", r"line 1: expected the number of a class, found '1\.0'"),
+        ("x,a:0\n", r"line 1: expected the number of a class, found 'x'"),
+        (
+            "C,S\n" + "9" * 5000 + ",a:0\n",
+            r"line 2: expected the number of a class, found '9+\.\.\.'",
+        ),
+        ("1,a:0\n2,b\0:0\n", r"line 2: expected text, found a NUL in '2,b\\x00"),
+        (
+            '1,a:0\n2,"b:0\n3,c:0\n',
+            r"line 4: expected quotes as CSV has them, found: unexpected end",
+        ),
         ("1,a:0\n2;b:0\n", r"s\.csv, line 2: expected two columns, .*, found 1"),
         ("1,a:0\n2,b:0,c:0\n", r"s\.csv, line 2: expected two columns, .*, found 3"),
         ("Class,Segments\n\nx,a:0\n", r"s\.csv, line 3: expected the number of a class, found 'x'"),
         ("-1,a:0\n", r"s\.csv, line 1: expected the number of a class, found '-1'"),
         ("1,a:0\n1,b:0\n", r"line 2: expected every class once, found class 1 of line 1 again"),
-        ("1,\udcff", "s.csv: not a submission: .*utf-8"),
+        ("1,b:0\n2,\udcff", r"s\.csv, line 2: expected UTF-8 text, found the byte 0xff"),
     ],
 )
 def test_malformed_submissions(tmp_path: Path, text: str, message: str) -> None:
@@ -70,7 +96,7 @@ def test_malformed_submissions(tmp_path: Path, text: str, message: str) -> None:
 def test_a_truncated_gzip_file(tmp_path: Path) -> None:
     path = tmp_path / "s.csv.gz"
     path.write_bytes(gzip.compress(b"1,a:0 a:5\n")[:-9])
-    with pytest.raises(DataError, match=r"s\.csv\.gz: not a submission"):
+    with pytest.raises(DataError, match=r"s\.csv\.gz, line 2: expected more text, found damaged"):
         list(read_submission(path))
 
 
@@ -88,10 +114,13 @@ def test_tables_of_ratings(tmp_path: Path, header: str) -> None:
     [
         ("segment,class,score\n", r"t\.csv: expected ratings of segments, found none"),
         ("", r"t\.csv, line 1: expected a column segment"),
-        ("video,class,score\na,1,1\n", r"line 1: expected a column segment .*found video"),
+        ("video,class,score\na,1,1\n", r"line 1: expected a column segment .*found 'video"),
         ("a:0,1,1\na:0,1\n", r"t\.csv, line 2: expected 3 fields, found 2"),
         ("a:0,x,1\n", r"t\.csv, line 1: expected class to be a whole number, found 'x'"),
         ("a:0,1,2\n", r"t\.csv, line 1: expected a score in \[0, 1\], found 2"),
+        ("a:05,1,1\n", r"t\.csv, line 1: expected a segment such as 06xy:25, found 'a:05'"),
+        ("a:0,1000000,1\n", r"t\.csv, line 1: expected a class below 1000000, found 1000000"),
+        ("a:0," + "1" * 5000 + ",1\n", r"line 1: expected class to be a whole number of at most 9"),
         ("a,1,1\n", r"t\.csv, line 1: expected a segment such as 06xy:25, found 'a'"),
     ],
 )
@@ -117,7 +146,7 @@ def test_everything_that_is_noticed() -> None:
         [
             (1, ["a:5", "a:5", "z:0", "a:0", "a:5", "b:0"]),
             (2, ["a:0"]),
-            (9, ["a:0"]),
+            (9, ["a:0", "a:0.0", "a:05", "b"]),
         ],
         rated,
         k=3,
@@ -128,9 +157,10 @@ def test_everything_that_is_noticed() -> None:
     assert result.positives.tolist() == [0, 2, 0, 0, 1]
     assert report.missing_classes == [4]
     assert report.unknown_classes == [9]
-    assert (report.duplicates, report.beyond, report.unlisted) == (2, 1, 2)
+    assert (report.duplicates, report.beyond, report.unlisted) == (2, 2, 2)
+    assert report.malformed == (3, "a:0.0")
     assert report.unknown == (1, "z:0")
-    assert len(list(report.lines())) == 6
+    assert len(list(report.lines())) == 7
 
 
 def test_nothing_to_notice() -> None:

@@ -1,6 +1,6 @@
-"""Reading the small text tables that come with a collection.
+"""Reading text tables: those that come with a collection, submissions, lists of ids.
 
-See :func:`read_table`.
+All of them are read by :func:`read_rows`, as CSV is; :func:`read_table` knows columns by name.
 """
 
 from __future__ import annotations
@@ -9,12 +9,32 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn, cast
 
 from pyseg.errors import DataError
+
+MAX_LINE = 2**27
+"""Characters of a line: enough for 100,000 segments of videos with ids of 1,024 bytes."""
+
+DAMAGED_GZIP = EOFError, gzip.BadGzipFile, zlib.error
+"""What reading damaged gzip data raises."""
+
+_UTF16 = b"\xff\xfe", b"\xfe\xff"
+
+
+def shown(text: str) -> str:
+    """Returns text as a message quotes it: no more than its beginning."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+def whole_number(text: str) -> int | None:
+    """Returns the number that up to 9 ASCII digits are, None for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 
 @dataclass(frozen=True)
@@ -43,21 +63,23 @@ class Row:
         return value
 
     def integer(self, column: str) -> int:
-        """Returns a column that must be a whole number, at least 0."""
+        """Returns a column that must be a whole number, at least 0 and of at most 9 digits."""
         value = self.text(column)
-        if not (value.isascii() and value.isdigit()):
-            self.fail(f"{column} to be a whole number, found {value!r}")
-        return int(value)
+        number = whole_number(value)
+        if number is None:
+            limit = " of at most 9 digits" if value.isdigit() else ""
+            self.fail(f"{column} to be a whole number{limit}, found {shown(value)}")
+        return number
 
     def number(self, column: str) -> float:
         """Returns a column that must be a finite number."""
         value = self.text(column)
         try:
-            number = float(value)
+            number = float(value if "_" not in value else "nan")
         except ValueError:
             number = float("nan")
         if not abs(number) < float("inf"):
-            self.fail(f"{column} to be a number, found {value!r}")
+            self.fail(f"{column} to be a number, found {shown(value)}")
         return number
 
 
@@ -66,11 +88,115 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file for reading; gzip is seen by content.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read. A block that reads it has to expect `DAMAGED_GZIP` too.
     """
     with open(path, "rb") as file:
         compressed = file.peek(2)[:2] == b"\x1f\x8b"
         yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
+
+
+class _Lines:
+    """The lines of a file of text, with their ends, which may be LF, CR LF or CR.
+
+    The text is UTF-8, or UTF-16 with a byte order mark, and has no NUL.
+    """
+
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self.name = name
+        self.number = 0
+        """Of the last line, from 1."""
+        try:
+            start = cast(io.BufferedReader, file).peek(2)[:2]
+        except DAMAGED_GZIP:
+            start = b""  # as for an empty file: reading a line says what is wrong
+        # Bytes that are no text become surrogates, so that the line that has them can be named.
+        self._encoding = "utf-16" if start in _UTF16 else "utf-8-sig"
+        self._text = io.TextIOWrapper(file, self._encoding, "surrogateescape", newline="")
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self.number += 1
+        try:
+            line = self._text.readline(MAX_LINE)
+        except DAMAGED_GZIP as error:
+            self.fail(f"expected more text, found damaged gzip data: {error}")
+        except UnicodeError as error:
+            self.fail(f"expected {self._encoding.upper()} text: {error}")
+        if not line:
+            raise StopIteration
+        if len(line) == MAX_LINE:
+            self.fail(f"expected lines of less than {MAX_LINE} characters")
+        if "\0" in line:
+            self.fail(f"expected text, found a NUL in {shown(line)}")
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                byte = ord(line[error.start]) & 0xFF
+                self.fail(f"expected UTF-8 text, found the byte 0x{byte:02x} in {shown(line)}")
+        return line
+
+    def fail(self, told: str) -> NoReturn:
+        raise DataError(f"{self.name}, line {self.number}: {told}")
+
+    def quoted(self, line: str) -> list[str]:
+        """Returns the fields of a line with quotes, whose fields may go on in the next ones."""
+        limit = csv.field_size_limit(MAX_LINE)  # of the whole process
+        try:
+            return next(csv.reader(itertools.chain([line], self), strict=True))
+        except csv.Error as error:
+            self.fail(f"expected quotes as CSV has them, found: {error}")
+        finally:
+            csv.field_size_limit(limit)
+
+
+def read_rows(
+    path: str | os.PathLike[str], delimiter: str = ","
+) -> Iterator[tuple[int, list[str]]]:
+    r"""Yields the lines of a table, but for empty ones: a line's number, and its fields.
+
+    It is read as CSV is (RFC 4180): a field in double quotes may hold commas, line ends and doubled
+    quotes. Lines end with LF, CR LF or CR. Gzip is seen by content.
+
+    Args:
+        path: The file, UTF-8, or UTF-16 with a byte order mark.
+        delimiter: ``","``, with quotes, or a tab, without.
+
+    Raises:
+        DataError: The file is not such a text, or a line is absurdly long; the message names file
+            and line.
+        OSError: The file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "table.csv")
+        >>> with open(path, "w") as file:
+        ...     _ = file.write('a,b c\n"d, ""e"" ",f\n')
+        >>> list(read_rows(path))
+        [(1, ['a', 'b c']), (2, ['d, "e" ', 'f'])]
+    """
+    with open_unpacked(path) as file:
+        lines = _Lines(os.fspath(path), file)
+        for line in lines:
+            number = lines.number
+            if not line.strip(" \r\n"):
+                continue
+            if delimiter == "," and '"' in line:
+                yield number, lines.quoted(line)
+            else:  # what csv.reader makes of it, in a third of the time
+                yield number, line.rstrip("\r\n").split(delimiter)
+
+
+def read_ids(path: str | os.PathLike[str]) -> set[str]:
+    """Returns the ids of a list: the first column of any table that `read_rows` reads.
+
+    Raises:
+        DataError: It is not a text table; the message names file and line.
+        OSError: It cannot be read.
+    """
+    return {fields[0].strip() for _, fields in read_rows(path)} - {""}
 
 
 def read_table(
@@ -81,51 +207,42 @@ def read_table(
     optional: Sequence[str] = (),
     header: Sequence[str] | None = None,
 ) -> Iterator[Row]:
-    """Yields the lines of a table whose first line names the columns; gzip is seen by content.
+    """Yields the lines of a table whose first line names the columns.
 
     Args:
-        path: The file, UTF-8.
+        path: The file, see `read_rows`.
         columns: The columns that must be there; each may go by several names, and the rows know it
             by the first.
-        delimiter: ``","``, with quotes, or a tab, without.
+        delimiter: See `read_rows`.
         optional: Columns that may be there, empty where they are not.
-        header: The columns of a file whose first line does not name them.
+        header: The columns of a file of so many whose first line names none of `columns`.
 
     Raises:
         DataError: A column is missing, a line has too few or too many fields, or the file is not
-            text.
+            a text table; the message names file and line.
         OSError: The file cannot be read.
     """
     name = os.fspath(path)
-    with open_unpacked(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        if delimiter == "\t":
-            reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-        else:
-            reader = csv.reader(text, delimiter=delimiter, strict=True)
-        try:
-            if header is None:
-                header = next(reader, [])
-            places = {}
-            for names in columns:
-                found = [header.index(name) for name in names if name in header]
-                if not found:
-                    wanted = " or ".join(names)
-                    raise DataError(
-                        f"{name}, line 1: expected a column {wanted}, found {', '.join(header)}"
-                    )
-                places[names[0]] = found[0]
-            places |= {column: header.index(column) for column in optional if column in header}
-            empty = dict.fromkeys(optional, "")
-            for fields in reader:
-                if not fields:
-                    continue
-                if len(fields) != len(header):
-                    raise DataError(
-                        f"{name}, line {reader.line_num}: expected {len(header)} fields, "
-                        f"found {len(fields)}"
-                    )
-                values = {column: fields[place] for column, place in places.items()}
-                yield Row(name, reader.line_num, empty | values)
-        except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"{name}, line {reader.line_num}: not a text table: {error}") from error
+    rows = read_rows(path, delimiter)
+    line, found = next(rows, (1, []))
+    known = {column for names in columns for column in names}
+    if header is not None and not known & set(found) and len(found) == len(header):
+        rows = itertools.chain([(line, found)], rows)
+        found = list(header)
+    places = {}
+    for names in columns:
+        at = [found.index(column) for column in names if column in found]
+        if not at:
+            raise DataError(
+                f"{name}, line {line}: expected a column {' or '.join(names)}, "
+                f"found {shown(', '.join(found))}"
+            )
+        places[names[0]] = at[0]
+    places |= {column: found.index(column) for column in optional if column in found}
+    empty = dict.fromkeys(optional, "")
+    for line, fields in rows:
+        if len(fields) != len(found):
+            raise DataError(
+                f"{name}, line {line}: expected {len(found)} fields, found {len(fields)}"
+            )
+        yield Row(name, line, empty | {column: fields[at] for column, at in places.items()})

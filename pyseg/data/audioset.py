@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pyseg.data._tables import read_table
+from pyseg.data._tables import read_table, shown
 from pyseg.data.batch import Example
 from pyseg.data.datasets import OnError, Paths, SegmentDataset, stable_hash
 from pyseg.data.records import FrameRecord, FrameSchema, Ratings, ReadReport, read_frames
@@ -38,18 +38,16 @@ def read_class_labels(path: str | os.PathLike[str]) -> tuple[list[str], list[str
         pyseg.errors.DataError: The file is malformed, or its indices are not 0, 1, 2, ....
         OSError: It cannot be read.
     """
-    ids: list[str] = []
-    names: list[str] = []
+    names: dict[str, str] = {}
     for row in read_table(path, [["index"], ["mid"], ["display_name"]]):
-        if row.integer("index") != len(ids):
-            row.fail(f"index {len(ids)}, found {row.text('index')}")
-        if row.text("mid") in ids:
-            row.fail(f"every class once, found {row.text('mid')} again")
-        ids.append(row.text("mid"))
-        names.append(row.text("display_name"))
-    if not ids:
+        if row.integer("index") != len(names):
+            row.fail(f"index {len(names)}, found {row.text('index')}")
+        if row.text("mid") in names:
+            row.fail(f"every class once, found {shown(row.text('mid'))} again")
+        names[row.text("mid")] = row.text("display_name")
+    if not names:
         raise DataError(f"{os.fspath(path)}: expected at least one class, found none")
-    return ids, names
+    return list(names), list(names.values())
 
 
 def read_display_names(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -46,9 +46,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pyseg import _cli
+from pyseg._containers import parse_json
 from pyseg._files import written_whole
 from pyseg.data import youtube8m
 from pyseg.data._http import CHUNK, Client, LastingError, Part, StoppedError, open_to_append
+from pyseg.data._tables import shown
 from pyseg.errors import ArgumentError, DataError, UserError
 
 _RELEASES = {"frame": "2/frame", "video": "2/video", "segment": "3/frame"}
@@ -210,10 +212,7 @@ def read_plan(content: bytes, name: str) -> list[Shard]:
         >>> read_plan(b'{"files": {"trainbc.tfrecord": "0123456789abcdef0123456789abcdef"}}', "it")
         [Shard(name='train0064.tfrecord', published='trainbc.tfrecord', md5='0123456789abcdef...')]
     """
-    try:
-        plan = json.loads(content)
-    except (ValueError, RecursionError):
-        plan = None
+    plan = parse_json(content, name)
     files = plan.get("files") if isinstance(plan, dict) else None
     if not isinstance(files, dict) or not files:
         raise DataError(
@@ -222,9 +221,13 @@ def read_plan(content: bytes, name: str) -> list[Shard]:
     shards = []
     for published, md5 in files.items():
         if not _FILE_NAME.fullmatch(published) or published.endswith(_UNFINISHED):
-            raise DataError(f"{name}: expected names of files in one folder, found {published!r}")
+            raise DataError(
+                f"{name}: expected names of files in one folder, found {shown(published)}"
+            )
         if not isinstance(md5, str) or not _MD5.fullmatch(md5.lower()):
-            raise DataError(f"{name}: {published}: expected an MD5 checksum, found {md5!r}")
+            raise DataError(
+                f"{name}: {published}: expected an MD5 checksum, found {shown(str(md5))}"
+            )
         shards.append(Shard(_local_name(published), published, md5.lower()))
     names: dict[str, str] = {}
     for shard in shards:

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pyseg._build import user_cache
+from pyseg._containers import read_json
 from pyseg._files import sole_owner
 from pyseg.data.records import Ratings, encode_frames, write_records
 from pyseg.data.youtube8m import FEATURE_SIZES, SEGMENT_SIZE
@@ -344,10 +345,10 @@ def _generate_whole(unfinished: Path, folder: Path, seed: int) -> None:
 
 def _check(folder: Path) -> None:
     try:
-        sizes = json.loads((folder / "sample.json").read_text(encoding="utf-8"))["bytes"]
-    except (OSError, ValueError, KeyError):
-        sizes = {"sample.json": None}
-    for name, size in sizes.items():
+        sizes = read_json(folder / "sample.json")["bytes"].items()
+    except (OSError, DataError, KeyError, TypeError, AttributeError):
+        sizes = [("sample.json", None)]
+    for name, size in sizes:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise DataError(f"{path} is not as it was written: delete {folder}, it is made again")

@@ -12,9 +12,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from pyseg.data._tables import shown
 from pyseg.data.datasets import OnError
 from pyseg.data.formats import id_key
 from pyseg.data.records import FrameSchema, ReadReport, read_frames
+from pyseg.errors import RecordError
 
 UNRATED_ENDS = (6, 2)
 """Segments at the start and at the end of a video that YouTube-8M's raters were never shown."""
@@ -52,6 +54,7 @@ def read_segments(
     *,
     skip: tuple[int, int] = (0, 0),
     keep: Callable[[str], bool] | None = None,
+    sound: Callable[[str], bool] | None = None,
     start: tuple[int, int] = (0, 0),
     on_error: OnError = "raise",
     report: ReadReport | None = None,
@@ -67,6 +70,7 @@ def read_segments(
         skip: How many segments to leave out at the start and at the end of every video, for
             example `UNRATED_ENDS`.
         keep: Which videos to cut, by id; default: all.
+        sound: Which ids can be written where they are to be; a record with another one is faulty.
         start: The ``position`` of the last block that was dealt with: what comes after it is read.
         on_error: See `pyseg.data.read_frames`.
         report: See `pyseg.data.read_frames`.
@@ -100,6 +104,19 @@ def read_segments(
             if number <= done:
                 continue
             position = (shard, number)
+            if sound is not None and not sound(record.id):
+                error = RecordError(
+                    f"{paths[shard]}: record {number - 1}: expected an id without white space and "
+                    f"control characters, found {shown(record.id)}",
+                    paths[shard],
+                    number - 1,
+                )
+                if on_error == "raise":
+                    raise error
+                if report is not None:
+                    report.skipped += 1
+                    report.first_error = report.first_error or str(error)
+                continue
             if keep is None or keep(record.id):
                 ids.append(record.id)
                 videos.append(record.frames)

@@ -190,13 +190,20 @@ def parse(text, excluded, starts, offsets, labels, hashes):  # type: ignore[no-u
     """
     line, count, at, end = 0, 0, 0, len(text)
     while at < end:
+        starts[line] = at
+        while at < end and text[at] == 32:
+            at += 1
+        if at == end:
+            break
         if text[at] == 10 or (text[at] == 13 and at + 1 < end and text[at + 1] == 10):
             at += 1  # an empty line
             continue
-        starts[line] = at
         value = np.uint64(14695981039346656037)  # FNV-1a
+        trimmed = value  # the hash without spaces at the end
         while at < end and text[at] != 44 and text[at] != 10:
             value = (value ^ np.uint64(text[at])) * np.uint64(1099511628211)
+            if text[at] != 32:
+                trimmed = value
             at += 1
         if at == end or text[at] != 44:
             return line + 1, NO_COMMA
@@ -218,8 +225,8 @@ def parse(text, excluded, starts, offsets, labels, hashes):  # type: ignore[no-u
             count += 1
         at += 1
         if len(excluded):
-            place = np.searchsorted(excluded, value)
-            hashes[line] = place < len(excluded) and excluded[place] == value
+            place = np.searchsorted(excluded, trimmed)
+            hashes[line] = place < len(excluded) and excluded[place] == trimmed
         line += 1
         offsets[line] = count
     return line, 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyseg._containers import read_named_arrays
 from pyseg._files import written_whole
 from pyseg.errors import ArgumentError, DataError
 from pyseg.labels.cooccurrence import Cooccurrence
@@ -219,13 +219,13 @@ class LabelCorrelation:
         """Reads what `save` wrote. Nothing in the file is executed.
 
         Raises:
-            ValueError: The file holds something else; the message names it.
+            DataError: The file holds something else; the message names it.
+            OSError: It cannot be opened.
         """
-        names = ("offsets", "columns", "values")
+        arrays = read_named_arrays(path, ("offsets", "columns", "values"))
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(*(torch.from_numpy(file[name]) for name in names))
-        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return cls(*map(torch.from_numpy, arrays))
+        except (TypeError, ArgumentError) as error:
             raise DataError(f"{os.fspath(path)}: not a label correlation: {error}") from None
 
     def to_scipy(self) -> scipy.sparse.csr_array:

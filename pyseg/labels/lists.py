@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
+import itertools
 import os
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyseg.data._tables import (
+    DAMAGED_GZIP,
+    MAX_LINE,
+    open_unpacked,
+    read_rows,
+    shown,
+    whole_number,
+)
 from pyseg.data.records import ReadReport, VideoSchema, read_videos
 from pyseg.errors import DataError
 
 _BLOCK = 2**24  # bytes of a table that are read at a time
+_ROWS = 2**16  # or rows
 
 
 class LabelLists(NamedTuple):
@@ -36,13 +45,13 @@ def read_label_table(
     exclude: Collection[str] = (),
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[LabelLists]:
-    r"""Reads a table of lines ``id,label label ...``, plain or gzip-compressed.
+    r"""Reads a table of lines ``id,label label ...``, as CSV is read; gzip is seen by content.
 
     A first line without a number after its comma is taken as the columns' names. Empty lines and
-    spaces at the end of a line make no difference; a video may have no labels.
+    spaces at the end of a line or around an id make no difference; a video may have no labels.
 
     Args:
-        path: The table, UTF-8.
+        path: The table, UTF-8, or UTF-16 with a byte order mark.
         exclude: Ids to leave out.
         progress: Called with the number of bytes of the file read since it was last called.
 
@@ -57,27 +66,44 @@ def read_label_table(
         >>> import os, tempfile
         >>> path = os.path.join(tempfile.mkdtemp(), "lists.csv")
         >>> with open(path, "w") as file:
-        ...     _ = file.write("a1b2,3 5\nc3d4,0\n")
+        ...     _ = file.write('a1b2,3 5\n"c3d4",0\n')
         >>> [lists] = read_label_table(path, exclude=["c3d4"])
         >>> lists.offsets.tolist(), lists.labels.tolist(), lists.left_out
         ([0, 2], [3, 5], 1)
     """
     from pyseg.labels import _kernels
 
-    name = os.fspath(path)
-    ids = {id.encode() for id in exclude}
-    hashed = (_kernels.hash_id(np.frombuffer(id, np.uint8)) for id in ids)
-    hashes = np.sort(np.fromiter(hashed, np.uint64, len(ids)))
-    lines, first = 0, True
-    for text in _whole_lines(name, progress):
-        if first:
+    name, size = os.fspath(path), os.path.getsize(path)
+    ids = set(exclude)
+    encoded = {id.encode("utf-8", "surrogateescape") for id in ids}
+    hashed = (_kernels.hash_id(np.frombuffer(id, np.uint8)) for id in encoded)
+    hashes = np.sort(np.fromiter(hashed, np.uint64, len(encoded)))
+    lines = done = 0
+    for text, read in _plain_blocks(name):
+        if text is None:
+            break
+        if progress is not None:
+            progress(read - done)
+            done = read
+        before = lines
+        lines += text.count(b"\n")
+        if before == 0:
             text = text.removeprefix(b"\xef\xbb\xbf")
             head, _, rest = text.partition(b"\n")
-            if _names_columns(head):
-                text, lines = rest, 1
-            first = False
-        yield _parse(name, text, lines, ids, hashes)
-        lines += text.count(b"\n")
+            if _names_columns(head.decode().split(",")):
+                before, text = 1, rest
+        yield _parse(name, text, before, encoded, hashes)
+    else:
+        return
+    if progress is not None:
+        progress(size - done)
+    rows = (  # whatever the parser cannot read
+        row
+        for row in read_rows(path)
+        if row[0] > lines and not (row[0] == 1 and _names_columns(row[1]))
+    )
+    for first in rows:
+        yield _of_rows(name, itertools.chain([first], itertools.islice(rows, _ROWS)), ids)
 
 
 def read_label_records(
@@ -125,34 +151,48 @@ def read_label_records(
         yield LabelLists(offsets, labels, left_out)
 
 
-def _whole_lines(name: str, progress: Callable[[int], object] | None) -> Iterator[bytes]:
-    """Yields a file in blocks that end where a line does."""
-    with open(name, "rb") as file:
-        source: BinaryIO | Any = file
-        if file.peek(2)[:2] == b"\x1f\x8b":
-            source = gzip.GzipFile(fileobj=file)
-        done, rest = 0, b""
+def _plain_blocks(name: str) -> Iterator[tuple[bytes | None, int]]:
+    """Yields blocks of whole lines, and the bytes of the file read so far.
+
+    Where the next lines are not plain, too long or damaged, None is the last block.
+    """
+    rest = b""
+    with open_unpacked(name) as file:
+        raw = getattr(file, "fileobj", file)
+        while True:
+            try:
+                block = file.read(_BLOCK)
+            except DAMAGED_GZIP:
+                break
+            rest += block
+            cut = rest.rfind(b"\n") + 1 if block else len(rest)
+            text, rest = rest[:cut], rest[cut:]
+            if not _is_plain(text or block) or len(rest) > MAX_LINE:
+                break
+            if text:
+                yield text, raw.tell()
+            if not block:
+                return
+    yield None, 0
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether this is UTF-8 whose rows end at LF and whose fields at commas: nothing is quoted."""
+    if b'"' in text or b"\0" in text:
+        return False
+    if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
+        return False
+    if not text.isascii():
         try:
-            while block := source.read(_BLOCK):
-                if progress is not None:
-                    progress(file.tell() - done)
-                    done = file.tell()
-                cut = block.rfind(b"\n") + 1
-                if cut:
-                    yield rest + block[:cut]
-                    rest = block[cut:]
-                else:
-                    rest += block
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"{name}: not a text table: {error}") from error
-        if rest:
-            yield rest
+            text.decode()
+        except UnicodeDecodeError:
+            return False
+    return True
 
 
-def _names_columns(line: bytes) -> bool:
+def _names_columns(fields: Sequence[str]) -> bool:
     """Whether a first line is ``id,labels`` or the like."""
-    _, comma, labels = line.partition(b",")
-    return bool(comma) and labels[:1].isalpha()
+    return len(fields) > 1 and fields[1][:1].isalpha()
 
 
 def _parse(
@@ -167,12 +207,14 @@ def _parse(
     data = np.frombuffer(text, np.uint8)
     count, wrong = _kernels.parse(data, hashes, starts, offsets, labels, marked)
     if wrong:
-        _refuse(name, text, int(starts[count - 1]), before, wrong)
+        start = int(starts[count - 1])
+        line = text[start:].partition(b"\n")[0].decode().removesuffix("\r")
+        _refuse(name, before + text.count(b"\n", 0, start) + 1, line, wrong)
     offsets = offsets[: count + 1]
     labels = labels[: offsets[-1]]
     candidates = np.flatnonzero(marked[:count])
     begins = starts[candidates].tolist()
-    found = [text[begin : text.index(b",", begin)] in ids for begin in begins]
+    found = [text[begin : text.index(b",", begin)].strip(b" ") in ids for begin in begins]
     if not any(found):
         return LabelLists(offsets, labels)
     keep = np.ones(count, np.bool_)
@@ -180,19 +222,38 @@ def _parse(
     return LabelLists(*_only(offsets, labels, keep), sum(found))
 
 
-def _refuse(name: str, text: bytes, start: int, before: int, wrong: int) -> NoReturn:
+def _of_rows(name: str, rows: Iterable[tuple[int, list[str]]], ids: set[str]) -> LabelLists:
+    """Returns what `_parse` does, of rows that were read as CSV."""
     from pyseg.labels import _kernels
 
-    end = text.find(b"\n", start)
-    line = text[start : end if end >= 0 else len(text)].decode(errors="replace").rstrip("\r")
+    sizes, left_out = [0], 0
+    labels: list[int] = []
+    for line, (id, *fields) in rows:
+        if not fields:
+            _refuse(name, line, id, _kernels.NO_COMMA)
+        words = [word for word in ",".join(fields).split(" ") if word]
+        for word in words:
+            if whole_number(word) is None:
+                digits = word.isascii() and word.isdigit()
+                wrong = _kernels.TOO_LARGE if digits else _kernels.NO_NUMBER
+                _refuse(name, line, ",".join([id, *fields]), wrong)
+        if id.strip(" ") in ids:
+            left_out += 1
+        else:
+            sizes.append(len(words))
+            labels += map(int, words)
+    return LabelLists(np.cumsum(sizes), np.array(labels, np.int64), left_out)
+
+
+def _refuse(name: str, line: int, found: str, wrong: int) -> NoReturn:
+    from pyseg.labels import _kernels
+
     expected = {
         _kernels.NO_COMMA: "id,label label ...",
         _kernels.NO_NUMBER: "labels to be whole numbers with spaces between",
         _kernels.TOO_LARGE: "labels of at most 9 digits",
     }[wrong]
-    number = before + text.count(b"\n", 0, start) + 1
-    shown = line if len(line) <= 60 else line[:60] + "..."
-    raise DataError(f"{name}, line {number}: expected {expected}, found {shown!r}")
+    raise DataError(f"{name}, line {line}: expected {expected}, found {shown(found)}")
 
 
 def _only(

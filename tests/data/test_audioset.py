@@ -146,7 +146,7 @@ def test_published_column_names_and_gzip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file\tlabel\n", "line 1: expected a column filename or segment_id, found file, label"),
+        ("file\tlabel\n", "line 1: expected a column filename or segment_id, found 'file, label'"),
         (HEADER, "expected at least one event, found none"),
         (HEADER + "a_0\t/m/a\t0.0\t1.0\na_0\t/m/a\t0.0\n", "line 3: expected 4 fields, found 3"),
         (HEADER + "a_0\t/m/a\tx\t1.0\n", "line 2: expected onset to be a number, found 'x'"),

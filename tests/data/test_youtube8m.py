@@ -36,7 +36,7 @@ def test_segment_vocabulary_keeps_the_order_of_the_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "line 1: expected a column Index, found "),
-        ("Number,Name\n0,a\n", "line 1: expected a column Index, found Number, Name"),
+        ("Number,Name\n0,a\n", "line 1: expected a column Index, found 'Number, Name'"),
         (HEADER, "expected at least one class, found none"),
         (HEADER + "0,5,/m/a\n", "line 2: expected 4 fields, found 3"),
         (
@@ -50,7 +50,7 @@ def test_segment_vocabulary_keeps_the_order_of_the_file(tmp_path: Path) -> None:
             "line 3: expected every class once, found class 0 again",
         ),
         (HEADER + "0,5,/m/a,A\n2,5,/m/b,B\n", "the classes 0 to 1, one a line; class 1 is missing"),
-        (HEADER + '0,5,/m/a,"A\n', "not a text table"),
+        (HEADER + '0,5,/m/a,"A\n', "line 3: expected quotes as CSV has them, found: "),
     ],
 )
 def test_malformed_vocabulary(tmp_path: Path, text: str, message: str) -> None:
@@ -61,14 +61,17 @@ def test_malformed_vocabulary(tmp_path: Path, text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"Index\n\xff\n", gzip.compress(b"Index\n0\n1\n2\n")[:-12]],
+    ("content", "told"),
+    [
+        (b"Index\n\xff\n", "line 2: expected UTF-8 text, found the byte 0xff"),
+        (gzip.compress(b"Index\n0\n1\n2\n")[:-12], r"line \d+: .* damaged gzip data"),
+    ],
     ids=["of another encoding", "cut"],  # what is compressed says when it was
 )
-def test_not_text(tmp_path: Path, content: bytes) -> None:
+def test_not_text(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "vocabulary.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"vocabulary\.csv, line \d+: not a text table"):
+    with pytest.raises(DataError, match=rf"vocabulary\.csv, {told}"):
         read_vocabulary(path)
 
 

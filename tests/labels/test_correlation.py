@@ -88,14 +88,14 @@ def test_round_trip_is_exact(counted: Cooccurrence, tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.npz"
     path.write_bytes(b"not a zip file")
-    with pytest.raises(ValueError, match=r"file\.npz: not a label correlation"):
+    with pytest.raises(ValueError, match=r"file\.npz: expected a NumPy file, found a file that"):
         LabelCorrelation.load(path)
     np.savez(path, offsets=np.array([0, 1]))
-    with pytest.raises(ValueError, match=r"file\.npz: not a label correlation: .*columns"):
+    with pytest.raises(ValueError, match=r"file\.npz: expected the array columns, found offsets"):
         LabelCorrelation.load(path)
     pickled = np.array([{"a": 1}], dtype=object)
     np.savez(path, offsets=pickled, columns=pickled, values=pickled)
-    with pytest.raises(ValueError, match=r"file\.npz: not a label correlation: .*pickle"):
+    with pytest.raises(ValueError, match=r"file\.npz: .*, found: an array of Python objects"):
         LabelCorrelation.load(path)
     with pytest.raises(FileNotFoundError):
         LabelCorrelation.load(tmp_path / "absent.npz")

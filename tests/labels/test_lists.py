@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyseg.data import DataError
 from pyseg.data.records import RecordError, encode_frames, encode_video, write_records
@@ -56,12 +59,25 @@ def test_lists_are_read(
         "\ufeff" + TABLE,
         "id,labels\n" + TABLE,
         "VideoId,LabelIds\r\n" + TABLE,
+        TABLE.replace("\n", "\r"),
+        TABLE.replace("c3d4", '"c3d4"').replace("10 11 12", '"10 11 12"'),
+        "   \n" + TABLE.replace("c3d4", " c3d4 "),
+        '"id","labels"\n' + TABLE,
     ],
 )
-def test_variations_make_no_difference(table: Path, text: str) -> None:
-    table.write_bytes(text.encode())
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("block", [2**24, 5])
+def test_variations_make_no_difference(
+    table: Path, text: str, encoding: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "_BLOCK", block)
+    table.write_bytes(text.removeprefix("\ufeff" * (encoding != "utf-8")).encode(encoding))
     assert read(table) == (LISTS, 0)
     assert read(table, exclude=["a1b2"]) == (LISTS[1:], 1)
+    assert read(table, exclude=["c3d4"]) == ([LISTS[0], *LISTS[2:]], 1)
+    done: list[int] = []
+    read(table, progress=done.append)
+    assert sum(done) == table.stat().st_size
 
 
 def test_ids_with_the_same_hash_are_told_apart(
@@ -109,9 +125,36 @@ def test_errors_name_file_and_line(
         read(table)
 
 
+def outcome(path: Path, exclude: list[str]) -> object:
+    try:
+        return read(path, exclude=exclude)
+    except DataError as error:
+        return str(error)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.lists(
+        st.sampled_from(["a", "é", "1", "20", ",", " ", "\n", "\r\n", "\0", "x"]), max_size=24
+    ).map("".join),
+    block=st.sampled_from([3, 2**24]),
+)
+def test_the_parser_and_the_reader_of_rows_agree(text: str, block: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder, "lists.csv")
+        path.write_bytes(text.encode())
+        patch.setattr(lists, "_BLOCK", block)
+        fast = outcome(path, ["a"])
+        patch.setattr(lists, "_is_plain", lambda text: False)
+        assert outcome(path, ["a"]) == fast
+
+
 def test_damaged_gzip(table: Path) -> None:
     table.write_bytes(gzip.compress(TABLE.encode() * 100)[:-20])
-    with pytest.raises(DataError, match=r"lists\.csv: not a text table: Compressed file ended"):
+    with pytest.raises(
+        DataError,
+        match=r"lists\.csv, line 35: expected more text, found damaged gzip data: Comp",
+    ):
         read(table)
 
 
