@@ -345,9 +345,9 @@ def run(main: Callable[[], None]) -> None:
         print(f"pyseg: error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        if rank == "0":
-            after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C
-            print(f"{after_echo}pyseg: interrupted", file=sys.stderr, flush=True)
+        # Of several processes only one comes here (`pyseg.distributed.session`).
+        after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C
+        print(f"{after_echo}pyseg: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
 
 

@@ -255,8 +255,8 @@ class _Work:
                 f"{self.folder} holds an unfinished prediction with other options, records or "
                 "weights: delete it to start anew"
             )
-        arrays = read_arrays(state)
         try:
+            arrays = read_arrays(state)
             self.best = TopKPerClass.from_state(
                 {name[4:]: value for name, value in arrays.items() if name.startswith("top.")}
             )

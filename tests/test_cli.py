@@ -177,17 +177,13 @@ def test_progress_is_a_line_of_the_log_where_there_is_no_terminal(caplog, monkey
     assert line == ("pretrain: 100 of 1,000 steps (10%), loss 0.123, 400 examples/s, 0:03:00 left")
 
 
-def test_an_interruption_is_told_by_the_first_process(capsys, monkeypatch):
-    monkeypatch.setattr(_cli, "_show_log", lambda first: None)
-
+def test_an_interruption_is_a_line(capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    for rank, expected in (("0", "pyseg: interrupted\n"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as stop:
-            _cli.run(interrupted)
-        assert (stop.value.code, capsys.readouterr().err) == (130, expected)
+    with pytest.raises(SystemExit) as stop:
+        _cli.run(interrupted)
+    assert (stop.value.code, capsys.readouterr().err) == (130, "pyseg: interrupted\n")
 
 
 def test_log_level_is_checked(capsys, monkeypatch):
