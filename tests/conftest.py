@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("long", max_examples=20_000)  # `tests/test_hostile_text.py`
+settings.register_profile("long", max_examples=5_000)  # `tests/test_hostile_text.py`
 
 ROOT = Path(__file__).resolve().parent.parent
 

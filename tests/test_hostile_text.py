@@ -151,7 +151,7 @@ def test_only_own_errors_come_out(name: str, tmp_path: Path) -> None:
     reader = READERS[name]
     quick = settings.default is not settings.get_profile("long")
 
-    @settings(deadline=None, database=None, max_examples=25 if quick else 20_000)
+    @settings(deadline=None, database=None, max_examples=25 if quick else 5_000)
     @given(damaged(reader.good))
     def check(data: bytes) -> None:
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
