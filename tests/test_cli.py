@@ -163,7 +163,16 @@ def test_an_array_that_does_not_fit(kind, data, tmp_path):
         train.train(TrainConfig(data=data, eigenvalues=str(path)))
 
 
-def test_progress_is_a_line_of_the_log_where_there_is_no_terminal(caplog, monkeypatch):
+@pytest.fixture
+def log(monkeypatch) -> logging.Logger:
+    """The log as it is before a command shows it: other tests of the same process run some."""
+    log = logging.getLogger("pyseg")
+    for name, value in (("handlers", []), ("propagate", True), ("level", logging.NOTSET)):
+        monkeypatch.setattr(log, name, value)
+    return log
+
+
+def test_progress_is_a_line_of_the_log_where_there_is_no_terminal(caplog, monkeypatch, log):
     clock = iter([0.0, *[4.0] * 1, *[20.0] * 2, *[21.0] * 1])
     monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
     with (
@@ -186,13 +195,13 @@ def test_an_interruption_is_a_line(capsys):
     assert (stop.value.code, capsys.readouterr().err) == (130, "pyseg: interrupted\n")
 
 
-def test_log_level_is_checked(capsys, monkeypatch):
+def test_log_level_is_checked(capsys, monkeypatch, log):
     monkeypatch.setenv("PYSEG_LOG", "loud")
     with pytest.raises(SystemExit):
         _cli.run(lambda: None)
     assert capsys.readouterr().err == (
         "pyseg: error: PYSEG_LOG=loud: expected one of debug, info, warning, error\n"
     )
-    assert not logging.getLogger("pyseg").handlers
+    assert not log.handlers
     assert make_parser().prog == "python -m pyseg.train"
     assert sys.stdout.writable()
