@@ -20,6 +20,9 @@ import torch
 from pyseg._files import written_whole
 from pyseg.errors import DataError
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints while it trains."""
+
 _NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 
 # Of the secure digests the fastest one, where processors have instructions for it.
@@ -65,6 +68,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def warn_unfinished(run: Path) -> None:
+    """Prints a line where the training of a run has not ended: its weights are earlier ones."""
+    if list_checkpoints(run / CHECKPOINTS):
+        print(f"{run}: its training has not ended: python -m pyseg.train --resume {run} goes on")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

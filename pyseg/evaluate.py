@@ -26,6 +26,7 @@ from torch.nn import functional
 from pyseg import _cli, distributed, metrics, models
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
+from pyseg.checkpoint import warn_unfinished
 from pyseg.config import known_classes, open_data, read_run_config
 from pyseg.data import Collection, loader, open_collection
 from pyseg.data.collection import Part
@@ -386,6 +387,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError("expected --run or --submission, found neither")
     run = Path(config.run)
     trained = read_run_config(run)
+    warn_unfinished(run)
     device = distributed.local_device(pick_device(config.device))
     model: Any = models.load(run).to(device)
     collection = open_data(trained, config.data, config.labels, config.on_error)

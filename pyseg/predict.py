@@ -36,6 +36,7 @@ from pyseg._containers import read_arrays
 from pyseg._files import sole_owner, written_whole
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
+from pyseg.checkpoint import warn_unfinished
 from pyseg.config import (
     TrainConfig,
     known_classes,
@@ -135,6 +136,7 @@ class Scorer:
         self.device = distributed.local_device(pick_device(config.device))
         self.run = Path(config.run)
         self.trained: TrainConfig = read_run_config(self.run)
+        warn_unfinished(self.run)
         self.model = cast(Any, models.load(self.run).to(self.device))
         # The number that the data has for each of the model's classes.
         known = known_classes(self.run, self.model.num_classes)

@@ -23,7 +23,7 @@ from pyseg import _charts, _cli, models
 from pyseg._charts import ClassBar, Series
 from pyseg._containers import parse_json
 from pyseg._files import written_whole
-from pyseg.checkpoint import list_checkpoints
+from pyseg.checkpoint import CHECKPOINTS, list_checkpoints
 from pyseg.config import TrainConfig, known_classes, open_data, read_run_config
 from pyseg.data import Collection
 from pyseg.data.collection import Part
@@ -33,7 +33,6 @@ from pyseg.labels import LabelCorrelation
 from pyseg.metrics import MeanAveragePrecision, MeanAveragePrecisionAtK, map_at_k
 from pyseg.predict import PredictConfig, Scorer, find_run_shards, timelines
 from pyseg.timeline import Rating, Timeline
-from pyseg.training import CHECKPOINTS
 
 if TYPE_CHECKING:
     import networkx

@@ -40,7 +40,7 @@ from pyseg import _cli, distributed, models
 from pyseg._containers import read_array
 from pyseg._files import sole_owner
 from pyseg._memory import keep_memory
-from pyseg.checkpoint import list_checkpoints, load_last_checkpoint
+from pyseg.checkpoint import CHECKPOINTS, list_checkpoints, load_last_checkpoint
 from pyseg.config import (
     SEGMENT_VOCABULARY,
     LossConfig,
@@ -55,7 +55,7 @@ from pyseg.data.records import without_record_warnings
 from pyseg.errors import ArgumentError, UserError
 from pyseg.evaluate import evaluate, pick_device
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
-from pyseg.training import CHECKPOINTS, Loss, Stage, Trainer, flat_options, summary_writer
+from pyseg.training import Loss, Stage, Trainer, flat_options, summary_writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -27,6 +27,7 @@ from pyseg._extras import install_command
 from pyseg._files import remove_unfinished
 from pyseg._progress import Progress
 from pyseg.checkpoint import (
+    CHECKPOINTS,
     list_checkpoints,
     random_state,
     remove_checkpoints_after,
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
 
 PRETRAINED = "pretrained"
 """The folder of a run that holds the weights which a stage that is done again starts from."""
-
-CHECKPOINTS = "checkpoints"
-"""The folder of a run that holds its checkpoints while it trains."""
 
 TENSORBOARD = "tensorboard"
 """The folder of a run that TensorBoard reads."""

@@ -195,7 +195,7 @@ def test_ratings_of_held_out_videos_alone_are_told_at_the_start(tmp_path):
     train.train(config(data, tmp_path / "run", **ONE, seed=seed, stage="pretrain"))
 
 
-def test_a_run_without_evaluation_goes_on(tmp_path, monkeypatch):
+def test_a_run_without_evaluation_goes_on(tmp_path, monkeypatch, capsys):
     data = plain(tmp_path / "a.tfrecord", 20)
     options = {"pretrain": StageConfig(4, 1e-3, 8), "test_fraction": 0.0, "checkpoint_steps": 1}
     whole = train.train(config(data, tmp_path / "whole", **options))
@@ -209,7 +209,11 @@ def test_a_run_without_evaluation_goes_on(tmp_path, monkeypatch):
         patch.setattr("pyseg.training._StageRun._report", lambda self: 0.0)
         with pytest.raises(KeyboardInterrupt):
             train.train(config(data, tmp_path / "run", **options))
+    evaluate.main(["--run", str(tmp_path / "run"), "--part", "all"])
+    assert "its training has not ended: python -m pyseg.train --res" in capsys.readouterr().out
     run = train.train(TrainConfig(resume=str(tmp_path / "run")))
+    evaluate.main(["--run", str(run), "--part", "all"])
+    assert "its training has not ended" not in capsys.readouterr().out
     first, second = (models.load(folder).state_dict() for folder in (whole, run))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
