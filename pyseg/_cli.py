@@ -244,7 +244,7 @@ def read_config(
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: expected YAML, found: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise UserError(f"{path}: expected options, found values nested too deeply") from error
