@@ -34,6 +34,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Names binary values by their argument: gzip data holds the time, which differs by process.
+
+    pytest-xdist wants the same names of tests in every process.
+    """
+    if isinstance(val, bytes) and not (val.isascii() and val.decode().isprintable()):
+        return argname
+    return None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def sample_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keeps the generated sample out of the user's cache."""
