@@ -1,31 +1,39 @@
 """Runs of several processes, through torchrun: the numbers of one, stops, and lost processes.
 
-torchrun takes seconds to start, so one start serves many checks: they are functions of this file,
-which the processes call (`in_processes`), and whose assertions fail there.
+A process takes seconds to import torch, so all are forked from one (`launch_all`), and one run
+serves many checks: they are functions of this file, which the processes call, and whose assertions
+fail there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyseg import _cli, cooccur, distributed, evaluate, models, predict, train, training
+from pyseg import _cli, cooccur, distributed, evaluate, metrics, models, predict, train, training
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, held_out, write_records
 from pyseg.errors import UserError
+from pyseg.metrics import (
+    GlobalAveragePrecisionAtK,
+    HitAt1,
+    MeanAveragePrecisionAtK,
+    PrecisionAtEqualRecallRate,
+    map_at_k_dense,
+)
 from pyseg.nn import BatchNorm
 from pyseg.ops import soft_assign
 
@@ -34,7 +42,6 @@ pytestmark = pytest.mark.skipif(
     reason="torch without gloo",
 )
 
-PROCESSES = 3
 SHARDS = (12, 12, 7, 14)  # videos in each; one process has two
 NAMES = [f"{shard}v{number}" for shard, videos in enumerate(SHARDS) for number in range(videos)]
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
@@ -85,44 +92,73 @@ class Done(NamedTuple):
     err: str
 
 
-def torchrun(*arguments: str, processes: int = PROCESSES) -> Done:
-    """Runs a command as torchrun does, for two minutes at most."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    tests = str(Path(__file__).parent)
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+}
+LAUNCHED = {"all_checks": 3, "go_on": 3, "fail_in_one": 2, "kill_one": 2}
+"""How many processes call which function of this file."""
+
+
+def run_program(*arguments: str) -> Done:
+    """Runs Python with one thread, for four minutes at most."""
     with subprocess.Popen(
-        [*command, f"--nproc_per_node={processes}", *arguments],
+        [sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join([tests, *sys.path]),
-        },
+        env=os.environ | ENVIRONMENT,
     ) as process:
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             process.terminate()  # torchrun ends its processes
             out, err = process.communicate()
-            pytest.fail(f"torchrun did not end:\n{out}\n{err}")
+            pytest.fail(f"{arguments} did not end:\n{out}\n{err}")
     return Done(process.returncode, out, err)
 
 
-def in_processes(folder: Path, function: str, *arguments: Path, processes: int = PROCESSES) -> Done:
-    """Calls a function of this file, with paths, in several processes."""
-    script = folder / f"{function}.py"
-    paths = [str(path) for path in arguments]
-    script.write_text(
-        textwrap.dedent(f"""
-            from pathlib import Path
-            import test_distributed
-            from pyseg import _cli
-            _cli.run(lambda: test_distributed.{function}(*map(Path, {paths!r})))
-        """)
+def launch_all(data: Path, runs: Path) -> None:
+    """Launches each of `LAUNCHED` as torchrun does, but that its processes are forked.
+
+    What they need is imported and compiled once, here, by a run of one process to compare theirs
+    with; each agent of torchrun has a process of its own. What they print, and the agent's exit
+    status, are files in the folder of runs.
+    """
+    train_in_float64(config(data, runs / "one", **CACHED))
+    check_metrics()
+    for name, processes in LAUNCHED.items():
+        agent = os.fork()
+        if agent == 0:
+            for stream, descriptor in (("out", 1), ("err", 2)):
+                os.dup2(os.open(runs / f"{name}.{stream}", os.O_CREAT | os.O_WRONLY), descriptor)
+            launch(name, processes, data, runs)
+        status = os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])
+        (runs / f"{name}.code").write_text(str(status))
+
+
+def launch(name: str, processes: int, data: Path, runs: Path) -> NoReturn:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=name,
+        max_restarts=0,
+        start_method="fork",
     )
-    return torchrun(str(script), processes=processes)
+    code = 0
+    try:
+        elastic_launch(config, _cli.run)(functools.partial(globals()[name], data, runs))
+    except ChildFailedError:
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
 
 
 # ---------------------------------------------------------------- what runs in the processes
@@ -130,13 +166,14 @@ def in_processes(folder: Path, function: str, *arguments: Path, processes: int =
 
 def all_checks(data: Path, runs: Path) -> None:
     with distributed.session(torch.device("cpu")):
-        assert distributed.world_size() == PROCESSES
+        assert distributed.world_size() == LAUNCHED["all_checks"]
         assert distributed.is_first() == (distributed.rank() == 0)
         check_agreements()
         for unbiased in (False, True):
             for case in range(len(SPLITS)):
                 check_batch_norm(case, unbiased)
         check_towers()
+        check_metrics()
         check_feeding(data, runs / "feeding")
         train_in_float64(config(data, runs / "several", **CACHED))
         train.train(config(data, runs / "noisy", **NOISY))
@@ -154,12 +191,12 @@ def scored(data: Path, runs: Path, name: str) -> list[str]:
     return ["--run", str(runs / "several"), "--data", str(data), *files, *options]
 
 
-def train_in_float64(options: TrainConfig) -> Path:
+def train_in_float64(options: TrainConfig) -> None:
     """Trains so that no gradient is rounding alone, which Adam would make a step of."""
     with pytest.MonkeyPatch.context() as patch:
         create = models.create
         patch.setattr(models, "create", lambda *args, **more: create(*args, **more).double())
-        return train.train(options)
+        train.train(options)
 
 
 def check_agreements() -> None:
@@ -257,18 +294,18 @@ def each_step(before):
 def check_feeding(data: Path, run: Path) -> None:
     """Of frames read as a stream every example comes once in a pass, in one of the processes."""
     own: list[tuple[int, str]] = []
+    trained = sorted(name for name in NAMES if not held_out(name))
 
     def note(_, batch) -> None:  # of one example
         own.append((batch.position.epoch, batch.ids[0]))
 
     with each_step(note):
-        train.train(
-            config(data, run, overrides=TINY, pretrain=StageConfig(40, 1e-3, 3), finetune=NONE)
-        )
+        stage = StageConfig(2 * len(trained) // 3 + 2, 1e-3, 3)
+        train.train(config(data, run, overrides=TINY, pretrain=stage, finetune=NONE))
     parts = distributed.from_all(own)
     for epoch in (0, 1):
         passes = [[id for number, id in part if number == epoch] for part in parts]
-        assert sorted(itertools.chain(*passes)) == sorted(n for n in NAMES if not held_out(n))
+        assert sorted(itertools.chain(*passes)) == trained
 
 
 def check_skipping(data: Path, run: Path) -> None:
@@ -306,6 +343,38 @@ def check_predicting(arguments: list[str]) -> None:
     predict.main(arguments)
 
 
+def check_metrics() -> None:
+    """Metrics of rows in several processes are those of all rows."""
+    rng = np.random.default_rng(5)
+    # Scores of few values, so that ranks decide.
+    scores = rng.integers(0, 6, (40, 3)) / 8
+    labels, rated = rng.random((40, 3)) < 0.4, rng.random((40, 3)) < 0.8
+    first = distributed.is_first()
+    assert GlobalAveragePrecisionAtK(3).compute() == 0.0  # of no row at all
+    expected = map_at_k_dense(scores, labels, rated, k=7)
+    for ends in ((0, 0), (0, 40), (13, 13), (13, 30), (40, 40)):
+        bounds = (0, *ends[: distributed.world_size() - 1], 40)
+        part = slice(*bounds[distributed.rank() : distributed.rank() + 2])
+        own = scores[part].astype(np.float32) if first else scores[part]  # the same values
+        best = MeanAveragePrecisionAtK(3, k=7)
+        gap, hit, perr = (
+            GlobalAveragePrecisionAtK(3, k=3),
+            HitAt1(3),
+            PrecisionAtEqualRecallRate(3),
+        )
+        if len(own):  # a process without rows makes no update at all
+            best.update_dense(own, labels[part], rated[part])
+            for metric in (gap, hit, perr):
+                metric.update(own, labels[part])
+        for _ in range(2):
+            found = best.compute()
+            for name in ("per_class", "positives", "rated"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert gap.compute() == metrics.gap_at_k(scores, labels, k=3)
+        assert hit.compute() == metrics.hit_at_1(scores, labels)
+        assert perr.compute() == metrics.perr(scores, labels)
+
+
 def stop_one(data: Path, run: Path) -> None:
     """Asks one process to stop in a step; the others hear it from that."""
 
@@ -317,22 +386,26 @@ def stop_one(data: Path, run: Path) -> None:
         train.train(config(data, run, **NOISY))
 
 
-def fail_in_one(data: Path, run: Path) -> None:
+def go_on(_: Path, runs: Path) -> None:
+    train.main(["--resume", str(runs / "stopped")])
+
+
+def fail_in_one(data: Path, runs: Path) -> None:
     def fail(stage, _) -> None:
         if os.environ["RANK"] == "1" and stage.step == 3:
             raise UserError("something is wrong here")
 
     with each_step(fail):
-        train.train(config(data, run, **CACHED))
+        train.train(config(data, runs / "failed", **CACHED))
 
 
-def kill_one(data: Path, run: Path) -> None:
+def kill_one(data: Path, runs: Path) -> None:
     def kill(stage, _) -> None:
         if os.environ["RANK"] == "1" and stage.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with each_step(kill):
-        train.train(config(data, run, **CACHED))
+        train.train(config(data, runs / "lost", **CACHED))
 
 
 # ------------------------------------------------------------------------------------- the tests
@@ -345,23 +418,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What several processes leave that make all checks, train, and are stopped in training."""
+    """What the processes leave, which make all checks, train, and are stopped in training."""
     folder = tmp_path_factory.mktemp("runs")
-    done = in_processes(folder, "all_checks", data, folder)
-    assert PASSED in done.out.splitlines(), done.out + done.err
-    (folder / "out.txt").write_text(done.out)
-    (folder / "err.txt").write_text(done.err)
+    source = "import sys, test_distributed as t; t.launch_all(*map(t.Path, sys.argv[1:]))"
+    done = run_program("-c", source, str(data), str(folder))
+    assert done.code == 0, done
+    checked = outcome(folder, "all_checks")
+    assert PASSED in checked.out.splitlines(), checked.out + checked.err
     return folder
 
 
-def test_several_processes_train_like_one(data: Path, runs: Path, tmp_path: Path) -> None:
-    one = train_in_float64(config(data, tmp_path / "one", **CACHED))
-    expected, found = log_of(one), log_of(runs / "several")[:-1]
+def outcome(runs: Path, name: str) -> Done:
+    code, out, err = ((runs / f"{name}.{kind}").read_text() for kind in ("code", "out", "err"))
+    return Done(int(code), out, err)
+
+
+def test_several_processes_train_like_one(runs: Path) -> None:
+    expected, found = log_of(runs / "one"), log_of(runs / "several")[:-1]
     assert [line["stage"] for line in found] == [line["stage"] for line in expected]
     for line, other in zip(found, expected, strict=True):
         for key in line.keys() & {"step", "loss", "rated", "positives"}:
             assert line[key] == pytest.approx(other[key], rel=1e-6), key
-    left, right = (load_file(run / models.WEIGHTS) for run in (runs / "several", one))
+    left, right = (load_file(runs / run / models.WEIGHTS) for run in ("several", "one"))
     for key, value in left.items():
         assert value.dtype == torch.float64
         torch.testing.assert_close(value, right[key], rtol=1e-7, atol=1e-7, msg=key)
@@ -377,7 +455,7 @@ def test_several_processes_count_like_one(data: Path, runs: Path, tmp_path: Path
     cooccur.main(["--data", str(data), *COUNTED, "--out", str(out)])
     lines = capsys.readouterr().out.splitlines()[:-1]
     assert lines[0] == f"videos: {len(NAMES)}, left out: 0"
-    assert "\n".join(lines) in (runs / "out.txt").read_text()
+    assert "\n".join(lines) in outcome(runs, "all_checks").out
     assert out.read_bytes() == (runs / "several.npz").read_bytes()
 
 
@@ -385,7 +463,7 @@ def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> N
     predict.main(scored(data, runs, "one"))
     assert (runs / "one.csv").read_text() == (runs / "several.csv").read_text()
     told = capsys.readouterr().out.splitlines()[0].split(", ")[:2]
-    printed = (runs / "out.txt").read_text()
+    printed = outcome(runs, "all_checks").out
     assert ", ".join(told) in printed
     assert printed.count("stopped after ") == printed.count("going on from ") == 1
     with np.load(runs / "one-scores.npz") as one, np.load(runs / "several-scores.npz") as several:
@@ -396,19 +474,17 @@ def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> N
 
 
 def test_one_process_speaks(runs: Path) -> None:
-    lines = (runs / "out.txt").read_text().splitlines()
+    lines = outcome(runs, "all_checks").out.splitlines()
     assert sum(line.startswith("run folder: ") for line in lines) == 4
     assert not (runs / "several" / training.CHECKPOINTS).exists()
 
 
 def test_a_stop_in_one_process_stops_all_and_goes_on(runs: Path) -> None:
     run = runs / "stopped"
-    assert (runs / "err.txt").read_text().count("pyseg: interrupted") == 1
+    assert outcome(runs, "all_checks").err.count("pyseg: interrupted") == 1
     stopped = "stopped at finetune, step 3: python -m pyseg.train --resume"
-    assert stopped in (runs / "out.txt").read_text()
-    with pytest.raises(UserError, match="expected 3 processes, as before; found 1"):
-        train.main(["--resume", str(run)])
-    done = torchrun("-m", "pyseg.train", "--", "--resume", str(run))
+    assert stopped in outcome(runs, "all_checks").out
+    done = outcome(runs, "go_on")
     assert done.code == 0, done.out + done.err
     assert "going on from finetune, step 3" in done.out
     left, right = (models.load(folder).state_dict() for folder in (run, runs / "noisy"))
@@ -424,13 +500,23 @@ def test_a_stop_in_one_process_stops_all_and_goes_on(runs: Path) -> None:
         ("kill_one", 0, "another process is lost: "),
     ],
 )
-def test_a_lost_process_ends_the_run(
-    data: Path, tmp_path: Path, function: str, rank: int, text: str
-) -> None:
-    done = in_processes(tmp_path, function, data, tmp_path / "run", processes=2)
+def test_a_lost_process_ends_the_run(runs: Path, function: str, rank: int, text: str) -> None:
+    done = outcome(runs, function)
     assert done.code != 0
     [told] = [line for line in done.err.splitlines() if line.startswith("pyseg: ")]
     assert told.startswith(f"pyseg: error (rank {rank}): {text}")
+
+
+def test_as_many_processes_go_on(runs: Path) -> None:
+    """The command of README; all other processes here are forked."""
+    run = runs / "failed"
+    with pytest.raises(UserError, match="expected 2 processes, as before; found 1"):
+        train.main(["--resume", str(run)])
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    done = run_program("-m", *launcher, "pyseg.train", "--", "--resume", str(run))
+    assert done.code == 0, done.out + done.err
+    assert done.out.count("going on from finetune, step ") == 1
+    assert (run / models.WEIGHTS).is_file()
 
 
 def test_alone() -> None:

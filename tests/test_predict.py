@@ -6,8 +6,6 @@ import contextlib
 import csv
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -453,18 +451,18 @@ def test_odd_ids_come_back_or_are_refused(run: Path, tmp_path: Path) -> None:
     }
 
 
-def test_as_a_command(run: Path, data: Path, tmp_path: Path) -> None:
-    """Errors are one line; a damaged record stops or is left out."""
+def test_a_damaged_record_stops_or_is_left_out(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damaged = tmp_path / "validate0.tfrecord"
     content = bytearray((data / "validate0.tfrecord").read_bytes())
     content[30] ^= 1
     damaged.write_bytes(content)
-    command = [sys.executable, "-m", "pyseg.predict", "--run", str(run), "--data", str(damaged)]
-    command += ["--out", str(tmp_path / "s.csv")]
-    failed = subprocess.run(command, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("pyseg: error: ")
-    assert "validate0.tfrecord" in failed.stderr
-    skipped = subprocess.run([*command, "--on-error", "skip"], capture_output=True, text=True)
-    assert skipped.returncode == 0, skipped.stderr
-    assert "records: skipped 1 record" in skipped.stdout
+    words = ["--run", str(run), "--data", str(damaged), "--out", str(tmp_path / "s.csv")]
+    with pytest.raises(SystemExit, match="1"):
+        _cli.run(lambda: predict.main(words))
+    told = capsys.readouterr().err
+    assert told.startswith("pyseg: error: ")
+    assert "validate0.tfrecord" in told
+    predict.main([*words, "--on-error", "skip"])
+    assert "records: skipped 1 record" in capsys.readouterr().out

@@ -52,7 +52,7 @@ def columns(rows: list[tuple[int, float, bool]]) -> tuple[np.ndarray, np.ndarray
     )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(ROWS, K, st.sampled_from([np.float32, np.float64]))
 def test_is_its_definition(rows: list, k: int, dtype: type) -> None:
     classes, scores, relevance = columns(rows)

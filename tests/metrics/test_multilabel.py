@@ -31,7 +31,7 @@ def ranked(row: np.ndarray) -> list[int]:
     return sorted(range(len(row)), key=lambda index: -row[index])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(matrices(), st.one_of(st.integers(1, 7), st.just(20)))
 def test_gap_is_its_definition(data: tuple[np.ndarray, np.ndarray], k: int) -> None:
     scores, labels = data
@@ -45,7 +45,7 @@ def test_gap_is_its_definition(data: tuple[np.ndarray, np.ndarray], k: int) -> N
     assert gap_at_k(scores, labels, k) == pytest.approx(expected, rel=1e-14)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(matrices(min_rows=1))
 def test_hit_and_perr_are_their_definitions(data: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = data

@@ -249,10 +249,9 @@ def test_gradcheck_and_opcheck(device: str) -> None:
         values = [t.detach().requires_grad_(grad) for t in (weight, bias, weights, maps)]
         for valid in (mask, None):
             torch.library.opcheck(linear, (x, valid, *values[:2]))
-        for given in (x, wide.detach().mT.contiguous().mT.requires_grad_(grad)):
-            permuted = values[2].detach().mT.contiguous().mT.requires_grad_(grad)
-            for some in (values[2], permuted):
-                torch.library.opcheck(pool, (given, some, values[3], grad))
+        permuted = [t.detach().mT.contiguous().mT.requires_grad_(grad) for t in (wide, values[2])]
+        for some in ((x, values[2]), (x, permuted[1]), permuted):
+            torch.library.opcheck(pool, (*some, values[3], grad))
     gradient = torch.rand(2, 5, 3, device=device)
     torch.library.opcheck(torch.ops.pyseg.frame_linear_backward, (gradient, x, mask))
     sums, mass, kept = (t.detach() for t in pool(wide, weights, maps, True))
