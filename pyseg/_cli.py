@@ -17,6 +17,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -83,8 +84,30 @@ def check_out(name: str, path: str | os.PathLike[str] | None) -> None:
         raise UserError(f"--{name} {path}: expected a file, found a folder")
     if not path.parent.is_dir():
         raise UserError(f"--{name} {path}: expected a folder {path.parent}, found none")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--{name} {path}: the folder {path.parent} cannot be written to")
+    _check_writable(name, path, path.parent)
+
+
+def check_out_folder(name: str, path: str | os.PathLike[str]) -> None:
+    """Checks, before any work, that the folder of an option is there or can be made.
+
+    Raises:
+        pyseg.errors.UserError: It is a file, or cannot be written to.
+    """
+    path = Path(path)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--{name} {path}: expected a folder, found a file {there}")
+    _check_writable(name, path, there)
+
+
+def _check_writable(name: str, path: Path, folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--{name} {path}: the folder {folder} cannot be written to: {error.strerror}"
+        ) from error
 
 
 def make_parser(

@@ -64,16 +64,20 @@ def sole_owner(folder: Path) -> Iterator[None]:
     nobody is kept out.
 
     Args:
-        folder: Created where it is not there, and removed at the end where it is empty then.
+        folder: Created where it is not there; removed at the end if it was, and is empty then.
 
     Raises:
         pyseg.errors.UserError: Another process is at work there.
         OSError: The folder cannot be made or written.
     """
     with contextlib.ExitStack() as stack:
-        path = folder / _LOCK
+        path, made = folder / _LOCK, False
         while True:
-            folder.mkdir(exist_ok=True)
+            try:
+                folder.mkdir()
+                made = True
+            except FileExistsError:  # where it is a file, the lock cannot be opened
+                pass
             try:
                 file = open(path, "a+b")  # noqa: SIM115 - closed by the stack
             except FileNotFoundError:  # its last owner has just removed the folder
@@ -97,8 +101,9 @@ def sole_owner(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty
-                folder.rmdir()
+            if made:
+                with contextlib.suppress(OSError):  # not empty
+                    folder.rmdir()
 
 
 def _lock(file: BinaryIO) -> bool:

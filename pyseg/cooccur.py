@@ -6,7 +6,6 @@ Under torchrun, TFRecords are divided over the processes (`pyseg.distributed`).
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -124,7 +123,7 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
                         f"{name}: {error} (--num_classes {config.num_classes})"
                     ) from None
     if report is not None and own is not None:
-        functools.reduce(ReadReport.merge, distributed.from_all(own), report)
+        report += distributed.total(own)
     counted, left_out = _together(counter.finish(), left_out)
     if config.exclude_ids and not left_out:
         print(f"--exclude_ids {config.exclude_ids}: none of its {len(exclude)} ids is in the data")

@@ -21,8 +21,10 @@ Source: torch.distributed and torchrun, https://docs.pytorch.org/docs/stable/dis
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
+import operator
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,6 +100,19 @@ def from_all(value: Value) -> list[Value]:
     if world_size() > 1:
         distributed.all_gather_object(values, value)
     return values
+
+
+def total(value: Value) -> Value:
+    """Returns what the values of all processes add up to; every process calls it.
+
+    Args:
+        value: Anything that can be pickled and has ``+=``.
+
+    Example:
+        >>> total(3)
+        3
+    """
+    return functools.reduce(operator.iadd, from_all(value))
 
 
 def share_of_batch(name: str, batch_size: int) -> int:

@@ -12,7 +12,6 @@ gives the same MAP as the run that it comes from.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,9 +283,7 @@ def evaluate(
 
 def report_of_all(dataset: RecordDataset) -> ReadReport:
     """Returns what the last pass over a data set met with, in all processes of a run."""
-    own = dataset.report
-    reports = [own] if dataset.cached else distributed.from_all(own)
-    return functools.reduce(ReadReport.merge, reports, ReadReport())
+    return dataset.report if dataset.cached else distributed.total(dataset.report)
 
 
 def _num_rated(collection: Collection) -> int | None:
@@ -314,6 +311,21 @@ def check_collection(model: Any, collection: Collection, run: Path, data: str) -
             f"classes, which {run} was trained on; found {found[0]} and {found[1]}"
         )
     return classes
+
+
+def note_level(model: Any, found: str, run: Path, data: str) -> None:
+    """Tells where a run's model was trained on mean features of videos and meets frames, or so.
+
+    Args:
+        model: From the run.
+        found: The level of the data: "frame" or "video".
+        run: The run, for the message.
+        data: The data, for the message.
+    """
+    kinds = {"frame": "frames", "video": "mean features of whole videos"}
+    trained = model.config.level
+    if trained is not None and trained != found:
+        print(f"{run} was trained on {kinds[trained]}; {data} has {kinds[found]}")
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -391,7 +403,9 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     device = distributed.local_device(pick_device(config.device))
     model: Any = models.load(run).to(device)
     collection = open_data(trained, config.data, config.labels, config.on_error)
-    classes = check_collection(model, collection, run, config.data or trained.data)
+    data = config.data or trained.data
+    classes = check_collection(model, collection, run, data)
+    note_level(model, collection.level, run, data)
     part = config.part or "test"
     report = ReadReport()
     result = evaluate(
@@ -407,7 +421,6 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
         print(f"records: {summary}")
     if distributed.is_first():
         with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            data = config.data or trained.data
             line = {"stage": "evaluate", "data": data, "part": part, **result}
             log.write(json.dumps(line) + "\n")
     return result

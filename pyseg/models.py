@@ -180,6 +180,8 @@ class ModelConfig:
             and of the three tensors of a `LabelCorrelation`; the model's weights and buffers hold
             what became of their values.
         class_names: name of each class, in order of index, or ``None``.
+        level: what it was trained on: "frame", or "video" for mean features of whole videos;
+            ``None``: unknown.
     """
 
     name: str
@@ -187,6 +189,7 @@ class ModelConfig:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Shapes] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
+    level: str | None = None
 
     def _description(self) -> dict[str, Any]:
         """What both files of a saved model say about it."""
@@ -401,6 +404,8 @@ def save(
     weights = serialize(state, metadata={"pyseg": metadata})
     if class_names is not None:
         description["class_names"] = list(class_names)
+    if config.level is not None:
+        description["level"] = config.level
     _write(folder / WEIGHTS, weights)
     _write(folder / _CONFIG, (json.dumps(description, indent=2) + "\n").encode())
 
@@ -577,11 +582,12 @@ def _read_config(path: Path) -> ModelConfig:
         "overrides": dict,
         "tensors": dict,
         "class_names": (list, type(None)),
+        "level": (str, type(None)),
     }
     for key, kind in expected.items():
         found = data.get(key)
         if not isinstance(found, kind) or isinstance(found, bool):
-            name = "list" if isinstance(kind, tuple) else kind.__name__
+            name = (kind[0] if isinstance(kind, tuple) else kind).__name__
             raise DataError(f"{path}: {key}: expected {name}, found {found!r}")
     class_names = data.get("class_names")
     if class_names is not None and not all(isinstance(name, str) for name in class_names):
@@ -591,7 +597,12 @@ def _read_config(path: Path) -> ModelConfig:
             f"{path}: class_names: expected {data['num_classes']} names, found {len(class_names)}"
         )
     return ModelConfig(
-        data["name"], data["num_classes"], data["overrides"], data["tensors"], class_names
+        data["name"],
+        data["num_classes"],
+        data["overrides"],
+        data["tensors"],
+        class_names,
+        data.get("level"),
     )
 
 
@@ -630,6 +641,8 @@ def _digest(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
     """Returns a digest of all that makes up a model: on the CPU, in contiguous tensors."""
     names = None if config.class_names is None else list(config.class_names)
     described = config._description() | {"class_names": names}
+    if config.level is not None:
+        described["level"] = config.level
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for key, value in sorted(state.items()):
         digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())

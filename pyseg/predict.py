@@ -14,7 +14,6 @@ folder of its own in there; the first one puts it together (`pyseg.distributed`)
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -49,7 +48,7 @@ from pyseg.data.datasets import OnError
 from pyseg.data.formats import frame_schema, frame_seconds
 from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_segments
 from pyseg.errors import ArgumentError, DataError, UserError
-from pyseg.evaluate import pick_device
+from pyseg.evaluate import note_level, pick_device
 from pyseg.metrics import TopKPerClass
 from pyseg.submission import TOP, fits_submission, segment_id, write_submission
 from pyseg.timeline import Rating, Timeline, clock
@@ -470,9 +469,9 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
                 work.save_now_and_then()
         if processes > 1:
             work.save()  # for the first process, and before the others are waited for
-        scored = sum(distributed.from_all(work.num_segments - before))
+        scored = distributed.total(work.num_segments - before)
         seconds = time.monotonic() - begun
-        report = functools.reduce(ReadReport.merge, distributed.from_all(report), ReadReport())
+        report = distributed.total(report)
         if distributed.is_first():
             for other in own[1:]:
                 found = _Work(other, request, len(scorer.classes), config.top)
@@ -488,6 +487,7 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
                 shutil.rmtree(folder)
     if summary := report.summary():
         print(f"records: {summary}")
+    note_level(scorer.model, "frame", scorer.run, config.data or scorer.trained.data)
     rate = scored / max(seconds, 1e-9)
     print(
         f"{work.num_segments} segments of {len(work.videos)} videos, {len(scorer.classes)} "

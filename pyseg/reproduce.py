@@ -452,6 +452,9 @@ def reproduce(config: ReproduceConfig) -> Path:
         pyseg.errors.UserError: The data does not allow the table.
         FileNotFoundError: The data is not there.
     """
+    extras = [config.part] * (config.part != "test") + ["quick"] * config.quick
+    out = Path(config.out or "runs/" + "-".join(["reproduce", config.data, *extras]))
+    _cli.check_out_folder("out", out)
     folder = Path(config.folder or config.data)
     protocol = open_protocol(config.data, folder, config.part)
     tables = make_tables(protocol)
@@ -465,8 +468,6 @@ def reproduce(config: ReproduceConfig) -> Path:
             )
     if not _can_draw():
         print(f"no pictures without matplotlib: {install_command('report')}")
-    extras = [config.part] * (config.part != "test") + ["quick"] * config.quick
-    out = Path(config.out or "runs/" + "-".join(["reproduce", config.data, *extras]))
     out.mkdir(parents=True, exist_ok=True)
     with sole_owner(out):
         return _reproduce(config, protocol, tables, out)

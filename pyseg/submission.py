@@ -104,12 +104,13 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
         Class, and its segments, the best first; they need not be what `is_segment` takes.
 
     Raises:
-        pyseg.errors.DataError: A line is malformed or names a class again; the message names file
-            and line.
+        pyseg.errors.DataError: There is no line at all, not even a header; or one is malformed or
+            names a class again. The message names file and line.
         OSError: The file cannot be read.
     """
     name = os.fspath(path)
     seen: dict[int, int] = {}
+    row = None
     for row, (line, fields) in enumerate(read_rows(path)):
 
         def fail(expected: str, line: int = line) -> NoReturn:
@@ -128,6 +129,8 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
             fail(f"every class once, found class {number} of line {seen[number]} again")
         seen[number] = line
         yield number, segments
+    if row is None:
+        raise DataError(f"{name}: expected a submission, found no line")
 
 
 def _is_number(text: str) -> bool:

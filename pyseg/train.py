@@ -201,14 +201,14 @@ def _start_from(model: FrameClassifier, folder: Path) -> None:
 
 
 def _check_run_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--run {folder} exists already and is not an empty folder")
+    _cli.check_out_folder("run", folder)
 
 
 def _make_run_folder(config: TrainConfig, collection: Collection) -> Path:
     if config.run is not None:
         folder = Path(config.run)
-        _check_run_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     trained = config.trained.replace(" ", "")  # 3xmlp: a name that no shell takes apart
@@ -386,6 +386,8 @@ def _train(
     checkpoint = None if config.resume is None else _go_on(config, owned)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.manual_seed(config.seed)
+    if checkpoint is None and config.run is not None and distributed.is_first():
+        _check_run_folder(Path(config.run))  # before the data, which may take minutes
     collection = open_data(config) if collection is None else collection
     config, collection, blind = hold_out(config, collection)
     counted = ReadReport()
@@ -395,7 +397,8 @@ def _train(
         graph = label_correlation(config.loss, collection, report=counted)
     model = _make_model(config, collection, graph, device)
     made = cast(models.ModelConfig, model.config)
-    model.config = cast(Any, replace(made, class_names=collection.class_names))
+    made = replace(made, class_names=collection.class_names, level=collection.level)
+    model.config = cast(Any, made)
     if config.init is not None and checkpoint is None:
         _start_from(model, Path(config.init))
     # Repeated without end, so that every batch is a full one: batch statistics need it.

@@ -126,6 +126,8 @@ def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path):
     out = str(tmp_path / "no/such/x.npz")
     with pytest.raises(UserError, match=r"--out .*: expected a folder"):
         cooccur.main(["--out", out, "--data", "none"])
+    with pytest.raises(UserError, match=r"--out /proc/s.csv: the folder /proc cannot be written"):
+        predict.main(["--run", "r", "--out", "/proc/s.csv"])
     with pytest.raises(UserError, match=r"--scores .*: expected a folder"):
         predict.main(["--run", "none", "--scores", out])
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pyseg._files import remove_unfinished, written_whole
+from pyseg._files import remove_unfinished, sole_owner, written_whole
 
 
 def test_the_file_appears_at_the_end(tmp_path):
@@ -44,3 +44,15 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
         os.waitpid(child, 0)
     assert sorted(tmp_path.iterdir()) == sorted([path, *others[1:]])
     assert path.read_bytes() == b"new"
+
+
+def test_only_a_folder_that_was_made_goes_with_its_owner(tmp_path):
+    given, made = tmp_path / "given", tmp_path / "made"
+    given.mkdir()
+    for folder in (given, made):
+        with sole_owner(folder):
+            assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert list(tmp_path.iterdir()) == [given]
+    with sole_owner(made):
+        (made / "result").touch()
+    assert [path.name for path in made.iterdir()] == ["result"]

@@ -173,6 +173,11 @@ def test_what_cannot_be_done_is_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(GeneratedSample, "architectures", {})
     with pytest.raises(UserError, match="--table 2: expected one of 3, 4, 5, best, which sam"):
         reproduce.reproduce(ReproduceConfig(table="2", out=str(tmp_path)))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out .*file: expected a folder, found a file"):
+        reproduce.reproduce(ReproduceConfig(out=str(tmp_path / "file")))
+    (tmp_path / "file").unlink()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"yt8m/labelsets\.csv\.gz: no such file"):
         reproduce.reproduce(ReproduceConfig(data="yt8m", folder=str(tmp_path / "yt8m")))
     assert list(tmp_path.iterdir()) == []

@@ -93,6 +93,14 @@ def test_malformed_submissions(tmp_path: Path, text: str, message: str) -> None:
         list(read_submission(path))
 
 
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff"])
+def test_a_file_without_a_line(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "s.csv", content)
+    with pytest.raises(DataError, match=r"s\.csv: expected a submission, found no line"):
+        list(read_submission(path))
+    assert list(read_submission(write(path, "Class,Segments\n"))) == []
+
+
 def test_a_truncated_gzip_file(tmp_path: Path) -> None:
     path = tmp_path / "s.csv.gz"
     path.write_bytes(gzip.compress(b"1,a:0 a:5\n")[:-9])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyseg import _cli, evaluate, models, train
+from pyseg import _cli, evaluate, models, predict, train
 from pyseg.config import (
     LossConfig,
     StageConfig,
@@ -292,10 +292,30 @@ def test_print_config_is_read_back(tmp_path, capsys):
     assert read.finetune == TrainConfig().finetune
 
 
-def test_a_run_is_never_overwritten(segments_folder, tmp_path):
-    (tmp_path / "kept").touch()
+def test_a_run_is_never_overwritten(tmp_path, monkeypatch):
+    """Told before the data is opened, which can take minutes."""
+    monkeypatch.setattr(train, "open_data", None)
+    file = tmp_path / "kept"
+    file.touch()
     with pytest.raises(UserError, match=r"--run .* exists already"):
-        train.train(config(segments_folder, tmp_path))
+        train.train(config(tmp_path, tmp_path))
+    for run in (file, file / "run"):
+        with pytest.raises(UserError, match=r"--run .*: expected a folder, found a file .*kept$"):
+            train.train(config(tmp_path, run))
+    with pytest.raises(UserError, match="--run /proc/run: the folder /proc cannot be written to"):
+        train.train(config(tmp_path, Path("/proc/run")))
+
+
+def test_a_run_of_mean_features_that_meets_frames(videos_folder, segments_folder, tmp_path, capsys):
+    run = train.train(config(videos_folder, tmp_path / "run"))
+    options = ["--run", str(run), "--data", str(segments_folder)]
+    capsys.readouterr()
+    evaluate.main(options)
+    predict.main([*options, "--out", str(tmp_path / "s.csv")])
+    told = f"{run} was trained on mean features of whole videos; {segments_folder} has frames\n"
+    assert capsys.readouterr().out.count(told) == 2
+    evaluate.main(options[:2])
+    assert "was trained on" not in capsys.readouterr().out
 
 
 def test_default_run_folders_are_numbered(segments_folder, tmp_path, monkeypatch):
