@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -78,21 +75,16 @@ def test_numbers_have_three_digits() -> None:
     assert found == ["0", "0.00123", "0.500", "10.00", "12.3", "1230"]
 
 
-def test_command_line() -> None:
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     presets = '["nextvlad-small", "attention-gru"]'
     options = ["--timing", "false", "--num-classes", "3", "--presets", presets]
-    done = subprocess.run(
-        [sys.executable, "-m", "pyseg.models", *options],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    model_table.main(options)
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
     assert lines[0] == "| preset | parameters | GFLOP a video | GFLOP a segment |"
     assert lines[2].startswith("| `nextvlad-small` | ")
     assert lines[3].startswith("| `attention-gru` | ")
-    assert "Times" not in done.stdout
+    assert "Times" not in printed
 
 
 @pytest.mark.parametrize(

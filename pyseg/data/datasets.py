@@ -940,11 +940,18 @@ class _Loader(DataLoader[Batch]):
             _ = [multiprocessing.Lock() for _ in range(4 * (self.num_workers + 1))]
         except OSError as error:
             raise WorkerError(_TOO_LITTLE) from error
-        batches = super().__iter__()
+        batches: Any = super().__iter__()
 
         def told() -> Iterator[Batch]:
-            with worker_errors(cast(Any, batches)._workers):
-                yield from batches
+            try:
+                with worker_errors(batches._workers):
+                    yield from batches
+            except Exception:
+                # The traceback holds them in a cycle, and the garbage collector first takes the
+                # queues from which workers would hear that they are not needed any more.
+                self._iterator = None
+                batches._shutdown_workers()
+                raise
 
         return told()
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import multiprocessing
 import pickle
 import resource
 import warnings
@@ -533,8 +534,11 @@ def _payloads(path: Path) -> list[bytes]:
 def test_a_damaged_record_stops_and_names_the_file(frame_shards, workers: int) -> None:
     shards = frame_shards([4, 3, 5])
     damage(shards[2], 3)
-    with pytest.raises(RecordError, match=r"train0002\.tfrecord: record 3 at byte"):
-        loaded_ids(Frames(shards), workers=workers)
+    batches = loader(Frames(shards), 1, workers=workers)
+    for _ in range(2):
+        with pytest.raises(RecordError, match=r"train0002\.tfrecord: record 3 at byte"):
+            list(batches)
+        assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
