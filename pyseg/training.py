@@ -374,7 +374,7 @@ class Trainer:
                 if stage.again:
                     start = models.load(self.run / PRETRAINED, device=self.device)
                     self.model = start.train()
-                elif stage is not self.stages[-1] and self.stages[number + 1].again:
+                elif self._resumed is None and self._is_done_again(number):
                     self.save_weights(self.model, PRETRAINED)
                 if stage.config.steps:
                     run = _StageRun(self, number, self._resumed, stopped)
@@ -384,6 +384,9 @@ class Trainer:
                 self._resumed = None
         if distributed.is_first():
             shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    def _is_done_again(self, number: int) -> bool:
+        return number + 1 < len(self.stages) and self.stages[number + 1].again
 
     @contextlib.contextmanager
     def _told_to_go_on(self) -> Iterator[None]:

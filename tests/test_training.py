@@ -443,6 +443,8 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
     optimise = training._StageRun._optimise
 
     def recorded(self, batch):
+        if self.stage.name == "finetune" and self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.stage.name == "final":
             if self.step == 0:
                 state = self.model.state_dict()
@@ -457,8 +459,11 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train.train(config(data, run, finetune=stage, final_fit=True))
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["--resume", str(run)])
     train.main(["--resume", str(run)])
     printed = capsys.readouterr().out
+    assert "going on from finetune, step 2" in printed
     assert "after finetune: the weights of step 4 are kept" in printed
     assert "going on from final, step 3" in printed
     assert "final: 4 steps of 5" in printed

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pyseg._progress import Progress
 from pyseg.data._tables import read_table, shown
 from pyseg.data.batch import Example
 from pyseg.data.datasets import OnError, Paths, SegmentDataset, stable_hash
@@ -176,19 +177,19 @@ def read_clip_names(
     Raises:
         pyseg.errors.RecordError: A record is faulty.
     """
-    from tqdm import tqdm
-
     key, names = "start_time_seconds", set()
-    for path in tqdm(paths, "reading clip names", unit="shard", leave=False, disable=None):
-        for record in read_frames(
-            path,
-            schema,
-            max_frames=1,
-            on_error=on_error,
-            report=ReadReport(),
-            context_keys=(key,),
-        ):
-            names.add(clip_name(record.id, float(record.context[key])))
+    with Progress("reading clip names", "shards", len(paths)) as bar:
+        for path in paths:
+            for record in read_frames(
+                path,
+                schema,
+                max_frames=1,
+                on_error=on_error,
+                report=ReadReport(),
+                context_keys=(key,),
+            ):
+                names.add(clip_name(record.id, float(record.context[key])))
+            bar.update()
     return names
 
 

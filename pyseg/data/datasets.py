@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pyseg._progress import Progress
 from pyseg._sampling import sample_random_frames, sample_random_sequence
 from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.records import (
@@ -525,14 +526,10 @@ class RecordDataset(IterableDataset[Example]):
         return cast(np.ndarray, self._kept)
 
     def _read_all(self) -> _Memory:
-        from tqdm import tqdm
-
         report = ReadReport()
 
         def read() -> Iterator[tuple[str, str, Example]]:
-            with tqdm(
-                total=len(self.paths), desc="reading", unit="shard", leave=False, disable=None
-            ) as bar:
+            with Progress("reading", "shards", len(self.paths)) as bar:
                 for path in self.paths:
                     for video, example in self._select(path, (0, 1), report):
                         yield path, video, example

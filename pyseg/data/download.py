@@ -48,6 +48,7 @@ from typing import Any, Literal, TypeVar
 from pyseg import _cli
 from pyseg._containers import parse_json
 from pyseg._files import written_whole
+from pyseg._progress import Progress
 from pyseg.data import youtube8m
 from pyseg.data._http import CHUNK, Client, LastingError, Part, StoppedError, open_to_append
 from pyseg.data._tables import shown
@@ -297,7 +298,7 @@ def download(config: DownloadConfig) -> DownloadReport:
         absent = [shard for shard in shards if shard not in right]
         report.there += len(right)
         report.damaged = sorted(shard.name for shard in wrong)
-        with _Progress(folder.name, len(absent)) as progress:
+        with _Arrivals(folder.name, len(absent)) as progress:
 
             def fetch(shard: Shard) -> None:
                 source = f"{mirror}/{release}/{config.partition}/{shard.published}"
@@ -419,8 +420,6 @@ def _check(
     folder: Path, shards: Sequence[Shard], state: _State, config: DownloadConfig
 ) -> tuple[set[Shard], set[Shard]]:
     """Returns the shards that are there with the right checksum, and those with a wrong one."""
-    from tqdm import tqdm
-
     present = {shard: _path(folder, shard) for shard in shards if _path(folder, shard).is_file()}
     unsure = [
         shard
@@ -430,14 +429,7 @@ def _check(
     wrong: set[Shard] = set()
     stop, lock = threading.Event(), threading.Lock()
     size = sum(present[shard].stat().st_size for shard in unsure)
-    with tqdm(
-        total=size,
-        unit="B",
-        unit_scale=True,
-        desc="checking",
-        leave=False,
-        disable=None if unsure else True,
-    ) as bar:
+    with Progress("checking", "B", size, scale=True, hidden=not unsure) as bar:
 
         def check(shard: Shard) -> None:
             digest = hashlib.md5(usedforsecurity=False)
@@ -499,33 +491,30 @@ def _in_threads(
             thread.join(max(0.0, until - time.monotonic()))
 
 
-class _Progress:
-    """A bar over the bytes that are to come; their number is an estimate until all files began."""
+class _Arrivals:
+    """Shows the bytes that are to come; their number is an estimate until all files began."""
 
     def __init__(self, name: str, files: int) -> None:
-        from tqdm import tqdm
-
         self.bytes = 0
         self._files, self._done = files, 0
         self._came: dict[Path, int] = defaultdict(int)
         self._expected: dict[Path, int] = {}
         self._lock = threading.Lock()
-        self._bar = tqdm(
-            unit="B", unit_scale=True, desc=name, leave=False, disable=None if files else True
-        )
+        self._bar = Progress(name, "B", scale=True, hidden=not files)
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> _Arrivals:
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def __exit__(self, *raised: object) -> None:
+        self._bar.__exit__(*raised)
 
     def expect(self, path: Path, size: int) -> None:
         """Takes note that so many bytes of a file are to come."""
         with self._lock:
             self._expected[path] = self._came[path] + size
             known, total = len(self._expected), sum(self._expected.values())
-            self._bar.total = total + total // known * (self._files - known)
+            self._bar.expect(total + total // known * (self._files - known))
 
     def update(self, path: Path, size: int) -> None:
         with self._lock:
@@ -535,11 +524,11 @@ class _Progress:
 
     def file_done(self) -> None:
         self._done += 1
-        self._bar.set_postfix_str(f"{self._done}/{self._files} files", refresh=False)
+        self._bar.note(files=f"{self._done} of {self._files}")
 
 
 def _fetch(
-    client: Client, url: str, path: Path, md5: str, state: _State, progress: _Progress
+    client: Client, url: str, path: Path, md5: str, state: _State, progress: _Arrivals
 ) -> None:
     """Fetches a shard, or the rest of it.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pyseg._progress import Progress
 from pyseg.data import audioset
 from pyseg.data.datasets import OnError, find_shards, named_as_records
 from pyseg.data.records import (
@@ -173,21 +174,19 @@ def _series(paths: Sequence[str]) -> Iterator[list[str]]:
 
 def _holding(name: str, paths: Sequence[str], *, first: bool = False) -> list[str]:
     """Returns the files with a context feature in some record; of ``first``, only one of them."""
-    from tqdm import tqdm
-
     found: list[str] = []
     if not paths:
         return found
     pool = ThreadPoolExecutor(min(_THREADS, len(paths)))
     try:
         searched = pool.map(lambda path: find_features(path, [name]), paths)
-        bar = tqdm(searched, f"looking for {name}", len(paths), leave=False, disable=None)
-        for path, names in zip(paths, bar, strict=True):
-            if names:
-                found.append(path)
-                if first:
-                    break
-        bar.close()
+        with Progress(f"looking for {name}", "shards", len(paths)) as bar:
+            for path, names in zip(paths, searched, strict=True):
+                bar.update()
+                if names:
+                    found.append(path)
+                    if first:
+                        break
     finally:
         pool.shutdown(cancel_futures=True)
     return found

@@ -35,6 +35,7 @@ import numpy as np
 from pyseg._build import user_cache
 from pyseg._containers import read_json
 from pyseg._files import sole_owner
+from pyseg._progress import Progress
 from pyseg.data.records import Ratings, encode_frames, write_records
 from pyseg.data.youtube8m import FEATURE_SIZES, SEGMENT_SIZE
 from pyseg.errors import ArgumentError, DataError, UserError
@@ -217,15 +218,13 @@ def generate(folder: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
     Args:
         folder: Where to write; about 45 MB.
         seed: The same seed gives the same bytes.
-        progress: Whether to show a progress bar on a terminal.
+        progress: Whether to show a progress bar, or lines of the log where there is no terminal.
 
     Raises:
         pyseg.errors.DataError: The folder is not empty.
         ValueError: ``seed`` is less than 0.
         OSError: The folder cannot be written.
     """
-    from tqdm import tqdm
-
     if seed < 0:
         raise ArgumentError(f"seed must be at least 0, got {seed}")
     folder = Path(folder)
@@ -236,9 +235,7 @@ def generate(folder: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
     videos = np.zeros(len(world.names), np.int64)
     rated = np.zeros((2, world.rated), np.int64)  # all, positive
     sizes: dict[str, int] = {}
-    bar = tqdm(
-        total=len(ids), desc="sample", unit="video", leave=False, disable=None if progress else True
-    )
+    bar = Progress("sample", "videos", len(ids), hidden=not progress)
 
     def records(numbers: range, rate: bool) -> Iterator[bytes]:
         for number in numbers:

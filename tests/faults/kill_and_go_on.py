@@ -241,9 +241,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                     else:
                         finish(process, name)
                     ends += 1
-                    if digests(kind, folder) != expected or leftovers(folder):
+                    found, left = digests(kind, folder), leftovers(folder)
+                    differing = [key for key in expected if found[key] != expected[key]]
+                    if differing or left:
                         other += 1
-                        print(f"{name}: {digests(kind, folder)}, {leftovers(folder)}", flush=True)
+                        print(f"{name}: others: {differing}, left: {left}", flush=True)
                     shutil.rmtree(folder)
                     folder.mkdir()
                 print(
