@@ -71,36 +71,43 @@ MOST_EXAMPLES = 1 << 20
 """A batch of more examples is a slip of the keyboard."""
 
 
-def check_out(name: str, path: str | os.PathLike[str] | None) -> None:
+def check_out(name: str, path: str | None, **others: str | None) -> None:
     """Checks, before any work, that the file of an option can be written.
+
+    Args:
+        name: The option.
+        path: Its value; None is one that is not given.
+        others: Options that name files which are read, or written too; it has to be none of them.
 
     Raises:
         pyseg.errors.UserError: There is no such folder, or it cannot be written to.
     """
     if path is None:
         return
-    path = Path(path)
-    if path.is_dir():
+    for other, value in others.items():
+        if value is not None and os.path.realpath(value) == os.path.realpath(path):
+            raise UserError(f"--{name} {path}: expected another file than that of --{other}")
+    if os.path.isdir(path):
         raise UserError(f"--{name} {path}: expected a file, found a folder")
-    if not path.parent.is_dir():
-        raise UserError(f"--{name} {path}: expected a folder {path.parent}, found none")
-    _check_writable(name, path, path.parent)
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise UserError(f"--{name} {path}: expected a folder {folder}, found none")
+    _check_writable(name, path, folder)
 
 
-def check_out_folder(name: str, path: str | os.PathLike[str]) -> None:
+def check_out_folder(name: str, path: Path) -> None:
     """Checks, before any work, that the folder of an option is there or can be made.
 
     Raises:
         pyseg.errors.UserError: It is a file, or cannot be written to.
     """
-    path = Path(path)
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir():
         raise UserError(f"--{name} {path}: expected a folder, found a file {there}")
     _check_writable(name, path, there)
 
 
-def _check_writable(name: str, path: Path, folder: Path) -> None:
+def _check_writable(name: str, path: object, folder: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -127,8 +134,12 @@ def make_parser(
         f"N processes: torchrun --nproc_per_node=N -m {module} -- OPTIONS. Without the -- torchrun "
         "takes --run for an option of its own."
     )
+    usage = "".join(f" --{name} {name.upper()} [...]" for name in several or {})
     parser = _new_parser(
-        prog=f"python -m {module}", description=description, epilog=epilog if torchrun else None
+        prog=f"python -m {module}",
+        usage=f"%(prog)s{usage} [--option VALUE ...]",
+        description=description,
+        epilog=epilog if torchrun else None,
     )
     for name, text in (several or {}).items():
         parser.add_argument(f"--{name}", nargs="+", required=True, help=text)
@@ -182,11 +193,14 @@ def _words(config_class: type) -> list[str]:
 
 
 def _last_given(words: Sequence[str], name: str, value: Any) -> Any:
+    return dict(_pairs(words)).get(f"--{name}", value)
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields words of a command line with their values: what is after ``=``, or the next word."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         key, equals, text = word.partition("=")
-        if key == f"--{name}":
-            value = text if equals else following
-    return value
+        yield key, text if equals else following
 
 
 def _underscored(argument: str) -> str:
@@ -204,12 +218,21 @@ def _parsed(parser: ArgumentParser, parse: Callable[[Any], Namespace], given: An
         return parse(given)
     except argparse.ArgumentError as error:
         raise UserError(_in_our_words(parser, str(error))) from error
-    except RecursionError as error:
-        files = [word for word in given if ".y" in word or ".json" in word]
+    except (RecursionError, UnicodeDecodeError) as error:
+        files = [value for key, value in _pairs(given) if key == "--config"]
         where = " ".join(["--config", *files])
-        raise UserError(
-            f"{where}: expected YAML, found values that are nested too deeply"
-        ) from error
+        found = "values that are nested too deeply"
+        if isinstance(error, UnicodeDecodeError):
+            found = f"bytes that are not UTF-8: {error.object[error.start : error.end]!r}"
+        raise UserError(f"{where}: expected YAML, found {found}") from error
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "list": "a list such as [a, b]",
+    "NoneType": "null",
+}
 
 
 def _in_our_words(parser: ArgumentParser, message: str) -> str:
@@ -239,6 +262,10 @@ def _in_our_words(parser: ArgumentParser, message: str) -> str:
         )
     if found := re.match(r"the following arguments are required: (.*)", message):
         return f"expected --{found[1].replace(', ', ', --')}; {more}"
+    if found := re.match(r"Problems parsing config: *(.*)", message, re.DOTALL):
+        return f"--config: expected YAML, found: {shorten(found[1], 300)}"
+    if found := re.match(r"Unexpected config: *(.*)", message, re.DOTALL):
+        return f"--config: expected a YAML file of options, found {shorten(found[1], 80) or 'none'}"
     if found := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
         name, text = found.groups()
         expected = ", ".join(
@@ -246,7 +273,8 @@ def _in_our_words(parser: ArgumentParser, message: str) -> str:
         )
         expected = re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", expected)
         expected = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", expected)
-        expected = expected.replace("NoneType", "null")
+        for kind, words in _KINDS.items():
+            expected = re.sub(rf"\b{kind}\b", words, expected)
         value = re.search(r"(?:Got value|Given value): (.*)", text, re.DOTALL)
         if expected and value:
             return f"--{name} {shorten(value[1], 80)}: expected {expected}"

@@ -38,7 +38,8 @@ class CooccurConfig:
     Args:
         out: The file to write, for example correlation.npz.
         labels: A table of lines "id,label label ...", plain or gzip-compressed.
-        data: TFRecords, frame-level or video-level: a folder, glob or file.
+        data: TFRecords, frame-level or video-level: a folder, glob or file; with --labels too, both
+            are counted.
         exclude_ids: A file with the ids of videos that must not count, such as those of the test
             videos: one a line, or a table as for --labels.
         num_classes: Classes C of the labels that are counted.
@@ -84,6 +85,9 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
         config: The options.
         report: What reading met with, in all processes, is added to it; it is then the caller's
             affair.
+
+    Raises:
+        pyseg.errors.DataError: A table is malformed, or there is no video at all.
     """
     own = None if report is None else ReadReport()
 
@@ -125,6 +129,9 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
     if report is not None and own is not None:
         report += distributed.total(own)
     counted, left_out = _together(counter.finish(), left_out)
+    if not counted.num_videos and not left_out:
+        given = [source for source in (config.labels, config.data) if source]
+        raise DataError(f"{' and '.join(given)}: expected videos, found none")
     if config.exclude_ids and not left_out:
         print(f"--exclude_ids {config.exclude_ids}: none of its {len(exclude)} ids is in the data")
     return counted, left_out
@@ -151,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torchrun=True,
     )
     config = _cli.parse(parser, CooccurConfig, argv)
-    _cli.check_out("out", config.out)
+    names = ("labels", "data", "exclude_ids", "classes", "vocabulary")
+    _cli.check_out("out", config.out, **{name: getattr(config, name) for name in names})
     with distributed.session(torch.device("cpu")):
         _run(config)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,12 +93,16 @@ def pick_device(name: str | None) -> torch.device:
     Raises:
         pyseg.errors.UserError: There is no such device here.
     """
+    if name is not None and not re.fullmatch(r"[a-z]+(:\d+)?", name):
+        raise UserError(f"--device {name}: expected a device, such as cpu, cuda or cuda:1")
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         told = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: expected a device here, found: {told}") from error
+        raise UserError(
+            f"--device {name}: expected a device that torch has here, such as cpu or cuda; {told}"
+        ) from error
     return device
 
 
@@ -330,6 +335,11 @@ def note_level(model: Any, found: str, run: Path, data: str) -> None:
 
 def describe(result: dict[str, Any]) -> str:
     """Returns metrics as the line that the commands print."""
+    if "rated" in result and not result["classes"]:
+        return (
+            f"MAP@100k nan: none of the {result['rated']} ratings is positive, so that no class "
+            "counts"
+        )
     if "rated" in result:
         return (
             f"MAP@100k {result['map']:.4f} (mean over {result['classes']} classes with a "
@@ -352,6 +362,8 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
         OSError: One of them cannot be read.
     """
     assert config.submission is not None
+    if Path(config.submission).is_dir():
+        raise UserError(f"--submission {config.submission}: expected a file, found a folder")
     trained = None if config.run is None else read_run_config(Path(config.run))
     source = config.truth or config.data
     if source is None and trained is not None:
@@ -362,6 +374,8 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
     told = []
     if Path(source).is_file() and not (is_record_file(source) or named_as_records(source)):
         truth = read_truth(source)
+        if truth.overwritten:
+            told = [f"truth: overwrote {truth.overwritten} ratings by later ones of the same pair"]
     else:
         on_error = config.on_error
         if trained is None:
@@ -376,7 +390,8 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
             raise DataError(f"{source}: expected ratings of segments, found none{notes}")
         with without_record_warnings():
             truth = truth_of_segments(segments, source)
-        told = [f"truth: {summary}"] if (summary := segments.report.summary()) else []
+        if summary := segments.report.summary():
+            told = [f"truth: {summary}"]
         num_rated = _num_rated(collection)
     with Progress("evaluate", "classes") as bar:
         result, report = judge(

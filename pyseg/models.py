@@ -25,6 +25,7 @@ import functools
 import hashlib
 import inspect
 import json
+import numbers
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -470,6 +471,9 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
 
 def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameClassifier:
     make, preset = _preset(name)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral):
+        raise ArgumentError(f"num_classes: expected an integer, found {num_classes!r}")
+    num_classes = int(num_classes)
     arguments = {**preset, **overrides}
     if make is _mixture:  # which looks at its arguments itself
         return make(num_classes, **arguments)

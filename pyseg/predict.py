@@ -599,9 +599,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         torchrun=True,
     )
     config = _cli.parse(parser, PredictConfig, argv)
-    for name in ("out",) if config.video is None else ("timeline",):
-        _cli.check_out(name, getattr(config, name))
-    _cli.check_out("scores", config.scores)
+    read = {"data": config.data, "classes": config.classes}
+    if config.video is None:
+        _cli.check_out("out", config.out, scores=config.scores, **read)
+    else:
+        _cli.check_out("timeline", config.timeline, **read)
+    _cli.check_out("scores", config.scores, **read)
     with distributed.session(pick_device(config.device)):
         if config.video is None:
             predict(config)

@@ -149,11 +149,13 @@ class Truth:
         ratings: For every class, its rated segments, and whether each is relevant.
         videos: The ids of all rated videos.
         source: What it was read from, for messages.
+        overwritten: Ratings of a pair that a later one of the same pair replaced.
     """
 
     ratings: Mapping[int, Mapping[str, bool]] = field(repr=False)
     videos: frozenset[str] = field(repr=False)
     source: str
+    overwritten: int = 0
 
     @property
     def num_ratings(self) -> int:
@@ -164,12 +166,14 @@ class Truth:
 def _truth(rated: Iterable[tuple[str, int, float]], source: str) -> Truth:
     ratings: dict[int, dict[str, bool]] = {}
     videos = set()
+    overwritten = 0
     for segment, number, score in rated:
+        overwritten += segment in ratings.get(number, ())
         ratings.setdefault(number, {})[segment] = score > 0.5
         videos.add(segment.rpartition(":")[0])
     if not ratings:
         raise DataError(f"{source}: expected ratings of segments, found none")
-    return Truth(ratings, frozenset(videos), source)
+    return Truth(ratings, frozenset(videos), source, overwritten)
 
 
 def truth_of_segments(dataset: RecordDataset, source: str) -> Truth:
@@ -197,8 +201,8 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
     """Returns the ratings of a table: a segment, a class and a score a line.
 
     Its first line names the columns ``segment``, ``class`` and ``score``; the cache files of the
-    starter code's segment_eval_inference.py, which have no such line, are read as well. Of several
-    ratings of one pair the last one counts.
+    starter code's segment_eval_inference.py, which have no such line, are read as well. A score
+    above 0.5 is a positive. Of several ratings of one pair the last one counts.
 
     Args:
         path: The file, plain or gzip-compressed.

@@ -326,7 +326,7 @@ def _start(config: TrainConfig, collection: Collection | None = None) -> Path:
         if config.run is None or config.run == kept.run or _is_same(config.run, run):
             config = replace(config, run=str(run))
         if not list_checkpoints(run / CHECKPOINTS):
-            raise UserError(f"--resume {run}: it has no checkpoint; its training has ended")
+            raise _no_checkpoint(run)
     device = distributed.local_device(pick_device(config.device))
     with (
         distributed.session(device, config.timeout_minutes),
@@ -334,6 +334,13 @@ def _start(config: TrainConfig, collection: Collection | None = None) -> Path:
         contextlib.ExitStack() as owned,
     ):
         return _train(config, collection, device, owned)
+
+
+def _no_checkpoint(run: Path) -> UserError:
+    return UserError(
+        f"--resume {run}: expected a checkpoint, found none: its training has ended, or they were "
+        "removed"
+    )
 
 
 def _is_same(path: str, other: Path) -> bool:
@@ -364,7 +371,7 @@ def _go_on(config: TrainConfig, owned: contextlib.ExitStack) -> tuple[Path, dict
     distributed.wait()
     found = load_last_checkpoint(asked / CHECKPOINTS)
     if found is None:
-        raise UserError(f"--resume {run}: it has no checkpoint; its training has ended")
+        raise _no_checkpoint(run)
     expected = found[1]["identity"]["options"]
     now = flat_options(config)
     _refuse_changes(f"{run / 'config.yaml'}: {{name}} {{value}}", expected, now)

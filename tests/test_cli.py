@@ -23,7 +23,7 @@ def refused(*words: str) -> str:
     ("words", "expected"),
     [
         (["--pretrain.steps", "-1"], "--pretrain.steps: expected at least 0, found -1"),
-        (["--pretrain.steps", "x"], "--pretrain.steps x: expected int"),
+        (["--pretrain.steps", "x"], "--pretrain.steps x: expected a whole number"),
         (["--stage", "foo"], "--stage foo: expected one of 'both', 'pretrain', 'finetune'"),
         (["--seed", "9" * 30], "--seed: expected at most"),
         (["--finetune.batch_size", str(2**40)], "--finetune.batch_size: expected at most"),
@@ -31,7 +31,10 @@ def refused(*words: str) -> str:
         (["--pretrain.stepz", "3"], "(did you mean --pretrain.steps?); `python -m pyseg.train --h"),
         (["--config", "stag: both"], "--stag: there is no such option (did you mean --stage?)"),
         (["--model"], "is written --model=-..."),
-        (["--config", "[" * 3000 + "]" * 3000], "Unexpected config: [["),
+        (
+            ["--config", "[" * 3000 + "]" * 3000],
+            "--config: expected a YAML file of options, found ",
+        ),
     ],
 )
 def test_an_error_is_one_line_that_names_the_option(words, expected):
@@ -120,6 +123,46 @@ def test_a_fault_of_the_program_keeps_its_traceback(module, where, words, error,
     monkeypatch.setattr(_cli, "_show_log", lambda first: None)
     with pytest.raises(error, match="broadcast"):
         _cli.run(lambda: module.main(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "other"),
+    [
+        (["--run", "r", "--out", "a.npz", "--scores", "{}/a.npz"], "scores"),
+        (["--run", "r", "--out", "s.csv", "--data", "s.csv"], "data"),
+        (["--run", "r", "--out", "s.csv", "--classes", "./s.csv"], "classes"),
+    ],
+)
+def test_an_output_is_no_other_file_of_the_command(words, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(tmp_path) for word in words]
+    told = r"--out \S+: expected another file than that of --"
+    with pytest.raises(UserError, match=told + other):
+        predict.main(words)
+    with pytest.raises(UserError, match=told + "labels"):
+        cooccur.main(["--labels", "l", "--out", "l"])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\x89\xff: 1\n", r"expected YAML, found bytes that are not UTF-8: b'\\x89'$"),
+        (b"", "expected a YAML file of options, found none$"),
+        (b"- a\n- b\n", "expected a YAML file of options, found - a - b$"),
+        (b"[" * 5000, r"expected a YAML file of options, found "),
+    ],
+)
+def test_a_file_of_no_options(content, told, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="^--config.*: " + told):
+        evaluate.main(["--config", str(path)])
+
+
+def test_usage_is_short(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert "usage: python -m pyseg.train [--option VALUE ...]\n" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path):

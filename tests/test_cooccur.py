@@ -135,6 +135,13 @@ def test_lists_of_ids_are_read_as_label_lists_are(folder: Path, ids: bytes) -> N
         assert (counted.num_videos, left_out) == (1, 1)
 
 
+def test_a_table_of_nothing(folder: Path) -> None:
+    (folder / "empty.csv").touch()
+    with pytest.raises(DataError, match=r"empty\.csv: expected videos, found none"):
+        run(folder, "--labels", f"{folder}/empty.csv")
+    assert not (folder / "correlation.npz").exists()
+
+
 def test_a_list_that_excludes_nothing_is_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from pyseg.evaluate import (
     describe,
     label_metrics,
     main,
+    pick_device,
     predictions,
     rank_ratings,
     rated_metrics,
@@ -152,3 +153,21 @@ def test_a_truth_without_ratings_says_what_was_left_out(tmp_path):
         DataError, match=r"expected ratings of segments, found none; left out 1 fil"
     ):
         main(["--submission", str(submission), "--truth", str(tmp_path)])
+
+
+def test_a_truth_that_contradicts_itself_and_has_no_positive(tmp_path, capsys):
+    truth, submission = tmp_path / "t.csv", tmp_path / "s.csv"
+    truth.write_text("segment,class,score\nv0:0,1,1\nv0:5,1,0\nv0:0,1,0\n")
+    submission.write_text("1,v0:0\n")
+    main(["--submission", str(submission), "--truth", str(truth)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "MAP@100k nan: none of the 2 ratings is positive, so that no class counts"
+    assert lines[1] == "truth: overwrote 1 ratings by later ones of the same pair"
+    with pytest.raises(UserError, match=r"--submission \S+: expected a file, found a folder"):
+        main(["--submission", str(tmp_path), "--truth", str(truth)])
+
+
+@pytest.mark.parametrize("name", ["CUDA", "cuda:x", "cpu:0:1", "tpu"])
+def test_no_device(name):
+    with pytest.raises(UserError, match=f"--device {name}: expected a device"):
+        pick_device(name)

@@ -93,6 +93,14 @@ def test_parameter_count_of_the_paper() -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 78_643_170
 
 
+@pytest.mark.parametrize("wrong", ["44", 44.0, True, None])
+def test_a_number_of_classes_that_is_none(wrong: object) -> None:
+    for make in (models.create, models.count_parameters):
+        with pytest.raises(ValueError, match=f"num_classes: expected an integer, found {wrong!r}"):
+            make("mlp", num_classes=wrong)  # type: ignore[arg-type]
+    assert models.create("mlp", num_classes=np.int64(3)).num_classes == 3
+
+
 @pytest.mark.parametrize(
     ("name", "clusters", "hidden_size", "reduction"),
     [("nextvlad1", 112, 2048, 16), ("nextvlad2", 136, 2048, 16), ("nextvlad3", 112, 2048, 8)],

@@ -114,7 +114,7 @@ def test_tables_of_ratings(tmp_path: Path, header: str) -> None:
     found = read_truth(path)
     assert found.ratings == {3: {"a:0": True, "1e10:5": False}, 7: {"a:0": True}}
     assert found.videos == {"a", "1e10"}
-    assert found.num_ratings == 3
+    assert (found.num_ratings, found.overwritten) == (3, 1)
 
 
 @pytest.mark.parametrize(

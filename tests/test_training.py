@@ -84,7 +84,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_nothing_is_left_of_checkpoints(whole: Path) -> None:
     assert not (whole / training.CHECKPOINTS).exists()
-    with pytest.raises(UserError, match="it has no checkpoint; its training has ended"):
+    with pytest.raises(UserError, match="found none: its training has ended, or they were removed"):
         train.main(["--resume", str(whole)])
 
 

@@ -318,7 +318,13 @@ def make_sample(seed: int = 0) -> Path:
         ['graph.json', 'sample.json']
     """
     folder = user_cache() / f"sample-{VERSION}-{seed}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: expected a folder to keep the sample in, which PYSEG_CACHE chooses: "
+            f"{error.strerror}"
+        ) from error
     place = folder.parent / f".{folder.name}.unfinished"
     while not folder.exists():
         try:

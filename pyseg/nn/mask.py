@@ -61,6 +61,8 @@ def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
     batch, length = frames.shape[0], frames.shape[1]
     if num_frames.is_floating_point() or num_frames.is_complex() or num_frames.dtype == torch.bool:
         raise TypeError(f"num_frames: expected integers, found {num_frames.dtype}")
+    if num_frames.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch hardly knows them
+        num_frames = num_frames.long()
     if num_frames.ndim != 1 or num_frames.shape[0] != batch:
         raise ArgumentError(
             f"num_frames: expected shape ({batch},) as frames has {batch} videos, "
