@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,12 @@ def test_any_integers(dtype: torch.dtype) -> None:
 
 def test_empty_batch() -> None:
     assert frame_mask(torch.empty(0, dtype=torch.int64), torch.empty(0, 3, 2)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "uint32", "uint64"])
+def test_integers_of_every_kind(dtype: str) -> None:
+    mask = frame_mask(np.array([1, 3], dtype), torch.empty(2, 3, 2))
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
 
 
 @pytest.mark.parametrize(("value", "found"), [(4, 4), (0, 0), (-1, -1)])
