@@ -586,7 +586,6 @@ def _read_config(path: Path) -> ModelConfig:
         "overrides": dict,
         "tensors": dict,
         "class_names": (list, type(None)),
-        "level": (str, type(None)),
     }
     for key, kind in expected.items():
         found = data.get(key)
@@ -600,13 +599,15 @@ def _read_config(path: Path) -> ModelConfig:
         raise DataError(
             f"{path}: class_names: expected {data['num_classes']} names, found {len(class_names)}"
         )
+    if (level := data.get("level")) not in (None, "frame", "video"):
+        raise DataError(f'{path}: level: expected "frame" or "video", found {level!r}')
     return ModelConfig(
         data["name"],
         data["num_classes"],
         data["overrides"],
         data["tensors"],
         class_names,
-        data.get("level"),
+        level,
     )
 
 

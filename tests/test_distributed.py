@@ -102,9 +102,9 @@ LAUNCHED = {"all_checks": 3, "go_on": 3, "fail_in_one": 2, "kill_one": 2}
 
 
 def run_program(*arguments: str) -> Done:
-    """Runs Python with one thread, for four minutes at most."""
+    """Runs Python with one thread, for four minutes at most; it has no buffers to fork."""
     with subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, "-u", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

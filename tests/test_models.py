@@ -476,6 +476,7 @@ DAMAGE = [
     (edit(format_version=1), r"model\.json: expected format_version 2, found 1"),
     (edit(num_classes="5"), r"model\.json: num_classes: expected int, found '5'"),
     (edit(name=None), r"model\.json: name: expected str, found None"),
+    (edit(level="clip"), r"model\.json: level: expected \"frame\" or \"video\", found 'clip'"),
     (edit(class_names=["a"]), r"model\.json: class_names: expected 5 names, found 1"),
     (
         edit(num_classes=6),

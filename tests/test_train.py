@@ -346,7 +346,7 @@ def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
         (["--max_frames", "0"], "--max_frames: expected at least 1, found 0"),
         (["--seed", "-1"], "--seed: expected at least 0, found -1"),
         (["--test_fraction", "1.5"], r"--test_fraction: expected a number in \[0, 1\], found 1.5"),
-        (["--device", "nowhere"], "--device nowhere: expected a device here, found: "),
+        (["--device", "nowhere"], "--device nowhere: expected a device that torch has here, such"),
     ],
 )
 def test_options_out_of_range_are_told(segments_folder, tmp_path, arguments, text):

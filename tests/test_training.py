@@ -176,7 +176,8 @@ def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path) -> No
     source = textwrap.dedent(DRIVER).format(tests=str(Path(__file__).parent))
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", source, str(data), str(run), str(whole)],
+        # Unbuffered: what waits to be printed is lost where a child is killed.
+        [sys.executable, "-u", "-c", source, str(data), str(run), str(whole)],
         capture_output=True,
         text=True,
         env=os.environ | threads,

@@ -80,7 +80,7 @@ KINDS: dict[str, Callable[[str], Kind]] = {
     "cooccur": lambda _: command(*COUNT, results=["c.npz"]),
     "download": lambda server: command(
         *[*DOWNLOAD, "--folder", ".", "--server", server, "--vocabulary", "false"],
-        results=[f"frame-validate/validate{n:02d}.tfrecord" for n in range(3)],
+        results=[f"frame-validate/validate{n:04d}.tfrecord" for n in range(3)],
     ),
 }
 
@@ -98,7 +98,7 @@ def write_data(folder: Path) -> None:
             labels = rng.choice(4, 2, replace=False)
             rated = ratings if number % 2 else None
             records.append(encode_frames(f"{shard}v{number}", frames, labels, rated))
-        write_records(folder / f"validate{shard:02d}.tfrecord", records)
+        write_records(folder / f"validate{shard:04d}.tfrecord", records)
     lines = ["Index,Name", *(f"{i},class {i}" for i in range(4))]
     (folder / "vocabulary.csv").write_text("\n".join(lines))
 
