@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
 
 from pyseg.metrics import _ranking, map_at_k, map_at_k_dense
 
@@ -109,6 +108,8 @@ def test_dense_is_the_flat_one(
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1))
 def test_agrees_with_scikit_learn_without_ties(rows: int, seed: int) -> None:
+    from sklearn.metrics import average_precision_score  # seconds, for one test of one process
+
     rng = np.random.default_rng(seed)
     scores = rng.permuted(np.tile(np.arange(rows, dtype=float), (3, 1)), axis=1).T
     relevance = rng.random((rows, 3)) < 0.4
