@@ -335,12 +335,12 @@ def note_level(model: Any, found: str, run: Path, data: str) -> None:
 
 def describe(result: dict[str, Any]) -> str:
     """Returns metrics as the line that the commands print."""
-    if "rated" in result and not result["classes"]:
-        return (
-            f"MAP@100k nan: none of the {result['rated']} ratings is positive, so that no class "
-            "counts"
-        )
     if "rated" in result:
+        if not result["classes"]:
+            return (
+                f"MAP@100k nan: none of the {result['rated']} ratings is positive, so that no "
+                "class counts"
+            )
         return (
             f"MAP@100k {result['map']:.4f} (mean over {result['classes']} classes with a "
             f"positive, {result['map_all_classes']:.4f} over all {result['all_classes']}; "

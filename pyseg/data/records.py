@@ -99,6 +99,11 @@ class ReadReport:
     duplicate_ratings: int = 0
     first_error: str | None = None
 
+    def skip(self, error: str) -> None:
+        """Count a record that is left out, because of this error."""
+        self.skipped += 1
+        self.first_error = self.first_error or error
+
     def merge(self, other: ReadReport) -> ReadReport:
         """Add the counts of `other` to this report, and return it."""
         self.records += other.records
@@ -585,8 +590,7 @@ class _File:
                 raise RecordError(message, self._path, record, offset)
             index, count = self.shard
             if record % count == index:  # the others' faults are theirs to count
-                self.report.skipped += 1
-                self.report.first_error = self.report.first_error or message
+                self.report.skip(message)
             if fatal:
                 return None
 

@@ -114,8 +114,7 @@ def read_segments(
                 if on_error == "raise":
                     raise error
                 if report is not None:
-                    report.skipped += 1
-                    report.first_error = report.first_error or str(error)
+                    report.skip(str(error))
                 continue
             if keep is None or keep(record.id):
                 ids.append(record.id)
