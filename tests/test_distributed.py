@@ -277,12 +277,13 @@ def check_towers() -> None:
 
 
 @contextlib.contextmanager
-def each_step(before):
+def each_step(before, *, learns: bool = True):
+    """Calls ``before`` with the stage and the batch of each step, which may be all that it does."""
     optimise = training._StageRun._optimise
 
     def patched(self, batch):
         before(self, batch)
-        return optimise(self, batch)
+        return optimise(self, batch) if learns else torch.zeros(())
 
     training._StageRun._optimise = patched
     try:
@@ -299,7 +300,7 @@ def check_feeding(data: Path, run: Path) -> None:
     def note(_, batch) -> None:  # of one example
         own.append((batch.position.epoch, batch.ids[0]))
 
-    with each_step(note):
+    with each_step(note, learns=False):
         stage = StageConfig(2 * len(trained) // 3 + 2, 1e-3, 3)
         train.train(config(data, run, overrides=TINY, pretrain=stage, finetune=NONE))
     parts = distributed.from_all(own)
@@ -319,9 +320,10 @@ def check_skipping(data: Path, run: Path) -> None:
 
     training._Step.forward = broken
     own: list[list[str]] = []
+    stages = {"pretrain": NONE, "finetune": StageConfig(3, 1e-3, 6)}
     try:
         with each_step(lambda _, batch: own.append(batch.ids)):
-            train.train(config(data, run, **CACHED, on_nan="skip"))
+            train.train(config(data, run, overrides=TINY, **stages, on_nan="skip"))
     finally:
         training._Step.forward = forward
     [skipped] = [line for line in log_of(run) if line.get("skipped")]

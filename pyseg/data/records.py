@@ -584,15 +584,22 @@ class _File:
             except OSError as error:
                 record, offset, fatal = self._reader.record, self._reader.offset, True
                 text = f"reading failed: {error.strerror}" if error.strerror else str(error)
-            unpacked = " of the unpacked data" if self.compressed else ""
-            message = f"{self._path}: record {record} at byte {offset}{unpacked}: {text}"
-            if not self._skip:
-                raise RecordError(message, self._path, record, offset)
-            index, count = self.shard
-            if record % count == index:  # the others' faults are theirs to count
-                self.report.skip(message)
+            self._skip_or_raise(text, record, offset)
             if fatal:
                 return None
+
+    def refuse(self, text: str) -> None:
+        """Skip the record that was taken last, or raise, because of what `text` says."""
+        self._skip_or_raise(text, self._reader.record, self._reader.offset)
+
+    def _skip_or_raise(self, text: str, record: int, offset: int) -> None:
+        unpacked = " of the unpacked data" if self.compressed else ""
+        message = f"{self._path}: record {record} at byte {offset}{unpacked}: {text}"
+        if not self._skip:
+            raise RecordError(message, self._path, record, offset)
+        index, count = self.shard
+        if record % count == index:  # the others' faults are theirs to count
+            self.report.skip(message)
 
 
 def _read(
@@ -667,6 +674,7 @@ def read_frames(
     report: ReadReport | None = None,
     shard: tuple[int, int] = (0, 1),
     context_keys: Sequence[str] = (),
+    sound: Callable[[str], bool] | None = None,
 ) -> Iterator[FrameRecord]:
     """Read frame-level records (tf.SequenceExample), with rated segments where there are any.
 
@@ -684,6 +692,7 @@ def read_frames(
         shard: `(i, n)`: only records whose number is i modulo n are decoded. The checksums of the
             others are verified all the same.
         context_keys: Further context features of one value each, handed out as `context`.
+        sound: Which ids can be written where they are to be; a record with another one is faulty.
 
     Yields:
         The records.
@@ -718,6 +727,12 @@ def read_frames(
     def records(file: _File) -> Iterator[FrameRecord]:
         while (record := file.take("next_frames", decoder)) is not None:
             name, frames, labels, rated, extra, unlabelled = record
+            if sound is not None and not sound(name):
+                found = reference.show(name.encode())
+                file.refuse(
+                    f"expected an id without white space and control characters, found {found}"
+                )
+                continue
             file.report.records += 1
             file.report.unlabelled += unlabelled
             ratings = None

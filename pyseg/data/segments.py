@@ -12,11 +12,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pyseg.data._tables import shown
 from pyseg.data.datasets import OnError
 from pyseg.data.formats import id_key
 from pyseg.data.records import FrameSchema, ReadReport, read_frames
-from pyseg.errors import RecordError
 
 UNRATED_ENDS = (6, 2)
 """Segments at the start and at the end of a video that YouTube-8M's raters were never shown."""
@@ -70,7 +68,7 @@ def read_segments(
         skip: How many segments to leave out at the start and at the end of every video, for
             example `UNRATED_ENDS`.
         keep: Which videos to cut, by id; default: all.
-        sound: Which ids can be written where they are to be; a record with another one is faulty.
+        sound: See `pyseg.data.read_frames`.
         start: The ``position`` of the last block that was dealt with: what comes after it is read.
         on_error: See `pyseg.data.read_frames`.
         report: See `pyseg.data.read_frames`.
@@ -99,23 +97,11 @@ def read_segments(
         done = position[1]
         known = replace(schema, id_key=id_key(paths[shard], schema.id_key))
         for number, record in enumerate(
-            read_frames(paths[shard], known, on_error=on_error, report=report), 1
+            read_frames(paths[shard], known, on_error=on_error, report=report, sound=sound), 1
         ):
             if number <= done:
                 continue
             position = (shard, number)
-            if sound is not None and not sound(record.id):
-                error = RecordError(
-                    f"{paths[shard]}: record {number - 1}: expected an id without white space and "
-                    f"control characters, found {shown(record.id)}",
-                    paths[shard],
-                    number - 1,
-                )
-                if on_error == "raise":
-                    raise error
-                if report is not None:
-                    report.skip(str(error))
-                continue
             if keep is None or keep(record.id):
                 ids.append(record.id)
                 videos.append(record.frames)

@@ -98,6 +98,22 @@ def test_damaged_records(shards: list[str]) -> None:
     assert [id for block in blocks for id in block.ids] == ["00", "01", "11", "20", "21"]
 
 
+def test_an_id_that_will_not_do_is_told_by_its_number_in_the_file(shards, monkeypatch) -> None:
+    test_damaged_records(shards)  # record 0 of the second file
+    told: list[str] = []
+    report = ReadReport()
+    monkeypatch.setattr(report, "skip", told.append)
+    skipping = {"on_error": "skip", "report": report}
+    blocks = list(read_segments(shards, SCHEMA, 1, sound=lambda id: id != "11", **skipping))
+    assert [id for block in blocks for id in block.ids] == ["00", "01", "20", "21"]
+    assert [error.partition(": ")[2].partition(" at ")[0] for error in told] == [
+        "record 0", "record 1",
+    ]  # fmt: skip
+    assert told[1].endswith("expected an id without white space and control characters, found '11'")
+    with pytest.raises(RecordError, match=r"record 0 at byte 0: .*found '20'"):
+        list(read_segments(shards[2:], SCHEMA, 1, sound=lambda id: id != "20"))
+
+
 def test_read_ahead_passes_errors_on_and_leaves_no_thread() -> None:
     def items():
         yield 1
