@@ -21,8 +21,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Takes all cores for whole folders of tests, unless ``-n`` or a debugger says otherwise.
 
     A file or a test alone is sooner done than other processes are started. A process has one
-    thread, as most of what the tests compute is too small for two; there is one process more than
-    cores, as some tests wait.
+    thread, as most of what the tests compute is too small for two.
     """
     options = config.option
     is_worker = hasattr(config, "workerinput")
@@ -30,7 +29,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if is_worker or few or not all(Path(argument).is_dir() for argument in config.args):
         return
     if config.pluginmanager.has_plugin("xdist") and options.numprocesses is None:
-        options.numprocesses = min(len(os.sched_getaffinity(0)) + 1, 8)
+        options.numprocesses = min(len(os.sched_getaffinity(0)), 8)
         options.dist = "worksteal"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -26,7 +26,9 @@ import io
 import itertools
 import operator
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -220,7 +222,7 @@ def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> I
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes cannot be connected: {_line(error)}") from error
     try:
-        with contextlib.nullcontext() if is_first() else _silence():
+        with contextlib.nullcontext() if is_first() else _silence(), _time_to_tell():
             yield
         # Nobody leaves before all have come so far: a failure of others is still this run's.
         wait()
@@ -255,7 +257,31 @@ def _is_first_failure() -> bool:
         return is_first()
 
 
-def _is_loss_of_another(error: BaseException) -> bool:
+@contextlib.contextmanager
+def _time_to_tell() -> Iterator[None]:
+    """Lets a process that has lost another say so, and clean up, before torchrun's SIGTERM ends it.
+
+    torchrun sends that as soon as it has noticed the loss too, and SIGKILL half a minute later.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        if not _is_loss_of_another(sys.exc_info()[1]):
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if _is_loss_of_another(error) else before)
+        raise
+    signal.signal(signal.SIGTERM, before)
+
+
+def _is_loss_of_another(error: BaseException | None) -> bool:
     if isinstance(error, distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error)  # which has no type of its own

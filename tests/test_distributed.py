@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -406,6 +407,15 @@ def kill_one(data: Path, runs: Path) -> None:
         if os.environ["RANK"] == "1" and stage.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    fit = training.Trainer.fit
+
+    def slow_to_end(self, *arguments):
+        try:
+            return fit(self, *arguments)
+        finally:
+            time.sleep(1)  # until torchrun has noticed as well, and asks the others to end
+
+    training.Trainer.fit = slow_to_end
     with each_step(kill):
         train.train(config(data, runs / "lost", **CACHED))
 

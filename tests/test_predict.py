@@ -442,9 +442,7 @@ def test_odd_ids_come_back_or_are_refused(run: Path, tmp_path: Path) -> None:
     assert [(int(c), names.split()) for c, names in rows[1:]] == list(read_submission(out))
     for unfit in ("c d", "c\nd", "c\u00a0", "c\x00", "c\x1b", ""):
         write_records(path, [encode_frames(id, frames, [1]) for id in ("a", unfit, "b")])
-        with pytest.raises(
-            RecordError, match=r"d: record 1 at byte 5925: expected an id"
-        ):
+        with pytest.raises(RecordError, match=r"d: record 1 at byte 5925: expected an id"):
             main(run, path, tmp_path / "t.csv")
     main(run, path, tmp_path / "t.csv", "--on_error", "skip")
     assert {name for _, names in read_submission(tmp_path / "t.csv") for name in names} == {

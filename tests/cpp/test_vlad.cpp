@@ -157,33 +157,29 @@ Case<T> make_case(const VladShape& s, double eps, bool masked, const Norm& norm,
   return c;
 }
 
-template <typename T>
-void test_shape(const VladShape& s, double eps, bool masked, Kind kind, Simd level,
-                double tolerance, const std::string& name) {
-  const auto [B, N, G, F, K] = s;
-  std::mt19937_64 generator(1);
-  const auto z = random_values<T>(B * N * K, 3, generator);
-  const Norm norm = make_norm(s, z, kind, generator);
-  Case<T> test = make_case(s, eps, masked, norm, z, level, generator);
-  const Expected expected = naive(s, test.x, z, test.a, test.c, norm, test.grad, eps);
-  std::string what = name + " level " + std::to_string(static_cast<int>(level)) + " norm " +
-                     std::to_string(static_cast<int>(kind)) + " (";
-  for (const int64_t size : {B, N, G, F, K}) what += std::to_string(size) + " ";
-  what.back() = ')';
+// What a kernel is compared with; the same for every level.
+struct Oracle {
+  Expected vlad;
+  Doubles weights;  // of soft_assign
+  Expected assigned;
+};
 
+template <typename T>
+void test_level(Case<T>& test, const Oracle& oracle, const std::vector<T>& grad, double tolerance,
+                const std::string& what) {
   test.forward(2, false);
   const auto output = test.output;
-  expect_close(output, expected.output, tolerance, what + " output");
+  expect_close(output, oracle.vlad.output, tolerance, what + " output");
   for (const int64_t parts : {1, 3}) {
     test.forward(parts, true);
     expect(same_bits(output, test.output), what + " output depends on who adds the slices");
   }
   const Gradients<T> d = test.backward(1);
-  expect_close(d.features, expected.features, tolerance, what + " gradient of features");
-  expect_close(d.assignment, expected.assignment, tolerance, what + " gradient of assignment");
-  expect_close(d.attention, expected.attention, tolerance, what + " gradient of attention");
-  expect_close(d.centers, expected.centers, tolerance, what + " gradient of centers");
-  expect_close(d.norm_sums, expected.norm_sums, tolerance, what + " norm_sums");
+  expect_close(d.features, oracle.vlad.features, tolerance, what + " gradient of features");
+  expect_close(d.assignment, oracle.vlad.assignment, tolerance, what + " gradient of assignment");
+  expect_close(d.attention, oracle.vlad.attention, tolerance, what + " gradient of attention");
+  expect_close(d.centers, oracle.vlad.centers, tolerance, what + " gradient of centers");
+  expect_close(d.norm_sums, oracle.vlad.norm_sums, tolerance, what + " norm_sums");
   for (const int64_t parts : {2, 5}) {
     const Gradients<T> again = test.backward(parts);
     expect(same_bits(d, again) && same_bits(d.features, again.features),
@@ -192,16 +188,8 @@ void test_shape(const VladShape& s, double eps, bool masked, Kind kind, Simd lev
   expect(same_bits(d, test.backward(2, false)),
          what + " gradients depend on whether that of features is wanted");
 
-  const Doubles p = probabilities(s, z, norm);
-  Doubles weights(p.size()), dw(p.size());
-  const auto grad = random_values<T>(p.size(), 1, generator);
-  for (size_t i = 0; i < p.size(); ++i) {
-    weights[i] = p[i] * value_of(test.a[i / K]);
-    dw[i] = value_of(grad[i]);
-  }
-  Expected assigned;
-  naive_assignment(s, z, test.a, norm, p, dw, assigned);
-  expect_close(test.weights(2), weights, tolerance, what + " soft_assign");
+  const Expected& assigned = oracle.assigned;
+  expect_close(test.weights(2), oracle.weights, tolerance, what + " soft_assign");
   const Gradients<T> e = test.weights_backward(grad, 1);
   expect_close(e.assignment, assigned.assignment, tolerance, what + " soft_assign assignment");
   expect_close(e.attention, assigned.attention, tolerance, what + " soft_assign attention");
@@ -210,7 +198,34 @@ void test_shape(const VladShape& s, double eps, bool masked, Kind kind, Simd lev
          what + " gradients of soft_assign depend on the parts");
 }
 
-void test_kernels(Simd level) {
+template <typename T>
+void test_shape(const VladShape& s, double eps, bool masked, Kind kind, double tolerance,
+                const std::string& name) {
+  const auto [B, N, G, F, K] = s;
+  std::mt19937_64 generator(1);
+  const auto z = random_values<T>(B * N * K, 3, generator);
+  const Norm norm = make_norm(s, z, kind, generator);
+  Case<T> test = make_case(s, eps, masked, norm, z, Simd{}, generator);
+  const Doubles p = probabilities(s, z, norm);
+  const auto grad = random_values<T>(p.size(), 1, generator);
+  Doubles dw(p.size());
+  Oracle oracle{naive(s, test.x, z, test.a, test.c, norm, test.grad, eps), Doubles(p.size()), {}};
+  for (size_t i = 0; i < p.size(); ++i) {
+    oracle.weights[i] = p[i] * value_of(test.a[i / K]);
+    dw[i] = value_of(grad[i]);
+  }
+  naive_assignment(s, z, test.a, norm, p, dw, oracle.assigned);
+  std::string shape;
+  for (const int64_t size : {B, N, G, F, K}) shape += " " + std::to_string(size);
+  for (int level = 0; level <= static_cast<int>(pyseg::best_simd()); ++level) {
+    test.level = static_cast<Simd>(level);
+    test_level(test, oracle, grad, tolerance,
+               name + " level " + std::to_string(level) + " norm " +
+                   std::to_string(static_cast<int>(kind)) + " (" + shape.substr(1) + ")");
+  }
+}
+
+void test_kernels() {
   // batch, rows, groups, width, clusters; among the last: several slices a video, blocks of videos,
   // columns that take turns.
   for (const VladShape& s :
@@ -219,13 +234,13 @@ void test_kernels(Simd level) {
         VladShape{0, 4, 2, 3, 2}, VladShape{1, 12, 2, 0, 3}, VladShape{40, 2, 2, 5, 20},
         VladShape{2, 1100, 4, 9, 6}, VladShape{1, 520, 1, 780, 10}}) {
     for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
-      test_shape<double>(s, 1e-12, false, kind, level, 1e-12, "double");
-      test_shape<float>(s, 1e-12, false, kind, level, 8e-6, "float");
-      test_shape<BFloat16>(s, 1e-12, false, kind, level, 2e-2, "bfloat16");
-      test_shape<Float16>(s, 1e-12, false, kind, level, 4e-3, "float16");
+      test_shape<double>(s, 1e-12, false, kind, 1e-12, "double");
+      test_shape<float>(s, 1e-12, false, kind, 8e-6, "float");
+      test_shape<BFloat16>(s, 1e-12, false, kind, 2e-2, "bfloat16");
+      test_shape<Float16>(s, 1e-12, false, kind, 4e-3, "float16");
     }
-    test_shape<float>(s, 1e-12, true, Kind::kPlain, level, 4e-6, "masked");
-    test_shape<float>(s, 1e4, false, Kind::kPlain, level, 4e-6, "clamped");
+    test_shape<float>(s, 1e-12, true, Kind::kPlain, 4e-6, "masked");
+    test_shape<float>(s, 1e4, false, Kind::kPlain, 4e-6, "clamped");
   }
 }
 
@@ -414,8 +429,8 @@ void test_saturation() {
 }  // namespace
 
 int main() {
+  test_kernels();
   for (int level = 0; level <= static_cast<int>(pyseg::best_simd()); ++level) {
-    test_kernels(static_cast<Simd>(level));
     test_batch(static_cast<Simd>(level));
     test_all_moments(static_cast<Simd>(level));
     test_exp(static_cast<Simd>(level));
