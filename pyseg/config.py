@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from pyseg import _cli
 from pyseg.data import Collection, open_collection, youtube8m
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jsonargparse import ArgumentParser, Namespace
+
+Options = TypeVar("Options")
 
 SEGMENT_VOCABULARY = "segment_vocabulary.csv"
 """The file of a run folder that says which classes are rated, as those of YouTube-8M do."""
@@ -137,6 +140,60 @@ class LossConfig:
         _cli.check_range("min_support", self.min_support, 1)
 
 
+# What a recipe has instead of the defaults. The paper names learning rates, batch and steps; the
+# decay and the penalty are those of the public NeXtVLAD code. "best" closes most of the gap between
+# plain cross-entropy and complete labels on YouTube-8M (`pyseg.reproduce`, table "best"); it leaves
+# the kind of model and the schedule as they are.
+RECIPES: dict[str, dict[str, Any]] = {
+    "sample": {},
+    "best": {
+        "loss.rated_weight": 1.0,
+        "loss.unrated_weight": 0.2,
+        "loss.threshold": 0.0,
+        "loss.absent_evidence": 1.0,
+        "copies": 3,
+    },
+    "paper": {
+        "model": "paper-mixture",
+        "pretrain.steps": 200_000,
+        "pretrain.learning_rate": 2e-4,
+        "pretrain.batch_size": 80,
+        "pretrain.schedule": "step",
+        "pretrain.decay_examples": 2_500_000,
+        "pretrain.l2": 1e-5,
+        "pretrain.evaluate_every": 20_000,
+        "finetune.steps": 250_000,
+        "finetune.learning_rate": 1e-5,
+        "finetune.batch_size": 80,
+        "finetune.l2": 1e-5,
+        "finetune.noise": 0.1,
+        "finetune.evaluate_every": 5_000,
+    },
+}
+
+
+def _takes_recipes(config_class: type[Options]) -> type[Options]:
+    """Makes a recipe's values the defaults of the options that are not given, in Python too."""
+    make = config_class.__init__
+    names = [option.name for option in fields(cast(Any, config_class))]
+
+    @functools.wraps(make)
+    def init(self: Any, *values: Any, **options: Any) -> None:
+        make(self, *values, **options)
+        if self.recipe not in RECIPES:
+            known = ", ".join(RECIPES)
+            raise ArgumentError(f"recipe: expected one of {known}, found {self.recipe!r}")
+        given = {*names[: len(values)], *options}
+        for name, value in RECIPES[self.recipe].items():
+            group, _, key = name.rpartition(".")
+            if (group or key) not in given:
+                setattr(getattr(self, group) if group else self, key, value)
+
+    cast(Any, config_class).__init__ = init
+    return config_class
+
+
+@_takes_recipes
 @dataclass
 class TrainConfig:
     """What to train, on what.
@@ -156,7 +213,8 @@ class TrainConfig:
         node_features: The .npy file of a label graph's node features (C, D), for a model with the
             head "gcn"; its graph starts as the correlation of --loss.correlation.
         recipe: Other defaults: "paper" is the paper's schedule and mixture, of 200,000 and 250,000
-            steps; "best" what makes most of few ratings. Options that are given change it.
+            steps; "best" what makes most of few ratings. Options that are given change it; in
+            Python a whole `StageConfig` or `LossConfig` is one of them.
         stage: Which stages to run.
         classes: "rated" fine-tunes for the rated classes alone: the head keeps their rows.
         final_fit: After fine-tuning, do it once more from the same weights on all rated segments,
@@ -250,38 +308,6 @@ class TrainConfig:
             ('mlp', '3 x mlp')
         """
         return self.model if self.copies == 1 else f"{self.copies} x {self.model}"
-
-
-# What a recipe has instead of the defaults. The paper names learning rates, batch and steps; the
-# decay and the penalty are those of the public NeXtVLAD code. "best" closes most of the gap between
-# plain cross-entropy and complete labels on YouTube-8M (`pyseg.reproduce`, table "best"); it leaves
-# the kind of model and the schedule as they are.
-RECIPES: dict[str, dict[str, Any]] = {
-    "sample": {},
-    "best": {
-        "loss.rated_weight": 1.0,
-        "loss.unrated_weight": 0.2,
-        "loss.threshold": 0.0,
-        "loss.absent_evidence": 1.0,
-        "copies": 3,
-    },
-    "paper": {
-        "model": "paper-mixture",
-        "pretrain.steps": 200_000,
-        "pretrain.learning_rate": 2e-4,
-        "pretrain.batch_size": 80,
-        "pretrain.schedule": "step",
-        "pretrain.decay_examples": 2_500_000,
-        "pretrain.l2": 1e-5,
-        "pretrain.evaluate_every": 20_000,
-        "finetune.steps": 250_000,
-        "finetune.learning_rate": 1e-5,
-        "finetune.batch_size": 80,
-        "finetune.l2": 1e-5,
-        "finetune.noise": 0.1,
-        "finetune.evaluate_every": 5_000,
-    },
-}
 
 
 def make_parser() -> ArgumentParser:

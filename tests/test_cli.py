@@ -2,12 +2,13 @@
 
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pyseg import _cli, _progress, cooccur, evaluate, predict, train
-from pyseg.config import TrainConfig, make_parser, parse_options, read_run_config
+from pyseg.config import LossConfig, TrainConfig, make_parser, parse_options, read_run_config
 from pyseg.data.records import encode_frames, write_records
 from pyseg.errors import ArgumentError, PysegError, UserError
 from pyseg.predict import PredictConfig
@@ -65,6 +66,16 @@ def test_a_recipe_sets_defaults_wherever_it_is_named(words, tmp_path):
     assert (given.recipe, given.copies, given.loss.absent_evidence) == ("best", 3, 1.0)
     assert given.loss.rated_weight == 1.5
     assert given.loss.threshold == (0.25 if None in words else 0.0)
+
+
+def test_a_recipe_sets_defaults_in_python_too():
+    assert TrainConfig(recipe="best") == parse_options(["--recipe", "best"])
+    assert TrainConfig(recipe="paper") == parse_options(["--recipe", "paper"])
+    given = TrainConfig("data", recipe="best", copies=1, loss=LossConfig(threshold=0.25))
+    assert (given.copies, given.loss.threshold, given.loss.absent_evidence) == (1, 0.25, 0.0)
+    assert replace(given, recipe="paper").model == given.model  # all options are given then
+    with pytest.raises(ArgumentError, match="recipe: expected one of sample, best, paper, found"):
+        TrainConfig(recipe="x")
 
 
 def test_what_is_kept_of_the_options_names_the_recipe(tmp_path, capsys):
