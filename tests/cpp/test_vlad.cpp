@@ -216,12 +216,12 @@ void test_shape(const VladShape& s, double eps, bool masked, Kind kind, double t
   }
   naive_assignment(s, z, test.a, norm, p, dw, oracle.assigned);
   std::string shape;
-  for (const int64_t size : {B, N, G, F, K}) shape += " " + std::to_string(size);
+  for (const int64_t size : {B, N, G, F, K}) shape += std::to_string(size) + " ";
   for (int level = 0; level <= static_cast<int>(pyseg::best_simd()); ++level) {
     test.level = static_cast<Simd>(level);
     test_level(test, oracle, grad, tolerance,
                name + " level " + std::to_string(level) + " norm " +
-                   std::to_string(static_cast<int>(kind)) + " (" + shape.substr(1) + ")");
+                   std::to_string(static_cast<int>(kind)) + " (" + shape + ")");
   }
 }
 
