@@ -60,8 +60,12 @@ if TYPE_CHECKING:
     from pyseg import train as train
     from pyseg import training as training
 
-# Imported when first used.
-_LAZY = [module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
+# Imported when first used; the libraries of operators lie beside them, and are no modules.
+_LAZY = [
+    module.name
+    for module in pkgutil.iter_modules(__path__)
+    if not module.name.startswith(("_", "libpyseg"))
+]
 
 
 def __getattr__(name: str) -> object:

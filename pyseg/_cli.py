@@ -25,7 +25,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
-from pyseg._files import written_whole
+from pyseg._files import why_not_a_file, written_whole
 from pyseg.errors import ArgumentError, PysegError, UserError
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def check_out(name: str, path: str | None, **others: str | None) -> None:
     for other, value in others.items():
         if value is not None and os.path.realpath(value) == os.path.realpath(path):
             raise UserError(f"--{name} {path}: expected another file than that of --{other}")
-    if os.path.isdir(path):
-        raise UserError(f"--{name} {path}: expected a file, found a folder")
-    folder = Path(path).parent
+    if (wrong := why_not_a_file(path)) is not None:
+        raise UserError(f"--{name} {path}: {wrong}")
+    folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise UserError(f"--{name} {path}: expected a folder {folder}, found none")
     _check_writable(name, path, folder)
@@ -173,6 +173,9 @@ def parse(
         pyseg.errors.UserError: An option is unknown, or its value is not one that it may have.
     """
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    for key, value in _pairs(words):
+        if value == "" and key[:2] == "--":
+            raise UserError(f"{key}: expected a value, found an empty one")
     if layer is not None:
         # Reads what may stand anywhere, without doing what --help and --print_config ask for.
         first = _new_parser(prog=parser.prog, add_help=False, print_config=None)
@@ -196,9 +199,9 @@ def _last_given(words: Sequence[str], name: str, value: Any) -> Any:
     return dict(_pairs(words)).get(f"--{name}", value)
 
 
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Yields words of a command line with their values: what is after ``=``, or the next word."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], None], strict=False):
         key, equals, text = word.partition("=")
         yield key, text if equals else following
 
@@ -219,7 +222,7 @@ def _parsed(parser: ArgumentParser, parse: Callable[[Any], Namespace], given: An
     except argparse.ArgumentError as error:
         raise UserError(_in_our_words(parser, str(error))) from error
     except (RecursionError, UnicodeDecodeError) as error:
-        files = [value for key, value in _pairs(given) if key == "--config"]
+        files = [value for key, value in _pairs(given) if key == "--config" and value]
         where = " ".join(["--config", *files])
         found = "values that are nested too deeply"
         if isinstance(error, UnicodeDecodeError):
@@ -300,8 +303,9 @@ def read_config(
     except RecursionError as error:
         raise UserError(f"{path}: expected options, found values nested too deeply") from error
     known = {field.name: field for field in fields(cast(Any, config_class))}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected options, found {type(values).__name__}")
+    if not isinstance(values, dict) or not values:
+        found = type(values).__name__ if values else "none"
+        raise UserError(f"{path}: expected options, found {found}")
     hints = get_type_hints(config_class)
     for name, value in values.items():
         if name not in known:  # such as config, which jsonargparse would follow
@@ -323,8 +327,11 @@ def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "
         name, value = prefix + field.name, options[field.name]
         if is_dataclass(hints[field.name]):
             value = _instantiate(cast(type, hints[field.name]), value, name + ".")
-        if isinstance(value, str) and "\0" in value:
-            raise UserError(f"--{name} {value!r}: expected text without a NUL character")
+        for text in value if isinstance(value, list) else [value]:
+            if text == "":
+                raise UserError(f"--{name}: expected a value, found an empty one")
+            if isinstance(text, str) and "\0" in text:
+                raise UserError(f"--{name} {text!r}: expected text without a NUL character")
         values[field.name] = value
     try:
         return config_class(**values)

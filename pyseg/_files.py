@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pyseg.errors import UserError
+from pyseg.errors import MissingFileError, UserError
 
 _UNFINISHED = ".part"
 _LOCK = ".lock"
@@ -24,8 +24,19 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     It is written under another name in the same folder, then renamed over what may be there; where
     the block raises, nothing is left of it. What a killed process has left of the same file is
-    removed.
+    removed. Of a symbolic link the file behind it is written.
+
+    Raises:
+        pyseg.errors.MissingFileError: There is no such folder.
+        pyseg.errors.UserError: What is there is no regular file, which nothing may be renamed over.
+        OSError: The folder cannot be written to.
     """
+    wrong = why_not_a_file(path)
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong}")
+    path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise MissingFileError(f"{path}: expected a folder {path.parent}, found none")
     remove_unfinished(path.parent, path.name)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     try:
@@ -38,6 +49,17 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def why_not_a_file(path: str | os.PathLike[str]) -> str | None:
+    """Returns what is wrong with a name that a regular file is to have; None: nothing."""
+    if not os.path.basename(path):
+        return "expected the name of a file, found that of a folder"
+    if os.path.isdir(path):
+        return "expected a file, found a folder"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "expected a regular file, found a device, a pipe or a socket"
+    return None
 
 
 def remove_unfinished(folder: Path, name: str | None = None) -> None:

@@ -667,6 +667,8 @@ class _StageRun:
         device = self.trainer.device
         own = state["processes"][distributed.rank()]
         self.recent = [(ids, torch.tensor(loss, device=device)) for ids, loss in own["recent"]]
+        if distributed.is_first() and self.trainer.log.size() < state["log"]:
+            print(f"{self.trainer.log.path}: lines of the steps before are missing")
         self.trainer.log.cut(state["log"])
         self.trainer.log.steps_before = state["steps_before"]
         restore_random_state(own["random"])

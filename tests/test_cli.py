@@ -28,6 +28,8 @@ def refused(*words: str) -> str:
         (["--stage", "foo"], "--stage foo: expected one of 'both', 'pretrain', 'finetune'"),
         (["--seed", "9" * 30], "--seed: expected at most"),
         (["--finetune.batch_size", str(2**40)], "--finetune.batch_size: expected at most"),
+        (["--data", ""], "--data: expected a value, found an empty one"),
+        (["--resume="], "--resume: expected a value, found an empty one"),
         (["--data", "a\0b"], "--data 'a\\x00b': expected text without a NUL character"),
         (["--pretrain.stepz", "3"], "(did you mean --pretrain.steps?); `python -m pyseg.train --h"),
         (["--config", "stag: both"], "--stag: there is no such option (did you mean --stage?)"),
@@ -92,7 +94,7 @@ def test_what_is_kept_of_the_options_names_the_recipe(tmp_path, capsys):
 def test_a_run_s_options_name_no_other_file(tmp_path):
     secret = tmp_path / "secret.yaml"
     secret.write_text("token: [hunter2")
-    for text in (f"config: {secret}\n", f"pretrain: {secret}\n", "[" * 3000):
+    for text in (f"config: {secret}\n", f"pretrain: {secret}\n", "[" * 3000, "{}", "run: ''"):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(UserError, match=r"config\.yaml: ") as error:
             read_run_config(tmp_path)

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from pyseg._files import remove_unfinished, sole_owner, written_whole
+from pyseg.errors import UserError
+
+
+def write(path: Path) -> None:
+    with written_whole(path) as file:
+        file.write(b"new")
 
 
 def test_the_file_appears_at_the_end(tmp_path):
@@ -15,6 +22,33 @@ def test_the_file_appears_at_the_end(tmp_path):
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_a_link_the_file_behind_it_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    link, there = tmp_path / "link", tmp_path / "far" / "file"
+    link.symlink_to("far/file")
+    for content in (b"first", b"second"):
+        with written_whole(link) as file:
+            file.write(content)
+        assert link.is_symlink()
+        assert there.read_bytes() == content
+
+
+def test_nothing_is_renamed_over_what_is_no_file(tmp_path):
+    pipe, device = tmp_path / "pipe", tmp_path / "device"
+    os.mkfifo(pipe)
+    device.symlink_to(os.devnull)
+    for path in (pipe, device):
+        with pytest.raises(UserError, match=f"{path}: expected a regular file, found a device, a"):
+            write(path)
+    with pytest.raises(UserError, match=f"{tmp_path}: expected a file, found a folder"):
+        write(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"a/b: expected a folder {tmp_path}/a, found none"):
+        write(tmp_path / "a" / "b")
+    assert pipe.is_fifo()
+    assert Path(os.devnull).is_char_device()
+    assert sorted(tmp_path.iterdir()) == [device, pipe]
 
 
 def test_nothing_is_left_where_the_block_raises(tmp_path):

@@ -16,7 +16,10 @@ PUBLIC = sorted(path.stem for path in FILES)
 
 def test_public_modules_are_attributes():
     """In another process, where none of them has been imported by its name."""
-    code = f"import pyseg\nfor name in {PUBLIC}: print(getattr(pyseg, name).__name__)\n"
+    code = (
+        f"import pyseg\nfor name in {PUBLIC}: print(getattr(pyseg, name).__name__)\n"
+        "for name in dir(pyseg): getattr(pyseg, name)\n"
+    )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [f"pyseg.{name}" for name in PUBLIC]

@@ -250,6 +250,25 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(copy: Path, whole: Pat
     assert_same_run(copy, whole)
 
 
+def test_a_log_that_is_gone_is_told(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    step = training._StageRun._optimise
+
+    def optimise(self, batch):
+        if self.stage.name == "finetune" and self.step == 2:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._StageRun, "_optimise", optimise)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config(data, tmp_path / "run"))
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    train.main(["--resume", str(tmp_path / "run")])
+    told = f"{tmp_path}/run/metrics.jsonl: lines of the steps before are missing\n"
+    assert capsys.readouterr().out.count(told) == 1
+
+
 def test_no_checkpoint_is_whole(copy: Path) -> None:
     for path in list_checkpoints(copy / training.CHECKPOINTS):
         flip(path)

@@ -25,6 +25,7 @@ DAMAGED_GZIP = EOFError, gzip.BadGzipFile, zlib.error
 """What reading damaged gzip data raises."""
 
 _UTF16 = b"\xff\xfe", b"\xfe\xff"
+_UTF32 = b"\xff\xfe\0\0", b"\0\0\xfe\xff"
 
 
 def shown(text: str) -> str:
@@ -106,11 +107,12 @@ class _Lines:
         self.number = 0
         """Of the last line, from 1."""
         try:
-            start = cast(io.BufferedReader, file).peek(2)[:2]
+            start = cast(io.BufferedReader, file).peek(4)[:4]
         except DAMAGED_GZIP:
             start = b""  # as for an empty file: reading a line says what is wrong
+        self._start = start
         # Bytes that are no text become surrogates, so that the line that has them can be named.
-        self._encoding = "utf-16" if start in _UTF16 else "utf-8-sig"
+        self._encoding = "utf-16" if start[:2] in _UTF16 else "utf-8-sig"
         self._text = io.TextIOWrapper(file, self._encoding, "surrogateescape", newline="")
 
     def __iter__(self) -> _Lines:
@@ -129,14 +131,24 @@ class _Lines:
         if len(line) == MAX_LINE:
             self.fail(f"expected lines of less than {MAX_LINE} characters")
         if "\0" in line:
-            self.fail(f"expected text, found a NUL in {shown(line)}")
+            self.fail(f"expected text, found {self._other_kind() or f'a NUL in {shown(line)}'}")
         if not line.isascii():
             try:
                 line.encode()
             except UnicodeEncodeError as error:
                 byte = ord(line[error.start]) & 0xFF
-                self.fail(f"expected UTF-8 text, found the byte 0x{byte:02x} in {shown(line)}")
+                found = f"the byte 0x{byte:02x} in {shown(line)}"
+                self.fail(f"expected UTF-8 text, found {self._other_kind() or found}")
         return line
+
+    def _other_kind(self) -> str:
+        """Returns what a file that is no text may be, if that can be told by its first bytes."""
+        if self._start in _UTF32:
+            return "UTF-32"
+        # RFC 1950: of deflate, in a window of 32 KB; the two bytes are a multiple of 31.
+        if self._start[:1] == b"x" and int.from_bytes(self._start[:2], "big") % 31 == 0:
+            return "what looks like zlib-compressed data"
+        return ""
 
     def fail(self, told: str) -> NoReturn:
         raise DataError(f"{self.name}, line {self.number}: {told}")

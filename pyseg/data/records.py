@@ -713,8 +713,12 @@ def read_frames(
         >>> record.frames.shape, record.ratings.starts, record.ratings.scores
         ((10, 1152), array([0, 5]), array([1., 0.], dtype=float32))
     """
-    if max_frames is not None and max_frames < 1:
-        raise ArgumentError(f"max_frames: expected at least 1 or None, found {max_frames}")
+    if max_frames is not None and not (
+        isinstance(max_frames, (int, np.integer)) and max_frames >= 1
+    ):
+        raise ArgumentError(
+            f"max_frames: expected a whole number of at least 1, or None, found {max_frames}"
+        )
     decoder = _engine().FrameDecoder(
         [(name.encode(), width) for name, width in schema.features],
         schema.id_key.encode(),
@@ -953,6 +957,10 @@ def write_records(path: PathLike, records: Iterable[bytes], *, compress: bool = 
                 gzip.GzipFile("", "wb", compresslevel=6, fileobj=whole, mtime=0)
             )
         for record in records:
+            if not isinstance(record, bytes | bytearray | memoryview):
+                raise ArgumentError(
+                    f"records: expected bytes, found {type(record).__name__} in record {count}"
+                )
             if len(record) > reference.LARGEST_RECORD:
                 raise ArgumentError(
                     f"records: expected at most {reference.LARGEST_RECORD} bytes in record"
@@ -966,6 +974,14 @@ def write_records(path: PathLike, records: Iterable[bytes], *, compress: bool = 
         if not count:
             raise ArgumentError("records: expected at least one, found none")
     return count
+
+
+_RATING_KEYS = (
+    "segment_start_times",
+    "segment_end_times",
+    "segment_labels",
+    "segment_scores",
+)
 
 
 def encode_frames(
@@ -1009,9 +1025,17 @@ def encode_frames(
     if frames.shape[1] != schema.width:
         raise ArgumentError(f"frames: expected a width of {schema.width}, found {frames.shape[1]}")
     entries = _identity(id, labels, schema)
+    own = {schema.id_key, schema.labels_key, *_RATING_KEYS}
     for key, value in (context or {}).items():
+        if key in own:
+            raise ArgumentError(
+                f"context: expected other features than the record's own, found {key!r}"
+            )
         entries.append((key, _scalar(key, value)))
-    if ratings is not None:
+    if ratings is None:
+        if segment_ends is not None:
+            raise ArgumentError("segment_ends: expected none without ratings")
+    else:
         starts = _whole("ratings.starts", ratings.starts)
         ends = starts + schema.segment_size
         if segment_ends is not None:
@@ -1027,10 +1051,12 @@ def encode_frames(
         if not ((scores >= 0) & (scores <= 1)).all():
             raise ArgumentError(f"ratings.scores: expected 0 to 1, found {scores}")
         entries += [
-            ("segment_start_times", _ints(starts)),
-            ("segment_end_times", _ints(ends)),
-            ("segment_labels", _ints(classes)),
-            ("segment_scores", _floats(scores)),
+            (key, values)
+            for key, values in zip(
+                _RATING_KEYS,
+                (_ints(starts), _ints(ends), _ints(classes), _floats(scores)),
+                strict=True,
+            )
         ]
     lists = [(name, _rows(frames[:, columns])) for name, columns in _columns(schema)]
     return _field(1, _map(entries)) + _field(2, _map(lists))
@@ -1074,7 +1100,10 @@ def _identity(
 ) -> list[tuple[str, bytes]]:
     """The features that every record has."""
     numbers = _whole("labels", labels)
-    name = id.encode()
+    try:
+        name = id.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise ArgumentError(f"id: expected text, found {id!r}") from None
     if len(name) > reference.LONGEST_ID:
         raise ArgumentError(f"id: expected at most {reference.LONGEST_ID} bytes, found {len(name)}")
     entries = [(schema.id_key, _field(1, _field(1, name)))]
@@ -1135,8 +1164,8 @@ def _scalar(key: str, value: float | int | bytes | str) -> bytes:
         return _field(1, _field(1, value))
     if isinstance(value, (int, np.integer)):
         return _ints([int(value)])
-    if not math.isfinite(value):
-        raise ArgumentError(f"context[{key!r}]: expected a finite number, found {value}")
+    if not isinstance(value, (float, np.floating)) or not math.isfinite(value):
+        raise ArgumentError(f"context[{key!r}]: expected text or a finite number, found {value!r}")
     return _floats([value])
 
 

@@ -1456,7 +1456,8 @@ def test_reports_add_up():
         ),
         (lambda path: read_frames(path, shard=(2, 2)), "shard: expected"),
         (lambda path: read_frames(path, shard=(-1, 2)), "shard: expected"),
-        (lambda path: read_frames(path, max_frames=0), "max_frames: expected at least 1"),
+        (lambda path: read_frames(path, max_frames=0), "max_frames: expected a whole number of at"),
+        (lambda path: read_frames(path, max_frames=2.5), "at least 1, or None, found 2.5"),
         (lambda path: read_videos(path, block=0), "block: expected at least 1"),
         (lambda path: FrameSchema(features=()), "features: expected different names"),
         (lambda path: FrameSchema(features=(("a", 1), ("a", 1))), "features: expected different"),
@@ -1591,8 +1592,26 @@ FRAMES = np.zeros((2, 9), dtype=np.uint8)
             "labels: expected none",
         ),
         (
+            lambda: encode_frames("a", FRAMES, [1], schema=SMALL, context={"labels": 3}),
+            "context: expected other features than the record's own, found 'labels'",
+        ),
+        (
+            lambda: encode_frames("a", FRAMES, [], schema=SMALL, context={"segment_labels": 3}),
+            "context: expected other features than the record's own, found 'segment_labels'",
+        ),
+        (
+            lambda: encode_frames("a", FRAMES, [], schema=SMALL, context={"x": [1, 2]}),
+            r"context\['x'\]: expected text or a finite number, found \[1, 2\]",
+        ),
+        (
+            lambda: encode_frames("a", FRAMES, [], schema=SMALL, segment_ends=[5]),
+            "segment_ends: expected none without ratings",
+        ),
+        (lambda: encode_frames(b"a", FRAMES, [], schema=SMALL), "id: expected text, found b'a'"),
+        (lambda: encode_frames("\ud800", FRAMES, [], schema=SMALL), "id: expected text, found '"),
+        (
             lambda: encode_frames("a", FRAMES, [], schema=SMALL, context={"x": np.inf}),
-            r"context\['x'\]: expected a finite number",
+            r"context\['x'\]: expected text or a finite number, found inf",
         ),
     ],
 )
@@ -1615,7 +1634,12 @@ def test_writing_is_all_or_nothing(engine, tmp_path):
         write_records(path, [])
     assert list(read_records(path)) == [b"old"]
     assert os.listdir(tmp_path) == ["file"]
-    with pytest.raises(OSError, match="No such file"):
+    for record in ("new", None, 3):
+        with pytest.raises(ValueError, match=r"records: expected bytes, found .* in record 1"):
+            write_records(path, [b"new", record])
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder/file: expected a folder .*, found none"
+    ):
         write_records(tmp_path / "no folder" / "file", [b"new"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,16 @@ def test_errors_name_file_and_line(
     table.write_text(f"id,labels\n{TABLE}{line}\n{TABLE}")
     with pytest.raises(DataError, match=rf"lists\.csv, line 6: expected {expected}"):
         read(table)
+
+
+def test_what_is_no_text_is_named(table: Path) -> None:
+    for content, found in (
+        (TABLE.encode("utf-32"), "UTF-32"),
+        (zlib.compress(TABLE.encode()), "what looks like zlib-compressed data"),
+    ):
+        table.write_bytes(content)
+        with pytest.raises(DataError, match=rf"lists\.csv, line 1: expected .*text, found {found}"):
+            read(table)
 
 
 def outcome(path: Path, exclude: list[str]) -> object:
