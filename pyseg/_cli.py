@@ -25,7 +25,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
-from pyseg._files import why_not_a_file, written_whole
+from pyseg._files import behind_links, why_not_a_file, written_whole
 from pyseg.errors import ArgumentError, PysegError, UserError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def check_out(name: str, path: str | None, **others: str | None) -> None:
             raise UserError(f"--{name} {path}: expected another file than that of --{other}")
     if (wrong := why_not_a_file(path)) is not None:
         raise UserError(f"--{name} {path}: {wrong}")
-    folder = Path(os.path.realpath(path)).parent
+    folder = behind_links(path).parent
     if not folder.is_dir():
         raise UserError(f"--{name} {path}: expected a folder {folder}, found none")
     _check_writable(name, path, folder)

@@ -34,7 +34,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     wrong = why_not_a_file(path)
     if wrong is not None:
         raise UserError(f"{path}: {wrong}")
-    path = Path(os.path.realpath(path))
+    path = behind_links(path)
     if not path.parent.is_dir():
         raise MissingFileError(f"{path}: expected a folder {path.parent}, found none")
     remove_unfinished(path.parent, path.name)
@@ -49,6 +49,11 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def behind_links(path: str | os.PathLike[str]) -> Path:
+    """Returns the name of what is written under a name: another one if this is a symbolic link."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def why_not_a_file(path: str | os.PathLike[str]) -> str | None:
