@@ -206,22 +206,25 @@ def test_checkpoints_hold_everything(data: Path, tmp_path: Path, monkeypatch) ->
     assert kept[-1][1] == [f"checkpoint-{n:09d}.pt" for n in (7, 10, 13)]
 
 
-@pytest.fixture(scope="module")
-def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that stops at the fifth step of pretraining, with the checkpoints of steps 2 and 4."""
-    run = tmp_path_factory.mktemp("runs") / "stopped"
-    step = training._StageRun._optimise
+def stop_at(stage: str, step: int, data: Path, run: Path) -> Path:
+    optimise = training._StageRun._optimise
 
-    def optimise(self, batch):
-        if self.step == 4:
+    def interrupted(self, batch):
+        if (self.stage.name, self.step) == (stage, step):
             raise KeyboardInterrupt
-        return step(self, batch)
+        return optimise(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._StageRun, "_optimise", optimise)
+        patch.setattr(training._StageRun, "_optimise", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train.train(config(data, run))
     return run
+
+
+@pytest.fixture(scope="module")
+def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stops at the fifth step of pretraining, with the checkpoints of steps 2 and 4."""
+    return stop_at("pretrain", 4, data, tmp_path_factory.mktemp("runs") / "stopped")
 
 
 @pytest.fixture
@@ -250,22 +253,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(copy: Path, whole: Pat
     assert_same_run(copy, whole)
 
 
-def test_a_log_that_is_gone_is_told(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    step = training._StageRun._optimise
-
-    def optimise(self, batch):
-        if self.stage.name == "finetune" and self.step == 2:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training._StageRun, "_optimise", optimise)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(config(data, tmp_path / "run"))
-    (tmp_path / "run" / "metrics.jsonl").unlink()
+def test_a_log_that_is_gone_is_told(data: Path, tmp_path: Path, capsys) -> None:
+    run = stop_at("finetune", 2, data, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
     capsys.readouterr()
-    train.main(["--resume", str(tmp_path / "run")])
-    told = f"{tmp_path}/run/metrics.jsonl: lines of the steps before are missing\n"
+    train.main(["--resume", str(run)])
+    told = f"{run}/metrics.jsonl: lines of the steps before are missing\n"
     assert capsys.readouterr().out.count(told) == 1
 
 

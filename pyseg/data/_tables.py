@@ -96,6 +96,16 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
 
 
+def is_zlib(head: bytes) -> bool:
+    """Returns whether a file that begins so is compressed with zlib, but not gzip (RFC 1950)."""
+    if len(head) < 2 or head[0] & 15 != 8 or int.from_bytes(head[:2], "big") % 31:
+        return False
+    with contextlib.suppress(zlib.error):
+        zlib.decompressobj().decompress(head)
+        return True
+    return False
+
+
 class _Lines:
     """The lines of a file of text, with their ends, which may be LF, CR LF or CR.
 
@@ -107,7 +117,7 @@ class _Lines:
         self.number = 0
         """Of the last line, from 1."""
         try:
-            start = cast(io.BufferedReader, file).peek(4)[:4]
+            start = cast(io.BufferedReader, file).peek(64)[:64]
         except DAMAGED_GZIP:
             start = b""  # as for an empty file: reading a line says what is wrong
         self._start = start
@@ -143,12 +153,9 @@ class _Lines:
 
     def _other_kind(self) -> str:
         """Returns what a file that is no text may be, if that can be told by its first bytes."""
-        if self._start in _UTF32:
+        if self._start[:4] in _UTF32:
             return "UTF-32"
-        # RFC 1950: of deflate, in a window of 32 KB; the two bytes are a multiple of 31.
-        if self._start[:1] == b"x" and int.from_bytes(self._start[:2], "big") % 31 == 0:
-            return "what looks like zlib-compressed data"
-        return ""
+        return "what looks like zlib-compressed data" if is_zlib(self._start) else ""
 
     def fail(self, told: str) -> NoReturn:
         raise DataError(f"{self.name}, line {self.number}: {told}")

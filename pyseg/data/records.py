@@ -46,6 +46,7 @@ import numpy.typing as npt
 from pyseg import _ext
 from pyseg._files import written_whole
 from pyseg.data import _records_reference as reference
+from pyseg.data._tables import is_zlib
 from pyseg.errors import ArgumentError, RecordError, UserError
 
 PathLike = str | os.PathLike[str]
@@ -423,10 +424,8 @@ def _looks_like(head: bytes) -> str:
     """What a file that is no TFRecord seems to be, from its first bytes."""
     if head[257:262] == b"ustar":
         return "it looks like a tar archive"
-    if len(head) > 1 and head[0] & 15 == 8 and int.from_bytes(head[:2], "big") % 31 == 0:
-        with contextlib.suppress(zlib.error):
-            zlib.decompressobj().decompress(head)
-            return "it looks like zlib-compressed data (TensorFlow's ZLIB option), not gzip"
+    if is_zlib(head):
+        return "it looks like zlib-compressed data (TensorFlow's ZLIB option), not gzip"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for magic, what in _LOOKS:
         if start.startswith(magic):
@@ -1050,14 +1049,8 @@ def encode_frames(
             )
         if not ((scores >= 0) & (scores <= 1)).all():
             raise ArgumentError(f"ratings.scores: expected 0 to 1, found {scores}")
-        entries += [
-            (key, values)
-            for key, values in zip(
-                _RATING_KEYS,
-                (_ints(starts), _ints(ends), _ints(classes), _floats(scores)),
-                strict=True,
-            )
-        ]
+        values = _ints(starts), _ints(ends), _ints(classes), _floats(scores)
+        entries += zip(_RATING_KEYS, values, strict=True)
     lists = [(name, _rows(frames[:, columns])) for name, columns in _columns(schema)]
     return _field(1, _map(entries)) + _field(2, _map(lists))
 
