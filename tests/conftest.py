@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
 settings.register_profile("long", max_examples=5_000)  # `tests/test_hostile_text.py`
@@ -28,6 +27,8 @@ def shared() -> Path:
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
     """Sets torch's number of threads back after a test that changes it."""
+    import torch  # late: of several processes the first runs no test
+
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -228,7 +228,7 @@ def test_compiles_without_breaks_for_changing_sizes(device):
     def step(row_weights: Tensor, *inputs: Tensor) -> Tensor:
         return normalising(soft_assign, 2, row_weights)(*inputs)
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in [(2, 5, 3, 6), (3, 9, 4, 7)]:
             inputs = make_inputs(shape, device=device)

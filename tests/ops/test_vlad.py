@@ -318,9 +318,9 @@ def test_opcheck_of_the_backward(device, needs_features_grad, norm, layout):
 
 
 @ignore_deprecations_of_torch
-@pytest.mark.parametrize("norm", [None, "statistics"])
+@pytest.mark.parametrize(("norm", "backend"), [(None, "inductor"), ("statistics", "aot_eager")])
 @pytest.mark.parametrize("device", DEVICES)
-def test_compiles_without_breaks_for_changing_sizes(device, norm):
+def test_compiles_without_breaks_for_changing_sizes(device, norm, backend):
     torch._dynamo.reset()
 
     def step(row_weights: Tensor | None, *inputs: Tensor) -> Tensor:
@@ -328,7 +328,7 @@ def test_compiles_without_breaks_for_changing_sizes(device, norm):
             return vlad_aggregate(*inputs)
         return normalising(vlad_aggregate, 4, row_weights)(*inputs)
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in [(2, 5, 3, 8, 6), (3, 9, 4, 12, 7)]:
             inputs = make(shape, device=device)
@@ -437,7 +437,7 @@ def test_autocast_compiles_and_leaves_float64_alone(device):
         with torch.autocast(device, torch.bfloat16):
             return vlad_aggregate(*args)
 
-    compiled = torch.compile(step, fullgraph=True)(*inputs)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs)
     assert compiled.dtype == torch.bfloat16
     assert torch.equal(compiled, step(*inputs))
     assert step(*(tensor.double() for tensor in inputs)).dtype == torch.float64
