@@ -230,14 +230,16 @@ void test_kernels() {
   // columns that take turns.
   for (const VladShape& s :
        {VladShape{2, 5, 1, 7, 3}, VladShape{1, 1, 1, 1, 1}, VladShape{3, 66, 3, 19, 17},
-        VladShape{2, 130, 2, 33, 136}, VladShape{1, 40, 8, 140, 56}, VladShape{2, 0, 1, 3, 2},
+        VladShape{1, 130, 2, 33, 136}, VladShape{1, 40, 8, 140, 56}, VladShape{2, 0, 1, 3, 2},
         VladShape{0, 4, 2, 3, 2}, VladShape{1, 12, 2, 0, 3}, VladShape{40, 2, 2, 5, 20},
-        VladShape{2, 1100, 4, 9, 6}, VladShape{1, 520, 1, 780, 10}}) {
+        VladShape{2, 1100, 4, 9, 6}, VladShape{1, 520, 1, 780, 3}}) {
     for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
       test_shape<double>(s, 1e-12, false, kind, 1e-12, "double");
       test_shape<float>(s, 1e-12, false, kind, 8e-6, "float");
       test_shape<BFloat16>(s, 1e-12, false, kind, 2e-2, "bfloat16");
+#ifndef PYSEG_SANITIZE  // where bfloat16 has the same addresses, and compiling takes a minute
       test_shape<Float16>(s, 1e-12, false, kind, 4e-3, "float16");
+#endif
     }
     test_shape<float>(s, 1e-12, true, Kind::kPlain, 4e-6, "masked");
     test_shape<float>(s, 1e4, false, Kind::kPlain, 4e-6, "clamped");
