@@ -44,6 +44,19 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return None
 
 
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """Forgets what a test or an example has registered."""
+    from pyseg.models import registry
+
+    kept = {name: dict(getattr(registry, name)) for name in ("_PRESETS", "_HEADS")}
+    yield
+    for name, entries in kept.items():
+        registered = getattr(registry, name)
+        registered.clear()
+        registered.update(entries)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def sample_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keeps the generated sample out of the user's cache."""

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from pyseg.data import read_label_table
 from pyseg.labels import (
     Cooccurrence,
     CooccurrenceCounter,
     LabelCorrelation,
     count_cooccurrence,
-    read_label_table,
 )
 
 CLASSES = 3862

@@ -22,7 +22,8 @@ from measure import DEVICE
 from torch import Tensor
 from torch.nn import functional
 
-from pyseg.labels import CooccurrenceCounter, LabelCorrelation, read_label_table
+from pyseg.data import read_label_table
+from pyseg.labels import CooccurrenceCounter, LabelCorrelation
 from pyseg.nn import LabelGCN, LogisticHead
 
 BATCH, CLASSES, FEATURES = 80, 3862, 1024

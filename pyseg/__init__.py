@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from pyseg import info as info
     from pyseg import labels as labels
     from pyseg import metrics as metrics
-    from pyseg import model_table as model_table
     from pyseg import models as models
     from pyseg import nn as nn
     from pyseg import predict as predict

@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import difflib
 import errno
+import importlib
+import importlib.metadata
 import io
 import logging
 import math
@@ -152,6 +154,11 @@ def _new_parser(**arguments: Any) -> ArgumentParser:
 
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=True, **arguments)
     parser.add_argument("--config", action="config", help="a YAML file of these options")
+    parser.add_argument(
+        "--plugin",
+        default=argparse.SUPPRESS,  # no option of a run: what is kept does not import modules
+        help="a module to import first, for what it registers, such as a model; several: a,b",
+    )
     return parser
 
 
@@ -167,7 +174,8 @@ def parse(
 ) -> Config:
     """Returns the options given in ``argv`` (default: the command line of the process).
 
-    Options may be written with dashes too: ``--batch-size`` is ``--batch_size``.
+    Options may be written with dashes too: ``--batch-size`` is ``--batch_size``. Before values are
+    checked, the entry points "pyseg.plugins" and the modules that ``--plugin`` names are imported.
 
     Raises:
         pyseg.errors.UserError: An option is unknown, or its value is not one that it may have.
@@ -185,9 +193,28 @@ def parse(
         first.set_defaults(_defaults(parser))
         parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
     options = _parsed(parser, parser.parse_args, words)
+    _import_plugins(options.get("plugin"))
     for name in _words(config_class):
         options[name] = _last_given(words, name, options[name])
     return _instantiate(config_class, options)
+
+
+def _import_plugins(named: object) -> None:
+    """Imports the modules that ``--plugin`` names, and the plugins of installed packages."""
+    for point in importlib.metadata.entry_points(group="pyseg.plugins"):
+        point.load()
+    for name in [] if named is None else str(named).split(","):
+        try:
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ModuleNotFoundError(name=name)
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and imports another that is not
+            raise UserError(
+                f"--plugin {name}: expected a module that can be imported, such as my_models for "
+                "my_models.py in this folder; found none"
+            ) from error
 
 
 def _words(config_class: type) -> list[str]:

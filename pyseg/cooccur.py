@@ -19,14 +19,12 @@ from pyseg.data import ReadReport, youtube8m
 from pyseg.data._tables import read_ids
 from pyseg.data.datasets import OnError, find_shards
 from pyseg.data.formats import id_key
+from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.errors import DataError, UserError
 from pyseg.labels import (
     Cooccurrence,
     CooccurrenceCounter,
     LabelCorrelation,
-    LabelLists,
-    read_label_records,
-    read_label_table,
 )
 from pyseg.metrics._distributed import gather
 

@@ -28,12 +28,13 @@ from pyseg.data import (
     Collection,
     IncompleteVideoDataset,
     open_collection,
+    read_label_table,
     read_videos,
     youtube8m,
 )
 from pyseg.errors import MissingFileError, UserError
 from pyseg.evaluate import evaluate, predictions
-from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation, read_label_table
+from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation
 from pyseg.metrics import MeanAveragePrecisionAtK
 
 Part = Literal["test", "validation"]

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from pyseg import models
 from pyseg._containers import read_array, read_arrays, read_json
 from pyseg.config import read_run_config
-from pyseg.data import audioset, youtube8m
+from pyseg.data import audioset, read_label_table, youtube8m
 from pyseg.data._tables import read_ids
 from pyseg.data.download import read_plan
 from pyseg.errors import DataError, UserError
-from pyseg.labels import LabelCorrelation, read_label_table
+from pyseg.labels import LabelCorrelation
 from pyseg.report import read_log
 from pyseg.submission import judge, read_submission, read_truth
 
@@ -59,7 +59,7 @@ PLAN = {"files": {"trainaa.tfrecord": "0123456789abcdef0123456789abcdef"}}
 
 def model(path: Path) -> object:
     path.rename(path.with_name("model.json"))
-    return models._read_config(path.with_name("model.json"))
+    return models.files._read_config(path.with_name("model.json"))
 
 
 def run(path: Path) -> object:

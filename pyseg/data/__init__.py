@@ -15,6 +15,7 @@ from pyseg.data.datasets import (
 )
 from pyseg.data.feed import Feed
 from pyseg.data.incomplete import IncompleteVideoDataset
+from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.data.records import (
     FrameRecord,
     FrameSchema,
@@ -43,6 +44,7 @@ __all__ = [
     "FrameRecord",
     "FrameSchema",
     "IncompleteVideoDataset",
+    "LabelLists",
     "Ratings",
     "ReadReport",
     "RecordDataset",
@@ -61,6 +63,8 @@ __all__ = [
     "loader",
     "open_collection",
     "read_frames",
+    "read_label_records",
+    "read_label_table",
     "read_records",
     "read_videos",
     "sample_random_frames",

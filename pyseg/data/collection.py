@@ -27,6 +27,7 @@ from pyseg.data.datasets import (
     held_out,
 )
 from pyseg.data.formats import Found, look
+from pyseg.data.label_lists import read_label_records
 from pyseg.data.records import ReadReport, without_record_warnings
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 
@@ -183,8 +184,6 @@ class Collection:
             ValueError: There is no such part.
             pyseg.errors.RecordError: A record is faulty.
         """
-        from pyseg.labels import read_label_records
-
         split = self._split(part)
         for path in self.video_paths:
             keep = None if split is None else functools.partial(split, path)

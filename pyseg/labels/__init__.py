@@ -9,15 +9,11 @@ from pyseg.labels.cooccurrence import (
     count_cooccurrence_reference,
 )
 from pyseg.labels.correlation import LabelCorrelation
-from pyseg.labels.lists import LabelLists, read_label_records, read_label_table
 
 __all__ = [
     "Cooccurrence",
     "CooccurrenceCounter",
     "LabelCorrelation",
-    "LabelLists",
     "count_cooccurrence",
     "count_cooccurrence_reference",
-    "read_label_records",
-    "read_label_table",
 ]

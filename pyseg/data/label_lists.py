@@ -71,12 +71,12 @@ def read_label_table(
         >>> lists.offsets.tolist(), lists.labels.tolist(), lists.left_out
         ([0, 2], [3, 5], 1)
     """
-    from pyseg.labels import _kernels
+    from pyseg.data import _label_kernels
 
     name, size = os.fspath(path), os.path.getsize(path)
     ids = set(exclude)
     encoded = {id.encode("utf-8", "surrogateescape") for id in ids}
-    hashed = (_kernels.hash_id(np.frombuffer(id, np.uint8)) for id in encoded)
+    hashed = (_label_kernels.hash_id(np.frombuffer(id, np.uint8)) for id in encoded)
     hashes = np.sort(np.fromiter(hashed, np.uint64, len(encoded)))
     lines = done = 0
     for text, read in _plain_blocks(name):
@@ -198,14 +198,14 @@ def _names_columns(fields: Sequence[str]) -> bool:
 def _parse(
     name: str, text: bytes, before: int, ids: set[bytes], hashes: NDArray[np.uint64]
 ) -> LabelLists:
-    from pyseg.labels import _kernels
+    from pyseg.data import _label_kernels
 
     size = text.count(b"\n") + 1
     starts, offsets = np.empty(size, np.int64), np.zeros(size + 1, np.int64)
     labels = np.empty(len(text) // 2 + 1, np.int64)
     marked = np.zeros(size, np.bool_)
     data = np.frombuffer(text, np.uint8)
-    count, wrong = _kernels.parse(data, hashes, starts, offsets, labels, marked)
+    count, wrong = _label_kernels.parse(data, hashes, starts, offsets, labels, marked)
     if wrong:
         start = int(starts[count - 1])
         line = text[start:].partition(b"\n")[0].decode().removesuffix("\r")
@@ -224,18 +224,18 @@ def _parse(
 
 def _of_rows(name: str, rows: Iterable[tuple[int, list[str]]], ids: set[str]) -> LabelLists:
     """Returns what `_parse` does, of rows that were read as CSV."""
-    from pyseg.labels import _kernels
+    from pyseg.data import _label_kernels
 
     sizes, left_out = [0], 0
     labels: list[int] = []
     for line, (id, *fields) in rows:
         if not fields:
-            _refuse(name, line, id, _kernels.NO_COMMA)
+            _refuse(name, line, id, _label_kernels.NO_COMMA)
         words = [word for word in ",".join(fields).split(" ") if word]
         for word in words:
             if whole_number(word) is None:
                 digits = word.isascii() and word.isdigit()
-                wrong = _kernels.TOO_LARGE if digits else _kernels.NO_NUMBER
+                wrong = _label_kernels.TOO_LARGE if digits else _label_kernels.NO_NUMBER
                 _refuse(name, line, ",".join([id, *fields]), wrong)
         if id.strip(" ") in ids:
             left_out += 1
@@ -246,12 +246,12 @@ def _of_rows(name: str, rows: Iterable[tuple[int, list[str]]], ids: set[str]) ->
 
 
 def _refuse(name: str, line: int, found: str, wrong: int) -> NoReturn:
-    from pyseg.labels import _kernels
+    from pyseg.data import _label_kernels
 
     expected = {
-        _kernels.NO_COMMA: "id,label label ...",
-        _kernels.NO_NUMBER: "labels to be whole numbers with spaces between",
-        _kernels.TOO_LARGE: "labels of at most 9 digits",
+        _label_kernels.NO_COMMA: "id,label label ...",
+        _label_kernels.NO_NUMBER: "labels to be whole numbers with spaces between",
+        _label_kernels.TOO_LARGE: "labels of at most 9 digits",
     }[wrong]
     raise DataError(f"{name}, line {line}: expected {expected}, found {shown(found)}")
 

@@ -1,4 +1,4 @@
-"""Presets, and saving and loading: bit for bit, or a clear error (pitfall 4)."""
+"""The package as its users see it: presets, and saving and loading bit for bit, or an error."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch import nn
 from pyseg import models
 from pyseg.errors import DataError
 from pyseg.labels import LabelCorrelation
+from pyseg.models import files
 from pyseg.nn import LabelGCN, MixtureOfExperts
 
 SMALL = {"feature_sizes": (12, 6), "clusters": 6, "groups": 2, "hidden_size": 16}
@@ -448,7 +449,7 @@ def replace_weights(change: Callable[[dict], None]) -> Callable[[Path], None]:
         description = json.loads((folder / "model.json").read_text())
         config = models.ModelConfig(**{k: v for k, v in description.items() if k[:6] != "format"})
         description.pop("class_names", None)
-        description["sha256"] = models._digest(config, state)
+        description["sha256"] = files._digest(config, state)
         save_file(state, path, metadata={"pyseg": json.dumps(description, sort_keys=True)})
 
     return apply

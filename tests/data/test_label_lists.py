@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyseg.data import DataError
+from pyseg.data import DataError, label_lists, read_label_records, read_label_table
 from pyseg.data.records import RecordError, encode_frames, encode_video, write_records
-from pyseg.labels import lists, read_label_records, read_label_table
 
 TABLE = "a1b2,3 5\nc3d4,\ne5f6,0\né,10 11 12\n"
 LISTS = [[3, 5], [], [0], [10, 11, 12]]
@@ -39,7 +38,7 @@ def table(tmp_path: Path) -> Path:
 def test_lists_are_read(
     table: Path, packed: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "_BLOCK", block)
+    monkeypatch.setattr(label_lists, "_BLOCK", block)
     data = TABLE.encode()
     table.write_bytes(gzip.compress(data) if packed else data)
     assert read(table) == (LISTS, 0)
@@ -71,7 +70,7 @@ def test_lists_are_read(
 def test_variations_make_no_difference(
     table: Path, text: str, encoding: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "_BLOCK", block)
+    monkeypatch.setattr(label_lists, "_BLOCK", block)
     table.write_bytes(text.removeprefix("\ufeff" * (encoding != "utf-8")).encode(encoding))
     assert read(table) == (LISTS, 0)
     assert read(table, exclude=["a1b2"]) == (LISTS[1:], 1)
@@ -85,15 +84,17 @@ def test_ids_with_the_same_hash_are_told_apart(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table.write_text(TABLE)
-    original = lists._parse
+    original = label_lists._parse
 
     def parse(name: str, text: bytes, before: int, ids: set, hashes: np.ndarray) -> object:
-        from pyseg.labels import _kernels
+        from pyseg.data import _label_kernels
 
-        everything = [_kernels.hash_id(np.frombuffer(i.encode(), np.uint8)) for i in ("a1b2", "é")]
+        everything = [
+            _label_kernels.hash_id(np.frombuffer(i.encode(), np.uint8)) for i in ("a1b2", "é")
+        ]
         return original(name, text, before, ids, np.sort(np.array(everything, np.uint64)))
 
-    monkeypatch.setattr(lists, "_parse", parse)
+    monkeypatch.setattr(label_lists, "_parse", parse)
     assert read(table, exclude=["é"]) == (LISTS[:3], 1)
 
 
@@ -120,7 +121,7 @@ def test_nothing_in_it(table: Path) -> None:
 def test_errors_name_file_and_line(
     table: Path, line: str, expected: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "_BLOCK", block)
+    monkeypatch.setattr(label_lists, "_BLOCK", block)
     table.write_text(f"id,labels\n{TABLE}{line}\n{TABLE}")
     with pytest.raises(DataError, match=rf"lists\.csv, line 6: expected {expected}"):
         read(table)
@@ -154,9 +155,9 @@ def test_the_parser_and_the_reader_of_rows_agree(text: str, block: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder, "lists.csv")
         path.write_bytes(text.encode())
-        patch.setattr(lists, "_BLOCK", block)
+        patch.setattr(label_lists, "_BLOCK", block)
         fast = outcome(path, ["a"])
-        patch.setattr(lists, "_is_plain", lambda text: False)
+        patch.setattr(label_lists, "_is_plain", lambda text: False)
         assert outcome(path, ["a"]) == fast
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyseg import _ext, model_table, models
+from pyseg import _ext, models
 from pyseg.errors import UserError
+from pyseg.models import table
 from pyseg.nn import gru
 from pyseg.ops import gru_recurrence_reference
 from pyseg.ops.frames import dequantize
@@ -25,17 +26,17 @@ def test_fused_operators_count_like_plain_pytorch(
     name: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = models.create(name, num_classes=7, **MODELS[name]).eval()
-    fused = model_table.count_operations(model, length)
+    fused = table.count_operations(model, length)
 
     def floats(model, batch, length):
         return dequantize(frames(model, batch, length), None, torch.float32)
 
-    frames = model_table._frames
-    monkeypatch.setattr(model_table, "_frames", floats)
-    monkeypatch.setattr(model_table, "_formulas", dict)
+    frames = table._frames
+    monkeypatch.setattr(table, "_frames", floats)
+    monkeypatch.setattr(table, "_formulas", dict)
     monkeypatch.setattr(_ext, "HAS_CPU_OPS", False)
     monkeypatch.setattr(gru, "gru_recurrence", gru_recurrence_reference)
-    assert fused == model_table.count_operations(model, length) > 0
+    assert fused == table.count_operations(model, length) > 0
 
 
 @pytest.mark.parametrize("length", [5, 300])
@@ -45,13 +46,13 @@ def test_count_is_that_of_the_layers(length: int) -> None:
     expected = sum(min(counts.values()) for counts in layers)
     aggregate = sum(branch.out_features for branch in model.branches)
     expected += 2 * (aggregate * 16 + 2 * 16 * 4 + 16 * 7)
-    found = model_table.count_operations(model, length)
+    found = table.count_operations(model, length)
     assert expected < found < 1.1 * expected  # `operations` leaves the attention out
 
 
 def test_table_of_a_preset() -> None:
-    config = model_table.TableConfig(num_classes=10, presets=["nextvlad-small"])
-    heading, _, row, _, counted, timed = model_table.table(config).splitlines()
+    config = table.TableConfig(num_classes=10, presets=["nextvlad-small"])
+    heading, _, row, _, counted, timed = table.table(config).splitlines()
     columns = dict(
         zip(
             (cell.strip() for cell in heading.strip("|").split("|")),
@@ -63,7 +64,7 @@ def test_table_of_a_preset() -> None:
     assert columns["preset"] == "`nextvlad-small`"
     assert columns["parameters"] == f"{sum(p.numel() for p in model.parameters()):,}"
     for name, length in (("video", 300), ("segment", 5)):
-        count = model_table.count_operations(model, length) / 1e9
+        count = table.count_operations(model, length) / 1e9
         assert float(columns[f"GFLOP a {name}"]) == pytest.approx(count, rel=0.005)
         assert float(columns[f"ms a {name}"]) > 0
     assert counted.startswith("10 classes; a video has 300 frames, a segment 5.")
@@ -71,14 +72,14 @@ def test_table_of_a_preset() -> None:
 
 
 def test_numbers_have_three_digits() -> None:
-    found = [model_table._rounded(value) for value in (0.0, 0.00123456, 0.5, 9.999, 12.34, 1234.5)]
+    found = [table._rounded(value) for value in (0.0, 0.00123456, 0.5, 9.999, 12.34, 1234.5)]
     assert found == ["0", "0.00123", "0.500", "10.00", "12.3", "1230"]
 
 
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     presets = '["nextvlad-small", "attention-gru"]'
     options = ["--timing", "false", "--num-classes", "3", "--presets", presets]
-    model_table.main(options)
+    table.main(options)
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert lines[0] == "| preset | parameters | GFLOP a video | GFLOP a segment |"
@@ -96,4 +97,4 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_wrong_options(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        model_table.main(arguments)
+        table.main(arguments)

@@ -1,0 +1,85 @@
+"""Adds a model of one's own to pyseg: a convolution over time, registered like pyseg's own models.
+
+    cd examples/python
+    python -m pyseg.train --plugin own_model --model temporal-conv
+    python -m pyseg.evaluate --plugin own_model --run runs/sample-temporal-conv-1
+
+``--plugin`` imports this module first, in every command that makes or loads the model. A package
+that is installed can name its module as an entry point "pyseg.plugins" instead, and needs no
+option. As a script this trains and predicts in a temporary folder:
+
+    python examples/python/own_model.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyseg import evaluate, models, predict, train
+from pyseg.nn import FrameClassifier, LogisticHead
+from pyseg.nn.head import HeadFactory
+
+
+@models.register("temporal-conv", channels=64)
+class TemporalConv(FrameClassifier):
+    """A convolution over neighbouring frames, the largest value of each channel, and a head.
+
+    What it does not know itself it leaves to its base class: checks, normalization and noise.
+
+    Args:
+        num_classes: Number of classes C.
+        channels: Channels of the convolution.
+        kernel_size: Frames that it sees at once, an odd number.
+        head: Makes the head of (channels, C).
+        **more: See `pyseg.nn.FrameClassifier`.
+
+    Example:
+        >>> model = models.create("temporal-conv", num_classes=10, feature_sizes=(64, 16))
+        >>> model(torch.randint(0, 256, (2, 5, 80), dtype=torch.uint8), [5, 3]).shape
+        torch.Size([2, 10])
+    """
+
+    reads_bytes = False  # `classify` receives numbers, already dequantized
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        channels: int = 128,
+        kernel_size: int = 3,
+        head: HeadFactory = LogisticHead,
+        **more: Any,
+    ) -> None:
+        """Creates the layers."""
+        super().__init__(num_classes, **more)
+        width = sum(self.feature_sizes)
+        self.convolution = nn.Conv1d(width, channels, kernel_size, padding=kernel_size // 2)
+        self.head = head(channels, num_classes)
+
+    def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns (B, C) logits of frames (B, T, N), of which ``mask`` (B, T) tells the valid."""
+        if mask is not None:
+            x = torch.where(mask.unsqueeze(2), x, 0)
+        hidden = self.convolution(x.transpose(1, 2)).relu()
+        if mask is not None:
+            hidden = torch.where(mask.unsqueeze(1), hidden, 0)
+        return self.head(hidden.amax(2))
+
+
+def main() -> None:
+    """Trains the model on the generated sample, evaluates it and predicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = str(Path(folder, "run"))
+        steps = ["--pretrain.steps", "20", "--finetune.steps", "40"]
+        train.main(["--model", "temporal-conv", "--run", run, *steps])
+        evaluate.main(["--run", run])
+        predict.main(["--run", run, "--out", str(Path(folder, "submission.csv"))])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Named presets: the classifiers of the paper, ready to make, save and load, and anybody's own.
+
+`register` adds a classifier, `register_head` a head. A saved model is a folder with
+``model.safetensors`` (weights and buffers) and ``model.json`` (what `create` was called with).
+Nothing in it is pickled, and a digest of both shows damage.
+
+``python -m pyseg.models`` prints a table of the presets.
+
+Example:
+    >>> import tempfile
+    >>> import torch
+    >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, folder, class_names=[f"class {i}" for i in range(10)])
+    ...     again = load(folder)
+    >>> frames = torch.randint(0, 256, (2, 5, 80), dtype=torch.uint8)
+    >>> torch.equal(model(frames, torch.tensor([5, 3])), again(frames, torch.tensor([5, 3])))
+    True
+    >>> again.config.name, again.config.class_names[3]
+    ('nextvlad-small', 'class 3')
+"""
+
+from pyseg.models import presets as presets
+from pyseg.models.files import FORMAT_VERSION, WEIGHTS, load, save
+from pyseg.models.registry import (
+    ModelConfig,
+    Shapes,
+    count_parameters,
+    create,
+    names,
+    options,
+    register,
+    register_head,
+    select_classes,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "WEIGHTS",
+    "ModelConfig",
+    "Shapes",
+    "count_parameters",
+    "create",
+    "load",
+    "names",
+    "options",
+    "register",
+    "register_head",
+    "save",
+    "select_classes",
+]

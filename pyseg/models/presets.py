@@ -1,0 +1,66 @@
+"""The heads and presets that come with pyseg, registered as anybody else's are."""
+
+from __future__ import annotations
+
+from pyseg.models.registry import mixture, register, register_head
+from pyseg.nn import (
+    MLP,
+    AttentionGRU,
+    DBoF,
+    LabelGCN,
+    LogisticHead,
+    MixtureOfExperts,
+    NeXtVLADClassifier,
+)
+
+register_head("gcn")(LabelGCN)
+register_head("logistic")(LogisticHead)
+register_head("moe")(MixtureOfExperts)
+
+# A preset names a head, but none of its options: they would not fit another head.
+
+# The three of the paper's table 1: cluster size, hidden size and reduction of each.
+_NEXTVLAD1 = {"clusters": 112, "hidden_size": 2048, "reduction": 16}
+register("nextvlad1", **_NEXTVLAD1)(NeXtVLADClassifier)
+register("nextvlad2", clusters=136, hidden_size=2048, reduction=16)(NeXtVLADClassifier)
+register("nextvlad3", clusters=112, hidden_size=2048, reduction=8)(NeXtVLADClassifier)
+register("nextvlad1-gcn", **_NEXTVLAD1, head="gcn")(NeXtVLADClassifier)
+
+# The paper gives no size of this one.
+register("attention-gru", gru_size=1024, attention_size=512, hidden_size=2048, reduction=16)(
+    AttentionGRU
+)
+
+# The starter code's, also in how it normalizes frames; and the paper's with a graph.
+register("dbof", normalization="l2", head="moe")(DBoF)
+register("dbof-gcn", normalization="l2", head="gcn")(DBoF)
+register("mlp")(MLP)
+
+# For two CPU cores and some hundred steps: with a momentum of 0.001 the running statistics would
+# stay where they started.
+register(
+    "nextvlad-small",
+    clusters=16,
+    groups=4,
+    hidden_size=128,
+    reduction=4,
+    expansion=1,
+    dropout=0.1,
+    batch_norm_momentum=0.1,
+)(NeXtVLADClassifier)
+
+# The three of the paper's table 2.
+register("3nextvlad-same", branches=("nextvlad1",) * 3)(mixture)
+register("3nextvlad-diff", branches=("nextvlad1", "nextvlad2", "nextvlad3"))(mixture)
+register("paper-mixture", branches=("nextvlad1", "nextvlad2", "nextvlad3", "attention-gru"))(
+    mixture
+)
+
+# Of classifiers that differ in their weights only, with the reference's T and lambda.
+register(
+    "mixture",
+    branches=("nextvlad-small",) * 3,
+    weights="static",
+    temperature=3.0,
+    distillation=9.0,
+)(mixture)

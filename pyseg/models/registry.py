@@ -1,0 +1,462 @@
+"""The registry of models: presets by name, the heads that they may have, and how one is made."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import json
+import numbers
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyseg.errors import ArgumentError
+from pyseg.labels import LabelCorrelation
+from pyseg.nn import FrameClassifier, Mixture
+from pyseg.nn.head import HeadFactory
+
+Make = TypeVar("Make", bound=Callable[..., nn.Module])
+
+_PRESETS: dict[str, tuple[Callable[..., FrameClassifier], dict[str, Any]]] = {}
+_HEADS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
+    """Makes a classifier a preset: `create`, saved models and all commands then know it by name.
+
+    It is called as ``make(num_classes, **overrides)`` and returns a `pyseg.nn.FrameClassifier`. Its
+    other parameters, and those of its base class if it passes them on (``**more``), are what
+    `create` and ``--overrides`` may set; values for those annotated as int, float, bool, str,
+    Literal or None are checked. A parameter ``head`` receives a function that makes the head,
+    ``head(in_features, num_classes)``, of the one that is named.
+
+    Args:
+        name: The name of the preset, which none has yet.
+        **arguments: Those in which the preset differs from what `make` has as defaults.
+
+    Returns:
+        A decorator, which returns what it is given.
+
+    Raises:
+        pyseg.errors.ArgumentError: The name is taken, or there is no such argument.
+
+    Example:
+        >>> from pyseg import models, nn
+        >>> @models.register("mlp-narrow", hidden_size=16)
+        ... class NarrowMLP(nn.MLP):
+        ...     pass
+        >>> models.create("mlp-narrow", num_classes=3).config.name
+        'mlp-narrow'
+    """
+
+    def decorator(make: Make) -> Make:
+        _check_new("preset", name, _PRESETS)
+        known = _known(cast(Any, make), arguments)
+        for key in arguments:
+            if key not in known:
+                raise ArgumentError(f"arguments: {_unknown(f'argument of {name}', key, known)}")
+        _PRESETS[name] = cast(Any, make), arguments
+        return make
+
+    return decorator
+
+
+def register_head(name: str) -> Callable[[Make], Make]:
+    """Makes a module a head: ``--overrides.head NAME`` then gives it to any classifier with one.
+
+    It is called as ``make(in_features, num_classes, **overrides)`` and maps (B, in_features) to
+    logits (B, C).
+
+    Args:
+        name: The name of the head, which none has yet.
+
+    Returns:
+        A decorator, which returns what it is given.
+
+    Raises:
+        pyseg.errors.ArgumentError: The name is taken.
+
+    Example:
+        >>> from pyseg import models
+        >>> @models.register_head("linear")
+        ... def linear(in_features: int, num_classes: int, bias: bool = True) -> nn.Module:
+        ...     return nn.Linear(in_features, num_classes, bias)
+        >>> models.create("mlp", num_classes=3, head="linear", bias=False).head
+        Linear(in_features=1024, out_features=3, bias=False)
+    """
+
+    def decorator(make: Make) -> Make:
+        _check_new("head", name, _HEADS)
+        _HEADS[name] = make
+        return make
+
+    return decorator
+
+
+def _check_new(kind: str, name: str, registered: Mapping[str, Any]) -> None:
+    if not isinstance(name, str) or not name:
+        raise ArgumentError(f"name: expected the name of a {kind}, found {name!r}")
+    if name in registered:
+        raise ArgumentError(
+            f"name: expected the name of a new {kind}, found {name!r}, which is registered"
+        )
+
+
+Shapes = Sequence[int] | Mapping[str, Sequence[int]]
+"""The shape of a tensor, or those of the tensors that something is made of, by name."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a model was made with; `create` and `load` attach it as ``model.config``.
+
+    Attributes:
+        name: name of the preset.
+        num_classes: number of classes C.
+        overrides: the arguments in which the model differs from the preset, as JSON holds them.
+        tensors: shapes of those arguments that are tensors (``eigenvalues``, ``node_features``),
+            and of the three tensors of a `LabelCorrelation`; the model's weights and buffers hold
+            what became of their values.
+        class_names: name of each class, in order of index, or ``None``.
+        level: what it was trained on: "frame", or "video" for mean features of whole videos;
+            ``None``: unknown.
+    """
+
+    name: str
+    num_classes: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Shapes] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+    level: str | None = None
+
+
+def names() -> list[str]:
+    """Lists the presets.
+
+    Returns:
+        Their names, sorted.
+
+    Example:
+        >>> [name for name in names() if name.startswith("nextvlad")]
+        ['nextvlad-small', 'nextvlad1', 'nextvlad1-gcn', 'nextvlad2', 'nextvlad3']
+    """
+    return sorted(_PRESETS)
+
+
+def options(name: str, *, head: str | None = None) -> list[str]:
+    """Lists the overrides that `create` takes.
+
+    Args:
+        name: a preset, see `names`.
+        head: the head that is asked for. ``None``: that of the preset.
+
+    Returns:
+        Arguments of the preset's classifier, then those of its head.
+
+    Raises:
+        ValueError: the preset or the head is unknown.
+
+    Example:
+        >>> "correlation" in options("dbof-gcn"), "correlation" in options("dbof")
+        (True, False)
+    """
+    return _known(*_preset(name), head)
+
+
+def _known(
+    make: Callable[..., FrameClassifier], preset: Mapping[str, Any], head: str | None = None
+) -> list[str]:
+    if make is mixture:
+        of_branches = (options(branch, head=head) for branch in preset["branches"])
+        return sorted({"branches", *_arguments(Mixture)}.union(*of_branches))
+    known = _arguments(make)
+    if "head" not in known:
+        return known
+    return known + _arguments(_head(preset.get("head", "logistic") if head is None else head))
+
+
+def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
+    """Makes a classifier with fresh weights.
+
+    Args:
+        name: a preset, see `names`.
+        num_classes: number of classes C.
+        **overrides: arguments of the preset's class to use instead of the preset's, for example
+            ``feature_sizes=(128,)`` or ``dropout=0``. Where the class takes a `head`, that is
+            "logistic" (`LogisticHead`), "moe" (`MixtureOfExperts`) or "gcn" (`LabelGCN`), and the
+            head's own arguments are overrides too: ``head="moe", mixtures=4``. A mixture takes
+            those of `Mixture` and those of its branches, each for all branches that know it;
+            ``branches`` lists other ones, as names of presets or as objects,
+            ``{"name": "nextvlad1", "clusters": 64}``. `options` lists all.
+
+    Returns:
+        The classifier, called as ``model(frames, num_frames) -> logits (B, C)``, in training mode.
+        Its attribute ``config`` is a `ModelConfig`.
+
+    Raises:
+        ValueError: the preset or an override is unknown, or a value does not fit.
+
+    Example:
+        >>> with torch.device("meta"):  # draws no weights
+        ...     model = create("nextvlad1", num_classes=3862)
+        >>> sum(p.numel() for p in model.parameters())
+        78643170
+        >>> create("nextvlad-small", num_classes=10, head="moe", mixtures=4).head
+        MixtureOfExperts(
+          num_classes=10, mixtures=4
+          (gates): Linear(in_features=128, out_features=50, bias=False)
+          (experts): Linear(in_features=128, out_features=40, bias=True)
+        )
+    """
+    tensors = {k: v for k, v in overrides.items() if isinstance(v, _TENSORS)}
+    try:
+        plain = json.loads(json.dumps({k: v for k, v in overrides.items() if k not in tensors}))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"overrides: expected numbers, text, lists of these, or tensors; {error}"
+        ) from error
+    model = _make(name, num_classes, overrides)
+    shapes = {key: _shapes(value) for key, value in tensors.items()}
+    model.config = cast(Any, ModelConfig(name, int(num_classes), plain, shapes))
+    return model
+
+
+def count_parameters(name: str, *, num_classes: int, **overrides: Any) -> int:
+    """Counts the parameters of a classifier without making it: it takes next to no memory.
+
+    Args:
+        name: a preset, see `names`.
+        num_classes: number of classes C.
+        **overrides: as `create` takes them.
+
+    Raises:
+        pyseg.errors.ArgumentError: as `create` does, or the sizes are beyond any memory.
+
+    Example:
+        >>> count_parameters("nextvlad1", num_classes=3862)
+        78643170
+    """
+    try:
+        with torch.device("meta"):
+            placeholders = {
+                key: placeholder(_shapes(value)) if isinstance(value, _TENSORS) else value
+                for key, value in overrides.items()
+            }
+            model = create(name, num_classes=num_classes, **placeholders)
+    except (RuntimeError, OverflowError) as error:
+        if not re.search("overflow|too large", str(error), re.IGNORECASE):
+            raise
+        raise ArgumentError("overrides: expected sizes that fit into memory") from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def select_classes(model: FrameClassifier, classes: Sequence[int]) -> FrameClassifier:
+    """Makes a model for some of a model's classes: the same trunk, and their rows of the head.
+
+    Args:
+        model: one that `create` or `load` returned.
+        classes: different classes, in the order that they shall have.
+
+    Returns:
+        A model of n classes that shares nothing with the other one, in the same mode.
+
+    Raises:
+        ValueError: a class is out of range or named twice, or the head cannot be cut.
+
+    Example:
+        >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
+        >>> frames = torch.randint(0, 256, (2, 5, 80), dtype=torch.uint8)
+        >>> logits = select_classes(model, [7, 2])(frames)
+        >>> torch.allclose(logits, model(frames)[:, [7, 2]], atol=1e-6)
+        True
+    """
+    config = cast(ModelConfig, model.config)
+    if len(set(classes)) < len(classes) or not classes:
+        raise ArgumentError("classes: expected different classes, at least one")
+    if not 0 <= min(classes) <= max(classes) < config.num_classes:
+        wrong = next(c for c in classes if not 0 <= c < config.num_classes)
+        raise ArgumentError(f"classes: expected 0..{config.num_classes - 1}, found {wrong}")
+    index = torch.tensor(classes, device=next(model.parameters()).device)
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        if hasattr(module, "select_classes"):
+            chosen = module.select_classes(index)
+            state |= {f"{name}.{key}": value for key, value in chosen.items()}
+    tensors = {
+        key: _of_classes(shapes, len(classes)) if key in _BY_CLASS else shapes
+        for key, shapes in config.tensors.items()
+    }
+    names = config.class_names
+    chosen_names = None if names is None else [names[c] for c in classes]
+    with torch.device("meta"):
+        placeholders = {key: placeholder(shapes) for key, shapes in tensors.items()}
+        cut = create(config.name, num_classes=len(classes), **config.overrides, **placeholders)
+    cut.load_state_dict({key: value.detach().clone() for key, value in state.items()}, assign=True)
+    cut.config = cast(
+        Any, replace(config, num_classes=len(classes), tensors=tensors, class_names=chosen_names)
+    )
+    return cut.train(model.training)
+
+
+def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> Mixture:
+    """Makes a mixture of presets.
+
+    Args:
+        num_classes: number of classes C.
+        branches: a preset's name each, or ``{"name": ..., **overrides}`` of that branch alone.
+        **arguments: those of `Mixture`, and those of the branches: each goes to all that take it.
+    """
+    if isinstance(branches, str) or not isinstance(branches, Sequence) or not branches:
+        raise ArgumentError(f"branches: expected a list of presets, found {branches!r}")
+    single = [name for name in names() if _PRESETS[name][0] is not mixture]
+    presets, own = [], []
+    for branch in branches:
+        given = {"name": branch} if isinstance(branch, str) else branch
+        if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+            raise ArgumentError(
+                "branches: expected names of presets, or objects with a name and overrides; "
+                f"found {branch!r}"
+            )
+        if given["name"] not in single:
+            raise ArgumentError(f"branches: {_unknown('branch', given['name'], single)}")
+        presets.append(given["name"])
+        own.append({key: value for key, value in given.items() if key != "name"})
+    of_mixture = _arguments(Mixture)
+    of_branches = [
+        options(name, head=given.get("head", arguments.get("head")))
+        for name, given in zip(presets, own, strict=True)
+    ]
+    known = sorted({"branches", *of_mixture}.union(*of_branches))
+    for key in arguments:
+        if key not in known:
+            raise ArgumentError(f"overrides: {_unknown('argument of the mixture', key, known)}")
+    _check_types(Mixture, arguments)
+    made = []
+    for name, overrides, takes in zip(presets, own, of_branches, strict=True):
+        # Noise is the mixture's: it adds it once for all branches.
+        shared = {k: v for k, v in arguments.items() if k in takes and k != "noise"}
+        made.append(_make(name, num_classes, shared | overrides))
+    return Mixture(made, **{k: v for k, v in arguments.items() if k in of_mixture})
+
+
+def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameClassifier:
+    make, preset = _preset(name)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral):
+        raise ArgumentError(f"num_classes: expected an integer, found {num_classes!r}")
+    num_classes = int(num_classes)
+    arguments = {**preset, **overrides}
+    if make is mixture:  # which looks at its arguments itself
+        return make(num_classes, **arguments)
+    known = options(name, head=arguments.get("head"))
+    for key in overrides:
+        if key not in known:
+            raise ArgumentError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
+    _check_types(make, arguments)
+    if "head" in known:
+        head: HeadFactory = _head(arguments.get("head", "logistic"))
+        _check_types(head, arguments)
+        own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
+        arguments["head"] = functools.partial(head, **own)
+    return make(num_classes, **arguments)
+
+
+def _preset(name: str) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
+    if name not in _PRESETS:
+        known = _unknown("preset", name, names())
+        raise ArgumentError(f"name: {known}; one of your own has to be registered (--plugin)")
+    return _PRESETS[name]
+
+
+def _head(name: str) -> Callable[..., nn.Module]:
+    if not isinstance(name, str) or name not in _HEADS:
+        raise ArgumentError(f"head: {_unknown('head', str(name), sorted(_HEADS))}")
+    return _HEADS[name]
+
+
+def _arguments(make: Callable[..., nn.Module]) -> list[str]:
+    """Lists what may be overridden: what `create` gives is not, nor what no file can hold."""
+    excluded = ("in_features", "num_classes", "branches", "generator")
+    return [key for key in _parameters(make) if key not in excluded]
+
+
+def _parameters(make: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of `make`; ``**more`` of a class stands for those of its base."""
+    parameters = dict(inspect.signature(make).parameters)
+    rest = [key for key, value in parameters.items() if value.kind is value.VAR_KEYWORD]
+    for key in rest:
+        del parameters[key]
+    if rest and isinstance(make, type):
+        parameters |= {k: v for k, v in _parameters(make.__mro__[1]).items() if k not in parameters}
+    return parameters
+
+
+_KINDS = {
+    "None": type(None),
+    "bool": bool,
+    "int": Integral,
+    "float": Real,
+    "str": str,
+    "Literal": str,
+}
+
+
+def _check_types(make: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
+    """Raises where an argument that takes numbers or text is given something else."""
+    for name, parameter in _parameters(make).items():
+        kinds = re.findall(r"\w+", re.sub(r"\[.*?\]", "", str(parameter.annotation)))
+        if name not in arguments or not kinds or not _KINDS.keys() >= set(kinds):
+            continue
+        value = arguments[name]
+        fits = isinstance(value, tuple(_KINDS[kind] for kind in kinds))
+        if not fits or (isinstance(value, bool) and "bool" not in kinds):
+            raise ArgumentError(f"{name}: expected {' or '.join(kinds)}, found {value!r}")
+
+
+# A correlation is three tensors, each of a shape of its own.
+_CORRELATION = ("offsets", "columns", "values")
+
+
+_TENSORS = (Tensor, np.ndarray, LabelCorrelation)
+
+
+def _shapes(value: Tensor | np.ndarray | LabelCorrelation) -> Shapes:
+    if isinstance(value, LabelCorrelation):
+        return {name: list(getattr(value, name).shape) for name in _CORRELATION}
+    return list(value.shape)
+
+
+# Tensors among the overrides that have a row, or rows and columns, for every class.
+_BY_CLASS = ("correlation", "node_features")
+
+
+def _of_classes(shapes: Shapes, number: int) -> Shapes:
+    """Returns the shapes of one of these for another number of classes."""
+    if isinstance(shapes, Mapping):
+        return {**shapes, "offsets": [number + 1]}
+    rows, columns = shapes
+    return [number, number if columns == rows else columns]
+
+
+def placeholder(shapes: Shapes) -> Tensor | LabelCorrelation:
+    """Returns what has the shapes, on the default device: loading needs no values."""
+    if not isinstance(shapes, Mapping):
+        return torch.empty(*shapes)
+    if shapes.keys() != set(_CORRELATION):
+        raise ArgumentError(
+            f"tensors: expected shapes of {', '.join(_CORRELATION)}, found {', '.join(shapes)}"
+        )
+    offsets, columns, values = (torch.empty(*shapes[name]) for name in _CORRELATION)
+    return LabelCorrelation(offsets.long(), columns.long(), values)
+
+
+def _unknown(kind: str, found: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(found, known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"expected one of {', '.join(known)}; found the unknown {kind} {found!r}{hint}"
