@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from pyseg import protocols as protocols
     from pyseg import report as report
     from pyseg import reproduce as reproduce
+    from pyseg import runs as runs
     from pyseg import submission as submission
     from pyseg import timeline as timeline
     from pyseg import train as train

@@ -37,7 +37,6 @@ class Progress:
         scale: bool = False,
         hidden: bool = False,
     ) -> None:
-        """Starts the clock; the class describes the arguments."""
         from tqdm import tqdm
 
         self._bar = tqdm(

@@ -70,12 +70,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
-def warn_unfinished(run: Path) -> None:
-    """Prints a line where the training of a run has not ended: its weights are earlier ones."""
-    if list_checkpoints(run / CHECKPOINTS):
-        print(f"{run}: its training has not ended: python -m pyseg.train --resume {run} goes on")
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Returns what `save_checkpoint` was given, on the CPU.
 

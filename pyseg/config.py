@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from pyseg import _cli
-from pyseg.data import Collection, open_collection, youtube8m
 from pyseg.data.datasets import MOST_WORKERS, OnError
-from pyseg.errors import ArgumentError, UserError
+from pyseg.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from jsonargparse import ArgumentParser, Namespace
 
 Options = TypeVar("Options")
-
-SEGMENT_VOCABULARY = "segment_vocabulary.csv"
-"""The file of a run folder that says which classes are rated, as those of YouTube-8M do."""
 
 
 @dataclass
@@ -324,81 +317,3 @@ def make_parser() -> ArgumentParser:
 def recipe_defaults(options: Namespace) -> dict[str, Any]:
     """Returns the defaults of the recipe that the options name (`RECIPES`)."""
     return RECIPES[options["recipe"]]
-
-
-def parse_options(argv: Sequence[str] | None) -> TrainConfig:
-    """Returns the options of ``python -m pyseg.train``.
-
-    Those that are not given are the recipe's, or with ``--resume`` the run's.
-
-    Raises:
-        pyseg.errors.UserError: An option is unknown, or its value is not one that it may have.
-    """
-
-    def defaults(options: Namespace) -> dict[str, Any]:
-        if options["resume"] is None:
-            return recipe_defaults(options)
-        kept = vars(read_run_config(Path(options["resume"])))
-        groups = {name: vars(value) for name, value in kept.items() if is_dataclass(value)}
-        own = {f"{name}.{key}": v for name, group in groups.items() for key, v in group.items()}
-        return own | {name: value for name, value in kept.items() if name not in groups}
-
-    return _cli.parse(make_parser(), TrainConfig, argv, defaults)
-
-
-def open_data(
-    config: TrainConfig,
-    data: str | None = None,
-    labels: str | None = None,
-    on_error: OnError | None = None,
-) -> Collection:
-    """Returns a run's collection, or another one split in the same way.
-
-    Args:
-        config: The run's options.
-        data: The records; default: the run's, with the run's strong labels.
-        labels: Tables of strong labels; default: those of the data.
-        on_error: What a damaged record does; default: what the run says.
-    """
-    return open_collection(
-        data or config.data,
-        labels=labels or (config.labels if data in (None, config.data) else None),
-        vocabulary=config.vocabulary,
-        on_error=on_error or config.on_error,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-    )
-
-
-def rated_classes(run: Path) -> list[int] | None:
-    """Returns the classes that are rated, by their numbers in the data, if the run knows them.
-
-    A model of just as many classes has them in this order.
-
-    Raises:
-        pyseg.errors.DataError: The run's file is malformed.
-    """
-    path = run / SEGMENT_VOCABULARY
-    return youtube8m.read_segment_vocabulary(path).classes if path.is_file() else None
-
-
-def known_classes(run: Path, num_classes: int) -> list[int] | None:
-    """Returns the numbers that the data has for a run's model's classes; None: it knows all.
-
-    Raises:
-        pyseg.errors.DataError: The run's file of rated classes is malformed.
-    """
-    rated = rated_classes(run)
-    return rated if rated is not None and len(rated) == num_classes else None
-
-
-def read_run_config(run: Path) -> TrainConfig:
-    """Returns the options that a run folder was trained with.
-
-    Raises:
-        pyseg.errors.UserError: The folder is not a run.
-    """
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml")
-    return _cli.read_config(make_parser(), TrainConfig, path, recipe_defaults)

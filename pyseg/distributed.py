@@ -26,6 +26,7 @@ import io
 import itertools
 import operator
 import os
+import re
 import signal
 import sys
 import threading
@@ -172,6 +173,25 @@ def share_weights(module: nn.Module) -> None:
     if world_size() > 1:
         for tensor in itertools.chain(module.parameters(), module.buffers()):
             distributed.broadcast(tensor.detach(), src=0)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Returns the named device, or by default a GPU where there is one, else the CPU.
+
+    Raises:
+        pyseg.errors.UserError: There is no such device here.
+    """
+    if name is not None and not re.fullmatch(r"[a-z]+(:\d+)?", name):
+        raise UserError(f"--device {name}: expected a device, such as cpu, cuda or cuda:1")
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        told = str(error).splitlines()[0]
+        raise UserError(
+            f"--device {name}: expected a device that torch has here, such as cpu or cuda; {told}"
+        ) from error
+    return device
 
 
 def local_device(device: torch.device) -> torch.device:

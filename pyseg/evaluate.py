@@ -12,8 +12,6 @@ gives the same MAP as the run that it comes from.
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +21,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pyseg import _cli, distributed, metrics, models
+from pyseg import _cli, distributed, metrics
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
-from pyseg.checkpoint import warn_unfinished
-from pyseg.config import known_classes, open_data, read_run_config
 from pyseg.data import Collection, loader, open_collection
 from pyseg.data.collection import Part
 from pyseg.data.datasets import MOST_WORKERS, OnError, named_as_records, worker_errors
 from pyseg.data.records import ReadReport, is_record_file, without_record_warnings
 from pyseg.errors import DataError, UserError
+from pyseg.runs import Run, open_data
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
 if TYPE_CHECKING:
@@ -85,25 +82,6 @@ class EvaluateConfig:
         _cli.check_range("top", self.top, 1)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
         _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
-
-
-def pick_device(name: str | None) -> torch.device:
-    """Returns the named device, or by default a GPU where there is one, else the CPU.
-
-    Raises:
-        pyseg.errors.UserError: There is no such device here.
-    """
-    if name is not None and not re.fullmatch(r"[a-z]+(:\d+)?", name):
-        raise UserError(f"--device {name}: expected a device, such as cpu, cuda or cuda:1")
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        told = str(error).splitlines()[0]
-        raise UserError(
-            f"--device {name}: expected a device that torch has here, such as cpu or cuda; {told}"
-        ) from error
-    return device
 
 
 def predictions(
@@ -295,7 +273,7 @@ def _num_rated(collection: Collection) -> int | None:
     return len(collection.segment_classes) if collection.segment_classes else None
 
 
-def check_collection(model: Any, collection: Collection, run: Path, data: str) -> list[int] | None:
+def check_collection(model: Any, collection: Collection, run: Run, data: str) -> list[int] | None:
     """Returns which classes of a collection a run's model knows; None means all.
 
     Args:
@@ -307,7 +285,7 @@ def check_collection(model: Any, collection: Collection, run: Path, data: str) -
     Raises:
         pyseg.errors.UserError: The model is for other features or classes.
     """
-    classes = known_classes(run, model.num_classes)
+    classes = run.known_classes(model.num_classes)
     expected = model.feature_sizes, model.num_classes
     found = collection.feature_sizes, len(classes) if classes else collection.num_classes
     if expected != found:
@@ -318,7 +296,7 @@ def check_collection(model: Any, collection: Collection, run: Path, data: str) -
     return classes
 
 
-def note_level(model: Any, found: str, run: Path, data: str) -> None:
+def note_level(model: Any, found: str, run: Run, data: str) -> None:
     """Tells where a run's model was trained on mean features of videos and meets frames, or so.
 
     Args:
@@ -364,7 +342,7 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
     assert config.submission is not None
     if Path(config.submission).is_dir():
         raise UserError(f"--submission {config.submission}: expected a file, found a folder")
-    trained = None if config.run is None else read_run_config(Path(config.run))
+    trained = None if config.run is None else Run(config.run).config()
     source = config.truth or config.data
     if source is None and trained is not None:
         source = trained.data
@@ -412,11 +390,11 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.run is None:
         raise UserError("expected --run or --submission, found neither")
-    run = Path(config.run)
-    trained = read_run_config(run)
-    warn_unfinished(run)
-    device = distributed.local_device(pick_device(config.device))
-    model: Any = models.load(run).to(device)
+    run = Run(config.run)
+    trained = run.config()
+    run.warn_unfinished()
+    device = distributed.local_device(distributed.pick_device(config.device))
+    model: Any = run.model().to(device)
     collection = open_data(trained, config.data, config.labels, config.on_error)
     data = config.data or trained.data
     classes = check_collection(model, collection, run, data)
@@ -435,9 +413,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     if summary := report.summary():
         print(f"records: {summary}")
     if distributed.is_first():
-        with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            line = {"stage": "evaluate", "data": data, "part": part, **result}
-            log.write(json.dumps(line) + "\n")
+        run.append_to_log("evaluate", data=data, part=part, **result)
     return result
 
 
@@ -451,7 +427,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torchrun=True,
     )
     config = _cli.parse(parser, EvaluateConfig, argv)
-    with distributed.session(pick_device(config.device)):
+    with distributed.session(distributed.pick_device(config.device)):
         if config.submission is None:
             print(describe(evaluate_run(config)))
             return

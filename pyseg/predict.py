@@ -30,26 +30,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyseg import _cli, distributed, models
+from pyseg import _cli, distributed
 from pyseg._containers import read_arrays
 from pyseg._files import sole_owner, written_whole
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
-from pyseg.checkpoint import warn_unfinished
-from pyseg.config import (
-    TrainConfig,
-    known_classes,
-    open_data,
-    rated_classes,
-    read_run_config,
-)
-from pyseg.data import Example, ReadReport, collate, find_shards, youtube8m
+from pyseg.data import Example, ReadReport, collate, youtube8m
 from pyseg.data.datasets import OnError
 from pyseg.data.formats import frame_schema, frame_seconds
 from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_segments
 from pyseg.errors import ArgumentError, DataError, UserError
-from pyseg.evaluate import note_level, pick_device
+from pyseg.evaluate import note_level
 from pyseg.metrics import TopKPerClass
+from pyseg.runs import Run, find_run_shards, open_data
 from pyseg.submission import TOP, fits_submission, segment_id, write_submission
 from pyseg.timeline import Rating, Timeline, clock
 
@@ -130,18 +123,17 @@ class Scorer:
     """
 
     def __init__(self, config: PredictConfig) -> None:
-        """Loads the models; the class describes the argument."""
         self.config = config
-        self.device = distributed.local_device(pick_device(config.device))
-        self.run = Path(config.run)
-        self.trained: TrainConfig = read_run_config(self.run)
-        warn_unfinished(self.run)
-        self.model = cast(Any, models.load(self.run).to(self.device))
+        self.device = distributed.local_device(distributed.pick_device(config.device))
+        self.run = Run(config.run)
+        self.trained = self.run.config()
+        self.run.warn_unfinished()
+        self.model = cast(Any, self.run.model().to(self.device))
         # The number that the data has for each of the model's classes.
-        known = known_classes(self.run, self.model.num_classes)
+        known = self.run.known_classes(self.model.num_classes)
         if known is None:
             known = list(range(self.model.num_classes))
-        rated = rated_classes(self.run)
+        rated = self.run.rated_classes()
         self.classes = known if rated is None else rated
         if config.classes is not None:
             self.classes = youtube8m.read_segment_vocabulary(config.classes).classes
@@ -158,11 +150,11 @@ class Scorer:
         self._columns = torch.tensor(columns, device=self.device)
         self.video_model: nn.Module | None = None
         if config.video_top is not None or config.video_weight > 0:
-            self.video_run = Path(config.video_run) if config.video_run else self.run
-            self._max_frames = read_run_config(self.video_run).max_frames
+            self.video_run = Run(config.video_run) if config.video_run else self.run
+            self._max_frames = self.video_run.config().max_frames
             self.video_model = self.model
             if config.video_run:
-                other = cast(Any, models.load(self.video_run).to(self.device))
+                other = cast(Any, self.video_run.model().to(self.device))
                 for name in ("feature_sizes", "num_classes"):
                     expected, found = getattr(self.model, name), getattr(other, name)
                     if expected != found:
@@ -420,10 +412,10 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
         **asdict(config),
         "shards": [[os.path.realpath(path), os.path.getsize(path)] for path in shards],
         "classes": scorer.classes,
-        "weights": _digest(scorer.run / models.WEIGHTS),
+        "weights": _digest(scorer.run.weights_file),
     }
     if scorer.video_model is not None:
-        request["video_weights"] = _digest(scorer.video_run / models.WEIGHTS)
+        request["video_weights"] = _digest(scorer.video_run.weights_file)
     for name in ("batch_size", "device", "data"):  # change nothing but rounding
         request.pop(name)
     rank, processes = distributed.rank(), distributed.world_size()
@@ -497,16 +489,6 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
         print(f"scores: {config.scores}")
     print(f"submission: {out}")
     return out
-
-
-def find_run_shards(trained: TrainConfig, data: str | None = None) -> list[str]:
-    """Returns the shards that a run was trained on, or those of other data."""
-    data = data or trained.data
-    if data == "sample":
-        from pyseg.data.sample import make_sample
-
-        return find_shards(make_sample())
-    return find_shards(data)
 
 
 def timelines(
@@ -605,7 +587,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         _cli.check_out("timeline", config.timeline, **read)
     _cli.check_out("scores", config.scores, **read)
-    with distributed.session(pick_device(config.device)):
+    with distributed.session(distributed.pick_device(config.device)):
         if config.video is None:
             predict(config)
         elif distributed.is_first():

@@ -125,7 +125,6 @@ class Protocol(ABC):
     has_ceiling = True
 
     def __init__(self, folder: Path, part: Part) -> None:
-        """Reads nothing yet; the class describes the arguments."""
         self.folder = folder
         self.part = part
         self._collections: dict[tuple[int, bool], Collection] = {}

@@ -19,19 +19,17 @@ import numpy as np
 import torch
 
 import pyseg
-from pyseg import _charts, _cli, models
+from pyseg import _charts, _cli, distributed, runs
 from pyseg._charts import ClassBar, Series
-from pyseg._containers import parse_json
 from pyseg._files import written_whole
-from pyseg.checkpoint import CHECKPOINTS, list_checkpoints
-from pyseg.config import TrainConfig, known_classes, open_data, read_run_config
+from pyseg.config import TrainConfig
 from pyseg.data import Collection
 from pyseg.data.collection import Part
 from pyseg.errors import ArgumentError, DataError, UserError
-from pyseg.evaluate import check_collection, describe, pick_device, predictions
+from pyseg.evaluate import check_collection, describe, predictions
 from pyseg.labels import LabelCorrelation
 from pyseg.metrics import MeanAveragePrecision, MeanAveragePrecisionAtK, map_at_k
-from pyseg.predict import PredictConfig, Scorer, find_run_shards, timelines
+from pyseg.predict import PredictConfig, Scorer, timelines
 from pyseg.timeline import Rating, Timeline
 
 if TYPE_CHECKING:
@@ -117,7 +115,7 @@ class Evaluation:
 
 
 @dataclass
-class Run:
+class Reported:
     """All that a report shows of a run.
 
     Attributes:
@@ -125,6 +123,7 @@ class Run:
         name: What the report calls it.
         config: Its options.
         log: The lines of its metrics.jsonl.
+        is_unfinished: Whether its training can go on.
         parameters: Those of its model; None without weights.
         num_classes: The number of classes C; None without weights.
         class_names: C names, if known.
@@ -139,6 +138,7 @@ class Run:
     name: str
     config: TrainConfig
     log: list[dict[str, Any]]
+    is_unfinished: bool
     parameters: int | None = None
     num_classes: int | None = None
     class_names: Sequence[str] | None = None
@@ -231,70 +231,34 @@ class Section:
 
 
 # What the metrics of an evaluation are called (`rated_metrics`, `label_metrics`).
-_RATED = {"map", "map_all_classes", "classes", "all_classes", "rated", "positives"}
-_LABELLED = {"gap", "hit_at_1", "perr", "map", "classes", "examples"}
-_NUMBERS = _RATED | _LABELLED | {"step", "loss", "learning_rate", "examples_per_second"}
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl, none where there is no such file.
-
-    What follows the last line break is a line that is being written, and left out.
-
-    Raises:
-        pyseg.errors.DataError: A line is not what `pyseg.training.Log` writes.
-    """
-    if not path.is_file():
-        return []
-    entries = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        place = f"{path}, line {number}"
-        entry = parse_json(line, place, finite=False)
-        if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
-            raise DataError(f"{place}: expected a JSON object with a stage, found {line[:80]!r}")
-        if not isinstance(entry.get("after", ""), str):
-            raise DataError(f"{place}: after: expected a stage, found {entry['after']!r}")
-        measures = _RATED if "rated" in entry else _LABELLED
-        for key in measures if entry["stage"] == "evaluate" else ():
-            if key not in entry:
-                raise DataError(f"{place}: expected {key} in an evaluation, found none")
-        for key in entry.keys() & _NUMBERS:
-            if type(entry[key]) not in (int, float):
-                raise DataError(f"{place}: {key}: expected a number, found {entry[key]!r}")
-        if not 0 <= (step := entry.get("step", 0)) < 2**63 or step != int(step):
-            raise DataError(f"{place}: step: expected a whole number, found {step}")
-        entries.append(entry)
-    return entries
-
-
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str) -> Reported:
     """Returns a run without its evaluation.
 
     Raises:
         pyseg.errors.UserError: The folder is not a run, or one of its files is damaged.
     """
-    run = Run(folder, name, read_run_config(folder), read_log(folder / "metrics.jsonl"))
-    if (folder / models.WEIGHTS).is_file():
-        model: Any = models.load(folder)
+    kept = runs.Run(folder)
+    run = Reported(folder, name, kept.config(), kept.log(), kept.is_unfinished)
+    run.correlation = kept.correlation()
+    if kept.weights_file.is_file():
+        model: Any = kept.model()
         run.parameters = sum(p.numel() for p in model.parameters())
         run.num_classes = model.config.num_classes
         run.class_names = model.config.class_names
-        run.numbers = known_classes(folder, model.num_classes)
-    if (folder / "correlation.npz").is_file():
-        run.correlation = LabelCorrelation.load(folder / "correlation.npz")
+        run.numbers = kept.known_classes(model.num_classes)
     return run
 
 
-def _evaluate(run: Run, config: ReportConfig) -> None:
+def _evaluate(run: Reported, config: ReportConfig) -> None:
     """Adds a run's evaluation and timelines, or why there are none."""
     if not config.evaluate:
         run.missing = "left out with --evaluate false"
         return
     try:
         scorer = Scorer(PredictConfig(str(run.folder), device=config.device))
-        collection = open_data(run.config, config.data)
+        collection = runs.open_data(run.config, config.data)
         data = config.data or run.config.data
-        classes = check_collection(scorer.model, collection, run.folder, data)
+        classes = check_collection(scorer.model, collection, scorer.run, data)
     except (UserError, DataError, FileNotFoundError) as error:
         if config.data is not None:
             raise
@@ -308,7 +272,7 @@ def _evaluate(run: Run, config: ReportConfig) -> None:
     if config.videos and evaluation.has_frames:
         ratings = evaluation.ratings
         chosen = sorted(ratings, key=lambda id: (*_by_ratings(ratings[id]), id))[: config.videos]
-        shards = find_run_shards(run.config, config.data)
+        shards = runs.find_run_shards(run.config, config.data)
         drawn = timelines(scorer, shards, {id: ratings[id] for id in chosen}, _TIMELINE_CLASSES)
         run.timelines = sorted(drawn, key=lambda timeline: chosen.index(timeline.title))
 
@@ -420,7 +384,7 @@ def strongest(correlation: LabelCorrelation, nodes: int = GRAPH_NODES) -> list[i
     return sorted(chosen)
 
 
-def _facts(runs: Sequence[Run], config: ReportConfig) -> Section:
+def _facts(runs: Sequence[Reported], config: ReportConfig) -> Section:
     section = Section(
         "Runs",
         "What was trained on what, from config.yaml, model.json and metrics.jsonl of each run; "
@@ -455,8 +419,8 @@ def _facts(runs: Sequence[Run], config: ReportConfig) -> Section:
     return section
 
 
-def _state(run: Run) -> str:
-    if list_checkpoints(run.folder / CHECKPOINTS):
+def _state(run: Reported) -> str:
+    if run.is_unfinished:
         return "unfinished: python -m pyseg.train --resume goes on"
     return "finished" if run.log else "nothing logged"
 
@@ -476,7 +440,7 @@ def _options(config: TrainConfig) -> dict[str, Any]:
     return options
 
 
-def _progress(run: Run, stage: str) -> str | None:
+def _progress(run: Reported, stage: str) -> str | None:
     lines = run.stages().get(stage)
     if not lines:
         return None
@@ -492,7 +456,7 @@ def _progress(run: Run, stage: str) -> str | None:
     return text + (f", {skipped} batches skipped" if skipped else "")
 
 
-def _result(run: Run, stage: str) -> str | None:
+def _result(run: Reported, stage: str) -> str | None:
     """Returns the best evaluation of a stage, whose weights were kept."""
     found = [line for line in run.log if line["stage"] == "evaluate" and line.get("after") == stage]
     if not found:
@@ -506,7 +470,7 @@ def _metric(line: Mapping[str, Any]) -> str:
     return "map" if "rated" in line else "gap"
 
 
-def _learning_curves(runs: Sequence[Run]) -> Section:
+def _learning_curves(runs: Sequence[Reported]) -> Section:
     section = Section(
         "Learning curves",
         "Loss, evaluations on held-out videos and speed while training, from metrics.jsonl.",
@@ -553,13 +517,13 @@ def _learning_curves(runs: Sequence[Run]) -> Section:
     return section
 
 
-def _starts(run: Run) -> dict[str, int]:
+def _starts(run: Reported) -> dict[str, int]:
     """Returns the step, counted from the first stage's start, at which every stage began."""
     ends = run.ends()
     return dict(zip(ends, [0, *ends.values()], strict=False))
 
 
-def _curve(number: int, run: Run, starts: Mapping[str, int], key: str) -> Series:
+def _curve(number: int, run: Reported, starts: Mapping[str, int], key: str) -> Series:
     """Returns a value of the log's lines of some stages over the steps."""
     lines: list[tuple[float, float]] = []
     for stage, start in starts.items():
@@ -570,7 +534,7 @@ def _curve(number: int, run: Run, starts: Mapping[str, int], key: str) -> Series
     return Series(number, run.name, x, y)
 
 
-def _evaluations(number: int, run: Run, metric: str) -> Series:
+def _evaluations(number: int, run: Reported, metric: str) -> Series:
     starts = _starts(run)
     lines = [
         (starts[line["after"]] + line["step"], line[metric])
@@ -588,9 +552,9 @@ def _truth(evaluation: Evaluation) -> str:
     return "rated segments" if evaluation.rated else "video labels"
 
 
-def _comparable(runs: Sequence[Run]) -> list[list[tuple[int, Run, Evaluation]]]:
+def _comparable(runs: Sequence[Reported]) -> list[list[tuple[int, Reported, Evaluation]]]:
     """Returns evaluated runs with their numbers, those with the same classes and truth together."""
-    groups: list[list[tuple[int, Run, Evaluation]]] = []
+    groups: list[list[tuple[int, Reported, Evaluation]]] = []
     for number, run in enumerate(runs):
         if (own := run.evaluation) is None:
             continue
@@ -609,7 +573,7 @@ def _comparable(runs: Sequence[Run]) -> list[list[tuple[int, Run, Evaluation]]]:
     return groups
 
 
-def _not_evaluated(runs: Sequence[Run]) -> list[str]:
+def _not_evaluated(runs: Sequence[Reported]) -> list[str]:
     return [f"{run.name} was not evaluated: {run.missing}" for run in runs if run.missing]
 
 
@@ -619,7 +583,7 @@ def _where(config: ReportConfig) -> str:
     return f"{which[config.part]} of {data}"
 
 
-def _class_precision(runs: Sequence[Run], config: ReportConfig) -> Section:
+def _class_precision(runs: Sequence[Reported], config: ReportConfig) -> Section:
     section = Section(
         "Average precision of classes",
         f"How well each class is ranked, evaluated for this page on {_where(config)}; classes "
@@ -637,7 +601,7 @@ def _class_precision(runs: Sequence[Run], config: ReportConfig) -> Section:
     return section
 
 
-def _compare_classes(section: Section, group: Sequence[tuple[int, Run, Evaluation]]) -> None:
+def _compare_classes(section: Section, group: Sequence[tuple[int, Reported, Evaluation]]) -> None:
     _, first, evaluation = group[0]
     names = [run.name for _, run, _ in group]
     title = ", ".join(names)
@@ -719,7 +683,11 @@ def _compare_classes(section: Section, group: Sequence[tuple[int, Run, Evaluatio
 
 
 def _draw_changes(
-    section: Section, first: Run, other: tuple[int, Run], change: np.ndarray, positives: np.ndarray
+    section: Section,
+    first: Reported,
+    other: tuple[int, Reported],
+    change: np.ndarray,
+    positives: np.ndarray,
 ) -> None:
     """Adds the classes in which a run differs most from the first one."""
     number, run = other
@@ -747,7 +715,7 @@ def _draw_changes(
     )
 
 
-def _precision_recall(runs: Sequence[Run], config: ReportConfig) -> Section:
+def _precision_recall(runs: Sequence[Reported], config: ReportConfig) -> Section:
     section = Section(
         "Precision and recall",
         "Precision and recall at every threshold of the probability, of all pairs together "
@@ -814,13 +782,13 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[kept], y[kept]
 
 
-def _label_graphs(runs: Sequence[Run]) -> Section:
+def _label_graphs(runs: Sequence[Reported]) -> Section:
     section = Section(
         "Label graph",
         "What a label says of others, P(arrow's end | arrow's start): the strongest relations of "
         "the label correlation that training used, from correlation.npz.",
     )
-    drawn: dict[bytes, list[Run]] = {}
+    drawn: dict[bytes, list[Reported]] = {}
     for run in runs:
         correlation = run.correlation
         if correlation is None:
@@ -853,7 +821,7 @@ def _label_graphs(runs: Sequence[Run]) -> Section:
     return section
 
 
-def _subgraph(run: Run, correlation: LabelCorrelation) -> networkx.DiGraph:
+def _subgraph(run: Reported, correlation: LabelCorrelation) -> networkx.DiGraph:
     import networkx
 
     chosen = strongest(correlation)
@@ -877,7 +845,7 @@ def _relations(graph: networkx.DiGraph) -> Iterator[str]:
     return (f"{a} → {b} {weight:.2f}" for a, b, weight in edges[:10])
 
 
-def _timelines(runs: Sequence[Run], config: ReportConfig) -> Section:
+def _timelines(runs: Sequence[Reported], config: ReportConfig) -> Section:
     section = Section(
         "Scores over time",
         "Probabilities of every segment, and what raters said, of the videos with the most ratings "
@@ -921,7 +889,7 @@ def report(config: ReportConfig) -> Path:
         import matplotlib
         import networkx
     _cli.check_out("out", config.out)
-    pick_device(config.device)
+    distributed.pick_device(config.device)
     folders = [Path(run) for run in config.run]
     runs = [read_run(*pair) for pair in zip(folders, _names(folders), strict=True)]
     for run in runs:

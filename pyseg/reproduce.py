@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 import pyseg
-from pyseg import _charts, _cli, models
+from pyseg import _charts, _cli, distributed, models
 from pyseg._containers import parse_json
 from pyseg._extras import install_command
 from pyseg._files import remove_unfinished, sole_owner, written_whole
@@ -46,7 +46,6 @@ from pyseg._memory import keep_memory
 from pyseg._progress import Progress
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig
 from pyseg.errors import DataError, UserError
-from pyseg.evaluate import pick_device
 from pyseg.protocols import Model, Part, Protocol, open_protocol
 from pyseg.train import train
 
@@ -268,7 +267,6 @@ class Experiments:
     def __init__(
         self, protocol: Protocol, folder: Path, *, quick: bool = False, device: str | None = None
     ) -> None:
-        """Makes the folder; the class describes the arguments."""
         self.protocol = protocol
         self.folder = folder
         self.quick = quick
@@ -292,7 +290,7 @@ class Experiments:
         if self.protocol.pretrain is not None:
             config = replace(config, init=str(self._pretrained(row, seed)))
         self._train(replace(config, run=str(folder)), row.complete)
-        model = models.load(folder, device=pick_device(self.device))
+        model = models.load(folder, device=distributed.pick_device(self.device))
         measures = self.protocol.measure(model, seed)
         found = {"measures": measures, "seconds": time.perf_counter() - began}
         with written_whole(result) as file:

@@ -5,16 +5,7 @@ cross-entropy (eq. 1), then fine-tuning on rated segments, where classes that no
 less (eq. 2 and 3) and, where asked for, what a rated class says of others is a target too (eq. 6).
 Videos are held out by id, in both stages, and the run ends with their evaluation.
 
-A run folder holds
-
-* ``config.yaml``: the options; ``--config`` reads them back;
-* ``model.safetensors``, ``model.json``: the weights, and what `pyseg.models.load` builds;
-* ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
-* ``correlation.npz``: the label correlation that was used, if any;
-* ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it;
-* ``tensorboard``: the same numbers for TensorBoard, where asked for;
-* ``pretrained``: the weights before fine-tuning, where `--final_fit` goes back to them;
-* ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
+What it leaves is a run folder (`pyseg.runs`).
 
 ``--resume`` takes the last checkpoint that is whole. Data, model and options have to be those of
 the run; `RESUMABLE` lists those, such as steps and workers, that may be given with it. One command
@@ -30,7 +21,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,25 +31,20 @@ from pyseg import _cli, distributed, models
 from pyseg._containers import read_array
 from pyseg._files import sole_owner
 from pyseg._memory import keep_memory
-from pyseg.checkpoint import CHECKPOINTS, list_checkpoints, load_last_checkpoint
-from pyseg.config import (
-    SEGMENT_VOCABULARY,
-    LossConfig,
-    TrainConfig,
-    make_parser,
-    open_data,
-    parse_options,
-    read_run_config,
-)
-from pyseg.data import Collection, ReadReport, youtube8m
+from pyseg.checkpoint import load_last_checkpoint
+from pyseg.config import LossConfig, TrainConfig, make_parser, recipe_defaults
+from pyseg.data import Collection, ReadReport, RecordDataset, youtube8m
 from pyseg.data.records import without_record_warnings
 from pyseg.errors import ArgumentError, UserError
-from pyseg.evaluate import evaluate, pick_device
+from pyseg.evaluate import evaluate
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
+from pyseg.runs import Run, open_data
 from pyseg.training import Loss, Stage, Trainer, flat_options, summary_writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from jsonargparse import Namespace
 
     from pyseg.nn import FrameClassifier
 
@@ -169,7 +155,11 @@ def _make_model(
             f"{given or f'--model {name}'}: expected a model that fits into {there / 1e9:.3g} GB, "
             f"found {needed:,} parameters"
         )
-    return models.create(name, num_classes=collection.num_classes, **arguments).to(device)
+    model = models.create(name, num_classes=collection.num_classes, **arguments).to(device)
+    made = cast(models.ModelConfig, model.config)
+    made = replace(made, class_names=collection.class_names, level=collection.level)
+    model.config = cast(Any, made)
+    return model
 
 
 def _memory_of(device: torch.device) -> int:
@@ -311,23 +301,23 @@ def train(config: TrainConfig, collection: Collection | None = None) -> Path:
         KeyboardInterrupt: It was asked to stop, and has saved where it was.
     """
     if config.resume is not None:
-        config = replace(read_run_config(Path(config.resume)), resume=config.resume)
+        config = replace(Run(config.resume).config(), resume=config.resume)
     return _start(config, collection)
 
 
 def _start(config: TrainConfig, collection: Collection | None = None) -> Path:
     """Does what `train` says, with options that may differ from those of a run that goes on."""
     if config.resume is not None:
-        run = Path(config.resume)
-        kept = read_run_config(run)
+        run = Run(config.resume)
+        kept = run.config()
         _refuse_changes(
             f"--resume {run}: --{{name}} {{value}}", flat_options(kept), flat_options(config)
         )
-        if config.run is None or config.run == kept.run or _is_same(config.run, run):
+        if config.run is None or config.run == kept.run or _is_same(config.run, run.folder):
             config = replace(config, run=str(run))
-        if not list_checkpoints(run / CHECKPOINTS):
-            raise _no_checkpoint(run)
-    device = distributed.local_device(pick_device(config.device))
+        if not run.is_unfinished:
+            raise _no_checkpoint(run.folder)
+    device = distributed.local_device(distributed.pick_device(config.device))
     with (
         distributed.session(device, config.timeout_minutes),
         without_record_warnings(),
@@ -369,12 +359,12 @@ def _go_on(config: TrainConfig, owned: contextlib.ExitStack) -> tuple[Path, dict
                 source.enter_context(sole_owner(asked))
             owned.push(source.pop_all())
     distributed.wait()
-    found = load_last_checkpoint(asked / CHECKPOINTS)
+    found = load_last_checkpoint(Run(asked).checkpoints_folder)
     if found is None:
         raise _no_checkpoint(run)
     expected = found[1]["identity"]["options"]
     now = flat_options(config)
-    _refuse_changes(f"{run / 'config.yaml'}: {{name}} {{value}}", expected, now)
+    _refuse_changes(f"{Run(run).config_file}: {{name}} {{value}}", expected, now)
     for name in RESUMABLE:
         if name != "run" and now[name] != expected[name]:
             print(f"--{name} {_in_words(now[name])}, {_in_words(expected[name])} before")
@@ -391,23 +381,76 @@ def _train(
     if config.tensorboard and distributed.is_first():
         summary_writer()  # where it is missing, this is told before a run folder is made
     checkpoint = None if config.resume is None else _go_on(config, owned)
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    torch.manual_seed(config.seed)
     if checkpoint is None and config.run is not None and distributed.is_first():
         _check_run_folder(Path(config.run))  # before the data, which may take minutes
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    torch.manual_seed(config.seed)
+
     collection = open_data(config) if collection is None else collection
     config, collection, blind = hold_out(config, collection)
     counted = ReadReport()
     graph = None
-    has_graph = "correlation" in _options(config)
-    if has_graph:
+    if "correlation" in _options(config):
         graph = label_correlation(config.loss, collection, report=counted)
     model = _make_model(config, collection, graph, device)
-    made = cast(models.ModelConfig, model.config)
-    made = replace(made, class_names=collection.class_names, level=collection.level)
-    model.config = cast(Any, made)
     if config.init is not None and checkpoint is None:
         _start_from(model, Path(config.init))
+    classes = _classes_to_tune(config, collection)
+    stages, correlation = _make_stages(config, collection, classes, graph, device, counted)
+    if distributed.rank():  # weights are the same everywhere, dropout and noise are not
+        torch.manual_seed(config.seed + distributed.rank())
+    if checkpoint is None:
+        folder = _open_run(config, collection, correlation, owned)
+    else:
+        folder = Path(cast(str, config.run))
+
+    def on_held_out(trained: FrameClassifier) -> dict[str, Any]:
+        known = None if trained.num_classes == collection.num_classes else classes
+        return evaluate(trained, collection, "test", classes=known, workers=config.workers)
+
+    trainer = Trainer(model, stages, config, folder, None if blind else on_held_out, checkpoint)
+    if checkpoint is None:
+        trainer.save_weights(model)
+    elif distributed.is_first():  # with what may have changed
+        Run(folder).write_config(replace(config, resume=None))
+    _tell_task(config, collection, model, correlation, counted, blind)
+    if trainer.resumes:
+        print(f"going on from {trainer.resumes}")
+    trainer.fit()
+    _tell_next(config, folder, evaluated=not blind)
+    return folder
+
+
+def _classes_to_tune(config: TrainConfig, collection: Collection) -> Sequence[int] | None:
+    """Returns the collection's classes that are fine-tuned; None: all."""
+    if config.classes != "rated":
+        return None
+    if collection.segment_classes is None:
+        raise UserError("--classes rated: the data does not say which are rated")
+    return collection.segment_classes
+
+
+def _make_stages(
+    config: TrainConfig,
+    collection: Collection,
+    classes: Sequence[int] | None,
+    graph: LabelCorrelation | None,
+    device: torch.device,
+    counted: ReadReport,
+) -> tuple[list[Stage], LabelCorrelation | None]:
+    """Returns what is trained on what, one after the other, and the correlation that is in use.
+
+    Args:
+        config: The options.
+        collection: What to train on.
+        classes: Those that are fine-tuned; None: all.
+        graph: The correlation of all classes, where the model has a label graph.
+        device: Where the loss is computed.
+        counted: What counting labels met with is added to it.
+
+    Raises:
+        pyseg.errors.UserError: The data has no rated segments where the options ask for them.
+    """
     # Repeated without end, so that every batch is a full one: batch statistics need it.
     order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
     stages = []
@@ -415,19 +458,14 @@ def _train(
         frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
         videos = collection.videos("train", **order, **frames)
         stages.append(Stage("pretrain", config.pretrain, videos, Loss()))
-    correlation, classes = graph, None
-    if config.classes == "rated":
-        classes = collection.segment_classes
-        if classes is None:
-            raise UserError("--classes rated: the data does not say which are rated")
-    segments = None
+    correlation, segments = graph, None
     if config.stage != "pretrain":
         segments = collection.segments("train", classes=classes, **order)
         if segments is None and config.stage == "finetune":
             raise UserError("--stage finetune: the data has no rated segments")
     if segments is not None:
         # Where a label graph of the same classes has it, it is counted already.
-        if config.finetune.steps and not (has_graph and classes is None):
+        if config.finetune.steps and (graph is None or classes is not None):
             correlation = label_correlation(config.loss, collection, classes, counted)
         loss = Loss(
             config.loss.rated_weight,
@@ -436,46 +474,56 @@ def _train(
             config.loss.absent_evidence,
         )
         stages.append(Stage("finetune", config.finetune, segments, loss, classes))
-    if config.final_fit:
-        everything = collection.segments("all", classes=classes, **order)
-        if everything is None:
-            raise UserError("--final_fit: the data has no rated segments")
-        stages.append(Stage("final", config.finetune, everything, loss, again=True))
+        if config.final_fit:
+            everything = cast(RecordDataset, collection.segments("all", classes=classes, **order))
+            stages.append(Stage("final", config.finetune, everything, loss, again=True))
+    elif config.final_fit:
+        raise UserError("--final_fit: the data has no rated segments")
     for stage in stages:
         if stage.config.steps:
             stage.share_of_batch()
-    if distributed.rank():  # weights are the same everywhere, dropout and noise are not
-        torch.manual_seed(config.seed + distributed.rank())
-    if checkpoint is not None:
-        run = Path(cast(str, config.run))
-    elif distributed.is_first():
-        run = _make_run_folder(config, collection)
-        owned.enter_context(sole_owner(run))
-        _cli.write_config(make_parser(), replace(config, run=str(run)), run / "config.yaml")
-        if correlation is not None:
-            correlation.save(run / "correlation.npz")
-        if collection.segment_classes is not None:
-            youtube8m.write_segment_vocabulary(
-                run / SEGMENT_VOCABULARY, collection.segment_classes, collection.class_names
-            )
-        distributed.from_first(run)
-    else:
-        run = distributed.from_first(Path())
+    return stages, correlation
 
-    def on_held_out(trained: FrameClassifier) -> dict[str, Any]:
-        known = None if trained.num_classes == collection.num_classes else classes
-        return evaluate(trained, collection, "test", classes=known, workers=config.workers)
 
-    trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
-    if checkpoint is None:
-        trainer.save_weights(model)
-    elif distributed.is_first():  # with what may have changed
-        kept = replace(config, resume=None)
-        _cli.write_config(make_parser(), kept, run / "config.yaml")
+def _open_run(
+    config: TrainConfig,
+    collection: Collection,
+    correlation: LabelCorrelation | None,
+    owned: contextlib.ExitStack,
+) -> Path:
+    """Makes the folder of a new run, this process's own, and writes what is known of the run.
+
+    All processes call it; the first one does it.
+    """
+    if not distributed.is_first():
+        return distributed.from_first(Path())
+    folder = _make_run_folder(config, collection)
+    owned.enter_context(sole_owner(folder))
+    run = Run(folder)
+    run.write_config(replace(config, run=str(folder)))
+    if correlation is not None:
+        correlation.save(run.correlation_file)
+    if collection.segment_classes is not None:
+        youtube8m.write_segment_vocabulary(
+            run.vocabulary_file, collection.segment_classes, collection.class_names
+        )
+    return distributed.from_first(folder)
+
+
+def _tell_task(
+    config: TrainConfig,
+    collection: Collection,
+    model: FrameClassifier,
+    correlation: LabelCorrelation | None,
+    counted: ReadReport,
+    blind: str,
+) -> None:
+    """Prints what is trained on what."""
+    weight = next(model.parameters())
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"data: {collection.name}, {collection.num_classes} classes; "
-        f"model: {config.trained}, {parameters:,} parameters, on {device}"
+        f"model: {config.trained}, {parameters:,} parameters, on {weight.device}"
     )
     for note in (*collection.notes, blind):
         if note:
@@ -486,18 +534,38 @@ def _train(
         print(f"label correlation: {len(correlation.values)} relations {where}")
     if summary := counted.summary():
         print(f"label correlation: {summary}")
-    if trainer.resumes:
-        print(f"going on from {trainer.resumes}")
-    trainer.fit()
-    print(f"run folder: {run}")
-    if not blind:
-        print(f"evaluate again: python -m pyseg.evaluate --run {run}")
+
+
+def _tell_next(config: TrainConfig, folder: Path, evaluated: bool) -> None:
+    """Prints where the run lies, and what can be done with it."""
+    print(f"run folder: {folder}")
+    if evaluated:
+        print(f"evaluate again: python -m pyseg.evaluate --run {folder}")
     if config.data == "sample":
         print(
             "on YouTube-8M: python -m pyseg.train --model nextvlad1 "
             "--data <folder of train*.tfrecord and validate*.tfrecord>"
         )
-    return run
+
+
+def parse_options(argv: Sequence[str] | None) -> TrainConfig:
+    """Returns the options of ``python -m pyseg.train``.
+
+    Those that are not given are the recipe's, or with ``--resume`` the run's.
+
+    Raises:
+        pyseg.errors.UserError: An option is unknown, or its value is not one that it may have.
+    """
+
+    def defaults(options: Namespace) -> dict[str, Any]:
+        if options["resume"] is None:
+            return recipe_defaults(options)
+        kept = vars(Run(options["resume"]).config())
+        groups = {name: vars(value) for name, value in kept.items() if is_dataclass(value)}
+        own = {f"{name}.{key}": v for name, group in groups.items() for key, v in group.items()}
+        return own | {name: value for name, value in kept.items() if name not in groups}
+
+    return _cli.parse(make_parser(), TrainConfig, argv, defaults)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

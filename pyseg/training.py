@@ -27,7 +27,6 @@ from pyseg._extras import install_command
 from pyseg._files import remove_unfinished
 from pyseg._progress import Progress
 from pyseg.checkpoint import (
-    CHECKPOINTS,
     list_checkpoints,
     random_state,
     remove_checkpoints_after,
@@ -42,15 +41,10 @@ from pyseg.evaluate import describe, report_of_all
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty
 from pyseg.ops import rated_bce_with_logits
+from pyseg.runs import Run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-PRETRAINED = "pretrained"
-"""The folder of a run that holds the weights which a stage that is done again starts from."""
-
-TENSORBOARD = "tensorboard"
-"""The folder of a run that TensorBoard reads."""
 
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 
@@ -191,7 +185,6 @@ class Log:
     """
 
     def __init__(self, path: Path, charts: Path | None = None) -> None:
-        """Writes nothing yet; the class describes the arguments."""
         self.path = path
         self.steps_before = 0
         self._charts = charts
@@ -257,15 +250,15 @@ class Trainer:
         evaluate: Callable[[FrameClassifier], Mapping[str, Any]] | None,
         checkpoint: tuple[Path, dict[str, Any]] | None = None,
     ) -> None:
-        """Trains nothing yet; the class describes the arguments."""
         self.model = model
         self.stages = stages
         self.config = config
-        self.run = run
+        self.run = Run(run)
         self.evaluate = evaluate
-        self.log = Log(run / "metrics.jsonl", run / TENSORBOARD if config.tensorboard else None)
+        charts = self.run.tensorboard_folder if config.tensorboard else None
+        self.log = Log(self.run.log_file, charts)
         self.device = next(model.parameters()).device
-        self._checkpoints = run / CHECKPOINTS
+        self._checkpoints = self.run.checkpoints_folder
         self._resumed: dict[str, Any] | None = None
         self._saved = time.monotonic()
         self._best_step = 0  # of the stage before
@@ -372,10 +365,10 @@ class Trainer:
                 if stage.classes is not None:
                     self.model = models.select_classes(self.model, stage.classes)
                 if stage.again:
-                    start = models.load(self.run / PRETRAINED, device=self.device)
+                    start = models.load(self.run.pretrained_folder, device=self.device)
                     self.model = start.train()
                 elif self._resumed is None and self._is_done_again(number):
-                    self.save_weights(self.model, PRETRAINED)
+                    self.save_weights(self.model, self.run.pretrained_folder)
                 if stage.config.steps:
                     run = _StageRun(self, number, self._resumed, stopped)
                     run.run()
@@ -399,10 +392,10 @@ class Trainer:
             told = f"{error}; python -m pyseg.train --resume {self.run} goes on"
             raise WorkerError(told) from error
 
-    def save_weights(self, model: nn.Module, folder: str = "") -> None:
+    def save_weights(self, model: nn.Module, folder: Path | None = None) -> None:
         """Saves the weights to use, or others in a folder of their own."""
         if distributed.is_first():
-            models.save(model, self.run / folder)
+            models.save(model, folder or self.run.folder)
         distributed.wait()
 
 
@@ -508,7 +501,7 @@ class _StageRun:
         else:
             print(f"after {name}: the weights of step {self.best_step} are kept")
             if distributed.is_first():
-                best = models.load(self.trainer.run, device=self.trainer.device)
+                best = self.trainer.run.model(self.trainer.device)
                 self.model.load_state_dict(best.state_dict())
             distributed.share_weights(self.model)
         if self.average is not None and self.best_step == self.step:

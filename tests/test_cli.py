@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from pyseg import _cli, _progress, cooccur, evaluate, predict, train
-from pyseg.config import LossConfig, TrainConfig, make_parser, parse_options, read_run_config
+from pyseg.config import LossConfig, TrainConfig, make_parser
 from pyseg.data.records import encode_frames, write_records
 from pyseg.errors import ArgumentError, PysegError, UserError
 from pyseg.predict import PredictConfig
+from pyseg.runs import Run
+from pyseg.train import parse_options
 
 
 def refused(*words: str) -> str:
@@ -88,7 +90,7 @@ def test_what_is_kept_of_the_options_names_the_recipe(tmp_path, capsys):
     assert "recipe: best" in kept.read_text()
     assert "copies" not in kept.read_text()
     expected = parse_options(["--recipe", "best", "--stage", "finetune"])
-    assert parse_options(["--config", str(kept)]) == read_run_config(tmp_path) == expected
+    assert parse_options(["--config", str(kept)]) == Run(tmp_path).config() == expected
 
 
 def test_a_run_s_options_name_no_other_file(tmp_path):
@@ -97,7 +99,7 @@ def test_a_run_s_options_name_no_other_file(tmp_path):
     for text in (f"config: {secret}\n", f"pretrain: {secret}\n", "[" * 3000, "{}", "run: ''"):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(UserError, match=r"config\.yaml: ") as error:
-            read_run_config(tmp_path)
+            Run(tmp_path).config()
         assert "hunter2" not in str(error.value)
 
 
@@ -119,8 +121,8 @@ def test_an_option_tells_only_argument_errors():
     ("module", "where", "words"),
     [
         (train, "open_data", []),
-        (evaluate, "read_run_config", ["--run", "r"]),
-        (predict, "read_run_config", ["--run", "r"]),
+        (evaluate, "Run", ["--run", "r"]),
+        (predict, "Run", ["--run", "r"]),
         (cooccur, "find_shards", ["--out", "o.npz", "--data", "d"]),
     ],
 )

@@ -37,6 +37,7 @@ from pyseg.metrics import (
 )
 from pyseg.nn import BatchNorm
 from pyseg.ops import soft_assign
+from pyseg.runs import Run
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -488,7 +489,7 @@ def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> N
 def test_one_process_speaks(runs: Path) -> None:
     lines = outcome(runs, "all_checks").out.splitlines()
     assert sum(line.startswith("run folder: ") for line in lines) == 4
-    assert not (runs / "several" / training.CHECKPOINTS).exists()
+    assert not Run(runs / "several").checkpoints_folder.exists()
 
 
 def test_a_stop_in_one_process_stops_all_and_goes_on(runs: Path) -> None:
@@ -542,3 +543,9 @@ def test_alone() -> None:
         assert distributed.local_device(device) == device
         module = torch.nn.Linear(1, 1)
         assert distributed.parallel(module) is module
+
+
+@pytest.mark.parametrize("name", ["CUDA", "cuda:x", "cpu:0:1", "tpu"])
+def test_no_device(name: str) -> None:
+    with pytest.raises(UserError, match=f"--device {name}: expected a device"):
+        distributed.pick_device(name)

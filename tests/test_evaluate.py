@@ -12,7 +12,6 @@ from pyseg.evaluate import (
     describe,
     label_metrics,
     main,
-    pick_device,
     predictions,
     rank_ratings,
     rated_metrics,
@@ -165,9 +164,3 @@ def test_a_truth_that_contradicts_itself_and_has_no_positive(tmp_path, capsys):
     assert lines[1] == "truth: overwrote 1 ratings by later ones of the same pair"
     with pytest.raises(UserError, match=r"--submission \S+: expected a file, found a folder"):
         main(["--submission", str(tmp_path), "--truth", str(truth)])
-
-
-@pytest.mark.parametrize("name", ["CUDA", "cuda:x", "cpu:0:1", "tpu"])
-def test_no_device(name):
-    with pytest.raises(UserError, match=f"--device {name}: expected a device"):
-        pick_device(name)

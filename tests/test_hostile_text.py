@@ -22,13 +22,12 @@ from hypothesis import strategies as st
 
 from pyseg import models
 from pyseg._containers import read_array, read_arrays, read_json
-from pyseg.config import read_run_config
 from pyseg.data import audioset, read_label_table, youtube8m
 from pyseg.data._tables import read_ids
 from pyseg.data.download import read_plan
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
-from pyseg.report import read_log
+from pyseg.runs import Run
 from pyseg.submission import judge, read_submission, read_truth
 
 
@@ -64,7 +63,12 @@ def model(path: Path) -> object:
 
 def run(path: Path) -> object:
     path.rename(path.with_name("config.yaml"))
-    return read_run_config(path.parent)
+    return Run(path.parent).config()
+
+
+def log(path: Path) -> object:
+    path.rename(path.with_name("metrics.jsonl"))
+    return Run(path.parent).log()
 
 
 def submission(path: Path) -> object:
@@ -98,7 +102,7 @@ READERS = {
     "config.yaml": Reader(
         run, b"data: sample\nmodel: mlp\noverrides:\n  hidden_size: 8\nseed: 1\n"
     ),
-    "metrics.jsonl": Reader(read_log, "".join(json.dumps(e) + "\n" for e in LOG).encode()),
+    "metrics.jsonl": Reader(log, "".join(json.dumps(e) + "\n" for e in LOG).encode()),
     "plan": Reader(lambda p: read_plan(p.read_bytes(), str(p)), json.dumps(PLAN).encode()),
     "array": Reader(read_array, single(np.arange(4.0))),
     "arrays": Reader(read_arrays, packed(a=np.arange(3), b=np.ones((2, 2), np.float32))),

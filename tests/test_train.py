@@ -16,8 +16,6 @@ from pyseg.config import (
     StageConfig,
     TrainConfig,
     make_parser,
-    open_data,
-    read_run_config,
 )
 from pyseg.data import (
     Ratings,
@@ -29,6 +27,7 @@ from pyseg.data import (
 )
 from pyseg.errors import DataError, RecordError, UserError
 from pyseg.labels import LabelCorrelation
+from pyseg.runs import Run, open_data
 
 CLASSES = 4
 QUICK = {"pretrain": StageConfig(3, 1e-3, 8), "finetune": StageConfig(2, 1e-3, 8)}
@@ -159,7 +158,7 @@ def test_one_video_trains(tmp_path, capsys):
     run = train.train(config(data, tmp_path / "run", **ONE, seed=seed))
     assert "no rated segment is held out" in capsys.readouterr().out
     assert [line["stage"] for line in log_of(run)] == ["pretrain", "finetune"]
-    assert read_run_config(run).test_fraction == 0
+    assert Run(run).config().test_fraction == 0
 
 
 def test_an_empty_held_out_part_is_told_at_the_start(tmp_path, capsys):
@@ -278,7 +277,7 @@ def test_video_level_data_skips_fine_tuning(videos_folder, tmp_path, capsys):
 
 def test_config_round_trips_through_the_run_folder(segments_folder, tmp_path):
     written = config(segments_folder, tmp_path / "run", seed=3, test_fraction=0.25)
-    assert read_run_config(train.train(written)) == written
+    assert Run(train.train(written)).config() == written
 
 
 def test_print_config_is_read_back(tmp_path, capsys):
@@ -421,7 +420,7 @@ def test_correlation_of_the_training_videos_alone(pairs_folder, tmp_path, capsys
     assert (
         "label correlation: 2 relations of the training videos' labels" in capsys.readouterr().out
     )
-    assert read_run_config(run).loss == loss
+    assert Run(run).config().loss == loss
 
 
 def test_correlation_of_a_file(pairs_folder, tmp_path, capsys):
@@ -579,7 +578,7 @@ def test_copies_learn_together(segments_folder, tmp_path, capsys, monkeypatch):
     assert [branch.branches[0].clusters for branch in model.branches] == [TINY["clusters"]] * 3
     weights = [branch.hidden.weight for branch in model.branches]
     assert not torch.equal(weights[0], weights[1])
-    assert read_run_config(run).copies == 3
+    assert Run(run).config().copies == 3
     with pytest.raises(ValueError, match="copies: expected at least 1, found 0"):
         TrainConfig(copies=0)
     mixture = config(segments_folder, tmp_path / "other", model="3nextvlad-same", copies=2)

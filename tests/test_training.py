@@ -22,10 +22,11 @@ import torch
 from pyseg import models, train, training
 from pyseg._files import sole_owner
 from pyseg.checkpoint import list_checkpoints
-from pyseg.config import LossConfig, StageConfig, TrainConfig, read_run_config
+from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Batch, Example, Ratings, collate, encode_frames, write_records
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
+from pyseg.runs import Run, open_data
 
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
 
@@ -83,7 +84,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nothing_is_left_of_checkpoints(whole: Path) -> None:
-    assert not (whole / training.CHECKPOINTS).exists()
+    assert not Run(whole).checkpoints_folder.exists()
     with pytest.raises(UserError, match="found none: its training has ended, or they were removed"):
         train.main(["--resume", str(whole)])
 
@@ -112,7 +113,7 @@ def test_requests_to_stop_and_going_on(
             train.main(["--resume", str(run)])
             break
         except KeyboardInterrupt:
-            assert list_checkpoints(run / training.CHECKPOINTS)
+            assert list_checkpoints(Run(run).checkpoints_folder)
     assert "going on from finetune, step 8" in capsys.readouterr().out
     assert taken == [("pretrain", n) for n in range(7)] + [("finetune", n) for n in range(9)]
     assert_same_run(run, whole)
@@ -186,7 +187,7 @@ def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path) -> No
     assert done.stdout.count("killed at") == 5
     assert "going on from finetune" in done.stdout
     # Leftovers of a write that was killed are no checkpoint, and go with the folder.
-    assert not (run / training.CHECKPOINTS).exists()
+    assert not Run(run).checkpoints_folder.exists()
     assert_same_run(run, whole)
 
 
@@ -244,7 +245,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(copy: Path, whole: Path, capsys) -> None:
-    first, last = list_checkpoints(copy / training.CHECKPOINTS)
+    first, last = list_checkpoints(Run(copy).checkpoints_folder)
     flip(last)
     train.main(["--resume", str(copy)])
     [told] = (line for line in capsys.readouterr().out.splitlines() if "taken" in line)
@@ -263,7 +264,7 @@ def test_a_log_that_is_gone_is_told(data: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_no_checkpoint_is_whole(copy: Path) -> None:
-    for path in list_checkpoints(copy / training.CHECKPOINTS):
+    for path in list_checkpoints(Run(copy).checkpoints_folder):
         flip(path)
     before = content_of(copy)
     with pytest.raises(DataError, match=r"checkpoint-000000004\.pt: .* none before it is whole"):
@@ -308,11 +309,11 @@ def test_options_that_a_run_takes(copy: Path, whole: Path, tmp_path: Path, capsy
     assert "--checkpoint_steps 50, 2 before\n" in printed
     assert "finetune: 11 steps of 5" in printed
     assert content_of(copy) == before
-    kept = read_run_config(other)
+    kept = Run(other).config()
     assert (kept.run, kept.resume) == (str(other), None)
     assert (kept.finetune.steps, kept.checkpoint_steps) == (11, 50)
     assert log_of(other)[:2] == log_of(whole)[:2]  # pretraining is what it was
-    assert not (other / training.CHECKPOINTS).exists()
+    assert not Run(other).checkpoints_folder.exists()
     assert not list(other.glob(".*"))
 
 
@@ -321,7 +322,7 @@ def test_other_data_are_noticed(
     copy: Path, data: Path, tmp_path: Path, monkeypatch, change: str
 ) -> None:
     other = Path(shutil.copytree(data, tmp_path / "data"))
-    config = replace(read_run_config(copy), data=str(other))
+    config = replace(Run(copy).config(), data=str(other))
     message = "the data of pretrain: shards: validate1.tfrecord: expected .* bytes, .*, found "
     if change == "record":
         shutil.copy(other / "validate2.tfrecord", other / "validate1.tfrecord")
@@ -332,7 +333,7 @@ def test_other_data_are_noticed(
     else:
         monkeypatch.setattr(train, "label_correlation", lambda *_: None)
         message = "the data of finetune: correlation: expected .*, as the run had, found none"
-    collection = train.open_data(config)
+    collection = open_data(config)
     with pytest.raises(UserError, match=message):
         train.train(TrainConfig(resume=str(copy)), collection)
 
@@ -481,7 +482,7 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
     assert "going on from final, step 3" in printed
     assert "final: 4 steps of 5" in printed
     assert len(seen) == 20
-    state, start = models.load(run).state_dict(), models.load(run / training.PRETRAINED)
+    state, start = models.load(run).state_dict(), models.load(Run(run).pretrained_folder)
     assert all(torch.equal(start.state_dict()[key], value) for key, value in before.items())
     assert not torch.equal(state["head.linear.weight"], before["head.linear.weight"])
     assert log_of(run)[-1]["stage"] == "final"
@@ -543,7 +544,7 @@ def test_weights_of_a_failed_step_are_never_kept(data: Path, tmp_path: Path, mon
     monkeypatch.setattr(training._Step, "forward", loss_of)
     with pytest.raises(UserError, match="pretrain: the loss is nan at step 4, for the examples"):
         train.train(config(data, tmp_path / "run"))
-    kept = list_checkpoints(tmp_path / "run" / training.CHECKPOINTS)
+    kept = list_checkpoints(Run(tmp_path / "run").checkpoints_folder)
     assert [path.stem[-1] for path in kept] == ["0", "2"]
 
 
@@ -600,7 +601,7 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
             expected.setdefault(f"{line['stage']}/{name}", {})[step] = line[name]
     assert list(expected["finetune/learning_rate"]) == [9, 11, 13, 15, 16]
     assert list(expected["evaluate/map"]) == [7, 11, 15, 16]
-    events = accumulator.EventAccumulator(str(run / training.TENSORBOARD)).Reload()
+    events = accumulator.EventAccumulator(str(Run(run).tensorboard_folder)).Reload()
     assert set(events.Tags()["scalars"]) == set(expected)
     for tag, values in expected.items():
         found = [(event.step, event.value) for event in events.Scalars(tag)]

@@ -55,7 +55,6 @@ class TemporalConv(FrameClassifier):
         head: HeadFactory = LogisticHead,
         **more: Any,
     ) -> None:
-        """Creates the layers."""
         super().__init__(num_classes, **more)
         width = sum(self.feature_sizes)
         self.convolution = nn.Conv1d(width, channels, kernel_size, padding=kernel_size // 2)

@@ -331,7 +331,6 @@ class StrongSegmentDataset(SegmentDataset):
         rating_seed: int = 0,
         **options: Any,
     ) -> None:
-        """Reads nothing yet, except for a cache; the class describes the arguments."""
         if rated_per_segment is not None and rated_per_segment < 1:
             raise ArgumentError(f"rated_per_segment must be at least 1, got {rated_per_segment}")
         for name, share in (("segment_share", segment_share), ("event_share", event_share)):

@@ -353,7 +353,6 @@ class RecordDataset(IterableDataset[Example]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        """Reads nothing yet, except for a cache; the class describes the arguments."""
         self.paths = find_shards(paths)
         self.shuffle = shuffle
         self.seed = seed
@@ -731,7 +730,6 @@ class FrameDataset(RecordDataset):
         num_samples: int = 30,
         **options: Any,
     ) -> None:
-        """Reads nothing yet, except for a cache; the class describes the arguments."""
         if sampling not in ("all", "random-frames", "random-sequence"):
             raise ArgumentError(
                 f'sampling must be "all", "random-frames" or "random-sequence", got {sampling!r}'
@@ -803,7 +801,6 @@ class SegmentDataset(RecordDataset):
         schema: FrameSchema = FrameSchema(),  # noqa: B008 - immutable
         **options: Any,
     ) -> None:
-        """Reads nothing yet, except for a cache; the class describes the arguments."""
         self.schema = schema
         super().__init__(paths, **options)
 
@@ -864,7 +861,6 @@ class VideoDataset(RecordDataset):
         schema: VideoSchema = VideoSchema(),  # noqa: B008 - immutable
         **options: Any,
     ) -> None:
-        """Reads nothing yet, except for a cache; the class describes the arguments."""
         self.schema = schema
         super().__init__(paths, **options)
 

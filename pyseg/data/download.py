@@ -345,13 +345,15 @@ def _fetch_vocabularies(config: DownloadConfig, client: Client, report: Download
             continue
         try:
             content = client.read(url)
+        except LastingError as error:
+            report.missing[name] = str(error)
+            continue
+        try:
             with written_whole(path) as file:
                 file.write(content)
                 file.flush()
                 read(Path(file.name))
             report.fetched += 1
-        except LastingError as error:
-            report.missing[name] = str(error)
         except DataError:
             found = repr(content[:40])
             report.missing[name] = f"{url}: expected a table with the column Index, found {found}"

@@ -48,7 +48,6 @@ class Feed(Iterator[Batch]):
         workers: int = 0,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begins to read with the first batch; the class describes the arguments."""
         if not dataset.repeat:
             raise ArgumentError("dataset: expected one with repeat=True")
         rank, world_size = dataset.group()

@@ -74,7 +74,6 @@ class IncompleteVideoDataset(VideoDataset):
         rating_seed: int = 0,
         **options: Any,
     ) -> None:
-        """Reads nothing yet, except for a cache; the class describes the arguments."""
         if confusable.num_classes != len(among):
             raise ArgumentError(
                 f"confusable: expected {len(among)} classes, found {confusable.num_classes}"

@@ -129,7 +129,6 @@ class CooccurrenceCounter:
     """
 
     def __init__(self, num_classes: int) -> None:
-        """Makes an empty counter; the class describes the argument."""
         if not 1 <= num_classes < 2**31:
             raise ArgumentError(f"num_classes: expected 1..2^31-1, found {num_classes}")
         self.num_classes = num_classes

@@ -56,7 +56,6 @@ class LabelCorrelation:
     values: Tensor
 
     def __init__(self, offsets: Tensor, columns: Tensor, values: Tensor) -> None:
-        """Checks and sorts the entries; the class describes the arguments."""
         for name, tensor in (("offsets", offsets), ("columns", columns), ("values", values)):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name}: expected a Tensor, found {type(tensor).__name__}")

@@ -130,7 +130,6 @@ class MeanAveragePrecisionAtK(_Metric[MeanAveragePrecision]):
     def __init__(
         self, num_classes: int, k: int = 100_000, empty_classes: EmptyClasses = "zero"
     ) -> None:
-        """Makes an empty one; the class describes the arguments."""
         check_options(num_classes, k, empty_classes)
         self.num_classes = num_classes
         self.k = k
@@ -230,7 +229,6 @@ class GlobalAveragePrecisionAtK(_Metric[float]):
     """
 
     def __init__(self, num_classes: int, k: int = 20) -> None:
-        """Makes an empty one; the class describes the arguments."""
         check_classes(num_classes)
         check_k(k)
         self.num_classes = num_classes
@@ -282,7 +280,6 @@ class HitAt1(_Metric[float]):
     """
 
     def __init__(self, num_classes: int) -> None:
-        """Makes an empty one; the class describes the argument."""
         check_classes(num_classes)
         self.num_classes = num_classes
         self._start()
@@ -332,7 +329,6 @@ class PrecisionAtEqualRecallRate(_Metric[float]):
     """
 
     def __init__(self, num_classes: int) -> None:
-        """Makes an empty one; the class describes the argument."""
         check_classes(num_classes)
         self.num_classes = num_classes
         self._start()

@@ -71,7 +71,6 @@ class TopKPerClass:
     """
 
     def __init__(self, num_classes: int, k: int) -> None:
-        """Makes an empty one; the class describes the arguments."""
         check_classes(num_classes)
         check_k(k)
         self.num_classes = num_classes

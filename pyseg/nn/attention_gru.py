@@ -81,7 +81,6 @@ class AttentionGRU(FrameClassifier):
         batch_norm_momentum: float = 0.001,
         head: HeadFactory = LogisticHead,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__(
             num_classes,
             feature_sizes=feature_sizes,

@@ -74,7 +74,6 @@ class BatchNorm(nn.Module):
         unbiased: bool = False,
         synchronized: bool = True,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         if num_features < 1:
             raise ArgumentError(f"num_features: expected at least 1, found {num_features}")

@@ -46,7 +46,6 @@ class FrameClassifier(nn.Module):
         eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
         noise: float = 0.0,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         feature_sizes = tuple(feature_sizes)
         if num_classes < 1:

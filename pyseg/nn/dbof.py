@@ -83,7 +83,6 @@ class BagOfFrames(DerivedWeights):
         batch_norm: bool = True,
         batch_norm_momentum: float = 0.001,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         for name, size in (("feature_size", feature_size), ("clusters", clusters)):
             if size < 1:
@@ -224,7 +223,6 @@ class DBoF(FrameClassifier):
         batch_norm_momentum: float = 0.001,
         head: HeadFactory = MixtureOfExperts,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__(
             num_classes,
             feature_sizes=feature_sizes,

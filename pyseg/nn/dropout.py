@@ -30,7 +30,6 @@ class Dropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__(p)
 
     def forward(self, x: Tensor) -> Tensor:

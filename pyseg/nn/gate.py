@@ -36,7 +36,6 @@ class ContextGate(nn.Module):
     def __init__(
         self, num_features: int, reduction: int = 8, *, batch_norm_momentum: float = 0.001
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         if not 1 <= reduction <= num_features:
             raise ArgumentError(f"reduction: expected 1..{num_features}, found {reduction}")

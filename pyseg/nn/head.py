@@ -40,7 +40,6 @@ class LogisticHead(nn.Module):
     """
 
     def __init__(self, in_features: int, num_classes: int, *, prior: float = 0.5) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         check_num_classes(num_classes)
         self.linear = he_linear(in_features, num_classes)
@@ -103,7 +102,6 @@ class MixtureOfExperts(nn.Module):
     """
 
     def __init__(self, in_features: int, num_classes: int, mixtures: int = 2) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         check_num_classes(num_classes)
         if mixtures < 1:

@@ -92,7 +92,6 @@ class LabelGCN(DerivedWeights):
         bias: bool = False,
         prior: float = 0.5,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         check_num_classes(num_classes)
         for name, size in (("node_size", node_size), ("gcn_size", gcn_size)):

@@ -101,7 +101,6 @@ class Mixture(FrameClassifier):
         noise: float = 0.0,
         batch_norm_momentum: float = 0.001,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         branches = tuple(branches)
         _check(branches)
         if weights not in get_args(Weighting):

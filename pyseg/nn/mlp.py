@@ -61,7 +61,6 @@ class MLP(FrameClassifier):
         batch_norm_momentum: float = 0.1,
         head: HeadFactory = LogisticHead,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__(
             num_classes,
             feature_sizes=feature_sizes,

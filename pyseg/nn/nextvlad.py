@@ -121,7 +121,6 @@ class NeXtVLAD(DerivedWeights):
         padded_statistics: bool = True,
         order: Order | None = None,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         if order is not None and order not in get_args(Order):
             raise ArgumentError(
@@ -192,6 +191,7 @@ class NeXtVLAD(DerivedWeights):
         norm: AssignmentNorm | None = None
         pool: Tensor | None = None
         lacking: Tensor | None = None  # what is not added to the assignment
+        expanded: Tensor | None = None
         if order == "direct":
             expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
@@ -212,7 +212,7 @@ class NeXtVLAD(DerivedWeights):
         if order == "reassociated":
             vlad = self._pool(frames, soft_assign(assignment, attention, norm=norm), pool)
         else:
-            if order == "folded":
+            if expanded is None:
                 expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
             features = expanded.unflatten(-1, (self.groups, -1))
             vlad = vlad_aggregate(features, assignment, attention, self.centers, norm=norm)
@@ -392,7 +392,6 @@ class NeXtVLADClassifier(FrameClassifier):
         padded_statistics: bool = True,
         head: HeadFactory = LogisticHead,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__(
             num_classes,
             feature_sizes=feature_sizes,

@@ -40,7 +40,6 @@ class MaskedGaussianNoise(nn.Module):
     def __init__(
         self, sigma: float = 0.1, p: float = 0.5, *, generator: torch.Generator | None = None
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         if not 0.0 <= sigma < float("inf"):
             raise ArgumentError(f"sigma: expected a finite number of at least 0, found {sigma}")

@@ -70,7 +70,6 @@ class FrameNormalization(nn.Module):
         feature_sizes: Sequence[int] = (1024, 128),
         eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
     ) -> None:
-        """Makes the module; the class describes the arguments."""
         super().__init__()
         if convention not in get_args(Convention):
             raise ArgumentError(

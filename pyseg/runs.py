@@ -1,0 +1,205 @@
+"""The run folder: what `pyseg.train` writes, and all other commands read.
+
+A run folder holds
+
+* ``config.yaml``: the options; ``--config`` reads them back;
+* ``model.safetensors``, ``model.json``: the weights, and what `pyseg.models.load` builds;
+* ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
+* ``correlation.npz``: the label correlation that was used, if any;
+* ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it;
+* ``tensorboard``: the same numbers for TensorBoard, where asked for;
+* ``pretrained``: the weights before fine-tuning, where ``--final_fit`` goes back to them;
+* ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyseg import _cli, models
+from pyseg._containers import parse_json
+from pyseg.checkpoint import list_checkpoints
+from pyseg.config import TrainConfig, make_parser, recipe_defaults
+from pyseg.data import Collection, find_shards, open_collection, youtube8m
+from pyseg.data.datasets import OnError
+from pyseg.errors import DataError, UserError
+from pyseg.labels import LabelCorrelation
+from pyseg.nn import FrameClassifier
+
+_RATED = {"map", "map_all_classes", "classes", "all_classes", "rated", "positives"}
+_LABELED = {"gap", "hit_at_1", "perr", "map", "classes", "examples"}
+_NUMBERS = _RATED | _LABELED | {"step", "loss", "learning_rate", "examples_per_second"}
+
+
+class Run:
+    """A run folder: the one place that knows what its files are called and how they are read.
+
+    Nothing is read before it is asked for.
+
+    Args:
+        folder: The folder, which need not be there yet.
+
+    Attributes:
+        folder: The folder.
+
+    Example:
+        >>> Run("runs/sample-mlp-1").log_file.name
+        'metrics.jsonl'
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.config_file = self.folder / "config.yaml"
+        self.weights_file = self.folder / models.WEIGHTS
+        self.vocabulary_file = self.folder / "segment_vocabulary.csv"
+        self.correlation_file = self.folder / "correlation.npz"
+        self.log_file = self.folder / "metrics.jsonl"
+        self.tensorboard_folder = self.folder / "tensorboard"
+        self.pretrained_folder = self.folder / "pretrained"
+        self.checkpoints_folder = self.folder / "checkpoints"
+
+    def __str__(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    def config(self) -> TrainConfig:
+        """Returns the options that it was trained with.
+
+        Raises:
+            pyseg.errors.UserError: The folder is not a run, or the options are no options.
+        """
+        if not self.config_file.is_file():
+            raise UserError(f"{self} is not a run folder: it has no config.yaml")
+        return _cli.read_config(make_parser(), TrainConfig, self.config_file, recipe_defaults)
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Writes the options, which ``--config`` reads back."""
+        _cli.write_config(make_parser(), config, self.config_file)
+
+    def model(self, device: str | torch.device = "cpu") -> FrameClassifier:
+        """Returns the model, in eval mode; see `pyseg.models.load`."""
+        return models.load(self.folder, device=device)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its training has not ended, and can go on."""
+        return bool(list_checkpoints(self.checkpoints_folder))
+
+    def warn_unfinished(self) -> None:
+        """Prints a line where its training has not ended: its weights are earlier ones."""
+        if self.is_unfinished:
+            print(
+                f"{self}: its training has not ended: python -m pyseg.train --resume {self} goes on"
+            )
+
+    def rated_classes(self) -> list[int] | None:
+        """Returns the classes that are rated, by their numbers in the data, if the run knows them.
+
+        A model of just as many classes has them in this order.
+
+        Raises:
+            pyseg.errors.DataError: The file is malformed.
+        """
+        if not self.vocabulary_file.is_file():
+            return None
+        return youtube8m.read_segment_vocabulary(self.vocabulary_file).classes
+
+    def known_classes(self, num_classes: int) -> list[int] | None:
+        """Returns the numbers that the data has for its model's classes; None: it knows all.
+
+        Args:
+            num_classes: The number of classes C of the model.
+
+        Raises:
+            pyseg.errors.DataError: The file of rated classes is malformed.
+        """
+        rated = self.rated_classes()
+        return rated if rated is not None and len(rated) == num_classes else None
+
+    def correlation(self) -> LabelCorrelation | None:
+        """Returns the label correlation that it was trained with, if any.
+
+        Raises:
+            pyseg.errors.DataError: The file is damaged.
+        """
+        if not self.correlation_file.is_file():
+            return None
+        return LabelCorrelation.load(self.correlation_file)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Returns the lines of its log, none where there is no such file.
+
+        What follows the last line break is a line that is being written, and left out.
+
+        Raises:
+            pyseg.errors.DataError: A line is not what pyseg writes.
+        """
+        if not self.log_file.is_file():
+            return []
+        lines = self.log_file.read_bytes().split(b"\n")[:-1]
+        return [
+            _log_entry(line, f"{self.log_file}, line {number}")
+            for number, line in enumerate(lines, 1)
+        ]
+
+    def append_to_log(self, stage: str, **values: Any) -> None:
+        """Adds a line to its log, which is on disk when this returns."""
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, **values}) + "\n")
+
+
+def _log_entry(line: bytes, place: str) -> dict[str, Any]:
+    entry = parse_json(line, place, finite=False)
+    if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
+        raise DataError(f"{place}: expected a JSON object with a stage, found {line[:80]!r}")
+    if not isinstance(entry.get("after", ""), str):
+        raise DataError(f"{place}: after: expected a stage, found {entry['after']!r}")
+    measures = _RATED if "rated" in entry else _LABELED
+    for key in measures if entry["stage"] == "evaluate" else ():
+        if key not in entry:
+            raise DataError(f"{place}: expected {key} in an evaluation, found none")
+    for key in entry.keys() & _NUMBERS:
+        if type(entry[key]) not in (int, float):
+            raise DataError(f"{place}: {key}: expected a number, found {entry[key]!r}")
+    if not 0 <= (step := entry.get("step", 0)) < 2**63 or step != int(step):
+        raise DataError(f"{place}: step: expected a whole number, found {step}")
+    return entry
+
+
+def open_data(
+    config: TrainConfig,
+    data: str | None = None,
+    labels: str | None = None,
+    on_error: OnError | None = None,
+) -> Collection:
+    """Returns a run's collection, or another one split in the same way.
+
+    Args:
+        config: The run's options.
+        data: The records; default: the run's, with the run's strong labels.
+        labels: Tables of strong labels; default: those of the data.
+        on_error: What a damaged record does; default: what the run says.
+    """
+    return open_collection(
+        data or config.data,
+        labels=labels or (config.labels if data in (None, config.data) else None),
+        vocabulary=config.vocabulary,
+        on_error=on_error or config.on_error,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
+
+
+def find_run_shards(config: TrainConfig, data: str | None = None) -> list[str]:
+    """Returns the shards that a run was trained on, or those of other data."""
+    data = data or config.data
+    if data == "sample":
+        from pyseg.data.sample import make_sample
+
+        return find_shards(make_sample())
+    return find_shards(data)
