@@ -3,10 +3,16 @@
 No GPU and no CUDA build of torch is needed. ``check_cuda.py SOURCE REPORT`` prints each kernel's
 registers and shared memory, and writes the same to the file REPORT if there is no spill.
 CMakeLists.txt runs it (``-DPYSEG_CUDA_CHECK=ON``).
+
+Compiling takes minutes, so what was found is kept in csrc/cuda/resources, below a line that says of
+what: a digest of the source, its headers and the flags, and the versions of nvcc and torch. Where
+that line is still true the rest of the file is, and nothing is compiled. After a change of the
+sources the file is written anew, to be committed with them; with other versions it stays.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import shutil
@@ -15,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+RESOURCES = ROOT / "csrc" / "cuda" / "resources"
 ARCHES = ["8.0", "9.0"]
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>sm_\w+)'.*?"
@@ -27,7 +35,7 @@ ENTRY = re.compile(
 
 def load_builder():
     """Returns pyseg/_build.py as a module, without importing pyseg."""
-    path = Path(__file__).resolve().parent.parent / "pyseg" / "_build.py"
+    path = ROOT / "pyseg" / "_build.py"
     spec = importlib.util.spec_from_file_location("_build", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -43,22 +51,45 @@ def demangle(names: list[str]) -> list[str]:
     return [re.sub(r"^void |\(anonymous namespace\)::", "", n) for n in done.stdout.splitlines()]
 
 
+def surroundings(toolkit, torch: str, command: list[str], source: str) -> tuple[str, str]:
+    """Returns what a report depends on: a digest of what is ours, and the versions of the rest."""
+    listed = subprocess.run([*command, "-MM", source], check=True, capture_output=True, text=True)
+    files = {Path(name).resolve() for name in re.findall(r"\S+\.(?:cuh?|h)\b", listed.stdout)}
+    digest = hashlib.sha256(
+        str([word for word in command if word[:2] in ("-D", "-O", "-g", "-s")]).encode()
+    )
+    for path in sorted(file for file in files if file.is_relative_to(ROOT)):
+        digest.update(str(path.relative_to(ROOT)).encode())
+        digest.update(path.read_bytes())
+    version = subprocess.run([toolkit.nvcc, "--version"], capture_output=True, text=True).stdout
+    number = re.search(r"V([\d.]+)", version)[1]
+    return digest.hexdigest()[:16], f"nvcc {number}, torch {torch.partition('+')[0]}"
+
+
 def main(source: str, report: str) -> int:
-    """Compiles ``source``; returns the exit status."""
+    """Compiles ``source``, unless it is known what comes of it; returns the exit status."""
     builder = load_builder()
     toolkit = builder.find_toolkit()
     if isinstance(toolkit, str):
         print(toolkit, file=sys.stderr)
         return 1
     own, others = builder.includes(builder.CUDA)
+    command = [toolkit.nvcc, *builder.nvcc_flags(), *builder.gencode(ARCHES)]
+    command += [f"-I{path}" for path in own]
+    command += [argument for path in others for argument in ("-isystem", str(path))]
+    digest, versions = surroundings(toolkit, builder.find_torch().version, command, source)
+    Path(report).parent.mkdir(parents=True, exist_ok=True)
+    kept = RESOURCES / f"{Path(source).stem}.txt"
+    head, _, found = kept.read_text().partition("\n") if kept.is_file() else ("", "", "")
+    if head == f"{digest}, {versions}":
+        print(f"{source}: compiled before\n{found}", end="")
+        Path(report).write_text(found)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
-        command = [toolkit.nvcc, *builder.nvcc_flags(), *builder.gencode(ARCHES), "-Xptxas", "-v"]
-        command += [f"-I{path}" for path in own]
-        command += [argument for path in others for argument in ("-isystem", str(path))]
-        command += [f"--threads={builder.jobs()}", "-c", source, "-o", f"{folder}/object.o"]
+        command += ["-Xptxas", "-v", f"--threads={builder.jobs()}"]
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True,
+            [*command, "-c", source, "-o", f"{folder}/object.o"], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
     if done.returncode:
         print(done.stdout, end="", file=sys.stderr)
@@ -78,12 +109,15 @@ def main(source: str, report: str) -> int:
             f"{shared[1] if shared else 0} B shared, {entry['stack']} B stack, "
             f"{spilled} B spilled: {name}"
         )
+    lines.sort()
     print("\n".join(lines))
     if spills:
         print(f"{source}: {spills} of {len(entries)} kernels spill registers", file=sys.stderr)
         return 1
-    Path(report).parent.mkdir(parents=True, exist_ok=True)
     Path(report).write_text("\n".join(lines) + "\n")
+    if not head or head.endswith(f", {versions}"):
+        RESOURCES.mkdir(exist_ok=True)
+        kept.write_text(f"{digest}, {versions}\n" + "\n".join(lines) + "\n")
     return 0
 
 
