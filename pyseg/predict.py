@@ -403,13 +403,10 @@ def predict(config: PredictConfig) -> Path:
         return _predict(config, out, folder)
 
 
-def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
-    """Does what `predict` says; what it has done so far lies in the folder."""
-    scorer = Scorer(config)
-    shards = find_run_shards(scorer.trained, config.data)
-    schema = scorer.schema
+def _request(scorer: Scorer, shards: Sequence[str]) -> dict[str, Any]:
+    """Returns all that decides what a prediction is; one that goes on has to have the same."""
     request = {
-        **asdict(config),
+        **asdict(scorer.config),
         "shards": [[os.path.realpath(path), os.path.getsize(path)] for path in shards],
         "classes": scorer.classes,
         "weights": _digest(scorer.run.weights_file),
@@ -418,6 +415,31 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
         request["video_weights"] = _digest(scorer.video_run.weights_file)
     for name in ("batch_size", "device", "data"):  # change nothing but rounding
         request.pop(name)
+    return request
+
+
+def _finish(
+    scorer: Scorer, work: _Work, request: dict[str, Any], others: Sequence[Path], out: Path
+) -> None:
+    """Writes the submission, and all scores, of this process and of the folders of the others."""
+    rows = work.scores
+    for folder in others:
+        other = _Work(folder, request, len(scorer.classes), scorer.config.top)
+        other.resume()
+        work.append(other)
+        if rows is not None:
+            rows.append(_ScoreFile(rows.path, folder, len(scorer.classes)))
+    segments = work.names(scorer.schema.segment_size)
+    if rows is not None:
+        rows.finish(segments, scorer.classes)
+    write_submission(out, _ranked(work, segments, scorer.classes))
+
+
+def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
+    """Does what `predict` says; what it has done so far lies in the folder."""
+    scorer = Scorer(config)
+    shards = find_run_shards(scorer.trained, config.data)
+    request = _request(scorer, shards)
     rank, processes = distributed.rank(), distributed.world_size()
     own = [folder]
     if processes > 1:
@@ -436,7 +458,7 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
     shards = shards[bounds[rank] : bounds[rank + 1]]
     blocks = read_segments(
         shards,
-        schema,
+        scorer.schema,
         config.batch_size,
         skip=UNRATED_ENDS if config.skip_ends else (0, 0),
         sound=fits_submission,
@@ -465,16 +487,7 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> Path:
         seconds = time.monotonic() - begun
         report = distributed.total(report)
         if distributed.is_first():
-            for other in own[1:]:
-                found = _Work(other, request, len(scorer.classes), config.top)
-                found.resume()
-                work.append(found)
-                if rows is not None:
-                    rows.append(_ScoreFile(rows.path, other, len(scorer.classes)))
-            segments = work.names(schema.segment_size)
-            if rows is not None:
-                rows.finish(segments, scorer.classes)
-            write_submission(out, _ranked(work, segments, scorer.classes))
+            _finish(scorer, work, request, own[1:], out)
             if folder.exists():
                 shutil.rmtree(folder)
     if summary := report.summary():

@@ -452,6 +452,7 @@ class _StageRun:
         return self.model if self.average is None else cast(Any, self.average.module)
 
     def run(self) -> None:
+        """Takes the steps that are left, and leaves the best weights in the model."""
         name, config = self.stage.name, self.stage.config
         blind = self.stage.again or self.trainer.evaluate is None
         self.model.train()
@@ -485,15 +486,12 @@ class _StageRun:
                     self._save_where_due()
         if self.recent:
             self._report()
-        rate = self.step * config.batch_size / self.seconds
-        print(
-            f"{name}: {self.step} steps of {config.batch_size} in {self.seconds:.0f} s "
-            f"({rate:.0f} examples/s), loss {self._mean:.3f}"
-        )
-        if self.skipped:
-            print(f"{name}: {self.skipped} batches skipped, their loss was not finite")
-        if (summary := report_of_all(self.stage.dataset).summary()) and not self.stage.again:
-            print(f"{name}: {summary}")
+        self._tell_steps()
+        self._keep_best(blind)
+
+    def _keep_best(self, blind: bool) -> None:
+        """Leaves the best weights in the model, where they were evaluated, and says which."""
+        name = self.stage.name
         if blind:
             print(f"after {name}: nothing is held out that could be evaluated")
         elif self.best_step == self.step:
@@ -506,6 +504,18 @@ class _StageRun:
             distributed.share_weights(self.model)
         if self.average is not None and self.best_step == self.step:
             self.model.load_state_dict(self.average.module.state_dict())
+
+    def _tell_steps(self) -> None:
+        name, config = self.stage.name, self.stage.config
+        rate = self.step * config.batch_size / self.seconds
+        print(
+            f"{name}: {self.step} steps of {config.batch_size} in {self.seconds:.0f} s "
+            f"({rate:.0f} examples/s), loss {self._mean:.3f}"
+        )
+        if self.skipped:
+            print(f"{name}: {self.skipped} batches skipped, their loss was not finite")
+        if (summary := report_of_all(self.stage.dataset).summary()) and not self.stage.again:
+            print(f"{name}: {summary}")
 
     def _next(self) -> Batch:
         batch = next(self.feed, None)

@@ -81,16 +81,7 @@ class LabelCorrelation:
         if (sizes < 0).any():
             raise ArgumentError("offsets: expected them not to decrease")
         classes = len(sizes)
-        if len(columns):
-            low, high = int(columns.min()), int(columns.max())
-            if low < 0 or high >= classes:
-                wrong = low if low < 0 else high
-                raise ArgumentError(f"columns: expected 0..{classes - 1}, found {wrong}")
-            inside = (values >= 0) & (values <= 1)  # a NaN is not
-            if not inside.all():
-                raise ArgumentError(
-                    f"values: expected numbers in [0, 1], found {values[~inside][0].item()}"
-                )
+        _check_range(columns, values, classes)
         rows = torch.repeat_interleave(torch.arange(classes, device=sizes.device), sizes)
         if (rows == columns).any():
             wrong = int(rows[rows == columns][0])
@@ -256,3 +247,17 @@ class LabelCorrelation:
     def __repr__(self) -> str:
         """Says how large it is."""
         return f"LabelCorrelation({self.num_classes} classes, {len(self.values)} relations)"
+
+
+def _check_range(columns: Tensor, values: Tensor, classes: int) -> None:
+    if not len(columns):
+        return
+    low, high = int(columns.min()), int(columns.max())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise ArgumentError(f"columns: expected 0..{classes - 1}, found {wrong}")
+    inside = (values >= 0) & (values <= 1)  # a NaN is not
+    if not inside.all():
+        raise ArgumentError(
+            f"values: expected numbers in [0, 1], found {values[~inside][0].item()}"
+        )
