@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import pyseg
-from pyseg import _charts, _cli, distributed, runs
+from pyseg import _charts, _cli, distributed
 from pyseg._charts import ClassBar, Series
 from pyseg._files import written_whole
 from pyseg.config import TrainConfig
@@ -30,6 +30,7 @@ from pyseg.evaluate import check_collection, describe, predictions
 from pyseg.labels import LabelCorrelation
 from pyseg.metrics import MeanAveragePrecision, MeanAveragePrecisionAtK, map_at_k
 from pyseg.predict import PredictConfig, Scorer, timelines
+from pyseg.runs import Run, find_run_shards, open_data
 from pyseg.timeline import Rating, Timeline
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def read_run(folder: Path, name: str) -> Reported:
     Raises:
         pyseg.errors.UserError: The folder is not a run, or one of its files is damaged.
     """
-    kept = runs.Run(folder)
+    kept = Run(folder)
     run = Reported(folder, name, kept.config(), kept.log(), kept.is_unfinished)
     run.correlation = kept.correlation()
     if kept.weights_file.is_file():
@@ -256,7 +257,7 @@ def _evaluate(run: Reported, config: ReportConfig) -> None:
         return
     try:
         scorer = Scorer(PredictConfig(str(run.folder), device=config.device))
-        collection = runs.open_data(run.config, config.data)
+        collection = open_data(run.config, config.data)
         data = config.data or run.config.data
         classes = check_collection(scorer.model, collection, scorer.run, data)
     except (UserError, DataError, FileNotFoundError) as error:
@@ -272,7 +273,7 @@ def _evaluate(run: Reported, config: ReportConfig) -> None:
     if config.videos and evaluation.has_frames:
         ratings = evaluation.ratings
         chosen = sorted(ratings, key=lambda id: (*_by_ratings(ratings[id]), id))[: config.videos]
-        shards = runs.find_run_shards(run.config, config.data)
+        shards = find_run_shards(run.config, config.data)
         drawn = timelines(scorer, shards, {id: ratings[id] for id in chosen}, _TIMELINE_CLASSES)
         run.timelines = sorted(drawn, key=lambda timeline: chosen.index(timeline.title))
 

@@ -21,6 +21,7 @@ every machine and with every version of NumPy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -333,6 +334,8 @@ def make_sample(seed: int = 0) -> Path:
                     _generate_whole(place / folder.name, folder, seed)
         except UserError:  # another process is at it
             time.sleep(0.1)
+    with contextlib.suppress(OSError):  # whoever made it may have found another process in it
+        place.rmdir()
     _check(folder)
     return folder
 

@@ -197,6 +197,14 @@ def test_processes_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_nothing_is_left_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYSEG_CACHE", str(tmp_path))
+    (tmp_path / ".sample-1-0.unfinished").mkdir()  # of processes that met in it
+    assert make_sample() == tmp_path / "sample-1-0"
+    assert [path.name for path in tmp_path.iterdir()] == ["sample-1-0"]
+
+
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("victim", ["train/train0001.tfrecord", "sample.json"])
 def test_a_damaged_sample_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, victim: str
