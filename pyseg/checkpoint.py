@@ -20,9 +20,6 @@ import torch
 from pyseg._files import written_whole
 from pyseg.errors import DataError
 
-CHECKPOINTS = "checkpoints"
-"""The folder of a run that holds its checkpoints while it trains."""
-
 _NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 
 # Of the secure digests the fastest one, where processors have instructions for it.

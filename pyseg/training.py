@@ -168,14 +168,13 @@ def summary_writer() -> Callable[..., SummaryWriter]:
 
 
 class Log:
-    """metrics.jsonl, and its numbers for TensorBoard. The first process writes them.
+    """A run's log, and its numbers for TensorBoard. The first process writes them.
 
     Every line is on disk when `write` returns.
 
     Args:
-        path: The file, which is appended to.
-        charts: The folder for TensorBoard, which shows every number as ``<stage>/<name>``; none:
-            nothing is written for it.
+        run: The run, whose log is appended to.
+        tensorboard: Whether TensorBoard is to show every number as ``<stage>/<name>``.
 
     Attributes:
         steps_before: Steps of the stages before, from which TensorBoard's steps count on.
@@ -184,12 +183,11 @@ class Log:
         pyseg.errors.UserError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, path: Path, charts: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, run: Run, tensorboard: bool = False) -> None:
         self.steps_before = 0
-        self._charts = charts
+        self._run = run
         self._make_writer: Callable[..., SummaryWriter] | None = None
-        if charts is not None and distributed.is_first():
+        if tensorboard and distributed.is_first():
             self._make_writer = summary_writer()
         self._writer: SummaryWriter | None = None
 
@@ -197,13 +195,12 @@ class Log:
         """Adds a line about a step of the stage that is run."""
         if not distributed.is_first():
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        self._run.append_to_log(stage, step=step, **values)
         if self._make_writer is None:
             return
         step += self.steps_before
         if self._writer is None:  # this step, and later ones, may be there from before a stop
-            self._writer = self._make_writer(str(self._charts), purge_step=step)
+            self._writer = self._make_writer(str(self._run.tensorboard_folder), purge_step=step)
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
@@ -217,12 +214,13 @@ class Log:
 
     def size(self) -> int:
         """Returns the bytes that have been written."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        path = self._run.log_file
+        return path.stat().st_size if path.exists() else 0
 
     def cut(self, size: int) -> None:
         """Removes what was written after the file had a size."""
-        if distributed.is_first() and self.path.exists():
-            os.truncate(self.path, min(size, self.size()))
+        if distributed.is_first() and self._run.log_file.exists():
+            os.truncate(self._run.log_file, min(size, self.size()))
 
 
 class Trainer:
@@ -255,8 +253,7 @@ class Trainer:
         self.config = config
         self.run = Run(run)
         self.evaluate = evaluate
-        charts = self.run.tensorboard_folder if config.tensorboard else None
-        self.log = Log(self.run.log_file, charts)
+        self.log = Log(self.run, config.tensorboard)
         self.device = next(model.parameters()).device
         self._checkpoints = self.run.checkpoints_folder
         self._resumed: dict[str, Any] | None = None
@@ -671,7 +668,7 @@ class _StageRun:
         own = state["processes"][distributed.rank()]
         self.recent = [(ids, torch.tensor(loss, device=device)) for ids, loss in own["recent"]]
         if distributed.is_first() and self.trainer.log.size() < state["log"]:
-            print(f"{self.trainer.log.path}: lines of the steps before are missing")
+            print(f"{self.trainer.run.log_file}: lines of the steps before are missing")
         self.trainer.log.cut(state["log"])
         self.trainer.log.steps_before = state["steps_before"]
         restore_random_state(own["random"])

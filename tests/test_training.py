@@ -610,7 +610,7 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
 
 def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(training.distributed, "is_first", lambda: False)
-    log = training.Log(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    log = training.Log(Run(tmp_path), tensorboard=True)
     log.write("pretrain", step=1, loss=0.5)
     log.close()
     assert list(tmp_path.iterdir()) == []
