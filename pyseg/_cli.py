@@ -27,7 +27,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
-from pyseg._files import behind_links, why_not_a_file, written_whole
+from pyseg._files import behind_links, why_not_a_file, atomic_write
 from pyseg.errors import ArgumentError, PysegError, UserError
 
 if TYPE_CHECKING:
@@ -368,7 +368,7 @@ def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "
 
 def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:
     """Writes a configuration as YAML that ``--config`` and `read_config` read back."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(parser.dump(parser.parse_object(asdict(config))).encode())
 
 

@@ -19,7 +19,7 @@ _LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name when the block ends, on disk and complete.
 
     It is written under another name in the same folder, then renamed over what may be there; where
@@ -68,7 +68,7 @@ def why_not_a_file(path: str | os.PathLike[str]) -> str | None:
 
 
 def remove_unfinished(folder: Path, name: str | None = None) -> None:
-    """Removes what `written_whole` left in a folder where its process was killed.
+    """Removes what `atomic_write` left in a folder where its process was killed.
 
     Args:
         folder: Where to look.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyseg._files import written_whole
+from pyseg._files import atomic_write
 from pyseg.errors import DataError
 
 _NAME = re.compile(r"checkpoint-(\d{9})\.pt")
@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], *, keep
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     try:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             content = buffer.getbuffer()
             file.write(content)
             file.write(_MARK + _DIGEST(content).digest())

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from pyseg import _cli, distributed
 from pyseg._containers import read_arrays
-from pyseg._files import sole_owner, written_whole
+from pyseg._files import sole_owner, atomic_write
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
 from pyseg.data import Example, ReadReport, collate, youtube8m
@@ -290,7 +290,7 @@ class _Work:
 
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.folder / "request.json") as file:
+        with atomic_write(self.folder / "request.json") as file:
             file.write(self._request.encode())
         names = "".join(f"{id}\n" for id in self.videos).encode()
         arrays: dict[str, Any] = {
@@ -304,7 +304,7 @@ class _Work:
             ),
             **{f"top.{name}": value for name, value in self.best.state().items()},
         }
-        with written_whole(self.folder / "state.npz") as file:
+        with atomic_write(self.folder / "state.npz") as file:
             np.savez(file, **arrays)
         self._saved = time.monotonic()
 
@@ -365,7 +365,7 @@ class _ScoreFile:
     def finish(self, segments: list[str], classes: Sequence[int]) -> None:
         shape = (len(segments), len(classes))
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        with written_whole(self.path) as file, zipfile.ZipFile(file, "w") as archive:
+        with atomic_write(self.path) as file, zipfile.ZipFile(file, "w") as archive:
             for name, array in (
                 ("segments", np.array(segments, str)),
                 ("classes", np.array(classes, np.int64)),

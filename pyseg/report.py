@@ -21,7 +21,7 @@ import torch
 import pyseg
 from pyseg import _charts, _cli, distributed
 from pyseg._charts import ClassBar, Series
-from pyseg._files import written_whole
+from pyseg._files import atomic_write
 from pyseg.config import TrainConfig
 from pyseg.data import Collection
 from pyseg.data.collection import Part
@@ -921,7 +921,7 @@ def report(config: ReportConfig) -> Path:
         ),
     )
     out = folders[0] / "report.html" if config.out is None else Path(config.out)
-    with written_whole(out) as file:
+    with atomic_write(out) as file:
         file.write(page.encode("utf-8", "replace"))
     print(f"report: {out} ({len(page) / 1e6:.1f} MB)")
     return out

@@ -41,7 +41,7 @@ import pyseg
 from pyseg import _charts, _cli, distributed, models
 from pyseg._containers import parse_json
 from pyseg._extras import install_command
-from pyseg._files import remove_unfinished, sole_owner, written_whole
+from pyseg._files import remove_unfinished, sole_owner, atomic_write
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig
@@ -293,7 +293,7 @@ class Experiments:
         model = models.load(folder, device=distributed.pick_device(self.device))
         measures = self.protocol.measure(model, seed)
         found = {"measures": measures, "seconds": time.perf_counter() - began}
-        with written_whole(result) as file:
+        with atomic_write(result) as file:
             file.write(json.dumps(found).encode())
         return found
 
@@ -337,7 +337,7 @@ class Experiments:
         done = folder / _RESULT
         if not done.is_file():
             self._train(replace(config, run=str(folder)), complete=False)
-            with written_whole(done) as file:
+            with atomic_write(done) as file:
                 file.write(b"{}")
         return folder
 
@@ -499,7 +499,7 @@ def _reproduce(
             texts.append(describe(table, outcomes, measures))
             numbers.append(to_json(table, outcomes, measures))
             if _can_draw():
-                with written_whole(out / f"table-{table.name}.png") as file:
+                with atomic_write(out / f"table-{table.name}.png") as file:
                     file.write(draw(table, outcomes, measures))
             _write(out, config, protocol, texts, numbers, len(seeds))
     print(f"{time.perf_counter() - began:.0f} s; written: {out / 'tables.md'}")
@@ -531,7 +531,7 @@ def _write(
         *(f"- `{name}`: {text}" for name, text in protocol.measures.items()),
         "",
     ]
-    with written_whole(out / "tables.md") as file:
+    with atomic_write(out / "tables.md") as file:
         file.write("\n".join([*intro, *texts]).encode())
     everything = {
         "protocol": protocol.name,
@@ -543,7 +543,7 @@ def _write(
         "measures": dict(protocol.measures),
         "tables": list(numbers),
     }
-    with written_whole(out / "tables.json") as file:
+    with atomic_write(out / "tables.json") as file:
         file.write((json.dumps(everything, indent=2) + "\n").encode())
 
 

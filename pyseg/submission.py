@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from pyseg._files import written_whole
+from pyseg._files import atomic_write
 from pyseg.data._tables import Row, read_rows, read_table, shown, whole_number
 from pyseg.data.datasets import RecordDataset
 from pyseg.errors import DataError
@@ -82,7 +82,7 @@ def write_submission(
         3,06xy:25 1e10:0
         7,
     """
-    with written_whole(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         file.write(f"{HEADER}\n".encode())
         for number, segments in ranked:
             field = " ".join(segments)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyseg._charts import GRAY, label, new_figure, png
-from pyseg._files import written_whole
+from pyseg._files import atomic_write
 
 
 class Rating(NamedTuple):
@@ -177,5 +177,5 @@ td, th {{ text-align: left; padding: 0.2em 1.5em 0.2em 0 }}
         """
         path = Path(path)
         content = self.picture() if path.suffix == ".png" else self.page().encode()
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(content)

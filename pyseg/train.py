@@ -476,7 +476,7 @@ def _make_stages(
         stages.append(Stage("finetune", config.finetune, segments, loss, classes))
         if config.final_fit:
             everything = cast(RecordDataset, collection.segments("all", classes=classes, **order))
-            stages.append(Stage("final", config.finetune, everything, loss, again=True))
+            stages.append(Stage("final", config.finetune, everything, loss, refit=True))
     elif config.final_fit:
         raise UserError("--final_fit: the data has no rated segments")
     for stage in stages:

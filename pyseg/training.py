@@ -120,8 +120,8 @@ class Stage:
         dataset: Its examples, repeated without end.
         loss: Its loss, on the device of the model.
         classes: The classes of the model before that the examples know, if not all.
-        again: Whether it does the stage before once more, from the same weights and for as many
-            steps as were best there, without an evaluation: on examples that it would be made on.
+        refit: Whether it repeats the stage before on all examples, the held-out ones included:
+            from the same initial weights, for as many steps as were best there, without evaluation.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Stage:
     dataset: RecordDataset
     loss: Loss
     classes: Sequence[int] | None = None
-    again: bool = False
+    refit: bool = False
 
     def share_of_batch(self) -> int:
         """Returns how many examples of a batch this process takes.
@@ -137,7 +137,7 @@ class Stage:
         Raises:
             pyseg.errors.UserError: The processes of the run cannot divide a batch.
         """
-        name = f"{'finetune' if self.again else self.name}.batch_size"
+        name = f"{'finetune' if self.refit else self.name}.batch_size"
         with _cli.option(name):
             return distributed.share_of_batch(name, self.config.batch_size)
 
@@ -322,7 +322,7 @@ class Trainer:
         before = resumed["identity"]["options"]
         for number, stage in enumerate(self.stages):
             steps, option = stage.config.steps, f"{stage.name}.steps"
-            if number > current or stage.again or steps == before[option]:
+            if number > current or stage.refit or steps == before[option]:
                 continue
             if number < current:
                 raise UserError(
@@ -361,7 +361,7 @@ class Trainer:
                 stage = self.stages[number]
                 if stage.classes is not None:
                     self.model = models.select_classes(self.model, stage.classes)
-                if stage.again:
+                if stage.refit:
                     start = models.load(self.run.pretrained_folder, device=self.device)
                     self.model = start.train()
                 elif self._resumed is None and self._is_done_again(number):
@@ -376,7 +376,7 @@ class Trainer:
             shutil.rmtree(self._checkpoints, ignore_errors=True)
 
     def _is_done_again(self, number: int) -> bool:
-        return number + 1 < len(self.stages) and self.stages[number + 1].again
+        return number + 1 < len(self.stages) and self.stages[number + 1].refit
 
     @contextlib.contextmanager
     def _told_to_go_on(self) -> Iterator[None]:
@@ -424,7 +424,7 @@ class _StageRun:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         half = trainer.config.precision == "fp16"
         self.scaler = torch.amp.GradScaler(trainer.device.type, enabled=half)
-        self.steps = trainer._best_step if self.stage.again else config.steps
+        self.steps = trainer._best_step if self.stage.refit else config.steps
         self.step = 0
         self.best: float | None = None  # of the evaluations so far
         self.best_step = 0
@@ -451,7 +451,7 @@ class _StageRun:
     def run(self) -> None:
         """Takes the steps that are left, and leaves the best weights in the model."""
         name, config = self.stage.name, self.stage.config
-        blind = self.stage.again or self.trainer.evaluate is None
+        blind = self.stage.refit or self.trainer.evaluate is None
         self.model.train()
         if self.step == 0:
             self.save()  # a folder that cannot take it is told now, not after hours
@@ -511,7 +511,7 @@ class _StageRun:
         )
         if self.skipped:
             print(f"{name}: {self.skipped} batches skipped, their loss was not finite")
-        if (summary := report_of_all(self.stage.dataset).summary()) and not self.stage.again:
+        if (summary := report_of_all(self.stage.dataset).summary()) and not self.stage.refit:
             print(f"{name}: {summary}")
 
     def _next(self) -> Batch:
@@ -655,7 +655,7 @@ class _StageRun:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        if self.stage.again:  # as many as the stage before found best
+        if self.stage.refit:  # as many as the stage before found best
             self.steps = state["steps"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

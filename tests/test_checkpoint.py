@@ -42,7 +42,7 @@ def test_a_full_disk_loses_nothing(
 
     with monkeypatch.context() as patch:
         if fault == "write":
-            patch.setattr("pyseg.checkpoint.written_whole", _failing_at_write)
+            patch.setattr("pyseg.checkpoint.atomic_write", _failing_at_write)
         else:
             patch.setattr(os, fault, full)
         with pytest.raises(

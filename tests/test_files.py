@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from pyseg._files import remove_unfinished, sole_owner, written_whole
+from pyseg._files import remove_unfinished, sole_owner, atomic_write
 from pyseg.errors import UserError
 
 
 def write(path: Path) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
 
 
 def test_the_file_appears_at_the_end(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -29,7 +29,7 @@ def test_of_a_link_the_file_behind_it_is_written(tmp_path):
     link, there = tmp_path / "link", tmp_path / "far" / "file"
     link.symlink_to("far/file")
     for content in (b"first", b"second"):
-        with written_whole(link) as file:
+        with atomic_write(link) as file:
             file.write(content)
         assert link.is_symlink()
         assert there.read_bytes() == content
@@ -53,7 +53,7 @@ def test_nothing_is_renamed_over_what_is_no_file(tmp_path):
 
 def test_nothing_is_left_where_the_block_raises(tmp_path):
     def interrupted() -> None:
-        with written_whole(tmp_path / "file") as file:
+        with atomic_write(tmp_path / "file") as file:
             file.write(b"half")
             raise KeyError
 
@@ -68,7 +68,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     others = [tmp_path / name for name in (".b.npz.0123abcd.part", "c.part", ".a1.npz.x.part")]
     for left in (mine, *others):
         left.write_bytes(b"half")
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         assert not mine.exists()
         file.write(b"new")
         child = os.fork()

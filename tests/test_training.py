@@ -148,13 +148,13 @@ DRIVER = """
                 return kill() if len(seen) == count else plain(self, batch)
             training._StageRun._optimise = optimise
         else:
-            plain = checkpoint.written_whole
+            plain = checkpoint.atomic_write
             def written(path):
                 seen.append(1)
                 if len(seen) == count:
                     os.fsync = kill  # what was written lies there, under another name
                 return plain(path)
-            checkpoint.written_whole = written
+            checkpoint.atomic_write = written
         run = Path(sys.argv[2])
         if run.exists():
             train.main(["--resume", str(run)])

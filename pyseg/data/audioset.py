@@ -256,7 +256,7 @@ def label_space(
     return ids, [names.get(id, id) for id in ids]
 
 
-def sounds(
+def is_present(
     events: Sequence[Interval],
     begin: float,
     end: float,
@@ -277,8 +277,10 @@ def sounds(
         event_share: In (0, 1]; above 1 the second way is out.
 
     Example:
-        >>> sounds([(0.0, 10.0)], 0.0, 4.8), sounds([(4.7, 4.9)], 0.0, 4.8), sounds([], 0.0, 4.8)
-        (True, True, False)
+        >>> is_present([(0.0, 10.0)], 0.0, 4.8), is_present([(4.7, 4.9)], 0.0, 4.8)
+        (True, True)
+        >>> is_present([], 0.0, 4.8)
+        False
     """
     overlaps = [max(0.0, min(end, offset) - max(begin, onset)) for onset, offset in events]
     rounding = 1e-6
@@ -292,7 +294,7 @@ class StrongSegmentDataset(SegmentDataset):
     """Segments of AudioSet clips, rated by strong labels.
 
     A clip is cut into segments of ``schema.segment_size`` frames; the last may be shorter. For
-    each, some of the classes that the clip's strong labels name are rated, 1 or 0 by `sounds`: a
+    each, some of the classes that the clip's strong labels name are rated, 1 or 0 by `is_present`: a
     class that sounds in the clip at another time is a negative that is easily mistaken. What is
     rated depends on ``rating_seed``, clip, segment and class only. A clip without strong labels
     gives no segment.
@@ -306,8 +308,8 @@ class StrongSegmentDataset(SegmentDataset):
         schema: What the features are called, and how long a segment is.
         rated_per_segment: Classes rated per segment; None rates all that the clip names, so that
             with 0 for all others a segment's labels are complete.
-        segment_share: See `sounds`.
-        event_share: See `sounds`.
+        segment_share: See `is_present`.
+        event_share: See `is_present`.
         rating_seed: Another seed draws other classes to rate.
         options: See `RecordDataset`.
 
@@ -367,7 +369,7 @@ class StrongSegmentDataset(SegmentDataset):
             for label in self._draw(events, f"{clip}:{start}"):
                 starts.append(start)
                 classes.append(self.class_numbers[label])
-                present = sounds(
+                present = is_present(
                     events[label],
                     start * FRAME_SECONDS,
                     stop * FRAME_SECONDS,

@@ -668,7 +668,7 @@ class RecordDataset(IterableDataset[Example]):
                 return
 
 
-def _once(labels: np.ndarray) -> np.ndarray:
+def _unique(labels: np.ndarray) -> np.ndarray:
     """Returns the labels of a record, those that it has twice only once, in their order."""
     if len(labels) < 2:
         return labels
@@ -754,7 +754,7 @@ class FrameDataset(RecordDataset):
             report=report,
             shard=shard,
         ):
-            labels = _once(record.labels)
+            labels = _unique(record.labels)
             ones = np.ones(len(labels), np.float32)
             yield record.id, Example(record.id, record.frames, labels, ones)
 
@@ -872,7 +872,7 @@ class VideoDataset(RecordDataset):
         ):
             offsets = block.label_offsets.tolist()
             for row, id in enumerate(block.ids):
-                labels = _once(block.labels[offsets[row] : offsets[row + 1]])
+                labels = _unique(block.labels[offsets[row] : offsets[row + 1]])
                 frames = block.features[row : row + 1]
                 yield id, Example(id, frames, labels, np.ones(len(labels), np.float32))
 

@@ -47,7 +47,7 @@ from typing import Any, Literal, TypeVar
 
 from pyseg import _cli
 from pyseg._containers import parse_json
-from pyseg._files import written_whole
+from pyseg._files import atomic_write
 from pyseg._progress import Progress
 from pyseg.data import youtube8m
 from pyseg.data._http import CHUNK, Client, LastingError, Part, StoppedError, open_to_append
@@ -349,7 +349,7 @@ def _fetch_vocabularies(config: DownloadConfig, client: Client, report: Download
             report.missing[name] = str(error)
             continue
         try:
-            with written_whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(content)
                 file.flush()
                 read(Path(file.name))

@@ -44,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg import _ext
-from pyseg._files import written_whole
+from pyseg._files import atomic_write
 from pyseg.data import _records_reference as reference
 from pyseg.data._tables import is_zlib
 from pyseg.errors import ArgumentError, RecordError, UserError
@@ -949,7 +949,7 @@ def write_records(path: PathLike, records: Iterable[bytes], *, compress: bool = 
     """
     crc32c = _engine().crc32c
     count = 0
-    with written_whole(Path(os.fsdecode(path))) as whole, contextlib.ExitStack() as stack:
+    with atomic_write(Path(os.fsdecode(path))) as whole, contextlib.ExitStack() as stack:
         file: Any = whole
         if compress:  # no name and no time in it, so that the same records give the same bytes
             file = stack.enter_context(

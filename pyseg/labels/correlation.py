@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyseg._containers import read_named_arrays
-from pyseg._files import written_whole
+from pyseg._files import atomic_write
 from pyseg.errors import ArgumentError, DataError
 from pyseg.labels.cooccurrence import Cooccurrence
 
@@ -196,7 +196,7 @@ class LabelCorrelation:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a NumPy ``.npz`` file with the arrays offsets, columns and values."""
-        with written_whole(Path(path)) as file:
+        with atomic_write(Path(path)) as file:
             np.savez_compressed(
                 file,
                 offsets=self.offsets.cpu().numpy(),

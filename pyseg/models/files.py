@@ -16,7 +16,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from pyseg._containers import read_json
-from pyseg._files import written_whole
+from pyseg._files import atomic_write
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 from pyseg.models.registry import ModelConfig, create, placeholder
 from pyseg.nn import FrameClassifier
@@ -229,5 +229,5 @@ def _digest(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(data)

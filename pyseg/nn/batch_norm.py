@@ -119,7 +119,7 @@ class BatchNorm(nn.Module):
         return rows.reshape(x.shape)
 
     def deferred(
-        self, x: Tensor, counts: Tensor | None = None, *, lacking: Tensor | None = None
+        self, x: Tensor, counts: Tensor | None = None, *, deferred_bias: Tensor | None = None
     ) -> AssignmentNorm:
         """Returns what `forward` would do to `x`, for an op that does it while it reads `x`.
 
@@ -130,9 +130,8 @@ class BatchNorm(nn.Module):
             counts: (B, T) how often a row enters the statistics in training mode: a bool mask, or
                 integers (every row is normalised). ``None``: once each. Without any, the running
                 ones stay.
-            lacking: (channels,) what every row of `x` lacks of what is to be normalised, in
-                training mode only: a bias that need not be added, as the mean of the batch would
-                take it off again. The running mean has it.
+            deferred_bias: (channels,) a bias that was not added to `x`, in training mode only:
+                subtracting the mean of the batch would remove it. The running mean includes it.
 
         Returns:
             The argument `norm` of `pyseg.ops.vlad_aggregate` and `pyseg.ops.soft_assign`.
@@ -167,7 +166,7 @@ class BatchNorm(nn.Module):
         with torch.no_grad():
             running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
             momentum = self.momentum * (count > 0).to(self.running_mean.dtype)
-            whole = mean if lacking is None else mean + lacking
+            whole = mean if deferred_bias is None else mean + deferred_bias
             self.running_mean.lerp_(whole.to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(running.to(self.running_var.dtype), momentum)
         return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)

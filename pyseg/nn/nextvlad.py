@@ -190,7 +190,7 @@ class NeXtVLAD(DerivedWeights):
         order = self._cheapest_order(frames)
         norm: AssignmentNorm | None = None
         pool: Tensor | None = None
-        lacking: Tensor | None = None  # what is not added to the assignment
+        deferred_bias: Tensor | None = None  # not added to the assignment
         expanded: Tensor | None = None
         if order == "direct":
             expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
@@ -199,12 +199,12 @@ class NeXtVLAD(DerivedWeights):
             folded = self._kept(self._fold_with_norm) if self._may_keep() else self._fold()
             norm, pool, bias = folded.norm, folded.pool, folded.assign_bias
             if self.training:  # the mean of the batch would take it off again
-                bias, lacking = None, bias
+                bias, deferred_bias = None, bias
             attention = _linear(frames, mask, folded.attention, folded.attention_bias)
             assignment = _linear(frames, mask, folded.assign, bias)
         if norm is None:
             counts = None if self.padded_statistics else mask
-            norm = self.assign_norm.deferred(assignment, counts, lacking=lacking)
+            norm = self.assign_norm.deferred(assignment, counts, deferred_bias=deferred_bias)
         attention = torch.sigmoid(attention)
         if mask is not None:
             attention = attention.masked_fill(~mask.unsqueeze(-1), 0.0)

@@ -22,7 +22,7 @@ from pyseg.data.audioset import (
     read_class_labels,
     read_display_names,
     read_strong_labels,
-    sounds,
+    is_present,
 )
 
 HEADER = "filename\tevent_label\tonset\toffset\n"
@@ -124,7 +124,7 @@ def test_thresholds(clips: Path) -> None:
     ],
 )
 def test_half_of_the_segment_or_of_the_event(events, expected: bool) -> None:
-    assert sounds(events, 0.0, 4.8) is expected
+    assert is_present(events, 0.0, 4.8) is expected
 
 
 def test_overlapping_events_are_one(clips: Path) -> None:
@@ -132,8 +132,8 @@ def test_overlapping_events_are_one(clips: Path) -> None:
     strong = read_strong_labels(clips / "strong_labels.tsv")
     assert strong["long_30000"]["/m/b"] == [(0.5, 1.1)]
     # Apart, the first event would be half in a segment that ends at 4; merged it is a fifth.
-    assert sounds([(3.0, 5.0)], 0.0, 4.0)
-    assert not sounds(merge_events([(3.0, 5.0), (4.5, 8.0)]), 0.0, 4.0)
+    assert is_present([(3.0, 5.0)], 0.0, 4.0)
+    assert not is_present(merge_events([(3.0, 5.0), (4.5, 8.0)]), 0.0, 4.0)
 
 
 def test_published_column_names_and_gzip(tmp_path: Path) -> None:

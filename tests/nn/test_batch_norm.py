@@ -84,9 +84,9 @@ def test_what_rows_lack_is_in_the_running_mean(masked: bool) -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]]) if masked else None
     x, bias = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     results = []
-    for given, lacking in ((x + bias, None), (x, bias)):
+    for given, deferred_bias in ((x + bias, None), (x, bias)):
         norm = BatchNorm(4, momentum=0.5).double()
-        applied = norm.deferred(given, mask, lacking=lacking)
+        applied = norm.deferred(given, mask, deferred_bias=deferred_bias)
         results.append((normalize(given.unsqueeze(2), applied), *norm.buffers()))
     torch.testing.assert_close(*results)
 
