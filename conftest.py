@@ -15,6 +15,11 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / "build" / "numba"))
 # Inductor need not try out whether g++ knows this processor's vectors: 9 s in each process.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
+# Before pytest collects a file of these packages, which it would else import twice: once by itself,
+# once by its package, with two registries.
+import pyseg.data  # noqa: E402
+import pyseg.models  # noqa: E402, F401
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
@@ -47,14 +52,13 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """Forgets what a test or an example has registered."""
-    from pyseg.models import registry
+    from pyseg._registry import Registry
 
-    kept = {name: dict(getattr(registry, name)) for name in ("_PRESETS", "_HEADS")}
+    kept = [(registry, dict(registry)) for registry in Registry.every]
     yield
-    for name, entries in kept.items():
-        registered = getattr(registry, name)
-        registered.clear()
-        registered.update(entries)
+    for registry, entries in kept:
+        registry.clear()
+        registry.update(entries)
 
 
 @pytest.fixture(scope="session", autouse=True)

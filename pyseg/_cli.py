@@ -27,7 +27,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
-from pyseg._files import behind_links, why_not_a_file, atomic_write
+from pyseg._files import atomic_write, behind_links, why_not_a_file
 from pyseg.errors import ArgumentError, PysegError, UserError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 
 from pyseg import _cli, distributed
 from pyseg._progress import Progress
-from pyseg.data import ReadReport, youtube8m
+from pyseg.data import ReadReport, vocabulary, youtube8m
 from pyseg.data._tables import read_ids
 from pyseg.data.datasets import OnError, find_shards
 from pyseg.data.formats import id_key
@@ -166,9 +166,9 @@ def _run(config: CooccurConfig) -> None:
     kept: list[int] | None = None
     names: dict[int, str] = {}
     if config.vocabulary:
-        names = dict(enumerate(youtube8m.read_vocabulary(config.vocabulary)))
+        names = dict(enumerate(vocabulary.read_vocabulary(config.vocabulary)))
     if config.classes:
-        chosen = youtube8m.read_segment_vocabulary(config.classes)
+        chosen = vocabulary.read_segment_vocabulary(config.classes)
         kept = chosen.classes
         names |= dict(zip(chosen.classes, chosen.names, strict=True))
     report = ReadReport()

@@ -32,12 +32,12 @@ from torch.nn import functional
 
 from pyseg import _cli, distributed
 from pyseg._containers import read_arrays
-from pyseg._files import sole_owner, atomic_write
+from pyseg._files import atomic_write, sole_owner
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
-from pyseg.data import Example, ReadReport, collate, youtube8m
+from pyseg.data import Example, ReadReport, collate, vocabulary
 from pyseg.data.datasets import OnError
-from pyseg.data.formats import frame_schema, frame_seconds
+from pyseg.data.formats import frame_format
 from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_segments
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.evaluate import note_level
@@ -136,9 +136,10 @@ class Scorer:
         rated = self.run.rated_classes()
         self.classes = known if rated is None else rated
         if config.classes is not None:
-            self.classes = youtube8m.read_segment_vocabulary(config.classes).classes
+            self.classes = vocabulary.read_segment_vocabulary(config.classes).classes
         with _cli.option("run", config.run):
-            self.schema = frame_schema(self.model.feature_sizes)
+            self.format = frame_format(self.model.feature_sizes)
+        self.schema: Any = self.format.schema
         self.column = {number: at for at, number in enumerate(known)}
         for number in self.classes:
             if number not in self.column:
@@ -542,7 +543,7 @@ def timelines(
             numbers=shown,
             names=[str(n) for n in shown] if names is None else [names[c] for c in columns],
             ratings=ratings[video],
-            frame_seconds=frame_seconds(scorer.schema),
+            frame_seconds=scorer.format.frame_seconds,
         )
 
 

@@ -30,7 +30,7 @@ from pyseg.data import (
     open_collection,
     read_label_table,
     read_videos,
-    youtube8m,
+    vocabulary,
 )
 from pyseg.errors import MissingFileError, UserError
 from pyseg.evaluate import evaluate, predictions
@@ -215,7 +215,7 @@ class IncompleteVideos(Protocol):
             folder / "video_level*.tfrecord*", test_fraction=TEST_FRACTION, seed=_TEST_SEED
         )
         self.lists = folder / _LABEL_LISTS
-        self.classes = youtube8m.read_segment_vocabulary(folder / _RATED).classes
+        self.classes = vocabulary.read_segment_vocabulary(folder / _RATED).classes
 
     @functools.cached_property
     def counts(self) -> Cooccurrence:

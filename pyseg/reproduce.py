@@ -41,7 +41,7 @@ import pyseg
 from pyseg import _charts, _cli, distributed, models
 from pyseg._containers import parse_json
 from pyseg._extras import install_command
-from pyseg._files import remove_unfinished, sole_owner, atomic_write
+from pyseg._files import atomic_write, remove_unfinished, sole_owner
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
 from pyseg.config import RECIPES, LossConfig, StageConfig, TrainConfig

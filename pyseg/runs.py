@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from pyseg import _cli, models
 from pyseg._containers import parse_json
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
-from pyseg.data import Collection, find_shards, open_collection, youtube8m
+from pyseg.data import Collection, find_shards, open_collection, vocabulary
+from pyseg.data.collection import find_data
 from pyseg.data.datasets import OnError
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
@@ -107,7 +109,11 @@ class Run:
         """
         if not self.vocabulary_file.is_file():
             return None
-        return youtube8m.read_segment_vocabulary(self.vocabulary_file).classes
+        return vocabulary.read_segment_vocabulary(self.vocabulary_file).classes
+
+    def write_rated_classes(self, classes: Sequence[int], names: Sequence[str] | None) -> None:
+        """Writes which classes are rated; `names` are those of all classes, if known."""
+        vocabulary.write_segment_vocabulary(self.vocabulary_file, classes, names)
 
     def known_classes(self, num_classes: int) -> list[int] | None:
         """Returns the numbers that the data has for its model's classes; None: it knows all.
@@ -197,9 +203,4 @@ def open_data(
 
 def find_run_shards(config: TrainConfig, data: str | None = None) -> list[str]:
     """Returns the shards that a run was trained on, or those of other data."""
-    data = data or config.data
-    if data == "sample":
-        from pyseg.data.sample import make_sample
-
-        return find_shards(make_sample())
-    return find_shards(data)
+    return find_shards(find_data(data or config.data))

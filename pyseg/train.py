@@ -33,7 +33,7 @@ from pyseg._files import sole_owner
 from pyseg._memory import keep_memory
 from pyseg.checkpoint import load_last_checkpoint
 from pyseg.config import LossConfig, TrainConfig, make_parser, recipe_defaults
-from pyseg.data import Collection, ReadReport, RecordDataset, youtube8m
+from pyseg.data import Collection, ReadReport, RecordDataset
 from pyseg.data.records import without_record_warnings
 from pyseg.errors import ArgumentError, UserError
 from pyseg.evaluate import evaluate
@@ -504,9 +504,7 @@ def _open_run(
     if correlation is not None:
         correlation.save(run.correlation_file)
     if collection.segment_classes is not None:
-        youtube8m.write_segment_vocabulary(
-            run.vocabulary_file, collection.segment_classes, collection.class_names
-        )
+        run.write_rated_classes(collection.segment_classes, collection.class_names)
     return distributed.from_first(folder)
 
 

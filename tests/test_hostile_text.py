@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from pyseg import models
 from pyseg._containers import read_array, read_arrays, read_json
-from pyseg.data import audioset, read_label_table, youtube8m
+from pyseg.data import audioset, read_label_table, vocabulary
 from pyseg.data._tables import read_ids
 from pyseg.data.download import read_plan
 from pyseg.errors import DataError, UserError
@@ -87,8 +87,8 @@ READERS = {
     "ids": Reader(read_ids, b'a\n"b,c",3\n'),
     "submission": Reader(submission, b'Class,Segments\n3,v1:0 v1:5\n4,"v,2:5"\n'),
     "truth": Reader(read_truth, TRUTH),
-    "vocabulary": Reader(youtube8m.read_vocabulary, b'Index,Name\n1,"b, c"\n0,a\n'),
-    "segment vocabulary": Reader(youtube8m.read_segment_vocabulary, b"Index,Name\n7,b\n2,a\n"),
+    "vocabulary": Reader(vocabulary.read_vocabulary, b'Index,Name\n1,"b, c"\n0,a\n'),
+    "segment vocabulary": Reader(vocabulary.read_segment_vocabulary, b"Index,Name\n7,b\n2,a\n"),
     "class labels": Reader(
         audioset.read_class_labels, b'index,mid,display_name\n0,/m/a,"A, b"\n1,/m/b,B\n'
     ),

@@ -9,7 +9,7 @@ import torch
 
 from pyseg import models
 from pyseg.config import TrainConfig
-from pyseg.data import youtube8m
+from pyseg.data import vocabulary
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.runs import Run, find_run_shards
@@ -56,7 +56,7 @@ def test_what_is_written_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_model_of_the_rated_classes_knows_their_numbers(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    youtube8m.write_segment_vocabulary(run.vocabulary_file, [4, 1])
+    vocabulary.write_segment_vocabulary(run.vocabulary_file, [4, 1])
     assert run.rated_classes() == [4, 1]
     assert run.known_classes(2) == [4, 1]
     assert run.known_classes(5) is None

@@ -1,9 +1,12 @@
 """Reading videos and rated segments: records, data sets, batches, and collections of them."""
 
+from pathlib import Path
+
 from pyseg._sampling import sample_random_frames, sample_random_sequence
+from pyseg.data import audioset, youtube8m
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
-from pyseg.data.collection import Collection, open_collection
+from pyseg.data.collection import Collection, open_collection, open_records, register_source
 from pyseg.data.datasets import (
     FrameDataset,
     RecordDataset,
@@ -14,6 +17,7 @@ from pyseg.data.datasets import (
     loader,
 )
 from pyseg.data.feed import Feed
+from pyseg.data.formats import Format, Found, OpenOptions, formats, register_format
 from pyseg.data.incomplete import IncompleteVideoDataset
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.data.records import (
@@ -34,17 +38,32 @@ from pyseg.data.records import (
 )
 from pyseg.errors import DataError, RecordError
 
+
+def _make_sample() -> Path:
+    from pyseg.data.sample import make_sample  # a command too, which Python wants to import itself
+
+    return make_sample()
+
+
+# Of several formats that match a file, the last one counts.
+for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT):
+    register_format(format)
+register_source("sample", _make_sample)
+
 __all__ = [
     "Batch",
     "Collection",
     "DataError",
     "Example",
     "Feed",
+    "Format",
+    "Found",
     "FrameDataset",
     "FrameRecord",
     "FrameSchema",
     "IncompleteVideoDataset",
     "LabelLists",
+    "OpenOptions",
     "Ratings",
     "ReadReport",
     "RecordDataset",
@@ -59,14 +78,18 @@ __all__ = [
     "encode_frames",
     "encode_video",
     "find_shards",
+    "formats",
     "held_out",
     "loader",
     "open_collection",
+    "open_records",
     "read_frames",
     "read_label_records",
     "read_label_table",
     "read_records",
     "read_videos",
+    "register_format",
+    "register_source",
     "sample_random_frames",
     "sample_random_sequence",
     "sniff",

@@ -1,4 +1,4 @@
-"""AudioSet with strong labels: clips of ten seconds, and when in them something sounds.
+"""AudioSet with strong labels: clips of ten seconds, and the times of the sounds in them.
 
 The clips come as TFRecords of frames (0.96 s each) with the weak labels of the whole clip, the
 strong labels as a table of events. Together they give what YouTube-8M gives: videos with labels,
@@ -7,6 +7,7 @@ and 5-frame segments of which one or some classes are rated. See :class:`StrongS
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -16,12 +17,20 @@ import numpy as np
 from pyseg._progress import Progress
 from pyseg.data._tables import read_table, shown
 from pyseg.data.batch import Example
-from pyseg.data.datasets import OnError, Paths, SegmentDataset, stable_hash
+from pyseg.data.collection import Collection
+from pyseg.data.datasets import (
+    FrameDataset,
+    OnError,
+    Paths,
+    SegmentDataset,
+    find_shards,
+    stable_hash,
+)
+from pyseg.data.formats import Format, Found, OpenOptions
 from pyseg.data.records import FrameRecord, FrameSchema, Ratings, ReadReport, read_frames
-from pyseg.errors import ArgumentError, DataError
+from pyseg.errors import ArgumentError, DataError, MissingFileError
 
 NUM_CLASSES = 527  # weak labels
-FEATURE_SIZES = (128,)
 FRAME_SECONDS = 0.96
 SCHEMA = FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")
 STRONG_TABLES = ("strong_labels.tsv", "audioset_train_strong.tsv", "audioset_eval_strong.tsv")
@@ -29,7 +38,7 @@ STRONG_TABLES = ("strong_labels.tsv", "audioset_train_strong.tsv", "audioset_eva
 
 Interval = tuple[float, float]
 StrongLabels = Mapping[str, Mapping[str, Sequence[Interval]]]
-"""Clip name to label id to when it sounds: disjoint (onset, offset), in seconds, in order."""
+"""Clip name to label id to its events: disjoint (onset, offset), in seconds, in order."""
 
 
 def read_class_labels(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
@@ -64,7 +73,7 @@ def read_display_names(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_strong_labels(*paths: str | os.PathLike[str]) -> StrongLabels:
-    """Returns who sounds when in each clip, from one or more tables of events.
+    """Returns the events of each clip by label, from one or more tables of events.
 
     A table has tab-separated columns ``filename`` (video id, "_", start of the clip in ms),
     ``event_label``, ``onset`` and ``offset`` (s from the clip's start), or goes by the names of
@@ -266,8 +275,8 @@ def is_present(
 ) -> bool:
     """Returns whether a class counts as present in a segment.
 
-    It does when it sounds in at least ``segment_share`` of the segment, or when the segment holds
-    at least ``event_share`` of one of its events.
+    It does when its events cover at least ``segment_share`` of the segment, or when the segment
+    covers at least ``event_share`` of one of them.
 
     Args:
         events: Disjoint events of the class, in seconds.
@@ -294,10 +303,9 @@ class StrongSegmentDataset(SegmentDataset):
     """Segments of AudioSet clips, rated by strong labels.
 
     A clip is cut into segments of ``schema.segment_size`` frames; the last may be shorter. For
-    each, some of the classes that the clip's strong labels name are rated, 1 or 0 by `is_present`: a
-    class that sounds in the clip at another time is a negative that is easily mistaken. What is
-    rated depends on ``rating_seed``, clip, segment and class only. A clip without strong labels
-    gives no segment.
+    each, some of the classes that the clip's strong labels name are rated, 1 or 0 by `is_present`:
+    a class that is present elsewhere in the clip is a hard negative. What is rated depends on
+    ``rating_seed``, clip, segment and class only. A clip without strong labels gives no segment.
 
     An example's id is ``"<video id>:<start frame>"``.
 
@@ -334,10 +342,12 @@ class StrongSegmentDataset(SegmentDataset):
         **options: Any,
     ) -> None:
         if rated_per_segment is not None and rated_per_segment < 1:
-            raise ArgumentError(f"rated_per_segment must be at least 1, got {rated_per_segment}")
+            raise ArgumentError(
+                f"rated_per_segment: expected at least 1, found {rated_per_segment}"
+            )
         for name, share in (("segment_share", segment_share), ("event_share", event_share)):
             if not share > 0:
-                raise ArgumentError(f"{name} must be above 0, got {share}")
+                raise ArgumentError(f"{name}: expected above 0, found {share}")
         self.strong = strong
         self.class_numbers = {id: number for number, id in enumerate(class_ids)}
         self.rated_per_segment = rated_per_segment
@@ -399,3 +409,69 @@ class StrongSegmentDataset(SegmentDataset):
 
     def _count(self, report: ReadReport) -> list[int]:
         return [*super()._count(report), self._without_labels]
+
+
+def _open(found: Found, options: OpenOptions) -> Collection:
+    """Opens clips: strong labels rate their segments where there are any."""
+    schema: Any = found.format.schema
+    notes = found.notes
+    ids: list[str] = []
+    names: list[str] | None = None
+    path = options.vocabulary or found.beside("class_labels_indices.csv")
+    if path is not None:
+        ids, names = read_class_labels(path)
+    make_segments, segment_classes = None, None
+    tables = _strong_tables(found, options.labels)
+    if not tables:
+        notes += ("no strong_labels.tsv: no rated segments",)
+    elif not ids:
+        raise MissingFileError(
+            f"class_labels_indices.csv is not beside {found.paths[0]}: without it the strong "
+            "labels have no class numbers (give its path as vocabulary)"
+        )
+    else:
+        display = found.beside("mid_to_display_name.tsv")
+        known = read_display_names(display) if display else {}
+        known |= dict(zip(ids, names or (), strict=True))
+        clips = read_clip_names(found.paths, schema, options.on_error)
+        strong, more = open_strong_labels(tables, clips, ids, known)
+        notes += more
+        ids, names = label_space(ids, strong, known)
+        used = {label for clip in strong.values() for label in clip}
+        segment_classes = [number for number, id in enumerate(ids) if id in used]
+        make_segments = functools.partial(
+            StrongSegmentDataset, strong=strong, class_ids=ids, schema=schema
+        )
+    return Collection(
+        name=found.format.name,
+        feature_sizes=found.format.feature_sizes,
+        num_classes=len(ids) or NUM_CLASSES,
+        class_names=names,
+        segment_classes=segment_classes,
+        level="frame",
+        notes=notes,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+        make_videos=functools.partial(FrameDataset, schema=schema),
+        make_segments=make_segments,
+        video_paths=found.paths,
+        segment_paths=found.paths,
+        id_key=schema.id_key,
+    )
+
+
+def _strong_tables(found: Found, labels: Paths | None) -> list[str]:
+    if labels is not None:
+        return find_shards(labels)
+    tables = (found.beside(name, f"{name}.gz") for name in STRONG_TABLES)
+    return [str(table) for table in tables if table is not None]
+
+
+FORMAT = Format(
+    "audioset",
+    "AudioSet frames (audio_embedding)",
+    SCHEMA,
+    _open,
+    frame_seconds=FRAME_SECONDS,
+    takes_labels=True,
+)

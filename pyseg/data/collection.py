@@ -1,4 +1,4 @@
-"""What training needs to know about a folder of data.
+"""Collections: what training needs to know about a folder of data.
 
 See :func:`open_collection`.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from pyseg.data import audioset, youtube8m
+from pyseg._registry import Registry
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
     FrameDataset,
@@ -23,15 +22,16 @@ from pyseg.data.datasets import (
     RecordDataset,
     SegmentDataset,
     VideoDataset,
-    find_shards,
     held_out,
 )
-from pyseg.data.formats import Found, look
+from pyseg.data.formats import Found, OpenOptions, look
 from pyseg.data.label_lists import read_label_records
 from pyseg.data.records import ReadReport, without_record_warnings
-from pyseg.errors import ArgumentError, DataError, MissingFileError
+from pyseg.data.vocabulary import read_segment_vocabulary, read_vocabulary
+from pyseg.errors import ArgumentError, DataError
 
 Part = Literal["train", "test", "all"]
+_SOURCES: Registry[Callable[[], str | os.PathLike[str]]] = Registry("source of data")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Collection:
     as other data sets, say with other ratings. It is split in the same way.
 
     Attributes:
-        name: "youtube8m", "audioset" or "sample".
+        name: That of the format or of the source, such as "youtube8m" or "sample".
         feature_sizes: Widths of the features that make up a frame, (1024, 128) for example.
         num_classes: C, of video labels and ratings alike.
         class_names: C names, if known.
@@ -85,6 +85,8 @@ class Collection:
         make_segments: Likewise for `segments`; None: there are no rated segments.
         video_paths: The shards of videos.
         segment_paths: The shards of videos with rated segments.
+        train_paths: Those of the shards of which no video is held out.
+        id_key: The feature with a video's id.
         within: The videos that there are, if not all (`without_test`).
         on_error: What a faulty record does where nothing else is asked for: "raise" or "skip".
     """
@@ -102,8 +104,8 @@ class Collection:
     make_segments: Callable[..., RecordDataset] | None = field(repr=False)
     video_paths: tuple[str, ...] = field(repr=False)
     segment_paths: tuple[str, ...] = field(repr=False)
-    _train_paths: frozenset[str] = field(repr=False)
-    _id_key: str = field(repr=False)
+    train_paths: frozenset[str] = field(repr=False, default=frozenset())
+    id_key: str = "id"
     within: Split | None = None
     on_error: OnError = "raise"
     _caches: dict[Any, RecordDataset] = field(repr=False, compare=False, default_factory=dict)
@@ -188,7 +190,7 @@ class Collection:
         for path in self.video_paths:
             keep = None if split is None else functools.partial(split, path)
             for lists in read_label_records(
-                path, keep=keep, id_key=self._id_key, on_error=self.on_error, report=report
+                path, keep=keep, id_key=self.id_key, on_error=self.on_error, report=report
             ):
                 yield lists.offsets, lists.labels
 
@@ -207,10 +209,10 @@ class Collection:
 
     def _split(self, part: Part) -> Split | None:
         if part not in ("train", "test", "all"):
-            raise ArgumentError(f'part must be "train", "test" or "all", got {part!r}')
+            raise ArgumentError(f'part: expected "train", "test" or "all", found {part!r}')
         if part == "all":
             return self.within
-        return Split(part, self.test_fraction, self.seed, self._train_paths, self.within)
+        return Split(part, self.test_fraction, self.seed, self.train_paths, self.within)
 
     def _dataset(
         self,
@@ -222,13 +224,32 @@ class Collection:
         split = self._split(part)
         if not options.get("cache"):
             if part == "test":  # without reading all of the others for nothing
-                paths = tuple(path for path in paths if path not in self._train_paths)
+                paths = tuple(path for path in paths if path not in self.train_paths)
             return make(paths, select=split, **options)
         view = {name: options.pop(name) for name in VIEW_OPTIONS if name in options}
         key = (make, paths, repr(sorted(options.items())))
         if key not in self._caches:
             self._caches[key] = make(paths, **options)
         return self._caches[key].subset(select=split, **view)
+
+
+def register_source(name: str, make: Callable[[], str | os.PathLike[str]]) -> None:
+    """Makes a name stand for data that is made or fetched: ``--data NAME`` then uses it.
+
+    Args:
+        name: The name, which none has yet.
+        make: Returns the folder, glob or file of the records; it is called at every use.
+
+    Raises:
+        pyseg.errors.ArgumentError: The name is taken.
+    """
+    _SOURCES.add(name, make)
+
+
+def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Returns the folder, glob or file of the records that a path or the name of a source names."""
+    make = _SOURCES.get(cast(str, data))
+    return data if make is None else make()
 
 
 def open_collection(
@@ -244,19 +265,21 @@ def open_collection(
 
     * Feature list ``audio_embedding``: AudioSet. Beside the records, ``class_labels_indices.csv``
       names the classes, and ``strong_labels.tsv``, ``audioset_train_strong.tsv`` and
-      ``audioset_eval_strong.tsv`` (or .gz), all that are there, say what sounds when.
+      ``audioset_eval_strong.tsv`` (or .gz), all that are there, have the times of the sounds.
     * Feature lists ``rgb`` and ``audio``: YouTube-8M, frames, with rated segments where there are
       any. ``vocabulary.csv`` beside the records, or above them, names the classes (without it there
       are 3,862), ``segment_vocabulary.csv`` the rated ones.
     * ``mean_rgb`` and ``mean_audio``: YouTube-8M, mean features of whole videos.
+    * What `pyseg.data.register_format` has added.
 
-    Where a folder holds several kinds, the one of most files is taken; ``notes`` says what is left
-    out, such as the unlabelled test partition.
+    Where a folder holds several formats, the one of most files is taken; ``notes`` says what is
+    left out, such as the unlabelled test partition.
 
     Args:
-        data: A folder, a glob or a file; or ``"sample"``, which is generated at first use.
-        labels: Tables of strong labels, for AudioSet: a file, a glob, or a list of these; default:
-            those beside the records.
+        data: A folder, a glob or a file; or the name of a source (`register_source`), such as
+            ``"sample"``, which is generated at first use.
+        labels: Tables of labels, for a format that takes them, as AudioSet's: a file, a glob, or a
+            list of these; default: those beside the records.
         vocabulary: The classes; default: the file beside the records.
         test_fraction: The part of the videos to hold out, in [0, 1].
         seed: Decides which.
@@ -265,7 +288,7 @@ def open_collection(
 
     Raises:
         FileNotFoundError: There is nothing at ``data``, or a file that is needed is missing.
-        pyseg.errors.DataError: The records are of no known kind, or a table is malformed.
+        pyseg.errors.DataError: The records are of no known format, or a table is malformed.
         pyseg.errors.RecordError: A file cannot be read as TFRecords.
         ValueError: ``test_fraction`` is not in [0, 1].
 
@@ -275,141 +298,77 @@ def open_collection(
         ((1024, 128), 'frame', True)
     """
     held_out("", test_fraction)
-    name = None
-    if data == "sample":
-        from pyseg.data.sample import make_sample
-
-        data, name = make_sample(), "sample"
     if on_error not in ("raise", "skip"):
-        raise ArgumentError(f'on_error must be "raise" or "skip", got {on_error!r}')
-    found = look(data, on_error)
-    if found.kind == "audioset":
-        tables = _strong_tables(found, labels)
-        collection = _audioset(found, tables, vocabulary, test_fraction, seed, on_error)
-    elif labels is not None:
-        raise DataError(f"{found.paths[0]}: expected AudioSet's records, as labels are given")
+        raise ArgumentError(f'on_error: expected "raise" or "skip", found {on_error!r}')
+    found = look(find_data(data), on_error)
+    if labels is not None and not found.format.takes_labels:
+        raise DataError(
+            f"{found.paths[0]}: expected records of a format that takes --labels, found "
+            f"{found.format.title}"
+        )
+    options = OpenOptions(labels, vocabulary, test_fraction, seed, on_error)
+    collection = found.format.open(found, options)
+    name = str(data) if data in _SOURCES else collection.name
+    return replace(collection, name=name, on_error=on_error)
+
+
+def open_records(
+    found: Found,
+    options: OpenOptions,
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    is_train: Callable[[str], bool] = lambda _: False,
+) -> Collection:
+    """Opens records that hold labels and ratings themselves, as those of YouTube-8M do.
+
+    ``vocabulary.csv`` beside the records, or above them, names the classes;
+    ``segment_vocabulary.csv`` says which of them are rated.
+
+    Args:
+        found: The records.
+        options: What was asked for.
+        name: The collection's; default: the format's.
+        num_classes: The number of classes where there is no vocabulary; default: there must be one.
+        is_train: Whether a file of unrated videos is of a published train partition, by its path.
+            None of its videos is held out, unless all files are of it.
+
+    Raises:
+        pyseg.errors.DataError: A vocabulary is malformed, or missing where it is needed.
+    """
+    notes, schema = found.notes, cast(Any, found.format.schema)
+    names, rated = None, None
+    path = options.vocabulary or found.beside("vocabulary.csv")
+    if path is not None:
+        names = read_vocabulary(path)
+        num_classes = len(names)
+    elif num_classes is None:
+        raise DataError(f"{found.paths[0]}: expected a vocabulary.csv beside it, found none")
     else:
-        collection = _youtube8m(found, vocabulary, test_fraction, seed)
-    return replace(collection, name=name or collection.name, on_error=on_error)
-
-
-def _is_train(path: str) -> bool:
-    """Returns whether a file is of the published train partition, by its name or its folder's."""
-    folder, name = os.path.split(path)
-    # Shards are called train0000 and so on, in the first releases train and two letters or digits.
-    shard = re.match(r"train([^A-Za-z]|[\w-]{2}\.)", name)
-    return bool(shard or re.match(r"train(ing)?(?![A-Za-z])", os.path.basename(folder)))
-
-
-def _classes(
-    found: Found, vocabulary: str | os.PathLike[str] | None
-) -> tuple[int, list[str] | None, list[int] | None, tuple[str, ...]]:
-    """Returns num_classes, class_names, segment_classes and notes of YouTube-8M."""
-    names, rated, notes = None, None, found.notes
-    path = vocabulary or found.beside("vocabulary.csv")
-    if path is None:
-        notes += (f"no vocabulary.csv: {youtube8m.NUM_CLASSES} classes without names",)
-    else:
-        names = youtube8m.read_vocabulary(path)
-    num_classes = youtube8m.NUM_CLASSES if names is None else len(names)
+        notes += (f"no vocabulary.csv: {num_classes} classes without names",)
     path = found.beside("segment_vocabulary.csv", "segment_label_ids.csv")
     if path is not None:
-        rated = youtube8m.read_segment_vocabulary(path).classes
+        rated = read_segment_vocabulary(path).classes
         if max(rated) >= num_classes:
             raise DataError(f"{path}: class {max(rated)} is none of the {num_classes} classes")
-    return num_classes, names, rated, notes
-
-
-def _youtube8m(
-    found: Found,
-    vocabulary: str | os.PathLike[str] | None,
-    test_fraction: float,
-    seed: int,
-) -> Collection:
-    num_classes, names, rated, notes = _classes(found, vocabulary)
-    of_frames = found.kind == "frame"
-    schema: Any = found.schema
+    of_frames = found.format.level == "frame"
     if of_frames and not found.rated:
         notes += ("no rated segments in these records",)
-    train = {path for path in found.paths if _is_train(path) and path not in found.rated}
+    train = {path for path in found.paths if is_train(path) and path not in found.rated}
     return Collection(
-        name="youtube8m",
-        feature_sizes=youtube8m.FEATURE_SIZES,
+        name=name or found.format.name,
+        feature_sizes=found.format.feature_sizes,
         num_classes=num_classes,
         class_names=names,
         segment_classes=rated if found.rated else None,
-        level="frame" if of_frames else "video",
+        level=found.format.level,
         notes=notes,
-        test_fraction=test_fraction,
-        seed=seed,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
         make_videos=functools.partial(FrameDataset if of_frames else VideoDataset, schema=schema),
         make_segments=functools.partial(SegmentDataset, schema=schema) if found.rated else None,
         video_paths=found.paths,
         segment_paths=found.rated,
-        _train_paths=frozenset(train) if len(train) < len(found.paths) else frozenset(),
-        _id_key=schema.id_key,
-    )
-
-
-def _strong_tables(found: Found, labels: Paths | None) -> list[str]:
-    if labels is not None:
-        return find_shards(labels)
-    tables = (found.beside(name, f"{name}.gz") for name in audioset.STRONG_TABLES)
-    return [str(table) for table in tables if table is not None]
-
-
-def _audioset(
-    found: Found,
-    tables: Sequence[str],
-    vocabulary: str | os.PathLike[str] | None,
-    test_fraction: float,
-    seed: int,
-    on_error: OnError,
-) -> Collection:
-    notes = found.notes
-    schema: Any = found.schema
-    ids: list[str] = []
-    names: list[str] | None = None
-    path = vocabulary or found.beside("class_labels_indices.csv")
-    if path is not None:
-        ids, names = audioset.read_class_labels(path)
-    num_classes = len(ids) or audioset.NUM_CLASSES
-    make_segments, segment_classes = None, None
-    if not tables:
-        notes += ("no strong_labels.tsv: no rated segments",)
-    elif not ids:
-        raise MissingFileError(
-            f"class_labels_indices.csv is not beside {found.paths[0]}: without it the strong "
-            "labels have no class numbers (give its path as vocabulary)"
-        )
-    else:
-        display = found.beside("mid_to_display_name.tsv")
-        known = audioset.read_display_names(display) if display else {}
-        known |= dict(zip(ids, names or (), strict=True))
-        clips = audioset.read_clip_names(found.paths, schema, on_error)
-        strong, more = audioset.open_strong_labels(tables, clips, ids, known)
-        notes += more
-        ids, names = audioset.label_space(ids, strong, known)
-        num_classes = len(ids)
-        used = {label for clip in strong.values() for label in clip}
-        segment_classes = [number for number, id in enumerate(ids) if id in used]
-        make_segments = functools.partial(
-            audioset.StrongSegmentDataset, strong=strong, class_ids=ids, schema=schema
-        )
-    return Collection(
-        name="audioset",
-        feature_sizes=audioset.FEATURE_SIZES,
-        num_classes=num_classes,
-        class_names=names,
-        segment_classes=segment_classes,
-        level="frame",
-        notes=notes,
-        test_fraction=test_fraction,
-        seed=seed,
-        make_videos=functools.partial(FrameDataset, schema=schema),
-        make_segments=make_segments,
-        video_paths=found.paths,
-        segment_paths=found.paths,
-        _train_paths=frozenset(),
-        _id_key=schema.id_key,
+        train_paths=frozenset(train) if len(train) < len(found.paths) else frozenset(),
+        id_key=schema.id_key,
     )

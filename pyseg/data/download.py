@@ -49,7 +49,7 @@ from pyseg import _cli
 from pyseg._containers import parse_json
 from pyseg._files import atomic_write
 from pyseg._progress import Progress
-from pyseg.data import youtube8m
+from pyseg.data import vocabulary
 from pyseg.data._http import CHUNK, Client, LastingError, Part, StoppedError, open_to_append
 from pyseg.data._tables import shown
 from pyseg.errors import ArgumentError, DataError, UserError
@@ -331,11 +331,11 @@ def _path(folder: Path, shard: Shard) -> Path:
 def _fetch_vocabularies(config: DownloadConfig, client: Client, report: DownloadReport) -> None:
     server = (config.server or _VOCABULARIES).rstrip("/")
     tables: list[tuple[str, str, Callable[[Path], object]]] = [
-        ("vocabulary.csv", "csv/2/vocabulary.csv", youtube8m.read_vocabulary)
+        ("vocabulary.csv", "csv/2/vocabulary.csv", vocabulary.read_vocabulary)
     ]
     if config.subset == "segment":
         published = "csv/segments/vocabulary.csv"
-        tables.append(("segment_vocabulary.csv", published, youtube8m.read_segment_vocabulary))
+        tables.append(("segment_vocabulary.csv", published, vocabulary.read_segment_vocabulary))
     for name, source, read in tables:
         report.files += 1
         path, url = Path(config.folder) / name, f"{server}/{source}"

@@ -1,21 +1,21 @@
-"""What the files of a collection hold, told by their content.
+"""The registry of formats: kinds of records, told by their content, and how each is opened.
 
-See :func:`look` and :func:`frame_schema`.
+See :class:`Format`, :func:`register_format` and :func:`look`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyseg._progress import Progress
-from pyseg.data import audioset
-from pyseg.data.datasets import OnError, find_shards, named_as_records
+from pyseg._registry import Registry
+from pyseg.data.datasets import OnError, Paths, find_shards, named_as_records
 from pyseg.data.records import (
     FrameSchema,
     RecordKind,
@@ -26,30 +26,118 @@ from pyseg.data.records import (
 )
 from pyseg.errors import ArgumentError, DataError
 
+if TYPE_CHECKING:
+    from pyseg.data.collection import Collection
+
 _SNIFFED = 16  # files of a series whose first record is looked at
 _THREADS = 8  # that wait for the disk at a time
-_ID_KEYS = ("id", "video_id")  # the releases of 2016 and 2017 have the second
-_SCHEMAS: dict[str, FrameSchema | VideoSchema] = {
-    "audioset": audioset.SCHEMA,
-    "frame": FrameSchema(),
-    "video": VideoSchema(),
-}
-_TITLES = {
-    "audioset": "AudioSet frames (audio_embedding)",
-    "frame": "YouTube-8M frames (rgb, audio)",
-    "video": "YouTube-8M mean features (mean_rgb, mean_audio)",
+_ID_KEYS = ("id", "video_id")  # YouTube-8M's releases of 2016 and 2017 have the second
+_USELESS = {
     "unlabelled": "records without labels",
     "empty": "no records",
     "unknown": "other records",
 }
+_FORMATS: Registry[Format] = Registry("format")
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What `pyseg.data.open_collection` was asked for, but for the records themselves.
+
+    Attributes:
+        labels: Tables of labels, for a format that takes them; None: those beside the records.
+        vocabulary: The file that names the classes; None: the one beside the records.
+        test_fraction: The part of the videos to hold out, in [0, 1].
+        seed: Decides which.
+        on_error: What a damaged record does: "raise" an error, or "skip" it.
+    """
+
+    labels: Paths | None = None
+    vocabulary: str | os.PathLike[str] | None = None
+    test_fraction: float = 0.2
+    seed: int = 0
+    on_error: OnError = "raise"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of records that the commands can read.
+
+    Attributes:
+        name: What it is called.
+        title: What messages call its records, in the plural.
+        schema: What a record's features are called; for frames, how long a segment is, too.
+        open: Makes a collection of the records that were found: ``open(found, options)``.
+        frame_seconds: The length of a frame.
+        takes_labels: Whether it reads the tables of ``--labels``.
+        recognize: Whether a file with this first record is of the format; default: one that has
+            the schema's features, among others.
+
+    Example:
+        >>> from pyseg.data import open_records
+        >>> schema = FrameSchema(features=(("clip", 512),))
+        >>> format = Format("clip", "CLIP features (clip)", schema, open_records, frame_seconds=0.5)
+        >>> register_format(format).feature_sizes
+        (512,)
+    """
+
+    name: str
+    title: str
+    schema: FrameSchema | VideoSchema
+    open: Callable[[Found, OpenOptions], Collection]
+    frame_seconds: float = 1.0
+    takes_labels: bool = False
+    recognize: Callable[[RecordKind], bool] | None = None
+
+    @property
+    def level(self) -> Literal["frame", "video"]:
+        """What a record holds: "frame"s, or mean features of a whole "video"."""
+        return "frame" if isinstance(self.schema, FrameSchema) else "video"
+
+    @property
+    def feature_sizes(self) -> tuple[int, ...]:
+        """Widths of the features that make up a frame."""
+        return tuple(width for _, width in self.schema.features)
+
+    def matches(self, kind: RecordKind) -> bool:
+        """Returns whether a file with this first record is of the format."""
+        if self.recognize is not None:
+            return self.recognize(kind)
+        features = kind.lists if self.level == "frame" else kind.context
+        return {name for name, _ in self.schema.features} <= features.keys()
+
+
+def register_format(format: Format) -> Format:
+    """Makes all commands read a kind of records. Of several that match, the last one counts.
+
+    Args:
+        format: What it is; its name is new.
+
+    Returns:
+        The format.
+
+    Raises:
+        pyseg.errors.ArgumentError: The name is taken.
+    """
+    _FORMATS.add(format.name, format)
+    return format
+
+
+def formats() -> list[Format]:
+    """Lists the formats, the first registered one first.
+
+    Example:
+        >>> [format.name for format in formats()][:3]
+        ['youtube8m-videos', 'youtube8m', 'audioset']
+    """
+    return list(_FORMATS.values())
 
 
 class Kind(NamedTuple):
     """What a file holds.
 
     Attributes:
-        name: "audioset", "frame" or "video"; or why it is of no use: "unlabelled", "empty" or
-            "unknown".
+        name: A format's name; or why it is of no use: "unlabelled", "empty" or "unknown".
         id_key: The feature with the id.
     """
 
@@ -59,19 +147,17 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a collection: all of one kind, with labels.
+    """The files of a collection: all of one format, with labels.
 
     Attributes:
-        kind: "audioset", "frame" or "video".
-        schema: What the features are called.
+        format: The format, its schema with the id's name in these files.
         paths: The files.
         rated: Those of a series in which a record has ratings.
         folders: Where tables are looked for.
         notes: What was left out, a line each.
     """
 
-    kind: str
-    schema: FrameSchema | VideoSchema
+    format: Format
     paths: tuple[str, ...]
     rated: tuple[str, ...]
     folders: tuple[Path, ...]
@@ -84,7 +170,7 @@ class Found:
 
 
 def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
-    """Looks at what the records in a folder, glob or file hold, and chooses those of one kind.
+    """Looks at what the records in a folder, glob or file hold, and chooses those of one format.
 
     Of files whose names differ only in the number of the shard some are looked at, unless these
     differ. Ratings are searched for in all records, but no further than to the first of a series.
@@ -95,46 +181,21 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
 
     Raises:
         FileNotFoundError: There is nothing at ``data``.
-        pyseg.errors.DataError: There are no labelled records of a known kind.
+        pyseg.errors.DataError: There are no labelled records of a known format.
         pyseg.errors.RecordError: A file cannot be read as TFRecords.
     """
     # A glob such as folder/* takes in the tables beside the records.
     files = find_shards(data)
     records = [path for path in files if named_as_records(path) or is_record_file(path)] or files
-    kinds: dict[Kind, list[str]] = {}
-    rated: set[str] = set()
-    strange = ""
-
-    def empty(path: str) -> bool:
-        return os.path.isfile(path) and not os.path.getsize(path)
-
-    for path in filter(empty, records):
-        kinds.setdefault(Kind("empty"), []).append(path)
-    for paths in _series([path for path in records if not empty(path)]):
-        seen = {path: sniff(path, on_error) for path in paths[:: -(-len(paths) // _SNIFFED)]}
-        if len({_kind(kind) for kind in seen.values()}) > 1 or None in seen.values():
-            seen = {path: sniff(path, on_error) for path in paths}
-        first = seen[paths[0]]
-        unlabelled = [p for p in paths if _kind(seen.get(p, first)).name == "unlabelled"]
-        labelled = set(_holding("labels", unlabelled))
-        for path in paths:
-            kind = _kind(seen.get(path, first), path in labelled)
-            kinds.setdefault(kind, []).append(path)
-            if kind.name == "unknown":
-                strange = strange or f"{path} holds {_describe(seen.get(path, first))}"
-            if kind.name == "unlabelled":
-                strange = strange or f"{path} has no labels"
-        frames = [p for p in paths if _kind(seen.get(p, first), p in labelled).name == "frame"]
-        known = any(kind and "segment_labels" in kind.context for kind in seen.values())
-        if frames and (known or _holding("segment_labels", frames, first=True)):
-            rated.update(frames)
+    kinds, rated, strange = _sort(records, on_error)
+    order = list(_FORMATS)
     chosen = max(
-        (kind for kind in kinds if kind.name in _SCHEMAS),
-        key=lambda kind: (len(kinds[kind]), -list(_SCHEMAS).index(kind.name)),
+        (kind for kind in kinds if kind.name in _FORMATS),
+        key=lambda kind: (len(kinds[kind]), order.index(kind.name)),
         default=None,
     )
     if chosen is None:
-        expected = ", ".join(_TITLES[name] for name in _SCHEMAS)
+        expected = ", ".join(format.title for format in reversed(_FORMATS.values()))
         strange = strange or f"{kinds[Kind('empty')][0]} has no records"
         raise DataError(f"{os.fspath(data)}: expected {expected}; {strange}")
     of_kind = set(kinds[chosen])
@@ -142,8 +203,7 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
     near = [Path(data)] if os.path.isdir(data) else []
     near += [folder for path in used for folder in list(Path(path).parents)[:2]]
     return Found(
-        kind=chosen.name,
-        schema=replace(_SCHEMAS[chosen.name], id_key=chosen.id_key),
+        format=_with_id_key(_FORMATS[chosen.name], chosen.id_key),
         paths=used,
         rated=tuple(path for path in used if path in rated),
         folders=tuple(dict.fromkeys(near)),
@@ -153,9 +213,56 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
     )
 
 
+def _sort(paths: Sequence[str], on_error: OnError) -> tuple[dict[Kind, list[str]], set[str], str]:
+    """Sorts files by what they hold.
+
+    Returns:
+        The files of each kind; those of a series in which a record has ratings; and an example of
+        what is of no use, for a message.
+    """
+    kinds: dict[Kind, list[str]] = {}
+    rated: set[str] = set()
+    strange = ""
+
+    def empty(path: str) -> bool:
+        return os.path.isfile(path) and not os.path.getsize(path)
+
+    for path in filter(empty, paths):
+        kinds.setdefault(Kind("empty"), []).append(path)
+    for series in _series([path for path in paths if not empty(path)]):
+        seen = {path: sniff(path, on_error) for path in series[:: -(-len(series) // _SNIFFED)]}
+        if len({_kind(kind) for kind in seen.values()}) > 1 or None in seen.values():
+            seen = {path: sniff(path, on_error) for path in series}
+        first = seen[series[0]]
+        unlabelled = [p for p in series if _kind(seen.get(p, first)).name == "unlabelled"]
+        labelled = set(_holding("labels", unlabelled))
+        of_path = {path: _kind(seen.get(path, first), path in labelled) for path in series}
+        for path, kind in of_path.items():
+            kinds.setdefault(kind, []).append(path)
+            if kind.name == "unknown":
+                strange = strange or f"{path} holds {_describe(seen.get(path, first))}"
+            if kind.name == "unlabelled":
+                strange = strange or f"{path} has no labels"
+        frames = [path for path, kind in of_path.items() if _may_be_rated(kind)]
+        known = any(kind and "segment_labels" in kind.context for kind in seen.values())
+        if frames and (known or _holding("segment_labels", frames, first=True)):
+            rated.update(frames)
+    return kinds, rated, strange
+
+
+def _may_be_rated(kind: Kind) -> bool:
+    """Returns whether records of a kind may have ratings of their own, not from a table."""
+    format = _FORMATS.get(kind.name)
+    return format is not None and format.level == "frame" and not format.takes_labels
+
+
+def _with_id_key(format: Format, key: str) -> Format:
+    return replace(format, schema=replace(format.schema, id_key=key))
+
+
 def _left_out(chosen: Kind, kind: Kind, paths: Sequence[str]) -> str:
     number = f"{len(paths)} file" + "s" * (len(paths) > 1)
-    what = _TITLES[kind.name]
+    what = _USELESS.get(kind.name) or _FORMATS[kind.name].title
     if kind.name == chosen.name:
         what += f" with ids called {kind.id_key} instead of {chosen.id_key}"
     return f"left out {number} of {what}: {paths[0]}" + ", ..." * (len(paths) > 1)
@@ -206,17 +313,21 @@ def id_key(path: str, default: str = "id") -> str:
     return _id_key(sniff(path, "skip"), default)
 
 
+def _recognize(kind: RecordKind) -> Format | None:
+    """Returns the format of a file with this first record."""
+    return next((format for format in reversed(_FORMATS.values()) if format.matches(kind)), None)
+
+
 def _kind(kind: RecordKind | None, labelled: bool = False) -> Kind:
     """Returns what a file holds, by its first record and whether others have labels."""
     if kind is None:
         return Kind("empty")
-    for name, schema in _SCHEMAS.items():
-        features = kind.context if isinstance(schema, VideoSchema) else kind.lists
-        if {feature for feature, _ in schema.features} <= features.keys():
-            if labelled or "labels" in kind.context:
-                return Kind(name, _id_key(kind, schema.id_key))
-            return Kind("unlabelled")
-    return Kind("unknown")
+    format = _recognize(kind)
+    if format is None:
+        return Kind("unknown")
+    if labelled or "labels" in kind.context:
+        return Kind(format.name, _id_key(kind, format.schema.id_key))
+    return Kind("unlabelled")
 
 
 def _describe(kind: RecordKind | None) -> str:
@@ -226,35 +337,31 @@ def _describe(kind: RecordKind | None) -> str:
     return "the features " + ", ".join(names) if names else "no features"
 
 
-def frame_schema(feature_sizes: Sequence[int]) -> FrameSchema:
-    """Returns what frame-level records of a known collection call their features.
+def frame_format(feature_sizes: Sequence[int], paths: Sequence[str] = ()) -> Format:
+    """Returns the format of frames that a model of such features reads.
 
     Args:
         feature_sizes: Widths of the features that make up a frame.
+        paths: Files of which the first one that has a record decides where it is of a known
+            format; else the widths alone do.
 
     Returns:
-        A schema that reads records with labels or without.
+        The format, with a schema that reads records with labels or without.
 
     Raises:
-        ValueError: No known collection has such features.
+        pyseg.errors.ArgumentError: No format has such features.
+        pyseg.errors.RecordError: A file cannot be read.
 
     Example:
-        >>> frame_schema((1024, 128)).features
+        >>> frame_format((1024, 128)).schema.features
         (('rgb', 1024), ('audio', 128))
     """
-    known = [schema for schema in _SCHEMAS.values() if isinstance(schema, FrameSchema)]
-    for schema in known:
-        if tuple(feature_sizes) == tuple(width for _, width in schema.features):
-            return replace(schema, labels_key=None)
-    sizes = " or ".join(str(tuple(width for _, width in schema.features)) for schema in known[::-1])
-    raise ArgumentError(f"feature_sizes: expected {sizes}, found {tuple(feature_sizes)}")
-
-
-def frame_seconds(schema: FrameSchema) -> float:
-    """Returns the length of a frame of a known collection.
-
-    Example:
-        >>> frame_seconds(FrameSchema())
-        1.0
-    """
-    return audioset.FRAME_SECONDS if schema.features == audioset.SCHEMA.features else 1.0
+    sizes = tuple(feature_sizes)
+    known = [format for format in _FORMATS.values() if format.level == "frame"]
+    first = next((kind for path in paths if (kind := sniff(path, "skip")) is not None), None)
+    met = None if first is None else _recognize(first)
+    for format in ([] if met is None else [met]) + known:
+        if format.level == "frame" and format.feature_sizes == sizes:
+            return replace(format, schema=replace(format.schema, labels_key=None))
+    expected = " or ".join(str(format.feature_sizes) for format in known)
+    raise ArgumentError(f"feature_sizes: expected {expected}, found {sizes}")

@@ -37,10 +37,10 @@ from pyseg._build import user_cache
 from pyseg._containers import read_json
 from pyseg._files import sole_owner
 from pyseg._progress import Progress
-from pyseg.data.records import Ratings, encode_frames, write_records
-from pyseg.data.youtube8m import FEATURE_SIZES, SEGMENT_SIZE
+from pyseg.data.records import FrameSchema, Ratings, encode_frames, write_records
 from pyseg.errors import ArgumentError, DataError, UserError
 
+SCHEMA = FrameSchema()  # YouTube-8M's
 VERSION = 1  # changes whenever the same seed gives other bytes
 TRAIN_VIDEOS = 200
 RATED_VIDEOS = 300
@@ -126,7 +126,7 @@ def _make_world(seed: int) -> _World:
     edges: dict[int, dict[int, float]] = {}
     themes: list[int] = []
     dice = _Dice(seed, 0)
-    width = sum(FEATURE_SIZES)
+    width = SCHEMA.width
     topic_looks = dice.noise(len(_TOPICS), width)
     class_looks = dice.noise(rated, 1, width)
     looks = dice.noise(rated, LOOKS, width) + class_looks
@@ -150,7 +150,7 @@ class _Video:
 
 def _make_video(world: _World, dice: _Dice, rate: bool) -> _Video:
     length = FRAMES[0] + dice.below(FRAMES[1] - FRAMES[0] + 1)
-    width = sum(FEATURE_SIZES)
+    width = SCHEMA.width
     present = np.zeros((length, world.rated), bool)
     total = dice.noise(length, width) * FRAME_NOISE + dice.noise(width) * VIDEO_NOISE
     favourite = dice.pick(world.themes)  # videos have a subject
@@ -166,7 +166,7 @@ def _make_video(world: _World, dice: _Dice, rate: bool) -> _Video:
             first, last = begin, end
             if place and dice.chance(0.5):  # what is added may come later or go sooner
                 first += dice.below((end - begin) // 2)
-                last = min(end, first + max(SEGMENT_SIZE, (end - begin) // 2))
+                last = min(end, first + max(SCHEMA.segment_size, (end - begin) // 2))
             present[first:last, label] = True
             strength = LOOK // 2 + dice.below(LOOK)
             total[first:last] += world.looks[label, dice.below(LOOKS)] * strength
@@ -184,14 +184,14 @@ def _make_video(world: _World, dice: _Dice, rate: bool) -> _Video:
 def _rate(world: _World, dice: _Dice, present: np.ndarray) -> Ratings:
     """Rates one class of some segments: present in most of it, or absent but easily mistaken."""
     length = len(present)
-    starts = list(range(0, length - SEGMENT_SIZE + 1, SEGMENT_SIZE))
+    starts = list(range(0, length - SCHEMA.segment_size + 1, SCHEMA.segment_size))
     while len(starts) > RATED_SEGMENTS:
         starts.pop(dice.below(len(starts)))
     in_video = np.flatnonzero(present.any(axis=0)).tolist()
     classes, scores = [], []
     for start in starts:
-        frames = present[start : start + SEGMENT_SIZE].sum(axis=0)
-        positives = np.flatnonzero(2 * frames >= SEGMENT_SIZE).tolist()
+        frames = present[start : start + SCHEMA.segment_size].sum(axis=0)
+        positives = np.flatnonzero(2 * frames >= SCHEMA.segment_size).tolist()
         absent = frames == 0
         elsewhere = [label for label in in_video if absent[label]]
         related = [j for i in positives for j in world.edges.get(i, ()) if absent[j]]
@@ -227,7 +227,7 @@ def generate(folder: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
         OSError: The folder cannot be written.
     """
     if seed < 0:
-        raise ArgumentError(f"seed must be at least 0, got {seed}")
+        raise ArgumentError(f"seed: expected at least 0, found {seed}")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists already and is not an empty folder")
@@ -370,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos")
     options = parser.parse_args(argv)
     if options.seed < 0:
-        parser.error(f"--seed must be at least 0, got {options.seed}")
+        parser.error(f"--seed {options.seed}: expected at least 0")
     try:
         if options.out is None:
             folder = make_sample(options.seed)

@@ -1,93 +1,38 @@
-"""What is particular to YouTube-8M: its sizes and its vocabulary files.
+"""YouTube-8M: its two formats, frames with rated segments and mean features of whole videos.
 
-The records themselves are read by `pyseg.data.records`, whose defaults are YouTube-8M's.
+The schemas of `pyseg.data.records` have its features as defaults.
 """
 
 from __future__ import annotations
 
-import csv
+import functools
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
 
-from pyseg.data._tables import read_table
-from pyseg.errors import DataError
+from pyseg.data.collection import open_records
+from pyseg.data.formats import Format
+from pyseg.data.records import FrameSchema, VideoSchema
 
 NUM_CLASSES = 3862  # video labels, since the release of 2018
-FEATURE_SIZES = (1024, 128)  # rgb, audio
-SEGMENT_SIZE = 5  # frames of a rated segment, one frame a second
 
 
-class SegmentVocabulary(NamedTuple):
-    """The classes whose segments are rated.
+def is_train(path: str) -> bool:
+    """Returns whether a file is of the published train partition, by its name or its folder's.
 
-    Attributes:
-        classes: Their numbers in the vocabulary of the videos, in the order of the file.
-        names: Their names.
+    Example:
+        >>> is_train("yt8m/train0093.tfrecord"), is_train("yt8m/trailers.tfrecord")
+        (True, False)
     """
-
-    classes: list[int]
-    names: list[str]
-
-
-def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
-    """Returns the names of all classes, by number, from a ``vocabulary.csv``.
-
-    The columns Index and Name are read; a class without a name (the file has some) goes by its
-    KnowledgeGraphId, or else by its number. The lines may be in any order.
-
-    Raises:
-        pyseg.errors.DataError: The file is malformed, names a class twice, or leaves one out.
-        OSError: It cannot be read.
-    """
-    classes, names = _read(path)
-    if sorted(classes) != list(range(len(classes))):
-        missing = min(set(range(len(classes))) - set(classes))
-        raise DataError(
-            f"{os.fspath(path)}: expected the classes 0 to {len(classes) - 1}, one a line; "
-            f"class {missing} is missing"
-        )
-    return [name for _, name in sorted(zip(classes, names, strict=True))]
+    folder, name = os.path.split(path)
+    # Shards are called train0000 and so on, in the first releases train and two letters or digits.
+    shard = re.match(r"train([^A-Za-z]|[\w-]{2}\.)", name)
+    return bool(shard or re.match(r"train(ing)?(?![A-Za-z])", os.path.basename(folder)))
 
 
-def read_segment_vocabulary(path: str | os.PathLike[str]) -> SegmentVocabulary:
-    """Returns the rated classes from a ``segment_vocabulary.csv``.
-
-    The challenge's ``segment_label_ids.csv``, which has the column Index only, is read as well.
-
-    Raises:
-        pyseg.errors.DataError: The file is malformed or names a class twice.
-        OSError: It cannot be read.
-    """
-    return SegmentVocabulary(*_read(path))
-
-
-def write_segment_vocabulary(
-    path: str | os.PathLike[str], classes: Sequence[int], names: Sequence[str] | None = None
-) -> None:
-    """Writes a file that `read_segment_vocabulary` reads.
-
-    Args:
-        path: The file.
-        classes: The rated classes.
-        names: The names of all classes, by number; default: none is written.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["Index"] if names is None else ["Index", "Name"])
-        writer.writerows([c] if names is None else [c, names[c]] for c in classes)
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[list[int], list[str]]:
-    names: dict[int, str] = {}
-    for row in read_table(path, [["Index"]], optional=["Name", "KnowledgeGraphId"]):
-        number = row.integer("Index")
-        if number in names:
-            row.fail(f"every class once, found class {number} again")
-        names[number] = row.fields["Name"] or row.fields["KnowledgeGraphId"] or str(number)
-    if not names:
-        raise DataError(f"{os.fspath(path)}: expected at least one class, found none")
-    return list(names), list(names.values())
+_open = functools.partial(
+    open_records, name="youtube8m", num_classes=NUM_CLASSES, is_train=is_train
+)
+VIDEOS = Format(
+    "youtube8m-videos", "YouTube-8M mean features (mean_rgb, mean_audio)", VideoSchema(), _open
+)
+FRAMES = Format("youtube8m", "YouTube-8M frames (rgb, audio)", FrameSchema(), _open)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import json
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyseg._registry import Registry, unknown
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, Mixture
@@ -24,8 +24,8 @@ from pyseg.nn.head import HeadFactory
 
 Make = TypeVar("Make", bound=Callable[..., nn.Module])
 
-_PRESETS: dict[str, tuple[Callable[..., FrameClassifier], dict[str, Any]]] = {}
-_HEADS: dict[str, Callable[..., nn.Module]] = {}
+_PRESETS: Registry[tuple[Callable[..., FrameClassifier], dict[str, Any]]] = Registry("preset")
+_HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
 
 
 def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
@@ -57,12 +57,11 @@ def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
     """
 
     def decorator(make: Make) -> Make:
-        _check_new("preset", name, _PRESETS)
         known = _known(cast(Any, make), arguments)
         for key in arguments:
             if key not in known:
-                raise ArgumentError(f"arguments: {_unknown(f'argument of {name}', key, known)}")
-        _PRESETS[name] = cast(Any, make), arguments
+                raise ArgumentError(f"arguments: {unknown(f'argument of {name}', key, known)}")
+        _PRESETS.add(name, (cast(Any, make), arguments))
         return make
 
     return decorator
@@ -93,20 +92,10 @@ def register_head(name: str) -> Callable[[Make], Make]:
     """
 
     def decorator(make: Make) -> Make:
-        _check_new("head", name, _HEADS)
-        _HEADS[name] = make
+        _HEADS.add(name, make)
         return make
 
     return decorator
-
-
-def _check_new(kind: str, name: str, registered: Mapping[str, Any]) -> None:
-    if not isinstance(name, str) or not name:
-        raise ArgumentError(f"name: expected the name of a {kind}, found {name!r}")
-    if name in registered:
-        raise ArgumentError(
-            f"name: expected the name of a new {kind}, found {name!r}, which is registered"
-        )
 
 
 Shapes = Sequence[int] | Mapping[str, Sequence[int]]
@@ -179,7 +168,7 @@ def _known(
     known = _arguments(make)
     if "head" not in known:
         return known
-    return known + _arguments(_head(preset.get("head", "logistic") if head is None else head))
+    return known + _arguments(_HEADS.find(preset.get("head", "logistic") if head is None else head))
 
 
 def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
@@ -325,7 +314,7 @@ def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> M
                 f"found {branch!r}"
             )
         if given["name"] not in single:
-            raise ArgumentError(f"branches: {_unknown('branch', given['name'], single)}")
+            raise ArgumentError(f"branches: {unknown('branch', given['name'], single)}")
         presets.append(given["name"])
         own.append({key: value for key, value in given.items() if key != "name"})
     of_mixture = _arguments(Mixture)
@@ -336,7 +325,7 @@ def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> M
     known = sorted({"branches", *of_mixture}.union(*of_branches))
     for key in arguments:
         if key not in known:
-            raise ArgumentError(f"overrides: {_unknown('argument of the mixture', key, known)}")
+            raise ArgumentError(f"overrides: {unknown('argument of the mixture', key, known)}")
     _check_types(Mixture, arguments)
     made = []
     for name, overrides, takes in zip(presets, own, of_branches, strict=True):
@@ -357,10 +346,10 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
     known = options(name, head=arguments.get("head"))
     for key in overrides:
         if key not in known:
-            raise ArgumentError(f"overrides: {_unknown(f'argument of {name}', key, known)}")
+            raise ArgumentError(f"overrides: {unknown(f'argument of {name}', key, known)}")
     _check_types(make, arguments)
     if "head" in known:
-        head: HeadFactory = _head(arguments.get("head", "logistic"))
+        head: HeadFactory = _HEADS.find(arguments.get("head", "logistic"))
         _check_types(head, arguments)
         own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
         arguments["head"] = functools.partial(head, **own)
@@ -368,16 +357,10 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
 
 
 def _preset(name: str) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
-    if name not in _PRESETS:
-        known = _unknown("preset", name, names())
-        raise ArgumentError(f"name: {known}; one of your own has to be registered (--plugin)")
-    return _PRESETS[name]
-
-
-def _head(name: str) -> Callable[..., nn.Module]:
-    if not isinstance(name, str) or name not in _HEADS:
-        raise ArgumentError(f"head: {_unknown('head', str(name), sorted(_HEADS))}")
-    return _HEADS[name]
+    try:
+        return _PRESETS.find(name, "name")
+    except ArgumentError as error:
+        raise ArgumentError(f"{error}; one of your own has to be registered (--plugin)") from None
 
 
 def _arguments(make: Callable[..., nn.Module]) -> list[str]:
@@ -454,9 +437,3 @@ def placeholder(shapes: Shapes) -> Tensor | LabelCorrelation:
         )
     offsets, columns, values = (torch.empty(*shapes[name]) for name in _CORRELATION)
     return LabelCorrelation(offsets.long(), columns.long(), values)
-
-
-def _unknown(kind: str, found: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(found, known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"expected one of {', '.join(known)}; found the unknown {kind} {found!r}{hint}"

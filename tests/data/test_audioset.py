@@ -16,13 +16,13 @@ from pyseg.data import (
 )
 from pyseg.data.audioset import (
     SCHEMA,
+    is_present,
     label_space,
     labels_by_id,
     merge_events,
     read_class_labels,
     read_display_names,
     read_strong_labels,
-    is_present,
 )
 
 HEADER = "filename\tevent_label\tonset\toffset\n"
@@ -276,9 +276,9 @@ def test_events_of_unknown_classes_are_not_rated(clips: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rated_per_segment": 0}, "rated_per_segment must be at least 1, got 0"),
-        ({"segment_share": 0}, "segment_share must be above 0, got 0"),
-        ({"event_share": float("nan")}, "event_share must be above 0, got nan"),
+        ({"rated_per_segment": 0}, "rated_per_segment: expected at least 1, found 0"),
+        ({"segment_share": 0}, "segment_share: expected above 0, found 0"),
+        ({"event_share": float("nan")}, "event_share: expected above 0, found nan"),
     ],
 )
 def test_bad_options(clips: Path, options: dict, message: str) -> None:

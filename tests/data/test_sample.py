@@ -15,7 +15,7 @@ import pytest
 from pyseg.data import DataError, FrameDataset, SegmentDataset, open_collection, read_frames
 from pyseg.data import sample as sample_module
 from pyseg.data.sample import generate, main, make_sample
-from pyseg.data.youtube8m import read_segment_vocabulary, read_vocabulary
+from pyseg.data.vocabulary import read_segment_vocabulary, read_vocabulary
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -232,7 +232,7 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "exists already and is not an empty folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--seed", "-1"])
-    assert "--seed must be at least 0, got -1" in capsys.readouterr().err
+    assert "--seed -1: expected at least 0" in capsys.readouterr().err
 
 
 def test_as_a_module() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pyseg.data import DataError
-from pyseg.data.youtube8m import NUM_CLASSES, read_segment_vocabulary, read_vocabulary
+from pyseg.data.vocabulary import read_segment_vocabulary, read_vocabulary
+from pyseg.data.youtube8m import NUM_CLASSES
 
 HEADER = "Index,TrainVideoCount,KnowledgeGraphId,Name\n"
 
