@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
 from pyseg.errors import ArgumentError
@@ -70,3 +73,40 @@ def unknown(kind: str, found: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(found), names, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"expected one of {', '.join(names)}; found the unknown {kind} {found!r}{hint}"
+
+
+def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of `make`; ``**more`` of a class stands for those of its base."""
+    own = dict(inspect.signature(make).parameters)
+    rest = [key for key, value in own.items() if value.kind is value.VAR_KEYWORD]
+    for key in rest:
+        del own[key]
+    if rest and isinstance(make, type):
+        own |= {k: v for k, v in parameters(make.__mro__[1]).items() if k not in own}
+    return own
+
+
+_KINDS = {
+    "None": type(None),
+    "bool": bool,
+    "int": Integral,
+    "float": Real,
+    "str": str,
+    "Literal": str,
+}
+
+
+def check_types(make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raises where an argument that takes numbers or text is given something else.
+
+    Raises:
+        pyseg.errors.ArgumentError: The message names the argument.
+    """
+    for name, parameter in parameters(make).items():
+        kinds = re.findall(r"\w+", re.sub(r"\[.*?\]", "", str(parameter.annotation)))
+        if name not in arguments or not kinds or not _KINDS.keys() >= set(kinds):
+            continue
+        value = arguments[name]
+        fits = isinstance(value, tuple(_KINDS[kind] for kind in kinds))
+        if not fits or (isinstance(value, bool) and "bool" not in kinds):
+            raise ArgumentError(f"{name}: expected {' or '.join(kinds)}, found {value!r}")

@@ -34,6 +34,9 @@ class StageConfig:
         ema: Decay of the moving average of weights that is evaluated and saved; 0: no average.
         noise: Standard deviation of the Gaussian noise on half of a frame's dimensions.
         l2: Strength of the L2 penalty on the head's weights (`pyseg.nn.l2_penalty`).
+        loss: A loss that `pyseg.training` knows: "rated-bce" is binary cross-entropy with the
+            weights and targets of the options --loss.
+        loss_overrides: Arguments of the loss to change, as in --finetune.loss_overrides.gamma 2.
         evaluate_every: Steps between two evaluations on held-out videos; 0: at the end alone. The
             best weights are kept.
         patience: Stop after so many evaluations without a better one; 0: never.
@@ -53,6 +56,8 @@ class StageConfig:
     ema: float = 0.0
     noise: float = 0.0
     l2: float = 0.0
+    loss: str = "rated-bce"
+    loss_overrides: dict[str, Any] = field(default_factory=dict)
     evaluate_every: int = 0
     patience: int = 0
 

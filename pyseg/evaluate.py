@@ -12,9 +12,10 @@ gives the same MAP as the run that it comes from.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ from torch.nn import functional
 from pyseg import _cli, distributed, metrics
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
-from pyseg.data import Collection, loader, open_collection
+from pyseg._registry import Registry
+from pyseg.data import Batch, Collection, loader, open_collection
 from pyseg.data.collection import Part
 from pyseg.data.datasets import MOST_WORKERS, OnError, named_as_records, worker_errors
 from pyseg.data.records import ReadReport, is_record_file, without_record_warnings
-from pyseg.errors import DataError, UserError
+from pyseg.errors import ArgumentError, DataError, UserError
+from pyseg.results import KINDS, LabelResult, RatedResult, Result
 from pyseg.runs import Run, open_data
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
     from torch.utils.data import IterableDataset
 
-    from pyseg.data import Batch, RecordDataset
+    from pyseg.data import RecordDataset
 
 
 @dataclass
@@ -138,30 +141,68 @@ def check_scores(ids: Sequence[str], scores: np.ndarray) -> None:
         )
 
 
-def rated_metrics(
-    result: metrics.MeanAveragePrecision, num_rated_classes: int | None = None
-) -> dict[str, Any]:
-    """Returns MAP@100k over rated (segment, class) pairs: paper eq. (7).
+class Metric(Protocol):
+    """A metric of an evaluation, one of which is made for each."""
 
-    ``map`` is the mean over the classes that have a rated positive; ``map_all_classes`` the sum
-    over them divided by the number of classes, as in the challenge, where a class without a
-    positive counts 0.
+    def update(self, batch: Batch, logits: np.ndarray) -> None:
+        """Takes examples with their ratings or labels, and their logits (B, C)."""
+
+    def compute(self) -> float:
+        """Returns the value; in a distributed run, of the examples of all processes."""
+
+
+_METRICS: Registry[tuple[Callable[[int], Metric], str]] = Registry("metric")
+MakeMetric = TypeVar("MakeMetric", bound=Callable[[int], Metric])
+
+
+def register_metric(
+    name: str, *, on: Literal["ratings", "labels"]
+) -> Callable[[MakeMetric], MakeMetric]:
+    """Adds a metric to evaluations, whose results have it as ``more[name]``.
+
+    It is made as ``make(num_classes)`` for an evaluation by rated segments (``on="ratings"``) or by
+    video labels (``on="labels"``), whose numbers it is printed and logged with.
 
     Args:
-        result: The average precision of every class.
-        num_rated_classes: The classes of the task, 1,000 in the challenge; default: all C.
+        name: The name of the metric, which none has yet.
+        on: What it judges by.
+
+    Returns:
+        A decorator, which returns what it is given.
+
+    Raises:
+        pyseg.errors.ArgumentError: The name is taken.
+
+    Example:
+        >>> @register_metric("mean_logit", on="ratings")
+        ... class MeanLogit:
+        ...     def __init__(self, num_classes: int) -> None:
+        ...         self.sum, self.count = 0.0, 0
+        ...
+        ...     def update(self, batch: Batch, logits: np.ndarray) -> None:
+        ...         self.sum, self.count = self.sum + logits.sum(), self.count + logits.size
+        ...
+        ...     def compute(self) -> float:
+        ...         return self.sum / self.count
     """
-    positive = result.positives > 0
-    num_classes = num_rated_classes or len(positive)
-    total = float(result.per_class.sum())
-    return {
-        "map": total / int(positive.sum()) if positive.any() else float("nan"),
-        "map_all_classes": total / num_classes,
-        "classes": int(positive.sum()),
-        "all_classes": num_classes,
-        "rated": int(result.rated.sum()),
-        "positives": int(result.positives.sum()),
-    }
+
+    def decorator(make: MakeMetric) -> MakeMetric:
+        if any(name in {*kind.names(), "step"} for kind in KINDS):
+            raise ArgumentError(f"name: expected the name of a new metric, found {name!r}")
+        _METRICS.add(name, (make, on))
+        return make
+
+    return decorator
+
+
+def _observed(
+    scored: Iterable[tuple[Batch, np.ndarray]], metrics: Iterable[Metric]
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yields what it is given, having shown it to metrics."""
+    for batch, logits in scored:
+        for metric in metrics:
+            metric.update(batch, logits)
+        yield batch, logits
 
 
 def rank_ratings(
@@ -183,11 +224,10 @@ def rank_ratings(
     return metric.compute()
 
 
-def label_metrics(scored: Iterable[tuple[Batch, np.ndarray]], num_classes: int) -> dict[str, Any]:
-    """Returns GAP@20, Hit@1, PERR and MAP against complete label lists (semantics of eval_util.py).
+def label_metrics(scored: Iterable[tuple[Batch, np.ndarray]], num_classes: int) -> LabelResult:
+    """Returns GAP@20, Hit@1, PERR and MAP against complete label lists.
 
-    ``map`` is the mean over the classes that occur. In a distributed run they are those of all
-    processes' videos.
+    In a distributed run they are those of all processes' videos.
 
     Args:
         scored: Batches of videos and their logits.
@@ -208,14 +248,14 @@ def label_metrics(scored: Iterable[tuple[Batch, np.ndarray]], num_classes: int) 
     result = ranking.compute()
     if not result.rated.any():
         raise UserError("there is nothing to evaluate: no video")
-    return {
-        "gap": gap.compute(),
-        "hit_at_1": hit.compute(),
-        "perr": perr.compute(),
-        "map": result.map,
-        "classes": int((result.positives > 0).sum()),
-        "examples": int(result.rated.max()),
-    }
+    return LabelResult(
+        gap=gap.compute(),
+        hit_at_1=hit.compute(),
+        perr=perr.compute(),
+        map=result.map,
+        classes=int((result.positives > 0).sum()),
+        examples=int(result.rated.max()),
+    )
 
 
 def evaluate(
@@ -227,7 +267,7 @@ def evaluate(
     batch_size: int = 128,
     workers: int = 0,
     report: ReadReport | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Returns the metrics of a model on one part of a collection.
 
     Rated segments decide where the collection has them, complete video labels otherwise.
@@ -252,16 +292,20 @@ def evaluate(
             model, dataset, batch_size=batch_size, workers=workers, progress="evaluate"
         )
         num_classes = collection.num_classes if classes is None else len(classes)
+        truth = "labels" if segments is None else "ratings"
+        more = {name: make(num_classes) for name, (make, on) in _METRICS.items() if on == truth}
+        scored = _observed(scored, more.values())
+        result: Result
         if segments is None:
             result = label_metrics(scored, num_classes)
         else:
             ranked = rank_ratings(scored, num_classes)
             if not ranked.rated.any():
                 raise UserError("there is nothing to evaluate: no segment is rated")
-            result = rated_metrics(ranked, _num_rated(collection))
+            result = RatedResult.of(ranked, _num_rated(collection))
         if report is not None:
             report += report_of_all(dataset)
-    return result
+    return replace(result, more={name: float(metric.compute()) for name, metric in more.items()})
 
 
 def report_of_all(dataset: RecordDataset) -> ReadReport:
@@ -311,27 +355,7 @@ def note_level(model: Any, found: str, run: Run, data: str) -> None:
         print(f"{run} was trained on {kinds[trained]}; {data} has {kinds[found]}")
 
 
-def describe(result: dict[str, Any]) -> str:
-    """Returns metrics as the line that the commands print."""
-    if "rated" in result:
-        if not result["classes"]:
-            return (
-                f"MAP@100k nan: none of the {result['rated']} ratings is positive, so that no "
-                "class counts"
-            )
-        return (
-            f"MAP@100k {result['map']:.4f} (mean over {result['classes']} classes with a "
-            f"positive, {result['map_all_classes']:.4f} over all {result['all_classes']}; "
-            f"{result['rated']} ratings, {result['positives']} positive)"
-        )
-    return (
-        f"GAP@20 {result['gap']:.4f}, Hit@1 {result['hit_at_1']:.4f}, PERR {result['perr']:.4f}, "
-        f"MAP {result['map']:.4f} "
-        f"({result['examples']} videos, {result['classes']} classes that occur)"
-    )
-
-
-def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[str]]:
+def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]:
     """Returns the metrics of a submission, and what deserves the user's attention.
 
     Raises:
@@ -376,10 +400,10 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[dict[str, Any], list[st
             read_submission(config.submission), truth, k=config.top, progress=bar.update
         )
     told += [f"submission: {line}" for line in report.lines()]
-    return rated_metrics(result, num_rated or len(truth.ratings)), told
+    return RatedResult.of(result, num_rated or len(truth.ratings)), told
 
 
-def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_run(config: EvaluateConfig) -> Result:
     """Returns the metrics of a run, which its metrics.jsonl keeps as well.
 
     In a distributed run every process scores its part of the data, and all get the same.
@@ -413,7 +437,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, Any]:
     if summary := report.summary():
         print(f"records: {summary}")
     if distributed.is_first():
-        run.append_to_log("evaluate", data=data, part=part, **result)
+        run.append_to_log("evaluate", data=data, part=part, **result.values())
     return result
 
 
@@ -429,10 +453,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = _cli.parse(parser, EvaluateConfig, argv)
     with distributed.session(distributed.pick_device(config.device)):
         if config.submission is None:
-            print(describe(evaluate_run(config)))
+            print(evaluate_run(config).describe())
             return
         result, notes = evaluate_submission(config)
-        print(describe(result))
+        print(result.describe())
         for note in notes:
             print(note)
 

@@ -309,7 +309,7 @@ class RatedClips(Protocol):
         """Returns two kinds of MAP, see `measures`."""
         rated = evaluate(model, self.collection(seed), "test")
         complete = complete_map(model, self.collection(seed, complete=True))
-        return {"map_rated": rated["map"], "map_complete": complete}
+        return {"map_rated": rated.score, "map_complete": complete}
 
 
 class GeneratedSample(Protocol):
@@ -332,7 +332,7 @@ class GeneratedSample(Protocol):
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Returns MAP, see `measures`."""
-        return {"map_rated": evaluate(model, self.collection(seed), "test")["map"]}
+        return {"map_rated": evaluate(model, self.collection(seed), "test").score}
 
 
 def open_protocol(name: str, folder: Path, part: Part = "test") -> Protocol:

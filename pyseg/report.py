@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 import pyseg
-from pyseg import _charts, _cli, distributed
+from pyseg import _charts, _cli, distributed, results
 from pyseg._charts import ClassBar, Series
 from pyseg._files import atomic_write
 from pyseg.config import TrainConfig
 from pyseg.data import Collection
 from pyseg.data.collection import Part
 from pyseg.errors import ArgumentError, DataError, UserError
-from pyseg.evaluate import check_collection, describe, predictions
+from pyseg.evaluate import check_collection, predictions
 from pyseg.labels import LabelCorrelation
 from pyseg.metrics import MeanAveragePrecision, MeanAveragePrecisionAtK, map_at_k
 from pyseg.predict import PredictConfig, Scorer, timelines
@@ -462,13 +462,9 @@ def _result(run: Reported, stage: str) -> str | None:
     found = [line for line in run.log if line["stage"] == "evaluate" and line.get("after") == stage]
     if not found:
         return None
-    best = max(found, key=lambda line: np.nan_to_num(line[_metric(line)], nan=-1.0))
+    best = max(found, key=lambda line: np.nan_to_num(results.parse(line).score, nan=-1.0))
     at = f"step {best['step']:,}: " if len(found) > 1 and "step" in best else ""
-    return at + describe(best)
-
-
-def _metric(line: Mapping[str, Any]) -> str:
-    return "map" if "rated" in line else "gap"
+    return at + results.parse(best).describe()
 
 
 def _learning_curves(runs: Sequence[Reported]) -> Section:
@@ -490,7 +486,7 @@ def _learning_curves(runs: Sequence[Reported]) -> Section:
                     "Means of some steps (pale) and their moving average.",
                 )
             )
-    names = {"map": "MAP@100k", "gap": "GAP@20"}
+    names = {kind.measure: kind.title for kind in results.KINDS}
     borders = [(n, end) for n, run in enumerate(runs) for end in list(run.ends().values())[:-1]]
     dotted = "Dotted: where the next stage begins." if borders else ""
     for metric, name in names.items():
@@ -543,7 +539,7 @@ def _evaluations(number: int, run: Reported, metric: str) -> Series:
         if line["stage"] == "evaluate"
         and line.get("after") in starts
         and "step" in line
-        and _metric(line) == metric
+        and results.kind_of(line).measure == metric
     ]
     x, y = np.array(lines, np.float64).reshape(-1, 2).T
     return Series(number, run.name, x, y)

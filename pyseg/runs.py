@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from pyseg import _cli, models
+from pyseg import _cli, models, results
 from pyseg._containers import parse_json
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
@@ -33,9 +33,9 @@ from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 
-_RATED = {"map", "map_all_classes", "classes", "all_classes", "rated", "positives"}
-_LABELED = {"gap", "hit_at_1", "perr", "map", "classes", "examples"}
-_NUMBERS = _RATED | _LABELED | {"step", "loss", "learning_rate", "examples_per_second"}
+_NUMBERS = {"step", "loss", "learning_rate", "examples_per_second"}.union(
+    *(kind.names() for kind in results.KINDS)
+)
 
 
 class Run:
@@ -165,8 +165,7 @@ def _log_entry(line: bytes, place: str) -> dict[str, Any]:
         raise DataError(f"{place}: expected a JSON object with a stage, found {line[:80]!r}")
     if not isinstance(entry.get("after", ""), str):
         raise DataError(f"{place}: after: expected a stage, found {entry['after']!r}")
-    measures = _RATED if "rated" in entry else _LABELED
-    for key in measures if entry["stage"] == "evaluate" else ():
+    for key in results.kind_of(entry).names() if entry["stage"] == "evaluate" else ():
         if key not in entry:
             raise DataError(f"{place}: expected {key} in an evaluation, found none")
     for key in entry.keys() & _NUMBERS:

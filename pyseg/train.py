@@ -26,20 +26,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from pyseg import _cli, distributed, models
 from pyseg._containers import read_array
 from pyseg._files import sole_owner
 from pyseg._memory import keep_memory
 from pyseg.checkpoint import load_last_checkpoint
-from pyseg.config import LossConfig, TrainConfig, make_parser, recipe_defaults
+from pyseg.config import LossConfig, StageConfig, TrainConfig, make_parser, recipe_defaults
 from pyseg.data import Collection, ReadReport, RecordDataset
 from pyseg.data.records import without_record_warnings
 from pyseg.errors import ArgumentError, UserError
 from pyseg.evaluate import evaluate
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
+from pyseg.results import Result
 from pyseg.runs import Run, open_data
-from pyseg.training import Loss, Stage, Trainer, flat_options, summary_writer
+from pyseg.training import Stage, Trainer, flat_options, make_loss, summary_writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -404,7 +406,7 @@ def _train(
     else:
         folder = Path(cast(str, config.run))
 
-    def on_held_out(trained: FrameClassifier) -> dict[str, Any]:
+    def on_held_out(trained: FrameClassifier) -> Result:
         known = None if trained.num_classes == collection.num_classes else classes
         return evaluate(trained, collection, "test", classes=known, workers=config.workers)
 
@@ -457,7 +459,9 @@ def _make_stages(
     if config.stage != "finetune":
         frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
         videos = collection.videos("train", **order, **frames)
-        stages.append(Stage("pretrain", config.pretrain, videos, Loss()))
+        stages.append(
+            Stage("pretrain", config.pretrain, videos, _loss("pretrain", config.pretrain))
+        )
     correlation, segments = graph, None
     if config.stage != "pretrain":
         segments = collection.segments("train", classes=classes, **order)
@@ -467,11 +471,13 @@ def _make_stages(
         # Where a label graph of the same classes has it, it is counted already.
         if config.finetune.steps and (graph is None or classes is not None):
             correlation = label_correlation(config.loss, collection, classes, counted)
-        loss = Loss(
-            config.loss.rated_weight,
-            config.loss.unrated_weight,
-            None if correlation is None else correlation.to(device),
-            config.loss.absent_evidence,
+        loss = _loss(
+            "finetune",
+            config.finetune,
+            rated_weight=config.loss.rated_weight,
+            unrated_weight=config.loss.unrated_weight,
+            correlation=None if correlation is None else correlation.to(device),
+            absent_evidence=config.loss.absent_evidence,
         )
         stages.append(Stage("finetune", config.finetune, segments, loss, classes))
         if config.final_fit:
@@ -483,6 +489,14 @@ def _make_stages(
         if stage.config.steps:
             stage.share_of_batch()
     return stages, correlation
+
+
+def _loss(stage: str, config: StageConfig, **given: Any) -> nn.Module:
+    """Makes the loss of a stage; in pretraining with its own defaults, as all classes are rated."""
+    try:
+        return make_loss(config.loss, config.loss_overrides, **given)
+    except ArgumentError as error:
+        raise UserError(f"--{stage}.{error}") from error
 
 
 def _open_run(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from pyseg import _cli, distributed, models
 from pyseg._extras import install_command
 from pyseg._files import remove_unfinished
 from pyseg._progress import Progress
+from pyseg._registry import Registry, check_types, parameters, unknown
 from pyseg.checkpoint import (
     list_checkpoints,
     random_state,
@@ -36,11 +37,12 @@ from pyseg.checkpoint import set_random_state as restore_random_state
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Batch, Feed, RecordDataset
 from pyseg.data.datasets import WorkerError, worker_errors
-from pyseg.errors import UserError
-from pyseg.evaluate import describe, report_of_all
+from pyseg.errors import ArgumentError, UserError
+from pyseg.evaluate import report_of_all
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty
 from pyseg.ops import rated_bce_with_logits
+from pyseg.results import Result
 from pyseg.runs import Run
 
 if TYPE_CHECKING:
@@ -51,8 +53,74 @@ LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+_LOSSES: Registry[Callable[..., nn.Module]] = Registry("loss")
+MakeLoss = TypeVar("MakeLoss", bound=Callable[..., nn.Module])
+
+
+def register_loss(name: str) -> Callable[[MakeLoss], MakeLoss]:
+    """Makes a module a loss: ``--pretrain.loss NAME`` and ``--finetune.loss NAME`` then choose it.
+
+    It is called as ``loss(logits, offsets, classes, scores)`` with logits (B, C) and the ratings of
+    a `pyseg.data.Batch`, and returns a scalar. In fine-tuning it is made with those of the
+    arguments of `Loss` that it has parameters for; ``loss_overrides`` sets others.
+
+    Args:
+        name: The name of the loss, which none has yet.
+
+    Returns:
+        A decorator, which returns what it is given.
+
+    Raises:
+        pyseg.errors.ArgumentError: The name is taken.
+
+    Example:
+        >>> @register_loss("focal")
+        ... class FocalLoss(nn.Module):
+        ...     def __init__(self, *, gamma: float = 2.0, rated_weight: float = 1.0) -> None:
+        ...         super().__init__()
+        ...         self.gamma, self.rated_weight = gamma, rated_weight
+        >>> make_loss("focal", {"gamma": 1.0}, rated_weight=2.5, unrated_weight=0.1).rated_weight
+        2.5
+    """
+
+    def decorator(make: MakeLoss) -> MakeLoss:
+        _LOSSES.add(name, make)
+        return make
+
+    return decorator
+
+
+def make_loss(name: str, overrides: Mapping[str, Any], **given: Any) -> nn.Module:
+    """Makes the loss of a stage.
+
+    Args:
+        name: What it is registered as.
+        overrides: Arguments of the loss.
+        given: What else there is for those that have parameters for it.
+
+    Raises:
+        pyseg.errors.ArgumentError: There is no such loss or argument, or its value is of another
+            type.
+    """
+    make = _LOSSES.find(name)
+    known = parameters(make)
+    for key in overrides:
+        if key not in known:
+            raise ArgumentError(f"loss_overrides: {unknown(f'argument of {name}', key, known)}")
+    arguments = {key: value for key, value in given.items() if key in known} | dict(overrides)
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in arguments:
+            raise ArgumentError(f"loss_overrides: expected {key}, which {name} needs, found none")
+    try:
+        check_types(make, arguments)
+    except ArgumentError as error:
+        raise ArgumentError(f"loss_overrides.{error}") from error
+    return make(**arguments)
+
+
+@register_loss("rated-bce")
 class Loss(nn.Module):
-    """The loss of a stage, summed over the classes and averaged over the batch.
+    """Binary cross-entropy, summed over the classes and averaged over the batch.
 
     Args:
         rated_weight: The weight of rated classes.
@@ -68,7 +136,6 @@ class Loss(nn.Module):
         correlation: LabelCorrelation | None = None,
         absent_evidence: float = 0.0,
     ) -> None:
-        """Keeps the arguments; the class describes them."""
         super().__init__()
         self.rated_weight, self.unrated_weight = rated_weight, unrated_weight
         self.correlation = correlation
@@ -92,9 +159,9 @@ class _Step(nn.Module):
     """From a batch to its loss: one module, so that one call is compiled or distributed."""
 
     model: FrameClassifier
-    loss: Loss
+    loss: nn.Module
 
-    def __init__(self, model: FrameClassifier, loss: Loss, l2: float) -> None:
+    def __init__(self, model: FrameClassifier, loss: nn.Module, l2: float) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
@@ -118,7 +185,7 @@ class Stage:
         name: What the log calls it.
         config: Its options.
         dataset: Its examples, repeated without end.
-        loss: Its loss, on the device of the model.
+        loss: Its loss, on the device of the model (`register_loss`).
         classes: The classes of the model before that the examples know, if not all.
         refit: Whether it repeats the stage before on all examples, the held-out ones included:
             from the same initial weights, for as many steps as were best there, without evaluation.
@@ -127,7 +194,7 @@ class Stage:
     name: str
     config: StageConfig
     dataset: RecordDataset
-    loss: Loss
+    loss: nn.Module
     classes: Sequence[int] | None = None
     refit: bool = False
 
@@ -143,9 +210,9 @@ class Stage:
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what tells its examples and its targets from others."""
-        correlation = self.loss.correlation
+        correlation = getattr(self.loss, "correlation", None)
         digest = None
-        if correlation is not None:
+        if isinstance(correlation, LabelCorrelation):
             tensors = (correlation.offsets, correlation.columns, correlation.values)
             digest = _digest(*(tensor.cpu().numpy().tobytes() for tensor in tensors))
         return {**self.dataset.fingerprint(), "correlation": digest}
@@ -231,8 +298,8 @@ class Trainer:
         stages: The stages.
         config: The run's options.
         run: The run's folder, which receives the weights, checkpoints and metrics.jsonl.
-        evaluate: The metrics of a model on held-out videos; "map" or else "gap" says how good they
-            are. None: nothing is held out, and the weights after the last step are kept.
+        evaluate: The result of a model on held-out videos, whose ``score`` says which weights are
+            kept. None: nothing is held out, and the weights after the last step are.
         checkpoint: Where the run goes on, a path and what it holds; default: at the beginning.
 
     Raises:
@@ -245,7 +312,7 @@ class Trainer:
         stages: Sequence[Stage],
         config: TrainConfig,
         run: Path,
-        evaluate: Callable[[FrameClassifier], Mapping[str, Any]] | None,
+        evaluate: Callable[[FrameClassifier], Result] | None,
         checkpoint: tuple[Path, dict[str, Any]] | None = None,
     ) -> None:
         self.model = model
@@ -492,7 +559,7 @@ class _StageRun:
         if blind:
             print(f"after {name}: nothing is held out that could be evaluated")
         elif self.best_step == self.step:
-            print(f"after {name}: {describe(self._result)}")
+            print(f"after {name}: {self._result.describe()}")
         else:
             print(f"after {name}: the weights of step {self.best_step} are kept")
             if distributed.is_first():
@@ -586,11 +653,11 @@ class _StageRun:
 
     def _evaluate(self) -> None:
         assert self.trainer.evaluate is not None
-        result = self._result = dict(self.trainer.evaluate(self.weights))
-        value = float(result.get("map" if "rated" in result else "gap", float("nan")))
-        self.trainer.log.write("evaluate", step=self.step, after=self.stage.name, **result)
+        result = self._result = self.trainer.evaluate(self.weights)
+        value = result.score
+        self.trainer.log.write("evaluate", step=self.step, after=self.stage.name, **result.values())
         if self.stage.config.evaluate_every:
-            print(f"{self.stage.name} step {self.step}: {describe(result)}")
+            print(f"{self.stage.name} step {self.step}: {result.describe()}")
         if self.best is None or not value <= self.best:
             self.best, self.best_step, self.worse = value, self.step, 0
             self.trainer.save_weights(self.weights)

@@ -9,14 +9,13 @@ from torch.utils.data import IterableDataset
 from pyseg.data import Example, Ratings, collate, encode_frames, encode_video, write_records
 from pyseg.errors import DataError, RecordError, UserError
 from pyseg.evaluate import (
-    describe,
     label_metrics,
     main,
     predictions,
     rank_ratings,
-    rated_metrics,
 )
 from pyseg.metrics import map_at_k
+from pyseg.results import RatedResult
 
 
 class Listed(IterableDataset):
@@ -72,16 +71,16 @@ def test_ranks_are_among_rated_pairs_only(batch_size):
     assert result.rated.tolist() == [3, 1, 0]
 
 
-def test_rated_metrics_count_classes_without_a_positive_or_not():
+def test_rated_results_count_classes_without_a_positive_or_not():
     # Class 0: AP = (1/1 + 2/3) / 2; class 1 is rated once, negative; class 2 never.
     result = map_at_k([0, 0, 0, 1], [3, 2, 1, 9], [1, 0, 1, 0], num_classes=3)
-    found = rated_metrics(result)
-    assert found["map"] == pytest.approx((1 + 2 / 3) / 2)
-    assert found["map_all_classes"] == pytest.approx((1 + 2 / 3) / 6)
-    assert rated_metrics(result, 2)["map_all_classes"] == pytest.approx((1 + 2 / 3) / 4)
-    assert (found["classes"], found["rated"], found["positives"]) == (1, 4, 2)
-    assert "MAP@100k 0.8333" in describe(found)
-    assert "0.2778 over all 3" in describe(found)
+    found = RatedResult.of(result)
+    assert found.map == pytest.approx((1 + 2 / 3) / 2)
+    assert found.map_all_classes == pytest.approx((1 + 2 / 3) / 6)
+    assert RatedResult.of(result, 2).map_all_classes == pytest.approx((1 + 2 / 3) / 4)
+    assert (found.classes, found.rated, found.positives) == (1, 4, 2)
+    assert "MAP@100k 0.8333" in found.describe()
+    assert "0.2778 over all 3" in found.describe()
 
 
 @pytest.mark.parametrize("split", [1, 2])
@@ -97,13 +96,13 @@ def test_label_metrics(split):
         scored = [(both, logits)]
     result = label_metrics(scored, 3)
     # Video 0: labels 0 and 1 come first and second. Video 1: label 2 comes second.
-    assert result["hit_at_1"] == pytest.approx(0.5)
-    assert result["perr"] == pytest.approx(0.5)
+    assert result.hit_at_1 == pytest.approx(0.5)
+    assert result.perr == pytest.approx(0.5)
     # All six in order: 300 hit, 200 miss, 100 hit (video 0), 100 hit (video 1; a tie), ...
-    assert result["gap"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
-    assert result["map"] == pytest.approx(np.mean([1, 1 / 2, 1]))
-    assert (result["examples"], result["classes"]) == (2, 3)
-    assert "GAP@20" in describe(result)
+    assert result.gap == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert result.map == pytest.approx(np.mean([1, 1 / 2, 1]))
+    assert (result.examples, result.classes) == (2, 3)
+    assert "GAP@20" in result.describe()
 
 
 def test_nothing_to_evaluate_is_an_error():

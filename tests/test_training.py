@@ -26,6 +26,7 @@ from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Batch, Example, Ratings, collate, encode_frames, write_records
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
+from pyseg.results import RatedResult
 from pyseg.runs import Run, open_data
 
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
@@ -428,8 +429,7 @@ def test_the_best_weights_are_kept(data: Path, tmp_path: Path, monkeypatch, caps
     def evaluate(model, *_, **__):
         value = next(values)
         seen[value] = {k: v.clone() for k, v in model.state_dict().items()}
-        return {"map": value, "map_all_classes": 0, "classes": 1, "all_classes": 1, "rated": 1,
-                "positives": 1}  # fmt: skip
+        return RatedResult(value, 0.0, classes=1, all_classes=1, rated=1, positives=1)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     stage = StageConfig(30, 1e-2, 5, evaluate_every=2, patience=2)
@@ -450,8 +450,7 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
         value = next(values)
         if value == 0.1:
             before.update({k: v.clone() for k, v in model.state_dict().items()})
-        return {"map": value, "map_all_classes": 0, "classes": 1, "all_classes": 1, "rated": 1,
-                "positives": 1}  # fmt: skip
+        return RatedResult(value, 0.0, classes=1, all_classes=1, rated=1, positives=1)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     optimise = training._StageRun._optimise

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyseg._registry import Registry, unknown
+from pyseg._registry import Registry, check_types, parameters, unknown
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, Mixture
@@ -326,7 +324,7 @@ def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> M
     for key in arguments:
         if key not in known:
             raise ArgumentError(f"overrides: {unknown('argument of the mixture', key, known)}")
-    _check_types(Mixture, arguments)
+    check_types(Mixture, arguments)
     made = []
     for name, overrides, takes in zip(presets, own, of_branches, strict=True):
         # Noise is the mixture's: it adds it once for all branches.
@@ -347,10 +345,10 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
     for key in overrides:
         if key not in known:
             raise ArgumentError(f"overrides: {unknown(f'argument of {name}', key, known)}")
-    _check_types(make, arguments)
+    check_types(make, arguments)
     if "head" in known:
         head: HeadFactory = _HEADS.find(arguments.get("head", "logistic"))
-        _check_types(head, arguments)
+        check_types(head, arguments)
         own = {key: arguments.pop(key) for key in _arguments(head) if key in arguments}
         arguments["head"] = functools.partial(head, **own)
     return make(num_classes, **arguments)
@@ -366,40 +364,7 @@ def _preset(name: str) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
 def _arguments(make: Callable[..., nn.Module]) -> list[str]:
     """Lists what may be overridden: what `create` gives is not, nor what no file can hold."""
     excluded = ("in_features", "num_classes", "branches", "generator")
-    return [key for key in _parameters(make) if key not in excluded]
-
-
-def _parameters(make: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
-    """Returns the parameters of `make`; ``**more`` of a class stands for those of its base."""
-    parameters = dict(inspect.signature(make).parameters)
-    rest = [key for key, value in parameters.items() if value.kind is value.VAR_KEYWORD]
-    for key in rest:
-        del parameters[key]
-    if rest and isinstance(make, type):
-        parameters |= {k: v for k, v in _parameters(make.__mro__[1]).items() if k not in parameters}
-    return parameters
-
-
-_KINDS = {
-    "None": type(None),
-    "bool": bool,
-    "int": Integral,
-    "float": Real,
-    "str": str,
-    "Literal": str,
-}
-
-
-def _check_types(make: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
-    """Raises where an argument that takes numbers or text is given something else."""
-    for name, parameter in _parameters(make).items():
-        kinds = re.findall(r"\w+", re.sub(r"\[.*?\]", "", str(parameter.annotation)))
-        if name not in arguments or not kinds or not _KINDS.keys() >= set(kinds):
-            continue
-        value = arguments[name]
-        fits = isinstance(value, tuple(_KINDS[kind] for kind in kinds))
-        if not fits or (isinstance(value, bool) and "bool" not in kinds):
-            raise ArgumentError(f"{name}: expected {' or '.join(kinds)}, found {value!r}")
+    return [key for key in parameters(make) if key not in excluded]
 
 
 # A correlation is three tensors, each of a shape of its own.

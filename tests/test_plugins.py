@@ -1,0 +1,138 @@
+"""Data, losses and metrics of one's own, registered by ``--plugin`` as in the examples."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from pyseg import evaluate, predict, train
+from pyseg._registry import Registry
+from pyseg.data import (
+    Format,
+    FrameSchema,
+    encode_frames,
+    formats,
+    open_collection,
+    open_records,
+    register_format,
+    register_source,
+    write_records,
+)
+from pyseg.data.formats import frame_format
+from pyseg.errors import ArgumentError, DataError, UserError
+from pyseg.training import make_loss, register_loss
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "python" / "own_data.py"
+STEPS = ["--pretrain.steps", "2", "--finetune.steps", "4", "--finetune.batch_size", "8"]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The options that import the example, in the folder of the commands."""
+    (tmp_path / "stranger.py").write_bytes(EXAMPLE.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield ["--plugin", "stranger"]
+    sys.modules.pop("stranger", None)
+
+
+def test_commands_know_a_plugins_data_loss_and_metric(
+    plugin: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["--data", "ticks", "--model", "mlp", *STEPS, "--finetune.loss", "focal"]
+    gamma = ["--finetune.loss_overrides.gamma", "1.5"]
+    with pytest.raises(FileNotFoundError, match="ticks"):
+        train.main(wanted)
+    train.main([*plugin, *wanted, *gamma])
+    run = Path("runs", "ticks-mlp-1")
+    printed = capsys.readouterr().out
+    assert "data: ticks, 3 classes" in printed
+    evaluate.main([*plugin, "--run", str(run)])
+    assert "; accuracy " in capsys.readouterr().out
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["accuracy"] <= 1
+    predict.main([*plugin, "--run", str(run), "--out", "submission.csv"])
+    best = Path("submission.csv").read_text().splitlines()[1].split(",")[1].split()
+    assert len(best) == 4 * 50 * 6
+    assert {int(segment.partition(":")[2]) for segment in best} == set(range(0, 60, 10))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--finetune.loss", "focus"],
+            "--finetune.loss: .* unknown loss 'focus' .did you",
+        ),
+        (
+            ["--pretrain.loss", "focal", "--pretrain.loss_overrides.gama", "1"],
+            "--pretrain.loss_overrides: .* unknown argument of focal 'gama' .did you mean 'gamma'",
+        ),
+        (
+            ["--finetune.loss", "focal", "--finetune.loss_overrides.gamma", "much"],
+            "--finetune.loss_overrides.gamma: expected float, found 'much'",
+        ),
+    ],
+)
+def test_losses_are_checked(plugin: list[str], options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        train.main([*plugin, "--data", "ticks", "--model", "mlp", *options])
+    assert not Path("runs").exists()
+
+
+def test_a_loss_gets_what_it_has_parameters_for() -> None:
+    @register_loss("own")
+    class Own(nn.Module):
+        def __init__(self, margin: float, rated_weight: float = 1.0) -> None:
+            super().__init__()
+            self.margin, self.rated_weight = margin, rated_weight
+
+    made = make_loss("own", {"margin": 2.0}, rated_weight=2.5, unrated_weight=0.1)
+    assert (made.margin, made.rated_weight) == (2.0, 2.5)
+    with pytest.raises(ArgumentError, match="loss_overrides: expected margin, which own needs"):
+        make_loss("own", {})
+
+
+def own_format(name: str, **changes: Any) -> Format:
+    schema = FrameSchema(features=(("rgb", 3), ("audio", 2)))
+    return Format(name, "own records (rgb, audio)", schema, open_records, **changes)
+
+
+def test_the_last_format_that_matches_counts(tmp_path: Path) -> None:
+    register_format(own_format("own"))
+    frames, schema = np.zeros((5, 5), np.uint8), own_format("own").schema
+    write_records(tmp_path / "a.tfrecord", [encode_frames("a", frames, [1], schema=schema)])
+    with pytest.raises(DataError, match=r"a.tfrecord: expected a vocabulary.csv beside it"):
+        open_collection(tmp_path)
+    (tmp_path / "vocabulary.csv").write_text("Index,Name\n0,a\n1,b\n")
+    collection = open_collection(tmp_path, test_fraction=0.0)
+    assert (collection.name, collection.feature_sizes) == ("own", (3, 2))
+    assert [example.classes.tolist() for example in collection.videos("train")] == [[1]]
+    assert frame_format((3, 2)).name == "own"
+    register_format(own_format("none", recognize=lambda kind: False))
+    register_format(own_format("id", recognize=lambda kind: "id" in kind.context))
+    assert open_collection(tmp_path).name == "id"
+    assert frame_format((3, 2)).name == "own"
+    assert frame_format((3, 2), [str(tmp_path / "a.tfrecord")]).name == "id"
+
+
+def test_registries_know_what_is_registered() -> None:
+    kinds = {registry.kind for registry in Registry.every}
+    assert {"preset", "head", "format", "source of data", "metric", "loss"} <= kinds
+    assert [format.name for format in formats()] == ["youtube8m-videos", "youtube8m", "audioset"]
+    with pytest.raises(ArgumentError, match=r"name: expected .* new format, found 'audioset'"):
+        register_format(own_format("audioset"))
+    with pytest.raises(
+        ArgumentError, match=r"name: expected .* new source of data, found 'sample'"
+    ):
+        register_source("sample", Path)
+    for name in ("map", "gap", "step"):
+        with pytest.raises(ArgumentError, match=rf"name: expected .* new metric, found '{name}'"):
+            evaluate.register_metric(name, on="labels")(lambda num_classes: None)
