@@ -27,6 +27,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
+from pyseg import __version__, _help
 from pyseg._files import atomic_write, behind_links, why_not_a_file
 from pyseg.errors import ArgumentError, PysegError, UserError
 
@@ -71,6 +72,16 @@ def check_range(name: str, value: float | None, least: float, most: float = math
 
 MOST_EXAMPLES = 1 << 20
 """A batch of more examples is a slip of the keyboard."""
+
+
+def check_above(name: str, value: float | None, bound: float) -> None:
+    """Checks an option of a dataclass of options; None is one that is not given.
+
+    Raises:
+        pyseg.errors.ArgumentError: It is not above the bound, or not finite.
+    """
+    if value is not None and not bound < value < math.inf:
+        raise ArgumentError(f"{name}: expected above {bound:g}, found {value}")
 
 
 def check_out(name: str, path: str | None, **others: str | None) -> None:
@@ -119,6 +130,12 @@ def _check_writable(name: str, path: object, folder: Path) -> None:
         ) from error
 
 
+def program(module: str) -> str:
+    """Returns how the command of a module was called: by itself or through `pyseg.__main__`."""
+    called = sys.argv[0] if sys.argv else ""
+    return called if called.endswith(module.replace(".", " ")) else f"python -m {module}"
+
+
 def make_parser(
     config_class: type,
     module: str,
@@ -137,9 +154,10 @@ def make_parser(
         "takes --run for an option of its own."
     )
     usage = "".join(f" --{name} {name.upper()} [...]" for name in several or {})
+    prog = program(module)
     parser = _new_parser(
-        prog=f"python -m {module}",
-        usage=f"%(prog)s{usage} [--option VALUE ...]",
+        prog=prog,
+        usage=f"{prog}{usage} [--option VALUE ...]",
         description=description,
         epilog=epilog if torchrun else None,
     )
@@ -174,13 +192,17 @@ def parse(
 ) -> Config:
     """Returns the options given in ``argv`` (default: the command line of the process).
 
-    Options may be written with dashes too: ``--batch-size`` is ``--batch_size``. Before values are
-    checked, the entry points "pyseg.plugins" and the modules that ``--plugin`` names are imported.
+    Options may be written with dashes too: ``--batch-size`` is ``--batch_size``. One that is true
+    or false needs no value, and is false as ``--no_option``. Before values are checked, the entry
+    points "pyseg.plugins" and the modules that ``--plugin`` names are imported. ``--help`` and
+    ``--version`` print what they ask for and end the process.
 
     Raises:
         pyseg.errors.UserError: An option is unknown, or its value is not one that it may have.
     """
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    _answer(words, parser, config_class)
+    words = list(_with_values(words, parser, config_class))
     for key, value in _pairs(words):
         if value == "" and key[:2] == "--":
             raise UserError(f"{key}: expected a value, found an empty one")
@@ -197,6 +219,43 @@ def parse(
     for name in _words(config_class):
         options[name] = _last_given(words, name, options[name])
     return _instantiate(config_class, options)
+
+
+def _answer(words: Sequence[str], parser: ArgumentParser, config_class: type) -> None:
+    """Does what ``--help`` and ``--version`` ask for, and ends the process."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, topic = word.partition("=")
+        if not equals and not following.startswith("-"):
+            topic = following
+        if name == "--version":
+            print(f"pyseg {__version__}")
+        elif name in ("-h", "--help"):
+            if topic:
+                print(_help.explain(config_class, topic))
+            else:
+                several = {a.dest: a.help or "" for a in parser._actions if a.nargs == "+"}
+                texts = parser.usage, parser.description, several, parser.epilog
+                print(_help.describe(config_class, *texts))
+        else:
+            continue
+        sys.exit(0)
+
+
+def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: type) -> Iterator[str]:
+    """Yields words of a command line, those that are true or false with their value."""
+    known = [name[2:] for action in parser._actions for name in action.option_strings]
+    flags = {name for name, hint in get_type_hints(config_class).items() if hint is bool}
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name = word[2:] if word[:2] == "--" else ""
+        if name not in known:
+            begun = [option for option in known if name and option.startswith(name)]
+            name = begun[0] if len(begun) == 1 else name
+        if name in flags and following.lower() not in ("true", "false"):
+            yield f"--{name}=true"
+        elif name.startswith("no_") and name not in known and name[3:] in flags:
+            yield f"--{name[3:]}=false"
+        else:
+            yield word
 
 
 def _import_plugins(named: object) -> None:

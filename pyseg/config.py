@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from pyseg import _cli
 from pyseg.data.datasets import MOST_WORKERS, OnError
@@ -22,24 +22,25 @@ class StageConfig:
     """One stage of training.
 
     Args:
-        steps: Optimiser steps; 0 leaves the stage out.
+        steps: Optimizer steps; 0 leaves the stage out.
         learning_rate: Adam's learning rate.
         batch_size: Examples a step, of all processes together.
-        schedule: "constant"; "step": times --decay every --decay_examples examples, as the public
-            YouTube-8M code does; "cosine": down to 0 at the last step.
-        decay: For "step": the factor.
-        decay_examples: For "step": after how many examples.
+        schedule: Schedule of the learning rate: "constant"; "step": times --decay every
+            --decay_examples examples, as in the public YouTube-8M code; "cosine": down to 0 at the
+            last step.
+        decay: The factor of the schedule "step".
+        decay_examples: Examples between two decays of the schedule "step".
         warmup_steps: Steps in which the learning rate grows to its value.
         clip_norm: Gradients are scaled down to this norm, of all together; default: not at all.
         ema: Decay of the moving average of weights that is evaluated and saved; 0: no average.
         noise: Standard deviation of the Gaussian noise on half of a frame's dimensions.
         l2: Strength of the L2 penalty on the head's weights (`pyseg.nn.l2_penalty`).
-        loss: A loss that `pyseg.training` knows: "rated-bce" is binary cross-entropy with the
-            weights and targets of the options --loss.
+        loss: A registered loss; "rated-bce" is binary cross-entropy with the weights and targets of
+            the options --loss.
         loss_overrides: Arguments of the loss to change, as in --finetune.loss_overrides.gamma 2.
-        evaluate_every: Steps between two evaluations on held-out videos; 0: at the end alone. The
-            best weights are kept.
-        patience: Stop after so many evaluations without a better one; 0: never.
+        evaluate_every: Steps between evaluations on held-out videos; 0: at the end alone. The best
+            weights are kept.
+        patience: Evaluations without a better one after which training stops; 0: never.
 
     Raises:
         ValueError: A value is out of its range.
@@ -75,9 +76,7 @@ class StageConfig:
         ):
             _cli.check_range(name, getattr(self, name), least)
         for name in ("learning_rate", "decay", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ArgumentError(f"{name}: expected above 0, found {value}")
+            _cli.check_above(name, getattr(self, name), 0)
         if not 0 <= self.ema < 1:
             raise ArgumentError(f"ema: expected a number in [0, 1), found {self.ema}")
         if self.patience and not self.evaluate_every:
@@ -108,12 +107,12 @@ class LossConfig:
     Args:
         rated_weight: The weight m of a rated class (eq. 3).
         unrated_weight: The weight n of every other class.
-        correlation: What a rated class says of others (eq. 6): a file of pyseg.cooccur; "auto":
-            counted from the labels of the training videos; or "none".
-        threshold: For "auto": probabilities below it are dropped (eq. 5).
-        min_support: For "auto": pairs seen in fewer videos are dropped.
-        absent_evidence: What a class that is rated 0 says of others, in parts of what one that is
-            rated 1 does: 0 in the paper.
+        correlation: Correlation of labels for the targets of unrated classes (eq. 6): a file of
+            pyseg.cooccur; "auto": counted from the labels of the training videos; or "none".
+        threshold: Probabilities below it are dropped where they are counted (eq. 5).
+        min_support: Pairs seen in fewer videos are dropped where they are counted.
+        absent_evidence: Evidence of a class that is rated 0 for the others, relative to that of one
+            that is rated 1: 0 in the paper.
 
     Raises:
         ValueError: A value is out of its range.
@@ -131,10 +130,7 @@ class LossConfig:
         for name in ("rated_weight", "unrated_weight"):
             _cli.check_range(name, getattr(self, name), 0)
         for name in ("threshold", "absent_evidence"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ArgumentError(
-                    f"{name}: expected a number in [0, 1], found {getattr(self, name)}"
-                )
+            _cli.check_range(name, getattr(self, name), 0, 1)
         _cli.check_range("min_support", self.min_support, 1)
 
 
@@ -197,55 +193,84 @@ class TrainConfig:
     """What to train, on what.
 
     Args:
-        data: Records as a folder, glob or file; "sample" is a small generated collection, made
-            in the user's cache folder at first use.
-        labels: Tables of strong labels for AudioSet's records, a file or a glob; default: those
-            beside the records.
-        vocabulary: A vocabulary.csv naming the classes; default: the one beside the records.
-        model: A preset of pyseg.models.
+        data: Records as a folder, a glob or a file; or "sample", a small collection that is
+            generated in the user's cache folder at first use.
+        labels: Tables of AudioSet's strong labels, a file or a glob; default: those beside the
+            records.
+        vocabulary: A vocabulary.csv that names the classes; default: the one beside the records.
+        model: A preset of pyseg.models, or a registered one.
         overrides: Arguments of the preset to change, as in --overrides.hidden_size 256.
-        copies: So many models of this kind, with weights of their own, which learn together: the
-            mixture with distillation of the paper's section 3.1. Not for what is one already.
-        eigenvalues: The .npy file of the features' PCA eigenvalues, which
+        copies: Models of this kind that learn together, each with weights of its own: the mixture
+            with distillation of the paper's section 3.1. Not for a model that is a mixture already.
+        eigenvalues: A .npy file of the features' PCA eigenvalues, which
             --overrides.normalization unwhiten needs.
-        node_features: The .npy file of a label graph's node features (C, D), for a model with the
+        node_features: A .npy file of the label graph's node features (C, D), for a model with the
             head "gcn"; its graph starts as the correlation of --loss.correlation.
-        recipe: Other defaults: "paper" is the paper's schedule and mixture, of 200,000 and 250,000
-            steps; "best" what makes most of few ratings. Options that are given change it; in
-            Python a whole `StageConfig` or `LossConfig` is one of them.
-        stage: Which stages to run.
-        classes: "rated" fine-tunes for the rated classes alone: the head keeps their rows.
-        final_fit: After fine-tuning, do it once more from the same weights on all rated segments,
-            of held-out videos too, for as many steps as were best; these weights stay.
-        init: A run folder, or one saved by `pyseg.models`: its weights are the start.
+        recipe: Defaults of other options: "paper" is the paper's schedule and mixture, of 200,000
+            and 250,000 steps; "best" is what makes the most of few ratings. Options that are given
+            take precedence; in Python a whole `StageConfig` or `LossConfig` is one option.
+        stage: The stages to run.
+        classes: Fine-tune for all classes, or for the rated ones: the head keeps their rows.
+        final_fit: Fine-tune once more on all ratings: from the same weights on all rated segments,
+            those of held-out videos too, for as many steps as were best; these weights are kept.
+        init: A saved model to start from: a run folder, or one saved by `pyseg.models`.
         run: The folder to write; default: the next free runs/<data>-<model>-<number>.
         pretrain: Pretraining on video labels.
         finetune: Fine-tuning on rated segments; skipped where the data has none.
         loss: The loss of fine-tuning; that of pretraining is plain cross-entropy.
-        max_frames: Frames of a video that are used, from its start.
-        test_fraction: The part of the videos that is held out for evaluation.
-        seed: Seeds the weights, the order of the data and the choice of held-out videos.
+        max_frames: Frames of a video to use, from its start.
+        test_fraction: The part of the videos to hold out for evaluation.
+        seed: Seeds weights, order and split: the initial weights, the order of the data and the
+            choice of held-out videos.
         workers: Processes that read ahead; 0 reads in this process.
-        device: "cpu", "cuda", ...; default: a GPU where there is one.
-        precision: "fp32", or automatic mixed precision with "bf16" or "fp16". On a CPU that has no
-            quick products of bfloat16, "bf16" keeps their results only.
-        tf32: Let a GPU round the inputs of float32 products to TF32.
+        device: The device, as "cpu" or "cuda"; default: a GPU where there is one.
+        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. On a CPU
+            without fast bfloat16 products, "bf16" keeps results as bfloat16 only.
+        tf32: Let a GPU round to TF32: the inputs of float32 products.
         compile: Run the model through torch.compile.
-        on_error: "raise" stops at a damaged record, "skip" leaves it out and says so.
+        on_error: What a damaged record does: "raise" stops, "skip" leaves it out and says so.
         on_nan: What a loss that is not finite does: "raise" stops and names the examples, "skip"
             leaves the batch out and counts it.
-        checkpoint_minutes: Minutes between two checkpoints.
-        checkpoint_steps: Steps between two checkpoints; default: by the clock alone.
-        keep_checkpoints: How many of the last checkpoints are kept.
-        tensorboard: Write the numbers of metrics.jsonl for TensorBoard too, into the run's folder.
-        timeout_minutes: Under torchrun: how long the processes wait for each other.
-        resume: A run folder: go on with its training where the last checkpoint is. All other
+        checkpoint_minutes: Minutes between checkpoints.
+        checkpoint_steps: Steps between checkpoints; default: by the clock alone.
+        keep_checkpoints: Checkpoints to keep, the last ones.
+        tensorboard: Write TensorBoard files too: the numbers of metrics.jsonl, into the run folder.
+        timeout_minutes: Minutes that processes of torchrun wait for each other.
+        resume: A run folder to go on with: training continues from its last checkpoint. All other
             options are the run's; steps, workers, device, how often to save, and --run (a copy of
             the run goes on there) may be given anew.
 
     Raises:
         ValueError: A value is out of its range.
     """
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Data": (
+            "data",
+            "labels",
+            "classes",
+            "max_frames",
+            "test_fraction",
+            "on_error",
+        ),
+        "Model": ("model", "overrides", "copies", "init"),
+        "Training": (
+            "recipe",
+            "stage",
+            "pretrain",
+            "finetune",
+            "loss",
+            "final_fit",
+            "seed",
+        ),
+        "Machine": ("device", "workers", "precision", "compile"),
+        "Run folder": (
+            "run",
+            "resume",
+            "checkpoint_minutes",
+            "tensorboard",
+        ),
+    }
 
     data: str = "sample"
     labels: str | None = None
@@ -284,8 +309,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Checks the values."""
         for name in ("checkpoint_minutes", "timeout_minutes"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"{name}: expected above 0, found {getattr(self, name)}")
+            _cli.check_above(name, getattr(self, name), 0)
         if self.final_fit and (self.stage == "pretrain" or not self.finetune.steps):
             raise ArgumentError("final_fit: expected fine-tuning with it, found none")
         if "noise" in self.overrides:

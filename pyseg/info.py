@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import pyseg
-from pyseg import _build, _ext
+from pyseg import _build, _cli, _ext
 
 SWITCHES = (
     "PYSEG_EXT",
@@ -106,8 +108,12 @@ def _gpus() -> str:
     return ", ".join(f"{device.name} (sm_{device.major}{device.minor})" for device in devices)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints the facts, one a line."""
+    parser = argparse.ArgumentParser(
+        prog=_cli.program("pyseg.info"), description="Prints what pyseg runs with here."
+    )
+    parser.parse_args(argv)
     for name, value in collect().items():
         print(f"{name}: {value}")
 

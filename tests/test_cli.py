@@ -1,16 +1,20 @@
 """The command line: options, their errors, recipes and the lines of the log."""
 
 import logging
+import re
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
-from pyseg import _cli, _progress, cooccur, evaluate, predict, train
+import pyseg
+from pyseg import _cli, _help, _progress, cooccur, evaluate, predict, train
 from pyseg.config import LossConfig, TrainConfig, make_parser
 from pyseg.data.records import encode_frames, write_records
 from pyseg.errors import ArgumentError, PysegError, UserError
+from pyseg.evaluate import EvaluateConfig
 from pyseg.predict import PredictConfig
 from pyseg.runs import Run
 from pyseg.train import parse_options
@@ -171,10 +175,78 @@ def test_a_file_of_no_options(content, told, tmp_path):
         evaluate.main(["--config", str(path)])
 
 
-def test_usage_is_short(capsys):
-    with pytest.raises(SystemExit):
-        train.main(["--help"])
-    assert "usage: python -m pyseg.train [--option VALUE ...]\n" in capsys.readouterr().out
+def printed(main: Callable[[list[str]], object], words: list[str], capsys) -> str:
+    """Returns what a command prints that only answers a question."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--data", "none", "-h"], ["--help", "--run=x"]])
+def test_help_fits_a_screen(words: list[str], capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = printed(train.main, words, capsys).splitlines()
+    assert lines[0] == "usage: python -m pyseg.train [--option VALUE ...]"
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 100
+    assert (
+        f"{'  --test_fraction X':30}The part of the videos to hold out for evaluation (0.2)"
+        in lines
+    )
+    assert "required" not in "".join(lines)
+
+
+def test_help_explains_an_option_or_a_group(capsys) -> None:
+    text = printed(train.main, ["--help", "loss"], capsys)
+    assert re.findall(r"^  --(\S+)", text, re.M)[:2] == ["loss.rated_weight", "loss.unrated_weight"]
+    assert text == printed(train.main, ["--help=--loss"], capsys)
+    one = printed(train.main, ["--help", "on-nan"], capsys)
+    assert " ".join(one.split()).startswith("--on_nan {raise,skip} What a loss that is not finite")
+    every = printed(train.main, ["--help", "all"], capsys)
+    assert text in every
+    assert one in every
+    with pytest.raises(UserError, match=r"--help los: .*unknown option 'los' .did you mean 'loss'"):
+        train.main(["--help", "los"])
+
+
+@pytest.mark.parametrize(
+    "config_class", [TrainConfig, EvaluateConfig, PredictConfig, cooccur.CooccurConfig]
+)
+def test_help_knows_every_option(config_class: type) -> None:
+    text = _help.explain(config_class, "all")
+    for option in fields(config_class):
+        assert re.search(rf"^  --(\[no_\])?{option.name}\b", text, re.M), option.name
+    assert not re.search(r"^  --.*\n {6}[(.]", text, re.M), "an option without a text"
+    for name in (n for group in getattr(config_class, "GROUPS", {}).values() for n in group):
+        assert name in {option.name for option in fields(config_class)}
+
+
+def test_version(capsys) -> None:
+    assert printed(train.main, ["--version"], capsys) == f"pyseg {pyseg.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--final_fit"], True),
+        (["--final-fit", "--seed", "3"], True),
+        (["--final_fit", "true"], True),
+        (["--final_fit=true", "--no_final_fit"], False),
+        (["--final_fit", "--no-final-fit"], False),
+        (["--final_fit", "false"], False),
+        (["--final"], True),
+    ],
+)
+def test_flags_need_no_value(words: list[str], expected: bool) -> None:
+    assert parse_options(words).final_fit is expected
+
+
+def test_what_is_no_flag_is_refused() -> None:
+    with pytest.raises(UserError, match="--no_seed: there is no such option"):
+        parse_options(["--no_seed", "3"])
+    with pytest.raises(UserError, match="--final_fit 3: expected"):
+        parse_options(["--final_fit=3"])
 
 
 def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path):

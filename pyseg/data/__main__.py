@@ -14,7 +14,7 @@ _COMMANDS = {"download": download.main}
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command that comes first in ``argv`` (default: the process's) with the rest."""
     parser = argparse.ArgumentParser(
-        prog="python -m pyseg.data",
+        prog=_cli.program("pyseg.data"),
         description="Fetches data. `python -m pyseg.data download --help` lists the options.",
     )
     parser.add_argument("command", choices=_COMMANDS, help="download: YouTube-8M's shards")

@@ -459,7 +459,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(result.describe())
         for note in notes:
             print(note)
-
-
-if __name__ == "__main__":
-    _cli.run(main)

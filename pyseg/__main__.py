@@ -1,0 +1,60 @@
+"""``pyseg COMMAND ...``, or ``python -m pyseg COMMAND ...``: one door to all commands."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyseg import __version__, _cli
+from pyseg._registry import unknown
+from pyseg.errors import UserError
+
+COMMANDS = {
+    "train": "train a model on video labels and rated segments",
+    "evaluate": "measure a run or a submission",
+    "predict": "score every segment of every video, or draw one video over time",
+    "report": "draw runs on an HTML page",
+    "cooccur": "count which labels occur together",
+    "reproduce": "run the paper's experiments",
+    "models": "list the models and what they cost",
+    "data": "download YouTube-8M",
+    "info": "print what pyseg runs with, and why something is missing",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that comes first in ``argv`` (default: the process's) with the rest."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    program = "pyseg" if Path(sys.argv[0]).name == "pyseg" else "python -m pyseg"
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(f"usage: {program} COMMAND [--option VALUE ...]\n")
+        print("Finds when something happens in a video.\n")
+        for name, text in COMMANDS.items():
+            print(f"  {name:<10} {text}")
+        print(f"\n`{program} COMMAND --help` explains a command.")
+        return
+    if words[0] == "--version":
+        print(f"pyseg {__version__}")
+        return
+    command = words.pop(0)
+    if command not in COMMANDS:
+        raise UserError(f"{command}: {unknown('command', command, COMMANDS)}")
+    if "_ARGCOMPLETE" in os.environ:  # the words to complete come after the command
+        os.environ["_ARGCOMPLETE"] = "2"
+    sys.argv = [f"{program} {command}", *words]
+    module = importlib.import_module(f"pyseg.{command}")
+    if not hasattr(module, "main"):  # a package of more than its command
+        module = importlib.import_module(f"pyseg.{command}.__main__")
+    module.main()
+
+
+def console() -> None:
+    """Runs the console script ``pyseg``."""
+    _cli.run(main)
+
+
+if __name__ == "__main__":
+    console()
