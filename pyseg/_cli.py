@@ -234,8 +234,8 @@ def _answer(words: Sequence[str], parser: ArgumentParser, config_class: type) ->
                 print(_help.explain(config_class, topic))
             else:
                 several = {a.dest: a.help or "" for a in parser._actions if a.nargs == "+"}
-                texts = parser.usage, parser.description, several, parser.epilog
-                print(_help.describe(config_class, *texts))
+                usage, does = str(parser.usage), str(parser.description)
+                print(_help.describe(config_class, usage, does, several, parser.epilog))
         else:
             continue
         sys.exit(0)

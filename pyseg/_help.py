@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 import shutil
@@ -10,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from pyseg._registry import unknown
 from pyseg.errors import UserError
 
 _COMMON = {
@@ -96,8 +96,11 @@ def explain(config_class: type, topic: str) -> str:
         if name == "all" or option.name == name or option.name.startswith(f"{name}.")
     ]
     if not found:
-        known = {option.name for option in _options(config_class)} | {"all"}
-        raise UserError(f"--help {topic}: {unknown('option', name, known)}")
+        names = [option.name for option in _options(config_class)]
+        names += [field.name for field in fields(config_class)]
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"--help {topic}: expected an option, a group of options, or all{hint}")
     indent = " " * 6
     lines = []
     for option in found:

@@ -206,7 +206,7 @@ def test_help_explains_an_option_or_a_group(capsys) -> None:
     every = printed(train.main, ["--help", "all"], capsys)
     assert text in every
     assert one in every
-    with pytest.raises(UserError, match=r"--help los: .*unknown option 'los' .did you mean 'loss'"):
+    with pytest.raises(UserError, match=r"^--help los: expected an option, .*mean loss\?"):
         train.main(["--help", "los"])
 
 
