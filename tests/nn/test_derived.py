@@ -23,7 +23,7 @@ class Doubled(DerivedWeights):
         return 2 * self.weight + self.shift
 
     def forward(self) -> Tensor:
-        return self._kept(self._derive) if self._may_keep() else self._derive()
+        return self._cached(self._derive) if self._may_cache() else self._derive()
 
 
 def value(module: Doubled) -> float:
