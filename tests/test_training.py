@@ -248,9 +248,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(copy: Path, whole: Pat
     first, last = list_checkpoints(Run(copy).checkpoints_folder)
     flip(last)
     train.main(["--resume", str(copy)])
-    [told] = (line for line in capsys.readouterr().out.splitlines() if "taken" in line)
+    [told] = (line for line in capsys.readouterr().out.splitlines() if "used instead" in line)
     assert f"{last}: expected a checkpoint of pyseg, found a damaged one" in told
-    assert told.endswith(f"; {first.name} is taken instead")
+    assert told.endswith(f"; {first.name} is used instead")
     assert_same_run(copy, whole)
 
 
@@ -267,7 +267,7 @@ def test_no_checkpoint_is_whole(copy: Path) -> None:
     for path in list_checkpoints(Run(copy).checkpoints_folder):
         flip(path)
     before = content_of(copy)
-    with pytest.raises(DataError, match=r"checkpoint-000000004\.pt: .* none before it is whole"):
+    with pytest.raises(DataError, match=r"checkpoint-000000004\.pt: .* all before it are damaged"):
         train.main(["--resume", str(copy)])
     assert content_of(copy) == before
 
