@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyseg._files import remove_unfinished, sole_owner, atomic_write
+from pyseg._files import atomic_write, remove_unfinished, sole_owner
 from pyseg.errors import UserError
 
 

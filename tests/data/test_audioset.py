@@ -16,13 +16,13 @@ from pyseg.data import (
 )
 from pyseg.data.audioset import (
     SCHEMA,
+    is_present,
     label_space,
     labels_by_id,
     merge_events,
     read_class_labels,
     read_display_names,
     read_strong_labels,
-    is_present,
 )
 
 HEADER = "filename\tevent_label\tonset\toffset\n"

@@ -1,4 +1,4 @@
-"""FrameNormalization: the conventions, and padding in each (pitfalls 4 and 5)."""
+"""FrameNormalization: the conventions, and padding in each."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ struct ForwardShared {
 // One block of 12 warps per (b, slice of rows, slice of F), b slowest. While one chunk's product
 // runs, the same warps compute the next one's weights, with one barrier between. The mass is the
 // sum of the rounded weights: then v = sum_n w (features - centers) holds for the weights of the
-// product, and their rounding errors are not multiplied by the features' mean.
+// product, and their rounding errors multiply features - centers, not features.
 //
 // A block that has all rows and all of F normalises its columns itself (without work); otherwise it
 // writes its sums, and vlad_normalize_kernel continues.
