@@ -1,4 +1,4 @@
-"""read_segments: every frame of every video once, whatever the blocks."""
+"""read_segments: every frame of every video once, with blocks of any size."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_skipped_ends(shards: list[str]) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_going_on_from_a_position(shards: list[str], size: int) -> None:
+def test_resuming_from_a_position(shards: list[str], size: int) -> None:
     blocks = list(read_segments(shards, SCHEMA, size))
     for number, block in enumerate(blocks):
         rest = list(read_segments(shards, SCHEMA, size, start=block.position))
@@ -98,7 +98,7 @@ def test_damaged_records(shards: list[str]) -> None:
     assert [id for block in blocks for id in block.ids] == ["00", "01", "11", "20", "21"]
 
 
-def test_an_id_that_will_not_do_is_told_by_its_number_in_the_file(shards, monkeypatch) -> None:
+def test_a_bad_id_is_reported_with_its_record_number(shards, monkeypatch) -> None:
     test_damaged_records(shards)  # record 0 of the second file
     told: list[str] = []
     report = ReadReport()
