@@ -405,17 +405,17 @@ def test_failed_build_is_not_repeated_without_a_change(checkout):
     source = checkout / "csrc" / "library.cpp"
     good = source.read_text()
     source.write_text('#error "planted"\n')
-    output, told = prepare(checkout).communicate(timeout=60)
+    output, errors = prepare(checkout).communicate(timeout=60)
     assert "planted" in output
     assert "g++ failed with status 1" in output or "CXX" in os.environ
-    assert told == f"pyseg: {_build.announcement([_build.CPU], checkout / 'pyseg')}\n"
-    again, told = prepare(checkout).communicate(timeout=60)
+    assert errors == f"pyseg: {_build.announcement([_build.CPU], checkout / 'pyseg')}\n"
+    again, errors = prepare(checkout).communicate(timeout=60)
     assert again == f"its build failed: {output}"
-    assert told == ""
+    assert errors == ""
     source.write_text(good)
-    output, told = prepare(checkout).communicate(timeout=60)
+    output, errors = prepare(checkout).communicate(timeout=60)
     assert output == f"{checkout}/pyseg/libpyseg.so\n"
-    assert told != ""
+    assert errors != ""
 
 
 @needs_compiler

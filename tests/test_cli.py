@@ -148,15 +148,15 @@ def test_a_fault_of_the_program_keeps_its_traceback(module, where, words, error,
 def test_an_output_must_not_be_an_input(words, other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [word.format(tmp_path) for word in words]
-    told = r"--out \S+: expected another file than that of --"
-    with pytest.raises(UserError, match=told + other):
+    expected = r"--out \S+: expected another file than that of --"
+    with pytest.raises(UserError, match=expected + other):
         predict.main(words)
-    with pytest.raises(UserError, match=told + "labels"):
+    with pytest.raises(UserError, match=expected + "labels"):
         cooccur.main(["--labels", "l", "--out", "l"])
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"\x89\xff: 1\n", r"expected YAML, found bytes that are not UTF-8: b'\\x89'$"),
         (b"", "expected a YAML file of options, found none$"),
@@ -164,10 +164,10 @@ def test_an_output_must_not_be_an_input(words, other, tmp_path, monkeypatch):
         (b"[" * 5000, "expected YAML, found: while parsing a flow node"),
     ],
 )
-def test_invalid_files_of_options(content, told, tmp_path):
+def test_invalid_files_of_options(content, expected, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="^--config.*: " + told):
+    with pytest.raises(UserError, match="^--config.*: " + expected):
         evaluate.main(["--config", str(path)])
 
 

@@ -474,9 +474,9 @@ def test_several_processes_count_like_one(data: Path, runs: Path, tmp_path: Path
 def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> None:
     predict.main(scored(data, runs, "one"))
     assert (runs / "one.csv").read_text() == (runs / "several.csv").read_text()
-    told = capsys.readouterr().out.splitlines()[0].split(", ")[:2]
+    counts = capsys.readouterr().out.splitlines()[0].split(", ")[:2]
     printed = outcome(runs, "all_checks").out
-    assert ", ".join(told) in printed
+    assert ", ".join(counts) in printed
     assert printed.count("stopped after ") == printed.count("going on from ") == 1
     with np.load(runs / "one-scores.npz") as one, np.load(runs / "several-scores.npz") as several:
         assert len(one["segments"]) == 2 * len(NAMES)
@@ -515,8 +515,8 @@ def test_a_stop_in_one_process_stops_all_and_resumes(runs: Path) -> None:
 def test_a_lost_process_ends_the_run(runs: Path, function: str, rank: int, text: str) -> None:
     done = outcome(runs, function)
     assert done.code != 0
-    [told] = [line for line in done.err.splitlines() if line.startswith("pyseg: ")]
-    assert told.startswith(f"pyseg: error (rank {rank}): {text}")
+    [message] = [line for line in done.err.splitlines() if line.startswith("pyseg: ")]
+    assert message.startswith(f"pyseg: error (rank {rank}): {text}")
 
 
 def test_as_many_processes_resume(runs: Path) -> None:

@@ -161,11 +161,11 @@ def test_only_pyseg_errors_are_raised(name: str, tmp_path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
             path = Path(folder, "it")
             path.write_bytes(data)
-            told = complaint(reader, path)
-        if told is not None:
-            assert folder in told
-            assert "\n" not in told
-            assert len(told) < 1000
+            message = complaint(reader, path)
+        if message is not None:
+            assert folder in message
+            assert "\n" not in message
+            assert len(message) < 1000
 
     check()
 

@@ -378,7 +378,7 @@ def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, mo
     assert len(drawn[0].ratings) > 0
 
 
-def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+def test_timeline_of_unlabeled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
     shard = tmp_path / "test0.tfrecord"
     frames = np.zeros((7, 1152), np.uint8)
@@ -461,8 +461,8 @@ def test_a_damaged_record_stops_or_is_left_out(
     words = ["--run", str(run), "--data", str(damaged), "--out", str(tmp_path / "s.csv")]
     with pytest.raises(SystemExit, match="1"):
         _cli.run(lambda: predict.main(words))
-    told = capsys.readouterr().err
-    assert told.startswith("pyseg: error: ")
-    assert "validate0.tfrecord" in told
+    error = capsys.readouterr().err
+    assert error.startswith("pyseg: error: ")
+    assert "validate0.tfrecord" in error
     predict.main([*words, "--on-error", "skip"])
     assert "records: skipped 1 record" in capsys.readouterr().out

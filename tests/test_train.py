@@ -224,9 +224,9 @@ def test_damaged_records_are_skipped_and_counted(tmp_path, capsys, rated):
         train.train(config(data, tmp_path / "run", pretrain=StageConfig(9, 1e-3, 8)))
     steps = {"pretrain": StageConfig(9, 1e-3, 8), "on_error": "skip"}
     run = train.train(config(data, tmp_path / "run2", **steps))
-    told = f"skipped 1 record (the first: {data}: record 7 at byte"
+    message = f"skipped 1 record (the first: {data}: record 7 at byte"
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines if told in line] == (
+    assert [line.split(":")[0] for line in lines if message in line] == (
         ["label correlation", "pretrain", "finetune"] if rated else ["pretrain"]
     )
     evaluate.main(["--run", str(run), "--part", "all"])  # the run's own way
@@ -311,8 +311,8 @@ def test_a_run_of_mean_features_that_meets_frames(videos_folder, segments_folder
     capsys.readouterr()
     evaluate.main(options)
     predict.main([*options, "--out", str(tmp_path / "s.csv")])
-    told = f"{run} was trained on mean features of whole videos; {segments_folder} has frames\n"
-    assert capsys.readouterr().out.count(told) == 2
+    message = f"{run} was trained on mean features of whole videos; {segments_folder} has frames\n"
+    assert capsys.readouterr().out.count(message) == 2
     evaluate.main(options[:2])
     assert "was trained on" not in capsys.readouterr().out
 

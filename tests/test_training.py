@@ -248,9 +248,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(copy: Path, whole: Pat
     first, last = list_checkpoints(Run(copy).checkpoints_folder)
     flip(last)
     train.main(["--resume", str(copy)])
-    [told] = (line for line in capsys.readouterr().out.splitlines() if "used instead" in line)
-    assert f"{last}: expected a checkpoint of pyseg, found a damaged one" in told
-    assert told.endswith(f"; {first.name} is used instead")
+    [message] = (line for line in capsys.readouterr().out.splitlines() if "used instead" in line)
+    assert f"{last}: expected a checkpoint of pyseg, found a damaged one" in message
+    assert message.endswith(f"; {first.name} is used instead")
     assert_same_run(copy, whole)
 
 
@@ -259,8 +259,8 @@ def test_a_missing_log_is_reported(data: Path, tmp_path: Path, capsys) -> None:
     (run / "metrics.jsonl").unlink()
     capsys.readouterr()
     train.main(["--resume", str(run)])
-    told = f"{run}/metrics.jsonl: lines of the steps before are missing\n"
-    assert capsys.readouterr().out.count(told) == 1
+    message = f"{run}/metrics.jsonl: lines of the steps before are missing\n"
+    assert capsys.readouterr().out.count(message) == 1
 
 
 def test_all_checkpoints_are_damaged(copy: Path) -> None:

@@ -75,7 +75,7 @@ class ThreadPool {
       const std::lock_guard lock(mutex_);
       try {
         for (; workers_ < workers; ++workers_) std::thread([this] { serve(); }).detach();
-      } catch (const std::system_error&) {  // the system starts no more threads: go on with fewer
+      } catch (const std::system_error&) {  // no more threads: fewer have to suffice
       }
       queue_.insert(queue_.end(), std::min(workers, workers_), &job);
       queue_size_ = static_cast<int64_t>(queue_.size());

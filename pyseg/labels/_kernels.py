@@ -13,7 +13,7 @@ from pyseg._jit import njit
 
 # Lists of labels are short, three on average, so a loop over one mispredicts its end every time.
 # Loops over a list, or over the labels after one, therefore always run AHEAD times at least; what
-# they write past the end is overwritten, or lies in the space left between buckets.
+# they write past the end is overwritten, or falls into the space between buckets.
 AHEAD = 4
 BLOCK = 16  # labels that `tally` scans together
 

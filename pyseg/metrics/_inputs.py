@@ -35,7 +35,7 @@ def as_array(name: str, values: Array, ndim: int) -> np.ndarray:
 def as_scores(name: str, values: Array, ndim: int) -> np.ndarray:
     """Returns `values` in float32 or float64; NaN is an error, infinities are ordinary values.
 
-    float32 and what is narrower become float32, everything else float64.
+    float32 and narrower floats become float32, everything else float64.
     """
     array = as_array(name, values, ndim)
     narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 4

@@ -84,11 +84,11 @@ def rows_to_keys(classes, bits, relevant, starts, rows, keys, positives):  # typ
 
 @njit
 def wide_rows_to_keys(  # type: ignore[no-untyped-def]
-    classes, bits, relevant, starts, low, rows, keys, whole, positives
+    classes, bits, relevant, starts, low, rows, keys, full, positives
 ):
     """`rows_to_keys` for float64 scores, whose last `low` bits do not fit into a key.
 
-    `whole` receives all bits of the scores, in descending order as in keys, at the keys' places.
+    `full` receives all bits of the scores, in descending order as in keys, at the keys' places.
     """
     least = (_ONE << np.uint64(low)) - _ONE
     for row in range(len(classes)):
@@ -98,7 +98,7 @@ def wide_rows_to_keys(  # type: ignore[no-untyped-def]
         if value == _WIDE_SIGN:
             value = np.uint64(0)
         value ^= (_WIDE_SIGN - _ONE) if value < _WIDE_SIGN else np.uint64(0)
-        whole[starts[label] + place] = value
+        full[starts[label] + place] = value
         hit = np.uint64(relevant[row])
         keys[starts[label] + place] = (value & ~least) | (np.uint64(place) << _ONE) | hit
         rows[label] = place + 1
@@ -106,11 +106,11 @@ def wide_rows_to_keys(  # type: ignore[no-untyped-def]
 
 
 @njit
-def in_order(keys, whole, starts, ends, low):  # type: ignore[no-untyped-def]
+def in_order(keys, full, starts, ends, low):  # type: ignore[no-untyped-def]
     """Returns whether sorted keys are also in the order of the bits that do not fit into them."""
     least = (_ONE << np.uint64(low)) - _ONE
     for label in range(len(starts)):
-        ranked, scores = keys[starts[label] : ends[label]], whole[starts[label] : ends[label]]
+        ranked, scores = keys[starts[label] : ends[label]], full[starts[label] : ends[label]]
         for rank in range(1, len(ranked)):
             if (ranked[rank - 1] ^ ranked[rank]) <= least:
                 before = np.int64((ranked[rank - 1] & least) >> _ONE)
@@ -142,7 +142,7 @@ def append_keys(  # type: ignore[no-untyped-def]
 ):
     """Appends keys, score above id, below their class's threshold, until a class is full.
 
-    It starts at column `first` and at `row`, and returns the row to go on from.
+    It starts at column `first` and at `row`, and returns the row to continue from.
     """
     made, wanted = np.empty(_TURNED, np.uint64), np.empty(_TURNED, np.bool_)
     while row < len(bits):

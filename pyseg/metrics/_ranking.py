@@ -49,11 +49,11 @@ def precision_sums(
     if scores.dtype == np.float64:
         bits = np.ascontiguousarray(scores).view(np.uint64)
         low = int(counts.max()).bit_length() + 1  # of a key: the row within its class, and the hit
-        whole = np.empty(len(scores), np.uint64)
+        full = np.empty(len(scores), np.uint64)
         inputs = classes, bits, relevant, starts
-        kernels.wide_rows_to_keys(*inputs, low, rows, keys, whole, positives)
+        kernels.wide_rows_to_keys(*inputs, low, rows, keys, full, positives)
         _sort(keys, starts, ends, positives)
-        if kernels.in_order(keys, whole, starts[positives > 0], ends[positives > 0], low):
+        if kernels.in_order(keys, full, starts[positives > 0], ends[positives > 0], low):
             return _sums(keys, starts, ends, positives, k), positives, counts
         rows, positives = np.zeros((2, num_classes), np.int64)  # rare: `_bits` ranks them first
     kernels.rows_to_keys(classes, _bits(scores), relevant, starts, rows, keys, positives)

@@ -10,7 +10,7 @@ Each gives exactly what its function gives for the concatenated blocks, whatever
 In a distributed run `compute` covers the updates of all processes: every process must call it, and
 all get the same result. A process may have had any number of updates, including none. Rows are in
 the order of ranks, then of updates, which decides between equal scores. `compute` leaves the state
-of a process as it is, so that updates can go on; `reset` clears it.
+of a process unchanged, so that updates may follow; `reset` clears it.
 """
 
 from __future__ import annotations

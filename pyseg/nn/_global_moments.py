@@ -1,4 +1,4 @@
-"""Statistics of the rows of all processes; a module of its own as it imports torch._dynamo."""
+"""Statistics of the rows of all processes; a separate module, since it imports torch._dynamo."""
 
 from __future__ import annotations
 

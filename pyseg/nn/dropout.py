@@ -52,7 +52,7 @@ def bernoulli_mask(x: Tensor, p: float, *, generator: torch.Generator | None = N
 
     On a CPU `torch.Tensor.bernoulli_` takes 17 ns an element, a tenth of a whole training step for
     the 32,256 aggregates of nextvlad1. Here four elements share a 64-bit number, each with 16 bits
-    of its own: 2 ns.
+    of it: 2 ns.
 
     Args:
         x: a tensor of any shape, of which only shape and device are used.

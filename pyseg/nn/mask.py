@@ -49,7 +49,7 @@ def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
     Raises:
         TypeError: `num_frames` does not hold integers.
         ValueError: `num_frames` has another shape than (B,), or a value outside 1..T. The values
-            are checked only when `num_frames` lies in host memory and nothing is being traced:
+            are checked only if `num_frames` is in host memory and nothing is being traced:
             elsewhere reading them would stall the device. Values beyond T then mean T.
 
     Example:

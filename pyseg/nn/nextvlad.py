@@ -298,8 +298,8 @@ class NeXtVLAD(DerivedWeights):
         """
         groups, clusters, size = self.groups, self.clusters, self.feature_size
         if pool is not None and frames.dtype != torch.uint8:
-            # Nothing is copied if u has rows (n, g) and W multiplies each video's; only without a
-            # gradient, as W would get one per video.
+            # With u in rows (n, g), W times each video's u copies nothing. Only without gradients,
+            # as W would get one per video.
             videos = max(1, _POOLED // (size * groups * clusters) if frames.is_cpu else len(frames))
             parts: list[Tensor] = []
             for x, w in zip(frames.split(videos), weights.split(videos), strict=True):

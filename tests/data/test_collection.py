@@ -374,7 +374,7 @@ def test_the_most_common_kind_is_taken(tmp_path: Path) -> None:
     )
 
 
-def test_the_unlabelled_test_partition_is_left_out(tmp_path: Path) -> None:
+def test_the_unlabeled_test_partition_is_left_out(tmp_path: Path) -> None:
     frames(tmp_path / "validate00.tfrecord", IDS)
     for shard in range(3):
         unlabelled(tmp_path / f"test0{shard}.tfrecord")

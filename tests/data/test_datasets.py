@@ -642,7 +642,7 @@ def test_bad_loader_options(frame_shards) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("worker_error", "message"),
     [
         ("unable to allocate shared memory(shm) for file </t>", "found too little in /dev/shm"),
         ("DataLoader worker (pid 7) is killed by signal: Bus error. ", "--shm-size"),
@@ -650,9 +650,9 @@ def test_bad_loader_options(frame_shards) -> None:
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "ended unexpectedly"),
     ],
 )
-def test_errors_of_lost_workers_are_explained(told: str, message: str) -> None:
+def test_errors_of_lost_workers_are_explained(worker_error: str, message: str) -> None:
     with pytest.raises(WorkerError, match=f"^--workers: .*{message}"), worker_errors():
-        raise RuntimeError(told)
+        raise RuntimeError(worker_error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size of tensor"), ConnectionResetError("x")])

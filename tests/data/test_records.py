@@ -530,7 +530,7 @@ def test_several_readers_at_a_time(engine, tmp_path):
 # -------------------------------------------------------------------------------------------- gzip
 
 
-def test_gzip_is_recognised_by_content(engine, write):
+def test_gzip_is_recognized_by_content(engine, write):
     assert list(read_records(write(gzip.compress(TENSORFLOWS), "a.tfrecord"))) == [b"pyseg", b""]
     assert list(read_records(write(TENSORFLOWS, "a.tfrecord.gz"))) == [b"pyseg", b""]
 
@@ -653,7 +653,7 @@ def test_frames(engine, write):
     assert record.context == {}
 
 
-def test_frames_are_neither_padded_nor_dequantised(engine, write):
+def test_frames_are_neither_padded_nor_dequantized(engine, write):
     """Padding comes later, after dequantisation."""
     frames = np.arange(4 * 1152, dtype=np.uint32).astype(np.uint8).reshape(4, 1152)
     [record] = read_frames(write(framed(encode_frames("a", frames, []))))
@@ -731,7 +731,9 @@ def test_videos_without_labels(engine, write):
 def test_bound_of_an_id(engine, write, letter):
     longest = letter * (1024 // len(letter.encode()))
     schema = FrameSchema(SMALL.features, labels_key=None)
-    path = write(framed(spoil(id=bytes_list(longest.encode())), spoil(id=bytes_list(bytes(1025)))))
+    path = write(
+        framed(damage(id=bytes_list(longest.encode())), damage(id=bytes_list(bytes(1025))))
+    )
     found, error = outcome(read_frames, path, schema)
     assert [record.id for record in found] == [longest]
     assert "record 1 at byte" in error
@@ -760,7 +762,7 @@ def test_many_large_records_keep_apart(engine, tmp_path):
         assert (part == originals[3][5:, 7:]).all()
 
 
-def spoil(**changes):
+def damage(**changes):
     """A valid record of SMALL with these context features or feature lists replaced or removed."""
     context, lists = frame_parts(2)
     for name, value in changes.items():
@@ -774,75 +776,78 @@ def spoil(**changes):
 
 BAD_FRAMES = {
     "no id": (
-        spoil(id=None),
+        damage(id=None),
         "expected context feature 'id', found context features: 'labels';"
         " feature lists: 'audio', 'rgb'",
     ),
     "id of kind nothing": (
-        spoil(id=b""),
+        damage(id=b""),
         "expected context feature 'id', found context features: 'id', 'labels'",
     ),
     "id is a number": (
-        spoil(id=int_list(7)),
+        damage(id=int_list(7)),
         "expected bytes in context feature 'id', found int64",
     ),
     "two ids": (
-        spoil(id=bytes_list(b"a", b"b")),
+        damage(id=bytes_list(b"a", b"b")),
         "expected 1 value in context feature 'id', found 2",
     ),
     "id is not text": (
-        spoil(id=bytes_list(b"a\xff'\\b")),
+        damage(id=bytes_list(b"a\xff'\\b")),
         r"expected UTF-8 text in context feature 'id', found 'a\xff\x27\x5cb'",
     ),
     "labels are floats": (
-        spoil(labels=float_list(1)),
+        damage(labels=float_list(1)),
         "expected int64 in context feature 'labels', found float",
     ),
     "negative label": (
-        spoil(labels=int_list(1, -3)),
+        damage(labels=int_list(1, -3)),
         "expected numbers of at least 0 in context feature 'labels', found -3",
     ),
     "no rgb": (
-        spoil(rgb=None),
+        damage(rgb=None),
         "expected feature list 'rgb', found context features: 'id', 'labels';"
         " feature lists: 'audio'",
     ),
     "no lists": (
-        spoil(rgb=None, audio=None),
+        damage(rgb=None, audio=None),
         "found context features: 'id', 'labels'; feature lists: none",
     ),
-    "no frames": (spoil(rgb=[], audio=[]), "expected at least 1 frame in feature list 'rgb', foun"),
+    "no frames": (
+        damage(rgb=[], audio=[]),
+        "expected at least 1 frame in feature list 'rgb', foun",
+    ),
     "fewer audio frames": (
-        spoil(audio=[bytes_list(b"123")]),
+        damage(audio=[bytes_list(b"123")]),
         "expected as many frames in feature list 'audio' as in 'rgb' (2), found 1",
     ),
     "more audio frames": (
-        spoil(audio=[bytes_list(b"123")] * 3),
+        damage(audio=[bytes_list(b"123")] * 3),
         "expected as many frames in feature list 'audio' as in 'rgb' (2), found 3",
     ),
     "narrow frame": (
-        spoil(audio=[bytes_list(b"123"), bytes_list(b"12")]),
+        damage(audio=[bytes_list(b"123"), bytes_list(b"12")]),
         "expected 3 bytes in frame 1 of feature list 'audio', found 2",
     ),
     "frame of floats": (
-        spoil(rgb=[float_list(*range(6))]),
+        damage(rgb=[float_list(*range(6))]),
         "expected bytes in frame 0 of feature list 'rgb', found float",
     ),
     "empty frame": (
-        spoil(rgb=[b""]),
+        damage(rgb=[b""]),
         "expected bytes in frame 0 of feature list 'rgb', found noth",
     ),
     "frame of two strings": (
-        spoil(rgb=[bytes_list(b"123456", b"123456")]),
+        damage(rgb=[bytes_list(b"123456", b"123456")]),
         "expected 1 value in frame 0 of feature list 'rgb', found 2",
     ),
     "start without class": (
-        spoil(segment_start_times=int_list(0), segment_scores=float_list(1)),
+        damage(segment_start_times=int_list(0), segment_scores=float_list(1)),
         "expected context feature 'segment_labels', found context features: 'id', 'labels',"
         " 'segment_scores', 'segment_start_times'",
     ),
     "scores only": (
-        spoil(segment_scores=float_list(1)),
+        damage(segment_scores=float_list(1)),
         "expected context feature 'segment_start_times', found",
     ),
     "empty record": (
@@ -850,7 +855,7 @@ BAD_FRAMES = {
         "expected context feature 'id', found context features: none; feature lists: none",
     ),
     "cut in a message": (
-        spoil()[:-1],
+        damage()[:-1],
         "malformed protobuf at byte 38 of the record: expected 62 bytes, found 61 to the end of"
         " their message",
     ),
@@ -882,7 +887,7 @@ BAD_FRAMES = {
         "byte 11 of the record: expected 18446744073709551615 bytes, found 0 to the end of their",
     ),
     "odd floats": (
-        spoil(
+        damage(
             segment_start_times=int_list(0),
             segment_labels=int_list(1),
             segment_scores=field(2, field(1, b"\x00\x00\x80")),
@@ -895,7 +900,7 @@ BAD_FRAMES = {
 @pytest.mark.parametrize("name", BAD_FRAMES)
 def test_bad_frames(engine, write, name):
     payload, expected = BAD_FRAMES[name]
-    good = spoil()
+    good = damage()
     path = write(framed(good, payload, good))
     found, error = outcome(read_frames, path, SMALL)
     assert len(found) == 1
@@ -1671,21 +1676,21 @@ def check_faults(data: bytes, path: Path, read, corruptions: int, truncations: i
     assert error is None
     assert whole
     for trial in range(corruptions + truncations):
-        spoilt = bytearray(data)
+        damaged = bytearray(data)
         if trial < corruptions:
             at = rng.randrange(len(data))
-            spoilt[at] ^= rng.randrange(1, 256)
-            what = f"byte {at} set to {spoilt[at]:#x}"
+            damaged[at] ^= rng.randrange(1, 256)
+            what = f"byte {at} set to {damaged[at]:#x}"
         else:
-            del spoilt[rng.randrange(len(data)) :]
-            what = f"cut to {len(spoilt)} bytes"
-        path.write_bytes(spoilt)
+            del damaged[rng.randrange(len(data)) :]
+            what = f"cut to {len(damaged)} bytes"
+        path.write_bytes(damaged)
         found, error = outcome(read, path)
         assert same(found, whole[: len(found)]), what
-        if error is None and len(spoilt) in ends:
-            assert len(found) == ends.index(len(spoilt)) + 1, what
+        if error is None and len(damaged) in ends:
+            assert len(found) == ends.index(len(damaged)) + 1, what
         elif error is None:
-            assert len(found) == (len(whole) if spoilt else 0), what
+            assert len(found) == (len(whole) if damaged else 0), what
         else:
             assert error.startswith(f"{path}: record "), (what, error)
             assert ": expected " in error or "malformed" in error, (what, error)
@@ -1697,7 +1702,7 @@ def test_faults_in_frames(engine, tmp_path, compress):
     data = (tmp_path / "good").read_bytes()
     check_faults(
         data,
-        tmp_path / "spoilt",
+        tmp_path / "damaged",
         lambda path: read_frames(path, SMALL),
         *((2000, 500) if FULL else (300, 100)),
     )
@@ -1719,7 +1724,7 @@ def test_faults_in_real_data(shared, tmp_path, name, compress):
             for block in read_videos(path, block=1):
                 yield tuple(block)
 
-    check_faults(data, tmp_path / "spoilt", read, *((2000, 500) if FULL else (40, 10)))
+    check_faults(data, tmp_path / "damaged", read, *((2000, 500) if FULL else (40, 10)))
 
 
 # --------------------------------------------------------------------------------------- real data

@@ -61,17 +61,17 @@ def test_malformed_vocabulary(tmp_path: Path, text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"Index\n\xff\n", "line 2: expected UTF-8 text, found the byte 0xff"),
         (gzip.compress(b"Index\n0\n1\n2\n")[:-12], r"line \d+: .* damaged gzip data"),
     ],
     ids=["of another encoding", "cut"],  # compressed data contains the time
 )
-def test_not_text(tmp_path: Path, content: bytes, told: str) -> None:
+def test_not_text(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "vocabulary.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"vocabulary\.csv, {told}"):
+    with pytest.raises(DataError, match=rf"vocabulary\.csv, {expected}"):
         read_vocabulary(path)
 
 

@@ -66,7 +66,7 @@ def test_gru_is_that_of_pytorch(layers: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, reference_gru(gru)(x)[0])
 
 
-def test_gru_is_initialised_like_that_of_pytorch() -> None:
+def test_gru_is_initialized_like_that_of_pytorch() -> None:
     torch.manual_seed(0)
     for tensor in GRU(40, 25, num_layers=2).state_dict().values():
         assert tensor.abs().max() <= 1 / 5

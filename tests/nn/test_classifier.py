@@ -112,7 +112,7 @@ def test_floats_that_are_bytes_are_refused(options: dict, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("options", CONVENTIONS, ids=lambda options: options["normalization"])
-def test_noise_comes_after_normalisation_and_spares_padding(options: dict) -> None:
+def test_noise_comes_after_normalization_and_spares_padding(options: dict) -> None:
     """Bytes become floats for it; padding stays that of the convention."""
     torch.manual_seed(0)
     model = Probe(noise=0.5, **options)

@@ -290,7 +290,7 @@ def test_parameters_and_constants_are_the_starter_codes() -> None:
     assert (model.bag.activation, model.bag.pooling) == ("sigmoid", "max")
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     torch.manual_seed(0)
     model = DBoF(10, feature_sizes=(100,), clusters=2000, hidden_size=500, batch_norm=False)
     for tensor, std in (

@@ -10,7 +10,7 @@ import torch
 from pyseg.nn.init import he_linear, he_truncated_normal_, normal_linear, xavier_linear
 
 
-def test_he_initialisation_has_its_deviation_before_truncation() -> None:
+def test_he_initialization_has_its_deviation_before_truncation() -> None:
     torch.manual_seed(0)
     weight = he_truncated_normal_(torch.empty(400, 500), fan_in=50)
     bound = 2 * math.sqrt(1.3 * 2 / 50)

@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_definition(graph: str) -> None:
         torch.testing.assert_close(a.grad, b.grad, msg=name, **tolerance)
 
 
-def test_graph_starts_as_the_normalised_correlation_with_self_loops() -> None:
+def test_graph_starts_as_the_normalized_correlation_with_self_loops() -> None:
     for graph in ("dense", "none"):
         weight = make(graph).graph.weight
         assert isinstance(weight, torch.nn.Parameter)
@@ -121,7 +121,7 @@ def test_node_features_may_be_given() -> None:
     assert features[1, 1] == 3  # a copy
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     torch.manual_seed(0)
     head = LabelGCN(400, 50)
     assert head.nodes.shape == (50, 300)

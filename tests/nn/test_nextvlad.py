@@ -278,7 +278,7 @@ def test_layer_has_the_reference_parameters() -> None:
     assert not layer.norm.unbiased
 
 
-def test_columns_are_normalised_over_features() -> None:
+def test_columns_are_normalized_over_features() -> None:
     """L2 over the F features of a cluster, which lie K apart in the output."""
     layer = make_layer()
     layer.norm = nn.Identity()
@@ -286,7 +286,7 @@ def test_columns_are_normalised_over_features() -> None:
     torch.testing.assert_close(columns.square().sum(1), torch.ones(2, 5))
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     torch.manual_seed(0)
     layer = NeXtVLAD(feature_size=64, clusters=32, groups=4)
     for weight, fan_in in (
@@ -363,7 +363,7 @@ def test_classifier_has_the_reference_parameters() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_bytes_and_dequantised_frames_give_the_same(training: bool) -> None:
+def test_bytes_and_dequantized_frames_give_the_same(training: bool) -> None:
     frames, num_frames = make_frames(4, 6), torch.tensor([6, 4, 1, 2])
     by_bytes = make_model().train(training)(frames, num_frames)
     x = frames.float() * (4 / 255) + (4 / 512 - 2)

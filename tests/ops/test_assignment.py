@@ -121,7 +121,7 @@ def test_is_the_first_half_of_vlad_aggregate(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_norm_is_batch_normalisation(device):
+def test_norm_is_batch_normalization(device):
     # With equal weights it is torch's own batch normalisation in training.
     assignment, attention = make_inputs((3, 7, 2, 5), torch.float64, device)
     (weight, bias), _ = make_norm(assignment, "statistics")

@@ -234,7 +234,7 @@ def test_nan_propagates(device):
 
 
 @pytest.mark.parametrize("function", [vlad_aggregate, vlad_aggregate_reference])
-def test_normalisation_is_that_of_tensorflow(function):
+def test_normalization_is_that_of_tensorflow(function):
     # x * rsqrt(max(sum x^2, eps)) differs from x / max(|x|, eps) where the norm is small.
     features = torch.full((1, 1, 1, 4), 1e-7)
     output = function(features, torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1), torch.zeros(4, 1))
