@@ -154,7 +154,7 @@ def parallel(step: nn.Module) -> nn.Module:
     return wrapped
 
 
-def _average_each(_, bucket):  # type: ignore[no-untyped-def]  # annotations that are text are refused
+def _average_each(_, bucket):  # type: ignore[no-untyped-def]  # torch refuses string annotations
     """Averages each parameter's gradient separately, as a hook of DistributedDataParallel.
 
     With three processes or more, the position of an element in a message decides the order in which
@@ -168,7 +168,7 @@ def _average_each(_, bucket):  # type: ignore[no-untyped-def]  # annotations tha
 
 
 def share_weights(module: nn.Module) -> None:
-    """Gives all processes the parameters and buffers of the first one; every process calls it."""
+    """Copies parameters and buffers of the first process to all; every process must call it."""
     if world_size() > 1:
         for tensor in itertools.chain(module.parameters(), module.buffers()):
             distributed.broadcast(tensor.detach(), src=0)

@@ -153,7 +153,8 @@ class Reader {
   static constexpr size_t kHeader = 12;
   static constexpr size_t kFooter = 4;
   static constexpr size_t kAhead = size_t{1} << 18;
-  static constexpr size_t kTrusted = size_t{1} << 24;  // allocated on the word of a length alone
+  static constexpr size_t kTrusted = size_t{1}
+                                     << 24;  // allocated for a length before its bytes have come
 
   struct Free {
     void operator()(uint8_t* memory) const { std::free(memory); }

@@ -247,7 +247,7 @@ PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, int64_t cou
   if (count < kStep) copy_few<kStep>(some, count, result);
 }
 
-// The lanes `kLane` of a and b, numbered through both.
+// Selects the lanes `kLane` of the concatenation of a and b.
 template <typename T, int kBytes, int... kLane>
 PYSEG_INLINE void shuffle(const Vector<T, kBytes>& a, const Vector<T, kBytes>& b,
                           Vector<T, kBytes>& result) {
@@ -312,8 +312,8 @@ PYSEG_INLINE void transpose(Vector<T, kBytes>* rows) {
 }
 
 // C = A B, or C += A B: a small matrix product whose operands fit the L1 or L2 cache. Sums over
-// depth are taken in blocks of kDepth, so that a tile's part of B fits the L1 cache, and rounding
-// errors do not grow with the whole depth.
+// depth are taken in blocks of kDepth, so that a tile's part of B fits the L1 cache, and to reduce
+// rounding errors.
 constexpr int64_t kDepth = 128;
 
 // A range of memory to prefetch, from `next` to `end`, then `more` ranges of the same length, each

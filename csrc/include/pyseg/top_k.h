@@ -26,7 +26,7 @@ constexpr int64_t kTopKLeastRoom = 64;
 // The lists of keys, unsorted.
 struct TopKLists {
   int64_t room;          // of each class
-  uint64_t* thresholds;  // (classes): a key among the k best is below
+  uint64_t* thresholds;  // (classes): new keys must be below
   uint64_t* keys;        // (classes, room)
   int64_t* counts;       // (classes): number of keys
 };
