@@ -82,7 +82,7 @@ def hit_at_1(scores: Array, labels: Array) -> float:
 
 
 def perr(scores: Array, labels: Array) -> float:
-    """Precision at equal recall rate: of a row with n labels, the fraction of its n best that are.
+    """Precision at equal recall rate: the fraction of labels among a row's n best, if it has n.
 
     It is the mean over all rows; a row without labels counts 0. As in the starter code, only
     predictions above 0 can be right: give probabilities, not logits. Equal scores: the lower class
