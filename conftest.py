@@ -1,4 +1,4 @@
-"""What holds for the tests and the examples in docstrings alike."""
+"""Configuration shared by the tests and the examples in docstrings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 
-# The tests have a PYSEG_CACHE of their own; numba's kernels are still compiled once only.
+# The tests have their own PYSEG_CACHE; numba's kernels are still compiled only once.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / "build" / "numba"))
-# Inductor need not try out whether g++ knows this processor's vectors: 9 s in each process.
+# Keeps Inductor from testing g++ for vector instructions, which takes 9 s in each process.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 # Before pytest collects a file of these packages, which it would else import twice: once by itself,
@@ -23,10 +23,10 @@ import pyseg.models  # noqa: E402, F401
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Takes all cores for whole folders of tests, unless ``-n`` or a debugger says otherwise.
+    """Uses all cores for whole folders of tests, unless ``-n`` or a debugger says otherwise.
 
-    A file or a test alone is sooner done than other processes are started. A process has one
-    thread, as most of what the tests compute is too small for two.
+    A single file or test ends before other processes have started. Each process has one thread, as
+    most computations of the tests are too small for two.
     """
     options = config.option
     is_worker = hasattr(config, "workerinput")
@@ -40,9 +40,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Names binary values by their argument: gzip data holds the time, which differs by process.
+    """Names binary values by their argument: gzip data contains the time.
 
-    pytest-xdist wants the same names of tests in every process.
+    pytest-xdist needs the same test names in every process.
     """
     if isinstance(val, bytes) and not (val.isascii() and val.decode().isprintable()):
         return argname
@@ -51,7 +51,7 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
-    """Forgets what a test or an example has registered."""
+    """Unregisters what a test or an example has registered."""
     from pyseg._registry import Registry
 
     kept = [(registry, dict(registry)) for registry in Registry.every]

@@ -1,11 +1,11 @@
-"""How fast label pairs are counted, beside SciPy, a Counter, and pandas for the reading.
+"""Speed of counting label pairs, against SciPy, a Counter, and pandas for the reading.
 
     pytest benchmarks/bench_cooccurrence.py [--benchmark-json FILE]
 
 The label lists are those of ``data/yt8m/labelsets.csv.gz`` below the folder PYSEG_SHARED (default
-``../shared``), 980,029 videos of YouTube-8M; without that file, generated ones of the same kind.
-`counting` begins with the lists in memory, `file` with the .csv.gz file, and ends with the saved
-matrix. Medians of contenders that take turns; all give the same counts.
+``../shared``), 980,029 videos of YouTube-8M; without that file, similar ones are generated.
+`counting` starts from lists in memory; `file` starts from the .csv.gz file and ends with the saved
+matrix. Results are medians of contenders that take turns; all give the same counts.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How fast batches of videos come, beside tf.data, and beside the step that they are for.
+"""Speed of reading batches of videos, against tf.data and against the training step.
 
     pytest benchmarks/bench_input.py [--benchmark-json FILE]
 
 Two files of 300-frame records (346 KB each, uncompressed, in the page cache), shuffled, in batches
-of 16. `reading` is the time of 20 batches in a row where nobody works on them, so that what was
-read ahead before counts for little; tf.data and a worker process use the other core too. `training`
-is a whole step of nextvlad1 on every batch that comes, beside the same step on one batch over and
-over: the difference is what feeding costs. Medians of contenders that take turns.
+of 16. `reading` is the time of 20 consecutive batches without work on them, so that batches read
+ahead count for little; tf.data and a worker process use the other core too. `training` is a whole
+step of nextvlad1 on each new batch, against the same step on one repeated batch: the difference is
+the cost of feeding. Results are medians of contenders that take turns.
 """
 
 from __future__ import annotations

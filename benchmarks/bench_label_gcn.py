@@ -1,12 +1,12 @@
-"""How fast a GCN head is, beside forming the classifiers W as the formula is written.
+"""Speed of a GCN head, against forming the classifiers W by the formula.
 
     pytest benchmarks/bench_label_gcn.py [--benchmark-json FILE]
 
-3,862 labels, 80 hidden vectors of 1,024 features, 300 features a node, 1,024 between the two
+3,862 labels, 80 hidden vectors of 1,024 features, 300 features per node, 1,024 between the two
 convolutions. The correlation is that of ``data/yt8m/labelsets.csv.gz`` below the folder
 PYSEG_SHARED (default ``../shared``) at the paper's threshold of 0.5; without that file, a random
-one of the same size. `step` is forward and backward, `predict` inference; `sparse` graphs are not
-trained.
+one of the same size. `step` is forward and backward, `predict` is inference; `sparse` graphs are
+not trained.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How fast average precision is, beside scikit-learn, torchmetrics and NumPy, and the best k.
+"""Speed of average precision, against scikit-learn, torchmetrics and NumPy, and of the best k.
 
     pytest benchmarks/bench_metrics.py [--benchmark-json FILE]
 
-Scores are generated: 100,000 segments, of which `dense` takes 100 classes (the time goes with them,
-and the others need seconds for each ten), `full` 1,000; 237,788 rated rows of 1,000 classes, 56 %
-of them positive, are what the challenge's validation set has. `top_k` keeps 100,000 of 2,000,000
-segments for each of 100 classes, in blocks of 8,192 segments, beside one maximum of each block, in
-a process that keeps its memory, as pyseg.predict does: that of the lists is fetched once there.
-Medians of contenders that take turns; all give the same numbers.
+Scores are generated, for 100,000 segments: `dense` has 100 classes (time is proportional, and the
+peers need seconds for every ten), `full` 1,000. `rated_rows` has the 237,788 rated rows of 1,000
+classes, 56 % of them positive, of the challenge's validation set. `top_k` keeps 100,000 of
+2,000,000 segments for each of 100 classes, in blocks of 8,192 segments, against one maximum of each
+block, in a process that keeps its memory, like pyseg.predict. Results are medians of contenders
+that take turns; all give the same numbers.
 """
 
 from __future__ import annotations

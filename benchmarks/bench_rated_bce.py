@@ -1,20 +1,20 @@
-"""How fast rated_bce_with_logits is, beside what one would use instead.
+"""Speed of rated_bce_with_logits, against its alternatives.
 
     pytest benchmarks/bench_rated_bce.py [-k "1024-3862 and float32"] [--max-autotune]
                                          [--benchmark-json FILE]
-    python benchmarks/bench_rated_bce.py --memory      peak memory alone, a line a shape
+    python benchmarks/bench_rated_bce.py --memory      only peak memory, a line per shape
 
-Runs on the GPU where there is one with its kernels, else on the CPU. One rating a row, as segments
-have them, and a P' of 1 to 5 relations a class, as YouTube-8M's thresholded one has. Medians of
-contenders that take turns; the ratios are times of the peer over times of pyseg:
+It runs on the GPU if there is one with its kernels, else on the CPU, with one rating per row, as in
+segments, and a P' of 1 to 5 relations per class, as in YouTube-8M after thresholding. Results are
+medians of contenders that take turns; ratios are the peer's time over that of pyseg:
 
 - plain PyTorch makes dense targets and weights, the targets by a product with the dense P';
 - gathering PyTorch adds up the rated classes' rows of the dense P' instead;
 - torch.compile of either; both have the dense P' ready, in the dtype of the sums;
 - one sigmoid of the logits, as a yardstick.
 
-The floor is the logits read once and the gradient written once, at the rate of a large copy in the
-same run. Memory is what exists at the worst moment beyond inputs, loss and gradient.
+The floor is reading the logits and writing the gradient once, at the rate of a large copy in the
+same run. Memory is the peak beyond inputs, loss and gradient.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def extra_memory(function: Callable, shape: tuple[int, int], relations: object) 
 
 
 def measure_memory() -> None:
-    """Prints a line a shape: forward and backward in float32, and how large the gradient is."""
+    """Prints a line per shape: forward and backward in float32, and the size of the gradient."""
     return_memory_at_once()
     for batch, classes in SHAPES:
         correlation = thresholded_correlation(classes).to(DEVICE)
@@ -162,7 +162,7 @@ def measure_memory() -> None:
 
 @needs_kernels
 def test_memory(lines):
-    """Runs alone, in a fresh process: what other benchmarks have cached would hide memory."""
+    """Runs in a fresh process: memory cached by other benchmarks would hide the peak."""
     command = [sys.executable, __file__, "--memory"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines.extend(

@@ -1,11 +1,11 @@
-"""How fast records are read, against other readers and against what the memory allows.
+"""Speed of reading records, against other readers and the limit of the memory.
 
     python benchmarks/bench_records.py [--records 600] [--rounds 7] [--clock cpu] [--json FILE]
 
-One file of frame-level records of 300 frames (346 KB each), uncompressed and in the page cache, is
-read to the end by every contender in turn, round after round, each in a process of its own, all on
-one and the same core. The figures are medians. On a machine with other work to do, `--clock cpu`
-counts the time that the processor spent on the contender instead of the time that passed.
+Every contender in turn reads one file of frame-level records of 300 frames (346 KB each),
+uncompressed and in the page cache, in several rounds, each in its own process, all on the same
+core. Results are medians. On a busy machine `--clock cpu` measures the contender's processor time
+instead of elapsed time.
 
     pyseg              read_frames: checksums verified, rgb and audio side by side, (T, 1152) uint8
     pyseg, in batches  the same, but 80 records are kept at a time, as training does
@@ -15,8 +15,8 @@ counts the time that the processor spent on the contender instead of the time th
     limit              one memcpy and one CRC32C pass over the bytes of the file, in memory
     limit, in cache    the same record by record, so that the CRC finds the memcpy's output in cache
 
-TensorFlow and tfrecord come with `pip install -e '.[bench]'`; a peer that is not installed is left
-out. Both define the same protobuf messages, so that one process cannot hold the two.
+`pip install -e '.[bench]'` installs TensorFlow and tfrecord; missing peers are skipped. Both define
+the same protobuf messages, so one process cannot import both.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def serve(name: str, path: str, records: int, core: int, clock: str, pipe: Connection) -> None:
-    """Run a contender each time that the pipe asks for it, and send back the seconds."""
+    """Runs a contender on each request of the pipe, and sends back the seconds."""
     os.sched_setaffinity(0, {core})
     try:
         run = CONTENDERS[name](path, records)

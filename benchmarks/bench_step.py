@@ -1,15 +1,14 @@
-"""How fast a whole training step is: loss, gradients and optimiser of nextvlad1, 3,862 classes.
+"""Speed of a whole training step: loss, gradients and optimiser of nextvlad1, 3,862 classes.
 
     pytest benchmarks/bench_step.py [-k "segments and float32"] [--benchmark-json FILE]
 
-Bytes in, new weights out. The peers are the same formula as one writes it in PyTorch, with dense
-targets and `torch.optim.Adam`, torch.compile of that, and in float32 on a CPU the same in
-TensorFlow, if it gives the same loss. 16-bit types mean autocast. The floor is that of the products
-in the order that the layers take, or of the weights: Adam reads four numbers for each of them and
-writes three. The process keeps its memory, as that of pyseg.train does: the peers' too, which would
-be slower by themselves. Medians of contenders that take turns. The last lines say what the times
-come to for the paper's schedule (200,000 and 250,000 steps of 80 examples), of one nextvlad1; its
-mixture has three of them and a GRU.
+A step takes bytes and gives new weights. The peers are the plain formula in PyTorch, with dense
+targets and `torch.optim.Adam`, torch.compile of it, and in float32 on a CPU the same in TensorFlow,
+which must give the same loss. 16-bit types mean autocast. The floor is that of the products in the
+order of the layers, or of the weights: Adam reads four numbers per weight and writes three. The
+process keeps its memory, like pyseg.train; the peers would be slower without that. Results are
+medians of contenders that take turns. The last lines extrapolate to the paper's schedule (200,000
+and 250,000 steps of 80 examples) for one nextvlad1; the paper's mixture has three and a GRU.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ def test_step(compare, benchmark, request, lines, name, dtype):
     if not GPU and dtype == torch.float32 and tensorflow() is not None:
         from plain_tensorflow import training_step
 
-        rate, plain.dropout.p = plain.dropout.p, 0.0  # which no two of them draw alike
+        rate, plain.dropout.p = plain.dropout.p, 0.0  # contenders draw different masks
         loss = training_step(plain, frames, num_frames, targets, RATE)()
         assert loss == pytest.approx(plain_loss(plain)().item(), rel=1e-4)
         plain.dropout.p = rate

@@ -1,20 +1,20 @@
-"""How fast vlad_aggregate and the NeXtVLAD layer are, beside what one would use instead.
+"""Speed of vlad_aggregate and the NeXtVLAD layer, against their alternatives.
 
     pytest benchmarks/bench_vlad.py [-k "aggregate and segments and float32"] [--max-autotune]
                                     [--keep-memory] [--benchmark-json FILE]
-    python benchmarks/bench_vlad.py --memory      peak memory alone, a line a shape
+    python benchmarks/bench_vlad.py --memory      only peak memory, a line per shape
 
-Runs on the GPU where there is one with its kernels, else on the CPU. Medians of contenders that
-take turns; the ratios are times of the peer over times of pyseg. The floor is the larger of the
-operations at the rate of a large matrix product and the bytes at the rate of a large copy, both
-measured in the same run. It counts the operations of the products alone, those of the order that a
+It runs on the GPU if there is one with its kernels, else on the CPU. Results are medians of
+contenders that take turns; ratios are the peer's time over that of pyseg. The floor is the larger
+of the operations at the rate of a large matrix product and the bytes at the rate of a large copy,
+both measured in the same run. It counts only the operations of the products, in the order that a
 layer takes, and every input, output and gradient once.
 
-Layers, pyseg's and the peers', run in a process that keeps its memory, as those of pyseg's commands
-do; the op before them in one as it comes, whose large results are new pages in every round: on a
-machine that hands them out slowly that is what varies most. With --keep-memory the op has it too.
+Layers, pyseg's and the peers', run in a process that keeps its memory, like pyseg's commands. The
+op runs before them without that: its large results cause page faults in every round, which vary
+most on a machine where these are slow. --keep-memory applies to the op too.
 
-Memory is what exists at the worst moment beyond inputs, outputs and gradients.
+Memory is the peak beyond inputs, outputs and gradients.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ LAYER_SHAPES = {  # B, T, N, G, K
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("shape", LAYER_SHAPES.values(), ids=LAYER_SHAPES)
 def test_layer(compare, benchmark, request, shape, dtype, direction):
-    """Inference, or a training step less the optimiser; 16-bit types mean autocast."""
+    """Inference, or a training step without the optimiser; 16-bit types mean autocast."""
     keep_memory()
     backward = direction != "forward"
     b, t, n, g, k = shape
@@ -166,7 +166,7 @@ def extra_memory(function: Callable, shape: tuple[int, ...]) -> float:
 
 
 def measure_memory() -> None:
-    """Prints a line a shape: forward and backward in float32."""
+    """Prints a line per shape: forward and backward in float32."""
     return_memory_at_once()
     for name, shape in SHAPES.items():
         own, plain = (extra_memory(f, shape) for f in (vlad_aggregate, vlad_aggregate_reference))
@@ -175,7 +175,7 @@ def measure_memory() -> None:
 
 @needs_kernels
 def test_memory(lines):
-    """Runs alone, in a fresh process: what other benchmarks have cached would hide memory."""
+    """Runs in a fresh process: memory cached by other benchmarks would hide the peak."""
     command = [sys.executable, __file__, "--memory"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines.extend(

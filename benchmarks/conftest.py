@@ -1,4 +1,4 @@
-"""What the benchmarks share: a fair comparison, and a short table at the end."""
+"""Shared by the benchmarks: a fair comparison, and a short table at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--keep-memory",
         action="store_true",
-        help="measure everything in a process that keeps its memory, as those of pyseg's commands",
+        help="measure everything in a process that keeps its memory, like pyseg's commands",
     )
 
 
@@ -34,12 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--keep-memory"):
         keep_memory()
     for warning in (":DeprecationWarning", "TypedStorage is deprecated:UserWarning"):
-        config.addinivalue_line("filterwarnings", f"ignore:{warning}")  # torch's own, compiling
+        config.addinivalue_line("filterwarnings", f"ignore:{warning}")  # from torch.compile
 
 
 @pytest.fixture(scope="session")
 def copy_rate() -> float:
-    """Bytes a second, read and written, of a large copy on the device that is measured."""
+    """Bytes per second, read and written, of a large copy on the device that is measured."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = torch.randn(2**28 if device == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
@@ -53,10 +53,10 @@ def compare(
 ) -> Callable[[Contenders, Work | None], None]:
     """Times the first contender with pytest-benchmark and the others between its rounds.
 
-    All contenders take turns in one process, so that whatever else the machine does hits them
-    alike. The medians of the others, in seconds, and their ratios to the first one's are stored in
-    the result's ``extra_info``. With `work`, a large matrix product takes its turns too: its rate
-    and that of a large copy give the floor, which no implementation can beat by much.
+    All contenders take turns in one process, so that other load on the machine affects them alike.
+    The medians of the others, in seconds, and their ratios to the first one's are stored in the
+    result's ``extra_info``. With `work`, a large matrix product takes turns too: its rate and that
+    of a large copy give the floor, which no implementation can beat by much.
     """
 
     def run(contenders: Contenders, work: Work | None = None) -> None:
@@ -71,7 +71,7 @@ def compare(
 
         def measure_peers() -> None:
             for name, peer in peers:
-                peer()  # every contender is timed right after itself, so caches favour none
+                peer()  # every contender is timed after a call of its own, so caches favour none
                 times[name].append(seconds(peer))
             subject()
             synchronize()
@@ -110,7 +110,7 @@ _LINES = pytest.StashKey[list[list[str]]]()
 
 @pytest.fixture
 def lines(request: pytest.FixtureRequest) -> list[list[str]]:
-    """The lines of the table at the end, as columns, to be appended to."""
+    """The lines of the table at the end, as columns, to append to."""
     return request.config.stash.setdefault(_LINES, [])
 
 

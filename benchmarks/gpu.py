@@ -1,9 +1,9 @@
-"""The Python half of gpu.sh: what it checks, exercises, measures and reports.
+"""The Python part of gpu.sh.
 
-python benchmarks/gpu.py check           exits with a line where something is missing
-python benchmarks/gpu.py exercise        every kernel once or more, for compute-sanitizer
-python benchmarks/gpu.py limits FILE     what the GPU itself can do
-python benchmarks/gpu.py report FOLDER   results/DEVICE.json and a table, from gpu.sh's files
+python benchmarks/gpu.py check           exits with a line if something is missing
+python benchmarks/gpu.py exercise        runs every kernel, for compute-sanitizer
+python benchmarks/gpu.py limits FILE     measures the GPU's bandwidth and arithmetic
+python benchmarks/gpu.py report FOLDER   writes results/DEVICE.json and a table from gpu.sh's files
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# B, T, G, F, K: of every kind of kernel the smallest shapes that take all its branches.
+# B, T, G, F, K: the smallest shapes that cover all branches of every kind of kernel.
 EXERCISES = [
     (2, 5, 8, 288, 112),
     (1, 130, 8, 48, 40),  # several slices of rows
@@ -32,7 +32,7 @@ EXERCISES = [
 
 
 def check() -> str | None:
-    """Returns what is missing, in a line."""
+    """Returns a line about what is missing, if anything."""
     missing = [
         m for m in ("torch", "pytest", "pytest_benchmark") if not importlib.util.find_spec(m)
     ]
@@ -51,7 +51,7 @@ def check() -> str | None:
 
 
 def exercise() -> str | None:
-    """Runs every kernel and compares with the references; returns the first difference."""
+    """Runs every kernel and compares it with the reference; returns the first difference."""
     import torch
 
     from pyseg import _ext, ops
@@ -125,7 +125,7 @@ def exercise() -> str | None:
 
 
 def limits() -> dict[str, float]:
-    """Returns the bytes a second of a large copy and the flop a second of large products."""
+    """Returns the bytes per second of a large copy and the flop/s of large products."""
     import torch
 
     def rate(amount: float, function) -> float:
@@ -182,7 +182,7 @@ def versions() -> dict[str, object]:
 
 
 def benchmark_figures(entry: dict) -> dict[str, object]:
-    """Returns what is kept of a benchmark of pytest-benchmark's file."""
+    """Returns the figures to keep of a benchmark in pytest-benchmark's file."""
     info, stats = entry["extra_info"], entry["stats"]
     seconds = stats["median"]
     figures = {"seconds": seconds, "interquartile_range": stats["iqr"], "rounds": stats["rounds"]}
@@ -249,7 +249,7 @@ def report(folder: Path) -> int:
 
 
 def main(arguments: list[str]) -> int | str | None:
-    """Runs a command; returns the exit status or what went wrong."""
+    """Runs a command; returns the exit status or an error message."""
     match arguments:
         case ["check"]:
             return check()

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: builds with CUDA in place, runs the tests marked
-# `cuda`, compute-sanitizer, and the benchmarks, and writes benchmarks/results/DEVICE.json.
+# Everything that needs a GPU, in one command: builds in place with CUDA, runs the tests marked
+# `cuda`, compute-sanitizer and the benchmarks, and writes benchmarks/results/DEVICE.json.
 #
 #   benchmarks/gpu.sh
 #
-# It needs a GPU, nvcc and a Python with a CUDA build of torch, pytest and pytest-benchmark; no
-# network and no installation. PYTHON names another Python than python3, COMMIT the commit where
-# there is no repository. A step that fails or runs out of time is recorded and the others still
-# run; the exit status is 1 if one failed. All of it ends within SECONDS_IN_ALL seconds. The GPU's
-# settings are left as they are.
+# It needs a GPU, nvcc and a Python with a CUDA build of torch, pytest and pytest-benchmark, but no
+# network and no installation. PYTHON names another Python than python3, COMMIT the commit if there
+# is no repository. A step that fails or times out is recorded and the others still run; the exit
+# status is 1 if one failed. It ends within SECONDS_IN_ALL seconds and leaves the GPU's settings
+# alone.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 readonly SECONDS_IN_ALL=${SECONDS_IN_ALL:-560}
@@ -30,7 +30,7 @@ trap 'rm -rf "$work"' EXIT
 
 left() { echo $((SECONDS_IN_ALL - REPORT_SECONDS - SECONDS)); }
 
-# step NAME LIMIT COMMAND...: runs the command for at most LIMIT seconds, notes outcome and duration
+# step NAME LIMIT COMMAND...: runs the command for at most LIMIT seconds, records outcome and time
 step() {
   local name=$1 limit=$2 start=$SECONDS status outcome
   shift 2
@@ -54,7 +54,7 @@ step() {
 }
 
 sanitize() { # sanitize TOOL
-  # Without torch's cache every tensor is an allocation of its own, whose ends are watched.
+  # Without torch's cache every tensor is a separate allocation, whose bounds are checked.
   step "$1" 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --tool "$1" --error-exitcode 9 "$python" benchmarks/gpu.py exercise
 }

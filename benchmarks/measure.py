@@ -1,4 +1,4 @@
-"""How the benchmarks measure: one call's time and memory, and the limits of the machine itself."""
+"""Measurements of the benchmarks: one call's time and memory, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ needs_kernels = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Work:
-    """The least that a contender must do: operations, and bytes each moved once."""
+    """The minimal work of a contender: operations, and bytes, each moved once."""
 
     flop: float
     bytes: float
@@ -49,10 +49,10 @@ def seconds(contender: Callable[[], object]) -> float:
 
 
 def matrix_product(dtype: torch.dtype) -> tuple[float, Callable[[], object]]:
-    """Returns the operations of a large matrix product, and the product: what arithmetic can do."""
+    """Returns the operations of a large matrix product, and the product: the arithmetic limit."""
     size, device = (8192, "cuda") if torch.cuda.is_available() else (1536, "cpu")
     if device == "cpu":
-        dtype = torch.float32  # what a processor without matrix units is best at
+        dtype = torch.float32  # the fastest without matrix instructions
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2.0 * size**3, lambda: left @ right
 
@@ -62,7 +62,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def tensorflow() -> Any:
-    """Returns TensorFlow, with as many threads as torch has; None where it is not installed."""
+    """Returns TensorFlow, with as many threads as torch has; None if it is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
@@ -74,7 +74,7 @@ def tensorflow() -> Any:
 
 
 def compilations(request: pytest.FixtureRequest, function: Callable) -> dict[str, Callable]:
-    """Returns torch.compile of `function` in every mode that is compared with."""
+    """Returns torch.compile of `function` in every mode of the comparison."""
     torch._dynamo.reset()
     modes = {"torch.compile": None}
     if request.config.getoption("--max-autotune"):
@@ -83,14 +83,14 @@ def compilations(request: pytest.FixtureRequest, function: Callable) -> dict[str
 
 
 def return_memory_at_once() -> None:
-    """Makes freed memory go back to the system, which `peak_of` needs in host memory."""
-    if not GPU:  # every block of 64 KiB or more comes from the system and goes back to it
+    """Makes freed memory return to the system, as `peak_of` needs for host memory."""
+    if not GPU:  # blocks of 64 KiB or more are mapped from the system and unmapped
         m_mmap_threshold = -3
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
 
 
 def peak_of(step: Callable[[], object]) -> int:
-    """Returns how many bytes `step` needs at its worst moment, results included."""
+    """Returns the peak memory of `step` in bytes, including results."""
     gc.collect()
     if GPU:
         torch.cuda.synchronize()
@@ -99,7 +99,7 @@ def peak_of(step: Callable[[], object]) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    # Linux: what the process holds at most. Memory that is freed must go back at once for that.
+    # Linux: the peak of the process's memory. Freed memory must return to the system at once.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

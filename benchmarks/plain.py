@@ -1,4 +1,4 @@
-"""Models as one writes them in PyTorch: what the benchmarks compare with."""
+"""Models in plain PyTorch, for comparison in the benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def plain_linear(layer: nn.Linear) -> nn.Linear:
 
 
 class PlainNeXtVLAD(nn.Module):
-    """The layer as one writes it in PyTorch, with the weights of `layer`."""
+    """The layer in plain PyTorch, with the weights of `layer`."""
 
     def __init__(self, layer: NeXtVLAD) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PlainNeXtVLAD(nn.Module):
 
 
 class PlainClassifier(nn.Module):
-    """The classifier as one writes it in PyTorch, with the weights of `model`."""
+    """The classifier in plain PyTorch, with the weights of `model`."""
 
     def __init__(self, model: NeXtVLADClassifier) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Models as one writes them in TensorFlow: what the benchmarks compare with on a CPU.
+"""Models in plain TensorFlow, for comparison in the benchmarks on a CPU.
 
-To be imported where `measure.tensorflow` finds it.
+Import it only if `measure.tensorflow` finds TensorFlow.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class BatchNorm(tf.Module):
 
 
 class PlainNeXtVLAD(tf.Module):
-    """The layer as one writes it in TensorFlow, with copies of the weights of `layer`."""
+    """The layer in plain TensorFlow, with copies of the weights of `layer`."""
 
     def __init__(self, layer: NeXtVLAD | plain.PlainNeXtVLAD) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class PlainNeXtVLAD(tf.Module):
 
 
 class PlainClassifier(tf.Module):
-    """The classifier as one writes it in TensorFlow, with copies of the weights of `model`."""
+    """The classifier in plain TensorFlow, with copies of the weights of `model`."""
 
     def __init__(self, model: plain.PlainClassifier) -> None:
         super().__init__()
@@ -121,9 +121,9 @@ def training_step(
     targets: Tensor,
     learning_rate: float,
 ) -> Callable[[], float]:
-    """Returns a training step with Adam, as a tf.function; it gives the loss before it."""
+    """Returns a training step with Adam, as a tf.function that returns the loss before the step."""
     model = PlainClassifier(classifier)
-    # Of the two that TensorFlow has, the one whose update is a single operation.
+    # The one of TensorFlow's two Adams whose update is a single operation.
     optimizer = tf.compat.v1.train.AdamOptimizer(learning_rate)
     x, count, y = (tf.constant(tensor.numpy()) for tensor in (frames, num_frames, targets))
 

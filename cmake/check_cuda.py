@@ -1,13 +1,13 @@
-"""Compiles a CUDA source for sm_80 and sm_90 and fails where a kernel spills registers.
+"""Compiles a CUDA source for sm_80 and sm_90 and fails if a kernel spills registers.
 
-No GPU and no CUDA build of torch is needed. ``check_cuda.py SOURCE REPORT`` prints each kernel's
-registers and shared memory, and writes the same to the file REPORT if there is no spill.
+It needs neither a GPU nor a CUDA build of torch. ``check_cuda.py SOURCE REPORT`` prints each
+kernel's registers and shared memory, and writes the same to the file REPORT if nothing spills.
 CMakeLists.txt runs it (``-DPYSEG_CUDA_CHECK=ON``).
 
-Compiling takes minutes, so what was found is kept in csrc/cuda/resources, below a line that says of
-what: a digest of the source, its headers and the flags, and the versions of nvcc and torch. Where
-that line is still true the rest of the file is, and nothing is compiled. After a change of the
-sources the file is written anew, to be committed with them; with other versions it stays.
+Compiling takes minutes, so results are kept in csrc/cuda/resources, below a line with their inputs:
+a digest of the source, its headers and the flags, and the versions of nvcc and torch. While that
+line matches, nothing is compiled. After a change of the sources the file is rewritten, to be
+committed with them; with other versions it stays.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def demangle(names: list[str]) -> list[str]:
     return [re.sub(r"^void |\(anonymous namespace\)::", "", n) for n in done.stdout.splitlines()]
 
 
-def surroundings(toolkit, torch: str, command: list[str], source: str) -> tuple[str, str]:
-    """Returns what a report depends on: a digest of what is ours, and the versions of the rest."""
+def fingerprint(toolkit, torch: str, command: list[str], source: str) -> tuple[str, str]:
+    """Returns the inputs of a report: a digest of our sources, and the versions of nvcc, torch."""
     listed = subprocess.run([*command, "-MM", source], check=True, capture_output=True, text=True)
     files = {Path(name).resolve() for name in re.findall(r"\S+\.(?:cuh?|h)\b", listed.stdout)}
     digest = hashlib.sha256(
@@ -67,7 +67,7 @@ def surroundings(toolkit, torch: str, command: list[str], source: str) -> tuple[
 
 
 def main(source: str, report: str) -> int:
-    """Compiles ``source``, unless it is known what comes of it; returns the exit status."""
+    """Compiles ``source``, unless its result is known; returns the exit status."""
     builder = load_builder()
     toolkit = builder.find_toolkit()
     if isinstance(toolkit, str):
@@ -77,7 +77,7 @@ def main(source: str, report: str) -> int:
     command = [toolkit.nvcc, *builder.nvcc_flags(), *builder.gencode(ARCHES)]
     command += [f"-I{path}" for path in own]
     command += [argument for path in others for argument in ("-isystem", str(path))]
-    digest, versions = surroundings(toolkit, builder.find_torch().version, command, source)
+    digest, versions = fingerprint(toolkit, builder.find_torch().version, command, source)
     Path(report).parent.mkdir(parents=True, exist_ok=True)
     kept = RESOURCES / f"{Path(source).stem}.txt"
     head, _, found = kept.read_text().partition("\n") if kept.is_file() else ("", "", "")

@@ -1,11 +1,11 @@
 # find_package(pyseg) for a checkout, an installed Python package (both: -DCMAKE_PREFIX_PATH=$(python
-# -c "import pyseg; print(pyseg.cmake_prefix_path)")) and an installation by CMake. It gives
+# -c "import pyseg; print(pyseg.cmake_prefix_path)")) and an installation by CMake. It defines
 #
 #   pyseg::headers  the kernels as headers: raw pointers and sizes, neither torch nor Python
 #   pyseg::pyseg    libpyseg.so and the parts of torch that it needs: operators by the dispatcher
 #
-# find_package(pyseg COMPONENTS headers) asks for no torch and no library. Variables to set by hand:
-# pyseg_LIBRARY (libpyseg.so), pyseg_TORCH (torch's folder), Python_EXECUTABLE (which is asked for it).
+# find_package(pyseg COMPONENTS headers) needs neither torch nor the library. Optional variables:
+# pyseg_LIBRARY (libpyseg.so), pyseg_TORCH (torch's folder), Python_EXECUTABLE (to find torch).
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH pyseg_root)
 find_path(
   pyseg_INCLUDE_DIR pyseg/vlad.h NO_DEFAULT_PATH
@@ -58,7 +58,7 @@ if("pyseg" IN_LIST pyseg_FIND_COMPONENTS)
       target_compile_definitions(pyseg::pyseg INTERFACE TORCH_TARGET_VERSION=0x020a000000000000)
       target_link_libraries(pyseg::pyseg INTERFACE pyseg::headers ${pyseg_TORCH}/lib/libtorch_cpu.so
                                                    ${pyseg_TORCH}/lib/libc10.so)
-      # Operators are called by name: the linker sees no use of the library.
+      # Operators are called by name: the linker sees no reference to the library.
       target_link_options(pyseg::pyseg INTERFACE LINKER:--no-as-needed)
     endif()
   endif()

@@ -1,4 +1,4 @@
-# The version of a checkout or an installed Python package; an installation by CMake has its own file.
+# The version of a checkout or an installed Python package; CMake's own installation has another file.
 foreach(folder "${CMAKE_CURRENT_LIST_DIR}/../pyseg" "${CMAKE_CURRENT_LIST_DIR}/..")
   if(EXISTS "${folder}/_build.py")
     file(STRINGS "${folder}/__init__.py" line REGEX "^__version__ = ")

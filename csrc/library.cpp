@@ -1,16 +1,16 @@
-// Every operator that pyseg registers. The kernels are in cpu/ and cuda/, the gradients, fakes and
-// autocast rules in pyseg/ops/. The backward of an op takes what its forward returned.
+// Every operator that pyseg registers. The kernels are in cpu/ and cuda/; gradients, fake kernels
+// and autocast rules in pyseg/ops/. The backward of an op takes the outputs of its forward.
 //
 // norm is (4, G, K): mean, rstd, weight and bias of the assignment's batch normalisation, or none;
 // row_weights is (B, T) or none, see include/pyseg/vlad_shape.h. Both, like every sum that an op
-// returns, are of the dtype in which sums over the values are kept. norm_sums is (2, G, K), an
-// empty tensor without norm.
+// returns, have the dtype in which sums over the values are kept. norm_sums is (2, G, K), an empty
+// tensor without norm.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(pyseg, m) {
   // Shapes are those of pyseg.ops.vlad_aggregate; mass and square_norm are (B, K). Without
-  // needs_features_grad the first gradient is an empty tensor. With allow_tf32 the products of
-  // float32 may be in TF32, as PyTorch's own matrix products on a GPU where it is allowed.
+  // needs_features_grad the first gradient is an empty tensor. With allow_tf32 products of float32
+  // may use TF32, like PyTorch's own matrix products on a GPU.
   m.def(
       "vlad_aggregate(Tensor features, Tensor assignment, Tensor attention, Tensor centers, "
       "Tensor? norm=None, Tensor? row_weights=None, float eps=1e-12, bool allow_tf32=False) "
@@ -30,10 +30,9 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
   // x is (R, C), row_weights (R); the result is (2, C): mean and biased variance of every column.
   m.def("moments(Tensor x, Tensor? row_weights=None) -> Tensor");
   // Shapes are those of pyseg.ops.rated_bce_with_logits; the correlation is its three tensors, or
-  // none. loss is the mean over rows, of the dtype in which sums are kept; grad is that of the
-  // logits for it (in float16 B times that), an empty tensor without needs_grad, and the backward
-  // multiplies it; it is given the logits where autograd is to know that the result depends on
-  // them.
+  // none. loss is the mean over rows, in the dtype of sums. grad is its gradient (in float16 B
+  // times that), an empty tensor without needs_grad; the backward scales it. The backward gets the
+  // logits only where autograd must know that the result depends on them.
   m.def(
       "rated_bce_with_logits(Tensor logits, Tensor offsets, Tensor classes, Tensor scores, "
       "Tensor? correlation_offsets, Tensor? correlation_columns, Tensor? correlation_values, "
@@ -42,16 +41,16 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
   m.def(
       "rated_bce_with_logits_backward(Tensor grad_output, Tensor grad, Tensor? logits=None) -> "
       "Tensor");
-  // What pyseg.metrics.TopKPerClass keeps, see include/pyseg/top_k.h: keys is (C, room) uint64, of
-  // which each class has counts (C) int64, and thresholds (C) uint64 are what keys must be below.
-  // Adds the scores (S, C) of ids (S) uint32 where candidates (S, C) bool says so, and cuts classes
-  // that are full; there is room for all scores, or for k + 64 keys. The result is whether no score
-  // is a NaN; otherwise nothing was added.
+  // The state of pyseg.metrics.TopKPerClass, see include/pyseg/top_k.h: keys is (C, room) uint64,
+  // counts (C) int64 the number of keys of each class, and thresholds (C) uint64 exceed every key
+  // that may still be added. Adds the scores (S, C) of ids (S) uint32 where candidates (S, C) bool
+  // is true, and cuts full classes; there must be room for all scores, or for k + 64 keys. Returns
+  // false, and adds nothing, if a score is NaN.
   m.def(
       "top_k_update(Tensor scores, Tensor ids, Tensor? candidates, int k, Tensor(a!) thresholds, "
       "Tensor(b!) keys, Tensor(c!) counts) -> bool");
-  // Leaves the best k keys, and maybe a quarter of the rest of the room besides, of each class that
-  // has more than k and no room for `wanted` more.
+  // Cuts classes that have more than k keys and no room for `wanted` more to their k best, or a
+  // quarter of the spare room more.
   m.def(
       "top_k_cut(int k, int wanted, Tensor(a!) thresholds, Tensor(b!) keys, Tensor(c!) counts) -> "
       "()");

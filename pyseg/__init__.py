@@ -14,13 +14,13 @@ _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE if (_PACKAGE / "csrc").is_dir() else _PACKAGE.parent  # installed, or a checkout
 
 cmake_prefix_path = str(_ROOT / "cmake")
-"""The folder to give to CMake (``-DCMAKE_PREFIX_PATH=``) for ``find_package(pyseg)``."""
+"""The folder for CMake's ``-DCMAKE_PREFIX_PATH=``, so that ``find_package(pyseg)`` works."""
 
 
 def include_path() -> str:
     """Returns the folder of the C++ headers: ``#include "pyseg/vlad.h"``.
 
-    They need neither torch nor Python: raw pointers and sizes.
+    They need neither torch nor Python: their functions take raw pointers and sizes.
 
     Example:
         >>> import pyseg
@@ -31,7 +31,7 @@ def include_path() -> str:
     return str(_ROOT / "csrc" / "include")
 
 
-# `python -m pyseg._build` must run where the libraries are out of step with the Python beside them.
+# `python -m pyseg._build` must not load the libraries, which may be older than this code.
 if not (sys.argv[:1] == ["-m"] and "pyseg._build" in sys.orig_argv):
     from pyseg import _ext as _ext
     from pyseg import ops as ops
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from pyseg import train as train
     from pyseg import training as training
 
-# Imported when first used; the libraries of operators lie beside them, and are no modules.
+# Modules, imported on first use; the operator libraries lie beside them but are no modules.
 _LAZY = [
     module.name
     for module in pkgutil.iter_modules(__path__)

@@ -1,4 +1,4 @@
-"""Reading JSON and NumPy files that may hold anything."""
+"""Reading JSON and NumPy files that are not trusted."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pyseg.errors import DataError
 
 
 def parse_json(content: str | bytes, name: str, *, finite: bool = True) -> Any:
-    """Returns what JSON text says.
+    """Returns the value of a JSON text.
 
     Args:
         content: The text, UTF-8.
-        name: What to call it in errors.
-        finite: Whether NaN and infinite numbers are errors; JSON has none, Python writes them.
+        name: Its name in errors.
+        finite: Whether NaN and infinite numbers, which Python writes against the standard, raise.
 
     Raises:
         DataError: It is not JSON or nested too deeply.
 
     Example:
-        >>> parse_json('{"a": [1, 2.5]}', "it")
+        >>> parse_json('{"a": [1, 2.5]}', "config.json")
         {'a': [1, 2.5]}
     """
 
@@ -39,10 +39,10 @@ def parse_json(content: str | bytes, name: str, *, finite: bool = True) -> Any:
         text = content.decode() if isinstance(content, bytes) else content
         value = json.loads(text, parse_constant=number, parse_float=number)
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
+            json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
         return value
     except RecursionError:
-        raise DataError(f"{name}: expected JSON, found too many levels of it") from None
+        raise DataError(f"{name}: expected JSON, found it nested too deeply") from None
     except ValueError as error:
         raise DataError(
             f"{name}: expected JSON, found {content[:60]!r}: {text_error(error)}"
@@ -50,16 +50,16 @@ def parse_json(content: str | bytes, name: str, *, finite: bool = True) -> Any:
 
 
 def text_error(error: Exception) -> str:
-    """Returns the first line of an error, short."""
+    """Returns the first line of an error, at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Returns what a JSON file says.
+    """Returns the value of a JSON file.
 
     Raises:
         DataError: See `parse_json`; the message names the file.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with open(path, "rb") as file:
         return parse_json(file.read(), os.fspath(path))
@@ -72,30 +72,30 @@ def read_arrays(path: str | os.PathLike[str], name: str | None = None) -> dict[s
 
     Args:
         path: The file.
-        name: What to call it in errors; default: its path.
+        name: Its name in errors; default: its path.
 
     Raises:
-        DataError: It is neither, damaged, or holds Python objects; the message names it.
-        OSError: It cannot be opened.
+        DataError: The file is of another kind, damaged, or holds Python objects.
+        OSError: The file cannot be opened.
     """
     name = name or os.fspath(path)
     with open(path, "rb") as file:
         start = file.read(6)
         file.seek(0)
-        if start != b"\x93NUMPY" and start[:2] != b"PK":  # the rest numpy takes for pickles
+        if start != b"\x93NUMPY" and start[:2] != b"PK":  # NumPy takes all else for pickles
             found = f"a file that starts with {start!r}" if start else "an empty file"
             raise DataError(f"{name}: expected a NumPy file, found {found}")
         try:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-        except Exception as error:  # whatever a damaged file leads zipfile and NumPy to
-            told = text_error(error)
-            if "allow_pickle" in told:
-                told = "an array of Python objects"
-            raise DataError(f"{name}: expected a NumPy file, found: {told}") from error
+        except Exception as error:  # zipfile and NumPy raise anything on a damaged file
+            reason = text_error(error)
+            if "allow_pickle" in reason:
+                reason = "an array of Python objects"
+            raise DataError(f"{name}: expected a NumPy file, found: {reason}") from error
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise DataError(f"{name}: expected arrays, found {key!r}, which is none")
+            raise DataError(f"{name}: expected arrays, found {key!r}, which is not one")
     return arrays
 
 
@@ -104,11 +104,11 @@ def read_array(path: str | os.PathLike[str], name: str | None = None) -> np.ndar
 
     Args:
         path: The file.
-        name: What to call it in errors; default: its path.
+        name: Its name in errors; default: its path.
 
     Raises:
-        DataError: The file is something else, has no number in it, or one that is not finite.
-        OSError: It cannot be opened.
+        DataError: The file is of another kind, holds no number, or one that is not finite.
+        OSError: The file cannot be opened.
     """
     name = name or os.fspath(path)
     arrays = read_arrays(path, name)
@@ -128,13 +128,13 @@ def read_named_arrays(path: str | os.PathLike[str], names: Iterable[str]) -> lis
 
     Raises:
         DataError: See `read_arrays`; or an array is missing.
-        OSError: It cannot be opened.
+        OSError: The file cannot be opened.
     """
     arrays = read_arrays(path)
     for name in names:
         if name not in arrays:
             raise DataError(
                 f"{os.fspath(path)}: expected the array {name}, found "
-                f"{', '.join(filter(None, arrays)) or 'none by a name'}"
+                f"{', '.join(filter(None, arrays)) or 'no named array'}"
             )
     return [arrays[name] for name in names]

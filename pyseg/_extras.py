@@ -1,4 +1,4 @@
-"""The extras of pyseg's distribution: what to say where one is not installed."""
+"""The command that installs an extra of pyseg's distribution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyseg import _build
 
 
 def install_command(extra: str) -> str:
-    """Returns the command that adds ``extra`` to the installation at hand."""
+    """Returns the command that adds ``extra`` to this installation."""
     if _build.INSTALLED:
         return f"pip install '{_build.DISTRIBUTION}[{extra}]'"
     checkout = _build.PACKAGE.parent

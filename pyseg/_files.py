@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that one process at a time works in."""
+"""Atomic writes of files, and folders with one owning process at a time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _LOCK = ".lock"
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name when the block ends, on disk and complete.
 
-    It is written under another name in the same folder, then renamed over what may be there; where
-    the block raises, nothing is left of it. What a killed process has left of the same file is
-    removed. Of a symbolic link the file behind it is written.
+    It is written under a temporary name in the same folder, then renamed over an existing file; if
+    the block raises, it is removed, and so is what a killed process left of the same file. A
+    symbolic link stays, and its target is written.
 
     Raises:
         pyseg.errors.MissingFileError: There is no such folder.
-        pyseg.errors.UserError: What is there is no regular file, which nothing may be renamed over.
+        pyseg.errors.UserError: The path is something else than a regular file; it is not replaced.
         OSError: The folder cannot be written to.
     """
-    wrong = why_not_a_file(path)
-    if wrong is not None:
-        raise UserError(f"{path}: {wrong}")
+    problem = why_not_a_file(path)
+    if problem is not None:
+        raise UserError(f"{path}: {problem}")
     path = behind_links(path)
     if not path.parent.is_dir():
         raise MissingFileError(f"{path}: expected a folder {path.parent}, found none")
@@ -41,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     try:
         with open(unfinished, "xb") as file:
-            _lock(file)  # the mark of a process that is still writing
+            _lock(file)  # tells `remove_unfinished` that this process is still writing
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -52,12 +52,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def behind_links(path: str | os.PathLike[str]) -> Path:
-    """Returns the name of what is written under a name: another one if this is a symbolic link."""
+    """Returns the target of a symbolic link, and any other path as it is."""
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def why_not_a_file(path: str | os.PathLike[str]) -> str | None:
-    """Returns what is wrong with a name that a regular file is to have; None: nothing."""
+    """Returns why a regular file cannot be written at `path`; None: it can."""
     if not os.path.basename(path):
         return "expected the name of a file, found that of a folder"
     if os.path.isdir(path):
@@ -68,13 +68,13 @@ def why_not_a_file(path: str | os.PathLike[str]) -> str | None:
 
 
 def remove_unfinished(folder: Path, name: str | None = None) -> None:
-    """Removes what `atomic_write` left in a folder where its process was killed.
+    """Removes the temporary files that killed processes in `atomic_write` left in a folder.
 
     Args:
-        folder: Where to look.
-        name: The file that was to be written; default: any.
+        folder: The folder.
+        name: Name of the file that was to be written; default: any.
     """
-    # Eight digits: a name that few others give to their files.
+    # Eight digits: users' own files hardly have such names.
     digits = "[0-9a-f]" * 8
     pattern = f".{'*' if name is None else glob.escape(name)}.{digits}{_UNFINISHED}"
     for path in folder.glob(pattern):
@@ -85,25 +85,24 @@ def remove_unfinished(folder: Path, name: str | None = None) -> None:
 
 @contextlib.contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
-    """Keeps other processes that ask for the same out of a folder while the block runs.
+    """Locks a folder against other processes in `sole_owner` while the block runs.
 
-    The system takes the lock back where the process is killed. On a file system without locks
-    nobody is kept out.
+    The system releases the lock of a killed process. A file system without locks excludes nobody.
 
     Args:
-        folder: Created where it is not there; removed at the end if it was, and is empty then.
+        folder: Created if it is missing, and then removed at the end if it is empty.
 
     Raises:
-        pyseg.errors.UserError: Another process is at work there.
-        OSError: The folder cannot be made or written.
+        pyseg.errors.UserError: Another process owns the folder.
+        OSError: The folder cannot be created or written to.
     """
     with contextlib.ExitStack() as stack:
-        path, made = folder / _LOCK, False
+        path, created = folder / _LOCK, False
         while True:
             try:
                 folder.mkdir()
-                made = True
-            except FileExistsError:  # where it is a file, the lock cannot be opened
+                created = True
+            except FileExistsError:  # if it is a file, opening the lock raises
                 pass
             try:
                 file = open(path, "a+b")  # noqa: SIM115 - closed by the stack
@@ -119,7 +118,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
-            # Removed by its last owner after it was opened here.
+            # Its last owner removed the lock after it was opened here.
             file.close()
         try:
             file.truncate(0)
@@ -128,15 +127,15 @@ def sole_owner(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            if made:
+            if created:
                 with contextlib.suppress(OSError):  # not empty
                     folder.rmdir()
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Locks a file until it is closed; returns False where another process has."""
+    """Locks a file until it is closed; returns False if another process holds the lock."""
     try:
-        # Unlike flock's, such a lock is not handed down: workers that survive do not hold it.
+        # Unlike flock's, this lock is not inherited: workers that survive do not hold it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False

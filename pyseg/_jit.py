@@ -1,4 +1,4 @@
-"""numba's compiler for pyseg's kernels, which keeps what it compiled where it may write."""
+"""numba's compiler for pyseg's kernels, with a cache in a writable folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def njit(function: Callable[..., Any]) -> Any:
     """Compiles ``function`` when it is first called; it releases the GIL, and is cached on disk.
 
     The cache lies in ``NUMBA_CACHE_DIR``, else below ``PYSEG_CACHE``, if one of them is set, else
-    beside the source or in the user's cache, as numba does it. Where none of these can be written
-    to, every process compiles anew.
+    beside the source or in the user's cache, which is numba's default. If none of these is
+    writable, every process compiles anew.
     """
     kernel = numba.njit(nogil=True)(function)
     config: Any = numba.config
@@ -25,7 +25,7 @@ def njit(function: Callable[..., Any]) -> Any:
     if not before and os.environ.get("PYSEG_CACHE"):
         config.CACHE_DIR = str(_build.user_cache() / "numba")
     try:
-        with contextlib.suppress(RuntimeError):  # no folder can be written to
+        with contextlib.suppress(RuntimeError):  # no writable folder
             kernel.enable_caching()
     finally:
         config.CACHE_DIR = before

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, elsewhere a line of the log now and then."""
+"""Progress of long work: a bar on a terminal, elsewhere an occasional line of the log."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 _LOG = logging.getLogger("pyseg")
 
 FIRST_LINE = 10.0
-"""Seconds to the first line; those to the next grow by a fifth, to ten minutes at most."""
+"""Seconds to the first line; later intervals are a fifth of the time so far, at most 10 minutes."""
 
 
 class Progress:
-    """Shows how far some work is; closed at the end of a ``with`` block.
+    """Shows the progress of some work; a context manager.
 
     Args:
-        name: What is done.
+        name: The work.
         unit: What is counted.
-        total: How much there is to do, if known.
-        initial: How much of it was done before.
-        examples: Examples of a unit: their number in a second is told then, not that of units.
-        scale: Shorten large numbers, as of bytes: 12.3M.
+        total: Number of units, if known.
+        initial: Units that were done before.
+        examples: Examples per unit; the speed is then shown in examples.
+        scale: Shorten large numbers, such as bytes: 12.3M.
         hidden: Show nothing.
     """
 
@@ -60,11 +60,11 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.close()
 
     def update(self, number: int = 1) -> None:
-        """Counts units that are done."""
+        """Adds finished units."""
         self.done += number
         self._bar.update(number)
         if not self._quiet and time.monotonic() >= self._due:
@@ -73,11 +73,11 @@ class Progress:
             _LOG.info("%s", self._line(now - self._began))
 
     def expect(self, total: int) -> None:
-        """Takes note of how much there is to do."""
+        """Sets the total."""
         self.total = self._bar.total = total
 
     def note(self, **notes: Any) -> None:
-        """Says more, by name, from the next line on."""
+        """Shows named values from the next line on."""
         self._notes = "".join(f", {name} {value}" for name, value in notes.items())
         self._bar.set_postfix(notes, refresh=False)
 

@@ -1,6 +1,6 @@
-"""Drawing some of a video's frames, as the starter code's model_utils.py does.
+"""Random sampling of a video's frames, as in the starter code's model_utils.py.
 
-Data sets draw with it, and models that draw inside.
+Data sets use it, and models that sample frames themselves.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ def sample_random_frames(
 ) -> Tensor:
     """Returns frame numbers drawn independently and with replacement: ``int(u * num_frames)``.
 
-    The source is SampleRandomFrames of google/youtube-8m.
+    Source: SampleRandomFrames of google/youtube-8m.
 
     Args:
         num_frames: (B,) int, at least 1 each.
         num_samples: S, the number of frames to draw from every video.
-        ordered: Return each video's frame numbers in rising order. The draw is the same set; a
-            model that reads frames in sequence needs their order in time.
-        generator: Where the randomness comes from, on the device of ``num_frames``; default:
-            torch's own of that device.
+        ordered: Sort each video's frame numbers, for models that read frames in sequence. The
+            drawn frames are the same.
+        generator: The random numbers to use, on the device of ``num_frames``; default: torch's own.
 
     Returns:
         (B, S) int64, each in ``[0, num_frames)``.
@@ -53,8 +52,9 @@ def sample_random_sequence(
     """Returns the numbers of consecutive frames from a random start.
 
     ``start = int(u * (max(num_frames - num_samples, 0) + 1))``, and the i-th frame is
-    ``min(start + i, num_frames - 1)``: the last frame of a short video is repeated. The source is
-    SampleRandomSequence of google/youtube-8m.
+    ``min(start + i, num_frames - 1)``: the last frame of a short video is repeated.
+
+    Source: SampleRandomSequence of google/youtube-8m.
 
     Args:
         num_frames: (B,) int, at least 1 each.
@@ -86,8 +86,8 @@ def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | 
 
 def _check(num_frames: Tensor, num_samples: int) -> None:
     if num_samples < 1:
-        raise ArgumentError(f"num_samples must be at least 1, got {num_samples}")
-    # Elsewhere the comparison would wait for the device; data sets have no empty video anyway.
+        raise ArgumentError(f"num_samples: expected at least 1, found {num_samples}")
+    # Elsewhere the comparison would wait for the device; data sets have no empty videos.
     on_host = num_frames.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_host and (num_frames < 1).any():
-        raise ArgumentError(f"num_frames must be at least 1, got {int(num_frames.min())}")
+        raise ArgumentError(f"num_frames: expected at least 1, found {int(num_frames.min())}")

@@ -1,4 +1,4 @@
-"""Several calls at once, of functions that release the GIL."""
+"""Parallel calls of functions that release the GIL."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive 
 
 
 def run_all(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -> list[Result]:
-    """Returns ``function(*arguments)`` for the arguments of each call, in their order.
+    """Returns ``function(*arguments)`` of each call, in order.
 
-    As many calls run at once as torch uses threads (`torch.set_num_threads`); they must
-    not call this themselves, since they would wait for each other.
+    As many calls run at once as torch uses threads (`torch.set_num_threads`). They must not call
+    `run_all` themselves: that would deadlock.
     """
     threads = min(torch.get_num_threads(), len(calls))
     if threads < 2:
@@ -36,7 +36,7 @@ def run_all(function: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -
 
 
 def shares(length: int, at_least: int) -> list[tuple[int, int]]:
-    """Cuts 0..length into a range for each thread, of at least so many items where possible."""
+    """Splits 0..length into one range per thread, of at least `at_least` items where possible."""
     parts = max(1, min(torch.get_num_threads(), length // at_least))
     bounds = np.linspace(0, length, parts + 1).astype(int).tolist()
     return list(itertools.pairwise(bounds))

@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: complete, written whole, the last ones kept.
+"""Checkpoints of a training run: written atomically, the last ones kept.
 
 A checkpoint is a file that `torch.load` reads with ``weights_only=True``: tensors, numbers, text,
-and lists and dictionaries of these. A digest of all its bytes follows them.
+and lists and dictionaries of these. A digest of its bytes follows them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyseg._containers import text_error
 from pyseg._files import atomic_write
 from pyseg.errors import DataError
 
 _NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 
-# Of the secure digests the fastest one, where processors have instructions for it.
+# The fastest secure digest on processors with instructions for it.
 _DIGEST = hashlib.sha256
 _MARK = b"pyseg sha256 "
 
@@ -30,17 +31,16 @@ _MARK = b"pyseg sha256 "
 def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], *, keep: int) -> Path:
     """Writes a checkpoint, then removes all but the last ones.
 
-    The file appears when it is on disk as a whole; where it cannot be written, those before it are
-    still there.
+    The write is atomic; if it fails, the earlier checkpoints stay.
 
     Args:
-        folder: Created if it is not there.
-        number: Of the checkpoint; later ones have larger numbers.
-        state: What `load_checkpoint` returns.
-        keep: How many to leave, this one included.
+        folder: Created if it is missing.
+        number: Number of the checkpoint; later ones have larger numbers.
+        state: What `load_checkpoint` will return.
+        keep: Number of checkpoints to keep, including this one.
 
     Raises:
-        OSError: It cannot be written; the message names the file.
+        OSError: The checkpoint cannot be written; the message names the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{number:09d}.pt"
@@ -68,11 +68,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Returns what `save_checkpoint` was given, on the CPU.
+    """Returns the state that was saved, on the CPU.
 
     Raises:
         pyseg.errors.DataError: The file is no checkpoint, or damaged; the message names it.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     data = memoryview(path.read_bytes())
     end = len(data) - len(_MARK) - _DIGEST().digest_size
@@ -82,22 +82,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: expected a checkpoint of pyseg, found a damaged one (its digest)")
     try:
         state = torch.load(io.BytesIO(data[:end]), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file of someone else leads torch to
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{path}: expected a checkpoint of pyseg, found: {told[0]}") from error
+    except Exception as error:  # torch raises anything on a foreign file
+        reason = text_error(error)
+        raise DataError(f"{path}: expected a checkpoint of pyseg, found: {reason}") from error
     if not isinstance(state, dict):
         raise DataError(f"{path}: expected a checkpoint of pyseg, found {type(state).__name__}")
     return state
 
 
 def load_last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the last checkpoint that is whole, and where it lies; None where there are none.
+    """Returns path and state of the last undamaged checkpoint; None if there are no checkpoints.
 
-    Every damaged one after it is told, in a line.
+    It prints a line about every damaged one after it.
 
     Raises:
         pyseg.errors.DataError: All are damaged; the message names the last one.
-        OSError: One cannot be read.
+        OSError: A checkpoint cannot be read.
     """
     damaged: list[DataError] = []
     for path in reversed(list_checkpoints(folder)):
@@ -107,22 +107,22 @@ def load_last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             damaged.append(error)
             continue
         for each in damaged:
-            print(f"{each}; {path.name} is taken instead")
+            print(f"{each}; {path.name} is used instead")
         return path, state
     if damaged:
-        raise DataError(f"{damaged[0]}; none before it is whole")
+        raise DataError(f"{damaged[0]}; all before it are damaged too")
     return None
 
 
 def remove_checkpoints_after(path: Path) -> None:
-    """Removes the checkpoints after one: damaged ones, which must not be the last ones kept."""
+    """Removes the checkpoints after `path`: damaged ones, which must not count as the last ones."""
     for later in list_checkpoints(path.parent):
         if later.name > path.name:
             later.unlink()
 
 
 def random_state() -> dict[str, Any]:
-    """Returns the state of every source of random numbers of this process."""
+    """Returns the state of every random number generator of this process."""
     version, numbers, gauss = random.getstate()
     name, key, *rest = np.random.get_state(legacy=True)
     state = {
@@ -136,7 +136,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restores what `random_state` returned."""
+    """Restores the state from `random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, key, *rest = state["numpy"]

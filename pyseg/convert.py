@@ -1,4 +1,4 @@
-"""Weights from other frameworks."""
+"""Conversion of weights from other frameworks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyseg import models
 from pyseg.errors import ArgumentError
 from pyseg.nn import FrameClassifier
 
-# What a training checkpoint holds beside the model.
+# Variables of a training checkpoint that are not the model's.
 _TRAINING_STATE = re.compile(r"(^|/)(global_step|beta[12]_power|Adam|Adam_1)$")
 
 _SCOPE = "tower/"
@@ -28,18 +28,18 @@ def load_nextvlad_tf(
     """Makes a `NeXtVLADClassifier` with the weights of the reference TensorFlow 1 code.
 
     The geometry (feature sizes, expansion, groups, clusters, hidden size, reduction) is read from
-    the shapes. The model has the logistic classifier and the features video and audio.
+    the shapes. The model has the logistic head and the features video and audio.
 
     The reference normalises frames before the model ("reverse whitening" by default, in its
-    train.py); the model that is returned only dequantises unless told otherwise.
+    train.py); the returned model only dequantises, unless `normalization` says otherwise.
 
     Args:
-        variables: array of each variable, under the name the reference code gives it, for example
-            ``tower/video_VLAD/cluster_weights`` (a ``:0`` at the end is ignored, and so is what
-            the optimiser adds to a checkpoint).
+        variables: array of each variable, under its name in the reference code, for example
+            ``tower/video_VLAD/cluster_weights`` (a ``:0`` at the end is ignored, and so are the
+            optimiser's variables in a checkpoint).
         num_classes: number of classes C.
-        **overrides: what shapes do not tell: `dropout`, `normalization`, `eigenvalues`,
-            `batch_norm_momentum` or `padded_statistics` of `NeXtVLADClassifier`.
+        **overrides: options that shapes do not determine: `dropout`, `normalization`,
+            `eigenvalues`, `batch_norm_momentum` or `padded_statistics` of `NeXtVLADClassifier`.
 
     Returns:
         The model, in float32 and training mode; `pyseg.models.save` can save it.
@@ -67,16 +67,16 @@ def load_mix_nextvlad_tf(
 ) -> FrameClassifier:
     """Makes a `Mixture` of `NeXtVLADClassifier` with the weights of the reference's mixture.
 
-    As `load_nextvlad_tf`, for the variables of ``MixNeXtVladModel``: its branches
-    (``tower/branch_0/video_vlad/cluster_weights``), as many as there are, and its weights
-    (``tower/mix_weights/weights``). As in the reference, the mean over the frames that decides the
-    weights includes padding: pad to the number of frames that the model was trained with.
+    As `load_nextvlad_tf`, for the variables of ``MixNeXtVladModel``: those of any number of
+    branches (``tower/branch_0/video_vlad/cluster_weights``) and of the mixture's weights
+    (``tower/mix_weights/weights``). As in the reference, the mean over the frames that determines
+    these weights includes padding: pad to the number of frames that the model was trained with.
 
     Args:
         variables: see `load_nextvlad_tf`.
         num_classes: number of classes C.
-        **overrides: what shapes do not tell: those of `load_nextvlad_tf`, `temperature`,
-            `distillation`, and `padded_mean`.
+        **overrides: options that shapes do not determine: those of `load_nextvlad_tf`,
+            `temperature`, `distillation`, and `padded_mean`.
 
     Returns:
         The model, in float32 and training mode; `pyseg.models.save` can save it.
@@ -107,7 +107,7 @@ def load_mix_nextvlad_tf(
 
 
 def _arrays(variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the model's variables under their plain names."""
+    """Returns the model's variables, without ``:0`` in their names."""
     return {
         name.removesuffix(":0"): np.asarray(value)
         for name, value in variables.items()
@@ -137,11 +137,11 @@ def _check_overrides(overrides: Mapping[str, Any], geometry: Mapping[str, Any]) 
 
 
 def _copy(model: FrameClassifier, arrays: Mapping[str, np.ndarray], names: dict[str, str]) -> None:
-    """Fills the model with the variables; `names` are theirs by the names in its state."""
+    """Copies the variables into the model; `names` maps names in its state to theirs."""
     state = model.state_dict()
     for key, name in names.items():
         target = state[key]
-        # TensorFlow has (in, out) where PyTorch has (out, in), and the centres as (1, F, K).
+        # TensorFlow stores (in, out) where PyTorch stores (out, in), and the centres as (1, F, K).
         transposed = key.endswith(".weight") and target.ndim == 2
         expected = tuple(target.T.shape if transposed else target.shape)
         if name.endswith("cluster_weights2"):
@@ -157,7 +157,7 @@ def _copy(model: FrameClassifier, arrays: Mapping[str, np.ndarray], names: dict[
 
 
 def _variable_names(scope: str = _SCOPE, features: Sequence[str] = _FEATURES) -> dict[str, str]:
-    """Names of the reference's variables by the names in `NeXtVLADClassifier.state_dict`."""
+    """Maps names in `NeXtVLADClassifier.state_dict` to those of the reference's variables."""
     names = {
         "hidden.weight": "hidden1_weights",
         "gate.squeeze.weight": "gating_weights_1",
@@ -183,7 +183,7 @@ def _variable_names(scope: str = _SCOPE, features: Sequence[str] = _FEATURES) ->
 
 
 def _mixture_names(count: int) -> dict[str, str]:
-    """Names of the reference's variables by the names in `Mixture.state_dict`."""
+    """Maps names in `Mixture.state_dict` to those of the reference's variables."""
     names = {
         "gate.weight": f"{_SCOPE}mix_weights/weights",
         "gate.bias": f"{_SCOPE}mix_weights/biases",
@@ -222,7 +222,7 @@ def _geometry(
     video = features[0]
     expanded = shape(f"{video}/fully_connected/weights", 2)[1]
     hidden_size, inner = shape("gating_weights_1", 2)
-    # Rounded: where a size does not divide, the comparison of all shapes that follows says so.
+    # Rounded down: if a size does not divide, `_copy` finds the shape that does not fit.
     return {
         "feature_sizes": feature_sizes,
         "clusters": shape(f"{video}/cluster_weights2", 3)[2],

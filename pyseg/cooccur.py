@@ -1,7 +1,7 @@
-"""Counts label pairs and makes the correlation: ``python -m pyseg.cooccur --labels <table> ...``.
+"""Counts label pairs and writes their correlation: ``python -m pyseg.cooccur --labels <table>``.
 
-See `pyseg.labels`. What it writes is what ``--loss.correlation`` of `pyseg.train` reads.
-Under torchrun, TFRecords are divided over the processes (`pyseg.distributed`).
+See `pyseg.labels`. ``--loss.correlation`` of `pyseg.train` reads the file that it writes. Under
+torchrun, the TFRecord files are divided over the processes (`pyseg.distributed`).
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from pyseg.metrics._distributed import gather
 
 @dataclass
 class CooccurConfig:
-    """What to count, and what to make of it.
+    """The options of `pyseg.cooccur`.
 
     Args:
         out: The file to write, for example correlation.npz.
         labels: A table of lines "id,label label ...", plain or gzip-compressed.
-        data: TFRecords, frame-level or video-level: a folder, glob or file; with --labels too, both
-            are counted.
-        exclude_ids: A file with the ids of videos that must not count, such as those of the test
-            videos: one a line, or a table as for --labels.
-        num_classes: Classes C of the labels that are counted.
+        data: TFRecords, frame-level or video-level: a folder, glob or file. With --labels, both are
+            counted.
+        exclude_ids: A file with the ids of videos to leave out, such as the test videos: one per
+            line, or a table as for --labels.
+        num_classes: Number of classes C of the labels.
         threshold: Probabilities below it are dropped (paper, eq. 5).
         min_support: Pairs seen in fewer videos are dropped.
         classes: A vocabulary of the classes to keep (the column Index; Name is for the output),
             for example segment_vocabulary.csv; default: all.
-        vocabulary: A vocabulary that names all classes, for the output alone.
+        vocabulary: A vocabulary that names all classes, for the output only.
         top: How many of the strongest relations to print.
-        on_error: "raise" stops at a damaged record, "skip" leaves it out and says so.
+        on_error: "raise" stops at a damaged record, "skip" leaves it out and reports it.
 
     Raises:
         ValueError: A value is out of its range.
@@ -74,18 +74,18 @@ class CooccurConfig:
 
 
 def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooccurrence, int]:
-    """Returns the counts of all that `config` names, and how many videos were left out.
+    """Counts the labels in the files of `config`; returns counts and number of videos left out.
 
-    In a distributed run every process reads some of the files, a table the first one, and all get
-    the same.
+    In a distributed run every process reads some of the TFRecord files, the first one also the
+    table, and all get the same result.
 
     Args:
         config: The options.
-        report: What reading met with, in all processes, is added to it; it is then the caller's
-            affair.
+        report: Receives the problems found in records, those of all processes; the caller reports
+            them.
 
     Raises:
-        pyseg.errors.DataError: A table is malformed, or there is no video at all.
+        pyseg.errors.DataError: A table is malformed, or there are no videos.
     """
     own = None if report is None else ReadReport()
 
@@ -136,7 +136,7 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
 
 
 def _together(counted: Cooccurrence, left_out: int) -> tuple[Cooccurrence, int]:
-    """Returns the counts of all processes."""
+    """Returns the sums over all processes."""
     arrays = counted.counts, counted.offsets, counted.columns, counted.values
     own = np.array([counted.num_videos, left_out])
     (numbers, *first), *others = gather([own, *arrays])
@@ -148,7 +148,7 @@ def _together(counted: Cooccurrence, left_out: int) -> tuple[Cooccurrence, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Counts, writes the correlation, and prints a line a fact."""
+    """Counts label pairs, writes their correlation and prints a summary."""
     parser = _cli.make_parser(
         CooccurConfig,
         "pyseg.cooccur",
@@ -198,7 +198,7 @@ def strongest(
     names: dict[int, str],
     top: int,
 ) -> Iterator[str]:
-    """Yields the strongest relations, those seen most often first among equals."""
+    """Yields a line for each of the strongest relations; of equal ones the most frequent first."""
     rows = np.repeat(np.arange(correlation.num_classes), np.diff(correlation.offsets.numpy()))
     columns, values = correlation.columns.numpy(), correlation.values.numpy()
     seen = counted.counts[np.array(numbers)[rows]] * values

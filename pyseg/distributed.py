@@ -1,19 +1,18 @@
 """Runs of several processes: ``torchrun --nproc_per_node=N -m pyseg.train -- ...``.
 
-torchrun starts N times the same command, each with a GPU of its own where there are any; this
-module makes one run of them:
+torchrun starts the same command N times, each with its own GPU if there are any; this module
+connects them to one run:
 
-* `session` connects them. The first process, rank 0, is the one that writes and prints. Where one
-  of them fails, the first reason is told once, and all of them end.
-* `DistributedDataParallel` averages gradients (`parallel`), data sets divide themselves
-  (`pyseg.data.RecordDataset`), streaming metrics are of all processes (`pyseg.metrics`), and so are
-  the statistics of `pyseg.nn.BatchNorm`.
-* What the processes decide, they decide together: `any_of`, `from_first`, `from_all`.
+* `session` connects the processes. The first one, rank 0, writes and prints. If one fails, the
+  first error is reported once, and all of them end.
+* `DistributedDataParallel` averages gradients (`parallel`), data sets are sharded
+  (`pyseg.data.RecordDataset`), and streaming metrics (`pyseg.metrics`) and the statistics of
+  `pyseg.nn.BatchNorm` cover all processes.
+* The processes take decisions together: `any_of`, `from_first`, `from_all`.
 
-Outside of a distributed run all of this is that of a run of one process. What the processes tell
-each other about themselves travels over gloo on the CPU, also where gradients take nccl: nobody has
-to wait for a GPU. Files of a run are read by all processes, so where these are on several machines
-the run folder and the data have to be on all of them, at the same place.
+Without torchrun all of this works as in a run of one process. Small messages travel over gloo on
+the CPU, even if gradients use nccl, so that they never wait for a GPU. All processes read the run's
+files, so on several machines the run folder and the data must be at the same path on each.
 
 Source: torch.distributed and torchrun, https://docs.pytorch.org/docs/stable/distributed.html.
 """
@@ -43,12 +42,12 @@ from pyseg.errors import ArgumentError, UserError
 Value = TypeVar("Value")
 
 TIMEOUT_MINUTES = 1440.0
-"""How long processes wait for each other unless told otherwise: one may have hours more to do.
+"""Default timeout for hanging processes: one may have hours more work than another.
 
-One that is gone is noticed at once; this is for one that hangs.
+A lost process is noticed at once.
 """
 
-_FAILED = "pyseg/failed"  # in the store that torchrun keeps: how many processes have failed
+_FAILED = "pyseg/failed"  # key in torchrun's store: the number of processes that have failed
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -58,17 +57,17 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Returns the number of this process, from 0."""
+    """Returns the rank of this process, from 0."""
     return distributed.get_rank() if _connected() else 0
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that writes and prints."""
+    """Whether this is the process that writes and prints."""
     return rank() == 0
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """Returns for each flag whether it is set in any process; every process calls it."""
+    """Returns for each flag whether it is set in any process; every process must call it."""
     if world_size() == 1:
         return flags
     values = torch.tensor(flags, dtype=torch.uint8)
@@ -77,15 +76,15 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
 
 
 def wait() -> None:
-    """Waits until every process has come as far as this."""
+    """Waits until every process has called it: a barrier."""
     any_of(False)
 
 
 def from_first(value: Value) -> Value:
-    """Returns the value of the first process; every process calls it.
+    """Returns the value of the first process; every process must call it.
 
     Args:
-        value: Anything that can be pickled; that of others is not looked at.
+        value: Anything that can be pickled; ignored in other processes.
     """
     values = [value]
     if world_size() > 1:
@@ -94,7 +93,7 @@ def from_first(value: Value) -> Value:
 
 
 def from_all(value: Value) -> list[Value]:
-    """Returns the values of all processes, in the order of ranks; every process calls it.
+    """Returns the values of all processes, in the order of ranks; every process must call it.
 
     Args:
         value: Anything that can be pickled.
@@ -106,7 +105,7 @@ def from_all(value: Value) -> list[Value]:
 
 
 def total(value: Value) -> Value:
-    """Returns what the values of all processes add up to; every process calls it.
+    """Returns the sum of the values of all processes; every process must call it.
 
     Args:
         value: Anything that can be pickled and has ``+=``.
@@ -119,10 +118,10 @@ def total(value: Value) -> Value:
 
 
 def share_of_batch(name: str, batch_size: int) -> int:
-    """Returns how many of the examples of a batch this process takes: as many as any other.
+    """Returns the number of examples of a batch that each process takes.
 
     Raises:
-        ValueError: The batch cannot be divided; the message names the option.
+        ValueError: The batch cannot be divided evenly; the message names the option.
 
     Example:
         >>> share_of_batch("pretrain.batch_size", 80)
@@ -138,29 +137,29 @@ def share_of_batch(name: str, batch_size: int) -> int:
 
 
 def parallel(step: nn.Module) -> nn.Module:
-    """Returns a module whose gradients are averaged over the processes, with one set of weights.
+    """Wraps a module so that its gradients are averaged over the processes.
 
     Args:
-        step: Gives a loss that is a mean over the examples of this process: as many as any other
-            has, so that the average is the gradient of the mean over all.
+        step: Returns the mean loss of this process's examples. Every process has as many, so the
+            average is the gradient of the mean over all.
     """
     if world_size() == 1 or not any(p.requires_grad for p in step.parameters()):
         return step
     wrapped = DistributedDataParallel(step, gradient_as_bucket_view=True)
-    # Buffers are exchanged here, once: running statistics are those of all processes (`BatchNorm`).
-    # Not by the constructor's argument, which has had another name since torch 2.13.
+    # Buffers are broadcast once, on construction: `BatchNorm` keeps running statistics equal. Not
+    # by the constructor's argument, which was renamed in torch 2.13.
     wrapped.broadcast_buffers = False
     if all(parameter.device.type == "cpu" for parameter in step.parameters()):
         wrapped.register_comm_hook(None, _average_each)
     return wrapped
 
 
-def _average_each(_, bucket):  # type: ignore[no-untyped-def]  # annotations that are text are refused
-    """Averages the gradient of each parameter by itself, a hook of DistributedDataParallel.
+def _average_each(_, bucket):  # type: ignore[no-untyped-def]  # torch refuses string annotations
+    """Averages each parameter's gradient separately, as a hook of DistributedDataParallel.
 
-    Where an element stands in a message decides in which order gloo sums it over three processes
-    or more. DistributedDataParallel packs its messages anew after the first step: in whole buckets,
-    a run that goes on would not round as one that was never stopped.
+    With three processes or more, the position of an element in a message decides the order in which
+    gloo sums it. DistributedDataParallel rebuilds its buckets after the first step, so reducing
+    whole buckets would round differently in a resumed run.
     """
     buffer = bucket.buffer().div_(world_size())
     sums = [distributed.all_reduce(part, async_op=True) for part in bucket.gradients()]
@@ -169,7 +168,7 @@ def _average_each(_, bucket):  # type: ignore[no-untyped-def]  # annotations tha
 
 
 def share_weights(module: nn.Module) -> None:
-    """Gives all processes the parameters and buffers of the first one; every process calls it."""
+    """Copies parameters and buffers of the first process to all; every process must call it."""
     if world_size() > 1:
         for tensor in itertools.chain(module.parameters(), module.buffers()):
             distributed.broadcast(tensor.detach(), src=0)
@@ -187,15 +186,15 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        told = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"--device {name}: expected a device that torch has here, such as cpu or cuda; {told}"
+            f"--device {name}: expected a device that torch has here, such as cpu or cuda; {reason}"
         ) from error
     return device
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Returns the GPU of this process where any GPU is asked for; otherwise the device.
+    """Returns this process's GPU if `device` is any GPU, else `device`.
 
     Raises:
         pyseg.errors.UserError: This machine has more processes than GPUs.
@@ -213,19 +212,18 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
-    """Connects the processes that torchrun has started; nothing happens without torchrun.
+    """Connects the processes that torchrun has started; does nothing without torchrun.
 
-    Inside, only the first process prints to stdout and draws progress bars. Where a process
-    leaves with an exception, the others end as well: those that are waiting for it at once, the
-    others as soon as torchrun asks them to. The first exception is the run's reason and goes on its
-    way; what others run into after it, having lost a process, becomes an exit without a word.
+    Inside, only the first process prints to stdout and draws progress bars. If a process raises,
+    the others end too: those waiting for it at once, the rest when torchrun signals them. The first
+    exception propagates; later ones, which the loss of a process causes, become a silent exit.
 
     Args:
-        device: Where the gradients are; see `local_device`.
+        device: The device of the gradients; see `local_device`.
         timeout_minutes: How long to wait for another process before giving up.
 
     Raises:
-        pyseg.errors.UserError: A process is lost and has left no reason.
+        pyseg.errors.UserError: A process was lost without an exception.
     """
     if _connected() or not _launched():
         yield
@@ -242,17 +240,16 @@ def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> I
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes cannot be connected: {_line(error)}") from error
     try:
-        with contextlib.nullcontext() if is_first() else _silence(), _time_to_tell():
+        with contextlib.nullcontext() if is_first() else _silence(), _defer_sigterm():
             yield
-        # Nobody leaves before all have come so far: a failure of others is still this run's.
-        wait()
+        wait()  # no process leaves early: a failure of another one must still end it
     except BaseException as error:
         if not _is_first_failure():
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
         if _is_loss_of_another(error):
             raise UserError(f"another process is lost: {_line(error)}") from error
         raise
-    # Not after a failure: it would wait for those that are gone.
+    # Not after a failure: it would wait for lost processes.
     distributed.destroy_process_group()
 
 
@@ -270,20 +267,20 @@ def _launched() -> bool:
 
 
 def _is_first_failure() -> bool:
-    """Notes that this process has failed; returns whether no other has before."""
+    """Records that this process has failed; returns whether it is the first one."""
     try:
         return distributed.distributed_c10d._get_default_store().add(_FAILED, 1) == 1
-    except (RuntimeError, ValueError):  # the store is gone, or the group: it went with torchrun
+    except (RuntimeError, ValueError):  # torchrun has ended, and with it the store or the group
         return is_first()
 
 
 @contextlib.contextmanager
-def _time_to_tell() -> Iterator[None]:
-    """Lets a process that has lost another say so, and clean up, before torchrun's SIGTERM ends it.
+def _defer_sigterm() -> Iterator[None]:
+    """Ignores torchrun's SIGTERM while a process that has lost another reports it and cleans up.
 
-    torchrun sends that as soon as it has noticed the loss too, and SIGKILL half a minute later.
+    torchrun sends it as soon as it notices the loss itself, and SIGKILL half a minute later.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only that may set handlers
         yield
         return
 
@@ -304,11 +301,11 @@ def _time_to_tell() -> Iterator[None]:
 def _is_loss_of_another(error: BaseException | None) -> bool:
     if isinstance(error, distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error)  # which has no type of its own
+    return isinstance(error, RuntimeError) and "gloo" in str(error)  # gloo has no exception type
 
 
 class _NoTerminal(io.TextIOWrapper):
-    """A stream on which nobody draws progress bars."""
+    """A stream that is no terminal, so that no progress bars are drawn on it."""
 
     def isatty(self) -> bool:
         return False
@@ -316,7 +313,7 @@ class _NoTerminal(io.TextIOWrapper):
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Lets through what goes to stderr, but for progress bars."""
+    """Discards stdout, and progress bars on stderr."""
     with (
         open(os.devnull, "w") as nowhere,
         _NoTerminal(os.fdopen(os.dup(sys.stderr.fileno()), "wb"), write_through=True) as errors,

@@ -16,19 +16,19 @@ class PysegError(Exception):
 
 
 class ArgumentError(PysegError, ValueError):
-    """An argument of a function or class does not have a value that it may have."""
+    """An argument of a function or class has an invalid value."""
 
 
 class UserError(PysegError):
-    """A command cannot do what it was asked to; the message is all that its user needs to see."""
+    """A command cannot do what it was asked to; the message is all that its user needs."""
 
 
 class DataError(PysegError, ValueError):
-    """A file does not hold what it should; the message names it, and the line if there is one."""
+    """A file has unexpected content; the message names the file, and the line if there is one."""
 
 
 class MissingFileError(PysegError, FileNotFoundError):
-    """A file or folder is not there; the message names it."""
+    """A file or folder does not exist; the message names it."""
 
 
 class RecordError(PysegError, ValueError):
@@ -39,19 +39,19 @@ class RecordError(PysegError, ValueError):
 
     Attributes:
         path: The file.
-        record: Number of the record, from 0; None where the file as a whole is at fault.
+        record: Number of the record, from 0; None if the whole file is at fault.
         offset: Byte at which the record starts; None likewise.
     """
 
     def __init__(
         self, message: str, path: str = "", record: int | None = None, offset: int | None = None
     ) -> None:
-        """Makes the error; the message is the whole text."""
+        """Makes the error; `message` is the whole text."""
         super().__init__(message)
         self.path = path
         self.record = record
         self.offset = offset
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keeps the attributes on the way between processes."""
+        """Pickles the attributes too, for errors of worker processes."""
         return type(self), (str(self), self.path, self.record, self.offset)

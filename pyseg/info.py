@@ -1,4 +1,4 @@
-"""What pyseg runs with here: versions, what is loaded, where from, and if something is not, why.
+"""The environment of pyseg: versions, loaded libraries and their paths, or why one is missing.
 
 ``python -m pyseg.info`` prints it. Put its output into a bug report.
 """
@@ -34,7 +34,7 @@ def collect() -> dict[str, str]:
     """Returns the facts by name, in the order in which they are printed.
 
     Returns:
-        Names such as ``"pyseg"``, ``"torch"``, ``"CPU ops"`` with a line of text each. The values
+        Names such as ``"pyseg"``, ``"torch"``, ``"CPU ops"`` with one line of text each. The values
         of ``"CPU ops"``, ``"CUDA ops"`` and ``"records"`` start with ``"loaded: "`` and the path
         or with ``"not loaded: "`` and the reason.
 
@@ -70,26 +70,26 @@ def collect() -> dict[str, str]:
 
 
 def _state(library: _build.Library, reason: str | None, instead: str) -> str:
-    """Returns whether ``library`` is loaded, from where and how it was built, or why it is not."""
+    """Returns path and build details of ``library``, or why it is not loaded."""
     if reason:
         return f"not loaded: {reason}; {instead}"
     path = _ext.PATHS[library.name]
     assert path is not None
-    noted = _build.read_metadata(path.parent).get(path.name, {})
-    details = [str(noted[key]) for key in ("compiler", "nvcc") if key in noted]
-    if noted.get("torch"):
-        details.append(f"torch {noted['torch']}")
-    arches = noted.get("arches")
+    metadata = _build.read_metadata(path.parent).get(path.name, {})
+    details = [str(metadata[key]) for key in ("compiler", "nvcc") if key in metadata]
+    if metadata.get("torch"):
+        details.append(f"torch {metadata['torch']}")
+    arches = metadata.get("arches")
     if isinstance(arches, list):
         details.append(f"for {';'.join(arches)}")
     text = f"loaded: {path}" + (f", built with {', '.join(details)}" if details else "")
     if _build.out_of_date(library, path):
-        text += "; its sources have changed since: `python -m pyseg._build` builds it anew"
+        text += "; its sources have changed since: `python -m pyseg._build` rebuilds it"
     return text
 
 
 def _instructions() -> str:
-    """Returns what the processor offers of the instruction sets that matter here."""
+    """Returns the relevant instruction sets of the processor."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -109,7 +109,7 @@ def _gpus() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the facts, one a line."""
+    """Prints the facts, one per line."""
     parser = argparse.ArgumentParser(
         prog=_cli.program("pyseg.info"), description="Prints what pyseg runs with here."
     )

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and reference numbers; the test skips where there is none."""
+    """The folder of real data and reference numbers; the test is skipped without it."""
     folder = Path(os.environ.get("PYSEG_SHARED", ROOT.parent / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}: set PYSEG_SHARED")
@@ -26,8 +26,8 @@ def shared() -> Path:
 
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
-    """Sets torch's number of threads back after a test that changes it."""
-    import torch  # late: of several processes the first runs no test
+    """Restores torch's number of threads after a test."""
+    import torch  # lazily: the controller of pytest-xdist runs no test
 
     threads = torch.get_num_threads()
     yield
@@ -36,7 +36,7 @@ def restore_threads() -> Iterator[None]:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Ctrl-C does what it usually does, also where the tests were started to ignore it."""
+    """Restores the default handler of SIGINT, which the tests' parent may have ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

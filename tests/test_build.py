@@ -21,7 +21,7 @@ FINDERS = (_build.find_torch, _build.find_compiler, _build.find_toolkit, _build.
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    """No switch is set, and what was found before is forgotten."""
+    """Unsets all switches and clears cached results."""
     for name in ("PYSEG_EXT", "PYSEG_CUDA", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "DEBUG", "CXX"):
         monkeypatch.delenv(name, raising=False)
     for name in ("CUDA_HOME", "CUDA_PATH"):
@@ -118,7 +118,7 @@ def test_arches_with_another_value(monkeypatch):
         _build.arches()
 
 
-# ---- what this machine has -----------------------------------------------------------------------
+# ---- the environment -----------------------------------------------------------------------------
 
 
 def test_find_torch_is_the_one_that_runs():
@@ -157,7 +157,7 @@ def test_no_compiler(monkeypatch, tmp_path):
     assert _build.why_not(_build.CPU) == "no C++ compiler: g++ is not on PATH"
 
 
-def test_compiler_that_is_not_there(monkeypatch):
+def test_missing_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     assert _build.find_compiler() == "CXX=no-such-compiler -m64 is not on PATH"
 
@@ -310,7 +310,7 @@ print(outcome.path or outcome.reason)
 
 
 def load(checkout: Path, package: str = "pyseg"):
-    """Returns the builder of ``checkout`` as a module of its own."""
+    """Returns the builder of ``checkout`` as a separate module."""
     spec = importlib.util.spec_from_file_location("_builder", checkout / package / "_build.py")
     assert spec is not None
     assert spec.loader is not None
@@ -401,21 +401,21 @@ def test_import_never_rebuilds(checkout):
 
 
 @needs_compiler
-def test_failed_build_is_not_repeated_before_something_changes(checkout):
+def test_failed_build_is_not_repeated_without_a_change(checkout):
     source = checkout / "csrc" / "library.cpp"
     good = source.read_text()
     source.write_text('#error "planted"\n')
-    output, told = prepare(checkout).communicate(timeout=60)
+    output, errors = prepare(checkout).communicate(timeout=60)
     assert "planted" in output
     assert "g++ failed with status 1" in output or "CXX" in os.environ
-    assert told == f"pyseg: {_build.announcement([_build.CPU], checkout / 'pyseg')}\n"
-    again, told = prepare(checkout).communicate(timeout=60)
+    assert errors == f"pyseg: {_build.announcement([_build.CPU], checkout / 'pyseg')}\n"
+    again, errors = prepare(checkout).communicate(timeout=60)
     assert again == f"its build failed: {output}"
-    assert told == ""
+    assert errors == ""
     source.write_text(good)
-    output, told = prepare(checkout).communicate(timeout=60)
+    output, errors = prepare(checkout).communicate(timeout=60)
     assert output == f"{checkout}/pyseg/libpyseg.so\n"
-    assert told != ""
+    assert errors != ""
 
 
 @needs_compiler
@@ -474,7 +474,7 @@ def test_cmake_lists(checkout, capsys):
     assert 'set(PYSEG_VERSION "0.0.1")\n' in text
 
 
-# ---- what an import makes of it ------------------------------------------------------------------
+# ---- the import ----------------------------------------------------------------------------------
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -484,7 +484,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_ext_0_ignores_libraries_that_lie_there():
+def test_ext_0_ignores_existing_libraries():
     done = python(
         "import pyseg, torch\n"
         "from pyseg import _ext\n"
@@ -514,7 +514,7 @@ def test_library_that_does_not_load(tmp_path):
 
 @pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"{_ext.CPU_REASON}")
 def test_refuses_a_library_of_other_operators(monkeypatch):
-    """After an update of the checkout the old library stays; its operators are not called."""
+    """After an update of the checkout the old library stays, but must not be used."""
     outcome = _build.Outcome(_ext.PATHS["libpyseg"])
     assert _ext._load_ops(_build.CPU, outcome) is None
     monkeypatch.setattr(_build.Library, "operator_digest", lambda self: "another")
@@ -525,7 +525,7 @@ def test_refuses_a_library_of_other_operators(monkeypatch):
 
 
 @pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"{_ext.CPU_REASON}")
-def test_warns_of_a_library_of_other_sources(monkeypatch):
+def test_warns_of_a_stale_library(monkeypatch):
     monkeypatch.setattr(_build.Library, "source_digest", lambda self: "another")
     with pytest.warns(RuntimeWarning, match=r"libpyseg\.so.* of other sources than those in"):
         _ext._warn_of_other_sources()

@@ -68,7 +68,7 @@ def _failing_at_write(_: Path) -> _Full:
     return _Full()
 
 
-def test_random_numbers_go_on(tmp_path: Path) -> None:
+def test_random_numbers_continue(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 0, {"random": random_state()}, keep=1)
     expected = torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist()
     set_random_state(load_checkpoint(path)["random"])

@@ -81,12 +81,12 @@ def test_a_recipe_sets_defaults_in_python_too():
     assert TrainConfig(recipe="paper") == parse_options(["--recipe", "paper"])
     given = TrainConfig("data", recipe="best", copies=1, loss=LossConfig(threshold=0.25))
     assert (given.copies, given.loss.threshold, given.loss.absent_evidence) == (1, 0.25, 0.0)
-    assert replace(given, recipe="paper").model == given.model  # all options are given then
+    assert replace(given, recipe="paper").model == given.model  # then all options are given
     with pytest.raises(ArgumentError, match="recipe: expected one of sample, best, paper, found"):
         TrainConfig(recipe="x")
 
 
-def test_what_is_kept_of_the_options_names_the_recipe(tmp_path, capsys):
+def test_saved_options_name_the_recipe(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_options(["--recipe", "best", "--stage", "finetune", "--print_config=skip_default"])
     kept = tmp_path / "config.yaml"
@@ -114,7 +114,7 @@ def test_an_id_may_be_any_word(id):
     assert _cli.parse(parser, PredictConfig, options).video == id
 
 
-def test_an_option_tells_only_argument_errors():
+def test_option_converts_only_argument_errors():
     with pytest.raises(UserError, match=r"^--model x: expected y$"), _cli.option("model", "x"):
         raise ArgumentError("name: expected y")
     with pytest.raises(ValueError, match="a fault"), _cli.option("model", "x"):
@@ -149,18 +149,18 @@ def test_a_fault_of_the_program_keeps_its_traceback(module, where, words, error,
         (["--run", "r", "--out", "s.csv", "--classes", "./s.csv"], "classes"),
     ],
 )
-def test_an_output_is_no_other_file_of_the_command(words, other, tmp_path, monkeypatch):
+def test_an_output_must_not_be_an_input(words, other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [word.format(tmp_path) for word in words]
-    told = r"--out \S+: expected another file than that of --"
-    with pytest.raises(UserError, match=told + other):
+    expected = r"--out \S+: expected another file than that of --"
+    with pytest.raises(UserError, match=expected + other):
         predict.main(words)
-    with pytest.raises(UserError, match=told + "labels"):
+    with pytest.raises(UserError, match=expected + "labels"):
         cooccur.main(["--labels", "l", "--out", "l"])
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"\x89\xff: 1\n", r"expected YAML, found bytes that are not UTF-8: b'\\x89'$"),
         (b"", "expected a YAML file of options, found none$"),
@@ -168,10 +168,10 @@ def test_an_output_is_no_other_file_of_the_command(words, other, tmp_path, monke
         (b"[" * 5000, "expected YAML, found: while parsing a flow node"),
     ],
 )
-def test_a_file_of_no_options(content, told, tmp_path):
+def test_invalid_files_of_options(content, expected, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="^--config.*: " + told):
+    with pytest.raises(UserError, match="^--config.*: " + expected):
         evaluate.main(["--config", str(path)])
 
 
@@ -249,7 +249,7 @@ def test_what_is_no_flag_is_refused() -> None:
         parse_options(["--final_fit=3"])
 
 
-def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path):
+def test_an_unwritable_output_is_reported_before_any_work(tmp_path):
     out = str(tmp_path / "no/such/x.npz")
     with pytest.raises(UserError, match=r"--out .*: expected a folder"):
         cooccur.main(["--out", out, "--data", "none"])
@@ -294,14 +294,14 @@ def test_an_array_that_does_not_fit(kind, data, tmp_path):
 
 @pytest.fixture
 def log(monkeypatch) -> logging.Logger:
-    """The log as it is before a command shows it: other tests of the same process run some."""
+    """The log without handlers: commands in other tests of the same process add some."""
     log = logging.getLogger("pyseg")
     for name, value in (("handlers", []), ("propagate", True), ("level", logging.NOTSET)):
         monkeypatch.setattr(log, name, value)
     return log
 
 
-def test_progress_is_a_line_of_the_log_where_there_is_no_terminal(caplog, monkeypatch, log):
+def test_progress_is_a_line_of_the_log_without_a_terminal(caplog, monkeypatch, log):
     clock = iter([0.0, *[4.0] * 1, *[20.0] * 2, *[21.0] * 1])
     monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
     with (

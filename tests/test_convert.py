@@ -1,4 +1,4 @@
-"""load_nextvlad_tf and load_mix_nextvlad_tf against what the reference code computed."""
+"""load_nextvlad_tf and load_mix_nextvlad_tf against numbers of the reference code."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def in_order(names: Any) -> list[str]:
 
 @dataclass
 class Golden:
-    """Numbers of the reference, and the weights and inputs that they belong to."""
+    """Numbers of the reference, with their weights and inputs."""
 
     results: dict[str, np.ndarray]
     meta: dict[str, Any]
@@ -135,7 +135,7 @@ def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
 def check_predictions_and_gradients(
     golden: Golden, model: nn.Module, keys: dict[str, str], logits: torch.Tensor
 ) -> None:
-    """Compares all that both kinds of files hold; `keys`: names in the model by the reference's."""
+    """Compares the results in both kinds of files; `keys` maps reference names to the model's."""
     results = golden.results
     predictions = torch.sigmoid(logits)
     np.testing.assert_allclose(
@@ -159,7 +159,7 @@ def check_predictions_and_gradients(
             gradient = gradient.T
         gradient = gradient.reshape(shape)
         norm, dot = np.linalg.norm(gradient), (gradient * direction).sum()
-        # A shift before a batch normalisation has no gradient: what there is, is rounding.
+        # A shift before a batch normalisation has no gradient but rounding errors.
         noise = 1e-6 if golden.meta["train"] and name.endswith("vlad_bn/beta") else 0.0
         expected = float(results[f"gradnorm/{name}"])
         assert norm == pytest.approx(expected, rel=1e-4, abs=noise), name
@@ -179,7 +179,7 @@ def test_reference_numbers(golden: Golden, quantized: bool, order: Order) -> Non
     logits = model(frames, torch.from_numpy(golden.num_frames))
     results = golden.results
     if not golden.meta["train"]:
-        with torch.no_grad():  # what was folded for eval mode, or the same again
+        with torch.no_grad():  # with the folded weights of eval mode
             found = model(frames, torch.from_numpy(golden.num_frames))
         np.testing.assert_allclose(found.numpy(), results["out/logits"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(logits.detach().numpy(), results["out/logits"], rtol=0, atol=1e-5)
@@ -236,8 +236,8 @@ def test_geometry_is_read_from_the_shapes(variables: dict[str, np.ndarray]) -> N
     assert model.normalization.convention == "dequantize"
 
 
-def test_every_value_arrives(variables: dict[str, np.ndarray]) -> None:
-    """Each variable, element by element, with the two layouts that differ."""
+def test_every_value_is_copied(variables: dict[str, np.ndarray]) -> None:
+    """Compares each variable element by element, in both layouts."""
     model = convert.load_nextvlad_tf(variables, 7)
     state = model.state_dict()
     names = convert._variable_names()
@@ -254,7 +254,7 @@ def test_every_value_arrives(variables: dict[str, np.ndarray]) -> None:
 
 
 def test_names_of_a_checkpoint(variables: dict[str, np.ndarray]) -> None:
-    """A ":0" at the end, float64, and what an optimiser adds make no difference."""
+    """A ":0" at the end, float64, and the optimiser's variables make no difference."""
     checkpoint: dict[str, np.ndarray] = {
         f"{name}:0": value.astype(np.float64) for name, value in variables.items()
     }
@@ -328,7 +328,7 @@ def mixture_variables() -> dict[str, np.ndarray]:
     return draw_variables(mixture_shapes(4, 16, 4, 4, 7, count=2), seed=0)
 
 
-def test_every_value_of_a_mixture_arrives(
+def test_every_value_of_a_mixture_is_copied(
     mixture_variables: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     model = convert.load_mix_nextvlad_tf(mixture_variables, 7, dropout=0.25, distillation=9.0)

@@ -1,4 +1,4 @@
-"""``python -m pyseg.cooccur``: from label lists to the file, and what it says of them."""
+"""``python -m pyseg.cooccur``: from label lists to the file and the summary."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_errors_are_lines(folder: Path) -> None:
     ],
 )
 def test_lists_of_ids_are_read_as_label_lists_are(folder: Path, ids: bytes) -> None:
-    """The list itself leaves out what it names: the two are read in one way."""
+    """A label list as its own list of exclusions leaves nothing: both are read in the same way."""
     (folder / "ids.txt").write_bytes(ids)
     excluded = cooccur.read_ids(folder / "ids.txt")
     assert excluded in ({"test"}, {"test", "v9"})
@@ -142,7 +142,7 @@ def test_a_table_of_nothing(folder: Path) -> None:
     assert not (folder / "correlation.npz").exists()
 
 
-def test_a_list_that_excludes_nothing_is_told(
+def test_a_list_that_excludes_nothing_is_reported(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "ids.txt").write_text("absent\nmissing\n")

@@ -1,8 +1,7 @@
-"""Runs of several processes, through torchrun: the numbers of one, stops, and lost processes.
+"""Runs of several processes through torchrun: the same numbers as one, stops, and lost processes.
 
 A process takes seconds to import torch, so all are forked from one (`launch_all`), and one run
-serves many checks: they are functions of this file, which the processes call, and whose assertions
-fail there.
+serves many checks: functions of this file that the processes call, with assertions of their own.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ LAUNCHED = {"all_checks": 3, "go_on": 3, "fail_in_one": 2, "kill_one": 2}
 
 
 def run_program(*arguments: str) -> Done:
-    """Runs Python with one thread, for four minutes at most; it has no buffers to fork."""
+    """Runs Python with one thread, for at most four minutes, and unbuffered, as it forks."""
     with subprocess.Popen(
         [sys.executable, "-u", *arguments],
         stdout=subprocess.PIPE,
@@ -122,11 +121,11 @@ def run_program(*arguments: str) -> Done:
 
 
 def launch_all(data: Path, runs: Path) -> None:
-    """Launches each of `LAUNCHED` as torchrun does, but that its processes are forked.
+    """Launches each of `LAUNCHED` as torchrun does, but with forked processes.
 
-    What they need is imported and compiled once, here, by a run of one process to compare theirs
-    with; each agent of torchrun has a process of its own. What they print, and the agent's exit
-    status, are files in the folder of runs.
+    A run of one process, which serves for comparison, first imports and compiles everything that
+    they need. Each agent of torchrun has its own process. Outputs and the agents' exit statuses
+    are files in the folder of runs.
     """
     train_in_float64(config(data, runs / "one", **CACHED))
     check_metrics()
@@ -163,7 +162,7 @@ def launch(name: str, processes: int, data: Path, runs: Path) -> NoReturn:
     os._exit(code)
 
 
-# ---------------------------------------------------------------- what runs in the processes
+# ---------------------------------------------------------------- functions of the processes
 
 
 def all_checks(data: Path, runs: Path) -> None:
@@ -194,7 +193,7 @@ def scored(data: Path, runs: Path, name: str) -> list[str]:
 
 
 def train_in_float64(options: TrainConfig) -> None:
-    """Trains so that no gradient is rounding alone, which Adam would make a step of."""
+    """Trains without gradients that are only rounding errors, which Adam would amplify."""
     with pytest.MonkeyPatch.context() as patch:
         create = models.create
         patch.setattr(models, "create", lambda *args, **more: create(*args, **more).double())
@@ -218,14 +217,14 @@ SPLITS = [
     ((4, 4), None),
     ((2, 3), [[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 0]]),
     ((0, 1), [[2, 0, 1], [3, 1, 0], [0, 0, 0], [0, 0, 4]]),
-    ((2, 3), [[0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]]),  # nothing in rank 0
+    ((2, 3), [[0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]]),  # no row in rank 0
     ((1, 2), [[0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]),  # one row in all
     ((1, 2), [[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]),
 ]
 
 
 def check_batch_norm(case: int, unbiased: bool) -> None:
-    """Each process's part of the batch gives what a single process gives for the whole."""
+    """Each process's part of the batch gives the results of one process with the whole batch."""
     ends, counted = SPLITS[case]
     torch.manual_seed(case)
     x = torch.randn(4, 3, 8, dtype=torch.float64) * 3 + 100
@@ -268,19 +267,19 @@ def check_batch_norm(case: int, unbiased: bool) -> None:
 
 
 def check_towers() -> None:
-    """Without synchronisation, and in eval mode, a process sees its own rows."""
+    """Without synchronisation, and in eval mode, a process uses its own rows only."""
     x = torch.arange(6.0).reshape(3, 2) + 10 * distributed.rank()
     norm = BatchNorm(2, momentum=1.0, synchronized=False)
     norm(x)
     torch.testing.assert_close(norm.running_mean, x.mean(0))
     norm = BatchNorm(2).eval()
-    if distributed.is_first():  # nobody else takes part
+    if distributed.is_first():  # no other process takes part
         norm(x)
 
 
 @contextlib.contextmanager
 def each_step(before, *, learns: bool = True):
-    """Calls ``before`` with the stage and the batch of each step, which may be all that it does."""
+    """Calls ``before`` with the stage and the batch of each step, or with `learns` off, only it."""
     optimise = training._StageRun._optimise
 
     def patched(self, batch):
@@ -295,7 +294,7 @@ def each_step(before, *, learns: bool = True):
 
 
 def check_feeding(data: Path, run: Path) -> None:
-    """Of frames read as a stream every example comes once in a pass, in one of the processes."""
+    """A stream of frames gives every example once per pass, in one of the processes."""
     own: list[tuple[int, str]] = []
     trained = sorted(name for name in NAMES if not held_out(name))
 
@@ -312,7 +311,7 @@ def check_feeding(data: Path, run: Path) -> None:
 
 
 def check_skipping(data: Path, run: Path) -> None:
-    """A loss that is not finite in one process is skipped in all, and the examples are told."""
+    """A loss that is not finite in one process is skipped in all, and its examples are named."""
     forward = training._Step.forward
     count = itertools.count()
 
@@ -334,7 +333,7 @@ def check_skipping(data: Path, run: Path) -> None:
 
 
 def check_predicting(arguments: list[str]) -> None:
-    """What was interrupted goes on."""
+    """An interrupted prediction resumes."""
 
     @contextlib.contextmanager
     def at_once():
@@ -350,7 +349,7 @@ def check_predicting(arguments: list[str]) -> None:
 def check_metrics() -> None:
     """Metrics of rows in several processes are those of all rows."""
     rng = np.random.default_rng(5)
-    # Scores of few values, so that ranks decide.
+    # Few distinct scores, so that ranks decide.
     scores = rng.integers(0, 6, (40, 3)) / 8
     labels, rated = rng.random((40, 3)) < 0.4, rng.random((40, 3)) < 0.8
     first = distributed.is_first()
@@ -380,7 +379,7 @@ def check_metrics() -> None:
 
 
 def stop_one(data: Path, run: Path) -> None:
-    """Asks one process to stop in a step; the others hear it from that."""
+    """Asks one process to stop in a step; the others learn it from that one."""
 
     def stop(stage, _) -> None:
         if os.environ["RANK"] == "1" and stage.stage.name == "finetune" and stage.step == 2:
@@ -414,7 +413,7 @@ def kill_one(data: Path, runs: Path) -> None:
         try:
             return fit(self, *arguments)
         finally:
-            time.sleep(1)  # until torchrun has noticed as well, and asks the others to end
+            time.sleep(1)  # until torchrun has noticed too, and signals the others
 
     training.Trainer.fit = slow_to_end
     with each_step(kill):
@@ -431,7 +430,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the processes leave, which make all checks, train, and are stopped in training."""
+    """The results of the processes, which make all checks, train, and are stopped in training."""
     folder = tmp_path_factory.mktemp("runs")
     source = "import sys, test_distributed as t; t.launch_all(*map(t.Path, sys.argv[1:]))"
     done = run_program("-c", source, str(data), str(folder))
@@ -456,7 +455,7 @@ def test_several_processes_train_like_one(runs: Path) -> None:
     for key, value in left.items():
         assert value.dtype == torch.float64
         torch.testing.assert_close(value, right[key], rtol=1e-7, atol=1e-7, msg=key)
-    # Evaluation alone, of the very same weights.
+    # Evaluation by itself, of the same weights.
     evaluate.main(["--run", str(runs / "several"), "--part", "all", "--device", "cpu"])
     *_, of_several, of_one = log_of(runs / "several")
     assert of_several == of_one
@@ -475,9 +474,9 @@ def test_several_processes_count_like_one(data: Path, runs: Path, tmp_path: Path
 def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> None:
     predict.main(scored(data, runs, "one"))
     assert (runs / "one.csv").read_text() == (runs / "several.csv").read_text()
-    told = capsys.readouterr().out.splitlines()[0].split(", ")[:2]
+    counts = capsys.readouterr().out.splitlines()[0].split(", ")[:2]
     printed = outcome(runs, "all_checks").out
-    assert ", ".join(told) in printed
+    assert ", ".join(counts) in printed
     assert printed.count("stopped after ") == printed.count("going on from ") == 1
     with np.load(runs / "one-scores.npz") as one, np.load(runs / "several-scores.npz") as several:
         assert len(one["segments"]) == 2 * len(NAMES)
@@ -486,13 +485,13 @@ def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> N
     assert not (runs / "several.csv.partial").exists()
 
 
-def test_one_process_speaks(runs: Path) -> None:
+def test_one_process_prints(runs: Path) -> None:
     lines = outcome(runs, "all_checks").out.splitlines()
     assert sum(line.startswith("run folder: ") for line in lines) == 4
     assert not Run(runs / "several").checkpoints_folder.exists()
 
 
-def test_a_stop_in_one_process_stops_all_and_goes_on(runs: Path) -> None:
+def test_a_stop_in_one_process_stops_all_and_resumes(runs: Path) -> None:
     run = runs / "stopped"
     assert outcome(runs, "all_checks").err.count("pyseg: interrupted") == 1
     stopped = "stopped at finetune, step 3: python -m pyseg.train --resume"
@@ -516,12 +515,12 @@ def test_a_stop_in_one_process_stops_all_and_goes_on(runs: Path) -> None:
 def test_a_lost_process_ends_the_run(runs: Path, function: str, rank: int, text: str) -> None:
     done = outcome(runs, function)
     assert done.code != 0
-    [told] = [line for line in done.err.splitlines() if line.startswith("pyseg: ")]
-    assert told.startswith(f"pyseg: error (rank {rank}): {text}")
+    [message] = [line for line in done.err.splitlines() if line.startswith("pyseg: ")]
+    assert message.startswith(f"pyseg: error (rank {rank}): {text}")
 
 
-def test_as_many_processes_go_on(runs: Path) -> None:
-    """The command of README; all other processes here are forked."""
+def test_as_many_processes_resume(runs: Path) -> None:
+    """README's command; all other processes here are forked."""
     run = runs / "failed"
     with pytest.raises(UserError, match="expected 2 processes, as before; found 1"):
         train.main(["--resume", str(run)])
@@ -533,7 +532,7 @@ def test_as_many_processes_go_on(runs: Path) -> None:
 
 
 def test_alone() -> None:
-    """Outside of torchrun there is one process, which asks nobody."""
+    """Without torchrun there is one process, which does not communicate."""
     device = torch.device("cpu")
     with distributed.session(device):
         assert (distributed.rank(), distributed.world_size()) == (0, 1)

@@ -85,7 +85,7 @@ def test_rated_results_count_classes_without_a_positive_or_not():
 
 @pytest.mark.parametrize("split", [1, 2])
 def test_label_metrics(split):
-    logits = np.array([[300, 100, -5], [-1, 200, 100]], np.float32)  # a sigmoid of many is 1
+    logits = np.array([[300, 100, -5], [-1, 200, 100]], np.float32)  # sigmoid(100) is 1
     batches = [
         collate([example("a", 1, [0, 1], [1, 1])]),
         collate([example("b", 1, [2], [1])]),
@@ -110,7 +110,7 @@ def test_nothing_to_evaluate_is_an_error():
         label_metrics(scored([]), 3)
 
 
-def test_records_are_a_truth_under_any_name(tmp_path, capsys):
+def test_records_of_any_name_serve_as_truth(tmp_path, capsys):
     rated = Ratings(np.array([0, 5]), np.array([1, 1]), np.array([1.0, 0.0]))
     frames = np.ones((12, 1152), np.uint8)
     records = [encode_frames(f"v{k}", frames, [1], rated) for k in range(4)]
@@ -140,7 +140,7 @@ def test_records_are_a_truth_under_any_name(tmp_path, capsys):
         main(words)
 
 
-def test_a_truth_without_ratings_says_what_was_left_out(tmp_path):
+def test_a_truth_without_ratings_names_skipped_records(tmp_path):
     write_records(tmp_path / "a0.tfrecord", [encode_video("v", np.zeros(1152), [1])])
     write_records(tmp_path / "a1.tfrecord", [encode_video("w", np.zeros(1152), [1])])
     frames = np.ones((2, 1152), np.uint8)

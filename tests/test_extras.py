@@ -28,6 +28,6 @@ def test_name_is_that_of_the_distribution() -> None:
     assert re.findall('^name = "(.+)"', PYPROJECT.read_text(), re.M) == [_build.DISTRIBUTION]
 
 
-def test_no_message_has_a_command_of_its_own() -> None:
+def test_all_messages_use_install_command() -> None:
     sources = _build.PACKAGE.rglob("*.py")
     assert [p.name for p in sources if "pip install" in p.read_text()] == ["_extras.py"]

@@ -24,7 +24,7 @@ def test_the_file_appears_at_the_end(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_of_a_link_the_file_behind_it_is_written(tmp_path):
+def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path):
     (tmp_path / "far").mkdir()
     link, there = tmp_path / "link", tmp_path / "far" / "file"
     link.symlink_to("far/file")
@@ -35,7 +35,7 @@ def test_of_a_link_the_file_behind_it_is_written(tmp_path):
         assert there.read_bytes() == content
 
 
-def test_nothing_is_renamed_over_what_is_no_file(tmp_path):
+def test_only_regular_files_are_replaced(tmp_path):
     pipe, device = tmp_path / "pipe", tmp_path / "device"
     os.mkfifo(pipe)
     device.symlink_to(os.devnull)
@@ -72,7 +72,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
         assert not mine.exists()
         file.write(b"new")
         child = os.fork()
-        if child == 0:  # to another process this file is one that is being written
+        if child == 0:  # for another process this file is still being written
             remove_unfinished(tmp_path)
             os._exit(0)
         os.waitpid(child, 0)
@@ -80,7 +80,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert path.read_bytes() == b"new"
 
 
-def test_only_a_folder_that_was_made_goes_with_its_owner(tmp_path):
+def test_only_a_created_folder_is_removed_at_the_end(tmp_path):
     given, made = tmp_path / "given", tmp_path / "made"
     given.mkdir()
     for folder in (given, made):

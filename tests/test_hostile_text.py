@@ -1,7 +1,7 @@
-"""Every text table, submission, JSON, YAML and NumPy file that is read may hold anything.
+"""Hostile text tables, submissions, JSON, YAML and NumPy files.
 
-A reader returns or raises one of pyseg's own errors about the file, in one short line that names
-it. The examples are damaged copies of good files: few here, as many as wanted by
+A reader returns or raises one of pyseg's own errors, in one short line that names the file. The
+examples are damaged copies of valid files: few by default, more with
 ``pytest --hypothesis-profile=long tests/test_hostile_text.py``.
 """
 
@@ -111,7 +111,7 @@ READERS = {
         packed(offsets=np.array([0, 1, 1]), columns=np.array([1]), values=np.array([0.5])),
     ),
 }
-# What breaks readers, beside single bytes.
+# Strings that break readers, beside single bytes.
 PIECES = [
     b'"', b",", b"\n", b"\r", b"\r\n", b"\t", b" ", b"\0", b":", b"-", b".", b"0", b"_",
     b"9" * 5000, b"9" * 20, b"1e999", b"NaN", b"Infinity", b"null", b"true", b"{}", b"[", b"]",
@@ -123,7 +123,7 @@ PIECES = [
 
 @st.composite
 def damaged(draw: st.DrawFn, good: bytes) -> bytes:
-    """Draws a good file, cut, changed, repeated and packed, or anything."""
+    """Draws a valid file that was truncated, changed, repeated or packed, or any bytes."""
     data = good
     for _ in range(draw(st.integers(0, 4))):
         begin = draw(st.integers(0, len(data)))
@@ -144,14 +144,14 @@ def damaged(draw: st.DrawFn, good: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_good_files_are_read(name: str, tmp_path: Path) -> None:
+def test_valid_files_are_read(name: str, tmp_path: Path) -> None:
     path = tmp_path / "it"
     path.write_bytes(READERS[name].good)
     assert READERS[name].read(path) is not None
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_only_own_errors_come_out(name: str, tmp_path: Path) -> None:
+def test_only_pyseg_errors_are_raised(name: str, tmp_path: Path) -> None:
     reader = READERS[name]
     quick = settings.default is not settings.get_profile("long")
 
@@ -161,17 +161,17 @@ def test_only_own_errors_come_out(name: str, tmp_path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
             path = Path(folder, "it")
             path.write_bytes(data)
-            told = complaint(reader, path)
-        if told is not None:
-            assert folder in told
-            assert "\n" not in told
-            assert len(told) < 1000
+            message = complaint(reader, path)
+        if message is not None:
+            assert folder in message
+            assert "\n" not in message
+            assert len(message) < 1000
 
     check()
 
 
 def complaint(reader: Reader, path: Path) -> str | None:
-    """Returns what a reader says of a file that it refuses; any other exception is a fault."""
+    """Returns the message of a reader that refuses a file; any other exception is a bug."""
     try:
         reader.read(path)
     except (DataError, UserError) as error:

@@ -15,7 +15,7 @@ PUBLIC = sorted(path.stem for path in FILES)
 
 
 def test_public_modules_are_attributes():
-    """In another process, where none of them has been imported by its name."""
+    """In another process, which has imported none of them by name."""
     code = (
         f"import pyseg\nfor name in {PUBLIC}: print(getattr(pyseg, name).__name__)\n"
         "for name in dir(pyseg): getattr(pyseg, name)\n"

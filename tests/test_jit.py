@@ -17,7 +17,7 @@ def double(values):
 
 
 def folder(kernel) -> Path | None:
-    """Returns where the cache of a kernel lies."""
+    """Returns the folder of a kernel's cache."""
     path = kernel._cache.cache_path
     return path if path is None else Path(path)
 
@@ -39,7 +39,7 @@ def test_cache_lies_below_pyseg_cache(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert sum(again.stats.cache_hits.values()) == 1
 
 
-def test_numba_cache_dir_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_numba_cache_dir_takes_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYSEG_CACHE", str(tmp_path / "pyseg"))
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "numba"))
     found = folder(njit(double))
@@ -58,7 +58,7 @@ def test_default_is_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiles_where_nothing_can_be_written_to(
     cache: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Stands in for a package, a home and a PYSEG_CACHE that are read-only, as root knows none."""
+    """Simulates a read-only package, home and PYSEG_CACHE, since root can write to any folder."""
 
     def ensure_cache_path(self: object) -> None:
         raise PermissionError(30, "Read-only file system")

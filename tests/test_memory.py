@@ -1,4 +1,4 @@
-"""Memory that is kept is not fetched again."""
+"""keep_memory: freed memory is reused without new page faults."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def test_memory_is_kept() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < 100
-    if before < 100:  # large pages, perhaps: then there is nothing to be seen
+    if before < 100:  # probably huge pages, which cause too few faults to compare
         pytest.skip("this system does not fetch it again in any case")

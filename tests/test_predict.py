@@ -1,4 +1,4 @@
-"""pyseg.predict: every segment of every video, ranked exactly, also after an interruption."""
+"""pyseg.predict: every segment of every video, ranked exactly, even after an interruption."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def all_scores(run: Path, data: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of all segments in the order of reading, their logits, and their videos' logits."""
+    """Names of all segments in reading order, their logits, and their videos' logits."""
     model = models.load(run)
     names, rows, videos = [], [], []
     with torch.inference_mode():
@@ -143,7 +143,7 @@ def test_the_videos_own_classes_and_scores(run: Path, data: Path, tmp_path: Path
         np.testing.assert_allclose(scores["scores"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_another_run_for_the_videos(run: Path, data: Path, tmp_path: Path) -> None:
+def test_video_scores_of_another_run(run: Path, data: Path, tmp_path: Path) -> None:
     main(run, data, tmp_path / "a.csv", "--video-weight", "0.5")
     main(run, data, tmp_path / "b.csv", "--video-weight", "0.5", "--video-run", str(run))
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
@@ -167,7 +167,7 @@ def test_file_and_run_have_the_same_map(
 
 
 def test_a_model_of_the_rated_classes_alone(data: Path, tmp_path: Path, capsys) -> None:
-    """Its classes have other numbers than the data's; all commands know both."""
+    """Its classes are numbered differently from the data's; all commands handle both."""
     stages = {"pretrain": StageConfig(2, 1e-2, 8), "finetune": StageConfig(3, 1e-2, 8)}
     options = {"data": str(data), "run": str(tmp_path / "run"), "classes": "rated"}
     run = train.train(TrainConfig(overrides=TINY, **options, **stages))
@@ -196,7 +196,7 @@ def test_a_model_of_the_rated_classes_alone(data: Path, tmp_path: Path, capsys) 
     assert first.endswith(f"{RATED[best]} class {RATED[best]}")
 
 
-def test_judging_by_a_table_or_by_records(
+def test_evaluating_against_a_table_or_records(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "s.csv"
@@ -213,7 +213,7 @@ def test_judging_by_a_table_or_by_records(
         evaluate.main(["--submission", str(out), "--truth", str(truth)])
         lines.append(capsys.readouterr().out.splitlines())
     assert lines[0] == lines[1]
-    # A glob of the records alone does not tell how many classes there are.
+    # A glob of the records alone does not determine the number of classes.
     assert lines[0][0].split(",")[0] == lines[2][0].split(",")[0]
     assert "segments are of no rated video" in lines[0][1]
 
@@ -224,7 +224,7 @@ class StopError(Exception):
 
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch):
-    """Makes the next prediction see a request to stop after some blocks."""
+    """Makes the next prediction receive a request to stop after some blocks."""
 
     def arrange(blocks: int | None) -> None:
         calls = iter(range(1, 10**9))
@@ -239,7 +239,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 9])
-def test_going_on_after_an_interruption(
+def test_resuming_after_an_interruption(
     run: Path, data: Path, tmp_path: Path, stop_after, blocks: int, capsys
 ) -> None:
     options = ["--batch-size", "20", "--top", "11"]
@@ -251,7 +251,7 @@ def test_going_on_after_an_interruption(
         main(run, data, out, *options)
     assert not out.exists()
     assert not scores.exists()
-    # As if it had been killed later: rows that the saved state does not know of.
+    # As if it had been killed later: rows beyond the saved state.
     with open(tmp_path / "s.csv.partial" / "scores.raw", "ab") as file:
         file.write(b"x" * 100)
     stop_after(None)
@@ -271,7 +271,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["state.npz", "scores.raw"])
-def test_damage_to_what_is_done_is_noticed(
+def test_damage_to_partial_results_is_noticed(
     run: Path, data: Path, tmp_path: Path, stop_after, name: str
 ) -> None:
     options = ["--batch-size", "20", "--scores", str(tmp_path / "s.npz")]
@@ -287,14 +287,14 @@ def test_damage_to_what_is_done_is_noticed(
 def test_one_prediction_of_a_file_at_a_time(
     run: Path, data: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(_files, "_lock", lambda file: False)  # another process has it
+    monkeypatch.setattr(_files, "_lock", lambda file: False)  # as if another process held it
     (tmp_path / "s.csv.partial").mkdir()
     with pytest.raises(UserError, match=r"s\.csv\.partial: another process is at work there"):
         main(run, data, tmp_path / "s.csv")
     assert (tmp_path / "s.csv.partial").exists()
 
 
-def test_another_request_does_not_go_on(run: Path, data: Path, tmp_path: Path, stop_after) -> None:
+def test_other_options_do_not_resume(run: Path, data: Path, tmp_path: Path, stop_after) -> None:
     out = tmp_path / "s.csv"
     stop_after(1)
     with pytest.raises(KeyboardInterrupt):
@@ -302,10 +302,10 @@ def test_another_request_does_not_go_on(run: Path, data: Path, tmp_path: Path, s
     stop_after(None)
     with pytest.raises(UserError, match=r"s\.csv\.partial holds an unfinished prediction"):
         main(run, data, out, "--batch-size", "20", "--skip-ends", "true")
-    main(run, data, out, "--batch-size", "31")  # changes nothing but the pace
+    main(run, data, out, "--batch-size", "31")  # affects only the speed
 
 
-def test_a_failure_leaves_no_half_file(
+def test_a_failure_leaves_no_incomplete_file(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self, block):
@@ -335,7 +335,7 @@ def test_requests_to_stop_are_noted_once(number: int) -> None:
             with pytest.raises(SecondError):
                 os.kill(os.getpid(), number)
         assert signal.getsignal(number) is second
-        signal.signal(number, signal.SIG_IGN)  # as nohup and background jobs of scripts have it
+        signal.signal(number, signal.SIG_IGN)  # as for nohup and background jobs of scripts
         with _cli.stop_requests() as stopped:
             os.kill(os.getpid(), number)
             assert not stopped()
@@ -360,7 +360,7 @@ def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
-    """Their ids are called video_id, as those of AudioSet, whose frames are shorter."""
+    """Their id key is video_id, as in AudioSet, whose frames are shorter."""
     old = FrameSchema(id_key="video_id")
     for path in data.glob("*.tfrecord"):
         records = [
@@ -378,7 +378,7 @@ def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, mo
     assert len(drawn[0].ratings) > 0
 
 
-def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+def test_timeline_of_unlabeled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
     shard = tmp_path / "test0.tfrecord"
     frames = np.zeros((7, 1152), np.uint8)
@@ -430,7 +430,7 @@ def test_data_that_does_not_fit(run: Path, tmp_path: Path) -> None:
         main(run, tmp_path / "b.tfrecord", out, "--classes", str(tmp_path / "classes.csv"))
 
 
-def test_odd_ids_come_back_or_are_refused(run: Path, tmp_path: Path) -> None:
+def test_odd_ids_round_trip_or_are_refused(run: Path, tmp_path: Path) -> None:
     frames = np.zeros((5, 1152), np.uint8)
     path, out = tmp_path / "odd.tfrecord", tmp_path / "s.csv"
     kept = ["a,1", 'b"2"', '"', "c:5", "é\u200d", "x" * 1024]
@@ -461,8 +461,8 @@ def test_a_damaged_record_stops_or_is_left_out(
     words = ["--run", str(run), "--data", str(damaged), "--out", str(tmp_path / "s.csv")]
     with pytest.raises(SystemExit, match="1"):
         _cli.run(lambda: predict.main(words))
-    told = capsys.readouterr().err
-    assert told.startswith("pyseg: error: ")
-    assert "validate0.tfrecord" in told
+    error = capsys.readouterr().err
+    assert error.startswith("pyseg: error: ")
+    assert "validate0.tfrecord" in error
     predict.main([*words, "--on-error", "skip"])
     assert "records: skipped 1 record" in capsys.readouterr().out

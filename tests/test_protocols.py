@@ -1,4 +1,4 @@
-"""What the tables are made on: who is held out, what is known, and how it is measured."""
+"""Protocols of the tables: held-out videos, known ratings, and the measurement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RATED = [5, 3, 8]  # numbers 0 to 2 among the rated classes
 
 @pytest.fixture(scope="module")
 def yt8m(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 videos with two of the rated classes each, and label lists of them and of 40 others."""
+    """120 videos with two rated classes each, and label lists of them and of 40 others."""
     folder = tmp_path_factory.mktemp("yt8m")
     lists = []
     for shard in range(2):
@@ -29,7 +29,7 @@ def yt8m(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(60):
             labels = [RATED[number % 3], RATED[(number + 1) % 3], 1]
             records.append(encode_video(f"{shard}v{number:02d}", np.full(1152, number % 3), labels))
-            lists.append(f"{shard}v{number:02d},8")  # wrong, and not to be counted
+            lists.append(f"{shard}v{number:02d},8")  # wrong, so that counting it shows
         write_records(folder / f"video_level_validate{shard:04d}.tfrecord.gz", records)
     lists += [f"o{number:02d},{'5 3' if number % 4 else '5'}" for number in range(40)]
     with gzip.open(folder / "labelsets.csv.gz", "wt") as file:
@@ -60,7 +60,7 @@ def test_incomplete_videos(yt8m: Path, tmp_path: Path) -> None:
         for seed in (0, 0, 1)
     ]
     assert rated[0] == rated[1] != rated[2]
-    # Counted on the 40 other videos alone: 30 of them have both labels.
+    # Counted on the 40 other videos only: 30 of them have both labels.
     loss = protocol.loss(LossConfig(threshold=0.5), tmp_path)
     assert LabelCorrelation.load(loss.correlation).related(0) == [(1, pytest.approx(0.75))]
     assert LabelCorrelation.load(loss.correlation).related(2) == []
@@ -76,7 +76,7 @@ def test_validation_leaves_test_videos_alone(yt8m: Path) -> None:
 
 
 class Oracle(nn.Module):
-    """Knows a class from the features that `yt8m` gives it, and gets one wrong."""
+    """Reads the classes from the features of `yt8m`, and gets one wrong."""
 
     def __init__(self) -> None:
         super().__init__()

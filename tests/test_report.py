@@ -1,4 +1,4 @@
-"""pyseg.report: one page of its own for any run, finished or not, with numbers that are right."""
+"""pyseg.report: a self-contained page for any run, finished or not, with the right numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VOID = {"meta", "img", "br", "link", "input"}
 
 
 class Page(HTMLParser):
-    """A page, of which every element that is opened is closed."""
+    """A parsed page; checks that every element is closed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
     def images(self) -> list[str]:
-        """What the pictures show; they are in the page, and PNG files."""
+        """The descriptions of the images, which are embedded PNG files."""
         images = [attributes for tag, attributes in self.tags if tag == "img"]
         for image in images:
             kind, _, content = image["src"].partition(",")
@@ -74,7 +74,7 @@ def write_vocabulary(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 videos of 30 frames, all of them rated, the first ones most often."""
+    """40 rated videos of 30 frames, the first ones with the most ratings."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     records = []
@@ -101,7 +101,7 @@ def fit(data: Path, run: Path, **options) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs that differ in the seed of the weights alone: the held-out videos are the same."""
+    """Two runs that differ only in the seed of the weights: the held-out videos are the same."""
     folder = tmp_path_factory.mktemp("runs")
     correlated = LossConfig(correlation="auto", threshold=0.4)
     return [
@@ -155,7 +155,7 @@ def test_page_of_two_runs(both: Path) -> None:
     assert len(videos) == len(alts[10:]) == 4
     assert "other used no label correlation" in page.words
     assert "pretrain.steps (default 200)" in page.words
-    # Names are text: the parser would have met an element.
+    # Names are escaped: otherwise the parser would find an element.
     assert "b" not in {tag for tag, _ in page.tags}
     assert {"<b>&", "$x_1$ and $", 'a "quote"', "日本"} <= set(page.text)
 
@@ -167,7 +167,7 @@ def test_numbers_are_those_of_evaluate(both: Path, runs: list[Path]) -> None:
         assert f"{run.name} {result['map']:.4f}" in words
 
 
-def test_the_same_page_again(both: Path, runs: list[Path], tmp_path: Path) -> None:
+def test_pages_are_reproducible(both: Path, runs: list[Path], tmp_path: Path) -> None:
     draw(*runs, out=tmp_path / "r.html", videos=2)
     assert both.read_bytes() == (tmp_path / "r.html").read_bytes()
 
@@ -203,7 +203,7 @@ def test_without_evaluation(runs: list[Path], tmp_path: Path, capsys) -> None:
     assert len(page.images()) == 5
 
 
-def test_data_that_is_gone(runs: list[Path], tmp_path: Path, capsys) -> None:
+def test_missing_data(runs: list[Path], tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     config = run / "config.yaml"
@@ -271,7 +271,7 @@ def test_mean_features_without_names(tmp_path: Path) -> None:
         ({"run": ["a"], "batch_size": 0}, "batch_size: expected at least 1, found 0"),
     ],
 )
-def test_options_that_cannot_be(options: dict, message: str) -> None:
+def test_invalid_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         report.ReportConfig(**options)
 
@@ -288,7 +288,7 @@ def test_folders_that_are_no_run(runs: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib", "networkx"])
-def test_packages_that_are_not_there(
+def test_missing_packages(
     runs: list[Path], tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -341,7 +341,7 @@ def test_boxes_do_not_overlap() -> None:
         assert not (overlap > 0).all(axis=1).any()
 
 
-def test_scores_that_are_no_numbers(runs: list[Path], tmp_path: Path) -> None:
+def test_scores_that_are_not_numbers(runs: list[Path], tmp_path: Path) -> None:
     model = models.load(runs[0])
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""The paper's tables: what is run, what is kept, and what is written of it."""
+"""The paper's tables: the runs, their reuse, and the output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TINY = Model("nextvlad-small", {"clusters": 4, "hidden_size": 8, "reduction": 2}
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sample, a model of no account, and some steps."""
+    """The sample, a tiny model, and few steps."""
     monkeypatch.setattr(GeneratedSample, "model", TINY)
     monkeypatch.setattr(GeneratedSample, "pretrain", StageConfig(4, 1e-3, 8))
     monkeypatch.setattr(GeneratedSample, "finetune", StageConfig(8, 1e-3, 8))
@@ -47,7 +47,7 @@ def test_rows_are_compared_seed_by_seed() -> None:
     closed = reproduce.gaps_closed(outcomes, "map")
     assert closed is not None
     assert [gap.mean for gap in closed] == pytest.approx([0.0, 0.25, 1.0])
-    # A ceiling that is none, and one seed, of which nobody knows.
+    # A ceiling that is not above the row, and a single seed, which has no spread.
     assert reproduce.gaps_closed(rows_of([0.1, 0.3], [0.2, 0.2]), "map") is None
     assert reproduce.gaps_closed(rows_of([0.1], [0.2]), "map") is not None
 
@@ -83,7 +83,7 @@ def test_the_tables_of_the_paper() -> None:
     thresholds = [row.loss.threshold for row in tables["4"].rows[1:]]
     assert thresholds == [0.3, 0.4, 0.5, 0.6]
     assert [row.paper for row in tables["5"].rows] == [0.740, 0.749]
-    assert not tables["best"].ceiling  # nobody knows all labels of the sample
+    assert not tables["best"].ceiling  # the sample has no complete labels
     assert [row.copies for row in tables["best"].rows] == [1, 1, 3, 1, 1, 1, 1]
 
 
@@ -98,7 +98,7 @@ def test_what_goes_beyond_the_paper() -> None:
     assert alone.copies == 1
 
 
-def test_complete_labels_are_learnt_by_as_many_models_as_the_recipe_has(monkeypatch) -> None:
+def test_the_ceiling_has_as_many_models_as_the_recipe(monkeypatch) -> None:
     monkeypatch.setattr(GeneratedSample, "has_ceiling", True)
     monkeypatch.setitem(RECIPES["best"], "copies", 5)
     rows = reproduce.make_tables(GeneratedSample(Path(), "test"))[-1].rows
@@ -126,14 +126,14 @@ def test_runs_are_kept_and_shared(tiny, tmp_path: Path, monkeypatch) -> None:
     again = Experiments(open_protocol("sample", tmp_path), tmp_path / "runs")
     assert again.run(Row("of another table", TINY, reproduce.PLAIN), 0) == first
     assert len(trained) == 2
-    # Another loss goes on from the same weights, another seed does not.
+    # Another loss starts from the same weights, another seed does not.
     again.run(Row("other", TINY, LossConfig(correlation="none")), 0)
     assert trained[2:] == [("finetune", 0)]
     again.run(plain, 1)
     assert trained[3:] == [("pretrain", 1), ("finetune", 1)]
 
 
-def test_an_interrupted_run_is_done_again(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_run_is_repeated(tiny, tmp_path: Path, monkeypatch) -> None:
     protocol = open_protocol("sample", tmp_path)
     row = Row("plain", TINY, reproduce.PLAIN)
     measure = GeneratedSample.measure
@@ -151,7 +151,7 @@ def test_command(tiny, tmp_path: Path, capsys) -> None:
     reproduce.main(options)
     printed = capsys.readouterr().out
     assert "3: plain: map_rated 0." in printed
-    assert "loss" not in printed  # what training says is in the runs' logs
+    assert "loss" not in printed  # training prints to the runs' logs
     text = (out / "tables.md").read_text()
     assert "2 steps of 8; 1 seed," in text
     assert "## Table 3: label reweighting" in text
@@ -167,7 +167,7 @@ def test_command(tiny, tmp_path: Path, capsys) -> None:
     assert (out / "tables.md").read_text() == text
 
 
-def test_what_cannot_be_done_is_told(tmp_path: Path, monkeypatch) -> None:
+def test_errors_of_options(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="seeds: expected at least 1, found 0"):
         ReproduceConfig(seeds=0)
     monkeypatch.setattr(GeneratedSample, "architectures", {})

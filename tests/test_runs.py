@@ -1,4 +1,4 @@
-"""The run folder: its options, classes, correlation and log, whatever is there of them."""
+"""The run folder: its options, classes, correlation and log, as far as they exist."""
 
 from __future__ import annotations
 

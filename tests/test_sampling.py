@@ -60,9 +60,9 @@ def test_ordered_is_the_same_draw_in_time() -> None:
 
 @pytest.mark.parametrize("sample", [sample_random_frames, sample_random_sequence])
 def test_no_frames_is_an_error(sample) -> None:
-    with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_frames: expected at least 1, found 0"):
         sample(torch.tensor([5, 0]), 3)
-    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples: expected at least 1, found 0"):
         sample(torch.tensor([5]), 0)
 
 

@@ -1,4 +1,4 @@
-"""Submissions: the file, and what it is worth (pitfalls 14 and 16 to 20, 34)."""
+"""Submissions: the file, and its score."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_everything_that_is_noticed() -> None:
         rated,
         k=3,
     )
-    # The first three different segments of class 1 are a:5, z:0 and a:0; b:0 is missed, but counts.
+    # The first three distinct segments of class 1 are a:5, z:0 and a:0; b:0 is missed, but counts.
     assert result.per_class.tolist() == [0, (1 / 2) / 2, 0, 0, 0]
     assert result.map == pytest.approx((1 / 4 + 0) / 2)  # class 4 is missing: 0
     assert result.positives.tolist() == [0, 2, 0, 0, 1]
@@ -177,7 +177,7 @@ def test_nothing_to_notice() -> None:
 
 
 def test_one_class_and_the_last_segment_of_a_line(tmp_path: Path) -> None:
-    """Two faults of the starter code's tool: it needs two classes, and keeps the line end."""
+    """The starter code's tool has two bugs here: it needs two classes and keeps the line end."""
     path = write(tmp_path / "s.csv", "Class,Segments\n5,x:0 a:0\n")
     result, _ = judge(read_submission(path), truth({5: {"a:0": True}}))
     assert result.map == 1.0

@@ -20,7 +20,7 @@ def two_threads() -> Iterator[None]:
 
 
 def together(number: int) -> int:
-    """Two calls at once, of which each waits for the other."""
+    """Two concurrent calls, each of which waits for the other."""
     BARRIER.wait()
     return 10 * number
 
@@ -32,7 +32,7 @@ def test_calls_run_at_once_and_results_keep_their_order() -> None:
     assert _threads.run_all(together, [(number,) for number in range(4)]) == [0, 10, 20, 30]
 
 
-def test_errors_arrive() -> None:
+def test_errors_propagate() -> None:
     with pytest.raises(ZeroDivisionError):
         _threads.run_all(lambda number: 1 / number, [(1,), (0,)])
 

@@ -102,7 +102,7 @@ def test_evaluate_gives_the_map_of_training(segments_folder, tmp_path, capsys):
     assert f"{last['map']:.4f}" in capsys.readouterr().out
 
 
-def test_evaluate_tells_data_that_does_not_fit(segments_folder, tmp_path):
+def test_evaluate_reports_data_that_does_not_fit(segments_folder, tmp_path):
     run = train.train(config(segments_folder, tmp_path / "run"))
     other = tmp_path / "other"
     other.mkdir()
@@ -161,7 +161,7 @@ def test_one_video_trains(tmp_path, capsys):
     assert Run(run).config().test_fraction == 0
 
 
-def test_an_empty_held_out_part_is_told_at_the_start(tmp_path, capsys):
+def test_an_empty_held_out_part_is_reported_at_the_start(tmp_path, capsys):
     data = plain(tmp_path / "a.tfrecord", 30, 30)
     stages = {"pretrain": StageConfig(2, 1e-3, 8, evaluate_every=1)}
     run = train.train(config(data, tmp_path / "run", **ONE | stages, test_fraction=0.0))
@@ -185,7 +185,7 @@ def test_an_empty_held_out_part_is_told_at_the_start(tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
-def test_ratings_of_held_out_videos_alone_are_told_at_the_start(tmp_path):
+def test_ratings_of_held_out_videos_only_are_reported_at_the_start(tmp_path):
     data = plain(tmp_path / "a.tfrecord", 10, 1)
     seed = next(seed for seed in range(100) if held_out("v000", 0.2, seed))
     with pytest.raises(UserError, match="expected rated segments to train on"):
@@ -194,7 +194,7 @@ def test_ratings_of_held_out_videos_alone_are_told_at_the_start(tmp_path):
     train.train(config(data, tmp_path / "run", **ONE, seed=seed, stage="pretrain"))
 
 
-def test_a_run_without_evaluation_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_run_without_evaluation_resumes(tmp_path, monkeypatch, capsys):
     data = plain(tmp_path / "a.tfrecord", 20)
     options = {"pretrain": StageConfig(4, 1e-3, 8), "test_fraction": 0.0, "checkpoint_steps": 1}
     whole = train.train(config(data, tmp_path / "whole", **options))
@@ -224,9 +224,9 @@ def test_damaged_records_are_skipped_and_counted(tmp_path, capsys, rated):
         train.train(config(data, tmp_path / "run", pretrain=StageConfig(9, 1e-3, 8)))
     steps = {"pretrain": StageConfig(9, 1e-3, 8), "on_error": "skip"}
     run = train.train(config(data, tmp_path / "run2", **steps))
-    told = f"skipped 1 record (the first: {data}: record 7 at byte"
+    message = f"skipped 1 record (the first: {data}: record 7 at byte"
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines if told in line] == (
+    assert [line.split(":")[0] for line in lines if message in line] == (
         ["label correlation", "pretrain", "finetune"] if rated else ["pretrain"]
     )
     evaluate.main(["--run", str(run), "--part", "all"])  # the run's own way
@@ -292,7 +292,7 @@ def test_print_config_is_read_back(tmp_path, capsys):
 
 
 def test_a_run_is_never_overwritten(tmp_path, monkeypatch):
-    """Told before the data is opened, which can take minutes."""
+    """This is reported before the data is opened, which can take minutes."""
     monkeypatch.setattr(train, "open_data", None)
     file = tmp_path / "kept"
     file.touch()
@@ -311,8 +311,8 @@ def test_a_run_of_mean_features_that_meets_frames(videos_folder, segments_folder
     capsys.readouterr()
     evaluate.main(options)
     predict.main([*options, "--out", str(tmp_path / "s.csv")])
-    told = f"{run} was trained on mean features of whole videos; {segments_folder} has frames\n"
-    assert capsys.readouterr().out.count(told) == 2
+    message = f"{run} was trained on mean features of whole videos; {segments_folder} has frames\n"
+    assert capsys.readouterr().out.count(message) == 2
     evaluate.main(options[:2])
     assert "was trained on" not in capsys.readouterr().out
 
@@ -326,7 +326,7 @@ def test_default_run_folders_are_numbered(segments_folder, tmp_path, monkeypatch
     assert names == ["youtube8m-nextvlad-small-1", "youtube8m-nextvlad-small-2"]
 
 
-def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
+def test_unknown_model_and_override_are_reported(segments_folder, tmp_path):
     with pytest.raises(UserError, match="nextvlad-smal"):
         train.train(config(segments_folder, tmp_path / "run", model="nextvlad-smal"))
     with pytest.raises(UserError, match="cluster"):
@@ -348,7 +348,7 @@ def test_unknown_model_and_override_are_told(segments_folder, tmp_path):
         (["--device", "nowhere"], "--device nowhere: expected a device that torch has here, such"),
     ],
 )
-def test_options_out_of_range_are_told(segments_folder, tmp_path, arguments, text):
+def test_options_out_of_range_are_reported(segments_folder, tmp_path, arguments, text):
     run = tmp_path / "run"
     with pytest.raises(UserError, match=text):
         train.main(["--data", str(segments_folder), "--run", str(run), *arguments])
@@ -398,7 +398,7 @@ def test_a_label_beyond_the_vocabulary_is_a_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def pairs_folder(tmp_path_factory) -> Path:
-    """Labels 0 and 1 always come together in training videos, 0 and 2 in held-out ones."""
+    """Labels 0 and 1 always occur together in training videos, 0 and 2 in held-out ones."""
     folder = tmp_path_factory.mktemp("pairs")
     frames = np.ones((6, 1152), np.uint8)
     ratings = Ratings(np.array([0]), np.array([0]), np.array([1.0], np.float32))
@@ -466,7 +466,7 @@ def test_bad_data_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_evaluate_of_no_run_is_told(tmp_path):
+def test_evaluate_without_a_run(tmp_path):
     with pytest.raises(UserError, match=r"^\S+ is not a run folder: it has no config\.yaml$"):
         evaluate.main(["--run", str(tmp_path)])
 
@@ -513,7 +513,7 @@ def test_a_label_graph_starts_as_the_correlation_of_the_loss(pairs_folder, tmp_p
 def test_stages_apart_and_weights_of_another_run(segments_folder, tmp_path, capsys):
     first = train.train(config(segments_folder, tmp_path / "a", stage="pretrain"))
     assert [line["stage"] for line in log_of(first)] == ["pretrain", "evaluate"]
-    assert not (first / "correlation.npz").exists()  # nothing would use it
+    assert not (first / "correlation.npz").exists()  # it would be unused
     none = StageConfig(0, 1.0)
     options = {"stage": "finetune", "init": str(first), "seed": 5}
     same = train.train(config(segments_folder, tmp_path / "b", finetune=none, **options))
@@ -549,7 +549,7 @@ def test_fine_tuning_needs_rated_segments(videos_folder, tmp_path):
 
 
 def test_recipes_are_defaults(segments_folder, tmp_path, capsys):
-    """What is given goes before the recipe, wherever it stands; a run reads back as it was."""
+    """Given options override the recipe in any position; a run's options are read back equal."""
     arguments = ["--finetune.steps", "7", "--recipe", "paper", "--model", "nextvlad1"]
     with pytest.raises(SystemExit):
         train.main([*arguments, "--print_config"])
@@ -566,7 +566,7 @@ def test_recipes_are_defaults(segments_folder, tmp_path, capsys):
         train.main(["--recipe", "papers"])
 
 
-def test_copies_learn_together(segments_folder, tmp_path, capsys, monkeypatch):
+def test_copies_are_trained_together(segments_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [f"--overrides.{key}={value}" for key, value in TINY.items()]
     steps = ["--pretrain.steps", "2", "--finetune.steps", "2"]

@@ -1,4 +1,4 @@
-"""The training loop: stopping, being killed and going on, schedules, averages, early stopping."""
+"""The training loop: stopping, being killed, resuming, schedules, averages, early stopping."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupts."""
+    """An uninterrupted run."""
     return train.train(config(data, tmp_path_factory.mktemp("runs") / "whole"))
 
 
@@ -90,10 +90,10 @@ def test_nothing_is_left_of_checkpoints(whole: Path) -> None:
         train.main(["--resume", str(whole)])
 
 
-def test_requests_to_stop_and_going_on(
+def test_requests_to_stop_and_resuming(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, ctrl_c: None
 ) -> None:
-    """Asked to stop at every third step, in both stages, with a worker that has read ahead."""
+    """Stops at every third step, in both stages, with a worker that has read ahead."""
     run = tmp_path / "run"
     step = training._StageRun._optimise
     taken = []
@@ -178,7 +178,7 @@ def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path) -> No
     source = textwrap.dedent(DRIVER).format(tests=str(Path(__file__).parent))
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
-        # Unbuffered: what waits to be printed is lost where a child is killed.
+        # Unbuffered: a killed child loses its buffered output.
         [sys.executable, "-u", "-c", source, str(data), str(run), str(whole)],
         capture_output=True,
         text=True,
@@ -187,7 +187,7 @@ def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("killed at") == 5
     assert "going on from finetune" in done.stdout
-    # Leftovers of a write that was killed are no checkpoint, and go with the folder.
+    # Leftovers of a killed write are removed with the folder.
     assert not Run(run).checkpoints_folder.exists()
     assert_same_run(run, whole)
 
@@ -249,26 +249,26 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(copy: Path, whole: Pat
     first, last = list_checkpoints(Run(copy).checkpoints_folder)
     flip(last)
     train.main(["--resume", str(copy)])
-    [told] = (line for line in capsys.readouterr().out.splitlines() if "taken" in line)
-    assert f"{last}: expected a checkpoint of pyseg, found a damaged one" in told
-    assert told.endswith(f"; {first.name} is taken instead")
+    [message] = (line for line in capsys.readouterr().out.splitlines() if "used instead" in line)
+    assert f"{last}: expected a checkpoint of pyseg, found a damaged one" in message
+    assert message.endswith(f"; {first.name} is used instead")
     assert_same_run(copy, whole)
 
 
-def test_a_log_that_is_gone_is_told(data: Path, tmp_path: Path, capsys) -> None:
+def test_a_missing_log_is_reported(data: Path, tmp_path: Path, capsys) -> None:
     run = stop_at("finetune", 2, data, tmp_path / "run")
     (run / "metrics.jsonl").unlink()
     capsys.readouterr()
     train.main(["--resume", str(run)])
-    told = f"{run}/metrics.jsonl: lines of the steps before are missing\n"
-    assert capsys.readouterr().out.count(told) == 1
+    message = f"{run}/metrics.jsonl: lines of the steps before are missing\n"
+    assert capsys.readouterr().out.count(message) == 1
 
 
-def test_no_checkpoint_is_whole(copy: Path) -> None:
+def test_all_checkpoints_are_damaged(copy: Path) -> None:
     for path in list_checkpoints(Run(copy).checkpoints_folder):
         flip(path)
     before = content_of(copy)
-    with pytest.raises(DataError, match=r"checkpoint-000000004\.pt: .* none before it is whole"):
+    with pytest.raises(DataError, match=r"checkpoint-000000004\.pt: .* all before it are damaged"):
         train.main(["--resume", str(copy)])
     assert content_of(copy) == before
 
@@ -300,8 +300,8 @@ def test_an_edited_seed_is_noticed(copy: Path) -> None:
         train.main(["--resume", str(copy)])
 
 
-def test_options_that_a_run_takes(copy: Path, whole: Path, tmp_path: Path, capsys) -> None:
-    """More steps, another pace, and a copy of the run to go on in."""
+def test_options_that_a_run_can_change(copy: Path, whole: Path, tmp_path: Path, capsys) -> None:
+    """More steps, other intervals, and a copy of the run to resume in."""
     before, other = content_of(copy), tmp_path / "other"
     options = ["--run", str(other), "--finetune.steps", "11", "--checkpoint-steps", "50"]
     train.main(["--resume", str(copy), "--seed", "0", *options])
@@ -339,7 +339,7 @@ def test_other_data_are_noticed(
         train.train(TrainConfig(resume=str(copy)), collection)
 
 
-def test_other_threads_are_told(copy: Path, monkeypatch, capsys) -> None:
+def test_another_number_of_threads_is_reported(copy: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(training._StageRun, "_optimise", _interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -370,7 +370,7 @@ def test_one_process_at_a_time(copy: Path) -> None:
             train.main(["--resume", str(copy)])
         assert content_of(copy) == before
         owner.kill()
-    assert (copy / ".lock").exists()  # which nobody holds
+    assert (copy / ".lock").exists()  # but not held
     with sole_owner(copy):
         pass
     assert not (copy / ".lock").exists()
@@ -442,7 +442,7 @@ def test_the_best_weights_are_kept(data: Path, tmp_path: Path, monkeypatch, caps
 
 
 def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """From the weights before fine-tuning, for as many steps as were best; goes on like any."""
+    """From the weights before fine-tuning, for the best number of steps; resumes like any stage."""
     values = iter([0.1, 0.5, 0.7, 0.6, 0.6])
     before, seen = {}, []
 
@@ -531,7 +531,7 @@ def test_losses_that_are_not_finite_are_skipped(
     assert all(v.isfinite().all() for v in models.load(run).state_dict().values())
 
 
-def test_weights_of_a_failed_step_are_never_kept(data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_weights_of_a_failed_step_are_never_saved(data: Path, tmp_path: Path, monkeypatch) -> None:
     """Steps 1 to 3 are good, the fourth is not; a checkpoint every second step."""
     count = iter(range(10**6))
 
@@ -573,14 +573,14 @@ class FailureError(Exception):
 
 
 def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> None:
-    """Those of metrics.jsonl, over the steps of all stages, and none twice after a failure."""
+    """Those of metrics.jsonl, over the steps of all stages, without repeats after a failure."""
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard"
     )
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     optimise = training._StageRun._optimise
 
-    def fail(self, batch):  # after step 6 has been logged, and none but step 5 been kept
+    def fail(self, batch):  # after step 6 was logged, with step 5 as the last checkpoint
         if self.stage.name == "finetune" and self.step == 6:
             raise FailureError
         return optimise(self, batch)
@@ -607,7 +607,7 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
         assert found == [(step, pytest.approx(value)) for step, value in values.items()], tag
 
 
-def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch) -> None:
+def test_only_the_first_process_writes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(training.distributed, "is_first", lambda: False)
     log = training.Log(Run(tmp_path), tensorboard=True)
     log.write("pretrain", step=1, loss=0.5)
@@ -615,7 +615,9 @@ def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_is_missed_before_training(data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_missing_tensorboard_is_reported_at_the_start(
+    data: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"--tensorboard: .*pip install -e '.*\[tensorboard\]'"):
         train.train(config(data, tmp_path / "run", tensorboard=True))
@@ -627,7 +629,7 @@ def ratings(loss: training.Loss, logits: torch.Tensor, batch: Batch) -> torch.Te
 
 
 def test_loss_is_summed_over_classes_and_averaged_over_the_batch():
-    # Pitfall 12: the reference's learning rates belong to a sum over the classes.
+    # The reference's learning rates belong to a sum over the classes.
     frames = np.zeros((1, 2), np.uint8)
     examples = [
         Example("a", frames, np.array([0, 2]), np.array([1.0, 0.0], np.float32)),

@@ -1,4 +1,5 @@
-// The end of both backward ops for CPU tensors: norm_sums over the whole batch, and what follows.
+// The last step of both backward ops for CPU tensors: norm_sums over the whole batch, and the
+// gradient of the assignment that needs them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -7,8 +8,8 @@
 
 namespace pyseg {
 
-// `partial` are the norm_sums of `tasks` tasks, which are added to `norm_sums`, (2, G, K); with row
-// weights the gradient of the assignment, (B, T * G, K), is then completed in place.
+// Sums `partial`, the norm_sums of `tasks` tasks, into `norm_sums`, (2, G, K); with row weights it
+// then completes the gradient of the assignment, (B, T * G, K), in place.
 template <typename T>
 void complete_norm_gradient(const VladShape& shape, const T* assignment,
                             const VladNorm<Accumulate<T>>& norm, const Accumulate<T>* partial,

@@ -29,7 +29,7 @@ void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const cha
   }
 }
 
-// Everything that a kernel uses as an index or takes for granted.
+// Checks everything that a kernel uses as an index or relies on.
 template <typename T, typename A>
 void check_values(const RatedBceInput<T, A>& in) {
   const int64_t batch = in.batch, classes = in.classes;

@@ -11,7 +11,7 @@
 
 #include "../torch/checks.h"
 #include "../torch/dispatch.h"
-#include "helpers.h"
+#include "thread_pool.h"
 
 namespace pyseg {
 namespace {
@@ -20,9 +20,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::contiguous;
 using torch::stable::get_num_threads;
 
-// Scores that are worth a thread.
+// Scores that are enough for a thread.
 constexpr int64_t kWork = 1 << 17;
-// Classes whose scores are read together.
+// Classes whose scores are read together: a cache line.
 constexpr int64_t kColumns = 16;
 
 TopKLists check_lists(int64_t k,
@@ -50,7 +50,7 @@ TopKLists check_lists(int64_t k,
   return lists;
 }
 
-// Where the classes of each task begin, and where the last one's end.
+// The first class of each task, then the end of the last one.
 std::vector<int64_t> shares(int64_t rows, int64_t classes) {
   const int64_t most = std::min<int64_t>(get_num_threads(), classes / kColumns);
   const int64_t tasks = std::clamp<int64_t>(rows * classes / kWork, 1, std::max<int64_t>(most, 1));
@@ -99,26 +99,25 @@ bool top_k_update_cpu(const Tensor& scores,                     // (S, C)
   const std::vector<int64_t> bounds = shares(S, C);
   const auto tasks = static_cast<int64_t>(bounds.size()) - 1;
   std::vector<int64_t> next(tasks);
-  Helpers::run(get_num_threads(), tasks,
-               [&](int64_t i) { next[i] = top_k_append(block, 0, bounds[i], bounds[i + 1]); });
-  // Nothing is cut before all scores are known to be numbers: what was appended can be taken back,
-  // what was cut can not.
+  ThreadPool::run(get_num_threads(), tasks,
+                  [&](int64_t i) { next[i] = top_k_append(block, 0, bounds[i], bounds[i + 1]); });
+  // Nothing is cut before all scores are known to be numbers: appending can be undone, cutting not.
   const int64_t seen = *std::min_element(next.begin(), next.end());
   if (seen < 0 || !top_k_numbers(block.scores + seen * C, (S - seen) * C)) {
     std::copy(before.begin(), before.end(), lists.counts);
     return false;
   }
   if (seen == S) return true;
-  Helpers::run(get_num_threads(), tasks,
-               [&](int64_t i) { top_k_add(block, k, next[i], bounds[i], bounds[i + 1]); });
+  ThreadPool::run(get_num_threads(), tasks,
+                  [&](int64_t i) { top_k_add(block, k, next[i], bounds[i], bounds[i + 1]); });
   return true;
 }
 
 void top_k_cut_cpu(int64_t k, int64_t wanted, Tensor thresholds, Tensor keys, Tensor counts) {
   PYSEG_CHECK(wanted >= 0, "wanted must be at least 0, got ", wanted);
   const TopKLists lists = check_lists(k, thresholds, keys, counts);
-  Helpers::run(get_num_threads(), keys.size(0),
-               [&](int64_t c) { top_k_cut(lists, k, wanted, c, c + 1); });
+  ThreadPool::run(get_num_threads(), keys.size(0),
+                  [&](int64_t c) { top_k_cut(lists, k, wanted, c, c + 1); });
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ using torch::stable::get_num_threads;
 using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
-// Whole videos to threads would leave more than a quarter of the threads' time unused.
+// Whether threads that take whole videos would idle for more than a quarter of the time.
 bool too_few_videos(const VladShape& shape) {
   const int64_t threads = get_num_threads(), rounds = (shape.batch + threads - 1) / threads;
   return vlad_slices(shape) > 1 && 4 * rounds * threads > 5 * shape.batch;

@@ -1,4 +1,4 @@
-// What the CUDA ops need of the device and the stream of their tensors.
+// Device, stream and workspace of the CUDA ops.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,7 +31,7 @@ inline gpu::Device current_device() {
   return device;
 }
 
-// Memory that a launch works in, on the device of `like`.
+// Workspace of a launch, on the device of `like`.
 inline Tensor new_workspace(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
 }

@@ -18,8 +18,8 @@ namespace {
 using gpu::Sum;
 using torch::stable::accelerator::DeviceGuard;
 
-// Of the paper's NeXtVLAD over 300 frames an A100 reads features and assignment once, in every type
-// that the tensor cores take.
+// For the paper's NeXtVLAD over 300 frames, an A100 must read features and assignment only once, in
+// every type of the tensor cores.
 constexpr VladShape kVideos{80, 2400, 8, 288, 112};
 constexpr gpu::Device kA100{108, 163 * 1024, true};
 static_assert(gpu::plan_forward<__half>(kVideos, true, kA100).f_slices == 1);

@@ -1,5 +1,4 @@
-// The gradient of vlad_aggregate for CUDA tensors; a file of its own, so that compilers share the
-// work.
+// The gradient of vlad_aggregate for CUDA tensors; a separate file, to compile in parallel.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -19,8 +18,8 @@ namespace {
 using gpu::Sum;
 using torch::stable::accelerator::DeviceGuard;
 
-// The rows that a chunk has for the paper's NeXtVLAD over 300 frames, and how many chunks shared
-// memory holds; no rows where it takes the multiply-adds. TF32 leaves an A100 too little memory.
+// Rows of a chunk for the paper's NeXtVLAD over 300 frames, and chunks in shared memory; 0 rows for
+// the kernels of multiply-adds. In TF32 an A100 has too little shared memory.
 constexpr VladShape kVideos{80, 2400, 8, 288, 112};
 constexpr gpu::Device kA100{108, 163 * 1024, true}, kH100{132, 227 * 1024, true};
 static_assert(gpu::plan_backward<__half>(kVideos, true, kH100).chunk() == 64);

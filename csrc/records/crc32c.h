@@ -48,7 +48,7 @@ constexpr uint32_t mapped(const Map& map, uint32_t state) {
   return result;
 }
 
-// The map that advances the state by `count` zero bytes, a power of two, as a look-up for each byte
+// The map that advances the state by `count` zero bytes, a power of two, as a table for each byte
 // of the state.
 template <size_t count>
 inline constexpr auto kZeros = [] {
@@ -83,7 +83,7 @@ inline uint64_t load64(const uint8_t* data) {
   return value;
 }
 
-// For any processor: eight table look-ups for eight bytes, none waiting for another.
+// For any processor: eight independent table look-ups for eight bytes.
 inline uint32_t extend_portable(uint32_t checksum, const uint8_t* data, size_t size) {
   uint32_t state = ~checksum;
   for (; size >= 8; data += 8, size -= 8) {
@@ -97,9 +97,9 @@ inline uint32_t extend_portable(uint32_t checksum, const uint8_t* data, size_t s
 
 #if defined(__x86_64__)
 
-// The crc32 instruction takes 8 bytes, one a cycle, but its result is three cycles away: three
-// streams of `lane` bytes side by side keep it busy. What the first two had left is then moved past
-// the bytes that follow them.
+// The crc32 instruction takes 8 bytes with a throughput of one per cycle and a latency of three
+// cycles: three streams of `lane` bytes side by side keep it busy. The states of the first two are
+// then advanced past the bytes that follow them.
 template <size_t lane>
 __attribute__((target("sse4.2"))) inline uint32_t extend_lanes(uint32_t state, const uint8_t*& data,
                                                                size_t& size) {
@@ -147,7 +147,7 @@ inline uint32_t crc32c(const uint8_t* data, size_t size, uint32_t checksum = 0) 
   return crc::extend_portable(checksum, data, size);
 }
 
-// TensorFlow's mask: a checksum stored beside the data that it covers would otherwise cover itself.
+// TensorFlow's mask, for data that contains checksums itself.
 inline uint32_t mask(uint32_t checksum) { return std::rotr(checksum, 15) + 0xA282EAD8; }
 
 }  // namespace pyseg::records

@@ -1,8 +1,8 @@
 // YouTube-8M records: frame-level features with or without rated segments, and video-level mean
 // features.
 //
-// The texts of errors, and the order in which things are checked, are those of
-// pyseg/data/_records_reference.py, which defines all this: change both.
+// pyseg/data/_records_reference.py is the reference; its error texts and the order of its checks
+// are the same: change both.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +30,7 @@ inline bool is_utf8(Bytes text) {
     if (lead < 0x80) continue;
     const int more = lead >= 0xF0 ? 3 : lead >= 0xE0 ? 2 : 1;
     if (lead < 0xC2 || lead > 0xF4 || text.end - at < more) return false;
-    // The second byte also rules out overlong forms, surrogates, and what lies past U+10FFFF.
+    // The second byte also rules out overlong forms, surrogates, and code points past U+10FFFF.
     const uint8_t low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
     const uint8_t high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
     if (*at < low || *at > high) return false;
@@ -42,7 +42,7 @@ inline bool is_utf8(Bytes text) {
   return true;
 }
 
-// What both kinds of record have.
+// The id and the labels, which both kinds of record have.
 class Decoder {
  public:
   std::string_view id() const { return id_.text(); }
@@ -55,7 +55,7 @@ class Decoder {
   static constexpr uint32_t kAnyKind = UINT32_MAX;
   static constexpr size_t kAnySize = SIZE_MAX;
 
-  // `labels_key` may be empty: then there are none.
+  // An empty `labels_key` means that there are no labels.
   Decoder(const std::string& id_key, const std::string& labels_key)
       : id_name_(context_.add(id_key)), has_labels_(!labels_key.empty()) {
     if (has_labels_) labels_name_ = context_.add(labels_key);
@@ -82,12 +82,12 @@ class Decoder {
     }
   }
 
-  // Puts a context feature into value_, its kind and size checked; false where it is not there.
+  // Parses a context feature into value_ and checks its kind and size; false if it is missing.
   bool optional(const Message& message, size_t name, uint32_t kind, size_t size) {
     const Message::Slot& slot = message.context(name);
     if (!slot.found) return false;
     value_.parse(slot.spans.data(), slot.spans.size(), message.origin());
-    if (value_.kind == kNone) return false;  // what TensorFlow takes for missing, too
+    if (value_.kind == kNone) return false;  // missing for TensorFlow too
     if (kind != kAnyKind && value_.kind != kind) {
       throw Wrong(std::string("expected ") + kKinds[kind] + " in context feature " +
                   show(context_[name]) + ", found " + kKinds[value_.kind]);
@@ -126,7 +126,7 @@ class Decoder {
   bool unlabelled_ = false;
 };
 
-// Rated segments: pairs of a segment and a class, and what was mended.
+// Rated segments: pairs of a segment and a class, and the numbers of corrections.
 struct Ratings {
   std::vector<int64_t> starts;
   std::vector<int64_t> classes;
@@ -141,11 +141,11 @@ struct Scalar {
   uint32_t kind;
   std::string text;
   double real;
-  int64_t whole;
+  int64_t integer;
 };
 
-// Decodes frame-level records. What it gives is valid until it decodes the next record, or that
-// record's bytes go.
+// Decodes frame-level records. Results are valid until the next record is decoded or the record's
+// bytes are freed.
 class FrameDecoder : public Decoder {
  public:
   // `max_frames` 0 keeps all frames.
@@ -180,7 +180,7 @@ class FrameDecoder : public Decoder {
       required(*message_, name, kAnyKind, 1);
       Scalar scalar{value_.kind, {}, 0, 0};
       if (value_.kind == kBytes) scalar.text = value_.strings[0].text();
-      if (value_.kind == kInt64) scalar.whole = value_.ints[0];
+      if (value_.kind == kInt64) scalar.integer = value_.ints[0];
       if (value_.kind == kFloat) {
         float real;
         value_.copy_floats(&real);
@@ -225,8 +225,8 @@ class FrameDecoder : public Decoder {
     std::vector<const uint8_t*> rows;
   };
 
-  // What stands before the bytes of a frame as every writer known puts it: tags and lengths of the
-  // Feature in its FeatureList, the BytesList in the Feature, and the bytes in the BytesList.
+  // The encoding before the bytes of a frame, the same from every known writer: tags and lengths of
+  // the Feature in its FeatureList, the BytesList in the Feature, and the bytes in the BytesList.
   static std::string row_header(uint32_t width) {
     std::string header;
     for (int depth = 0; depth < 3; ++depth) {
@@ -253,7 +253,7 @@ class FrameDecoder : public Decoder {
           list.advance(header.size() + column.width);
           continue;
         }
-        const Cursor::Tag tag = list.tag();  // some other encoding, which is as good, or an error
+        const Cursor::Tag tag = list.tag();  // another valid encoding, or an error
         if (tag.field == 1 && tag.wire == Cursor::kLength) {
           column.rows.push_back(row(column, list.length()));
         } else {
@@ -314,7 +314,7 @@ class FrameDecoder : public Decoder {
     check_not_negative(classes, context_[classes_name_]);
     for (const float score : scores) {
       if (!(score >= 0 && score <= 1)) {
-        char found[32] = "nan";  // whose sign printf would show
+        char found[32] = "nan";  // printf would show its sign
         if (!std::isnan(score))
           std::snprintf(found, sizeof(found), "%g", static_cast<double>(score));
         throw Wrong("expected scores from 0 to 1 in " + show(context_[scores_name_]) + ", found " +
@@ -338,7 +338,7 @@ class FrameDecoder : public Decoder {
       const auto [place, is_new] = rated.try_emplace({starts[i], classes[i]}, r.starts.size());
       if (!is_new) {
         ++r.duplicates;
-        r.scores[place->second] = scores[i];  // the last wins, in the place of the first
+        r.scores[place->second] = scores[i];  // the last score wins, at the position of the first
         continue;
       }
       r.starts.push_back(starts[i]);
@@ -363,8 +363,8 @@ class FrameDecoder : public Decoder {
   std::vector<Scalar> extra_;
 };
 
-// Decodes video-level records. What it gives is valid until it decodes the next record, or that
-// record's bytes go.
+// Decodes video-level records. Results are valid until the next record is decoded or the record's
+// bytes are freed.
 class VideoDecoder : public Decoder {
  public:
   VideoDecoder(const Features& features, const std::string& id_key, const std::string& labels_key)

@@ -1,13 +1,12 @@
-// The protobuf messages tf.train.Example and tf.train.SequenceExample, looked at in place.
+// The protobuf messages tf.train.Example and tf.train.SequenceExample, parsed in place.
 //
-// Written by protobuf's rules: fields in any order; a field that occurs several times is merged,
-// which for messages is the same as parsing their encodings one after the other; the last entry of
-// a map key wins; repeated numbers may be packed or not; unknown fields are skipped. Features that
-// nobody asks for are not looked into. Nothing is read past the end of the enclosing message,
-// whatever the lengths say.
+// It follows protobuf's rules: fields in any order; a field that occurs several times is merged,
+// which for messages is the same as parsing their concatenated encodings; the last entry of a map
+// key wins; repeated numbers may be packed or not; unknown fields are skipped. Features that are
+// not requested are not parsed. Nothing is read past the end of the enclosing message, whatever the
+// lengths say.
 //
-// The texts of errors are those of pyseg/data/_records_reference.py, which defines all this: change
-// both.
+// pyseg/data/_records_reference.py is the reference; its error texts are the same: change both.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +19,7 @@
 
 namespace pyseg::records {
 
-// A range of bytes that somebody else owns.
+// A range of bytes, not owned.
 struct Bytes {
   const uint8_t* begin = nullptr;
   const uint8_t* end = nullptr;
@@ -29,7 +28,7 @@ struct Bytes {
   std::string_view text() const { return {reinterpret_cast<const char*>(begin), size()}; }
 };
 
-// The content of a record is not what was expected.
+// The content of a record is invalid.
 class Wrong : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -51,7 +50,7 @@ inline std::string show(std::string_view bytes) {
   return shown + (bytes.size() > kLimit ? "'..." : "'");
 }
 
-// What is left of a message that is being parsed.
+// The unread rest of a message that is being parsed.
 class Cursor {
  public:
   enum Wire : uint32_t { kVarint, kFixed64, kLength, kGroup, kGroupEnd, kFixed32 };
@@ -62,7 +61,7 @@ class Cursor {
     const uint8_t* start;
   };
 
-  // `origin` is where the record starts; errors give places relative to it.
+  // `origin` is the start of the record; errors give positions relative to it.
   Cursor(Bytes message, const uint8_t* origin)
       : at_(message.begin), end_(message.end), origin_(origin) {}
 
@@ -114,9 +113,9 @@ class Cursor {
   // The content of a field of wire type 2.
   Bytes length() { return bytes(varint()); }
 
-  // Passes over the field whose tag was just read.
+  // Skips the field whose tag was just read.
   void skip(Tag tag) {
-    constexpr size_t kDeepest = 100;  // what protobuf allows, too
+    constexpr size_t kDeepest = 100;  // protobuf's limit too
     std::vector<uint32_t> groups;
     while (true) {
       switch (tag.wire) {
@@ -192,7 +191,7 @@ struct Value {
     ints.clear();
   }
 
-  // Parses the feature whose encoding is `spans` one after the other.
+  // Parses the feature whose encoding is the concatenation of `spans`.
   void parse(const Bytes* spans, size_t count, const uint8_t* origin) {
     clear(kNone);
     for (size_t i = 0; i < count; ++i) {
@@ -236,7 +235,7 @@ struct Value {
   }
 };
 
-// The names that a decoder looks for, each with a number.
+// The names that a decoder requests, numbered.
 class Names {
  public:
   size_t add(std::string_view name) {
@@ -247,7 +246,7 @@ class Names {
     return names_.size() - 1;
   }
 
-  // The number of `name`, or size() where nobody looks for it.
+  // The number of `name`, or size() if it is not requested.
   size_t find(std::string_view name) const {
     size_t i = 0;
     while (i < names_.size() && names_[i] != name) ++i;
@@ -261,13 +260,13 @@ class Names {
   std::vector<std::string> names_;
 };
 
-// A record: where its context features and feature lists are. Kept from record to record, so that
-// its memory is.
+// The positions of the requested context features and feature lists in a record. Reused from record
+// to record, so that its memory is.
 class Message {
  public:
   struct Slot {
     bool found = false;
-    std::vector<Bytes> spans;  // the value's encoding, one after the other
+    std::vector<Bytes> spans;  // the value's encoding, in parts
   };
 
   Message(const Names& context, const Names& lists)
@@ -291,7 +290,7 @@ class Message {
   const Slot& list(size_t number) const { return lists_[number]; }
   const uint8_t* origin() const { return record_.begin; }
 
-  // For the text of an error: what the record has instead.
+  // Throws an error that lists what the record has instead.
   [[noreturn]] void missing(const char* what, std::string_view name) {
     std::set<std::string_view> context, lists;
     visit([&](bool in_context, Bytes key) { (in_context ? context : lists).insert(key.text()); });

@@ -1,5 +1,5 @@
-// pyseg._records: reading records natively. pyseg/data/_records_reference.py has the same
-// interface, and its documentation.
+// pyseg._records, the native reader. pyseg/data/_records_reference.py has the same interface and
+// documents it.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -64,7 +64,7 @@ py::array_t<Number> array(const std::vector<Number>& values) {
   return py::array_t<Number>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-// An array of (rows, width) bytes, not set.
+// An uninitialised array of (rows, width) bytes.
 py::array_t<uint8_t> new_frames(size_t rows, size_t width) {
   static Pool* pool = new Pool;  // never destroyed: arrays may outlive the module
   struct Block {
@@ -121,7 +121,7 @@ py::object next_frames(PythonReader& reader, FrameDecoder& decoder, uint64_t ind
     if (scalar.kind == kBytes) {
       extra[i] = py::bytes(scalar.text);
     } else if (scalar.kind == kInt64) {
-      extra[i] = py::int_(scalar.whole);
+      extra[i] = py::int_(scalar.integer);
     } else {
       extra[i] = py::float_(scalar.real);
     }
@@ -150,7 +150,7 @@ class VideoBlock {
     return true;
   }
 
-  // What was decoded. The block is of no use afterwards: its memory goes with the features.
+  // Returns the decoded columns. The block is empty afterwards: its memory moves to the features.
   py::tuple columns() {
     py::list ids(size());
     size_t start = 0;
@@ -181,7 +181,7 @@ class VideoBlock {
   size_t capacity_;
   py::array_t<float> features_;
   float* to_;
-  std::string ids_;  // one after the other
+  std::string ids_;  // concatenated
   std::vector<size_t> id_ends_;
   std::vector<int64_t> labels_;
   std::vector<int64_t> label_offsets_{0};

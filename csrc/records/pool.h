@@ -1,8 +1,8 @@
-// Memory for decoded frames that is handed on from record to record.
+// A pool of memory for decoded frames.
 //
-// A new page of memory costs more than to fill it, and malloc gives large blocks back to the system
-// as soon as a batch of records is dropped: without the pool, reading in batches is half as fast.
-// The block that was dropped last is handed out first, while it is in the cache.
+// A page fault costs more than filling the page, and malloc returns large blocks to the system as
+// soon as a batch of records is dropped: without the pool, reading in batches is half as fast. The
+// block that was dropped last is reused first, while it is in the cache.
 #pragma once
 
 #include <bit>
@@ -14,13 +14,13 @@
 
 namespace pyseg::records {
 
-// Not synchronised: the Python module calls it with the GIL held, which also keeps it whole in a
-// forked process.
+// Not synchronised: the Python module calls it with the GIL held, which also keeps it consistent in
+// a forked process.
 class Pool {
  public:
-  static constexpr size_t kSmallest = size_t{1} << 16;  // smaller blocks malloc keeps by itself
+  static constexpr size_t kSmallest = size_t{1} << 16;  // malloc keeps smaller blocks by itself
 
-  // Keeps up to `most_idle` bytes that nobody uses.
+  // Keeps up to `most_idle` unused bytes.
   explicit Pool(size_t most_idle = size_t{1} << 26) : most_idle_(most_idle) {}
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -45,7 +45,7 @@ class Pool {
     return block;
   }
 
-  // `size` is what take() was asked for.
+  // `size` is the argument of take().
   void give(void* block, size_t size) noexcept {
     size = rounded(size);
     if (size > most_idle_ - idle_bytes_) {

@@ -3,8 +3,7 @@
 //     uint64 length, uint32 masked CRC32C of the length, payload, uint32 masked CRC32C of the
 //     payload
 //
-// The texts of errors are those of pyseg/data/_records_reference.py, which defines all this: change
-// both.
+// pyseg/data/_records_reference.py is the reference; its error texts are the same: change both.
 #pragma once
 
 #include <unistd.h>
@@ -26,7 +25,7 @@
 
 namespace pyseg::records {
 
-// Something is wrong with a record.
+// A damaged record.
 class Fault : public std::runtime_error {
  public:
   Fault(const std::string& text, uint64_t record, uint64_t offset, bool fatal)
@@ -34,10 +33,10 @@ class Fault : public std::runtime_error {
 
   uint64_t record;  // its number
   uint64_t offset;  // where it starts
-  bool fatal;       // the place of the next record is not known
+  bool fatal;       // the position of the next record is unknown
 };
 
-// Where bytes come from.
+// A stream of bytes.
 class Source {
  public:
   virtual ~Source() = default;
@@ -45,8 +44,8 @@ class Source {
   virtual size_t read(uint8_t* to, size_t count) = 0;
 };
 
-// An open file. It is read, not mapped into memory: a file that somebody cuts short meanwhile then
-// ends early, where a mapping would end the process.
+// An open file. It is read, not mapped into memory: if the file is truncated meanwhile, it ends
+// early, where a mapping would crash the process.
 class FileSource final : public Source {
  public:
   explicit FileSource(int descriptor) : descriptor_(descriptor) {}
@@ -65,21 +64,21 @@ class FileSource final : public Source {
 
 inline constexpr uint64_t kLargestRecord = INT32_MAX;  // protobuf cannot hold a longer message
 
-// Takes the records out of a source, one after the other, and checks every checksum.
+// Reads the records of a source in order and checks every checksum.
 //
-// The payload is handed out where it was read, in a buffer of 256 KiB or the size of the largest
-// record: checking and decoding find it in the second-level cache. A record that does not fit what
-// was read ahead is completed by a read of just the rest, so that large records are never moved and
-// small ones cost no system call each.
+// The payload is returned where it was read, in a buffer of 256 KiB or the size of the largest
+// record, so that checking and decoding find it in the L2 cache. A record that exceeds what was
+// read ahead is completed by a read of the rest only: large records are never moved, and small ones
+// do not cost a system call each.
 class Reader {
  public:
-  // `size` is the number of bytes that the source holds, or -1 where that is not known. A record of
-  // more than `largest` bytes is refused.
+  // `size` is the number of bytes in the source, or -1 if unknown. A record of more than `largest`
+  // bytes is refused.
   explicit Reader(std::unique_ptr<Source> source, int64_t size = -1,
                   uint64_t largest = kLargestRecord)
       : source_(std::move(source)), size_(size), largest_(largest) {}
 
-  // Number and place of the record that was read last, or is being read.
+  // Number and offset of the record that was read last, or is being read.
   uint64_t record() const { return record_; }
   uint64_t offset() const { return offset_; }
 
@@ -91,7 +90,7 @@ class Reader {
     offset_ = next_offset_;
     const size_t header = gather(kHeader);
     if (header == 0) {
-      if (size_ >= 0 && offset_ < static_cast<uint64_t>(size_)) {  // cut short since it was opened
+      if (size_ >= 0 && offset_ < static_cast<uint64_t>(size_)) {  // truncated since it was opened
         fault("expected " + std::to_string(size_) + " bytes in the file, found " +
               std::to_string(offset_));
       }
@@ -111,15 +110,15 @@ class Reader {
             " bytes in a record (PYSEG_MAX_RECORD_BYTES), found a length of " +
             std::to_string(length));
     }
-    uint64_t there = length + kFooter;
+    uint64_t available = length + kFooter;
     if (size_ >= 0) {  // before anything is allocated
       const uint64_t before = offset_ + kHeader;
       const auto size = static_cast<uint64_t>(size_);
-      there = std::min(there, size > before ? size - before : 0);
+      available = std::min(available, size > before ? size - before : 0);
     }
-    if (there == length + kFooter) there = gather(kHeader + length + kFooter) - kHeader;
-    if (there < length) ended(std::to_string(length) + " bytes of payload", there);
-    if (there < length + kFooter) ended("4 bytes of payload checksum", there - length);
+    if (available == length + kFooter) available = gather(kHeader + length + kFooter) - kHeader;
+    if (available < length) ended(std::to_string(length) + " bytes of payload", available);
+    if (available < length + kFooter) ended("4 bytes of payload checksum", available - length);
     pending_ = kHeader + length + kFooter;
     next_offset_ += pending_;
     ++next_record_;
@@ -134,7 +133,7 @@ class Reader {
     return true;
   }
 
-  // The next record whose number is `index` modulo `count`, given to `decode`; false at the end.
+  // Passes the next record whose number is `index` modulo `count` to `decode`; false at the end.
   template <typename Decode>
   bool decode(uint64_t index, uint64_t count, const Decode& decode) {
     Bytes payload;
@@ -154,8 +153,8 @@ class Reader {
   static constexpr size_t kHeader = 12;
   static constexpr size_t kFooter = 4;
   static constexpr size_t kAhead = size_t{1} << 18;
-  static constexpr size_t kTrusted =
-      size_t{1} << 24;  // a length is, this far ahead of the bytes that have come
+  static constexpr size_t kTrusted = size_t{1}
+                                     << 24;  // allocated for a length before its bytes have come
 
   struct Free {
     void operator()(uint8_t* memory) const { std::free(memory); }
@@ -189,19 +188,18 @@ class Reader {
     if (held_ == 0) begin_ = buffer_.get();
   }
 
-  // Sees to it that `count` bytes lie at begin_; returns how many do, fewer at the end of the
-  // source.
+  // Reads until `count` bytes lie at begin_; returns their number, fewer at the end of the source.
   size_t gather(size_t count) {
     while (held_ < count) {
       size_t needed = count;
       if (size_ < 0 && count > kTrusted) {
-        // The source may be at its end long before a length says so: twice as much only when full.
+        // The source may end long before a wrong length does: the buffer doubles only when full.
         const size_t here = static_cast<size_t>(buffer_.get() + capacity_ - begin_);
         needed = std::min(count, std::max(kTrusted, held_ < here ? here : 2 * held_));
       }
       reserve(std::max(kAhead, needed));
       const size_t room = static_cast<size_t>(buffer_.get() + capacity_ - (begin_ + held_));
-      // Just the rest of a large record, else all that there is room for.
+      // Only the rest of a large record, else as much as there is room for.
       const size_t wanted =
           count > kAhead ? std::min(room, count - held_) : std::min(room, kAhead - held_);
       const size_t got = source_->read(begin_ + held_, wanted);
@@ -231,9 +229,9 @@ class Reader {
   uint64_t largest_;
   std::unique_ptr<uint8_t, Free> buffer_;
   size_t capacity_ = 0;
-  uint8_t* begin_ = nullptr;  // the bytes that have been read and not consumed
-  size_t held_ = 0;
-  size_t pending_ = 0;  // of these, the record that was handed out
+  uint8_t* begin_ = nullptr;  // bytes read and not consumed
+  size_t held_ = 0;           // their number
+  size_t pending_ = 0;        // of these, the record that was returned
   uint64_t record_ = 0;
   uint64_t offset_ = 0;
   uint64_t next_record_ = 0;

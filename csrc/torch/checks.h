@@ -1,4 +1,4 @@
-// Checks of tensor arguments. pyseg/ops/ has checked what users pass; these keep a direct call of
+// Checks of tensor arguments. pyseg/ops/ checks what users pass; these keep a direct call of
 // torch.ops.pyseg from reading beyond a tensor.
 #pragma once
 
@@ -33,7 +33,7 @@ inline std::string shape_text(const Tensor& tensor) {
   return text + (tensor.dim() == 1 ? ",)" : ")");
 }
 
-// `tensor` has as many dimensions as `layout`, such as "(F, K)", has names.
+// Checks that `tensor` has as many dimensions as `layout`, such as "(F, K)", has names.
 inline void check_dimensions(const Tensor& tensor, const char* name, const char* layout) {
   int64_t dimensions = 1;
   for (const char* c = layout; *c != 0; ++c) dimensions += *c == ',';
@@ -60,7 +60,7 @@ inline void check_contiguous(const Tensor& tensor, const char* name) {
   PYSEG_CHECK(tensor.is_contiguous(), name, " must be contiguous");
 }
 
-// `tensor` is on the device of `other`.
+// Checks that `tensor` is on the device of `other`.
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& other,
                          const char* other_name) {
   PYSEG_CHECK(tensor.device() == other.device(), name, " must be on the device of ", other_name);

@@ -1,4 +1,4 @@
-// From a dtype to a type, and to pointers of that type.
+// Dispatch from a dtype to a type, and pointers of that type.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -10,8 +10,8 @@
 
 namespace pyseg {
 
-// Calls function(std::type_identity<T>{}) with the T of `dtype`; float16 and bfloat16 are what the
-// caller names, since the CPU and CUDA kernels each have their own.
+// Calls function(std::type_identity<T>{}) with the T of `dtype`; the caller names the types of
+// float16 and bfloat16, since the CPU and CUDA kernels each have their own.
 template <typename Float16, typename BFloat16, typename Function>
 void dispatch_floating(torch::headeronly::ScalarType dtype, const char* op,
                        const Function& function) {
@@ -31,7 +31,7 @@ void dispatch_floating(torch::headeronly::ScalarType dtype, const char* op,
   }
 }
 
-// A tensor's values as a kernel's type, which may be another than torch's for the same dtype.
+// A tensor's values as a kernel's type, which may differ from torch's for the same dtype.
 template <typename T>
 const T* read(const torch::stable::Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

@@ -1,4 +1,4 @@
-// How operators refuse an argument.
+// Errors of operators.
 #pragma once
 
 #include <charconv>
@@ -11,7 +11,7 @@ namespace pyseg {
 inline void append_text(std::string& text, const std::string& part) { text += part; }
 inline void append_text(std::string& text, const char* part) { text += part; }
 
-// A number with as many digits as it takes to read it back.
+// Appends a number with as many digits as it takes to read it back.
 template <typename T>
   requires std::integral<T> || std::floating_point<T>
 void append_text(std::string& text, T number) {
@@ -19,7 +19,7 @@ void append_text(std::string& text, T number) {
   text.append(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
 }
 
-// Throws what PyTorch hands to Python as a RuntimeError.
+// Throws an exception that PyTorch turns into Python's RuntimeError.
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::string text;

@@ -11,7 +11,7 @@
 
 namespace pyseg {
 
-// Shapes, dtypes and devices; what the numbers are is for the device to check.
+// Checks shapes, dtypes and devices; values are checked on the device.
 inline void check_rated_bce(const Tensor& logits,                              // (B, C)
                             const Tensor& offsets,                             // (B + 1)
                             const Tensor& classes,                             // (R)

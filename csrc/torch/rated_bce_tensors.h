@@ -1,5 +1,5 @@
-// What rated_bce_with_logits takes and returns, as tensors: made contiguous and allocated the same
-// way for every device, and handed to the kernels as pointers.
+// Inputs and outputs of rated_bce_with_logits as tensors: made contiguous and allocated the same
+// way for every device, and passed to the kernels as pointers.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -23,8 +23,8 @@ struct RatedBceTensors {
   std::optional<Tensor> correlation_columns;  // (nnz)
   std::optional<Tensor> correlation_values;   // (nnz)
   Tensor loss;                                // ()
-  Tensor row_loss;                            // (B), to work in
-  Tensor grad;                                // (B, C), or (0) where it is not wanted
+  Tensor row_loss;                            // (B), workspace
+  Tensor grad;                                // (B, C), or (0) where it is not needed
 
   RatedBceTensors(const Tensor& logits, const Tensor& offsets, const Tensor& classes,
                   const Tensor& scores, const std::optional<Tensor>& correlation_offsets,

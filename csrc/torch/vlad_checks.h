@@ -12,7 +12,7 @@
 
 namespace pyseg {
 
-// `tensor` is of the dtype in which sums over the values of `values` are kept, on the same device.
+// Checks that `tensor` has the dtype of sums over `values`, and is on the same device.
 inline void check_sums(const Tensor& tensor, const char* name, const Tensor& values,
                        const char* values_name) {
   check_dtype(tensor, name, accumulate_dtype(values.scalar_type()));

@@ -1,5 +1,5 @@
-// What vlad_aggregate and soft_assign take and return, as tensors: made contiguous and allocated
-// the same way for every device, and handed to the kernels as pointers.
+// Inputs and outputs of vlad_aggregate and soft_assign as tensors: made contiguous and allocated
+// the same way for every device, and passed to the kernels as pointers.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -102,7 +102,7 @@ struct VladSavedTensors {
 };
 
 struct VladGradientTensors {
-  Tensor features;    // (B, T, G, F), or (0) where it is not wanted
+  Tensor features;    // (B, T, G, F), or (0) where it is not needed
   Tensor assignment;  // (B, T, G, K)
   Tensor attention;   // (B, T, G)
   Tensor centers;     // (F, K)

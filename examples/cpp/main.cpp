@@ -1,4 +1,4 @@
-// Calls pyseg's operator from C++, with no Python: through torch's dispatcher, and then the kernel
+// Calls pyseg's operator from C++ without Python: through torch's dispatcher, and then the kernel
 // itself on plain arrays, as a program without torch would. Both must agree.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -36,7 +36,7 @@ int main() {
   const Tensor features = make({B, T, G, F}, 0.1f), assignment = make({B, T, G, K}, 0.2f);
   const Tensor attention = make({B, T, G}, 0.3f), centers = make({F, K}, 0.4f);
 
-  // The arguments of the schema in order; the results come back in their place.
+  // The arguments in the order of the schema; the results replace them.
   using torch::stable::detail::from;
   const std::optional<Tensor> none;  // no batch normalisation of the assignment
   std::array<StableIValue, 8> stack{from(features), from(assignment), from(attention),

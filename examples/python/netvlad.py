@@ -2,8 +2,8 @@
 
     python examples/python/netvlad.py
 
-NetVLAD is the op with one group and an attention of ones. Nothing else of pyseg is needed; where no
-compiled kernel is loaded, the same call runs in plain PyTorch.
+NetVLAD is the op with one group and an attention of ones. Nothing else of pyseg is needed; without
+a compiled kernel, the same call runs in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class NetVLAD(nn.Module):
 
 
 def main() -> None:
-    """Trains the layer to tell two kinds of images apart by their descriptors."""
+    """Trains the layer to classify two kinds of images by their descriptors."""
     torch.manual_seed(0)
     directions = torch.randn(2, 32)
     kinds = torch.arange(128) % 2
-    # Of 49 descriptors of an image, the first 5 say which kind it is.
+    # Of 49 descriptors of an image, the first 5 determine its kind.
     images = torch.randn(128, 49, 32)
     images[:, :5] += 3 * directions[kinds].unsqueeze(1)
     model = nn.Sequential(NetVLAD(32, 8), nn.Linear(256, 2))

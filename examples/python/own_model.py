@@ -1,12 +1,12 @@
-"""Adds a model of one's own to pyseg: a convolution over time, registered like pyseg's own models.
+"""Adds a custom model to pyseg: a convolution over time, registered like pyseg's own models.
 
     cd examples/python
     python -m pyseg.train --plugin own_model --model temporal-conv
     python -m pyseg.evaluate --plugin own_model --run runs/sample-temporal-conv-1
 
-``--plugin`` imports this module first, in every command that makes or loads the model. A package
-that is installed can name its module as an entry point "pyseg.plugins" instead, and needs no
-option. As a script this trains and evaluates in a temporary folder:
+``--plugin`` imports this module first, in every command that makes or loads the model. An installed
+package can name its module in the entry point group "pyseg.plugins" instead, without the option. As
+a script, this trains and evaluates in a temporary folder:
 
     python examples/python/own_model.py
 """
@@ -27,14 +27,14 @@ from pyseg.nn.head import HeadFactory
 
 @models.register("temporal-conv", channels=64)
 class TemporalConv(FrameClassifier):
-    """A convolution over neighbouring frames, the largest value of each channel, and a head.
+    """A convolution over neighbouring frames, max pooling of each channel over time, and a head.
 
-    What it does not know itself it leaves to its base class: checks, normalization and noise.
+    The base class provides checks, normalization and noise.
 
     Args:
         num_classes: Number of classes C.
         channels: Channels of the convolution.
-        kernel_size: Frames that it sees at once, an odd number.
+        kernel_size: Frames of the convolution's kernel, an odd number.
         head: Makes the head of (channels, C).
         **more: See `pyseg.nn.FrameClassifier`.
 
@@ -61,7 +61,7 @@ class TemporalConv(FrameClassifier):
         self.head = head(channels, num_classes)
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns (B, C) logits of frames (B, T, N), of which ``mask`` (B, T) tells the valid."""
+        """Returns (B, C) logits of frames (B, T, N); ``mask`` (B, T) marks the valid ones."""
         if mask is not None:
             x = torch.where(mask.unsqueeze(2), x, 0)
         hidden = self.convolution(x.transpose(1, 2)).relu()
@@ -71,7 +71,7 @@ class TemporalConv(FrameClassifier):
 
 
 def main() -> None:
-    """Trains the model on the generated sample for some steps, and evaluates it again."""
+    """Trains the model on the generated sample for a few steps, and evaluates it."""
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder, "run"))
         steps = ["--pretrain.steps", "5", "--finetune.steps", "10"]

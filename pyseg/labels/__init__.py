@@ -1,4 +1,4 @@
-"""What labels know of each other: counts of pairs, and the correlation made of them."""
+"""Label co-occurrence: counts of pairs, and the label correlation computed from them."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from pyseg._jit import njit
 
-# Lists of labels are short, three on average, so a loop over one of them would mispredict its end
-# every time. What happens to the first AHEAD labels of a list, or after a label, happens to so many
-# always; what that writes too far is overwritten, or lies in the space left between buckets.
+# Lists of labels are short, three on average, so a loop over one mispredicts its end every time.
+# Loops over a list, or over the labels after one, therefore always run AHEAD times at least; what
+# they write past the end is overwritten, or falls into the space between buckets.
 AHEAD = 4
-BLOCK = 16  # labels that `tally` looks for together
+BLOCK = 16  # labels that `tally` scans together
 
 
 @njit
@@ -25,12 +25,12 @@ def copy(offsets, flat, num_classes, labels, begin, end):  # type: ignore[no-unt
     Returns the first video with a label out of range, or -1, and whether each list increases.
     """
     first = offsets[begin]
-    wrong, falls = False, 0
+    wrong, drops = False, 0
     last = num_classes
     for k in range(first, offsets[end]):
         label = flat[k]
         wrong |= (label < 0) | (label >= num_classes)
-        falls += label <= last
+        drops += label <= last
         last = label
         labels[k - first] = label
     if wrong:
@@ -38,19 +38,19 @@ def copy(offsets, flat, num_classes, labels, begin, end):  # type: ignore[no-unt
             for k in range(offsets[video], offsets[video + 1]):
                 if flat[k] < 0 or flat[k] >= num_classes:
                     return video, False
-    between = 0  # falls from the end of a list to the beginning of the next
+    between = 0  # drops from the end of a list to the beginning of the next
     last = num_classes
     for video in range(begin, end):
         start, stop = offsets[video], offsets[video + 1]
         if stop > start:
             between += flat[start] <= last
             last = flat[stop - 1]
-    return -1, falls == between
+    return -1, drops == between
 
 
 @njit
-def straighten(starts, labels):  # type: ignore[no-untyped-def]
-    """Sorts each list and leaves each label in it once, in place; `starts` follow."""
+def sort_unique(starts, labels):  # type: ignore[no-untyped-def]
+    """Sorts each list and removes its duplicates, in place; updates `starts`."""
     begin, at = starts[0], starts[0]
     for video in range(len(starts) - 1):
         stop = starts[video + 1]
@@ -66,7 +66,7 @@ def straighten(starts, labels):  # type: ignore[no-untyped-def]
 
 @njit
 def count(starts, labels, after, counts, pairs):  # type: ignore[no-untyped-def]
-    """Counts labels, and pairs by first label; `after` receives how many labels follow each."""
+    """Counts labels, and pairs by first label; `after` receives the number of labels after each."""
     base = starts[0]
     for video in range(len(starts) - 1):
         at, rest = starts[video] - base, starts[video + 1] - starts[video] - 1
@@ -87,7 +87,7 @@ def count(starts, labels, after, counts, pairs):  # type: ignore[no-untyped-def]
 @njit
 def scatter(labels, after, number, cursors, others):  # type: ignore[no-untyped-def]
     """Appends the other label of every pair to the bucket of the first."""
-    # Unsigned places: numba would look for negative ones at every access.
+    # Unsigned indices: numba would check signed ones for negative values at every access.
     one = np.uintp(1)
     for k in range(number):
         at, rest = np.uintp(k), after[k]
@@ -102,9 +102,9 @@ def scatter(labels, after, number, cursors, others):  # type: ignore[no-untyped-
 
 @njit
 def tally(parts, sizes, others, times, distinct, begin, end):  # type: ignore[no-untyped-def]
-    """Replaces each row's labels by the different ones, sorted, and says how often each was.
+    """Replaces each row's labels by the distinct ones, sorted; `times` receives their counts.
 
-    A row's labels lie in several parts, one a thread; what replaces them in the first and on.
+    A row's labels lie in one part per thread; the result starts where the first part does.
     """
     blocks = -(-sizes.shape[1] // BLOCK)
     seen = np.zeros(blocks * BLOCK, np.int32)
@@ -117,7 +117,7 @@ def tally(parts, sizes, others, times, distinct, begin, end):  # type: ignore[no
                 label = others[k]
                 seen[label] += 1
                 touched[label // BLOCK] = 1
-        found = parts[0, row]
+        end_of_row = parts[0, row]
         for eight in range(len(eights)):
             if eights[eight] == 0:
                 continue
@@ -125,17 +125,17 @@ def tally(parts, sizes, others, times, distinct, begin, end):  # type: ignore[no
                 if touched[block] == 0:
                     continue
                 for label in range(block * BLOCK, block * BLOCK + BLOCK):
-                    others[found] = label
-                    times[found] = seen[label]
-                    found += seen[label] != 0
+                    others[end_of_row] = label
+                    times[end_of_row] = seen[label]
+                    end_of_row += seen[label] != 0
                     seen[label] = 0
             eights[eight] = 0
-        distinct[row] = found - parts[0, row]
+        distinct[row] = end_of_row - parts[0, row]
 
 
 @njit
 def gather(buckets, others, times, offsets):  # type: ignore[no-untyped-def]
-    """Returns what `tally` left in the buckets without the space between."""
+    """Returns the results of `tally` without the space between buckets."""
     columns = np.empty(offsets[-1], np.int32)
     values = np.empty(offsets[-1], np.int64)
     for row in range(len(offsets) - 1):

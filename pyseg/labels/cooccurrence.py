@@ -1,4 +1,4 @@
-"""How often labels occur, and occur together: the counts N and M of the paper's section 3.3."""
+"""Counts of labels and of pairs of labels: N and M of the paper's section 3.3."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyseg.errors import ArgumentError
 
 Integers = NDArray[np.int64]
 
-# Pairs that are held before they are counted: 64 MiB, and time enough to count them at full speed.
+# Pairs that are buffered before they are counted: 64 MiB, enough to count at full speed.
 _PENDING_PAIRS = 2**24
 
 
@@ -23,11 +23,11 @@ _PENDING_PAIRS = 2**24
 class Cooccurrence:
     """Counts of labels and of pairs of labels, exact.
 
-    Pairs are kept sparse, i < j only, so memory goes with the pairs that occur; `pairs` makes the
-    dense matrix where it is wanted.
+    Pairs are stored sparse, i < j only, so memory grows with the pairs that occur; `pairs` gives
+    the dense matrix.
 
     Attributes:
-        num_videos: How many videos were counted, those without labels included.
+        num_videos: Number of videos counted, including those without labels.
         counts: (C,) int64, N_i: the videos with label i.
         offsets: (C + 1,) int64: row i's entries are ``offsets[i]:offsets[i + 1]``.
         columns: (nnz,) int32, the other label j > i of each pair, increasing within a row.
@@ -112,7 +112,7 @@ def count_cooccurrence(
 class CooccurrenceCounter:
     """Counts a stream of videos, a block at a time.
 
-    Memory goes with the pairs that occur, and with 64 MiB of pairs that are not yet counted.
+    Memory grows with the pairs that occur, plus 64 MiB of pairs that are not yet counted.
 
     Args:
         num_classes: the number of classes C.
@@ -138,8 +138,7 @@ class CooccurrenceCounter:
     def update(self, offsets: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor) -> None:
         """Counts more videos; arguments and errors are those of `count_cooccurrence`.
 
-        Videos are named by their number since the counter was made. After an error nothing of
-        this block is counted.
+        Errors number the videos from the first update on. A block that raises is not counted.
         """
         starts, flat = _integers("offsets", offsets), _integers("labels", labels)
         if len(starts) == 0 or starts[0] != 0 or starts[-1] != len(flat):
@@ -162,15 +161,15 @@ class CooccurrenceCounter:
         return self._total
 
     def _count(self, starts: Integers, flat: Integers, first: int) -> Cooccurrence:
-        """Counts one block: pairs go to a bucket for each first label, then buckets are tallied."""
+        """Counts one block: a bucket per first label collects pairs, then buckets are tallied."""
         kernels, classes = _kernels(), self.num_classes
         videos = len(starts) - 1
         ranges = _threads.shares(videos, 4096)
-        kind = np.uint16 if classes <= 2**16 else np.uint32  # fresh memory costs more than its use
+        kind = np.uint16 if classes <= 2**16 else np.uint32  # page faults cost more than counting
         counts = np.zeros((len(ranges), classes), np.int64)
         sizes = np.zeros_like(counts)  # pairs in each thread's part of each bucket
 
-        def list_of(thread: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        def count_labels(thread: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
             """Counts a thread's labels; returns them, and how many of their video follow each."""
             begin, end = ranges[thread]
             own = starts[begin : end + 1]
@@ -180,12 +179,12 @@ class CooccurrenceCounter:
                 self._refuse(flat[starts[bad] : starts[bad + 1]], first + bad)
             own = own - own[0]
             if not increasing:
-                kernels.straighten(own, labels)
+                kernels.sort_unique(own, labels)
             after = np.empty(len(labels), np.int32)
             kernels.count(own, labels, after, counts[thread], sizes[thread])
             return labels[: own[-1] + kernels.AHEAD + 1], after
 
-        lists = _threads.run_all(list_of, [(thread,) for thread in range(len(ranges))])
+        lists = _threads.run_all(count_labels, [(thread,) for thread in range(len(ranges))])
         # Where each thread's part of each label's bucket begins, with space between.
         ends = np.cumsum(sizes.T + kernels.AHEAD).reshape(classes, len(ranges)).T
         parts = np.ascontiguousarray(ends - sizes - kernels.AHEAD)
@@ -225,7 +224,7 @@ class CooccurrenceCounter:
 def count_cooccurrence_reference(
     offsets: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor, num_classes: int
 ) -> tuple[Integers, Integers]:
-    """Returns counts and dense pairs as `count_cooccurrence` defines them, video by video.
+    """Returns counts and dense pairs as `count_cooccurrence` does, counted video by video.
 
     Example:
         >>> counts, pairs = count_cooccurrence_reference([0, 2], [0, 1], num_classes=2)
@@ -243,7 +242,7 @@ def count_cooccurrence_reference(
 def _integers(name: str, values: ArrayLike | torch.Tensor) -> Integers:
     array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.size == 0 and not isinstance(values, np.ndarray | torch.Tensor):
-        array = array.astype(np.int64)  # an empty list has no type of its own
+        array = array.astype(np.int64)  # an empty list has no dtype
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, found {array.dtype}")
     if array.ndim != 1:
@@ -266,6 +265,6 @@ def _blocks(lengths: Integers) -> list[tuple[int, int]]:
 
 
 def _kernels() -> Any:
-    from pyseg.labels import _kernels  # numba loads with the first count
+    from pyseg.labels import _kernels  # lazily: it loads numba
 
     return _kernels

@@ -1,4 +1,4 @@
-"""What one label says about the others: the thresholded conditional probability P' of the paper."""
+"""Label correlation: the thresholded conditional probability P' of the paper."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class LabelCorrelation:
-    """P', the probability of every label where another one is known to be there; sparse.
+    """P', the probability of every label given another one; sparse.
 
-    Row i of P' holds what label i says about the others: P'[i, j] = P(j | i) where that is at
-    least the threshold, 0 elsewhere and on the diagonal (equations (4) and (5) of the paper).
+    P'[i, j] = P(j | i) where that is at least the threshold, 0 elsewhere and on the diagonal
+    (equations (4) and (5) of the paper).
 
     Args:
         offsets: (C + 1,) integers: row i's entries are ``offsets[i]:offsets[i + 1]``.
-        columns: (nnz,) integers in 0..C-1, different within a row and never the row itself.
+        columns: (nnz,) integers in 0..C-1, distinct within a row and never the row itself.
         values: (nnz,) numbers in [0, 1].
 
     Raises:
@@ -69,7 +69,7 @@ class LabelCorrelation:
                 f"values: expected {len(columns)}, as there are columns, found {len(values)}"
             )
         offsets, columns = offsets.long(), columns.long()
-        if values.device.type == "meta":  # shapes alone, as of a model whose values are in a file
+        if values.device.type == "meta":  # no values to check: a model that is about to be loaded
             self.offsets, self.columns, self.values = offsets, columns, values.float()
             return
         if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(columns):
@@ -107,16 +107,16 @@ class LabelCorrelation:
         *,
         min_support: int = 1,
     ) -> LabelCorrelation:
-        """Makes P' of counts: P_ij = M_ij / N_i (eq. 4), 0 below the threshold (eq. 5).
+        """Computes P' from counts: P_ij = M_ij / N_i (eq. 4), 0 below the threshold (eq. 5).
 
         A label that never occurs has an empty row.
 
         Args:
-            cooccurrence: what `count_cooccurrence` returned.
+            cooccurrence: the counts of `count_cooccurrence`.
             threshold: in [0, 1]; smaller probabilities are dropped (the paper: 0.5).
-            classes: the labels to keep, in the order that they shall have; the counts are those
-                of all videos. ``None``: all.
-            min_support: pairs seen in fewer videos are dropped, however probable: noise.
+            classes: the labels to keep, in the order of the result; counts stay those of all
+                videos. ``None``: all.
+            min_support: pairs seen in fewer videos are dropped as noise, however probable.
 
         Raises:
             ValueError: An argument is out of its range, or a class is named twice.
@@ -165,7 +165,7 @@ class LabelCorrelation:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.values.device
 
     def dense(self) -> Tensor:
@@ -176,18 +176,18 @@ class LabelCorrelation:
     def rows(self) -> Tensor:
         """Returns the row of every entry: (nnz,) int64."""
         classes = torch.arange(self.num_classes, device=self.device)
-        entries = len(self.columns)  # given, so that nothing is read from the device
+        entries = len(self.columns)  # avoids a synchronisation with the device
         return torch.repeat_interleave(classes, self.offsets.diff(), output_size=entries)
 
     def to(self, device: torch.device | str) -> LabelCorrelation:
-        """Returns the same on another device."""
+        """Returns a copy on another device."""
         moved = object.__new__(LabelCorrelation)
         moved.offsets, moved.columns = self.offsets.to(device), self.columns.to(device)
         moved.values = self.values.to(device)
         return moved
 
     def related(self, label: int) -> list[tuple[int, float]]:
-        """Returns the labels that `label` says are there, with their probability, largest first."""
+        """Returns the labels that `label` implies and their probabilities, largest first."""
         if not 0 <= label < self.num_classes:
             raise ArgumentError(f"label: expected 0..{self.num_classes - 1}, found {label}")
         part = slice(int(self.offsets[label]), int(self.offsets[label + 1]))
@@ -229,7 +229,7 @@ class LabelCorrelation:
         """Returns a directed graph with an edge i -> j of weight P'[i, j] for every entry.
 
         Args:
-            names: (C,) the nodes' names. ``None``: their numbers.
+            names: (C,) names of the nodes. ``None``: their numbers.
         """
         import networkx
 
@@ -245,7 +245,7 @@ class LabelCorrelation:
         return graph
 
     def __repr__(self) -> str:
-        """Says how large it is."""
+        """Shows the numbers of classes and relations."""
         return f"LabelCorrelation({self.num_classes} classes, {len(self.values)} relations)"
 
 

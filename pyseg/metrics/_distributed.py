@@ -1,4 +1,4 @@
-"""Arrays of all processes of a distributed run."""
+"""Gathering of arrays over the processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import distributed
 def gather(arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     """Returns the arrays of every process, in the order of ranks.
 
-    Every process of the default group calls it with as many arrays, whose lengths and dtypes may
-    differ between processes. Outside of a distributed run it returns the arrays given.
+    Every process of the default group must call it with the same number of arrays; their lengths
+    and dtypes may differ. Outside of a distributed run it returns the arrays given.
 
     Args:
-        arrays: one-dimensional ones.
+        arrays: one-dimensional arrays.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return [list(arrays)]
@@ -28,7 +28,7 @@ def gather(arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     distributed.all_gather(list(every), torch.tensor(kinds, device=device))
     gathered: list[list[np.ndarray]] = [[] for _ in range(ranks)]
     for array, others in zip(arrays, every.transpose(0, 1).tolist(), strict=True):
-        # Bytes, which every backend carries, and from everyone as many as the longest has.
+        # Every backend carries bytes; all_gather needs equal sizes, so all pad to the longest.
         sent = torch.zeros(max(1, *(size for size, _ in others)), dtype=torch.uint8)
         sent[: array.nbytes] = torch.from_numpy(np.ascontiguousarray(array).view(np.uint8))
         received = sent.new_empty(ranks, len(sent), device=device)

@@ -35,7 +35,7 @@ def as_array(name: str, values: Array, ndim: int) -> np.ndarray:
 def as_scores(name: str, values: Array, ndim: int) -> np.ndarray:
     """Returns `values` in float32 or float64; NaN is an error, infinities are ordinary values.
 
-    float32 and what is narrower become float32, everything else float64.
+    float32 and narrower floats become float32, everything else float64.
     """
     array = as_array(name, values, ndim)
     narrow = array.dtype.kind == "f" and array.dtype.itemsize <= 4
@@ -45,7 +45,7 @@ def as_scores(name: str, values: Array, ndim: int) -> np.ndarray:
 
 
 def as_integers(name: str, values: Array, ndim: int) -> np.ndarray:
-    """Returns `values` in int64; anything but integers is an error (an empty list is none)."""
+    """Returns `values` in int64; anything but integers (or an empty list) is an error."""
     array = as_array(name, values, ndim)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name}: expected integers, found dtype {array.dtype}")
@@ -53,16 +53,16 @@ def as_integers(name: str, values: Array, ndim: int) -> np.ndarray:
 
 
 def above_zero(array: np.ndarray) -> np.ndarray:
-    """Returns where `array` is above 0; itself if it holds bools."""
+    """Returns where `array` is above 0; `array` itself if it holds bools."""
     return array if array.dtype == bool else array > 0
 
 
 def refuse_nan(name: str, array: np.ndarray, where: np.ndarray | None = None) -> None:
-    """Raises where there is a NaN, or one where the mask says that it counts."""
+    """Raises where `array` holds a NaN; with the mask `where`, only at True."""
     if array.dtype.kind != "f" or array.size == 0:
         return
-    # The smallest is NaN where anything is: one pass without a mask to write.
-    rows = -(-(2**18) // array[0].size)  # worth a thread
+    # The minimum is NaN if any value is: one pass that writes no mask.
+    rows = -(-(2**18) // array[0].size)  # enough for a thread
     parts = [(array[begin:end],) for begin, end in _threads.shares(len(array), rows)]
     if not np.isnan(_threads.run_all(np.min, parts)).any():
         return
@@ -83,7 +83,7 @@ def same_shape(name: str, array: np.ndarray, other_name: str, other: np.ndarray)
 
 
 def refuse_outside(name: str, array: np.ndarray) -> None:
-    """Raises where a value is not in 0..1; there is no NaN."""
+    """Raises where a value is not in 0..1; `array` holds no NaN."""
     if array.dtype == bool or array.size == 0:
         return
     for wrong in (array.min(), array.max()):

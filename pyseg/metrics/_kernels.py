@@ -1,8 +1,8 @@
 """Loops over scores, compiled by numba; they release the GIL, so threads can run them.
 
 A float32 score is compared by its bits: `_descending` maps them to unsigned integers in the order
-of ranking. With a number below it, which decides between equal scores, it is a 64-bit key: the
-smaller the better. NumPy sorts and partitions keys with vector instructions.
+of ranking. These 32 bits above 32 bits that break ties are a 64-bit key: the smaller the better.
+NumPy sorts and partitions keys with vector instructions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from pyseg._jit import njit
 
-# uint32 and uint64: numba would make something wider of a literal, and the vectors with it.
+# uint32 and uint64: numba would widen a literal, and the vectors with it.
 _ZERO, _SIGN, _REST = np.uint32(0), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 _ONE, _HALF = np.uint64(1), np.uint64(32)
 _WIDE_SIGN = np.uint64(0x8000000000000000)
@@ -38,9 +38,9 @@ def _key(bits, place, hit):  # type: ignore[no-untyped-def]
 def columns_to_keys(  # type: ignore[no-untyped-def]
     bits, relevant, rated, masked, first, keys, rows, positives
 ):
-    """Writes the keys of the rated rows of some columns, from `first` on, a row of keys for each.
+    """Writes the keys of the rated rows of the columns from `first` on, a row of keys per column.
 
-    `rows` and `positives`, zero before, receive how many there are.
+    `rows` and `positives`, zero before, receive their numbers.
     """
     scores, hits = np.empty(_ROWS, np.uint32), np.empty(_ROWS, np.bool_)
     for begin in range(0, len(bits), _ROWS):
@@ -50,7 +50,7 @@ def columns_to_keys(  # type: ignore[no-untyped-def]
             size = 0
             if masked:
                 mask = rated[begin:end, first + column]
-                for row in range(end - begin):  # what is not rated is overwritten by the next
+                for row in range(end - begin):  # without a branch: the next row overwrites unrated
                     scores[size] = score[row]
                     hits[size] = hit[row]
                     size += np.int64(mask[row])
@@ -70,9 +70,9 @@ def columns_to_keys(  # type: ignore[no-untyped-def]
 
 @njit
 def rows_to_keys(classes, bits, relevant, starts, rows, keys, positives):  # type: ignore[no-untyped-def]
-    """Writes the key of every row to the part of `keys` that its class has from `starts` on.
+    """Writes the key of every row to its class's part of `keys`, which begins at `starts`.
 
-    `rows` and `positives`, zero before, receive how many there are.
+    `rows` and `positives`, zero before, receive their numbers.
     """
     for row in range(len(classes)):
         label = classes[row]
@@ -84,11 +84,11 @@ def rows_to_keys(classes, bits, relevant, starts, rows, keys, positives):  # typ
 
 @njit
 def wide_rows_to_keys(  # type: ignore[no-untyped-def]
-    classes, bits, relevant, starts, low, rows, keys, whole, positives
+    classes, bits, relevant, starts, low, rows, keys, full, positives
 ):
-    """Does what `rows_to_keys` does for float64 scores, of which a key lacks the last `low` bits.
+    """`rows_to_keys` for float64 scores, whose last `low` bits do not fit into a key.
 
-    `whole` receives the scores with all their bits, falling as they grow, where the keys go.
+    `full` receives all bits of the scores, in descending order as in keys, at the keys' places.
     """
     least = (_ONE << np.uint64(low)) - _ONE
     for row in range(len(classes)):
@@ -98,7 +98,7 @@ def wide_rows_to_keys(  # type: ignore[no-untyped-def]
         if value == _WIDE_SIGN:
             value = np.uint64(0)
         value ^= (_WIDE_SIGN - _ONE) if value < _WIDE_SIGN else np.uint64(0)
-        whole[starts[label] + place] = value
+        full[starts[label] + place] = value
         hit = np.uint64(relevant[row])
         keys[starts[label] + place] = (value & ~least) | (np.uint64(place) << _ONE) | hit
         rows[label] = place + 1
@@ -106,11 +106,11 @@ def wide_rows_to_keys(  # type: ignore[no-untyped-def]
 
 
 @njit
-def in_order(keys, whole, starts, ends, low):  # type: ignore[no-untyped-def]
-    """Returns whether sorted keys are in the order of the bits too that they have no room for."""
+def in_order(keys, full, starts, ends, low):  # type: ignore[no-untyped-def]
+    """Returns whether sorted keys are also in the order of the bits that do not fit into them."""
     least = (_ONE << np.uint64(low)) - _ONE
     for label in range(len(starts)):
-        ranked, scores = keys[starts[label] : ends[label]], whole[starts[label] : ends[label]]
+        ranked, scores = keys[starts[label] : ends[label]], full[starts[label] : ends[label]]
         for rank in range(1, len(ranked)):
             if (ranked[rank - 1] ^ ranked[rank]) <= least:
                 before = np.int64((ranked[rank - 1] & least) >> _ONE)
@@ -126,7 +126,7 @@ def precision_sums(keys, starts, ends, k, sums):  # type: ignore[no-untyped-def]
     for label in range(len(starts)):
         ranked = keys[starts[label] : ends[label]]
         hits = 0
-        for row in range(min(len(ranked), k)):  # first the ranks of the hits, without a branch
+        for row in range(min(len(ranked), k)):  # collects the ranks of the hits without a branch
             hit = ranked[row] & _ONE
             ranked[hits] = row + 1
             hits += np.int64(hit)
@@ -140,10 +140,9 @@ def precision_sums(keys, starts, ends, k, sums):  # type: ignore[no-untyped-def]
 def append_keys(  # type: ignore[no-untyped-def]
     bits, ids, candidates, masked, first, row, thresholds, keys, counts
 ):
-    """Appends the keys, score above id, that are below each class's threshold, until one is full.
+    """Appends keys, score above id, below their class's threshold, until a class is full.
 
-    The classes are those of the columns from `first` on, the rows those from `row` on. Returns the
-    row that is next.
+    It starts at column `first` and at `row`, and returns the row to continue from.
     """
     made, wanted = np.empty(_TURNED, np.uint64), np.empty(_TURNED, np.bool_)
     while row < len(bits):
@@ -166,7 +165,7 @@ def append_keys(  # type: ignore[no-untyped-def]
                 for place in range(size):
                     wanted[place] &= candidate[place]
             target, count = keys[column], counts[column]
-            for place in range(size):  # what is not wanted is overwritten by the next
+            for place in range(size):  # without a branch: the next key overwrites an unwanted one
                 target[count] = made[place]
                 count += np.int64(wanted[place])
             counts[column] = count
@@ -176,7 +175,7 @@ def append_keys(  # type: ignore[no-untyped-def]
 
 @njit
 def unpack(keys, ids, bits):  # type: ignore[no-untyped-def]
-    """Writes the ids and the bits of the scores that keys were made of."""
+    """Writes the ids and the bits of the scores in the keys."""
     for entry in range(len(keys)):
         ids[entry] = np.uint32(keys[entry])
         bits[entry] = _descending(np.uint32(keys[entry] >> _HALF))  # it is its own inverse
@@ -211,7 +210,7 @@ def _cutoff(row, k, heap):  # type: ignore[no-untyped-def]
 
 @njit
 def _sift(heap, parent, size):  # type: ignore[no-untyped-def]
-    """Moves a value down until none below it is smaller."""
+    """Moves a value down a min-heap until no child is smaller."""
     value = heap[parent]
     while True:
         child = 2 * parent + 1
@@ -253,9 +252,9 @@ def best_of_rows(scores, relevant, best, hits, begin, end):  # type: ignore[no-u
 
 @njit
 def right_of_rows(scores, relevant, right, numbers, begin, end):  # type: ignore[no-untyped-def]
-    """Counts each row's labels n, and those of them that are above 0 and among the n best scores.
+    """Counts each row's labels n, and those of them among the n best scores and above 0.
 
-    Of equal scores the lower classes are the better ones.
+    Of equal scores the lower class ranks first.
     """
     heap = np.empty(scores.shape[1], scores.dtype)
     for index in range(begin, end):

@@ -1,4 +1,4 @@
-"""How scores rank rows that are relevant or not: what average precision is made of."""
+"""Ranking of rows by score, and the sums of precision that average precision needs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from pyseg import _threads
 from pyseg.errors import ArgumentError
 
-# Columns whose keys are made together: theirs are the scores of a cache line.
+# Columns whose keys are made together: their float32 scores fill a cache line.
 _WIDTH = 16
-# Bytes of keys, of all threads together, beyond which fewer columns are taken.
+# Most bytes of keys in all threads; beyond it a tile has fewer columns.
 _KEYS = 2**29
-# Of a matrix with so small a part rated, only that part is read.
+# Below this rated fraction of a matrix, only the rated pairs are read.
 _FEW = 1 / 16
-# A key has room for so many rows of a class.
+# Rows of a class that a key can number.
 _MOST_ROWS = 2**31
 
 
@@ -24,7 +24,7 @@ def precision_sums(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums precision over the ranks of each class's relevant rows: sum of P(i) rel(i), i <= k.
 
-    Equal scores rank in the order in which they are given.
+    Equal scores keep the order in which they are given.
 
     Args:
         classes: (R,) int64 in 0..num_classes - 1.
@@ -34,7 +34,7 @@ def precision_sums(
         k: the last rank that counts.
 
     Returns:
-        The sums (C,) float64, and how many rows are relevant and how many there are (C,) int64.
+        The sums, (C,) float64, and the numbers of relevant and of all rows, (C,) int64 each.
 
     Raises:
         ValueError: there are 2^31 rows or more.
@@ -49,13 +49,13 @@ def precision_sums(
     if scores.dtype == np.float64:
         bits = np.ascontiguousarray(scores).view(np.uint64)
         low = int(counts.max()).bit_length() + 1  # of a key: the row within its class, and the hit
-        whole = np.empty(len(scores), np.uint64)
+        full = np.empty(len(scores), np.uint64)
         inputs = classes, bits, relevant, starts
-        kernels.wide_rows_to_keys(*inputs, low, rows, keys, whole, positives)
+        kernels.wide_rows_to_keys(*inputs, low, rows, keys, full, positives)
         _sort(keys, starts, ends, positives)
-        if kernels.in_order(keys, whole, starts[positives > 0], ends[positives > 0], low):
+        if kernels.in_order(keys, full, starts[positives > 0], ends[positives > 0], low):
             return _sums(keys, starts, ends, positives, k), positives, counts
-        rows, positives = np.zeros((2, num_classes), np.int64)  # rare: by their numbers in order
+        rows, positives = np.zeros((2, num_classes), np.int64)  # rare: `_bits` ranks them first
     kernels.rows_to_keys(classes, _bits(scores), relevant, starts, rows, keys, positives)
     _sort(keys, starts, ends, positives)
     return _sums(keys, starts, ends, positives, k), positives, counts
@@ -64,7 +64,7 @@ def precision_sums(
 def precision_sums_dense(
     scores: np.ndarray, relevant: np.ndarray, rated: np.ndarray | None, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Does what `precision_sums` does for the rated pairs of a matrix, column by column.
+    """`precision_sums` of the rated pairs of a matrix, column by column.
 
     Args:
         scores: (S, C) float32 or float64, no NaN.
@@ -118,7 +118,7 @@ def precision_sums_dense(
 
 
 def _sort(keys: np.ndarray, starts: np.ndarray, ends: np.ndarray, positives: np.ndarray) -> None:
-    """Sorts the keys of each class that has a positive: the others need no ranking."""
+    """Sorts the keys of each class with a positive: the others need no ranking."""
     kept = np.flatnonzero(positives)
     for start, end in zip(starts[kept].tolist(), ends[kept].tolist(), strict=True):
         keys[start:end].sort()
@@ -136,10 +136,10 @@ def _sums(
 
 
 def _bits(scores: np.ndarray) -> np.ndarray:
-    """Returns scores as float32 bits of the same order."""
+    """Returns float32 bits that order as the scores do."""
     if scores.dtype == np.float32:
         return np.ascontiguousarray(scores).view(np.uint32)
-    # Which of the different scores it is: a number below 2^31 has the bits of a float >= 0.
+    # The rank among the distinct scores: a number below 2^31 has the bits of a float >= 0.
     return np.unique(scores, return_inverse=True)[1].astype(np.uint32)
 
 

@@ -30,10 +30,10 @@ class MeanAveragePrecision:
     """Average precision of every class, and its mean.
 
     Attributes:
-        map: the mean over all classes, or over those with positives, as was asked for.
+        map: the mean over all classes, or over those with positives (`empty_classes`).
         per_class: (C,) float64, the average precision of each class; 0 where there is no positive.
-        positives: (C,) int64, how many rated rows of each class are relevant.
-        rated: (C,) int64, how many rows of each class there are.
+        positives: (C,) int64, number of relevant rows of each class.
+        rated: (C,) int64, number of rows of each class.
     """
 
     map: float
@@ -49,7 +49,7 @@ class MeanAveragePrecision:
             limit: how many classes at most. ``None``: all.
 
         Returns:
-            One line a class: average precision, positives, rated rows, index and name.
+            One line per class: average precision, positives, rated rows, index and name.
 
         Raises:
             ValueError: there are not as many names as classes.
@@ -87,15 +87,15 @@ def map_at_k(
 ) -> MeanAveragePrecision:
     """Mean average precision at k of rated (segment, class) pairs.
 
-    Row i says that some segment was predicted to show ``classes[i]`` with ``scores[i]``, and was
-    rated relevant or not; pairs that nobody rated are left out and so do not count. For a class
-    whose rows, highest score first, are relevant or not as rel(1), rel(2), ... (0 or 1),
+    Row i is a segment that was predicted to show ``classes[i]`` with ``scores[i]``, and was rated
+    relevant or not; unrated pairs are left out. For a class whose rows, highest score first, have
+    the relevance rel(1), rel(2), ... (0 or 1),
 
         AP = sum over i <= min(rows, k) of P(i) rel(i) / min(positives, k),
         P(i) = (rel(1) + ... + rel(i)) / i
 
-    where positives counts all relevant rows, also those beyond rank k. Rows with equal scores stay
-    in the order in which they are given; no random numbers are used.
+    where positives counts all relevant rows, also those beyond rank k. Rows with equal scores keep
+    the order in which they are given.
 
     Source: equation (7) of the paper and the challenge's rules; the starter code's
     average_precision_calculator.py orders ties at random.
@@ -105,10 +105,10 @@ def map_at_k(
         scores: (R,) numbers, larger is better; only their order matters. Infinities are allowed.
         relevance: (R,) bools or numbers; a row is relevant where it is above 0.
         num_classes: number of classes C.
-        k: how many rows of each class are looked at.
-        empty_classes: what a class without a positive counts: ``"zero"``: 0, as in the challenge
-            (mean over all C classes); ``"skip"``: it is left out, as in the starter code (the mean
-            is NaN if that leaves no class).
+        k: how many rows of each class are ranked.
+        empty_classes: how a class without a positive counts: ``"zero"``: as 0, as in the challenge
+            (mean over all C classes); ``"skip"``: not at all, as in the starter code (the mean is
+            NaN if that leaves no class).
 
     Returns:
         The mean, and the average precision of each class.
@@ -143,9 +143,9 @@ def map_at_k_dense(
 
     Args:
         scores: (S, C) numbers, a row for each segment. No NaN, also where nothing is rated.
-        relevance: (S, C) bools or numbers; relevant where above 0. Looked at only where rated.
+        relevance: (S, C) bools or numbers; relevant where above 0. Read only where rated.
         rated: (S, C) bools or numbers; a pair counts where it is not 0. ``None``: all pairs do.
-        k: how many rows of each class are looked at.
+        k: how many rows of each class are ranked.
         empty_classes: ``"zero"`` or ``"skip"``, see `map_at_k`.
 
     Returns:
@@ -221,7 +221,7 @@ def from_sums(
     k: int,
     empty_classes: EmptyClasses,
 ) -> MeanAveragePrecision:
-    """Returns the result of what `_ranking.precision_sums` gives, each array of size C."""
+    """Returns the result from the outputs of `_ranking.precision_sums`, each of size C."""
     per_class = sums / np.maximum(np.minimum(positives, k), 1)
     if empty_classes == "zero":
         mean = float(per_class.mean())

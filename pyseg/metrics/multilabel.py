@@ -21,12 +21,12 @@ from pyseg.metrics._inputs import (
     same_shape,
 )
 
-# Scores that are worth a thread.
+# Scores that are enough for a thread.
 _WORK = 2**16
 
 
 def gap_at_k(scores: Array, labels: Array, k: int = 20) -> float:
-    """Global average precision: that of the k best predictions of every row, pooled.
+    """Global average precision: average precision of the pooled k best predictions of every row.
 
     All rows' k best (score, label) pairs are put into one list, highest score first; GAP is the
     sum of P(i) rel(i) over that list, divided by the number of all labels, also of those that are
@@ -36,7 +36,7 @@ def gap_at_k(scores: Array, labels: Array, k: int = 20) -> float:
     Args:
         scores: (S, C) numbers, larger is better, comparable between rows. Infinities are allowed.
         labels: (S, C) bools or numbers; a class is a label of the row where it is above 0.
-        k: how many predictions of each row are looked at; more than C means all.
+        k: how many predictions of each row are pooled; more than C means all.
 
     Returns:
         GAP in 0..1; 0 where there is no label.
@@ -55,17 +55,17 @@ def gap_at_k(scores: Array, labels: Array, k: int = 20) -> float:
 
 
 def hit_at_1(scores: Array, labels: Array) -> float:
-    """Share of the rows whose best prediction is one of their labels.
+    """Fraction of rows whose best prediction is one of their labels.
 
-    As in the starter code it is the mean of the labels' values there, so labels between 0 and 1
-    count as such. Equal scores: the lower class is the best.
+    As in the starter code it is the mean value of the labels there, so a label between 0 and 1
+    counts partly. Equal scores: the lower class is the best.
 
     Args:
         scores: (S, C) numbers, larger is better.
         labels: (S, C) bools or numbers in 0..1.
 
     Returns:
-        The share, in 0..1.
+        The fraction, in 0..1.
 
     Raises:
         TypeError: an input does not hold numbers.
@@ -82,10 +82,11 @@ def hit_at_1(scores: Array, labels: Array) -> float:
 
 
 def perr(scores: Array, labels: Array) -> float:
-    """Precision at equal recall rate: of a row with n labels, how many of its n best are labels.
+    """Precision at equal recall rate: the fraction of labels among a row's n best, if it has n.
 
-    The mean over all rows; a row without labels counts 0. As in the starter code, only predictions
-    above 0 can be right: give probabilities, not logits. Equal scores: the lower class is better.
+    It is the mean over all rows; a row without labels counts 0. As in the starter code, only
+    predictions above 0 can be right: give probabilities, not logits. Equal scores: the lower class
+    is better.
 
     Args:
         scores: (S, C) probabilities.
@@ -116,7 +117,7 @@ def label_rows(scores: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def refuse_empty(shape: tuple[int, ...]) -> None:
-    """Raises where there is nothing to take a mean of."""
+    """Raises where there is no row or no class to average over."""
     if 0 in shape:
         raise ArgumentError(f"scores: expected at least one row and class, found shape {shape}")
 
@@ -124,11 +125,11 @@ def refuse_empty(shape: tuple[int, ...]) -> None:
 def best_of_rows(
     scores: np.ndarray, relevant: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns what GAP looks at, from (S, C) scores and bools.
+    """Returns the inputs of GAP from (S, C) scores and bools.
 
     Returns:
         The min(k, C) best scores of every row, one row after the other, in the order of classes;
-        bools, whether they are relevant; how many values of all rows are.
+        bools, whether they are relevant; the number of all relevant values.
     """
     rows, k = len(scores), min(k, scores.shape[1])
     best, hits = np.empty((rows, k), scores.dtype), np.empty((rows, k), bool)
@@ -139,7 +140,7 @@ def best_of_rows(
 
 
 def pooled_precision(scores: np.ndarray, hits: np.ndarray, total: int) -> float:
-    """Returns GAP from all of `best_of_rows`."""
+    """Returns GAP from the outputs of `best_of_rows`."""
     if total == 0:
         return 0.0
     sums, *_ = _ranking.precision_sums_dense(scores[:, None], hits[:, None], None, len(scores))
@@ -147,7 +148,7 @@ def pooled_precision(scores: np.ndarray, hits: np.ndarray, total: int) -> float:
 
 
 def best_labels(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the different values, float64, that labels have at a row's best, and how often.
+    """Returns the distinct label values, float64, at the rows' best classes, and their counts.
 
     Raises:
         ArgumentError: a label is not in 0..1.
@@ -163,7 +164,7 @@ def mean_of(values: np.ndarray, counts: np.ndarray) -> float:
 
 
 def right_labels(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Returns how many labels rows with n labels have among their n best and above 0: (C + 1,)."""
+    """Returns for each n how many labels of rows with n are right (see `perr`): (C + 1,)."""
     right, numbers = np.empty((2, len(scores)), np.int64)
     _by_rows("right_of_rows", scores, relevant, right, numbers)
     size = scores.shape[1] + 1

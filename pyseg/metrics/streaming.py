@@ -1,16 +1,16 @@
 """The metrics over a stream of blocks, and over the processes of a distributed run.
 
-Each gives exactly what its function gives for all blocks put together, whatever their sizes:
+Each gives exactly what its function gives for the concatenated blocks, whatever their sizes:
 
     metric = HitAt1(num_classes)
     for scores, labels in blocks:
         metric.update(scores, labels)
     metric.compute()
 
-Where torch.distributed is initialised, `compute` is of the updates of all processes: every process
-calls it, and all get the same. A process may have had any number of updates, also none. Rows are in
-the order of ranks, then of updates, which decides between equal scores. What a process itself has
-seen stays as it is, so that updates can go on; `reset` forgets it.
+In a distributed run `compute` covers the updates of all processes: every process must call it, and
+all get the same result. A process may have had any number of updates, including none. Rows are in
+the order of ranks, then of updates, which decides between equal scores. `compute` leaves the state
+of a process unchanged, so that updates may follow; `reset` clears it.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from pyseg.metrics.mean_average_precision import (
 Self = TypeVar("Self", bound="_Metric[Any]")
 Result = TypeVar("Result")
 
-# Rows that `MeanAveragePrecisionAtK` takes before it looks which of them can count.
+# Rows that `MeanAveragePrecisionAtK` collects before it drops those beyond rank k.
 _PENDING_ROWS = 2**20
 
 
 class _Metric(ABC, Generic[Result]):
-    """A state that is a few arrays, what is added to it, and the result."""
+    """A metric whose state is a few arrays."""
 
     num_classes: int
 
     def reset(self) -> None:
-        """Forgets all updates."""
+        """Clears the state."""
         self._start()
 
     def merge(self: Self, other: Self) -> None:
-        """Adds the updates of another metric of the same kind and options, after the own ones.
+        """Adds the updates of another metric with the same options, after its own.
 
         Raises:
-            TypeError: `other` is of another kind.
+            TypeError: `other` is of another class.
             ValueError: an option differs.
         """
         if type(self) is not type(other):
@@ -65,15 +65,15 @@ class _Metric(ABC, Generic[Result]):
         self._add(other._state())
 
     def compute(self) -> Result:
-        """Returns the result of all updates so far, in a distributed run of all processes.
+        """Returns the result of all updates so far, in a distributed run those of all processes.
 
         Raises:
-            ValueError: there was no row, in any process, and the metric is a mean over rows.
+            ValueError: no process has a row, and the metric is a mean over rows.
         """
-        whole = type(self)(**self._options())
+        total = type(self)(**self._options())
         for arrays in gather(self._state()):
-            whole._add(arrays)
-        return whole._result()
+            total._add(arrays)
+        return total._result()
 
     def _check(self, scores: np.ndarray) -> None:
         if scores.shape[1] != self.num_classes:
@@ -87,7 +87,7 @@ class _Metric(ABC, Generic[Result]):
 
     @abstractmethod
     def _start(self) -> None:
-        """Makes the state empty."""
+        """Sets the empty state."""
 
     @abstractmethod
     def _state(self) -> list[np.ndarray]:
@@ -95,22 +95,22 @@ class _Metric(ABC, Generic[Result]):
 
     @abstractmethod
     def _add(self, arrays: list[np.ndarray]) -> None:
-        """Adds the state of another."""
+        """Adds the state of another metric."""
 
     @abstractmethod
     def _result(self) -> Result:
-        """Returns the result of the own state."""
+        """Returns the result of this state."""
 
 
 class MeanAveragePrecisionAtK(_Metric[MeanAveragePrecision]):
     """`map_at_k` and `map_at_k_dense` over a stream.
 
-    It keeps the k best rows of each class at most, 9 bytes a row (13 with float64 scores), and as
-    many again, or 2^20, that were not compared yet; of the others it keeps the counts.
+    It keeps at most the k best rows of each class, 9 bytes per row (13 with float64 scores), and as
+    many again, or 2^20, that are not ranked yet; of the others it keeps the counts.
 
     Args:
         num_classes: number of classes C.
-        k: how many rows of each class are looked at.
+        k: how many rows of each class are ranked.
         empty_classes: ``"zero"`` or ``"skip"``, see `map_at_k`.
 
     Raises:
@@ -160,7 +160,7 @@ class MeanAveragePrecisionAtK(_Metric[MeanAveragePrecision]):
             self._settle()
 
     def _settle(self) -> list[np.ndarray]:
-        """Leaves one block of the rows that can count, in their order, and returns it."""
+        """Drops rows beyond rank k; returns the others, in their order, as the only block."""
         if not self._pending:
             return self._blocks[0]
         classes, scores, relevant = (
@@ -215,7 +215,7 @@ class GlobalAveragePrecisionAtK(_Metric[float]):
 
     Args:
         num_classes: number of classes C.
-        k: how many predictions of each row are looked at.
+        k: how many predictions of each row are pooled.
 
     Raises:
         ValueError: `num_classes` or `k` is less than 1.
@@ -263,7 +263,7 @@ class GlobalAveragePrecisionAtK(_Metric[float]):
 
 
 class HitAt1(_Metric[float]):
-    """`hit_at_1` over a stream. It counts the different values of labels at the rows' best.
+    """`hit_at_1` over a stream. It counts the label values at the rows' best predictions.
 
     Args:
         num_classes: number of classes C.
@@ -312,7 +312,7 @@ class HitAt1(_Metric[float]):
 
 
 class PrecisionAtEqualRecallRate(_Metric[float]):
-    """`perr` over a stream. It keeps how many labels were right, by the number of a row's labels.
+    """`perr` over a stream. It counts the right labels by the number of labels of their row.
 
     Args:
         num_classes: number of classes C.

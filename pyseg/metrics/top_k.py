@@ -1,4 +1,4 @@
-"""The best segments of every class over a stream of scores: what a submission lists."""
+"""The k best segments of every class over a stream of scores, as a submission lists them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pyseg.metrics._inputs import (
 from pyseg.metrics._ranking import load_kernels
 
 _LAST_ID = 2**32 - 1
-# Scores that are worth a thread.
+# Scores that are enough for a thread.
 _WORK = 2**18
-# A class has room for so many keys more than k at least, so that few rows make it full.
+# A class has room for at least this many more than k keys, so that it is not full at once.
 _LEAST_ROOM = 64
 
 
@@ -46,13 +46,13 @@ class TopK:
 class TopKPerClass:
     """Keeps the k best segments of every class over a stream of blocks of scores.
 
-    The result is exact and does not depend on the order or the size of the blocks, nor on which
-    part of them was merged: equal scores rank the smaller segment id first. Scores are compared in
-    float32; -0 is 0, infinities are ordinary values.
+    The result is exact and does not depend on the order, the size or the merging of the blocks:
+    of equal scores the smaller segment id ranks first. Scores are compared in float32; -0 is 0,
+    infinities are ordinary values.
 
     A segment and its score are a 64-bit key, and a class has room for 1.5 k of them (or k + 64):
-    memory is at most 12 bytes x k x C, less as long as there are fewer, and 8 bytes x k x C for a
-    result. A full class is cut back to its k best, which later ones then have to exceed.
+    memory grows to at most 12 bytes x k x C, and a result takes 8 bytes x k x C. A full class is
+    cut back to its k best, which later keys have to beat.
 
     Args:
         num_classes: the number of classes C.
@@ -81,11 +81,11 @@ class TopKPerClass:
         self._thresholds = np.full(num_classes, 2**64 - 1, np.uint64)
 
     def update(self, segment_ids: Array, scores: Array, candidates: Array | None = None) -> None:
-        """Adds a block of segments. After an error nothing of it was added.
+        """Adds a block of segments, or nothing of it if it raises.
 
         Args:
-            segment_ids: (S,) integers in 0..2^32 - 1, numbers that the caller gives to segments. A
-                (segment, class) pair is given once: one that is given twice is kept twice.
+            segment_ids: (S,) integers in 0..2^32 - 1, the caller's numbers of the segments. A
+                (segment, class) pair given twice is kept twice.
             scores: (S, C) numbers, larger is better. float32 is not converted; anything else is
                 compared after rounding to it.
             candidates: (S, C) bools or numbers; a pair is left out where it is 0.
@@ -117,7 +117,7 @@ class TopKPerClass:
             refuse_nan("scores", score)
 
     def merge(self, other: TopKPerClass) -> None:
-        """Adds what another one has kept, as if this one had been given its blocks too.
+        """Adds the segments of `other`, as if this one had been given its blocks too.
 
         Raises:
             ValueError: the numbers of classes, or k, differ.
@@ -130,7 +130,7 @@ class TopKPerClass:
 
     def finish(self) -> TopK:
         """Returns the best segments of each class so far; more may be added afterwards."""
-        # A few more than k are sorted with the others.
+        # Sorting a few keys more than k is cheaper than cutting them off first.
         wanted = (self._most_room - self.k) * 3 // 4
 
         _cut(self.k, wanted, self._thresholds, self._keys, self._counts)
@@ -152,20 +152,20 @@ class TopKPerClass:
         return TopK(offsets, ids, scores)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns all that was kept as plain arrays, to be saved and given to `from_state`.
+        """Returns the state as plain arrays for `from_state`: ``k`` and the arrays of `TopK`.
 
-        They are ``k`` and the arrays of `TopK`. States are equal where their contents are.
+        Equal contents give equal states.
         """
         result = self.finish()
         return {"k": np.array(self.k), **vars(result)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> TopKPerClass:
-        """Returns one that goes on where `state` was taken.
+        """Returns one that continues from `state`.
 
         Raises:
             KeyError: an array is missing.
-            TypeError: an array holds something else than `state` gave it.
+            TypeError: an array has another dtype than in `state`.
             ValueError: the arrays do not fit together.
 
         Example:
@@ -211,13 +211,13 @@ class TopKPerClass:
             self._of(index)[:] = both
 
     def _grow(self, wanted: int) -> None:
-        """Makes room for so many keys of each class, or for the most there may be."""
+        """Makes room for `wanted` keys per class, or for the most that it may have."""
         before = self._keys
         wanted = min(self._most_room, wanted)
         if wanted <= before.shape[1]:
             return
         room = max(wanted, 2 * before.shape[1])
-        if room > self.k // 16:  # what is there twice while it is copied is no more than that
+        if room > self.k // 16:  # copying holds the old keys twice, so only while they are few
             room = self._most_room
         self._keys = np.empty((self.num_classes, room), np.uint64)
         for keys, old, count in zip(self._keys, before, self._counts.tolist(), strict=True):
@@ -233,14 +233,14 @@ def _update(
     keys: np.ndarray,
     counts: np.ndarray,
 ) -> bool:
-    """Adds to each class what may be among its k best.
+    """Adds to each class the keys that may be among its k best.
 
     Args:
         scores: (S, C) float32.
         ids: (S,) uint32.
         candidates: (S, C) bool. ``None``: all are.
-        k: How many are kept.
-        thresholds: (C,) uint64, what keys have to be below.
+        k: Number of keys to keep.
+        thresholds: (C,) uint64, which keys have to be below.
         keys: (C, room) uint64, of which each row is filled to its count. There is room for all
             scores, or for `_LEAST_ROOM` more than `k`.
         counts: (C,) int64.
@@ -272,9 +272,9 @@ def _update(
 
 
 def _cut(k: int, wanted: int, thresholds: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
-    """Leaves few keys besides the k best, of those classes that have no room for `wanted` more.
+    """Drops keys beyond the k best in those classes that have no room for `wanted` more.
 
-    The arguments are those of `_update`; thresholds become what later keys have to be below.
+    The arguments are those of `_update`; `thresholds` are lowered to the k-th best key.
     """
     if _ext.HAS_CPU_OPS:
         kept = (torch.from_numpy(array) for array in (thresholds, keys, counts))
@@ -293,7 +293,7 @@ def _ids(segment_ids: Array) -> np.ndarray:
         return np.empty(0, np.uint32)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"segment_ids: expected integers, found dtype {ids.dtype}")
-    # No bit above the 32nd, which those of negative numbers are: one pass.
+    # Negative numbers have bits above the 32nd too: one pass finds both.
     if np.bitwise_or.reduce(ids.astype(np.int64, copy=False).view(np.uint64)) > _LAST_ID:
         row = int(((ids < 0) | (ids > _LAST_ID)).argmax())
         raise ArgumentError(
@@ -303,9 +303,9 @@ def _ids(segment_ids: Array) -> np.ndarray:
 
 
 def _plain(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    """Returns an array of `dtype` as tensors are: contiguous, aligned, and not read-only.
+    """Returns an array of `dtype` that torch can wrap: contiguous, aligned and writable.
 
-    What is beyond the range of float32 becomes infinite.
+    Values beyond the range of float32 become infinite.
     """
     if array.dtype == dtype and array.flags.carray:
         return array

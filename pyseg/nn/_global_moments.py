@@ -1,4 +1,4 @@
-"""Statistics of the rows of all processes; a module of its own as it imports torch._dynamo."""
+"""Statistics of the rows of all processes; a separate module, since it imports torch._dynamo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyseg.ops import moments
 
 
 class GlobalMoments(torch.autograd.Function):
-    """Mean and biased variance of the rows of all processes, and how many rows count.
+    """Mean, biased variance and number of the rows of all processes.
 
     With the n_r rows of process r, their mean m_r and variance v_r, and n the sum of all n_r
 
@@ -44,24 +44,24 @@ class GlobalMoments(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_mean: Tensor, by_var: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        """Adds up what every process's result asks of the statistics, which belong to all rows."""
+        """Sums the gradients of the statistics over the processes: every row affects them all."""
         x, counts, mean, count = ctx.saved_tensors
         both = torch.stack((by_mean, by_var))
         distributed.all_reduce(both)
         by_mean, by_var = both / count.clamp(min=1.0)
         grad = (x.to(mean.dtype) - mean).mul_(2.0 * by_var).add_(by_mean)
-        # Rows that are left out may hold anything.
+        # Rows with a count of 0 may hold anything.
         rows = counts.unsqueeze(1)
         return (grad * rows).masked_fill_(rows == 0, 0.0).to(x.dtype), None
 
 
-@torch.compiler.disable  # it waits for other processes, in the middle of what could be one graph
+@torch.compiler.disable  # it communicates, so it breaks the graph
 def global_moments(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean and variance (C,) of the rows of all processes, and how many count, ().
+    """Returns mean (C,), biased variance (C,) and number () of the rows of all processes.
 
     Args:
         x: This process's rows, (R, C).
         counts: 1 where a row counts, else 0, (R,), in the dtype of the statistics.
     """
-    found: tuple[Tensor, Tensor, Tensor] = GlobalMoments.apply(x, counts)
-    return found
+    result: tuple[Tensor, Tensor, Tensor] = GlobalMoments.apply(x, counts)
+    return result

@@ -32,11 +32,10 @@ class AttentionGRU(FrameClassifier):
     then dropout, a linear layer without bias, batch normalisation, a `ContextGate` and the head, as
     in `NeXtVLADClassifier`. A video without a single valid frame has y = 0.
 
-    The paper draws this branch in its Figure 2, which its text does not describe: this is our
-    reading of it. The attention is the additive one of Chorowski et al., Attention-Based Models for
-    Speech Recognition, NIPS 2015 (the paper's reference [4]), where the query is the state of a
-    decoder; here, where there is none, it is the final state. The sizes are our choice, and so is
-    the cell, which is PyTorch's (see `pyseg.ops.gru_recurrence`).
+    The paper shows this branch in Figure 2 only, so this is our reading. The attention is the
+    additive one of Chorowski et al., Attention-Based Models for Speech Recognition, NIPS 2015 (the
+    paper's reference [4]), with the final state as the query instead of the state of a decoder. The
+    sizes are our choice, and so is the cell, PyTorch's (see `pyseg.ops.gru_recurrence`).
 
     Args:
         num_classes: number of classes C.

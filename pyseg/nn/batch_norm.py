@@ -24,26 +24,25 @@ class BatchNorm(nn.Module):
       `unbiased` is set (slim's default, which PyTorch always does): a factor n / (n - 1);
     * an op can normalise while it reads, also with rows left out of the statistics (`deferred`);
     * a batch with a single row is no error: its variance is 0 and the output is `bias`. A batch
-      without rows (or with none that the mask lets through) leaves the running statistics alone;
+      without rows (or with all of them masked) leaves the running statistics alone;
     * in a distributed run the batch is that of all processes (`synchronized`).
 
     Statistics are computed in float32 or better whatever the dtype of the input.
 
-    Where torch.distributed is initialised, with more than one process, a process may have any
-    number of rows, also none: each row counts the same. Outputs, running statistics and, where
-    losses are averaged over the processes as DistributedDataParallel does with gradients, gradients
-    are those of one process with all rows. Every process has to call the module as often; one
-    exchange of 2 * channels + 1 numbers a call, and one in its gradient, which cannot be
-    differentiated again. The reference normalises every tower by itself: ``synchronized=False``;
-    running statistics then differ between processes.
+    In a distributed run each row counts the same, and a process may have any number of rows,
+    including none. Outputs, running statistics and gradients (if averaged over the processes, as
+    DistributedDataParallel does) are those of one process with all rows. Every process must call
+    the module equally often. A call communicates once, 2 * channels + 1 numbers, and so does its
+    gradient, which cannot be differentiated again. The reference normalises every tower by itself:
+    ``synchronized=False``; running statistics then differ between processes.
 
     Args:
         num_features: number of channels.
         eps: added to the variance.
         momentum: weight of the batch in the running statistics, in 0..1.
         unbiased: whether the running variance is that of a sample (n - 1 in the denominator).
-        synchronized: whether training mode takes the statistics over all processes of a distributed
-            run.
+        synchronized: whether the statistics of training mode are those of all processes of a
+            distributed run.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -121,15 +120,15 @@ class BatchNorm(nn.Module):
     def deferred(
         self, x: Tensor, counts: Tensor | None = None, *, deferred_bias: Tensor | None = None
     ) -> AssignmentNorm:
-        """Returns what `forward` would do to `x`, for an op that does it while it reads `x`.
+        """Returns the normalisation of `x`, for an op that applies it while it reads `x`.
 
-        In training mode the statistics are taken and the running ones updated, as by `forward`.
+        In training mode it takes the statistics and updates the running ones, as `forward` does.
 
         Args:
             x: (B, T, channels), floating.
             counts: (B, T) how often a row enters the statistics in training mode: a bool mask, or
-                integers (every row is normalised). ``None``: once each. Without any, the running
-                ones stay.
+                integers (every row is normalised). ``None``: once each. If all are 0, the running
+                statistics stay.
             deferred_bias: (channels,) a bias that was not added to `x`, in training mode only:
                 subtracting the mean of the batch would remove it. The running mean includes it.
 
@@ -166,13 +165,13 @@ class BatchNorm(nn.Module):
         with torch.no_grad():
             running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
             momentum = self.momentum * (count > 0).to(self.running_mean.dtype)
-            whole = mean if deferred_bias is None else mean + deferred_bias
-            self.running_mean.lerp_(whole.to(self.running_mean.dtype), momentum)
+            biased_mean = mean if deferred_bias is None else mean + deferred_bias
+            self.running_mean.lerp_(biased_mean.to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(running.to(self.running_var.dtype), momentum)
         return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Returns what eval mode does, as scale and shift: y = x * scale + shift; (channels,)."""
+        """Returns scale and shift, (channels,), of eval mode: y = x * scale + shift."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale
 
@@ -184,7 +183,7 @@ class BatchNorm(nn.Module):
         )
 
     def _over_processes(self) -> bool:
-        """Whether statistics are those of the rows of several processes."""
+        """Whether statistics are taken over several processes."""
         return (
             self.training
             and self.synchronized
@@ -200,7 +199,7 @@ class BatchNorm(nn.Module):
             )
 
     def _apply_native(self, rows: Tensor, mean: Tensor, var: Tensor, *, training: bool) -> Tensor:
-        # Momentum 1: in training `mean` and `var` receive the statistics of this batch alone.
+        # Momentum 1: in training `mean` and `var` receive the statistics of this batch.
         # Not torch.nn.functional.batch_norm: it refuses a single row.
         return torch.batch_norm(
             rows,

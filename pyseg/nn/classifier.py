@@ -1,4 +1,4 @@
-"""What the classifiers of frames have in common."""
+"""The base class of the classifiers of frames."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyseg.nn.normalize import Convention, FrameNormalization
 
 
 class FrameClassifier(nn.Module):
-    """A classifier of padded batches of frames; subclasses say how, in `classify`.
+    """A classifier of padded batches of frames; subclasses implement `classify`.
 
-    It checks the batch, normalises it, and in training adds noise. In eval mode a prediction
-    depends on the valid frames of its own video and on nothing else.
+    It checks the batch, normalises it, and adds noise in training. In eval mode a prediction
+    depends only on the valid frames of its own video.
 
     Args:
         num_classes: number of classes C.
         feature_sizes: widths of the features that make up a frame.
-        normalization: what is done to frames first, see `FrameNormalization`.
+        normalization: how frames are normalised, see `FrameNormalization`.
         eigenvalues: for the normalization ``unwhiten``, see `FrameNormalization`.
         noise: standard deviation of the `MaskedGaussianNoise` that training adds to normalised
             frames; ``model.noise.sigma`` changes it later.
@@ -31,8 +31,8 @@ class FrameClassifier(nn.Module):
         ValueError: there is no class, a width is not positive, or another argument is out of range.
 
     Attributes:
-        reads_bytes: whether `classify` dequantises bytes by itself, where nothing else is to be
-            done to them before.
+        reads_bytes: whether `classify` takes bytes and dequantises them itself; it gets bytes
+            unless the normalization or the noise changes them.
     """
 
     reads_bytes = True
@@ -102,7 +102,7 @@ class FrameClassifier(nn.Module):
     def prepare(
         self, frames: Tensor | np.ndarray, num_frames: Integers | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Checks and normalises a batch, and adds noise where that is asked for.
+        """Checks and normalises a batch, and adds noise in training.
 
         Args:
             frames: see `forward`.
@@ -125,10 +125,10 @@ class FrameClassifier(nn.Module):
         """Classifies prepared frames.
 
         Args:
-            x: (B, T, N) normalised frames of the dtype of the weights, exact on padding; or, where
-                the class `reads_bytes` and the normalization is ``dequantize``, the bytes
-                themselves, which the first product dequantises (`pyseg.ops.frame_linear`) and whose
-                padding may hold anything.
+            x: (B, T, N) normalised frames of the dtype of the weights, with the padding of
+                `FrameNormalization`; or, where the class `reads_bytes` and the normalization is
+                ``dequantize``, the bytes themselves, which the first product dequantises
+                (`pyseg.ops.frame_linear`) and whose padding may hold anything.
             mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
 
         Returns:

@@ -1,7 +1,8 @@
-"""DBoF, the deep bag of frames: project frames far up, pool, and classify.
+"""DBoF, the deep bag of frames: project frames to many clusters, pool, and classify.
 
 Source: Abu-El-Haija et al., YouTube-8M: A Large-Scale Video Classification Benchmark, 2016, and the
-starter code google/youtube-8m, frame_level_models.py, lines 89-214, which is followed.
+starter code google/youtube-8m, frame_level_models.py, lines 89-214, which decides where they
+differ.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class BagOfFrames(DerivedWeights):
     """Projects every frame to K clusters and pools over the frames.
 
-    y[b,k] = pool over t of f(BN(BN(x[b,t]) W)[k]), where f is an activation. Frames that do not
-    count have no part in the pooling, nor in batch statistics; a video without a frame gives 0.
+    y[b,k] = pool over t of f(BN(BN(x[b,t]) W)[k]), where f is an activation. Frames with a count of
+    0 enter neither the pooling nor batch statistics; a video without a frame gives 0.
 
     In eval mode both batch normalisations are folded into W (once, see `DerivedWeights`), so that
-    bytes go straight into the product. Of max pooling and the activation, which is monotone, the
-    pooling comes first: one activation a cluster is left, instead of one a frame.
+    bytes go straight into the product. Max pooling comes before the activation, which is monotone:
+    that leaves one activation per cluster instead of one per frame.
 
     Args:
         feature_size: size N of a frame.
@@ -103,10 +104,10 @@ class BagOfFrames(DerivedWeights):
         """Pools a padded batch.
 
         Args:
-            frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them. Those that do
-                not count must be finite.
+            frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them. Those with a
+                count of 0 must be finite.
             counts: (B, T) how often a frame counts: a bool mask, True where the frame is valid, or
-                integers, as if the frame were there so often. ``None``: once each.
+                integers, as if the frame were repeated. ``None``: once each.
 
         Returns:
             (B, K).
@@ -114,7 +115,7 @@ class BagOfFrames(DerivedWeights):
         if self.training:
             y = self._project(frames, counts)
         else:
-            weight, bias = self._kept(self._fold) if self._may_keep() else self._fold()
+            weight, bias = self._cached(self._fold) if self._may_cache() else self._fold()
             if frames.dtype == torch.uint8:
                 y = frame_linear(frames, None, weight, bias)
             else:
@@ -133,7 +134,7 @@ class BagOfFrames(DerivedWeights):
         return total / counts.sum(1, keepdim=True).clamp(min=1)
 
     def _project(self, frames: Tensor, counts: Tensor | None) -> Tensor:
-        """Returns the normalised projections (B, T, K), by the statistics of the batch."""
+        """Returns the projections (B, T, K), normalised by the statistics of the batch."""
         if frames.dtype == torch.uint8:
             frames = dequantize(frames, None, self.project.weight.dtype)
         if self.input_norm is None or self.cluster_norm is None:
@@ -159,16 +160,16 @@ class BagOfFrames(DerivedWeights):
 class DBoF(FrameClassifier):
     """The deep bag of frames: some frames of every video, a `BagOfFrames`, a hidden layer, a head.
 
-    In training `num_samples` frames of every video are drawn, as the starter code does. Bytes are
-    gathered before they are dequantised; where there are no more frames than draws, as in segments,
-    each frame is projected once and counts as often as it was drawn, which gives the same.
+    In training `num_samples` frames of every video are drawn, as in the starter code. Bytes are
+    gathered before they are dequantised. Where there are no more frames than draws, as in segments,
+    each frame is projected once and counts as often as it was drawn, which gives the same result.
 
-    In eval mode all frames are used, so that a prediction can be repeated; the starter code draws
-    there too, and with ``every_frame=False`` so does this. Draws come from torch's generator of
-    the device, which `torch.manual_seed` seeds, or from `generator`.
+    In eval mode all frames are used, so that predictions are repeatable; the starter code draws
+    there too, and so does ``every_frame=False``. Draws come from torch's generator of the device,
+    which `torch.manual_seed` seeds, or from `generator`.
 
     As in the starter code, running variances are unbiased (slim's default) and the hidden layer has
-    the activation of the frames. That code normalises frames by their length: the preset has
+    the activation of the frames. The starter code L2-normalises frames: the preset has
     ``normalization="l2"``.
 
     Source: google/youtube-8m, frame_level_models.py, lines 89-214, and model_utils.py, lines 22-95.
@@ -178,7 +179,7 @@ class DBoF(FrameClassifier):
         feature_sizes: widths of the features that make up a frame.
         clusters: size K of the projection.
         hidden_size: size H of the hidden layer.
-        activation: after the projection and after the hidden layer.
+        activation: the activation after the projection and after the hidden layer.
         pooling: how frames are pooled.
         batch_norm: whether there are batch normalisations; otherwise biases.
         sampling: "random-frames", with replacement, or a "random-sequence" of frames, the last one
@@ -274,7 +275,7 @@ class DBoF(FrameClassifier):
             counts = torch.zeros_like(valid, dtype=torch.long)
             return x, counts.scatter_add(1, frames, torch.ones_like(frames)) * valid
         x = x.gather(1, frames.unsqueeze(-1).expand(-1, -1, width))
-        # What a video without frames has in its padding must not show.
+        # The padding of a video without frames must not reach the result.
         return (x if mask is None else x.masked_fill((num_frames == 0)[:, None, None], 0)), None
 
 

@@ -1,11 +1,11 @@
-"""Dropout, and the random masks that it and the noise in training draw."""
+"""Dropout, and the random masks that it shares with `pyseg.nn.noise`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-_LEVELS = 2**16  # of a 16-bit number
+_LEVELS = 2**16  # values of a 16-bit number
 
 
 class Dropout(nn.Dropout):
@@ -48,11 +48,11 @@ class Dropout(nn.Dropout):
 
 
 def bernoulli_mask(x: Tensor, p: float, *, generator: torch.Generator | None = None) -> Tensor:
-    """Draws, for every element of a tensor, whether something happens to it.
+    """Draws a Bernoulli variable for every element of a tensor.
 
     On a CPU `torch.Tensor.bernoulli_` takes 17 ns an element, a tenth of a whole training step for
     the 32,256 aggregates of nextvlad1. Here four elements share a 64-bit number, each with 16 bits
-    of its own: 2 ns.
+    of it: 2 ns.
 
     Args:
         x: a tensor of any shape, of which only shape and device are used.
@@ -74,5 +74,5 @@ def bernoulli_mask(x: Tensor, p: float, *, generator: torch.Generator | None = N
 
 
 def _in_lanes(x: Tensor, levels: int) -> bool:
-    """Whether a mask with `levels` of 2 ** 16 set is drawn as lanes; tracing knows no `random_`."""
+    """Whether a mask of probability levels / 2^16 is drawn in 16-bit lanes, not while tracing."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and 0 < levels < _LEVELS

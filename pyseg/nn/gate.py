@@ -11,11 +11,11 @@ from pyseg.nn.init import he_linear
 
 
 class ContextGate(nn.Module):
-    """Gates every feature by what all features say: x * sigmoid(W2 relu(BN(W1 x))).
+    """Scales every feature by a gate computed from all of them: x * sigmoid(W2 relu(BN(W1 x))).
 
-    Neither product has a bias, and only the first is followed by batch normalisation, as in the
-    public reference code (the NeXtVLAD paper's figure shows it after both); its running variance
-    is unbiased there.
+    As in the public reference code, neither product has a bias, batch normalisation follows only
+    the first (the NeXtVLAD paper's figure shows it after both), and its running variance is
+    unbiased.
 
     Source: reference NeXtVLAD code, nextvlad.py, lines 152-175; "SE context gating" in Lin et al.,
     NeXtVLAD, 2018, section 3.3.

@@ -13,13 +13,12 @@ from pyseg.ops import frame_linear, gru_recurrence
 
 
 class GRU(nn.Module):
-    """What `torch.nn.GRU` computes with ``batch_first=True``, from frames that may still be bytes.
+    """`torch.nn.GRU` with ``batch_first=True``, for frames that may still be bytes.
 
     Parameters have the names and the initial distribution of `torch.nn.GRU`, so weights can be
-    exchanged with it. They cannot with TensorFlow 1's cell, which applies the reset gate before the
-    product (see `pyseg.ops.gru_recurrence`). It runs forward in time only: the state at a frame
-    does not depend on later ones, so padding at the end never enters the state at a valid frame,
-    and nothing has to be packed.
+    exchanged with it, but not with TensorFlow 1's cell, which applies the reset gate before the
+    product (see `pyseg.ops.gru_recurrence`). The GRU is unidirectional: padding at the end never
+    enters the state at a valid frame, so sequences need not be packed.
 
     Args:
         input_size: size N of a frame.
@@ -59,9 +58,9 @@ class GRU(nn.Module):
         """Reads a batch, starting from a state of 0.
 
         Args:
-            x: (B, T, N), floating, or uint8 as YouTube-8M stores it: these are dequantised tile by
+            x: (B, T, N), floating, or uint8 as YouTube-8M stores it: bytes are dequantised tile by
                 tile, inside the first product.
-            mask: (B, T) bool, True where the frame is valid; the bytes of others count as 0.
+            mask: (B, T) bool, True where the frame is valid; bytes of other frames are read as 0.
 
         Returns:
             (B, T, H), the state of the last layer after every frame.

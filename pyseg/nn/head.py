@@ -14,21 +14,21 @@ from pyseg.nn.init import he_linear, xavier_linear
 from pyseg.ops._dispatch import sum_dtype
 
 HeadFactory = Callable[[int, int], nn.Module]
-"""Makes a head for H features and C classes: (B, H) -> (B, C) logits. A class of this file is one,
-and so is `functools.partial` of it with options."""
+"""Makes a head for H features and C classes: (B, H) -> (B, C) logits. Each class of this file is a
+factory, and so is a `functools.partial` of it with options."""
 
 
 class LogisticHead(nn.Module):
-    """One logistic regression a class: logits = W x + b.
+    """One logistic regression per class: logits = W x + b.
 
     Source: `LogisticModel` of the reference NeXtVLAD code, video_level_models.py, lines 34-55.
 
     Args:
         in_features: size H of the input.
         num_classes: number of classes C.
-        prior: the probability that fresh biases give every class, in (0, 1). The reference has 1/2.
-            Where labels are few among many classes, training with few steps is spent on getting
-            away from that (Lin et al., Focal Loss for Dense Object Detection, 2017, section 3.3).
+        prior: initial probability of every class, in (0, 1), which sets the biases. The reference
+            has 1/2. Where most labels are 0, a short training would spend its steps on unlearning
+            that (Lin et al., Focal Loss for Dense Object Detection, 2017, section 3.3).
 
     Raises:
         ValueError: `num_classes` is smaller than 1, or `prior` is out of its range.
@@ -69,15 +69,15 @@ class LogisticHead(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """M logistic regressions a class, mixed by a softmax over them and one that always says 0.
+    """M logistic regressions per class, mixed by a softmax over them and a constant 0.
 
     With gates g of size M + 1 and experts e of size M for every class, both linear in x,
 
         p = sum over m < M of softmax(g)[m] * sigmoid(e[m])
 
-    Only the experts have a bias. What is returned is the logit of p, log p - log(1 - p), computed
-    from logarithms, so that neither a probability near 0 nor one near 1 loses its value or its
-    gradient: the reference computes p, and its loss clips it.
+    Only the experts have a bias. The result is the logit of p, log p - log(1 - p), computed from
+    logarithms, so that probabilities near 0 and 1 keep their value and their gradient; the
+    reference computes p and clips it in the loss.
 
     Source: `MoeModel` of google/youtube-8m, video_level_models.py, lines 57-113.
 
@@ -141,8 +141,8 @@ class MixtureOfExperts(nn.Module):
         dtype = gates.dtype
         inner = sum_dtype(dtype)
         gates, experts = gates.to(inner), experts.to(inner)
-        # softmax's denominator is the same in p and 1 - p. The largest gate is taken off so that
-        # the difference of the two logarithms is not one of two large numbers.
+        # The softmax's denominator cancels in p / (1 - p). Without the largest gate, the difference
+        # of the two logarithms is not one of two large numbers.
         gates = gates - gates.detach().amax(-1, keepdim=True)
         chosen, dummy = gates.split((self.mixtures, 1), dim=-1)
         positive = functional.logsigmoid(experts)
@@ -157,10 +157,10 @@ class MixtureOfExperts(nn.Module):
 
 
 def prior_logit(prior: float) -> float:
-    """Returns the bias that gives a fresh class its prior probability.
+    """Returns the bias that gives a class its prior probability.
 
     Raises:
-        ValueError: it is not between 0 and 1.
+        ValueError: `prior` is not in (0, 1).
     """
     if not 0.0 < prior < 1.0:
         raise ArgumentError(f"prior: expected a number above 0 and below 1, found {prior}")
@@ -168,6 +168,6 @@ def prior_logit(prior: float) -> float:
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Raises the `ValueError` of every head that is asked for no class."""
+    """Raises `ValueError` unless there is a class."""
     if num_classes < 1:
         raise ArgumentError(f"num_classes: expected at least 1, found {num_classes}")

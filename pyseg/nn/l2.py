@@ -13,28 +13,27 @@ from pyseg.ops._dispatch import sum_dtype
 
 @runtime_checkable
 class Regularized(Protocol):
-    """A module that says what `l2_penalty` counts."""
+    """A module with parameters that `l2_penalty` counts."""
 
     def regularized(self) -> tuple[Tensor, ...]:
-        """Returns the parameters."""
+        """Returns these parameters."""
         ...
 
 
 def l2_penalty(model: nn.Module, strength: float) -> Tensor:
     """Returns strength * sum(w^2) / 2 over the weights that the reference regularises.
 
-    These are those of the heads, and nothing else: weights and biases of a `LogisticHead` (its
-    strength in the reference NeXtVLAD code: 1e-5), the weights of a `MixtureOfExperts` (1e-8 in
-    the starter code). A module says what it has by a method ``regularized() -> tuple of Tensor``.
+    The reference regularises heads only: weights and biases of a `LogisticHead` (strength 1e-5 in
+    the reference NeXtVLAD code), the weights of a `MixtureOfExperts` (1e-8 in the starter code). A
+    module names them in a method ``regularized() -> tuple of Tensor``.
 
-    The penalty is a part of the loss. The weight decay of an optimiser that knows it apart from the
-    gradient (AdamW) is something else.
+    The penalty is part of the loss, unlike decoupled weight decay (AdamW).
 
     Source: ``slim.l2_regularizer`` and the two codes' video_level_models.py.
 
     Args:
         model: the classifier, or a part of it.
-        strength: of the penalty.
+        strength: factor of the penalty.
 
     Returns:
         A scalar to add to the loss, float32 or better; 0 where nothing is regularised.

@@ -1,4 +1,4 @@
-"""A head whose classifiers know of each other: two graph convolutions over the labels."""
+"""A head whose classifiers come from two graph convolutions over the labels."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class LabelGCN(DerivedWeights):
         W = A f(A X W1) W2, f = LeakyReLU of slope 0.2, W1 (D, D1), W2 (D1, H)
 
     The graph A starts as the label correlation P' with self loops, every row divided by its sum,
-    so that row i takes in what label i implies. The paper trains it ("the matrix here is trained by
-    model"); ML-GCN, where the rest comes from, does not. Without a correlation it starts from the
-    self loops alone. Features of the nodes are learnt unless they are given (ML-GCN: word
-    vectors of the labels' names, not trained); the paper does not say what they are.
+    so that node i averages over the labels that label i implies. The paper trains it ("the matrix
+    here is trained by model"); ML-GCN, where the rest comes from, does not. Without a correlation
+    it starts from the self loops alone. Node features are learnt unless given (ML-GCN: word vectors
+    of the labels' names, not trained); the paper does not say what they are.
 
-    The weights W are never formed in training: logits^T = A (f(A X W1) (W2 x^T)) takes far fewer
-    operations for any usual batch. In eval mode, where no gradient is wanted, W is formed once, and
-    again when what it is made of has changed (`DerivedWeights`); programs of torch.compile and
-    torch.export keep the order of training. A graph that is not trained and comes as a
-    `LabelCorrelation` stays sparse: no (C, C) matrix exists then.
+    Training never forms W: logits^T = A (f(A X W1) (W2 x^T)) takes far fewer operations for any
+    usual batch. In eval mode, where no gradient is needed, W is formed once, and again after a
+    parameter has changed (`DerivedWeights`); programs of torch.compile and torch.export keep the
+    order of training. An untrained graph given as a `LabelCorrelation` stays sparse: no (C, C)
+    matrix is formed.
 
     Source: the paper, section 3.4; Chen et al., Multi-Label Image Recognition with Graph
     Convolutional Networks (ML-GCN), 2019, models.py, lines 7-83, for sizes, f, initialisation
@@ -46,19 +46,19 @@ class LabelGCN(DerivedWeights):
         in_features: size H of the input.
         num_classes: number of classes C.
         correlation: P': a `LabelCorrelation`, or a (C, C) matrix, finite and >= 0, whose diagonal
-            does not count. ``None``: no relations.
+            is ignored. ``None``: no relations.
         node_features: (C, D) features of the labels, finite. ``None``: N(0, 1), to be learnt.
         node_size: the size D where `node_features` is not given.
         gcn_size: the size D1 between the two convolutions.
         train_graph: whether A is trained.
         train_nodes: whether X is trained.
         bias: whether there is a bias b.
-        prior: the probability that a fresh bias gives every class, see `LogisticHead`.
+        prior: initial probability of every class, see `LogisticHead`.
 
     Raises:
         TypeError: `correlation` or `node_features` is of a type that does not fit.
-        ValueError: a size does not fit, a value is out of its range, or the graph shall not be
-            trained but has no relations.
+        ValueError: a size does not fit, a value is out of its range, or an untrained graph has no
+            relations.
 
     Attributes:
         graph: module that multiplies by A from the left.
@@ -68,11 +68,11 @@ class LabelGCN(DerivedWeights):
 
     Example:
         >>> from pyseg.labels import LabelCorrelation
-        >>> says = LabelCorrelation(torch.tensor([0, 1, 1, 1]), torch.tensor([1]), torch.ones(1))
-        >>> head = LabelGCN(32, num_classes=3, correlation=says, node_size=8, gcn_size=16)
+        >>> implied = LabelCorrelation(torch.tensor([0, 1, 1, 1]), torch.tensor([1]), torch.ones(1))
+        >>> head = LabelGCN(32, num_classes=3, correlation=implied, node_size=8, gcn_size=16)
         >>> head(torch.randn(6, 32)).shape
         torch.Size([6, 3])
-        >>> head.graph.weight.tolist()  # half of what label 0 takes in is label 1's
+        >>> head.graph.weight.tolist()  # label 0 implies label 1
         [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
 
@@ -102,7 +102,7 @@ class LabelGCN(DerivedWeights):
         else:
             nodes = _matrix("node_features", node_features, (num_classes, None))
         self.graph = _make_graph(correlation, num_classes, train_graph)
-        _hold(self, "nodes", nodes, train_nodes)
+        _register(self, "nodes", nodes, train_nodes)
         self.first = nn.Parameter(_uniform(nodes.shape[1], gcn_size))
         self.second = nn.Parameter(_uniform(gcn_size, in_features))
         start = torch.full((num_classes,), prior_logit(prior))
@@ -115,7 +115,7 @@ class LabelGCN(DerivedWeights):
     def select_classes(self, classes: Tensor) -> dict[str, Tensor]:
         """Returns the state of a head for some of the classes, (n,) int64, in their order.
 
-        The graph is what is left of it between them.
+        The graph is restricted to them.
 
         Raises:
             ValueError: the graph is sparse.
@@ -139,8 +139,8 @@ class LabelGCN(DerivedWeights):
         Returns:
             (B, C) logits; probabilities are their sigmoid.
         """
-        if self._may_keep():
-            return linear(x, self._kept(self.classifiers), self.bias)
+        if self._may_cache():
+            return linear(x, self._cached(self.classifiers), self.bias)
         scores = (x @ self.second.t()) @ self._hidden().t()
         logits = self.graph(scores.t()).t()
         return logits if self.bias is None else logits + self.bias.to(logits.dtype)
@@ -177,7 +177,7 @@ class _DenseGraph(nn.Module):
     def __init__(self, relations: Tensor, trained: bool) -> None:
         super().__init__()
         with_loops = relations.clone().fill_diagonal_(1.0)
-        _hold(self, "weight", with_loops / with_loops.sum(1, keepdim=True), trained)
+        _register(self, "weight", with_loops / with_loops.sum(1, keepdim=True), trained)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight @ x
@@ -207,8 +207,8 @@ class _SparseGraph(nn.Module):
         self.register_buffer("values", (values / sums[rows])[order])
 
     def forward(self, x: Tensor) -> Tensor:
-        # A sum of rows x[columns], weighted: CSR times dense, but traceable, and faster than
-        # torch.sparse. Its sums are of the dtype of x, so that must not be autocast's.
+        # A weighted sum of rows x[columns]: CSR times dense, but traceable, and faster than
+        # torch.sparse. It sums in the dtype of x, which must not be autocast's.
         return functional.embedding_bag(
             self.columns,
             x.to(self.values.dtype),
@@ -251,7 +251,7 @@ def _make_graph(
 
 
 def _matrix(name: str, value: Tensor | np.ndarray, shape: tuple[int, int | None]) -> Tensor:
-    """Returns a copy of a given matrix in float32, once it is one."""
+    """Returns a float32 copy of a matrix, checked."""
     if not isinstance(value, (Tensor, np.ndarray)):
         raise TypeError(f"{name}: expected a Tensor or an array, found {type(value).__name__}")
     expected = "({}, {})".format(*("any" if size is None else size for size in shape))
@@ -271,7 +271,7 @@ def _uniform(rows: int, columns: int) -> Tensor:
     return torch.empty(rows, columns).uniform_(-bound, bound)
 
 
-def _hold(module: nn.Module, name: str, value: Tensor, trained: bool) -> None:
+def _register(module: nn.Module, name: str, value: Tensor, trained: bool) -> None:
     if trained:
         module.register_parameter(name, nn.Parameter(value))
     else:

@@ -8,18 +8,18 @@ from torch.nn import functional
 
 from pyseg.ops._dispatch import product_dtype
 
-# With so few rows a product costs less than to cast the weights, and their gradient back, even
-# where the processor has a unit for matrices of 16-bit numbers.
+# With so few rows a float32 product costs less than casting the weights, and their gradient back,
+# even on a processor with 16-bit matrix instructions.
 _FEW_ROWS = 32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns what `torch.nn.functional.linear` does, in the time of the quicker dtype.
+    """Computes `torch.nn.functional.linear`, under autocast on a CPU in the faster dtype.
 
     Autocast casts the weights in every step, and their gradient back. On a CPU that can take longer
-    than the product, which itself is slower in bfloat16 than in float32 where there is no unit for
-    it (`pyseg.ops._dispatch.product_dtype`). In these cases the product is one of float32, and only
-    its result is of autocast's dtype.
+    than the product, and without bfloat16 instructions the product itself is slower than in float32
+    (`pyseg.ops._dispatch.product_dtype`). In both cases the product is computed in float32, and
+    only the result is cast to autocast's dtype.
 
     Args:
         x: (..., K).
@@ -44,7 +44,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """Returns what `torch.matmul` does, in the time of the quicker dtype, see `linear`.
+    """Computes `torch.matmul`, under autocast on a CPU in the faster dtype, see `linear`.
 
     Example:
         >>> matmul(torch.ones(2, 3), torch.ones(3, 1)).tolist()
@@ -58,7 +58,7 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Linear(torch.nn.Linear):
-    """`torch.nn.Linear` that computes what `linear` does.
+    """`torch.nn.Linear`, computed by `linear`.
 
     Example:
         >>> Linear(8, 3)(torch.randn(2, 8)).shape
@@ -71,7 +71,7 @@ class Linear(torch.nn.Linear):
 
 
 def _autocast_dtype(x: Tensor, y: Tensor) -> torch.dtype | None:
-    """Returns the dtype that autocast would give a product on a CPU, None where it gives none."""
+    """Returns the dtype that autocast gives a product on a CPU, None where it does not apply."""
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return None
     return None if torch.float64 in (x.dtype, y.dtype) else torch.get_autocast_dtype("cpu")

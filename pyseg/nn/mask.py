@@ -1,4 +1,4 @@
-"""Which frames of a padded batch are frames of the video."""
+"""The mask of the valid frames of a padded batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def as_tensor(name: str, values: Tensor | np.ndarray | Sequence[int]) -> Tensor:
     """Returns tensors as they are, and arrays and lists as tensors, without a copy where possible.
 
     Raises:
-        TypeError: it is something else, or torch has no such dtype; the message begins with `name`.
+        TypeError: `values` is something else, or torch lacks its dtype.
     """
     if isinstance(values, Tensor):
         return values
@@ -36,8 +36,7 @@ def as_tensor(name: str, values: Tensor | np.ndarray | Sequence[int]) -> Tensor:
 def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
     """Marks the valid frames of a padded batch.
 
-    The number of frames T is taken from `frames`, whatever it is (the reference code builds its
-    mask for exactly 300).
+    T is read from `frames` (the reference code builds its mask for exactly 300 frames).
 
     Args:
         num_frames: (B,) integers, the number of valid frames of each video, in 1..T; a tensor, an
@@ -50,7 +49,7 @@ def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
     Raises:
         TypeError: `num_frames` does not hold integers.
         ValueError: `num_frames` has another shape than (B,), or a value outside 1..T. The values
-            are looked at only when `num_frames` lies in host memory and nothing is being traced:
+            are checked only if `num_frames` is in host memory and nothing is being traced:
             elsewhere reading them would stall the device. Values beyond T then mean T.
 
     Example:
@@ -61,7 +60,7 @@ def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
     batch, length = frames.shape[0], frames.shape[1]
     if num_frames.is_floating_point() or num_frames.is_complex() or num_frames.dtype == torch.bool:
         raise TypeError(f"num_frames: expected integers, found {num_frames.dtype}")
-    if num_frames.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch hardly knows them
+    if num_frames.dtype in (torch.uint16, torch.uint32, torch.uint64):  # few operators take them
         num_frames = num_frames.long()
     if num_frames.ndim != 1 or num_frames.shape[0] != batch:
         raise ArgumentError(

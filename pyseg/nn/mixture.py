@@ -20,7 +20,7 @@ Weighting = Literal["input", "static"]
 
 
 class MixtureOutputs(NamedTuple):
-    """What a `Mixture` computes.
+    """The outputs of a `Mixture`.
 
     Attributes:
         logits: (B, C), the prediction.
@@ -34,9 +34,9 @@ class MixtureOutputs(NamedTuple):
 
 
 class Mixture(FrameClassifier):
-    """A weighted mean of the logits of M classifiers, which learn together with the weights.
+    """A weighted mean of the logits of M classifiers, trained together with the weights.
 
-    logits = sum_m w_m logits_m, where the weights are those of the video,
+    logits = sum_m w_m logits_m, where the weights depend on the video,
 
         w = softmax(W BN(mean over the frames x) + b)
 
@@ -44,23 +44,22 @@ class Mixture(FrameClassifier):
     and noised once for all branches.
 
     `training_loss` is the criterion of the mix, plus that of every branch, plus, with a
-    `distillation` lambda above 0, what pulls the branches towards the mix:
+    `distillation` lambda above 0, a term that pulls the branches towards the mix:
 
         lambda * sum_m KL(softmax(logits / T) || softmax(logits_m / T))
 
-    with sums over the classes, the mean over the batch, and a gradient for both sides. At inference
-    there is the mix alone.
+    summed over the classes and averaged over the batch, with gradients for both sides.
 
-    The reference takes the mean over all rows of a batch. Then the weights of a video depend on how
-    far it is padded, so by default only its own frames count; `padded_mean` is for weights trained
-    with the reference. The paper says that the weighting is trained, and no more.
+    The reference's mean includes padding, so the weights of a video depend on how far it is padded.
+    By default only its own frames count; `padded_mean` is for weights trained with the reference.
+    The paper says only that the weighting is trained.
 
     Source: the paper, section 3.1 and Figure 1; reference NeXtVLAD code, nextvlad.py, lines
     187-324 (which has 1e-8 inside the logarithms of the KL), and train.py, lines 299-301.
 
     Args:
-        branches: the classifiers, of the same classes, feature sizes and normalization, and without
-            noise of their own. They stay usable alone.
+        branches: the classifiers, with the same classes, feature sizes and normalization, and
+            without noise of their own. They also work alone.
         weights: ``input`` or ``static``.
         padded_mean: whether padded frames enter the mean over the frames (reference: they do).
         temperature: the T of the distillation.
@@ -88,7 +87,7 @@ class Mixture(FrameClassifier):
         torch.Size([2, 2])
     """
 
-    reads_bytes = False  # branch by branch they would be dequantised again
+    reads_bytes = False  # every branch would dequantise them again
 
     def __init__(
         self,
@@ -138,7 +137,7 @@ class Mixture(FrameClassifier):
     def outputs(
         self, frames: Tensor | np.ndarray, num_frames: Integers | None = None
     ) -> MixtureOutputs:
-        """Classifies a padded batch, and says how.
+        """Classifies a padded batch; returns the branches too.
 
         Args:
             frames: see `forward`.
@@ -188,10 +187,10 @@ class Mixture(FrameClassifier):
         return loss
 
     def _mix(self, x: Tensor, mask: Tensor | None) -> MixtureOutputs:
-        # Products of the branches with the same frames stay apart: one with all their weights is at
-        # best 2 % faster, and putting the weights together costs more.
+        # The branches' products with the same frames are not merged: one product with all weights
+        # is at best 2 % faster, and concatenating the weights costs more.
         logits = [cast(FrameClassifier, branch).classify(x, mask) for branch in self.branches]
-        branches = torch.stack(logits).transpose(0, 1)  # of each branch one block
+        branches = torch.stack(logits).transpose(0, 1)  # each branch contiguous
         weights = self._weigh(x, mask)
         # Not a matrix product: autocast would round the logits.
         return MixtureOutputs((weights.unsqueeze(-1) * branches).sum(1), branches, weights)
@@ -204,7 +203,7 @@ class Mixture(FrameClassifier):
             return self.gate(self.gate_norm(self._mean(x, mask))).softmax(-1)
 
     def _mean(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns the mean over the frames, (B, N); 0 where there is none."""
+        """Returns the mean over the frames, (B, N); 0 where there are none."""
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         counted = torch.ones_like(mask) if self.padded_mean else mask

@@ -21,8 +21,8 @@ class MLP(FrameClassifier):
     """The mean of the frames, one hidden layer, and a head.
 
     h = relu(BN(W mean over the valid frames of x)), with dropout before W and before the head. It
-    is for features that are means of videos already (T = 1), and the least that a model which looks
-    at frames has to beat. A video without a frame has a mean of 0.
+    serves video-level features (T = 1), and as a baseline for models that read frames. A video
+    without a frame has a mean of 0.
 
     Args:
         num_classes: number of classes C.
@@ -75,7 +75,7 @@ class MLP(FrameClassifier):
                 raise ArgumentError(f"{name}: expected a number in [0, 1), found {value}")
         self.input_dropout = Dropout(input_dropout)
         self.hidden = he_linear(sum(self.feature_sizes), hidden_size, bias=False)
-        # The eps of slim is as large as the variance that frames of length 1 have here.
+        # slim's eps would be as large as the variance that L2-normalised frames have here.
         self.hidden_norm = BatchNorm(hidden_size, eps=1e-5, momentum=batch_norm_momentum)
         self.dropout = Dropout(dropout)
         self.head = head(hidden_size, num_classes)

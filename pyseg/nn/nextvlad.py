@@ -30,7 +30,7 @@ from pyseg.ops._dispatch import sum_dtype
 
 Order = Literal["direct", "folded", "reassociated"]
 
-# Numbers that are pooled at a time in inference on a CPU, which a cache holds.
+# Pooled numbers per block in inference on a CPU: a block fits the cache.
 _POOLED = 2**22
 
 
@@ -41,8 +41,8 @@ class _Folded(NamedTuple):
     assign_bias: Tensor | None  # (G*K,) = Wc b; None: it is in the norm
     attention: Tensor  # (G, N)
     attention_bias: Tensor  # (G,)
-    norm: AssignmentNorm | None = None  # of the assignment; None: its statistics are to be taken
-    pool: Tensor | None = None  # (F, N*G), W where no gradient of it is wanted, see `_pool`
+    norm: AssignmentNorm | None = None  # of the assignment; None: to be taken from the batch
+    pool: Tensor | None = None  # (F, N*G), W where it needs no gradient, see `_pool`
 
 
 class NeXtVLAD(DerivedWeights):
@@ -54,11 +54,11 @@ class NeXtVLAD(DerivedWeights):
         p[t,g,k] = softmax over k of BN(Wc h[t])[g*K + k]
         v[f,k]   = sum over t, g of a[t,g] p[t,g,k] (h[t,g,f] - c[f,k])
 
-    every column v[:,k] is L2-normalised over its F features, the matrix is flattened with index
+    Every column v[:,k] is L2-normalised over its F features, the matrix is flattened with index
     f*K + k, and batch normalisation is applied.
 
-    There is no nonlinearity between the first layer and what reads h, so three orders of the same
-    products give the same result up to rounding:
+    No nonlinearity follows the first layer, so three orders of the same products give the same
+    result up to rounding:
 
     ================ ==============================================================================
     order            what is computed
@@ -67,18 +67,18 @@ class NeXtVLAD(DerivedWeights):
     ``folded``       the assignment as (Wc W) x: less than half the operations of Wc h, but the
                      product Wc W has to be formed
     ``reassociated`` the same, and the frames x are aggregated instead of h: sum_t w[t] x[t] first,
-                     W after, so that the expanded frames never exist
+                     W after, so that h is never formed
     ================ ==============================================================================
 
-    The one with the fewest operations for the shapes at hand is taken (`operations` counts them),
-    unless `order` names one: ``direct`` for a few frames, the others the more frames there are. In
-    eval mode, where no gradient is wanted, Wc W is formed once, and again when the weights have
-    changed (`DerivedWeights`). Programs made by `torch.export` must serve any shape and keep the
-    direct order.
+    Unless `order` names one, the order with the fewest operations for the shapes is taken
+    (`operations` counts them): ``direct`` for few frames, the others for many. In eval mode, where
+    no gradient is needed, Wc W is formed once, and again after the weights have changed
+    (`DerivedWeights`). Programs made by `torch.export` must serve any shape and keep the direct
+    order.
 
-    Works for any number of frames T, also another one at each call. A video without a single valid
-    frame gives v = 0, so a finite constant. Batch-norm statistics of the assignment include padded
-    frames, as in the reference, where each of them is the constant row that 0 input gives.
+    T may differ between calls. A video without a valid frame gives v = 0, and so a finite constant.
+    Batch-norm statistics of the assignment include padded frames, as in the reference, where each
+    of them is the constant row that 0 input gives.
 
     Source: reference NeXtVLAD code, nextvlad.py, lines 16-83.
 
@@ -162,10 +162,10 @@ class NeXtVLAD(DerivedWeights):
         """Aggregates a padded batch.
 
         Args:
-            frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them: these are
+            frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them: bytes are
                 dequantised (0 on padding) tile by tile, inside the first product. Padded frames
-                must be finite; those of bytes do not count, those of floating frames change the
-                result in training only, through the statistics.
+                must be finite; padded bytes are ignored, padded floating frames change the result
+                in training only, through the statistics.
             mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
 
         Returns:
@@ -196,9 +196,9 @@ class NeXtVLAD(DerivedWeights):
             expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
-            folded = self._kept(self._fold_with_norm) if self._may_keep() else self._fold()
+            folded = self._cached(self._fold_with_norm) if self._may_cache() else self._fold()
             norm, pool, bias = folded.norm, folded.pool, folded.assign_bias
-            if self.training:  # the mean of the batch would take it off again
+            if self.training:  # subtracting the mean of the batch would remove it again
                 bias, deferred_bias = None, bias
             attention = _linear(frames, mask, folded.attention, folded.attention_bias)
             assignment = _linear(frames, mask, folded.assign, bias)
@@ -227,7 +227,7 @@ class NeXtVLAD(DerivedWeights):
             batch: number of videos B.
             length: number of frames T of each.
             backward: whether the gradients of the parameters are counted too.
-            formed: whether Wc W is there already, as in eval mode.
+            formed: whether Wc W exists already, as in eval mode.
 
         Returns:
             Operations for each order.
@@ -263,7 +263,7 @@ class NeXtVLAD(DerivedWeights):
             return "direct"
         batch, length = frames.shape[:2]
         backward = torch.is_grad_enabled() and self.expand.weight.requires_grad
-        counts = self.operations(batch, length, backward=backward, formed=self._may_keep())
+        counts = self.operations(batch, length, backward=backward, formed=self._may_cache())
         cheapest: Order = "direct"
         for order in counts:  # not min(): torch.compile cannot trace its key
             if counts[order] < counts[cheapest]:
@@ -282,7 +282,7 @@ class NeXtVLAD(DerivedWeights):
     def _fold_with_norm(self) -> _Folded:
         """Returns what `_fold` does, with the batch normalisation of eval mode.
 
-        The bias is taken off the mean: to add it to the product is a pass over the assignment.
+        The mean absorbs the bias: adding it to the product would be a pass over the assignment.
         """
         folded, norm = self._fold(), self.assign_norm
         mean = norm.running_mean - self.assign.weight @ self.expand.bias
@@ -298,12 +298,12 @@ class NeXtVLAD(DerivedWeights):
         """
         groups, clusters, size = self.groups, self.clusters, self.feature_size
         if pool is not None and frames.dtype != torch.uint8:
-            # Nothing is copied where u has rows (n, g) and W is multiplied with that of each video;
-            # the gradient of W would be one for each video.
+            # With u in rows (n, g), W times each video's u copies nothing. Only without gradients,
+            # as W would get one per video.
             videos = max(1, _POOLED // (size * groups * clusters) if frames.is_cpu else len(frames))
             parts: list[Tensor] = []
-            for some, own in zip(frames.split(videos), weights.split(videos), strict=True):
-                pooled = matmul(some.mT.to(own.dtype), own.flatten(2))
+            for x, w in zip(frames.split(videos), weights.split(videos), strict=True):
+                pooled = matmul(x.mT.to(w.dtype), w.flatten(2))
                 pooled = pooled.view(-1, size * groups, clusters)
                 parts.append(matmul(pool.expand(len(pooled), -1, -1), pooled))
             vlad = torch.cat(parts).mT  # (B, K, F)

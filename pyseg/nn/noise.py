@@ -16,8 +16,8 @@ class MaskedGaussianNoise(nn.Module):
     and e from a normal one of standard deviation sigma, drawn anew for every element. In eval mode,
     and with a sigma of 0, it returns its input.
 
-    Source: the paper, section 3.5, which masks half of the dimensions of every input vector and
-    names no standard deviation; 0.1 is that of another system of the same challenge.
+    Source: the paper, section 3.5, which masks half of the dimensions of every input vector but
+    gives no standard deviation; 0.1 is that of another system of the same challenge.
 
     Args:
         sigma: standard deviation of the noise, in units of the normalised frames.
@@ -59,7 +59,7 @@ class MaskedGaussianNoise(nn.Module):
 
         Args:
             x: (B, T, N) normalised frames.
-            mask: (B, T) bool; frames with False stay as they are. ``None``: none does.
+            mask: (B, T) bool; frames with False stay as they are. ``None``: all get noise.
 
         Returns:
             (B, T, N), of the dtype of `x`.

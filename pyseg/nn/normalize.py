@@ -1,4 +1,4 @@
-"""What happens to frames before the first layer."""
+"""Normalisation of frames before the first layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyseg.ops.frames import dequantize
 
 Convention = Literal["dequantize", "l2", "unwhiten", "raw"]
 
-# Dequantised values lie in [-2, 2.01], others of the same features not far from it.
+# Dequantised values lie in [-2, 2.01], features that were never bytes not far from that.
 _LARGEST = 16.0
 
 
@@ -22,11 +22,11 @@ _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class FrameNormalization(nn.Module):
-    """Turns stored frames into what a model was trained on, padding included.
+    """Normalises stored frames and their padding by the convention that a model was trained with.
 
-    Public YouTube-8M systems do not agree on this step, and mixing the conventions up is silent
-    and costly. So it is a part of the classifier: its name is saved with the configuration and its
-    buffer with the weights.
+    Public YouTube-8M systems differ in this step, and a mix-up costs accuracy without any error. So
+    it is part of the classifier: its name is saved with the configuration and its buffer with the
+    weights.
 
     ============== ============================================= ===================================
     convention     valid frames                                  padded frames
@@ -41,9 +41,9 @@ class FrameNormalization(nn.Module):
     ============== ============================================= ===================================
 
     Here x is a floating input as it is, or for a uint8 input q its dequantised value
-    q * 4/255 + (4/512 - 2). Padding is exact, as in the reference, which pads after dequantising:
-    whatever the padded rows hold (bytes, garbage, NaN) is replaced. Only `unwhiten` moves padding
-    away from 0; no prediction in eval mode depends on it, batch-norm statistics do.
+    q * 4/255 + (4/512 - 2). Padding is overwritten, whatever it holds (bytes, garbage, NaN), as in
+    the reference, which pads after dequantising. Only `unwhiten` moves padding away from 0; that
+    enters batch-norm statistics, but no prediction in eval mode.
 
     Args:
         convention: one of the above.
@@ -116,9 +116,9 @@ class FrameNormalization(nn.Module):
         Raises:
             TypeError: `frames` is neither uint8 nor floating.
             ValueError: the last dimension of `frames` is not ``sum(feature_sizes)``, or floating
-                frames are plainly not dequantised: bytes made floats. The first frame of each video
-                is looked at for that; on a GPU, which has to be waited for, of the first batch
-                alone, and under torch.compile of none.
+                frames are plainly not dequantised: bytes made floats. Only the first frame of each
+                video is checked; on a GPU, where that synchronises, only in the first batch, and
+                under torch.compile never.
         """
         self.check(frames)
         width = sum(self.feature_sizes)
@@ -140,7 +140,7 @@ class FrameNormalization(nn.Module):
         return x
 
     def leaves_bytes(self, frames: Tensor) -> bool:
-        """Whether `frames` can go on as bytes, for a first product that dequantises them."""
+        """Whether `frames` may stay bytes, for a first product that dequantises them."""
         return frames.dtype == torch.uint8 and self.convention == "dequantize"
 
     def check(self, frames: Tensor) -> None:
@@ -154,10 +154,10 @@ class FrameNormalization(nn.Module):
             )
 
     def _refuse_bytes(self, frames: Tensor, mask: Tensor | None) -> None:
-        """Raises where floating frames hold what is far outside the range of dequantised ones."""
+        """Raises where floating frames are far outside the range of dequantised ones."""
         if self.convention == "raw" or not frames.numel() or torch.compiler.is_compiling():
             return
-        # A meta, fake or vmapped tensor has no values to look at.
+        # A meta, fake or vmapped tensor has no values to check.
         if type(frames) is not Tensor or frames.is_meta or _is_transformed(frames):
             return
         if frames.device.type != "cpu":

@@ -1,4 +1,4 @@
-// What the native tests count, to return it from main.
+// The failures of a native test, to return from main.
 #pragma once
 
 #include <cstdio>

@@ -16,7 +16,7 @@ namespace {
 
 using pyseg::Accumulate;
 
-// Rows of 0 to `most` ratings and, for the correlation, of 0 to 4 relations.
+// Rows with 0 to `most` ratings and, in the correlation, 0 to 4 relations.
 template <typename T>
 struct RatedBceCase {
   using A = Accumulate<T>;
@@ -70,7 +70,7 @@ struct RatedBceCase {
   }
 };
 
-// Loss and gradient of every row, as the definition says.
+// Loss and gradient of every row by the definition.
 template <typename T>
 void naive_rated_bce(const pyseg::RatedBceInput<T, Accumulate<T>>& in, std::vector<double>& loss,
                      std::vector<double>& gradient) {

@@ -105,7 +105,7 @@ void naive_assignment(const VladShape& s, const std::vector<T>& z, const std::ve
   }
 }
 
-// The definition, and its gradients by the chain rule written out one step at a time.
+// The definition, and its gradients by the chain rule, one step at a time.
 template <typename T>
 Expected naive(const VladShape& s, const std::vector<T>& x, const std::vector<T>& z,
                const std::vector<T>& a, const std::vector<T>& c, const Norm& norm,
@@ -159,7 +159,7 @@ Expected naive(const VladShape& s, const std::vector<T>& x, const std::vector<T>
 template <typename T>
 void expect_close(const std::vector<T>& actual, const Doubles& expected, double tolerance,
                   const std::string& what, double scale = 1e-2) {
-  double largest = scale, error = 0;  // where F is 1 the gradients cancel to 0
+  double largest = scale, error = 0;  // for F = 1 the gradients cancel to 0
   for (const double x : expected) largest = std::fmax(largest, std::fabs(x));
   for (size_t i = 0; i < expected.size(); ++i) {
     const double difference = std::fabs(value_of(actual[i]) - expected[i]);
@@ -170,7 +170,7 @@ void expect_close(const std::vector<T>& actual, const Doubles& expected, double 
 
 enum class Kind { kPlain, kConstants, kStatistics };  // of the normalisation
 
-// A normalisation such as the moments of `z` would give.
+// A normalisation by the moments of `z`.
 template <typename T>
 Norm make_norm(const VladShape& s, const std::vector<T>& z, Kind kind, std::mt19937_64& generator) {
   const int64_t rows = s.batch * s.rows, K = s.clusters, size = s.groups * K;

@@ -27,7 +27,7 @@ using pyseg::BFloat16;
 using pyseg::Float16;
 using pyseg::gpu::Device;
 
-// The type of a GPU that has the bits of one of the CPU.
+// The GPU's type with the bits of the CPU's type T.
 template <typename T>
 struct OnGpu {
   using type = T;
@@ -41,8 +41,8 @@ struct OnGpu<BFloat16> {
   using type = __nv_bfloat16;
 };
 
-// Values of type T in memory of a GPU, on a boundary of 256 bytes as a GPU's allocations are, or
-// `offset` values after one as a view of such.
+// Values of type T as in GPU memory: aligned to 256 bytes like a GPU's allocations, or `offset`
+// values after such a boundary, like a view.
 template <typename T>
 class Memory {
  public:
@@ -164,7 +164,7 @@ void test_shape(const VladShape& s, double eps, Kind kind, bool tf32, const Devi
   expect_close(d.attention, expected.attention, tolerance, what + " gradient of attention");
   expect_close(d.centers, expected.centers, tolerance, what + " gradient of centers");
   expect_close(d.norm_sums, expected.norm_sums, tolerance, what + " norm_sums");
-  // Again, with threads and blocks in another order.
+  // Repeated with threads and blocks in another order.
   expect(same_bits(d, run(test, tf32, device, false, 1, what)),
          what + " depends on more than values");
 }
@@ -256,7 +256,7 @@ void test_moments(int64_t rows, int64_t columns, bool weighted, double tolerance
   expect_close(result.read(), expected, tolerance, what);
 }
 
-// `in` with its logits in memory of a GPU.
+// `in` with its logits in GPU memory.
 template <typename T>
 pyseg::RatedBceInput<typename OnGpu<T>::type, Accumulate<T>> on_gpu(
     const pyseg::RatedBceInput<T, Accumulate<T>>& in, const Memory<T>& logits) {
@@ -274,7 +274,7 @@ void test_rated_bce(int64_t batch, int64_t classes, bool correlated, double tole
   naive_rated_bce(in, expected, gradient);
   double mean = 0;
   for (const double loss : expected) mean += loss / batch;
-  // Of the rows' mean, in float16 of their sum.
+  // The gradient is that of the rows' mean, in float16 that of their sum.
   const double share = std::is_same_v<T, Float16> ? 1 : 1. / batch;
   for (double& slope : gradient) slope *= share;
 
@@ -294,7 +294,8 @@ void test_rated_bce(int64_t batch, int64_t classes, bool correlated, double tole
   expect_close(scaled.read(), gradient, 2 * tolerance, what + " scaled gradient");
 }
 
-// A rating that only one thread of a row's block sees makes all of the row NaN, and nothing else.
+// An invalid rating that only one thread of a block reads makes its whole row NaN, and nothing
+// else.
 void test_wrong_rating() {
   RatedBceCase<float> example(3, 40, 0, 3);
   example.rated = {3, 40, 5};
@@ -345,8 +346,8 @@ void test_rated_losses() {
   }
 }
 
-// Every division of the work that a smaller shared memory leads to, on a GPU so small that a block
-// takes all of a video.
+// Every partition of the work for smaller shared memories, on a GPU so small that one block takes a
+// whole video.
 template <typename T>
 void test_plans(bool tf32, double tolerance, const std::string& name) {
   using Gpu = typename OnGpu<T>::type;

@@ -23,7 +23,7 @@ using pyseg::BFloat16;
 using pyseg::Float16;
 using pyseg::Simd;
 
-// How exact a type's results must be: a gradient's last digit, and the relative error of a loss.
+// Tolerances of a type: a gradient's last digit, and the relative error of a loss.
 template <typename T>
 constexpr double kDigit = 0;
 template <>
@@ -54,7 +54,7 @@ void test_case(const RatedBceCase<T>& example, bool correlated, Simd level, cons
                            std::to_string(B) + ", " + std::to_string(C) + ")" +
                            (correlated ? " correlated " : " ");
   const double share = pyseg::rated_bce_share<T>(B);
-  // Of a 16-bit type the smallest numbers are as far apart as this.
+  // The spacing of the smallest numbers of a 16-bit type.
   const double smallest = std::is_same_v<T, Float16> ? 0x1p-24 : 1e-37;
   double total = 0;
   for (int64_t b = 0; b < B; ++b) {
@@ -116,7 +116,7 @@ void test_type(Simd level, const std::string& name) {
   test_case(extreme, true, level, name + " extreme");
 }
 
-// A NaN spoils its own row alone.
+// A NaN affects its own row only.
 void test_nan(Simd level) {
   RatedBceCase<float> example(3, 100, 4, 1);
   example.logits[150] = std::numeric_limits<float>::quiet_NaN();
@@ -144,7 +144,7 @@ void test_log1p(Simd level) {
   double worst = 0;
   for (uint32_t bits = std::bit_cast<uint32_t>(std::numeric_limits<float>::min()); bits <= kOne;
        bits += kStep) {
-    float x[16], found[16];  // what the widest vector holds; the narrowest holds 4
+    float x[16], found[16];  // the widest vector; the narrowest has 4 lanes
     for (uint32_t i = 0; i < 16; ++i) x[i] = std::bit_cast<float>(std::min(bits + i, kOne));
     const float* const source = x;
     float* const result = found;

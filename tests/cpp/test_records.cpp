@@ -1,10 +1,10 @@
-// The record reader without Python: checksums, framing, decoding, and what no input may do to it.
+// The record reader without Python: checksums, framing, decoding, and damaged input.
 //
 //     test_records                      the tests, on generated records
-//     test_records FILE                 besides, corrupt and cut that TFRecord file 2,500 times
+//     test_records FILE                 in addition, corrupts and truncates a TFRecord file 2,500
+//                                       times
 //
-// It is also built with the address and undefined-behaviour sanitizers, which is what the random
-// corruption is for.
+// It is also built with the address and undefined-behaviour sanitizers, for the random corruption.
 
 #include <algorithm>
 #include <cstdint>
@@ -45,8 +45,8 @@ const uint8_t* bytes(std::string_view text) {
 
 uint32_t checksum(std::string_view text) { return crc32c(bytes(text), text.size()); }
 
-// Serves a copy on the heap that ends where the data ends, in pieces, so that the sanitizer sees
-// every step too far.
+// Serves a heap copy of exactly the data's size, in pieces, so that the sanitizer sees every read
+// past the end.
 class MemorySource final : public Source {
  public:
   MemorySource(std::string_view data, size_t piece) : data_(data), piece_(piece) {}
@@ -199,7 +199,7 @@ void test_framing() {
     }
   }
 
-  // Cut short since it was opened, between two records.
+  // Truncated since it was opened, between two records.
   CHECK(read_all(two.substr(0, 21), 7, 43, &error).size() == 1);
   CHECK(error == "expected 43 bytes in the file, found 21");
   CHECK(read_all("", 7, 43, &error).empty());
@@ -216,7 +216,7 @@ void test_framing() {
     CHECK(std::strstr(fault.what(), "at most 5 bytes in a record") != nullptr);
   }
 
-  // A length with the right checksum that nobody may allocate.
+  // A length with a valid checksum that must not be allocated.
   const std::string length = little_endian(INT32_MAX, 8);
   const std::string absurd = length + little_endian(mask(checksum(length)), 4) + "x";
   for (const int64_t size : {int64_t{-1}, static_cast<int64_t>(absurd.size())}) {
@@ -330,19 +330,19 @@ void test_pool() {
   std::memset(first, 1, 300'000);
   pool.give(first, 300'000);
   CHECK(pool.idle_bytes() >= 300'000);
-  void* again = pool.take(299'000);  // nearly as large: the same block
+  void* again = pool.take(299'000);  // slightly smaller: the same block
   CHECK(again == first);
   CHECK(pool.idle_bytes() == 0);
   void* other = pool.take(600'000);
   void* third = pool.take(300'000);
   pool.give(again, 299'000);
   pool.give(other, 600'000);
-  pool.give(third, 300'000);  // too much idle: goes back to the system
+  pool.give(third, 300'000);  // too many idle bytes: freed
   CHECK(pool.idle_bytes() <= 1'000'000);
 }
 
-// A record whose bytes were changed at random and framed anew, so that no checksum protects the
-// decoder: it may decode or throw Wrong, nothing else.
+// Decodes records with random changes and valid checksums: the decoder must decode them or throw
+// Wrong.
 void test_random_records() {
   std::mt19937_64 random(3);
   const std::vector<std::string> originals = {frame_record(1), frame_record(6), frame_record(40),
@@ -372,7 +372,7 @@ void test_random_records() {
           if (random() % 4 == 0) record.resize(at);
       }
     }
-    // On the heap, and of this very size.
+    // On the heap, and of exactly this size.
     const std::vector<uint8_t> exact(record.begin(), record.end());
     const Bytes span{exact.data(), exact.data() + exact.size()};
     float features[3];
@@ -397,8 +397,8 @@ void test_random_records() {
   CHECK(bad > 1'000);
 }
 
-// A file of which a byte was changed, or which was cut: the same records as before up to some
-// point, and then the end, or a Fault.
+// Changes a byte of a file or truncates it: reading must give the same records up to some point,
+// and then the end or a Fault.
 void check_faults(const std::string& file, size_t corruptions, size_t truncations) {
   std::string error;
   const std::vector<std::string> whole = read_all(file, file.size(), -1, &error);

@@ -24,8 +24,8 @@ uint64_t key_of(float score, uint32_t id) {
   return uint64_t{bits >> 31 != 0 ? bits : bits ^ 0x7fffffff} << 32 | id;
 }
 
-// Scores with ties, infinities and both zeros, and ids in no order. Memory is as large as it has to
-// be, so that the sanitizers see what is read and written beyond it.
+// Scores with ties, infinities and both zeros, and unsorted ids. Arrays have exactly the required
+// size, so that the sanitizers see every access beyond them.
 struct Case {
   int64_t rows, classes, room;
   std::vector<float> scores;
@@ -87,7 +87,7 @@ void test_append(int64_t rows, int64_t classes, int64_t slack, bool restricted, 
   expect(pyseg::top_k_append(block, 0, middle, classes, level) == rows, what + ": rows");
   expect(found.counts == expected.counts, what + ": counts");
   bool same = true;
-  for (int64_t c = 0; c < classes; ++c) {  // beyond a count anything may be
+  for (int64_t c = 0; c < classes; ++c) {  // keys beyond the count are undefined
     const auto begin = found.keys.begin() + c * found.room;
     same =
         same && std::equal(begin, begin + found.counts[c], expected.keys.begin() + c * found.room);
@@ -145,7 +145,7 @@ void test_cuts(Simd level) {
         test_cut(others, k, more, level, "rising");
         std::reverse(others.begin(), others.end());
         test_cut(others, k, more, level, "falling");
-        // What a sample would see is worse, or better, than everything else.
+        // The keys that the sample sees are worse, or better, than all others.
         for (const uint64_t seen : {uint64_t{0}, kAll}) {
           others = keys;
           for (int64_t i = 0; i < size; i += std::max<int64_t>(1, size / 1024)) others[i] = seen;
@@ -157,7 +157,7 @@ void test_cuts(Simd level) {
   }
 }
 
-// Lists with little room, which are full again and again.
+// Lists with little room, which fill repeatedly.
 void test_add(int64_t rows, int64_t k, int64_t slack, Simd level) {
   const std::string what = "level " + std::to_string(static_cast<int>(level)) + " k " +
                            std::to_string(k) + " of " + std::to_string(rows);

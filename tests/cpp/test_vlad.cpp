@@ -23,7 +23,7 @@ using pyseg::BFloat16;
 using pyseg::Float16;
 using pyseg::Simd;
 
-// Calls function(begin, end) for the parts of a range, as threads would.
+// Calls function(begin, end) for parts of a range, as threads would.
 template <typename Function>
 void in_parts(int64_t size, int64_t parts, const Function& function) {
   for (int64_t i = 0; i < parts; ++i) function(size * i / parts, size * (i + 1) / parts);
@@ -81,7 +81,7 @@ struct Case {
     });
   }
 
-  // What a binding does once the tasks of a backward are done.
+  // The last step of a backward, which the callers of the kernels take.
   void complete(int64_t parts, const A* partial, int64_t tasks, Gradients<T>& d) const {
     if (norm_values.empty()) return;
     d.norm_sums.resize(2 * s.groups * s.clusters);
@@ -157,7 +157,7 @@ Case<T> make_case(const VladShape& s, double eps, bool masked, const Norm& norm,
   return c;
 }
 
-// What a kernel is compared with; the same for every level.
+// The expected results, the same for every level.
 struct Oracle {
   Expected vlad;
   Doubles weights;  // of soft_assign
@@ -226,8 +226,8 @@ void test_shape(const VladShape& s, double eps, bool masked, Kind kind, double t
 }
 
 void test_kernels() {
-  // batch, rows, groups, width, clusters; among the last: several slices a video, blocks of videos,
-  // columns that take turns.
+  // batch, rows, groups, width, clusters; the last ones have several slices per video, blocks of
+  // videos, and columns processed in several steps.
   for (const VladShape& s :
        {VladShape{2, 5, 1, 7, 3}, VladShape{1, 1, 1, 1, 1}, VladShape{3, 66, 3, 19, 17},
         VladShape{1, 130, 2, 33, 136}, VladShape{1, 40, 8, 140, 56}, VladShape{2, 0, 1, 3, 2},
@@ -237,7 +237,7 @@ void test_kernels() {
       test_shape<double>(s, 1e-12, false, kind, 1e-12, "double");
       test_shape<float>(s, 1e-12, false, kind, 8e-6, "float");
       test_shape<BFloat16>(s, 1e-12, false, kind, 2e-2, "bfloat16");
-#ifndef PYSEG_SANITIZE  // where bfloat16 has the same addresses, and compiling takes a minute
+#ifndef PYSEG_SANITIZE  // bfloat16 has the same accesses, and compiling takes a minute
       test_shape<Float16>(s, 1e-12, false, kind, 4e-3, "float16");
 #endif
     }
@@ -247,7 +247,7 @@ void test_kernels() {
 }
 
 void test_batch(Simd level) {
-  // The last video alone, and in a batch: the same bits.
+  // The last video has the same bits alone and in a batch.
   const VladShape s{3, 700, 2, 21, 19}, one{1, 700, 2, 21, 19};
   std::mt19937_64 generator(2);
   const auto z = random_values<float>(3 * 700 * 19, 2, generator);
@@ -350,7 +350,7 @@ void test_exp(Simd level) {
   }
 }
 
-// Every 16-bit value survives the round trip; halves between neighbours go to the even one.
+// Every 16-bit value survives the round trip; ties round to even.
 template <typename T>
 void test_conversion(const std::string& name, int mantissa) {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -395,7 +395,7 @@ struct Convert {
   }
 };
 
-// Vectors are converted as single values are, and no part of a vector is left out.
+// Vectors are converted like single values, partial vectors too.
 template <typename T>
 void test_vector_conversion(const std::string& name, Simd level) {
   constexpr int64_t kSize = 0x10000 + 7;

@@ -24,7 +24,7 @@ def ratings_of(rows: Sequence[tuple[int, int, float]]) -> Ratings:
 
 @pytest.fixture
 def frame_shards(tmp_path: Path) -> Callable[..., list[Path]]:
-    """Writes shards of `counts` videos; video v of shard s is "s<s>v<v>", has 3 + v % 5 frames."""
+    """Writes shards of `counts` videos; video v of shard s, "s<s>v<v>", has 3 + v % 5 frames."""
 
     def write(counts: Sequence[int], rated: bool = False) -> list[Path]:
         paths = []

@@ -46,7 +46,7 @@ def clips(tmp_path: Path) -> Path:
         tmp_path / "strong_labels.tsv",
         HEADER
         + "long_30000\t/m/a\t0.0\t10.0\n"  # all the time
-        + "long_30000\t/m/b\t0.5\t0.9\n"  # a moment of the first segment
+        + "long_30000\t/m/b\t0.5\t0.9\n"  # briefly in the first segment
         + "long_30000\t/m/b\t0.7\t1.1\n"
         + "long_30000\t/m/c\t9.7\t10.0\n"  # past the last frame
         + "short_0\t/m/b\t5.0\t6.72\n"
@@ -75,7 +75,7 @@ def test_complete_ratings(clips: Path) -> None:
     assert rated(data) == {
         "long:0": {0: 1.0, 1: 1.0, 2: 0.0},
         "long:5": {0: 0.0, 1: 1.0, 2: 0.0},
-        "short:0": {0: 0.0, 1: 1.0},  # 5.0 to 6.72 s is all in the second
+        "short:0": {0: 0.0, 1: 1.0},  # 5.0 to 6.72 s lies in the second
         "short:5": {0: 1.0, 1: 1.0},
     }
     assert data.clips_without_labels == 1
@@ -101,7 +101,7 @@ def test_some_classes_are_drawn_per_segment(clips: Path, cache: bool) -> None:
 
 
 def test_thresholds(clips: Path) -> None:
-    # /m/b sounds 0.6 s of the first 4.8: by itself it is all in the segment.
+    # The event of /m/b lies entirely in the first segment, but takes little of its 4.8 s.
     assert rated(dataset(clips, rated_per_segment=None, event_share=2.0))["long:0"][0] == 0
     strict = rated(dataset(clips, rated_per_segment=None, event_share=2.0, segment_share=0.1))
     assert strict["long:0"][0] == 1
@@ -185,7 +185,7 @@ def test_strong_only_classes_follow_the_weak_ones() -> None:
     assert names == ["/m/b", "Music", "Yes", "/t/z"]
 
 
-def test_classes_that_go_by_their_names() -> None:
+def test_classes_named_by_their_display_names() -> None:
     names = {"/m/a": "Male speech, man speaking", "/m/b": "Tap", "/m/c": "Tap", "/m/d": "/m/e"}
     strong = {
         "a_0": {"male_speech,_man  speaking": [(0, 2)], "/m/a": [(1, 3)], "Tap": [(0, 1)]},
@@ -201,7 +201,7 @@ def test_classes_that_go_by_their_names() -> None:
 
 
 def clip_shards(folder: Path, *names: str) -> None:
-    """Writes 4 clips a name, "<name>0" to "<name>3", which start at 30 s."""
+    """Writes 4 clips per name, "<name>0" to "<name>3", which start at 30 s."""
     for name in names:
         frames = np.ones((10, 128), np.uint8)
         context = {"start_time_seconds": 30.0}

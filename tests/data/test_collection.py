@@ -74,7 +74,7 @@ def test_sample() -> None:
     assert ids(collection.segments("train")) < parts[0]
 
 
-def test_the_train_partition_is_all_for_training(tmp_path: Path) -> None:
+def test_the_train_partition_is_not_split(tmp_path: Path) -> None:
     frames(tmp_path / "train00.tfrecord", IDS[:20])
     frames(tmp_path / "validate00.tfrecord", IDS[20:], rated=True)
     collection = open_collection(tmp_path)
@@ -90,7 +90,7 @@ def test_the_train_partition_is_all_for_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rated", [False, True])
 def test_a_train_partition_alone_or_rated_is_split(tmp_path: Path, rated: bool) -> None:
-    """Otherwise there would be nothing to evaluate on, or training videos to evaluate on."""
+    """Otherwise evaluation would have no videos, or only training videos."""
     frames(tmp_path / "train00.tfrecord", IDS, rated=rated)
     if rated:
         frames(tmp_path / "validate00.tfrecord", ["abcd"])
@@ -117,7 +117,7 @@ def test_ratings_may_come_late_in_a_file(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("compress", [False, True])
 def test_ratings_are_found_under_any_name(tmp_path: Path, name: str, compress: bool) -> None:
-    """In the last record alone, and in another file than the first."""
+    """In the last record only, and in another file than the first."""
     for shard in range(3):
         path = tmp_path / f"{name}{shard}.tfrecord"
         path.parent.mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def test_ratings_are_found_under_any_name(tmp_path: Path, name: str, compress: b
         records = [encode_frames(f"s{shard}v{k}", features, [1]) for k in range(70)]
         if last:
             rated = ratings_of([(0, 1, 1.0)])
-            # A context that is longer than what is read of a record at first.
+            # A context longer than the part of a record that is read first.
             context = {"note": "segment" * 300}
             records.append(encode_frames("rated", features, [1], rated, context=context))
         write_records(path, records, compress=compress)
@@ -151,7 +151,7 @@ def test_labels_may_come_late_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", ["frame", "video"])
-def test_ids_may_go_by_the_name_of_the_first_releases(tmp_path: Path, level: str) -> None:
+def test_ids_may_have_the_key_of_the_first_releases(tmp_path: Path, level: str) -> None:
     for number, key in enumerate(["video_id", "video_id", "id"]):
         name = IDS[number]
         if level == "frame":
@@ -181,7 +181,7 @@ def test_names_of_records(tmp_path: Path) -> None:
     assert open_collection(tmp_path).has_segments
 
 
-def test_records_without_a_name_of_theirs(tmp_path: Path) -> None:
+def test_records_without_their_usual_name(tmp_path: Path) -> None:
     frames(tmp_path / "part-00000-of-00001", IDS, rated=True)
     for name in (".hidden", "x.part"):
         shutil.copy(tmp_path / "part-00000-of-00001", tmp_path / name)
@@ -193,7 +193,7 @@ def test_records_without_a_name_of_theirs(tmp_path: Path) -> None:
         assert collection.num_classes == 3
 
 
-def test_damaged_records_are_skipped_where_asked_for(tmp_path: Path) -> None:
+def test_damaged_records_are_skipped_with_on_error_skip(tmp_path: Path) -> None:
     path = tmp_path / "x.tfrecord"
     frames(path, IDS, rated=True)
     data = bytearray(path.read_bytes())
@@ -251,7 +251,7 @@ def test_split_follows_fraction_and_seed(tmp_path: Path) -> None:
 
 
 def test_the_training_part_is_split_in_its_turn(tmp_path: Path) -> None:
-    """The test videos are then in no part, nor are their labels counted."""
+    """The test videos are then in no part, and their labels are not counted."""
     frames(tmp_path / "a00.tfrecord", IDS, rated=True)
     inner = open_collection(tmp_path).without_test(0.5, 1)
     rest = set(IDS) - HELD
@@ -286,7 +286,7 @@ def test_label_lists_are_those_of_the_videos(tmp_path: Path, level: str) -> None
         list(collection.label_lists("rest"))
 
 
-def test_labels_that_a_record_has_twice_count_once(tmp_path: Path) -> None:
+def test_duplicate_labels_of_a_record_count_once(tmp_path: Path) -> None:
     path = tmp_path / "validate0000.tfrecord"
     records = [
         encode_frames("a", np.ones((2, 1152), np.uint8), [3, 1, 3, 2, 1]),
@@ -314,7 +314,7 @@ def test_segments_are_read_once(tmp_path: Path) -> None:
 
 
 def test_a_collection_is_read_in_another_way(tmp_path: Path) -> None:
-    """A cache is shared only with those that read the same in the same way."""
+    """A cache is shared only by data sets that read the same files in the same way."""
     frames(tmp_path / "a00.tfrecord", IDS[:20], rated=True)
     frames(tmp_path / "a01.tfrecord", IDS[20:], rated=True)
     collection = open_collection(tmp_path)
@@ -374,7 +374,7 @@ def test_the_most_common_kind_is_taken(tmp_path: Path) -> None:
     )
 
 
-def test_the_unlabelled_test_partition_is_left_out(tmp_path: Path) -> None:
+def test_the_unlabeled_test_partition_is_left_out(tmp_path: Path) -> None:
     frames(tmp_path / "validate00.tfrecord", IDS)
     for shard in range(3):
         unlabelled(tmp_path / f"test0{shard}.tfrecord")
@@ -401,7 +401,7 @@ def test_shards_without_records_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_series_of_two_kinds(tmp_path: Path) -> None:
-    """Names do not tell them apart: every file is looked at."""
+    """Names do not tell them apart: every file is opened."""
     video = encode_video("abcd", np.zeros(1152), [1])
     for shard in range(40):
         path = tmp_path / f"data{shard:02d}.tfrecord"

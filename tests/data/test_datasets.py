@@ -37,9 +37,9 @@ from pyseg.errors import ArgumentError, MissingFileError
 from .conftest import FRAMES, VIDEOS, ratings_of
 
 pytestmark = [
-    # More workers than processors: asked for.
+    # More workers than processors, on purpose.
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    # Python 3.12 on: torch's threads are not used in the forked workers.
+    # From Python 3.12 on: torch's threads are not used in the forked workers.
     pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
 ]
 
@@ -117,7 +117,7 @@ def test_held_out_is_a_property_of_the_id() -> None:
     assert 900 < len(test) < 1100
     assert {name for name in names if held_out(name, 0.1)} < test  # a larger part only adds
     assert test != {name for name in names if held_out(name, seed=1)}
-    # Never Python's own hash(), which differs between processes.
+    # Not Python's own hash(), which differs between processes.
     digest = hashlib.blake2b(b"0:1e10", digest_size=8).digest()
     assert stable_hash("1e10", 0) == int.from_bytes(digest, "little") == 4988866014025950649
     assert not any(held_out(name, 0) for name in names)
@@ -212,7 +212,7 @@ def test_shuffling_depends_on_seed_and_epoch_only(frame_shards, cache: bool) -> 
 def test_global_random_state_is_left_alone(frame_shards) -> None:
     shards = frame_shards([9])
     torch.manual_seed(5)
-    np.random.seed(5)  # the global one is the point
+    np.random.seed(5)  # the global state, on purpose
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     loaded_ids(Frames(shards, shuffle=True, sampling="random-frames", num_samples=2), workers=1)
     ids(Frames(shards, shuffle=True, sampling="random-sequence", num_samples=2))
@@ -232,7 +232,7 @@ def test_epochs_reach_persistent_workers(frame_shards, cache: bool) -> None:
 
 
 @pytest.mark.parametrize("buffer", [1, 7, 40, 41, 1000])
-def test_chunks_are_shuffled_for_themselves(frame_shards, buffer: int) -> None:
+def test_chunks_are_shuffled_separately(frame_shards, buffer: int) -> None:
     order = [int(id[3:]) for id in ids(Frames(frame_shards([40]), shuffle=True, buffer=buffer))]
     chunks = [sorted(order[at : at + buffer]) for at in range(0, 40, buffer)]
     assert [number for chunk in chunks for number in chunk] == list(range(40))
@@ -253,7 +253,7 @@ def test_cached_batches_do_not_depend_on_workers(frame_shards, workers: int, shu
 
 
 def test_examples_are_where_the_memory_is(frame_shards):
-    """A data set that goes to another process has its tensors moved to shared memory."""
+    """A data set that is sent to another process has its tensors moved to shared memory."""
     dataset = Frames(frame_shards([5]), cache=True)
     before = [example.frames.copy() for example in dataset]
     reduction.ForkingPickler.dumps(dataset)
@@ -263,7 +263,7 @@ def test_examples_are_where_the_memory_is(frame_shards):
         assert np.shares_memory(found, dataset._memory.frames.numpy())
 
 
-def test_cached_ranks_make_up_one_processs_batches(frame_shards) -> None:
+def test_cached_batches_of_all_ranks_are_those_of_one_process(frame_shards) -> None:
     shards = frame_shards([13, 11])
     single = loaded_ids(Frames(shards, cache=True, shuffle=True), 6)
     ranks = [
@@ -304,7 +304,7 @@ def test_repeat_of_nothing_ends(frame_shards, cache: bool) -> None:
     assert ids(dataset) == []
 
 
-# ------------------------------------------------------------------------------ what is selected
+# ------------------------------------------------------------------------------------- selection
 
 
 def keep_even(id: str) -> bool:
@@ -340,7 +340,7 @@ def test_classes_restrict_and_renumber(frame_shards, cache: bool) -> None:
     assert [(e.id, e.classes.tolist(), e.scores.tolist()) for e in segments] == [
         ("s0v1:0", [0], [1.0])
     ]
-    # A video stays when none of its labels does: all of the classes are negatives.
+    # A video without any of the chosen labels stays: all classes are negatives.
     assert [e.classes.tolist() for e in Frames(shards, classes=[1])] == [[], [0], []]
 
 
@@ -356,7 +356,7 @@ def test_subset_shares_the_cache(frame_shards) -> None:
     order = ids(again)
     part.set_epoch(3)
     assert ids(full) == sorted(ids(full))
-    assert ids(again) == order  # epochs are a data set's own
+    assert ids(again) == order  # each data set has its own epoch
     with pytest.raises(TypeError, match="subset cannot change classes"):
         full.subset(classes=[1])
     with pytest.raises(ValueError, match="buffer must be at least 1, got 0"):
@@ -419,7 +419,7 @@ def test_sampling(frame_shards, sampling: str, cache: bool) -> None:
     assert len(of_seven) > 1  # not the same draw for every video
     dataset.set_epoch(1)
     assert draw(dataset) != first
-    # Neither order nor division changes what is drawn from a video.
+    # Neither order nor sharding changes the draws from a video.
     shuffled = Frames(shards, sampling=sampling, num_samples=4, shuffle=True, cache=cache)
     assert draw(shuffled) == first
     for batch in loader(shuffled, 7, workers=3):
@@ -448,7 +448,7 @@ def test_segments_have_their_frames_and_all_their_ratings(tmp_path: Path) -> Non
         assert found == [
             ("06xy:5", [5, 6, 7, 8, 9], [3, 4], [1.0, 0.0]),
             ("06xy:0", [0, 1, 2, 3, 4], [1], [0.0]),
-            ("06xy:10", [10, 11], [2], [1.0]),  # cut by the end: its own number of frames
+            ("06xy:10", [10, 11], [2], [1.0]),  # cut by the end of the video
         ]
         assert dataset.report.cut_segments == 1
         batch = next(iter(loader(dataset, 3)))
@@ -456,7 +456,7 @@ def test_segments_have_their_frames_and_all_their_ratings(tmp_path: Path) -> Non
         assert not batch.frames[2, 2:].any()
 
 
-def test_faults_that_the_public_data_has_are_counted(tmp_path: Path) -> None:
+def test_known_faults_of_the_public_data_are_counted(tmp_path: Path) -> None:
     frames = np.ones((12, 5), np.uint8)
     ratings = ratings_of([(0, 1, 0.0), (12, 2, 1.0), (299, 2, 1.0), (0, 1, 1.0), (5, 1, 1.0)])
     write_records(tmp_path / "a.tfrecord", [encode_frames("06xy", frames, [1], ratings, FRAMES)])
@@ -497,7 +497,7 @@ def test_cache_is_contiguous_and_read_only(frame_shards) -> None:
 
 
 def test_cached_frames_are_not_in_the_heap(frame_shards) -> None:
-    """There, they would be copied as they grow: in training the heap gives nothing back."""
+    """In the heap they would be copied as they grow, and training never returns heap memory."""
     frames = Frames(frame_shards([4]), cache=True)._memory.frames
     maps = Path("/proc/self/maps").read_text().splitlines()
     files = [line.split()[0].split("-") for line in maps if "memfd:pyseg" in line]
@@ -548,7 +548,7 @@ def test_skipping_counts_once_whatever_the_workers(frame_shards, workers: int) -
     dataset = Frames(shards, on_error="skip")
     batches = loader(dataset, 4, workers=workers)
     for _ in range(2):  # each pass counts anew
-        if workers:  # which warn for themselves
+        if workers:  # each of which warns
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RecordWarning)
                 found = {id for batch in batches for id in batch.ids}
@@ -584,7 +584,7 @@ def test_a_video_without_labels_stays_and_is_counted(frame_shards, cache: bool) 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("counts", [[20], [8, 6, 6]])
 def test_a_record_that_every_pass_skips_counts_once(frame_shards, counts, workers: int) -> None:
-    """Also where the workers divide a shard, and as soon as it has been met."""
+    """Even where workers divide a shard, and as soon as it has been read."""
     paths = frame_shards(counts)
     data = bytearray(paths[0].read_bytes())
     data[-10] ^= 1
@@ -642,7 +642,7 @@ def test_bad_loader_options(frame_shards) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("worker_error", "message"),
     [
         ("unable to allocate shared memory(shm) for file </t>", "found too little in /dev/shm"),
         ("DataLoader worker (pid 7) is killed by signal: Bus error. ", "--shm-size"),
@@ -650,13 +650,13 @@ def test_bad_loader_options(frame_shards) -> None:
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "ended unexpectedly"),
     ],
 )
-def test_what_becomes_of_workers(told: str, message: str) -> None:
+def test_errors_of_lost_workers_are_explained(worker_error: str, message: str) -> None:
     with pytest.raises(WorkerError, match=f"^--workers: .*{message}"), worker_errors():
-        raise RuntimeError(told)
+        raise RuntimeError(worker_error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size of tensor"), ConnectionResetError("x")])
-def test_other_errors_are_not_the_workers(error: Exception) -> None:
+def test_other_errors_are_not_taken_for_lost_workers(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)), worker_errors():
         raise error
 
@@ -664,7 +664,7 @@ def test_other_errors_are_not_the_workers(error: Exception) -> None:
 def test_data_sets_need_no_file_in_shared_memory(frame_shards) -> None:
     shared = Frames(frame_shards([3]))._shared
     tensors = [shared.epoch, shared.counts, shared.errors]
-    assert not any(tensor.is_shared() for tensor in tensors)  # as torch shares it, by a file
+    assert not any(tensor.is_shared() for tensor in tensors)  # torch would share it through a file
 
 
 def test_fingerprints(frame_shards) -> None:
@@ -681,7 +681,7 @@ def test_fingerprints(frame_shards) -> None:
     assert [changed[p.name] == found["shards"][p.name] for p in paths] == [True, False]
 
 
-def test_batches_from_workers_are_whole(frame_shards) -> None:
+def test_batches_from_workers_are_complete(frame_shards) -> None:
     shards = frame_shards([6, 5])
     expected = {example.id: example for example in Frames(shards)}
     for batch in loader(Frames(shards), 3, workers=2, frames=10):
@@ -695,7 +695,7 @@ def test_batches_from_workers_are_whole(frame_shards) -> None:
 
 
 def test_a_waiting_batch_holds_one_file(frame_shards) -> None:
-    """Batches that pile up soon meet the limit of open files, often 1,024."""
+    """Queued batches would soon reach the limit of open files, often 1,024."""
     dataset = Frames(frame_shards([150]), cache=True)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with_room = len(list(Path("/proc/self/fd").iterdir())) + 220

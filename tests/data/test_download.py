@@ -1,4 +1,4 @@
-"""``python -m pyseg.data download``, from a server on this machine that fails as real ones do."""
+"""``python -m pyseg.data download``, from a local server that fails as real ones do."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def content_of(name: str, size: int = SIZE) -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves the files of its server, or does what the next of the file's faults says."""
+    """Serves the files of its server, or fails with the next fault of the file."""
 
     server: Server
 
@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def serve(self, cut: int | None = None, ranges: bool = True) -> None:
-        """Serves the file, or what is asked for of it, or as much of that as `cut` says."""
+        """Serves the file or the requested range of it, or only its first `cut` bytes."""
         if self.body is None:
             self.head(404, 0)
             return
@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Files by path, what goes wrong with the next requests of each, and the requests so far."""
+    """Files by path, the faults of the next requests of each, and the requests so far."""
 
     daemon_threads = True
 
@@ -121,7 +121,7 @@ class Server(ThreadingHTTPServer):
         return [headers.get("Range") for headers in self.requests[SHARDS + name]]
 
     def handle_error(self, *_: object) -> None:
-        pass  # clients that hang up are what this is about
+        pass  # clients hang up on purpose
 
 
 def truncates(size: int) -> Callable[[Handler], None]:
@@ -146,7 +146,7 @@ def until_all_is_sent(connection: socket.socket) -> None:
 def resets(size: int) -> Callable[[Handler], None]:
     def fault(handler: Handler) -> None:
         handler.serve(cut=size)
-        until_all_is_sent(handler.connection)  # or the rest is dropped with the connection
+        until_all_is_sent(handler.connection)  # else a reset drops what is not sent yet
         linger = struct.pack("ii", 1, 0)
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         handler.connection.close()
@@ -330,7 +330,7 @@ def test_failures_that_last(
 
 
 def drips(before: bytes, piece: bytes) -> Callable[[Handler], None]:
-    """Sends some bytes, and then next to nothing for as long as anybody listens."""
+    """Sends some bytes, and then a trickle for as long as the client listens."""
 
     def fault(handler: Handler) -> None:
         handler.wfile.write(before)
@@ -357,7 +357,7 @@ def test_a_connection_that_drips_is_given_up(
     fault: Callable[[Handler], None],
 ) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(_http, "monotonic", lambda: next(clock))  # every look takes a second
+    monkeypatch.setattr(_http, "monotonic", lambda: next(clock))  # every reading takes a second
     server.publish("trainaa.tfrecord")
     path = SHARDS + "trainaa.tfrecord"
     server.faults[path] = [fault] * 3
@@ -409,7 +409,7 @@ def test_a_refused_connection_is_tried_again(
             download(config)
 
 
-def test_the_same_call_goes_on(server: Server, fetch: Fetch, folder: Path) -> None:
+def test_the_same_call_resumes(server: Server, fetch: Fetch, folder: Path) -> None:
     server.publish("trainaa.tfrecord", "trainab.tfrecord")
     server.faults[SHARDS + "trainaa.tfrecord"] = [truncates(70_000), answers(404)]
     assert not fetch().complete
@@ -429,13 +429,13 @@ def test_a_file_that_changed_in_between(server: Server, fetch: Fetch, folder: Pa
     for path in server.shards():
         server.faults[path] = [truncates(70_000), answers(404)]
     fetch()
-    # One that the server called something else then.
+    # A part that the server had under another name.
     (folder / "train0000.tfrecord.part").write_bytes(bytes(70_000))
     state = folder / ".download.jsonl"
     name = json.dumps(f'"{md5(content_of("trainaa.tfrecord"))}"')
     assert name in state.read_text()
     state.write_text(state.read_text().replace(name, json.dumps('"old"')))
-    # And one that has another checksum.
+    # And a file with another checksum.
     changed = content_of("changed")
     server.files[SHARDS + "trainab.tfrecord"] = changed
     server.publish()
@@ -457,7 +457,7 @@ def test_a_finished_part_needs_no_request(server: Server, fetch: Fetch, folder: 
     assert not server.requests[SHARDS + "trainaa.tfrecord"]
 
 
-def test_files_that_are_there_are_read_once(
+def test_existing_files_are_verified_once(
     server: Server, fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.publish("trainaa.tfrecord", "trainab.tfrecord", "trainac.tfrecord")
@@ -480,7 +480,7 @@ def test_files_that_are_there_are_read_once(
     path.write_bytes(bytes(SIZE))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
     assert fetch().damaged == ["train0001.tfrecord"]
-    # Damage that keeps size and time is found where it is asked for.
+    # Damage that keeps size and time is found on request.
     times = path.stat()
     path.write_bytes(bytes(SIZE))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -565,7 +565,7 @@ def test_a_dead_mirror_ends_the_run(server: Server, fetch: Fetch) -> None:
     assert not report.complete
 
 
-def test_failures_now_and_then_do_not_end_the_run(server: Server, fetch: Fetch) -> None:
+def test_occasional_failures_do_not_end_the_run(server: Server, fetch: Fetch) -> None:
     server.publish(*(f"traina{letter}.tfrecord" for letter in string.ascii_lowercase), size=10)
     for path in server.shards()[::2]:
         server.faults[path] = [answers(404)]
@@ -605,7 +605,7 @@ def test_servers_may_ask_to_wait() -> None:
     assert asked("Wed, 21 Oct 2015 07:28:00 -0000") == 0
 
 
-def test_waits_grow_and_are_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_grow_and_follow_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stop(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             waits.append(timeout)
@@ -724,7 +724,7 @@ def test_where_everything_lies(
     server.requests.clear()
     assert download(config).there == 3
     assert len(server.requests) == 1
-    # What is no vocabulary is not kept, and does not keep the shards from being fetched.
+    # An invalid vocabulary is discarded, and the shards are still fetched.
     (tmp_path / "vocabulary.csv").unlink()
     (tmp_path / "segment_vocabulary.csv").unlink()
     (tmp_path / "segment-validate" / "validate0000.tfrecord").unlink()

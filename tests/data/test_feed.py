@@ -1,4 +1,4 @@
-"""Feed: a run that goes on sees the batches that one without an interruption would have seen."""
+"""Feed: a resumed run sees the same batches as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", [FrameDataset, SegmentDataset])
-def test_going_on_at_any_batch(shards: list[str], kind, options: dict) -> None:
+def test_resuming_at_any_batch(shards: list[str], kind, options: dict) -> None:
     dataset = kind(shards, SCHEMA, repeat=True, seed=3, **options)
     feed = Feed(dataset, 4)
     expected, states = [], []
@@ -71,7 +71,7 @@ def test_going_on_at_any_batch(shards: list[str], kind, options: dict) -> None:
 
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_going_on_with_workers_that_had_read_ahead(
+def test_resuming_with_workers_that_had_read_ahead(
     shards: list[str], workers: int, cache: bool
 ) -> None:
     dataset = FrameDataset(shards, SCHEMA, repeat=True, shuffle=True, buffer=3, cache=cache)
@@ -93,7 +93,7 @@ def test_sampled_frames_are_the_same_again(shards: list[str]) -> None:
     assert content(next(feed)) == content(next(again))
 
 
-def test_cached_data_go_on_with_any_number_of_workers(shards: list[str]) -> None:
+def test_cached_data_resume_with_any_number_of_workers(shards: list[str]) -> None:
     dataset = FrameDataset(shards, SCHEMA, repeat=True, shuffle=True, cache=True)
     feed = Feed(dataset, 4)
     for _ in range(6):
@@ -110,7 +110,7 @@ def test_another_number_of_workers_begins_the_next_pass(shards: list[str]) -> No
     again = Feed(dataset, 4, workers=2, state=feed.state())
     dataset.set_epoch(1)
     expected = Feed(dataset, 4, workers=2)
-    # The worker whose turn it is has the fourth batch, as number 3.
+    # The next worker in turn has the fourth batch, number 3.
     found = [sorted(next(again).ids) for _ in range(4)]
     wanted = [sorted(next(expected).ids) for _ in range(4)]
     assert found == [wanted[k] for k in (1, 0, 3, 2)]

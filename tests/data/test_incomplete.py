@@ -1,4 +1,4 @@
-"""Ratings made incomplete: how many, which, and always the same."""
+"""Incomplete ratings: how many, which, and reproducible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def confusable() -> LabelCorrelation:
-    """What is mistaken for 9: 4, thrice as often 2, and 7; for 7 nothing but 9."""
+    """Classes mistaken for 9: 4, three times as often 2, and 7; for 7 only 9."""
     return LabelCorrelation(
         torch.tensor([0, 3, 3, 4, 4]),
         torch.tensor([1, 2, 3, 0]),
@@ -41,7 +41,7 @@ def test_one_class_is_rated(shard: Path) -> None:
     assert all(len(video.classes) == len(video.scores) == 1 for video in rated)
     assert all(video.frames[0, 0] == int(video.id) for video in rated)
     count = Counter((int(v.classes[0]), float(v.scores[0])) for v in rated)
-    # Half of the videos show 9 or 7. Of the others, those that drew 7 have nothing to mistake.
+    # Half of the videos show 9 or 7. Of the others, those that drew 7 have no class to confuse.
     expected = {(0, 1.0): 0.25, (2, 1.0): 0.5, (1, 0.0): 0.25 * 0.25, (3, 0.0): 0.25 * 0.75}
     assert count.keys() == expected.keys()
     for key, share in expected.items():

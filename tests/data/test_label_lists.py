@@ -1,4 +1,4 @@
-"""Label lists from tables and records, and every way in which a table can be wrong."""
+"""Label lists from tables and records, and every error in a table."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_ids_with_the_same_hash_are_told_apart(
     assert read(table, exclude=["é"]) == (LISTS[:3], 1)
 
 
-def test_nothing_in_it(table: Path) -> None:
+def test_an_empty_table(table: Path) -> None:
     table.write_text("")
     assert read(table) == ([], 0)
     table.write_text("id,labels\n")
@@ -127,7 +127,7 @@ def test_errors_name_file_and_line(
         read(table)
 
 
-def test_what_is_no_text_is_named(table: Path) -> None:
+def test_binary_files_are_named(table: Path) -> None:
     for content, found in (
         (TABLE.encode("utf-32"), "UTF-32"),
         (zlib.compress(TABLE.encode()), "what looks like zlib-compressed data"),

@@ -53,7 +53,7 @@ AUDIOSET = FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")
 
 @pytest.fixture(params=[NATIVE, "reference"])
 def engine(request, monkeypatch):
-    """Every test that uses it runs with both engines."""
+    """Runs a test with both engines."""
     if request.param == "reference":
         monkeypatch.setattr(_ext, "records", None)
     return module._engine()
@@ -61,7 +61,7 @@ def engine(request, monkeypatch):
 
 @contextlib.contextmanager
 def using(name: str):
-    """The same for hypothesis, which wants no fixture that lasts for one example."""
+    """The same for hypothesis, whose examples cannot use function-scoped fixtures."""
     kept = _ext.records
     _ext.records = kept if name == "native" else None
     try:
@@ -125,7 +125,7 @@ def framed(*payloads: bytes) -> bytes:
 
 
 def frame_parts(frames: int = 2) -> tuple[dict[str, bytes], dict[str, list[bytes]]]:
-    """Context and feature lists of a good record of SMALL, to be spoilt."""
+    """Context and feature lists of a valid record of SMALL, to be damaged."""
     context = {"id": bytes_list(b"06xy"), "labels": int_list(4, 9)}
     lists = {
         "rgb": [bytes_list(bytes(range(6 * t, 6 * t + 6))) for t in range(frames)],
@@ -159,7 +159,7 @@ def same(a, b) -> bool:
 
 
 def outcome(read, path, *arguments, **options):
-    """What reading gives: all records, and the error that ended it."""
+    """Returns all records read, and the error that ended reading."""
     found = []
     try:
         for record in read(path, *arguments, **options):
@@ -235,7 +235,7 @@ def test_crc32c_of_all_lengths_and_alignments():
             assert _ext.records.crc32c_portable(bytes(piece)) == expected
 
 
-def test_crc32c_goes_on_from_a_checksum(engine):
+def test_crc32c_continues_from_a_checksum(engine):
     data = random.Random(1).randbytes(30_000)
     for cut in (0, 1, 13, 4096, 29_999):
         assert engine.crc32c(data[cut:], engine.crc32c(data[:cut])) == engine.crc32c(data)
@@ -264,7 +264,7 @@ def test_framing_is_tensorflows(engine, write, tmp_path):
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_records_of_all_sizes_come_back(engine, tmp_path, compress):
-    """Small ones, many to a buffer; ones that cross its end; ones larger than it; in any order."""
+    """Records smaller and larger than the buffer, and across its end, in any order."""
     rng = random.Random(0)
     sizes = [0, 1, 11, 12, 300_000, 5, 262_128, 262_144, 262_145, 1, 700_000]
     sizes += [rng.randrange(9000) for _ in range(200)] + [1_000_000, 3]
@@ -324,7 +324,7 @@ def test_damaged_checksums(engine, write):
 @pytest.mark.parametrize("length", [2**20, 2**31 - 1, 2**31, 2**40, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("compress", [False, True])
 def test_absurd_length_is_refused_before_allocating(engine, write, length, compress):
-    """The length's checksum is right, and still nobody may allocate that much."""
+    """Even with a valid checksum, such a length must not be allocated."""
     header = struct.pack("<Q", length)
     data = framed(b"good") + header + masked(header) + b"some bytes"
     found, error = outcome(read_records, write(gzip.compress(data) if compress else data))
@@ -355,8 +355,8 @@ def test_bound_of_a_record(engine, tmp_path, monkeypatch, compress):
 
 
 @pytest.mark.parametrize("knows_size", [True, False])
-def test_no_more_is_asked_for_than_there_can_be(engine, knows_size):
-    """A length is believed no further than the file's size, or some way ahead of what has come."""
+def test_a_length_is_not_trusted_beyond_the_file(engine, knows_size):
+    """Memory is bounded by the file's size, or by a multiple of the bytes read so far."""
     header = struct.pack("<Q", 2**31 - 1)
     data = header + masked(header) + bytes(1000)
     asked = []
@@ -430,7 +430,7 @@ def test_folder_and_missing_file(engine, tmp_path):
 
 
 def test_reading_error_in_the_middle(engine, write, monkeypatch):
-    """A disk that fails is an error with its place, too."""
+    """An error of the disk names the position too."""
     path = write(framed(b"one", b"two"))
 
     class Failing:
@@ -454,7 +454,7 @@ def test_reading_error_in_the_middle(engine, write, monkeypatch):
     assert error == f"{path}: record 1 at byte 19: reading failed: Input/output error"
 
 
-def test_file_cut_short_while_it_is_read(engine, tmp_path):
+def test_file_truncated_while_it_is_read(engine, tmp_path):
     payloads = [bytes(400_000)] * 3
     path = tmp_path / "file"
     write_records(path, payloads)
@@ -467,7 +467,7 @@ def test_file_cut_short_while_it_is_read(engine, tmp_path):
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_file_cut_between_two_records_while_it_is_read(engine, tmp_path, compress, on_error):
+def test_file_truncated_between_records_while_it_is_read(engine, tmp_path, compress, on_error):
     path = tmp_path / "file"
     parts = [framed(random.Random(i).randbytes(400_000)) for i in range(3)]
     if compress:
@@ -530,7 +530,7 @@ def test_several_readers_at_a_time(engine, tmp_path):
 # -------------------------------------------------------------------------------------------- gzip
 
 
-def test_gzip_is_recognised_by_content(engine, write):
+def test_gzip_is_recognized_by_content(engine, write):
     assert list(read_records(write(gzip.compress(TENSORFLOWS), "a.tfrecord"))) == [b"pyseg", b""]
     assert list(read_records(write(TENSORFLOWS, "a.tfrecord.gz"))) == [b"pyseg", b""]
 
@@ -576,7 +576,7 @@ def test_records_before_a_wrong_trailer_come_first(engine, write, count):
     assert "found incorrect data check" in error
 
 
-def test_damaged_gzip_gives_all_that_could_be_unpacked(engine, write):
+def test_damaged_gzip_gives_all_that_can_be_unpacked(engine, write):
     rng = random.Random(0)
     whole = framed(*[rng.randbytes(100) * 5 for _ in range(30)])
     for _ in range(20):
@@ -590,8 +590,8 @@ def test_damaged_gzip_gives_all_that_could_be_unpacked(engine, write):
         assert found == outcome(read_records, write(unpacked, "unpacked"))[0]
 
 
-def test_large_record_of_unknown_end_is_moved_a_few_times_only(engine):
-    """What unpacks it hands out small pieces: no new memory is taken for each of them."""
+def test_large_record_of_unknown_size_is_moved_a_few_times_only(engine):
+    """The decompressor returns small pieces: the buffer must not be reallocated for each."""
     data = memoryview(framed(bytes(40_000_000)))
     places, done = [], 0
 
@@ -621,7 +621,7 @@ def test_gzip_cut_short(engine, write):
 
 
 def test_gzip_is_unpacked_in_bounded_memory(engine, tmp_path):
-    """A megabyte of zeros in a kilobyte: no more than a piece may be unpacked at a time."""
+    """A megabyte of zeros in a kilobyte: only one piece at a time may be unpacked."""
     unpacker = module._Gunzip(open(tmp_path / "file", "w+b", buffering=0))  # noqa: SIM115
     unpacker._file.write(gzip.compress(bytes(1 << 24)))
     unpacker._file.seek(0)
@@ -653,8 +653,8 @@ def test_frames(engine, write):
     assert record.context == {}
 
 
-def test_frames_are_neither_padded_nor_dequantised(engine, write):
-    """Pitfall 5: padding is for later, after dequantisation."""
+def test_frames_are_neither_padded_nor_dequantized(engine, write):
+    """Padding comes later, after dequantisation."""
     frames = np.arange(4 * 1152, dtype=np.uint32).astype(np.uint8).reshape(4, 1152)
     [record] = read_frames(write(framed(encode_frames("a", frames, []))))
     assert same(record.frames, frames)
@@ -670,7 +670,6 @@ def test_max_frames(engine, write, length):
 
 @pytest.mark.parametrize("name", ["0012", "1e10", "-Nan", "True", "", "größe", "\U0001f3a5"])
 def test_ids_stay_text(engine, write, name):
-    """Pitfall 34."""
     context, lists = frame_parts()
     context["id"] = bytes_list(name.encode())
     [record] = read_frames(write(framed(sequence(context, lists))), SMALL)
@@ -732,7 +731,9 @@ def test_videos_without_labels(engine, write):
 def test_bound_of_an_id(engine, write, letter):
     longest = letter * (1024 // len(letter.encode()))
     schema = FrameSchema(SMALL.features, labels_key=None)
-    path = write(framed(spoil(id=bytes_list(longest.encode())), spoil(id=bytes_list(bytes(1025)))))
+    path = write(
+        framed(damage(id=bytes_list(longest.encode())), damage(id=bytes_list(bytes(1025))))
+    )
     found, error = outcome(read_frames, path, schema)
     assert [record.id for record in found] == [longest]
     assert "record 1 at byte" in error
@@ -745,7 +746,7 @@ def test_bound_of_an_id(engine, write, letter):
 
 
 def test_many_large_records_keep_apart(engine, tmp_path):
-    """Memory of dropped frames is handed on: never while somebody holds them."""
+    """Memory of dropped frames is reused, but never while they are referenced."""
     rng = np.random.default_rng(0)
     originals = [rng.integers(0, 256, (100 + i % 7, 1152), dtype=np.uint8) for i in range(30)]
     path = tmp_path / "file"
@@ -761,8 +762,8 @@ def test_many_large_records_keep_apart(engine, tmp_path):
         assert (part == originals[3][5:, 7:]).all()
 
 
-def spoil(**changes):
-    """A good record of SMALL with these context features or feature lists replaced, or removed."""
+def damage(**changes):
+    """A valid record of SMALL with these context features or feature lists replaced or removed."""
     context, lists = frame_parts(2)
     for name, value in changes.items():
         target = lists if name in ("rgb", "audio") else context
@@ -775,75 +776,78 @@ def spoil(**changes):
 
 BAD_FRAMES = {
     "no id": (
-        spoil(id=None),
+        damage(id=None),
         "expected context feature 'id', found context features: 'labels';"
         " feature lists: 'audio', 'rgb'",
     ),
     "id of kind nothing": (
-        spoil(id=b""),
+        damage(id=b""),
         "expected context feature 'id', found context features: 'id', 'labels'",
     ),
     "id is a number": (
-        spoil(id=int_list(7)),
+        damage(id=int_list(7)),
         "expected bytes in context feature 'id', found int64",
     ),
     "two ids": (
-        spoil(id=bytes_list(b"a", b"b")),
+        damage(id=bytes_list(b"a", b"b")),
         "expected 1 value in context feature 'id', found 2",
     ),
     "id is not text": (
-        spoil(id=bytes_list(b"a\xff'\\b")),
+        damage(id=bytes_list(b"a\xff'\\b")),
         r"expected UTF-8 text in context feature 'id', found 'a\xff\x27\x5cb'",
     ),
     "labels are floats": (
-        spoil(labels=float_list(1)),
+        damage(labels=float_list(1)),
         "expected int64 in context feature 'labels', found float",
     ),
     "negative label": (
-        spoil(labels=int_list(1, -3)),
+        damage(labels=int_list(1, -3)),
         "expected numbers of at least 0 in context feature 'labels', found -3",
     ),
     "no rgb": (
-        spoil(rgb=None),
+        damage(rgb=None),
         "expected feature list 'rgb', found context features: 'id', 'labels';"
         " feature lists: 'audio'",
     ),
     "no lists": (
-        spoil(rgb=None, audio=None),
+        damage(rgb=None, audio=None),
         "found context features: 'id', 'labels'; feature lists: none",
     ),
-    "no frames": (spoil(rgb=[], audio=[]), "expected at least 1 frame in feature list 'rgb', foun"),
+    "no frames": (
+        damage(rgb=[], audio=[]),
+        "expected at least 1 frame in feature list 'rgb', foun",
+    ),
     "fewer audio frames": (
-        spoil(audio=[bytes_list(b"123")]),
+        damage(audio=[bytes_list(b"123")]),
         "expected as many frames in feature list 'audio' as in 'rgb' (2), found 1",
     ),
     "more audio frames": (
-        spoil(audio=[bytes_list(b"123")] * 3),
+        damage(audio=[bytes_list(b"123")] * 3),
         "expected as many frames in feature list 'audio' as in 'rgb' (2), found 3",
     ),
     "narrow frame": (
-        spoil(audio=[bytes_list(b"123"), bytes_list(b"12")]),
+        damage(audio=[bytes_list(b"123"), bytes_list(b"12")]),
         "expected 3 bytes in frame 1 of feature list 'audio', found 2",
     ),
     "frame of floats": (
-        spoil(rgb=[float_list(*range(6))]),
+        damage(rgb=[float_list(*range(6))]),
         "expected bytes in frame 0 of feature list 'rgb', found float",
     ),
     "empty frame": (
-        spoil(rgb=[b""]),
+        damage(rgb=[b""]),
         "expected bytes in frame 0 of feature list 'rgb', found noth",
     ),
     "frame of two strings": (
-        spoil(rgb=[bytes_list(b"123456", b"123456")]),
+        damage(rgb=[bytes_list(b"123456", b"123456")]),
         "expected 1 value in frame 0 of feature list 'rgb', found 2",
     ),
     "start without class": (
-        spoil(segment_start_times=int_list(0), segment_scores=float_list(1)),
+        damage(segment_start_times=int_list(0), segment_scores=float_list(1)),
         "expected context feature 'segment_labels', found context features: 'id', 'labels',"
         " 'segment_scores', 'segment_start_times'",
     ),
     "scores only": (
-        spoil(segment_scores=float_list(1)),
+        damage(segment_scores=float_list(1)),
         "expected context feature 'segment_start_times', found",
     ),
     "empty record": (
@@ -851,7 +855,7 @@ BAD_FRAMES = {
         "expected context feature 'id', found context features: none; feature lists: none",
     ),
     "cut in a message": (
-        spoil()[:-1],
+        damage()[:-1],
         "malformed protobuf at byte 38 of the record: expected 62 bytes, found 61 to the end of"
         " their message",
     ),
@@ -883,7 +887,7 @@ BAD_FRAMES = {
         "byte 11 of the record: expected 18446744073709551615 bytes, found 0 to the end of their",
     ),
     "odd floats": (
-        spoil(
+        damage(
             segment_start_times=int_list(0),
             segment_labels=int_list(1),
             segment_scores=field(2, field(1, b"\x00\x00\x80")),
@@ -896,7 +900,7 @@ BAD_FRAMES = {
 @pytest.mark.parametrize("name", BAD_FRAMES)
 def test_bad_frames(engine, write, name):
     payload, expected = BAD_FRAMES[name]
-    good = spoil()
+    good = damage()
     path = write(framed(good, payload, good))
     found, error = outcome(read_frames, path, SMALL)
     assert len(found) == 1
@@ -940,7 +944,7 @@ def test_bad_ratings(engine, write, starts, classes, scores, ends, expected):
 
 
 def test_ratings(engine, write):
-    """Pitfalls 22 and 26: past the end, cut by the end, and rated twice."""
+    """Segments past the end, cut by the end, and rated twice."""
     starts = [0, 5, 12, 5, 9, 5, 400, 12, 7, 8, 9]
     classes = [3, 3, 3, 4, 3, 3, 9, 8, 1, 1, 3]
     scores = [1, 0, 1, 1, 0, 0.5, 1, 1, 1, 1, 1]
@@ -964,7 +968,7 @@ def test_ratings(engine, write):
     assert warning.filename == __file__
 
 
-def test_segments_that_are_cut_are_no_reason_to_warn(engine, write):
+def test_cut_segments_cause_no_warning(engine, write):
     payload = sequence(*rated_parts([11], [3], [1], frames=12))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -972,7 +976,7 @@ def test_segments_that_are_cut_are_no_reason_to_warn(engine, write):
     assert record.ratings.starts.tolist() == [11]
 
 
-def test_ratings_that_are_there_but_empty(engine, write):
+def test_empty_ratings(engine, write):
     payload = sequence(*rated_parts([], [], []))
     [record] = read_frames(write(framed(payload)), SMALL)
     assert [x.shape for x in record.ratings] == [(0,), (0,), (0,)]
@@ -1065,7 +1069,7 @@ def test_frames_read_as_videos(engine, write):
         list(read_videos(path, TINY))
 
 
-# ------------------------------------------------------------------------------ protobuf's freedom
+# ------------------------------------------------------------------------------ protobuf encodings
 
 # TensorFlow's example.proto and feature.proto: messages, and per field its name, number and type.
 MESSAGES = {
@@ -1087,9 +1091,9 @@ MESSAGES = {
 
 @pytest.fixture(scope="module")
 def protobuf():
-    """Those messages as classes of Google's protobuf.
+    """These messages as classes of Google's protobuf.
 
-    In a pool of their own: the packages that bring them cannot share one process.
+    They have their own pool: the packages that define them cannot share one process.
     """
     pytest.importorskip("google.protobuf", reason="protobuf comes with tensorboard")
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -1149,7 +1153,7 @@ def features(draw, kind):
 
 
 any_feature = st.integers(1, 3).flatmap(features)
-# Fields that no schema knows, of every wire type. (Field 1 in another wire type is unknown, too.)
+# Unknown fields, of every wire type. (Field 1 in another wire type is unknown too.)
 unknown = st.sampled_from(
     [b""] * 6
     + [
@@ -1166,12 +1170,12 @@ unknown = st.sampled_from(
 
 @st.composite
 def map_fields(draw, names, value):
-    """Entries of a map: any order, some twice, key or value missing, after each other or split."""
+    """Entries of a map: in any order, some twice, without key or value, in one part or several."""
     entries = []
     for name in draw(st.lists(st.sampled_from(names), max_size=6)):
         parts = [field(1, name.encode())] * draw(st.sampled_from([0, 1, 1, 1, 1, 2]))
         parts += [field(2, draw(value)) for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2])))]
-        # No unknown fields in here: protobuf implementations differ in whether they drop the entry.
+        # No unknown fields here: protobuf implementations differ in whether they drop the entry.
         entries.append(field(1, b"".join(draw(st.permutations(parts)))))
     return b"".join(entries)
 
@@ -1225,7 +1229,7 @@ def test_reference_parses_as_protobuf_does(protobuf, data):
 
 @st.composite
 def shuffled_records(draw):
-    """A good record, written in an unusual way."""
+    """A valid record in an unusual encoding."""
     frames = draw(st.integers(1, 4))
     context, lists = rated_parts([0, 1], [5, 6], [0, 1], frames=frames)
     context["labels"] = b"".join(field(3, b"\x08" + varint(n)) for n in (300, 4)) + draw(unknown)
@@ -1251,7 +1255,7 @@ def shuffled_records(draw):
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(example=shuffled_records())
-def test_unusual_encodings_of_good_records(tmp_path, name, example):
+def test_unusual_encodings_of_valid_records(tmp_path, name, example):
     frames, payload = example
     path = tmp_path / "unusual"
     path.write_bytes(framed(payload))
@@ -1373,7 +1377,7 @@ def test_without_the_native_module_the_reference_is_used(monkeypatch):
 # ---------------------------------------------------------------------------- skipping and sharing
 
 
-def test_skip_goes_on_where_framing_allows(engine, write):
+def test_skip_continues_where_framing_allows(engine, write):
     payloads = sample_frames(6)
     data = bytearray(framed(*payloads))
     places = np.cumsum([0] + [len(payload) + 16 for payload in payloads])
@@ -1385,7 +1389,7 @@ def test_skip_goes_on_where_framing_allows(engine, write):
     assert (report.records, report.skipped) == (5, 1)
     assert f"record 2 at byte {places[2]}: expected payload checksum" in report.first_error
 
-    data[places[4]] ^= 1  # the length of record 4: where record 5 starts is not known
+    data[places[4]] ^= 1  # the length of record 4: the start of record 5 is unknown
     path = write(data)
     with pytest.warns(RecordWarning) as caught:
         found = list(read_frames(path, SMALL, on_error="skip"))
@@ -1403,7 +1407,7 @@ def test_skip_in_a_truncated_file(engine, write):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("compress", [False, True])
-def test_shards_lose_and_double_nothing(engine, tmp_path, count, compress):
+def test_shards_lose_and_repeat_nothing(engine, tmp_path, count, compress):
     path = tmp_path / "file"
     write_records(path, sample_frames(7), compress=compress)
     shares = [
@@ -1428,12 +1432,12 @@ def test_shards_count_every_fault_once(engine, write):
     data = bytearray(framed(*payloads))
     places = np.cumsum([0] + [len(payload) + 16 for payload in payloads])
     data[places[1] + 20] ^= 1  # bad payload
-    path = write(data[:-1])  # breaks off in the last
+    path = write(data[:-1])  # truncated in the last record
     total = ReadReport()
     for i in range(3):
         list(read_frames(path, SMALL, shard=(i, 3), on_error="skip", report=total))
     assert (total.records, total.skipped) == (4, 3)
-    for i in range(3):  # a damaged file is an error for everyone who reads it
+    for i in range(3):  # a damaged file is an error in every shard
         with pytest.raises(RecordError, match="record 1 at byte"):
             list(read_frames(path, SMALL, shard=(i, 3)))
 
@@ -1498,7 +1502,7 @@ def test_sniff(engine, write, monkeypatch):
 # ----------------------------------------------------------------------------------------- writing
 
 
-def test_encode_frames_comes_back(engine, tmp_path):
+def test_encoded_frames_are_read_back(engine, tmp_path):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (300, 1152), dtype=np.uint8)
     ratings = Ratings(
@@ -1517,7 +1521,7 @@ def test_encode_frames_comes_back(engine, tmp_path):
     assert record.context == {"t": 0.5, "n": -3, "s": "ä".encode()}
 
 
-def test_encode_video_comes_back(engine, tmp_path):
+def test_encoded_videos_are_read_back(engine, tmp_path):
     features = np.random.default_rng(0).normal(size=1152).astype(np.float32)
     features[:3] = np.nan, np.inf, -0.0
     path = tmp_path / "file"
@@ -1527,7 +1531,7 @@ def test_encode_video_comes_back(engine, tmp_path):
     assert block.label_offsets.tolist() == [0, 0, 1]
 
 
-def test_what_is_encoded_is_what_protobuf_parses(protobuf):
+def test_protobuf_parses_encoded_records(protobuf):
     frames = np.arange(18, dtype=np.uint8).reshape(2, 9)
     ratings = Ratings(np.array([0]), np.array([7]), np.array([1.0]))
     message = protobuf.SequenceExample.FromString(
@@ -1615,12 +1619,12 @@ FRAMES = np.zeros((2, 9), dtype=np.uint8)
         ),
     ],
 )
-def test_encoders_refuse_what_readers_refuse(call, expected):
+def test_encoders_check_like_readers(call, expected):
     with pytest.raises(ValueError, match=expected):
         call()
 
 
-def test_writing_is_all_or_nothing(engine, tmp_path):
+def test_writing_is_atomic(engine, tmp_path):
     path = tmp_path / "file"
     write_records(path, [b"old"])
 
@@ -1656,9 +1660,9 @@ def test_writing_is_reproducible(engine, tmp_path):
 
 
 def check_faults(data: bytes, path: Path, read, corruptions: int, truncations: int, seed=0) -> None:
-    """Any single byte changed, any length cut: the same records, or a clear error. Nothing else.
+    """Changes any byte or truncates anywhere: the result must be the same records or an error.
 
-    A plain file that is cut right between two records is a good file of fewer records.
+    An uncompressed file that is truncated between two records is valid and has fewer records.
     """
     rng = random.Random(seed)
     ends = []
@@ -1672,21 +1676,21 @@ def check_faults(data: bytes, path: Path, read, corruptions: int, truncations: i
     assert error is None
     assert whole
     for trial in range(corruptions + truncations):
-        spoilt = bytearray(data)
+        damaged = bytearray(data)
         if trial < corruptions:
             at = rng.randrange(len(data))
-            spoilt[at] ^= rng.randrange(1, 256)
-            what = f"byte {at} set to {spoilt[at]:#x}"
+            damaged[at] ^= rng.randrange(1, 256)
+            what = f"byte {at} set to {damaged[at]:#x}"
         else:
-            del spoilt[rng.randrange(len(data)) :]
-            what = f"cut to {len(spoilt)} bytes"
-        path.write_bytes(spoilt)
+            del damaged[rng.randrange(len(data)) :]
+            what = f"cut to {len(damaged)} bytes"
+        path.write_bytes(damaged)
         found, error = outcome(read, path)
         assert same(found, whole[: len(found)]), what
-        if error is None and len(spoilt) in ends:
-            assert len(found) == ends.index(len(spoilt)) + 1, what
+        if error is None and len(damaged) in ends:
+            assert len(found) == ends.index(len(damaged)) + 1, what
         elif error is None:
-            assert len(found) == (len(whole) if spoilt else 0), what
+            assert len(found) == (len(whole) if damaged else 0), what
         else:
             assert error.startswith(f"{path}: record "), (what, error)
             assert ": expected " in error or "malformed" in error, (what, error)
@@ -1698,7 +1702,7 @@ def test_faults_in_frames(engine, tmp_path, compress):
     data = (tmp_path / "good").read_bytes()
     check_faults(
         data,
-        tmp_path / "spoilt",
+        tmp_path / "damaged",
         lambda path: read_frames(path, SMALL),
         *((2000, 500) if FULL else (300, 100)),
     )
@@ -1707,7 +1711,7 @@ def test_faults_in_frames(engine, tmp_path, compress):
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("name", ["frame", "video"])
 def test_faults_in_real_data(shared, tmp_path, name, compress):
-    """The shards as they were published, and the same with the compression swapped."""
+    """The shards as published, and recompressed or uncompressed."""
     if name == "frame":
         data = (shared / "data/yt8m/frame_level_example.tfrecord").read_bytes()
         data = gzip.compress(data) if compress else data
@@ -1716,11 +1720,11 @@ def test_faults_in_real_data(shared, tmp_path, name, compress):
         data = (shared / "data/yt8m/video_level_validate0000.tfrecord.gz").read_bytes()
         data = data if compress else gzip.decompress(data)
 
-        def read(path):  # record by record, so that what came before a fault can be compared
+        def read(path):  # record by record, to compare those before a fault
             for block in read_videos(path, block=1):
                 yield tuple(block)
 
-    check_faults(data, tmp_path / "spoilt", read, *((2000, 500) if FULL else (40, 10)))
+    check_faults(data, tmp_path / "damaged", read, *((2000, 500) if FULL else (40, 10)))
 
 
 # --------------------------------------------------------------------------------------- real data
@@ -1738,7 +1742,7 @@ def test_youtube8m_videos(engine, shared):
     for path in sorted((shared / "data/yt8m").glob("video_level_validate*.tfrecord.gz")):
         for block in read_videos(path, report=report):
             assert np.isfinite(block.features).all()
-            assert np.abs(block.features).max() < 3  # dequantised: -2 to 2, and some rounding
+            assert np.abs(block.features).max() < 3  # dequantised: -2 to 2, up to rounding
             assert block.labels.max() < 3862
             ids.update(block.ids)
             labels += len(block.labels)

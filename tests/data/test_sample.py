@@ -55,7 +55,7 @@ def test_layout(sample: Path) -> None:
 
 
 def test_the_bytes_are_the_same_everywhere(sample: Path) -> None:
-    """Raw bits and whole numbers only: no machine, compiler or version of NumPy makes others."""
+    """Only raw bits and integers are used: independent of machine, compiler and NumPy version."""
     hashes = digest(sample)
     assert hashes["train/train0000.tfrecord"].startswith("e84423692b1c4cb2")
     assert hashes["validate/validate0003.tfrecord"].startswith("ed7dbe771d2751e8")
@@ -93,7 +93,7 @@ def test_records(sample: Path) -> None:
     assert rated == 2400
 
 
-def test_ratings_are_as_confusable_as_the_real_ones(sample: Path) -> None:
+def test_ratings_are_as_hard_as_the_real_ones(sample: Path) -> None:
     segments = list(SegmentDataset(sample / "validate"))
     assert all(len(segment.classes) == 1 for segment in segments)
     scores = np.array([segment.scores[0] for segment in segments])
@@ -121,7 +121,7 @@ def test_vocabularies_match_the_records(sample: Path) -> None:
     }
 
 
-def test_the_planted_graph_is_in_the_labels(sample: Path) -> None:
+def test_labels_follow_the_planted_graph(sample: Path) -> None:
     graph = json.loads((sample / "graph.json").read_text())
     labels = [set(e.classes.tolist()) for e in FrameDataset(sample)]
     edges = {(edge["class"], edge["implies"]): edge["probability"] for edge in graph["edges"]}
@@ -131,7 +131,7 @@ def test_the_planted_graph_is_in_the_labels(sample: Path) -> None:
         return float(np.mean([j in classes for classes in with_i]))
 
     planted = {pair: conditional(*pair) for pair in edges}
-    # A class also comes in by its own edges or another scene, so that the real share varies.
+    # A class may also come from its own edges or another scene, so that the frequency varies.
     to_topic = [p for pair, p in planted.items() if edges[pair] == 0.85]
     assert np.mean(to_topic) > 0.75
     others = [conditional(i, j) for i in range(8, 40) for j in range(8, 40)
@@ -139,7 +139,7 @@ def test_the_planted_graph_is_in_the_labels(sample: Path) -> None:
     assert np.mean(list(planted.values())) > 3 * np.mean(others)
 
 
-def test_labels_of_a_video_are_complete_but_segments_are_not_all_of_it(sample: Path) -> None:
+def test_videos_have_all_labels_and_segments_only_some(sample: Path) -> None:
     world = sample_module._make_world(0)
     video = sample_module._make_video(world, sample_module._Dice(0, 1, 5), False)
     assert set(np.flatnonzero(video.present.any(axis=0))) == {
@@ -184,7 +184,7 @@ def _make(cache: str, start) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-def test_processes_at_once(tmp_path: Path) -> None:
+def test_concurrent_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     start = context.Barrier(3)
     workers = [context.Process(target=_make, args=(str(tmp_path), start)) for _ in range(3)]
@@ -197,7 +197,7 @@ def test_processes_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_nothing_is_left_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_temporary_folder_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYSEG_CACHE", str(tmp_path))
     (tmp_path / ".sample-1-0.unfinished").mkdir()  # of processes that met in it
     assert make_sample() == tmp_path / "sample-1-0"

@@ -1,4 +1,4 @@
-"""read_segments: every frame of every video once, whatever the blocks."""
+"""read_segments: every frame of every video once, with blocks of any size."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_skipped_ends(shards: list[str]) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_going_on_from_a_position(shards: list[str], size: int) -> None:
+def test_resuming_from_a_position(shards: list[str], size: int) -> None:
     blocks = list(read_segments(shards, SCHEMA, size))
     for number, block in enumerate(blocks):
         rest = list(read_segments(shards, SCHEMA, size, start=block.position))
@@ -98,18 +98,20 @@ def test_damaged_records(shards: list[str]) -> None:
     assert [id for block in blocks for id in block.ids] == ["00", "01", "11", "20", "21"]
 
 
-def test_an_id_that_will_not_do_is_told_by_its_number_in_the_file(shards, monkeypatch) -> None:
+def test_a_bad_id_is_reported_with_its_record_number(shards, monkeypatch) -> None:
     test_damaged_records(shards)  # record 0 of the second file
-    told: list[str] = []
+    messages: list[str] = []
     report = ReadReport()
-    monkeypatch.setattr(report, "skip", told.append)
+    monkeypatch.setattr(report, "skip", messages.append)
     skipping = {"on_error": "skip", "report": report}
     blocks = list(read_segments(shards, SCHEMA, 1, sound=lambda id: id != "11", **skipping))
     assert [id for block in blocks for id in block.ids] == ["00", "01", "20", "21"]
-    assert [error.partition(": ")[2].partition(" at ")[0] for error in told] == [
+    assert [error.partition(": ")[2].partition(" at ")[0] for error in messages] == [
         "record 0", "record 1",
     ]  # fmt: skip
-    assert told[1].endswith("expected an id without white space and control characters, found '11'")
+    assert messages[1].endswith(
+        "expected an id without white space and control characters, found '11'"
+    )
     with pytest.raises(RecordError, match=r"record 0 at byte 0: .*found '20'"):
         list(read_segments(shards[2:], SCHEMA, 1, sound=lambda id: id != "20"))
 

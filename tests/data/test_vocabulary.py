@@ -19,7 +19,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_names_are_in_order_of_index(tmp_path: Path) -> None:
     text = HEADER + '1,5,/m/b,"Rock, paper"\n0,9,/m/a,Música\n\n2,1,/m/c,\n'
-    expected = ["Música", "Rock, paper", "/m/c"]  # a class without a name goes by its id
+    expected = ["Música", "Rock, paper", "/m/c"]  # a class without a name is named by its id
     assert read_vocabulary(write(tmp_path / "vocabulary.csv", text)) == expected
     packed = tmp_path / "vocabulary.csv.gz"
     packed.write_bytes(gzip.compress(("\ufeff" + text).replace("\n", "\r\n").encode()))
@@ -62,17 +62,17 @@ def test_malformed_vocabulary(tmp_path: Path, text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"Index\n\xff\n", "line 2: expected UTF-8 text, found the byte 0xff"),
         (gzip.compress(b"Index\n0\n1\n2\n")[:-12], r"line \d+: .* damaged gzip data"),
     ],
-    ids=["of another encoding", "cut"],  # what is compressed says when it was
+    ids=["of another encoding", "cut"],  # compressed data contains the time
 )
-def test_not_text(tmp_path: Path, content: bytes, told: str) -> None:
+def test_not_text(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "vocabulary.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"vocabulary\.csv, {told}"):
+    with pytest.raises(DataError, match=rf"vocabulary\.csv, {expected}"):
         read_vocabulary(path)
 
 

@@ -1,12 +1,12 @@
-"""Kills pyseg's commands at random moments and lets them go on: the results must be the same bits.
+"""Kills pyseg's commands at random moments and resumes them: the results must be bit-identical.
 
     python tests/faults/kill_and_go_on.py --kills 200
 
-Every kind of run in `KINDS` is carried out once undisturbed. Then it is started again and again,
-each time killed (SIGKILL, the whole process group) after a random part of the time that it takes,
-until it has been killed as often as asked; after every second kill, on average, it is left alone
-until it ends. Each end is compared with the undisturbed one, and the folder is searched for what
-the kills may have left. It is not one of the tests that pytest runs: it takes minutes.
+Every kind of run in `KINDS` runs once undisturbed. Then it is started repeatedly, and killed
+(SIGKILL, the whole process group) after a random part of its running time, up to the given number
+of kills; after every second kill on average it may run to its end. Each end is compared with the
+undisturbed one, and the folder is searched for leftovers of the kills. pytest does not run this,
+as it takes minutes.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ TRAIN = [
 
 @dataclass
 class Kind:
-    """What is run, how it goes on, and what its results are; paths are relative to its folder."""
+    """Commands that start and resume a run, and its results; paths are relative to its folder."""
 
     start: list[str]
-    go_on: list[str]
+    resume: list[str]
     results: list[str]
     processes: int = 1
-    log: str | None = None  # of which the times are not compared
+    log: str | None = None  # compared without its times
 
 
 def training(*options: str, processes: int = 1) -> Kind:
     start = ["pyseg.train", "--data", "../data", "--run", "run", *TRAIN, *options]
-    go_on = ["pyseg.train", "--resume", "run"]
+    resume = ["pyseg.train", "--resume", "run"]
     results = ["run/model.safetensors", "run/model.json", "run/correlation.npz"]
-    return Kind(start, go_on, results, processes, "run/metrics.jsonl")
+    return Kind(start, resume, results, processes, "run/metrics.jsonl")
 
 
 def command(*words: str, results: list[str]) -> Kind:
@@ -86,7 +86,7 @@ KINDS: dict[str, Callable[[str], Kind]] = {
 
 
 def write_data(folder: Path) -> None:
-    """Writes three shards of videos, of which every second one is rated."""
+    """Writes three shards of videos; every second video is rated."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for shard in range(3):
@@ -104,7 +104,7 @@ def write_data(folder: Path) -> None:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """A server of the shards and their plan, which is slow enough to be interrupted."""
+    """A server of the shards and their plan, slow enough to be interrupted."""
 
     def do_GET(self) -> None:
         if self.path.endswith(".json"):
@@ -137,11 +137,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 def start(kind: Kind, folder: Path) -> subprocess.Popen[str]:
-    """Starts a run, or lets it go on where it has left something to go on from."""
-    goes_on = any((folder / "run" / "checkpoints").glob("*.pt"))
-    if not goes_on and kind.start[0] == "pyseg.train":
+    """Starts a run, or resumes it if it has left a state."""
+    resumes = any((folder / "run" / "checkpoints").glob("*.pt"))
+    if not resumes and kind.start[0] == "pyseg.train":
         shutil.rmtree(folder / "run", ignore_errors=True)  # killed before its first checkpoint
-    words = kind.go_on if goes_on else kind.start
+    words = kind.resume if resumes else kind.start
     launcher = [sys.executable, "-m"]
     if kind.processes > 1:
         count = f"--nproc_per_node={kind.processes}"
@@ -159,7 +159,7 @@ def start(kind: Kind, folder: Path) -> subprocess.Popen[str]:
 
 
 def kill(process: subprocess.Popen[str], after: float) -> bool:
-    """Kills a process and its children after some seconds; returns False where it has ended."""
+    """Kills a process and its children after some seconds; returns False if it had ended."""
     try:
         process.communicate(timeout=after)
     except subprocess.TimeoutExpired:
@@ -176,14 +176,14 @@ def finish(process: subprocess.Popen[str], name: str) -> None:
 
 
 def digests(kind: Kind, folder: Path) -> dict[str, str]:
-    """Returns what a run has found, but for its times."""
+    """Returns the digests of a run's results, without times."""
     found = {}
     for name in kind.results:
         path = folder / name
-        if path.suffix == ".safetensors":  # whose header may come in another order
+        if path.suffix == ".safetensors":  # its header may have another order
             arrays = sorted(load_file(path).items())
             content = b"".join(key.encode() + array.tobytes() for key, array in arrays)
-        elif path.suffix == ".npz":  # which has times in it
+        elif path.suffix == ".npz":  # it contains times
             with np.load(path) as file:
                 content = b"".join(key.encode() + file[key].tobytes() for key in sorted(file))
         else:
@@ -197,7 +197,7 @@ def digests(kind: Kind, folder: Path) -> dict[str, str]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Returns what no finished command leaves."""
+    """Returns files that a finished command must not leave."""
     found = [str(path.relative_to(folder)) for path in folder.rglob("*")]
     return [name for name in found if name.endswith((".part", ".partial", ".lock", "checkpoints"))]
 

@@ -1,10 +1,10 @@
-"""Reads the same records with the C++ reader and the Python reader: results and errors are equal.
+"""Compares the C++ reader with the Python reader: results and errors must be equal.
 
 python tests/fuzz/compare_readers.py [--records 60000] [--seed 0] [FILE OR FOLDER ...]
 
-The records are those of `make_corpus` and such of pyseg's own schemas, mutated within their
-messages and framed with right checksums. Files, such as those that the fuzzer has found, are
-compared as they are.
+The records are those of `make_corpus` and others of pyseg's own schemas, mutated within their
+messages and framed with valid checksums. Files, such as the fuzzer's findings, are compared
+unchanged.
 """
 
 from __future__ import annotations
@@ -63,30 +63,30 @@ _OF_SEEDS = tuple(READERS)[10:]
 
 
 class Counts(NamedTuple):
-    """What was compared.
+    """The number of comparisons.
 
     Attributes:
-        reads: Reads, each with one reader and with the other.
-        refused: Those of them that ended in an error, the same one.
+        reads: Reads, each with both readers.
+        refused: Reads that ended in an error, the same for both.
     """
 
     reads: int
     refused: int
 
     def __str__(self) -> str:
-        """A line."""
+        """A summary in one line."""
         return f"{self.reads:,} reads, {self.refused:,} of them refused, the same by both readers"
 
 
 def framed(payload: bytes) -> bytes:
-    """A record with right checksums."""
+    """A record with valid checksums."""
     length = struct.pack("<Q", len(payload))
     checksums = [struct.pack("<I", reference.mask(reference.crc32c(x))) for x in (length, payload)]
     return length + checksums[0] + payload + checksums[1]
 
 
 def originals() -> dict[str, list[bytes]]:
-    """Good records, by the reader that reads them (or "seeds")."""
+    """Valid records, by the reader that reads them (or "seeds")."""
     rng = np.random.default_rng(1)
     ratings = Ratings(np.array([0, 5, 5]), np.array([1, 2, 2]), np.array([1, 0, 1]))
 
@@ -110,7 +110,7 @@ def originals() -> dict[str, list[bytes]]:
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A message of which a field, here or further in, was changed, and the lengths around it."""
+    """Changes a field of a message or of a nested one, and corrects the lengths around it."""
     fields = []
     at = 0
     try:
@@ -148,7 +148,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def _changed(data: bytes, rng: random.Random) -> bytes:
-    """Bytes of which a few were set, inserted, removed or repeated."""
+    """Sets, inserts, removes or repeats a few bytes."""
     out = bytearray(data)
     for _ in range(rng.randrange(1, 4)):
         at = rng.randrange(len(out) + 1)
@@ -162,12 +162,12 @@ def _changed(data: bytes, rng: random.Random) -> bytes:
         elif change == 4:
             out[at:at] = out[at : at + 30]
         elif rng.random() < 0.2:
-            out += bytes(1100)  # ids have a bound
+            out += bytes(1100)  # longer than an id may be
     return bytes(out)
 
 
 def _outcome(path: Path, reader: str, native: Any, on_error: str) -> tuple[list[str], str, str]:
-    """What a file gives: records and error as text, to the bit, and the report."""
+    """Returns records and error as text, exact to the bit, and the report."""
     kept, _ext.records = _ext.records, native
     read, options = READERS[reader]
     report = ReadReport()
@@ -192,7 +192,7 @@ def _text(value: Any) -> str:
 
 
 def check_file(path: Path, readers: Sequence[str], on_error: str = "raise") -> int:
-    """Compares the two readers, and returns how often they ended in the same error.
+    """Compares the two readers; returns how often both ended in the same error.
 
     Raises:
         AssertionError: They differ; the file is kept.
@@ -213,7 +213,7 @@ def check_file(path: Path, readers: Sequence[str], on_error: str = "raise") -> i
 
 
 def compare(number: int, seed: int = 0) -> Counts:
-    """Compares the two readers on so many generated records.
+    """Compares the two readers on `number` generated records.
 
     Raises:
         AssertionError: They differ.
@@ -230,7 +230,7 @@ def compare(number: int, seed: int = 0) -> Counts:
                 for _ in range(rng.choice((0, 1, 1, 2))):
                     payload = mutated(payload, rng)
                 payloads[at] = payload
-            path.unlink(missing_ok=True)  # to overwrite a file takes longer
+            path.unlink(missing_ok=True)  # overwriting a file takes longer
             path.write_bytes(b"".join(map(framed, payloads)))
             readers = {
                 rng.choice(tuple(READERS)),
@@ -254,7 +254,7 @@ def compare_files(paths: Sequence[Path]) -> Counts:
 
 
 def main() -> None:
-    """Compares, and prints what was compared."""
+    """Compares, and prints the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,9 @@
-// The record reader under libFuzzer: any bytes may be refused, nothing else may happen, and what is
-// found does not depend on the pieces in which a source hands them out.
+// The record reader under libFuzzer: bytes are read or refused, and the result does not depend on
+// the pieces in which a source returns them.
 //
-// An input is a TFRecord file. It is mutated by its structure: a message somewhere within a record
-// is changed, and the lengths and checksums around it are set right, so that the change reaches the
-// decoders. Sometimes the bytes are changed as they are, for the framing's sake. tests/fuzz/run
-// builds and runs it.
+// An input is a TFRecord file. The mutator knows its structure: it changes a message somewhere in a
+// record and corrects the lengths and checksums around it, so that the change reaches the decoders.
+// Sometimes it changes raw bytes, to test the framing. tests/fuzz/run builds and runs it.
 
 #include <algorithm>
 #include <cstdint>
@@ -110,7 +109,7 @@ void check(VideoDecoder& decoder, Bytes record) {
 template <typename AnyDecoder>
 void check(const std::vector<std::string>& records, AnyDecoder decoder) {
   for (const std::string& record : records) {
-    // On the heap, and of this very size: the sanitizer sees every step too far.
+    // On the heap, and of exactly this size: the sanitizer sees every read past the end.
     const std::vector<uint8_t> exact(record.begin(), record.end());
     try {
       check(decoder, Bytes{exact.data(), exact.data() + exact.size()});
@@ -152,7 +151,7 @@ std::string mutated_bytes(std::string_view text, size_t room) {
 
 struct Field {
   std::string tag;
-  bool is_nested;  // its content has a length
+  bool is_nested;  // length-delimited
   std::string content;
 
   std::string encoded() const { return tag + (is_nested ? varint(content.size()) : "") + content; }
@@ -180,7 +179,7 @@ std::vector<Field> fields_of(std::string_view message) {
   return fields;
 }
 
-// A message of which a field, here or further in, was changed, doubled, moved or dropped.
+// Changes, repeats, moves or drops a field of a message or of one nested in it.
 std::string mutated(std::string_view message, size_t room, Random& random) {
   std::vector<Field> fields;
   try {
@@ -211,7 +210,7 @@ std::string mutated(std::string_view message, size_t room, Random& random) {
   return result;
 }
 
-// The payloads of a file, as far as its lengths say where they are.
+// The payloads of a file, as far as its lengths locate them.
 std::vector<std::string> payloads_of(std::string_view file) {
   std::vector<std::string> payloads;
   while (file.size() >= 16) {

@@ -1,4 +1,4 @@
-"""Writes the fuzzer's seeds: small files of every kind of record that pyseg's writer can make.
+"""Writes the fuzzer's seeds: small files with every kind of record that pyseg writes.
 
 python tests/fuzz/make_corpus.py FOLDER
 """
@@ -24,7 +24,7 @@ VIDEOS = VideoSchema(features=(("mean_rgb", 3), ("mean_audio", 2)))
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Returns the records of every file by its name."""
+    """Returns the records of every file, by file name."""
     rng = np.random.default_rng(0)
 
     def frames(number: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Both readers of records, on generated ones; more of them by compare_readers.py itself."""
+"""Both readers on a few generated records; compare_readers.py itself takes more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import compare_readers
 pytestmark = pytest.mark.skipif(_ext.records is None, reason=f"no _records: {_ext.RECORDS_REASON}")
 
 
-def test_both_readers_find_the_same() -> None:
+def test_both_readers_agree() -> None:
     counts = compare_readers.compare(400)
     assert counts.refused > 100
     assert counts.reads - counts.refused > 100

@@ -1,4 +1,4 @@
-"""Counts of labels and pairs against counting video by video, and against SciPy."""
+"""Counts of labels and pairs against a loop over videos, and against SciPy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ragged(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def zipf_lists(videos: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lists as of real videos: few labels are in most of them; some lists have doubles."""
+    """Lists like those of real videos: few frequent labels, and some duplicates."""
     random = np.random.default_rng(seed)
     lengths = random.integers(0, 8, videos)
     flat = (random.zipf(1.3, lengths.sum()) - 1) % classes
@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_reference(lists: list[list[int]]) -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.sets(st.integers(0, 40), max_size=12), max_size=12))
 def test_increasing_lists(sets: list[set[int]]) -> None:
-    """They take a shorter way: short and long ones, empty ones at any place."""
+    """Increasing lists are not sorted: short, long and empty ones, anywhere."""
     offsets, flat = ragged([sorted(labels) for labels in sets])
     check(count_cooccurrence(offsets, flat, 41), offsets, flat, 41)
 
@@ -79,7 +79,7 @@ def test_any_number_of_classes(classes: int, threads: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_equals_scipy_whatever_the_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_scipy_with_any_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     offsets, flat = zipf_lists(20_000, 300, seed=1)
     counted = count_cooccurrence(offsets, flat, 300)
@@ -119,7 +119,7 @@ def test_merging_is_counting_together() -> None:
         merged.merge(CooccurrenceCounter(3).finish())
 
 
-def test_doubled_labels_count_once_and_counts_are_64_bit() -> None:
+def test_duplicate_labels_count_once_and_counts_are_64_bit() -> None:
     counted = count_cooccurrence([0, 4], [3, 1, 3, 3], 5)
     assert counted.counts.tolist() == [0, 1, 0, 1, 0]
     assert counted.pairs[1, 3] == counted.pairs[3, 1] == 1

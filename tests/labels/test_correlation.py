@@ -41,7 +41,7 @@ def test_is_the_papers_matrix(counted: Cooccurrence, threshold: float, min_suppo
     assert (correlation.values > 0).all()
 
 
-def test_threshold_is_inclusive_and_a_label_that_never_occurs_says_nothing(
+def test_threshold_is_inclusive_and_a_label_that_never_occurs_implies_nothing(
     counted: Cooccurrence,
 ) -> None:
     assert counted.counts.tolist() == [5, 5, 3, 1, 0]
@@ -119,7 +119,7 @@ def test_moves_to_a_device(counted: Cooccurrence) -> None:
     moved = correlation.to("meta")
     assert moved.device.type == moved.offsets.device.type == moved.columns.device.type == "meta"
     assert correlation.device.type == "cpu"
-    shapes = LabelCorrelation(moved.offsets, moved.columns, moved.values)  # nothing is looked at
+    shapes = LabelCorrelation(moved.offsets, moved.columns, moved.values)  # no value is read
     assert shapes.num_classes == correlation.num_classes
     assert shapes.dense().shape == correlation.dense().shape
     assert shapes.rows().shape == correlation.rows().shape

@@ -1,4 +1,4 @@
-"""map_at_k against its definition, a loop at a time (pitfalls 14 to 17)."""
+"""map_at_k against its definition as loops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyseg.metrics import _ranking, map_at_k, map_at_k_dense
 
-# Few values, so that there are ties, also but for the last bit; infinities are ordinary.
+# Few values, for ties, some of which differ in their last bit; infinities are ordinary.
 SCORES = st.sampled_from(
     [-np.inf, -1.5, -0.0, 0.0, 1e-300, 0.25, np.nextafter(0.25, 1), np.nextafter(2, 1), 2.0, np.inf]
 )
@@ -128,7 +128,7 @@ def test_by_hand() -> None:
 
 
 def test_positives_beyond_k_count_in_the_denominator() -> None:
-    """Pitfalls 14 and 16: min(positives, k), not the number of hits among the k."""
+    """min(positives, k), not the number of hits among the k."""
     one_class = {"num_classes": 1, "classes": [0] * 4, "scores": [4.0, 3.0, 2.0, 1.0]}
     assert map_at_k(relevance=[1, 0, 1, 1], k=2, **one_class).map == pytest.approx(1 / 2)
     assert map_at_k(relevance=[0, 0, 1, 0], k=2, **one_class).map == 0.0
@@ -136,7 +136,6 @@ def test_positives_beyond_k_count_in_the_denominator() -> None:
 
 
 def test_ties_keep_their_order_and_use_no_random_numbers() -> None:
-    """Pitfall 15."""
     random.seed(7)
     np.random.seed(7)
     states = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
@@ -170,7 +169,7 @@ def test_more_rows_than_a_block(dtype: type, share: float) -> None:
                 assert found[index] == pytest.approx(average_precision(list(rows), k), rel=1e-14)
 
 
-def test_any_memory_layout_and_number_of_threads_give_the_same() -> None:
+def test_result_is_independent_of_memory_layout_and_threads() -> None:
     rng = np.random.default_rng(0)
     scores = rng.random((500, 40), dtype=np.float32)
     relevance, rated = rng.random((2, 500, 40)) < 0.5
@@ -216,14 +215,14 @@ def test_float64_scores_that_differ_in_their_last_bits(base: float) -> None:
     np.testing.assert_allclose(found, oracle(rows, 3, 100_000), rtol=1e-14)
 
 
-def test_what_nobody_rated_takes_no_rank() -> None:
-    """Pitfall 18: the best k are those of the rated rows."""
+def test_unrated_pairs_take_no_rank() -> None:
+    """The best k are those of the rated rows."""
     scores, relevance = [[0.9], [0.8], [0.7], [0.6]], [[0], [0], [1], [1]]
     assert map_at_k_dense(scores, relevance, [[0], [0], [1], [1]], k=1).map == 1.0
     assert map_at_k_dense(scores, relevance, k=1).map == 0.0
 
 
-def test_more_rows_than_a_key_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_a_key_can_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ranking, "_MOST_ROWS", 2)
     with pytest.raises(ValueError, match=r"scores: expected fewer than 2\^31 rows, found 3"):
         map_at_k([0] * 3, [0.5] * 3, [1] * 3, num_classes=1)
@@ -232,13 +231,13 @@ def test_more_rows_than_a_key_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_empty_classes() -> None:
-    """Pitfall 17: the challenge divides by all classes."""
+    """The challenge divides by all classes."""
     arguments: dict[str, Any] = {"classes": [2, 0], "scores": [1.0, 1.0], "relevance": [1, 0]}
     assert map_at_k(**arguments, num_classes=4).map == 0.25
     assert map_at_k(**arguments, num_classes=4, empty_classes="skip").map == 1.0
 
 
-def test_nothing_at_all() -> None:
+def test_no_rows() -> None:
     nothing: dict[str, Any] = {"classes": [], "scores": [], "relevance": [], "num_classes": 2}
     assert map_at_k(**nothing).map == 0.0
     assert np.isnan(map_at_k(**nothing, empty_classes="skip").map)
@@ -259,12 +258,12 @@ def test_tensors(dtype: torch.dtype) -> None:
 
 
 def test_integer_scores_are_compared_exactly() -> None:
-    """Unsigned scores must not wrap around when the order is turned."""
+    """Unsigned scores must not wrap around when the order is reversed."""
     scores = np.array([0, 200, 255], dtype=np.uint8)
     assert map_at_k([0, 0, 0], scores, [0, 0, 1], num_classes=1).map == 1.0
 
 
-def test_unrated_pairs_are_not_looked_at() -> None:
+def test_unrated_pairs_are_not_read() -> None:
     relevance = np.array([[1.0, np.nan], [np.nan, 0.0]])
     rated = np.array([[1, 0], [0, 1]])
     assert map_at_k_dense([[1.0, 9.0], [2.0, 1.0]], relevance, rated).per_class.tolist() == [1, 0]

@@ -1,4 +1,4 @@
-"""GAP, Hit@1 and PERR against the starter code's definitions, a row at a time."""
+"""GAP, Hit@1 and PERR against the starter code's definitions, row by row."""
 
 from __future__ import annotations
 
@@ -60,12 +60,11 @@ def test_hit_and_perr_are_their_definitions(data: tuple[np.ndarray, np.ndarray])
 
 
 def test_gap_counts_labels_outside_the_best_k() -> None:
-    """Pitfall 14."""
     assert gap_at_k([[0.9, 0.8, 0.7]], [[1, 0, 1]], k=1) == 0.5
     assert gap_at_k([[0.9, 0.8, 0.7]], [[1, 0, 1]], k=3) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_gap_looks_at_twenty_by_default() -> None:
+def test_gap_pools_twenty_by_default() -> None:
     scores = -np.arange(30.0)[None]
     labels = np.zeros((1, 30), dtype=bool)
     labels[0, 19] = True
@@ -74,7 +73,6 @@ def test_gap_looks_at_twenty_by_default() -> None:
 
 
 def test_ties_go_to_the_lower_class_and_the_earlier_row() -> None:
-    """Pitfall 15."""
     scores = np.full((2, 2), 0.5)
     assert hit_at_1(scores, [[1, 0], [0, 1]]) == 0.5
     assert perr(scores, [[1, 0], [0, 1]]) == 0.5
@@ -92,8 +90,10 @@ def test_hit_at_1_takes_the_labels_value() -> None:
 
 
 @pytest.mark.parametrize("labels", [[[1, 0], [0, -1]], [[1, 2], [0, 1]], [[0.5, 1.0], [0, np.inf]]])
-def test_labels_are_shares_or_above_zero(labels: list[list[float]]) -> None:
-    """Hit@1 is a mean of labels, wherever they are; the others ask which are above 0."""
+def test_hit_at_1_averages_label_values_and_the_others_binarize_them(
+    labels: list[list[float]],
+) -> None:
+    """Hit@1 is a mean of label values; GAP and PERR only test whether a label is above 0."""
     scores = [[0.9, 0.1], [0.9, 0.1]]
     with pytest.raises(
         ValueError, match=r"labels: expected values in 0\.\.1, found .* at \[\d, 1\]"

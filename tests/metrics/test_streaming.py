@@ -1,6 +1,6 @@
-"""Metrics over streams equal the functions of everything at once.
+"""Metrics over streams equal the functions of the concatenated blocks.
 
-Several processes: tests/test_distributed.py.
+For several processes see tests/test_distributed.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FEW: dict[str, Callable[..., float]] = {"gap": gap_at_k, "hit": hit_at_1, "perr"
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-    """Returns (S, C) scores, labels and a mask, and where blocks begin and end."""
+    """Returns (S, C) scores, labels and a mask, and the bounds of the blocks."""
     rows = draw(st.integers(0, 12))
     scores, labels, mask = (
         draw(st.lists(item, min_size=rows * CLASSES, max_size=rows * CLASSES))
@@ -51,7 +51,7 @@ def streams(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[i
 
 @settings(max_examples=200, deadline=None)
 @given(streams(), st.integers(1, 8), st.sampled_from([0, 10, 2**20]), st.booleans())
-def test_map_is_that_of_everything(stream: tuple, k: int, pending: int, merged: bool) -> None:
+def test_map_equals_the_function(stream: tuple, k: int, pending: int, merged: bool) -> None:
     scores, labels, rated, bounds = stream
     column = np.nonzero(rated)[1]
     expected = map_at_k(column, scores[rated], labels[rated], num_classes=CLASSES, k=k)
@@ -75,7 +75,7 @@ def test_map_is_that_of_everything(stream: tuple, k: int, pending: int, merged: 
 
 @settings(max_examples=150, deadline=None)
 @given(streams(), st.integers(1, 6), st.booleans())
-def test_the_others_are_those_of_everything(stream: tuple, k: int, merged: bool) -> None:
+def test_other_metrics_equal_their_functions(stream: tuple, k: int, merged: bool) -> None:
     scores, labels, _, bounds = stream
     made: dict[str, Callable[[], Any]] = {
         "gap": lambda: GlobalAveragePrecisionAtK(CLASSES, k),
@@ -104,7 +104,7 @@ def test_all_pairs_of_a_matrix_count_without_a_mask() -> None:
     np.testing.assert_array_equal(metric.compute().per_class, expected.per_class)
 
 
-def test_what_was_given_may_be_overwritten() -> None:
+def test_arguments_may_be_overwritten_afterwards() -> None:
     classes, scores, relevant = np.array([0, 0]), np.array([0.9, 0.1]), np.array([True, False])
     metric = MeanAveragePrecisionAtK(1)
     metric.update(classes, scores, relevant)
@@ -113,7 +113,7 @@ def test_what_was_given_may_be_overwritten() -> None:
     assert metric.compute().map == 1.0
 
 
-def test_reset_forgets_and_compute_does_not() -> None:
+def test_reset_clears_the_state_and_compute_keeps_it() -> None:
     metric = HitAt1(2)
     metric.update([[0.9, 0.1]], [[1, 0]])
     assert metric.compute() == metric.compute() == 1.0

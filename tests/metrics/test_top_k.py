@@ -1,4 +1,4 @@
-"""TopKPerClass against a sort of everything."""
+"""TopKPerClass against a full sort."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def lists(result: TopK) -> list[list[tuple[int, float]]]:
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-    # Enough rows to fill lists that have room for little more than k, and few different scores.
+    # Enough rows to fill lists with little room beyond k, and few distinct scores.
     rows, classes = draw(st.integers(0, 300)), draw(st.integers(1, 3))
     few = draw(st.lists(SCORES, min_size=1, max_size=8))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     ids = np.concatenate(([0, 1, 2**31 - 1, 2**31, 2**32 - 1], np.arange(5, 300)))
     scores = rng.choice(np.array(few, np.float32), (rows, classes))
-    if draw(st.booleans()):  # later ones are better
+    if draw(st.booleans()):  # later rows are better
         scores = np.sort(scores, axis=0)
     candidates = rng.random((rows, classes)) < draw(st.sampled_from([0.1, 0.8]))
     cuts = draw(st.lists(st.integers(0, rows), max_size=4).map(sorted))
@@ -62,7 +62,7 @@ def streams(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[i
 
 @pytest.fixture(params=[pytest.param(True, marks=needs_cpu_ops), False], ids=["native", "numba"])
 def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Lets the native library do the work, or not."""
+    """Runs a test with and without the native library."""
     monkeypatch.setattr(_ext, "HAS_CPU_OPS", request.param)
     found: bool = request.param
     return found
@@ -76,7 +76,7 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     st.booleans(),
     st.booleans(),
 )
-def test_is_a_sort_of_everything(
+def test_equals_a_full_sort(
     stream: tuple, k: int, restricted: bool, merged: bool, native: bool
 ) -> None:
     ids, scores, candidates, bounds = stream
@@ -163,7 +163,7 @@ def test_native_and_numba_add_the_same(
             np.testing.assert_array_equal(one, two)
 
 
-def test_memory_follows_what_is_kept() -> None:
+def test_memory_grows_with_the_segments_kept() -> None:
     best = TopKPerClass(1000, 100_000)
     best.update(np.arange(100), np.zeros((100, 1000), np.float32))
     assert best._keys.nbytes <= 8 * 100 * 1000
@@ -174,14 +174,14 @@ def test_memory_follows_what_is_kept() -> None:
 
 
 def test_classes_that_are_never_among_a_segments_best_are_kept() -> None:
-    """Pitfall 21: class 29 is the last one of every segment and has its k nevertheless."""
+    """Class 29 ranks last in every segment and still has its k."""
     scores = np.tile(-np.arange(30.0, dtype=np.float32), (50, 1))
     best = TopKPerClass(30, 50)
     best.update(np.arange(50), scores)
     assert best.finish().offsets.tolist() == list(range(0, 31 * 50, 50))
 
 
-def test_lowest_scores_are_ordinary_and_candidates_leave_out() -> None:
+def test_lowest_scores_are_ordinary_and_candidates_mask_pairs() -> None:
     best = TopKPerClass(2, 3)
     best.update([4, 5], [[-np.inf, 1.0], [0.0, 2.0]], [[1, 0], [1, 1]])
     assert lists(best.finish()) == [[(5, 0.0), (4, -np.inf)], [(5, 2.0)]]
@@ -193,7 +193,7 @@ def test_a_pair_given_twice_is_kept_twice() -> None:
     assert lists(best.finish()) == [[(4, 1.0), (4, 1.0)]]
 
 
-def test_adding_goes_on_after_the_result() -> None:
+def test_updates_may_follow_finish() -> None:
     best = TopKPerClass(1, 2)
     best.update([3], [[1.0]])
     assert lists(best.finish()) == [[(3, 1.0)]]
@@ -223,7 +223,7 @@ def test_float64_scores_are_rounded_to_float32() -> None:
     assert lists(best.finish()) == [[(3, np.inf), (1, 1.0), (2, 1.0)]]
 
 
-def test_goes_on_where_a_saved_state_was(tmp_path: Path) -> None:
+def test_continues_from_a_saved_state(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 50, (1000, 3)).astype(np.float32)
     best = TopKPerClass(3, 100)
@@ -310,7 +310,7 @@ def test_scores_that_are_read_only_or_in_another_order() -> None:
 
 
 def kept(classes: int = 3, room: int = 8) -> list[torch.Tensor]:
-    """Thresholds, keys and counts of classes of which nothing is kept."""
+    """Thresholds, keys and counts of empty classes."""
     return [
         torch.from_numpy(np.full(classes, 2**64 - 1, np.uint64)),
         torch.from_numpy(np.zeros((classes, room), np.uint64)),

@@ -1,4 +1,4 @@
-"""The package as its users see it: presets, and saving and loading bit for bit, or an error."""
+"""The public interface: presets, and saving and loading, which is bit-exact or an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pyseg.nn import LabelGCN, MixtureOfExperts
 
 SMALL = {"feature_sizes": (12, 6), "clusters": 6, "groups": 2, "hidden_size": 16}
 
-# Every preset, small enough for a test, and quick enough in its statistics to learn in some steps.
+# Options that make presets small, and their running statistics fast enough for a few steps.
 _QUICK = {"feature_sizes": (12, 6), "hidden_size": 32, "batch_norm_momentum": 0.2}
 _NEXTVLAD = _QUICK | {"clusters": 6, "groups": 2, "reduction": 4, "expansion": 1, "dropout": 0.0}
 _DBOF = _QUICK | {"clusters": 64, "num_samples": 6}
@@ -55,11 +55,11 @@ def make_preset(name: str, **overrides: Any) -> nn.Module:
 
 
 def unlike_presets(**overrides: Any) -> list[str]:
-    """The presets less those that are, once small, the same as another: it takes seconds."""
+    """The presets that still differ when small: each takes seconds."""
     return sorted({repr(make_preset(name, **overrides)): name for name in SMALL_PRESETS}.values())
 
 
-# Between them they have every part of every preset; tests/nn traces the parts one by one.
+# Together they have every part of every preset; tests/nn traces the parts separately.
 PRESETS_TO_TRACE = ("dbof-gcn", "mlp", "paper-mixture")
 
 
@@ -75,7 +75,7 @@ def make(num_classes: int = 5, **overrides: object) -> nn.Module:
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """A step in training mode, so that running statistics are not those of a fresh model."""
+    """Takes a step in training mode, so that running statistics are not the initial ones."""
     model.train()(torch.randint(0, 256, (4, 5, 18), dtype=torch.uint8), torch.tensor([5, 4, 1, 2]))
     return model
 
@@ -95,7 +95,7 @@ def test_parameter_count_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["44", 44.0, True, None])
-def test_a_number_of_classes_that_is_none(wrong: object) -> None:
+def test_invalid_numbers_of_classes(wrong: object) -> None:
     for make in (models.create, models.count_parameters):
         with pytest.raises(ValueError, match=f"num_classes: expected an integer, found {wrong!r}"):
             make("mlp", num_classes=wrong)  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ def test_presets_of_the_paper(name: str, clusters: int, hidden_size: int, reduct
 
 
 def test_presets_of_the_starter_code_and_of_a_graph() -> None:
-    """Sizes of the starter code; what the graph replaces is the head and nothing else."""
+    """Sizes of the starter code; the graph replaces only the head."""
     with torch.device("meta"):
         made = {name: models.create(name, num_classes=50) for name in models.names()}
     dbof = made["dbof"]
@@ -187,13 +187,13 @@ def test_preset_round_trips_bit_for_bit(name: str, tmp_path: Path) -> None:
         p.requires_grad for p in model.parameters()
     ]
     assert torch.equal(model.eval()(frames, num_frames), again(frames, num_frames))
-    # where torch's own begin: products of some libraries differ in the last bit elsewhere
+    # aligned like torch's own tensors: some libraries' products depend on it in the last bit
     assert all(value.data_ptr() % 64 == 0 for value in again.state_dict().values())
 
 
 @every_preset
-def test_preset_predicts_for_a_video_alone_what_it_does_in_a_batch(name: str) -> None:
-    """And nothing that padding holds changes that (pitfalls 5, 7 and 30)."""
+def test_preset_predictions_do_not_depend_on_the_batch(name: str) -> None:
+    """Nor on the content of padding."""
     model = make_preset(name)
     frames, num_frames = make_batch()
     model(frames, num_frames)
@@ -319,8 +319,8 @@ def test_any_head_on_any_classifier() -> None:
     assert models.create("nextvlad-small", num_classes=4).head.linear.out_features == 4
 
 
-def test_a_heads_options_are_no_options_of_a_classifier() -> None:
-    """So that both can be overrides of one preset."""
+def test_options_of_heads_and_classifiers_do_not_clash() -> None:
+    """Both can be overrides of one preset."""
     for name in models.names():
         for head in ("logistic", "moe", "gcn"):
             known = models.options(name, head=head)
@@ -350,7 +350,7 @@ def test_unknown_heads_and_their_options() -> None:
 def test_a_graph_round_trips(
     tmp_path: Path, train_graph: bool, sparse: bool, train_nodes: bool
 ) -> None:
-    """The graph and the node features are arguments of which the file keeps what became of them."""
+    """The graph and the node features are arguments; the file keeps their trained values."""
     says = LabelCorrelation(
         torch.tensor([0, 2, 2, 3, 3]), torch.tensor([1, 3, 0]), torch.tensor([0.5, 0.75, 1.0])
     )
@@ -392,7 +392,7 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_a_compiled_model_is_saved_as_the_model_it_is(tmp_path: Path) -> None:
+def test_a_compiled_model_is_saved_as_the_original(tmp_path: Path) -> None:
     model = trained(make())
     models.save(torch.compile(model, backend="eager"), tmp_path)
     assert_same(models.load(tmp_path), model)
@@ -527,7 +527,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_preset_of_another_version(tmp_path: Path) -> None:
-    """Both files agree on something that this version cannot make."""
+    """Both files agree on a model that this version does not have."""
     models.save(make(), tmp_path)
     edit(name="nextvlad9")(tmp_path)
     replace_weights(lambda state: None)(tmp_path)
@@ -543,7 +543,7 @@ def test_a_correlation_of_another_version(tmp_path: Path) -> None:
         models.load(tmp_path)
 
 
-def test_weights_of_someone_else(tmp_path: Path) -> None:
+def test_foreign_weights(tmp_path: Path) -> None:
     models.save(make(), tmp_path)
     path = tmp_path / "model.safetensors"
     save_file(load_file(path), path)
@@ -572,7 +572,7 @@ def test_missing_files(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_model_of_some_classes(name: str, overrides: dict[str, Any], tmp_path: Path) -> None:
-    """It says what the whole one says of them; of a label graph the rest is gone."""
+    """It predicts as the whole model does for them; a label graph is restricted to them."""
     if "node_features" in overrides:
         overrides = {**overrides, "gcn_size": 16}
     model = make_preset(name, **overrides)

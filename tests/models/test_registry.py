@@ -1,4 +1,4 @@
-"""Models and heads of one's own, registered in Python and by ``--plugin``."""
+"""Custom models and heads, registered in Python and by ``--plugin``."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_cannot_be_registered(name: Any, arguments: dict[str, Any], message
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module with a model in the folder of the commands."""
+    """A module with a model in the current folder."""
     (tmp_path / "stranger.py").write_bytes(OWN_MODEL.read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -105,7 +105,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_commands_know_a_plugins_model(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It trains, goes on, and is evaluated, reported and used, without an edit of pyseg."""
+    """It is trained, resumed, evaluated, reported and used, without an edit of pyseg."""
     steps = ["--pretrain.steps", "0", "--finetune.steps", "4", "--finetune.batch_size", "8"]
     small = ["--overrides.channels", "8", "--overrides.head", "moe", "--device", "cpu"]
     wanted = ["--model", "temporal-conv", *steps, *small]
@@ -125,13 +125,13 @@ def test_commands_know_a_plugins_model(plugin: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("name", ["strangers", "stranger.py", "a b", ".x", "", "-"])
-def test_a_plugin_that_is_not_there(plugin: str, name: str) -> None:
+def test_a_missing_plugin(plugin: str, name: str) -> None:
     with pytest.raises(UserError, match=rf"^--plugin{f' {name}' if name else ''}: expected a "):
         evaluate.main([f"--plugin={name}", "--run", "run"])
 
 
 def test_a_plugin_that_is_broken(plugin: str) -> None:
-    """That is no error of the command's user: the traceback shows where."""
+    """This is not a user error: the traceback shows its cause."""
     Path("stranger.py").write_text("import no_such_module")
     with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"):
         evaluate.main(["--plugin", plugin, "--run", "run"])

@@ -1,4 +1,4 @@
-"""The GRU and its classifier against their definitions, and every way they are used."""
+"""The GRU and its classifier against their definitions, and in every mode of use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Gives every parameter and buffer a value of its own, so that none can be mixed up."""
+    """Gives every parameter and buffer distinct values, so that a mix-up shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -66,7 +66,7 @@ def test_gru_is_that_of_pytorch(layers: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, reference_gru(gru)(x)[0])
 
 
-def test_gru_starts_like_that_of_pytorch() -> None:
+def test_gru_is_initialized_like_that_of_pytorch() -> None:
     torch.manual_seed(0)
     for tensor in GRU(40, 25, num_layers=2).state_dict().values():
         assert tensor.abs().max() <= 1 / 5
@@ -75,7 +75,7 @@ def test_gru_starts_like_that_of_pytorch() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_final_state_is_that_of_packed_sequences(layers: int) -> None:
-    """No packing is needed forward in time: the states at valid frames are those of packing."""
+    """A unidirectional GRU needs no packing: the states at valid frames are the same."""
     gru = GRU(18, 8, layers).double()
     x = torch.randn(4, 7, 18, dtype=torch.float64)
     num_frames = torch.tensor([3, 7, 1, 4])
@@ -86,7 +86,7 @@ def test_final_state_is_that_of_packed_sequences(layers: int) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_classifier_is_its_definition(layers: int) -> None:
-    """Video by video, over its valid frames alone, in float64."""
+    """Video by video, over its valid frames only, in float64."""
     model = make_model(gru_layers=layers).double().eval()
     gru = reference_gru(model.gru)
     w = {key: value.double().numpy() for key, value in model.state_dict().items()}
@@ -148,7 +148,7 @@ def test_padding_never_changes_a_prediction(normalization: str) -> None:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("num_frames", [[0, 3], [0, 0]])
 def test_a_video_without_frames_is_finite(training: bool, num_frames: list[int]) -> None:
-    """Pitfalls 24 and 35: the softmax over no frame."""
+    """The softmax over no frame must not be NaN."""
     model = make_model().train(training)
     mask = torch.arange(3) < torch.tensor(num_frames).unsqueeze(1)
     logits = model.classify(make_frames(2, 3), mask)
@@ -156,7 +156,7 @@ def test_a_video_without_frames_is_finite(training: bool, num_frames: list[int])
     assert logits.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     assert all(b.isfinite().all() for b in model.buffers())
-    if not training:  # the same constant whatever the batch
+    if not training:  # a constant, independent of the batch
         alone = model.classify(make_frames(1, 1), torch.tensor([[False]]))
         torch.testing.assert_close(logits[0], alone[0])
 

@@ -1,4 +1,4 @@
-"""BatchNorm: slim's constants and variance, masks, degenerate batches (pitfall 6)."""
+"""BatchNorm: slim's constants and variance, masks, degenerate batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def randomized(norm: BatchNorm) -> BatchNorm:
 
 
 def apply_deferred(norm: BatchNorm, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What an op does with `norm.deferred(x, mask)`, by its definition."""
+    """Applies `norm.deferred(x, mask)` by its definition, as an op does."""
     return normalize(x.unsqueeze(2), norm.deferred(x, mask)).squeeze(2)
 
 
@@ -78,8 +78,8 @@ def test_deferred_is_forward(training: bool, unbiased: bool) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_what_rows_lack_is_in_the_running_mean(masked: bool) -> None:
-    """A bias that is left out changes nothing else: neither the result nor the statistics."""
+def test_running_mean_includes_the_deferred_bias(masked: bool) -> None:
+    """A deferred bias changes neither the result nor the statistics."""
     torch.manual_seed(0)
     mask = torch.tensor([[True, True, False], [True, False, False]]) if masked else None
     x, bias = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_what_rows_lack_is_in_the_running_mean(masked: bool) -> None:
 
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_masked_rows_do_not_count(unbiased: bool) -> None:
-    """Statistics of the valid rows alone, and their gradient; all rows are normalised."""
+    """Statistics and their gradient are of the valid rows only; all rows are normalised."""
     torch.manual_seed(0)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -116,7 +116,7 @@ def test_masked_rows_do_not_count(unbiased: bool) -> None:
 
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_a_row_may_count_several_times(unbiased: bool) -> None:
-    """As if it were there so often."""
+    """As if it were repeated."""
     torch.manual_seed(0)
     counts = torch.tensor([[2, 0, 1], [3, 1, 0]])
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -161,7 +161,7 @@ def test_deferred_statistics_of_bfloat16_are_float32() -> None:
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("deferred", [False, True])
 def test_one_row_is_no_error(unbiased: bool, deferred: bool) -> None:
-    """A partial final batch may hold one video; PyTorch's own layer refuses it."""
+    """The last batch of an epoch may hold one video; PyTorch's own layer refuses it."""
     norm = BatchNorm(3, momentum=0.5, unbiased=unbiased)
     x = torch.tensor([[4.0, -2.0, 0.0]], requires_grad=True)
     y = apply_deferred(norm, x[None])[0] if deferred else norm(x)

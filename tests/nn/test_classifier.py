@@ -1,4 +1,4 @@
-"""FrameClassifier: what every classifier is given."""
+"""FrameClassifier: the preparation of frames that all classifiers share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = (12, 6)
 
 
 class Probe(FrameClassifier):
-    """Keeps what it is given, and classifies by the sum over the valid frames."""
+    """Records its arguments, and classifies by the sum over the valid frames."""
 
     def __init__(self, num_classes: int = 3, **options: object) -> None:
         super().__init__(num_classes, **({"feature_sizes": SIZES} | options))
@@ -55,7 +55,7 @@ def test_forward_is_classify_of_prepare() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_bytes_stay_bytes_where_nothing_is_done_to_them(training: bool) -> None:
+def test_bytes_stay_bytes_without_noise(training: bool) -> None:
     frames = make_frames()
     x, mask = Probe().train(training).prepare(frames, NUM_FRAMES)
     assert x is frames
@@ -75,7 +75,7 @@ def test_without_counts_every_frame_is_valid() -> None:
 @pytest.mark.parametrize(
     "num_frames", [list, tuple, np.array, lambda n: np.array(n, ">i2"), torch.tensor]
 )
-def test_arrays_and_lists_are_what_tensors_are(frames: Callable, num_frames: Callable) -> None:
+def test_arrays_and_lists_are_taken_like_tensors(frames: Callable, num_frames: Callable) -> None:
     model = Probe().eval()
     array = frames(make_frames().numpy())
     array.flags.writeable = False
@@ -86,7 +86,7 @@ def test_arrays_and_lists_are_what_tensors_are(frames: Callable, num_frames: Cal
 
 
 @pytest.mark.parametrize("value", ["text", None, 3, {1: 2}, [[1], [2, 3]], np.array(["a"])])
-def test_what_is_no_array_is_named(value: object) -> None:
+def test_errors_name_what_is_not_an_array(value: object) -> None:
     with pytest.raises(TypeError, match=r"frames: expected a Tensor or an array of numbers, found"):
         Probe()(value)
     if value is not None:
@@ -112,8 +112,8 @@ def test_floats_that_are_bytes_are_refused(options: dict, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("options", CONVENTIONS, ids=lambda options: options["normalization"])
-def test_noise_comes_after_normalisation_and_spares_padding(options: dict) -> None:
-    """Bytes become floats for it; padding is what the convention makes of it."""
+def test_noise_comes_after_normalization_and_spares_padding(options: dict) -> None:
+    """Bytes become floats for it; padding stays that of the convention."""
     torch.manual_seed(0)
     model = Probe(noise=0.5, **options)
     frames = make_frames()
@@ -125,7 +125,7 @@ def test_noise_comes_after_normalisation_and_spares_padding(options: dict) -> No
     assert noise[noise.abs() > 1e-4].std().item() == pytest.approx(0.5, abs=0.15)
 
 
-def test_noise_only_in_training_and_only_if_asked_for() -> None:
+def test_noise_only_in_training_and_with_a_positive_sigma() -> None:
     frames = make_frames()
     model = Probe(noise=0.5)
     assert model.prepare(frames, NUM_FRAMES)[0].dtype == torch.float32
@@ -161,7 +161,7 @@ def test_autocast_leaves_the_frames_alone() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_compiles_whole(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(dropout, "_in_lanes", lambda x, levels: False)  # tracing draws otherwise
+    monkeypatch.setattr(dropout, "_in_lanes", lambda x, levels: False)  # as while tracing
     model = Probe(noise=noise)
     step = torch.compile(model.prepare, fullgraph=True, dynamic=True, backend="aot_eager")
     for length in (5, 7):
@@ -203,7 +203,7 @@ def test_bad_arguments(options: dict, message: str) -> None:
         Probe(**options)
 
 
-def test_subclasses_say_how_to_classify() -> None:
+def test_subclasses_must_implement_classify() -> None:
     class Nothing(FrameClassifier):
         pass
 

@@ -1,4 +1,4 @@
-"""DBoF against the starter code's formulas, and its draws (pitfalls 6, 10, 24, 30, 35)."""
+"""DBoF against the starter code's formulas, and its draws."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTIVATIONS = {
 
 
 def scramble(module: nn.Module) -> nn.Module:
-    """Gives every parameter and buffer a value of its own; also negative scales."""
+    """Gives every parameter and buffer distinct values, with negative scales too."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -76,7 +76,7 @@ def hidden_by_hand(model: DBoF, videos: list[np.ndarray], training: bool) -> np.
     return activate(batch_norm(hidden, model.hidden_norm, training))
 
 
-def dequantised(frames: Tensor) -> np.ndarray:
+def dequantized(frames: Tensor) -> np.ndarray:
     return frames.double().numpy() * (4 / 255) + (4 / 512 - 2)
 
 
@@ -94,9 +94,9 @@ OPTIONS = [
 def test_every_frame_is_used_in_eval_mode(options: dict, as_bytes: bool, grad: bool) -> None:
     model = make_model(**options).double().eval()
     frames = make_frames()
-    videos = [dequantised(video[:n]) for video, n in zip(frames, NUM_FRAMES, strict=True)]
+    videos = [dequantized(video[:n]) for video, n in zip(frames, NUM_FRAMES, strict=True)]
     hidden = torch.from_numpy(hidden_by_hand(model, videos, training=False))
-    given = frames if as_bytes else torch.from_numpy(dequantised(frames))
+    given = frames if as_bytes else torch.from_numpy(dequantized(frames))
     with torch.set_grad_enabled(grad):
         found = model(given, NUM_FRAMES)
     torch.testing.assert_close(found, model.head(hidden), rtol=1e-9, atol=1e-9)
@@ -108,12 +108,12 @@ def test_every_frame_is_used_in_eval_mode(options: dict, as_bytes: bool, grad: b
 def test_training_is_the_starter_code_on_the_frames_drawn(
     options: dict, as_bytes: bool, samples: int
 ) -> None:
-    """Also where videos have fewer frames than are drawn, and each is projected only once."""
+    """Also for videos with fewer frames than draws, each of which is projected only once."""
     generator = torch.Generator().manual_seed(3)
     model = make_model(num_samples=samples, generator=generator, **options).double()
     frames = make_frames()
     u = torch.rand(3, samples, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    x = dequantised(frames)
+    x = dequantized(frames)
     videos = [x[b][(u[b].numpy() * n.item()).astype(int)] for b, n in enumerate(NUM_FRAMES)]
     hidden = torch.from_numpy(hidden_by_hand(model, videos, training=True))
     found = model(frames if as_bytes else torch.from_numpy(x), NUM_FRAMES)
@@ -135,14 +135,14 @@ def test_counting_draws_is_gathering_them(options: dict) -> None:
 
 
 def frames_that_count(model: DBoF, frames: Tensor, num_frames: Tensor) -> Tensor:
-    """(B, T): whether a frame has a part in the prediction."""
+    """(B, T): whether a frame enters the prediction."""
     x = (frames / 64 - 2).requires_grad_()
     model(x, num_frames).sum().backward()
     return x.grad.abs().sum(-1) > 0
 
 
 def test_draws_have_the_starter_codes_statistics() -> None:
-    """With replacement, each video's own frames alone, uniform; a sequence is a run of frames."""
+    """Uniform draws with replacement from the video's own frames, or consecutive frames."""
     torch.manual_seed(0)
     frames, num_frames = make_frames(2, 6).repeat(600, 1, 1), torch.tensor([6, 2]).repeat(600)
     drawn = {}
@@ -162,8 +162,7 @@ def test_draws_have_the_starter_codes_statistics() -> None:
     }
 
 
-def test_predictions_are_repeatable_unless_asked_otherwise() -> None:
-    """Pitfall 30."""
+def test_predictions_are_repeatable_by_default() -> None:
     frames = make_frames()
     model = make_model().eval()
     torch.manual_seed(0)
@@ -210,7 +209,7 @@ def test_garbage_in_padding_changes_nothing(options: dict, training: bool) -> No
 )
 @pytest.mark.parametrize("training", [False, True])
 def test_a_video_without_frames_is_a_finite_constant(options: dict, training: bool) -> None:
-    """Pitfalls 24 and 35. A GPU's counts are not looked at, so 0 must be harmless."""
+    """On a GPU counts are not checked, so 0 must be harmless."""
     mask = torch.arange(7) < torch.tensor([[0], [5], [0]])
     results = []
     for value in (3, 200):
@@ -237,7 +236,7 @@ def test_empty_batches(shape: tuple[int, int], training: bool) -> None:
 
 
 def test_one_video_can_be_trained_on() -> None:
-    """The last batch of an epoch may hold one video, of one frame (pitfall 6)."""
+    """The last batch of an epoch may hold one video, of one frame."""
     model = make_model()
     model(make_frames(1, 1), torch.tensor([1])).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -271,7 +270,7 @@ def test_folded_weights_are_formed_once_and_follow_the_weights(
 
 
 def test_parameters_and_constants_are_the_starter_codes() -> None:
-    """Unbiased running variances, slim's constants, no bias beside a batch norm (pitfalls 6, 9)."""
+    """Unbiased running variances, slim's constants, no bias beside a batch norm."""
     with torch.device("meta"):
         model = DBoF(10)
     shapes = {key: tuple(value.shape) for key, value in model.named_parameters()}
@@ -291,7 +290,7 @@ def test_parameters_and_constants_are_the_starter_codes() -> None:
     assert (model.bag.activation, model.bag.pooling) == ("sigmoid", "max")
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     torch.manual_seed(0)
     model = DBoF(10, feature_sizes=(100,), clusters=2000, hidden_size=500, batch_norm=False)
     for tensor, std in (
@@ -315,7 +314,7 @@ def test_any_head() -> None:
 @pytest.mark.parametrize("activation", ["sigmoid", "relu6", "relu"])
 @pytest.mark.parametrize("pooling", ["max", "average"])
 def test_bfloat16_autocast(activation: Activation, pooling: str) -> None:
-    """Folded or not, and over 300 frames (pitfall 28)."""
+    """Folded or not, and over 300 frames."""
     frames = make_frames(4, 300)
     num_frames = torch.tensor([300, 1, 7, 150])
     model = make_model(activation=activation, pooling=pooling, every_frame=True)
@@ -365,7 +364,7 @@ def test_same_on_a_gpu() -> None:
     [
         ({"clusters": 0}, "clusters: expected at least 1, found 0"),
         ({"hidden_size": 0}, "hidden_size: expected at least 1, found 0"),
-        ({"num_samples": 0}, "num_samples: expected at least 1, found 0"),  # pitfall 10
+        ({"num_samples": 0}, "num_samples: expected at least 1, found 0"),
         ({"activation": "tanh"}, "activation: expected one of sigmoid, relu6, relu; found 'tanh'"),
         ({"pooling": "sum"}, "pooling: expected one of max, average; found 'sum'"),
         ({"sampling": "all"}, "sampling: expected one of random-frames, .*; found 'all'"),

@@ -1,4 +1,4 @@
-"""DerivedWeights: derived once, but never those of other weights."""
+"""DerivedWeights: derived once, and never stale."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Doubled(DerivedWeights):
         return 2 * self.weight + self.shift
 
     def forward(self) -> Tensor:
-        return self._kept(self._derive) if self._may_keep() else self._derive()
+        return self._cached(self._derive) if self._may_cache() else self._derive()
 
 
 def value(module: Doubled) -> float:
@@ -44,7 +44,7 @@ def test_derived_once() -> None:
     assert value(other) == 3
 
 
-def test_not_kept_where_a_gradient_is_wanted_or_in_training() -> None:
+def test_not_cached_in_training_or_with_gradients() -> None:
     module = Doubled().eval()
     module().sum().backward()
     assert (module.weight.grad == 2).all()
@@ -56,8 +56,8 @@ def test_not_kept_where_a_gradient_is_wanted_or_in_training() -> None:
     assert module.times == 3
 
 
-def test_weights_at_the_address_of_former_weights_are_others() -> None:
-    """The allocator gives a freed block to the next tensor of its size."""
+def test_new_weights_at_a_freed_address_are_noticed() -> None:
+    """The allocator reuses a freed block for the next tensor of its size."""
     module = Doubled().eval()
     expected = value(module)
     addresses = {module.weight.data_ptr()}

@@ -1,4 +1,4 @@
-"""Dropout: what is dropped and scaled, and that masks are what `bernoulli_` would draw."""
+"""Dropout: elements dropped and scaled, by masks distributed like those of `bernoulli_`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_elements_are_dropped_or_scaled(p: float) -> None:
 
 
 def test_the_factor_is_that_of_the_probability_drawn() -> None:
-    """Rounding of p must not make the expected value differ from the input."""
+    """The expected value equals the input although p is rounded."""
     p = 1 - 1.5 / 2**16  # kept: 2 of 2 ** 16 after rounding to even
     torch.manual_seed(0)
     y = Dropout(p)(torch.ones(2**20))
@@ -34,7 +34,7 @@ def test_the_factor_is_that_of_the_probability_drawn() -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-7, 1 - 1e-7, 1.0])
-def test_probabilities_that_round_to_none_or_all_are_torch_s(p: float) -> None:
+def test_probabilities_that_round_to_0_or_1_use_torchs_dropout(p: float) -> None:
     x = torch.randn(100, requires_grad=True)
     torch.manual_seed(0)
     y = Dropout(p)(x)
@@ -82,7 +82,7 @@ def test_masks_of_any_shape(shape: tuple[int, ...]) -> None:
 
 
 def test_elements_of_a_mask_are_independent() -> None:
-    """Four neighbours share a number: any two, and both halves of it, are as independent ones."""
+    """Four adjacent elements share one random number: any two of them are independent."""
     torch.manual_seed(0)
     mask = bernoulli_mask(torch.empty(100_000, 8), 0.3).double()
     assert (mask.mean(0) - 0.3).abs().max() < 5 * (0.3 * 0.7 / len(mask)) ** 0.5
@@ -91,7 +91,7 @@ def test_elements_of_a_mask_are_independent() -> None:
         assert abs(correlation[a, b].item()) < 5 / len(mask) ** 0.5
 
 
-def test_traced_it_is_torch_s() -> None:
+def test_tracing_uses_torchs_dropout() -> None:
     torch._dynamo.reset()
     dropout = Dropout(0.5)
     compiled = torch.compile(dropout, fullgraph=True, dynamic=True, backend="aot_eager")

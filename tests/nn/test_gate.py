@@ -1,4 +1,4 @@
-"""ContextGate: which products have a bias and what is normalised (pitfall 9)."""
+"""ContextGate: which products have a bias and what is normalised."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def test_gate_has_no_bias_and_one_batch_norm() -> None:
 
 
 @pytest.mark.parametrize("reduction", [0, 13])
-def test_gate_refuses_a_reduction_that_leaves_nothing(reduction: int) -> None:
+def test_gate_refuses_a_reduction_to_no_features(reduction: int) -> None:
     with pytest.raises(ValueError, match=rf"reduction: expected 1\.\.12, found {reduction}"):
         ContextGate(12, reduction)

@@ -19,7 +19,7 @@ def test_head_is_linear() -> None:
         LogisticHead(4, 0)
 
 
-def test_fresh_biases_give_the_prior() -> None:
+def test_initial_biases_give_the_prior() -> None:
     torch.testing.assert_close(
         LogisticHead(4, 3, prior=0.01)(torch.zeros(2, 4)).sigmoid(), torch.full((2, 3), 0.01)
     )
@@ -30,7 +30,7 @@ def test_fresh_biases_give_the_prior() -> None:
 
 
 def probability(head: MixtureOfExperts, x: Tensor) -> tuple[Tensor, Tensor]:
-    """p and 1 - p as the starter code has p, a class and an expert at a time, in float64."""
+    """p and 1 - p by the starter code's formula, one class and expert at a time, in float64."""
     gates = x.double() @ head.gates.weight.double().T
     experts = x.double() @ head.experts.weight.double().T + head.experts.bias.double()
     p, q = [], []
@@ -39,7 +39,7 @@ def probability(head: MixtureOfExperts, x: Tensor) -> tuple[Tensor, Tensor]:
         expert = experts[:, c * head.mixtures : (c + 1) * head.mixtures]
         p.append(sum(gate[:, m] * expert[:, m].sigmoid() for m in range(head.mixtures)))
         q.append(sum(gate[:, m] * (-expert[:, m]).sigmoid() for m in range(head.mixtures)))
-        q[-1] = q[-1] + gate[:, -1]  # the expert that always says 0
+        q[-1] = q[-1] + gate[:, -1]  # the constant 0
     return torch.stack(p, 1), torch.stack(q, 1)
 
 
@@ -87,7 +87,7 @@ def test_moe_gradient() -> None:
 
 @pytest.mark.parametrize("mixtures", [1, 2])
 def test_moe_of_rare_and_certain_classes_keeps_its_value(mixtures: int) -> None:
-    """Where p itself, in float32, is 0 or 1."""
+    """Even where p itself, in float32, is 0 or 1."""
     head = make_moe(mixtures, scale=15.0)
     x = torch.randn(50, 6)
     p, q = probability(head, x)
@@ -99,7 +99,7 @@ def test_moe_of_rare_and_certain_classes_keeps_its_value(mixtures: int) -> None:
 
 @pytest.mark.parametrize("mixtures", [1, 3])
 def test_moe_of_extreme_inputs_is_finite_and_learns(mixtures: int) -> None:
-    """Gates and experts of +-1e4, in every combination: no inf, no NaN, no gradient cut off."""
+    """Gates and experts of +-1e4, in every combination: no inf, no NaN, no vanishing gradient."""
     head = MixtureOfExperts(1, num_classes=1, mixtures=mixtures)
     size = 2 * mixtures + 1
     signs = torch.cartesian_prod(*[torch.tensor([-1e4, 0.0, 1e4])] * size)
@@ -148,7 +148,7 @@ def test_moe_compiles_whole() -> None:
         torch.testing.assert_close(compiled(x), head(x))
 
 
-def test_moe_refuses_what_does_not_fit() -> None:
+def test_moe_checks_its_arguments() -> None:
     with pytest.raises(ValueError, match=r"num_classes: expected at least 1, found 0"):
         MixtureOfExperts(4, 0)
     with pytest.raises(ValueError, match=r"mixtures: expected at least 1, found 0"):

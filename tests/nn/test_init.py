@@ -10,13 +10,13 @@ import torch
 from pyseg.nn.init import he_linear, he_truncated_normal_, normal_linear, xavier_linear
 
 
-def test_he_initialisation_has_its_deviation_before_truncation() -> None:
+def test_he_initialization_has_its_deviation_before_truncation() -> None:
     torch.manual_seed(0)
     weight = he_truncated_normal_(torch.empty(400, 500), fan_in=50)
     bound = 2 * math.sqrt(1.3 * 2 / 50)
     assert weight.abs().max() <= bound
     assert weight.abs().max() > 0.99 * bound
-    # The deviation of a normal distribution cut at two of them is 0.8796 of what it was.
+    # Truncation at two standard deviations reduces the deviation to 0.8796 of its value.
     assert weight.std().item() == pytest.approx(0.8796 * bound / 2, rel=0.01)
     assert weight.std().item() == pytest.approx(math.sqrt(2 / 50), rel=0.01)
     with pytest.raises(ValueError, match=r"fan_in: expected at least 1, found 0"):

@@ -1,4 +1,4 @@
-"""l2_penalty: s * sum(w^2) / 2 over what the reference regularises (pitfall 12)."""
+"""l2_penalty: s * sum(w^2) / 2 over the parameters that the reference regularises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LabelGCN: the classifiers are two graph convolutions, whatever order they are computed in."""
+"""LabelGCN: classifiers from two graph convolutions, in every order of the products."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pyseg.labels import LabelCorrelation
 from pyseg.nn import LabelGCN
 
 CLASSES, FEATURES = 5, 6
-# Class 2 says nothing, and nobody speaks of class 4.
-SAYS = LabelCorrelation(
+# Class 2 implies nothing, and nothing implies class 4.
+CORRELATION = LabelCorrelation(
     torch.tensor([0, 2, 3, 3, 4, 6]),
     torch.tensor([1, 3, 0, 2, 0, 1]),
     torch.tensor([0.5, 0.75, 1.0, 0.6, 0.9, 0.8]),
@@ -28,8 +28,8 @@ def make(graph: str = "dense", **options: object) -> LabelGCN:
     torch.manual_seed(0)
     arguments = {"node_size": 3, "gcn_size": 4} | options
     arguments |= {
-        "dense": {"correlation": SAYS},
-        "sparse": {"correlation": SAYS, "train_graph": False},
+        "dense": {"correlation": CORRELATION},
+        "sparse": {"correlation": CORRELATION, "train_graph": False},
         "none": {},
     }[graph]
     return LabelGCN(FEATURES, CLASSES, **arguments)
@@ -39,7 +39,7 @@ def adjacency(graph: str) -> np.ndarray:
     """Row-normalised P' + I."""
     relations = np.eye(CLASSES)
     if graph != "none":
-        relations += SAYS.dense().double().numpy()
+        relations += CORRELATION.dense().double().numpy()
     return relations / relations.sum(1, keepdims=True)
 
 
@@ -84,19 +84,19 @@ def test_gradients_are_those_of_the_definition(graph: str) -> None:
         torch.testing.assert_close(a.grad, b.grad, msg=name, **tolerance)
 
 
-def test_graph_starts_as_the_normalised_correlation_with_self_loops() -> None:
+def test_graph_starts_as_the_normalized_correlation_with_self_loops() -> None:
     for graph in ("dense", "none"):
         weight = make(graph).graph.weight
         assert isinstance(weight, torch.nn.Parameter)
         np.testing.assert_allclose(weight.detach().numpy(), adjacency(graph), rtol=1e-6)
     sparse = make("sparse").graph
     np.testing.assert_allclose(sparse(torch.eye(CLASSES)).numpy(), adjacency("sparse"), rtol=1e-6)
-    assert len(sparse.values) == len(SAYS.values) + CLASSES
-    # A diagonal that is given, as P has one, does not make a self loop of 2 (pitfall 3).
-    relations = SAYS.dense().fill_diagonal_(1.0)
+    assert len(sparse.values) == len(CORRELATION.values) + CLASSES
+    # A diagonal of 1, as P has, does not make a self loop of 2.
+    relations = CORRELATION.dense().fill_diagonal_(1.0)
     given = LabelGCN(FEATURES, CLASSES, relations, train_graph=False)
     np.testing.assert_allclose(given.graph.weight.numpy(), adjacency("dense"), rtol=1e-6)
-    assert relations.diagonal().tolist() == [1] * CLASSES  # what was given is left alone
+    assert relations.diagonal().tolist() == [1] * CLASSES  # the argument is not modified
 
 
 def test_what_is_trained() -> None:
@@ -121,7 +121,7 @@ def test_node_features_may_be_given() -> None:
     assert features[1, 1] == 3  # a copy
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     torch.manual_seed(0)
     head = LabelGCN(400, 50)
     assert head.nodes.shape == (50, 300)
@@ -179,7 +179,7 @@ def test_classifiers_are_formed_once_and_follow_the_weights(
     if graph == "sparse":
         head.graph.values *= 2
     else:
-        head.graph.weight.data.mul_(2)  # behind autograd's back: needs eval()
+        head.graph.weight.data.mul_(2)  # unseen by autograd: needs eval()
         head.eval()
     check(1)
     check(0)
@@ -295,6 +295,6 @@ def test_empty_batch() -> None:
     ],
 )
 def test_bad_arguments(options: dict, error: type[Exception], message: str) -> None:
-    arguments = {"num_classes": CLASSES, "correlation": SAYS} | options
+    arguments = {"num_classes": CLASSES, "correlation": CORRELATION} | options
     with pytest.raises(error, match=message):
         LabelGCN(FEATURES, **arguments)

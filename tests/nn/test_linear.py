@@ -14,7 +14,7 @@ from pyseg.ops import _dispatch
 
 @pytest.fixture(params=[True, False], ids=["slow", "fast"])
 def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether this processor counts as one that is slow in bfloat16."""
+    """Whether this processor is taken to be slow in bfloat16."""
     monkeypatch.setattr(_dispatch, "_SLOW_BFLOAT16", request.param)
     found: bool = request.param
     return found
@@ -36,7 +36,7 @@ def test_without_autocast_it_is_torchs(tensors, slow: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("few", [True, False])
-def test_autocast_products_are_of_the_quicker_dtype(
+def test_autocast_products_use_the_faster_dtype(
     tensors, dtype: torch.dtype, few: bool, slow: bool
 ) -> None:
     x, weight, bias = tensors

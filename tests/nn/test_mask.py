@@ -1,4 +1,4 @@
-"""frame_mask: any length, not 300 (pitfall 7)."""
+"""frame_mask: any length, not only 300."""
 
 from __future__ import annotations
 

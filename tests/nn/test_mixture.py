@@ -1,4 +1,4 @@
-"""The mixture against its definition, its training loss, and every way it is used."""
+"""The mixture against its definition, its training loss, and in every mode of use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRESETS = {"paper-mixture": 4, "3nextvlad-same": 3, "3nextvlad-diff": 3}
 
 
 def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Gives every parameter and buffer a value of its own, so that none can be mixed up."""
+    """Gives every parameter and buffer distinct values, so that a mix-up shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -91,7 +91,7 @@ def test_it_is_its_definition(padded_mean: bool, training: bool) -> None:
 
 
 def make_twins(model: Mixture) -> list[FrameClassifier]:
-    """Copies of the branches, so that a mixture's statistics are not touched."""
+    """Copies of the branches, so that those of the mixture keep their statistics."""
     twins = make_branches()
     for twin, branch in zip(twins, model.branches, strict=True):
         twin.double().load_state_dict(branch.state_dict())
@@ -155,7 +155,7 @@ def test_training_loss_is_its_definition(temperature: float, distillation: float
 
 
 def test_distillation_moves_both_sides() -> None:
-    """The reference does not stop the gradient of the teacher: the gate gets one by it alone."""
+    """As in the reference the teacher has a gradient: the gate gets one from distillation alone."""
     model = make_model(distillation=2.0)
     loss = model.training_loss(make_frames(4, 5), None, lambda logits: logits.sum() * 0)
     loss.backward()
@@ -200,7 +200,7 @@ def test_padding_never_changes_a_prediction(normalization: str) -> None:
 
 @pytest.mark.parametrize("normalization", ["dequantize", "unwhiten"])
 def test_the_references_mean_counts_padding(normalization: str) -> None:
-    """Which moves the weights of a padded video, and what padding holds after whitening counts."""
+    """So the weights of a video depend on its padding and on the padding's normalised value."""
     eigenvalues = torch.linspace(3, 0.1, 12) if normalization == "unwhiten" else None
     options = {"normalization": normalization, "eigenvalues": eigenvalues, "padded_mean": True}
     model = make_model(**options).eval()
@@ -210,7 +210,7 @@ def test_the_references_mean_counts_padding(normalization: str) -> None:
     weights = model.outputs(frames, num_frames).weights
     torch.testing.assert_close(weights, expected)
     changed = frames.clone()
-    changed[~mask] = 3  # what padded rows hold before they are normalised counts for nothing
+    changed[~mask] = 3  # the content of padding before the normalisation does not matter
     assert torch.equal(model.outputs(changed, num_frames).weights, weights)
     longer = nn.functional.pad(frames, (0, 0, 0, 25))
     assert not torch.allclose(model.outputs(longer, num_frames).weights, weights, atol=1e-2)
@@ -337,7 +337,7 @@ def test_presets_are_those_of_the_paper() -> None:
     assert gru == 20_376_598 + 1152 + 1
 
 
-def test_an_override_goes_to_all_that_know_it() -> None:
+def test_an_override_goes_to_all_parts_that_take_it() -> None:
     overrides = {
         "feature_sizes": [12, 6],
         "hidden_size": 16,

@@ -1,4 +1,4 @@
-"""NeXtVLAD and its classifier against the formulas, and every way they are used."""
+"""NeXtVLAD and its classifier against the formulas, and in every mode of use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ORDERS = get_args(Order)
 
 
 def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Gives every parameter and buffer a value of its own, so that none can be mixed up."""
+    """Gives every parameter and buffer distinct values, so that a mix-up shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -70,7 +70,7 @@ def batch_norm(x: np.ndarray, norm: BatchNorm, training: bool) -> np.ndarray:
 
 
 def layer_by_loops(layer: NeXtVLAD, frames: np.ndarray, valid: list[int]) -> np.ndarray:
-    """The layer's definition, a video, a frame, a group and a cluster at a time, in float64."""
+    """The layer's definition as loops over videos, frames, groups and clusters, in float64."""
     w = {key: value.double().numpy() for key, value in layer.state_dict().items()}
     batch, length, _ = frames.shape
     groups, clusters = layer.groups, layer.clusters
@@ -113,7 +113,7 @@ def test_layer_is_its_definition(
     valid = [length, (length + 1) // 2, 0]
     expected = layer_by_loops(layer, frames, valid)
     mask = torch.arange(length) < torch.tensor(valid)[:, None]
-    with torch.set_grad_enabled(training):  # without, the eval mode's folded weights are used
+    with torch.set_grad_enabled(training):  # eval mode uses the folded weights without gradients
         found = layer(torch.from_numpy(frames), mask)
     torch.testing.assert_close(found.detach().numpy(), expected, rtol=1e-9, atol=1e-9)
 
@@ -160,7 +160,7 @@ def test_operations_are_those_of_the_products(monkeypatch: pytest.MonkeyPatch) -
                 if backward:
                     output.sum().backward()
             expected = layer.operations(3, 20, backward=backward)[order]
-            # The products of the attention, of the biases, are left out.
+            # `operations` omits the products of the attention and of the biases.
             assert expected < counter.get_total_flops() < 1.15 * expected, (order, backward)
         layer.eval()
         with torch.no_grad():
@@ -259,7 +259,7 @@ def test_folded_weights_of_inference_mode_serve_gradients_of_frames() -> None:
 
 
 def test_layer_has_the_reference_parameters() -> None:
-    """No bias on the assignment; centres (F, K); K columns for each of the G groups (pitfall 9)."""
+    """No bias on the assignment; centres (F, K); K columns for each of the G groups."""
     layer = NeXtVLAD(feature_size=12, clusters=5, groups=4)
     assert layer.out_features == 30
     assert {key: tuple(value.shape) for key, value in layer.named_parameters()} == {
@@ -278,15 +278,15 @@ def test_layer_has_the_reference_parameters() -> None:
     assert not layer.norm.unbiased
 
 
-def test_columns_are_normalised_over_features() -> None:
-    """L2 over the F features of a cluster, which lie K apart in the output (pitfall 8)."""
+def test_columns_are_normalized_over_features() -> None:
+    """L2 over the F features of a cluster, which lie K apart in the output."""
     layer = make_layer()
     layer.norm = nn.Identity()
     columns = layer(torch.randn(2, 6, 12)).reshape(2, 6, 5)
     torch.testing.assert_close(columns.square().sum(1), torch.ones(2, 5))
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     torch.manual_seed(0)
     layer = NeXtVLAD(feature_size=64, clusters=32, groups=4)
     for weight, fan_in in (
@@ -301,8 +301,8 @@ def test_initialisation() -> None:
     assert (layer.attention.bias == 0).all()
 
 
-def test_statistics_include_padded_rows_unless_told_otherwise() -> None:
-    """Pitfall 6. Padding is a constant row: the expansion's bias through the assignment."""
+def test_statistics_include_padded_rows_by_default() -> None:
+    """Padding is a constant row: the expansion's bias through the assignment."""
     frames = torch.randn(2, 4, 12)
     mask = torch.tensor([[True] * 4, [True] + [False] * 3])
     frames[~mask] = 0
@@ -314,7 +314,7 @@ def test_statistics_include_padded_rows_unless_told_otherwise() -> None:
     assert not torch.allclose(outputs[True], outputs[False], atol=1e-3)
 
 
-def test_layer_refuses_what_does_not_fit() -> None:
+def test_layer_checks_its_arguments() -> None:
     layer = make_layer()
     with pytest.raises(ValueError, match=r"frames: expected .* 12\), found \(2, 3, 11\)"):
         layer(torch.zeros(2, 3, 11))
@@ -363,7 +363,7 @@ def test_classifier_has_the_reference_parameters() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_bytes_and_dequantised_frames_give_the_same(training: bool) -> None:
+def test_bytes_and_dequantized_frames_give_the_same(training: bool) -> None:
     frames, num_frames = make_frames(4, 6), torch.tensor([6, 4, 1, 2])
     by_bytes = make_model().train(training)(frames, num_frames)
     x = frames.float() * (4 / 255) + (4 / 512 - 2)
@@ -373,7 +373,7 @@ def test_bytes_and_dequantised_frames_give_the_same(training: bool) -> None:
 
 @pytest.mark.parametrize("normalization", ["dequantize", "l2", "unwhiten", "raw"])
 def test_padding_never_changes_a_prediction(normalization: str) -> None:
-    """Whatever padded frames hold, and however many there are (pitfalls 5 and 7)."""
+    """Neither the content nor the number of padded frames matters."""
     eigenvalues = torch.linspace(3, 0.1, 12) if normalization == "unwhiten" else None
     model = make_model(normalization=normalization, eigenvalues=eigenvalues).eval()
     model.normalization.load_state_dict({} if eigenvalues is None else {"eigenvalues": eigenvalues})
@@ -423,9 +423,9 @@ def test_garbage_never_changes_training_either(padded_statistics: bool) -> None:
 def test_a_video_without_frames_is_finite(
     training: bool, padded_statistics: bool, num_frames: list[int]
 ) -> None:
-    """Pitfalls 24 and 35: nothing is divided by the number of frames.
+    """Nothing is divided by the number of frames.
 
-    A GPU's counts are not looked at, so 0 must be harmless where it is no error.
+    On a GPU counts are not checked, so 0 must be harmless where it is no error.
     """
     model = make_model(padded_statistics=padded_statistics).train(training)
     mask = torch.arange(3) < torch.tensor(num_frames).unsqueeze(1)
@@ -434,7 +434,7 @@ def test_a_video_without_frames_is_finite(
     assert logits.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     assert all(b.isfinite().all() for b in model.buffers())
-    if not training:  # the same constant whatever the batch
+    if not training:  # a constant, independent of the batch
         alone = model.classify(make_frames(1, 1), torch.tensor([[False]]))
         torch.testing.assert_close(logits[0], alone[0])
 
@@ -448,7 +448,7 @@ def test_empty_batches(shape: tuple[int, int]) -> None:
 
 
 def test_one_video_can_be_trained_on() -> None:
-    """The last batch of an epoch may hold one video (pitfall 6)."""
+    """The last batch of an epoch may hold one video."""
     model = make_model()
     model(make_frames(1, 1), torch.tensor([1])).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -456,7 +456,7 @@ def test_one_video_can_be_trained_on() -> None:
 
 
 def test_dropout_of_zero_is_zero() -> None:
-    """In the reference a 0 falls back to the flag's 0.5 (pitfall 10)."""
+    """In the reference a 0 falls back to the flag's 0.5."""
     frames, num_frames = make_frames(4, 3), torch.tensor([3, 2, 1, 3])
     without = [make_model(dropout=0)(frames, num_frames) for _ in range(2)]
     assert torch.equal(*without)
@@ -467,7 +467,6 @@ def test_dropout_of_zero_is_zero() -> None:
 
 
 def test_odd_clusters_and_groups_are_halved_downwards() -> None:
-    """Pitfall 11."""
     model = make_model(clusters=7, groups=3)
     audio = model.branches[1]
     assert (audio.clusters, audio.groups) == (3, 1)
@@ -539,9 +538,9 @@ def test_same_with_and_without_the_compiled_library(
 def test_compiles_whole_for_any_batch_and_length(
     training: bool, padded_statistics: bool, order: str | None
 ) -> None:
-    """Left to itself, a layer is compiled once more where another order becomes the cheapest.
+    """Without a fixed order, a layer is recompiled where another order becomes the cheapest.
 
-    What AOTAutograd makes of layers is tested with the presets, and with the operators.
+    AOTAutograd is tested with the presets and the operators.
     """
     torch._dynamo.reset()
     options = {"feature_sizes": (18,), "padded_statistics": padded_statistics}
@@ -588,7 +587,7 @@ def test_exports_with_any_batch_and_length(floats: bool) -> None:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("length", [5, 300])
 def test_bfloat16_autocast(training: bool, length: int) -> None:
-    """Sums over all frames stay accurate, masters and statistics stay float32 (pitfall 28)."""
+    """Sums over all frames stay accurate; parameters and statistics stay in float32."""
     frames = make_frames(8, length)
     num_frames = torch.tensor([length, 1, 2, 3, 4, length, 5, length])
     exact = make_model().double().train(training)(frames, num_frames)

@@ -1,4 +1,4 @@
-"""MaskedGaussianNoise: what is drawn, for what, and when (section 3.5 of the paper)."""
+"""MaskedGaussianNoise (section 3.5 of the paper)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_defaults_are_half_of_the_dimensions_and_a_tenth() -> None:
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])
-def test_every_element_of_every_frame_has_a_draw_of_its_own(dim: int) -> None:
+def test_every_element_of_every_frame_is_drawn_independently(dim: int) -> None:
     """Neither the mask nor the noise is shared between videos, frames or dimensions."""
     y = drawn(MaskedGaussianNoise())
     size = SHAPE[dim]

@@ -1,4 +1,4 @@
-"""FrameNormalization: the conventions, and padding in each (pitfalls 4 and 5)."""
+"""FrameNormalization: the conventions, and padding in each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def padding(convention: str) -> torch.Tensor:
     return row
 
 
-def test_dequantises_as_the_starter_code() -> None:
+def test_dequantizes_as_the_starter_code() -> None:
     q = torch.arange(256, dtype=torch.uint8).reshape(1, 256, 1)
     x = FrameNormalization("dequantize", (1,))(q).flatten()
     reference = np.arange(256).astype(np.float32) * np.float32(4 / 255) + np.float32(4 / 512 - 2)

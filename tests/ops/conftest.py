@@ -1,4 +1,4 @@
-"""What the tests of every op share: devices, inputs, and how errors are measured."""
+"""Devices, inputs and error measures shared by the tests of the ops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyseg.ops import AssignmentNorm, moments, moments_reference
 
 needs_cpu_ops = pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"no CPU ops: {_ext.CPU_REASON}")
 
-# Inductor imports parts of torch that torch itself has deprecated.
+# Inductor imports deprecated parts of torch.
 ignore_deprecations_of_torch = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -30,17 +30,17 @@ def device_parameter(name: str):
 DEVICES = [device_parameter("cpu"), device_parameter("cuda")]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "permuted", "sliced", "expanded"]
-NORMS = ["constants", "statistics"]  # what mean and variance of an AssignmentNorm are
+NORMS = ["constants", "statistics"]  # kinds of mean and variance of an AssignmentNorm
 
 
 def half(*dimensions: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Returns every second case of a product of three dimensions or more, all pairs among them."""
+    """Returns half of the product of three or more dimensions, with every pair of values."""
     cases = itertools.product(*(enumerate(values) for values in dimensions))
     return [tuple(value for _, value in case) for case in cases if sum(i for i, _ in case) % 2 == 0]
 
 
 def with_layout(tensor: Tensor, layout: str) -> Tensor:
-    """Returns the same values in memory of another order."""
+    """Returns the same values in another memory layout."""
     if layout == "permuted":
         return tensor.mT.contiguous().mT
     if layout == "sliced":
@@ -78,9 +78,9 @@ def make(
 def make_norm(
     assignment: Tensor, kind: str = "constants", *, grad: bool = True
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Returns the tensors of a normalisation that gradients are taken of, and its row weights.
+    """Returns the differentiable tensors of a normalisation, and its row weights.
 
-    These are mean, variance, weight and bias, or only the last two where mean and variance are
+    These tensors are mean, variance, weight and bias, or only the last two if mean and variance are
     statistics of the assignment. The row weights then leave every third frame out.
     """
     b, t, g, k = assignment.shape
@@ -99,7 +99,7 @@ def make_norm(
     return tensors, row_weights
 
 
-def normalising(
+def normalizing(
     function: Callable[..., Tensor],
     inputs: int,
     row_weights: Tensor | None,
@@ -107,8 +107,8 @@ def normalising(
 ) -> Callable[..., Tensor]:
     """Returns `function` of its `inputs` tensors followed by those of :func:`make_norm`.
 
-    Mean and variance that are not given are taken of the assignment, so that the gradient of the
-    whole is the total derivative.
+    Mean and variance that are not given are computed from the assignment, so that the gradient is
+    the total derivative.
     """
 
     def call(*tensors: Tensor) -> Tensor:
@@ -126,10 +126,10 @@ def normalising(
     return call
 
 
-def normalise_plainly(
+def normalize_plainly(
     assignment: Tensor, tensors: tuple[Tensor, ...], row_weights: Tensor | None
 ) -> Tensor:
-    """Returns the normalised assignment as one writes it at first, all in its dtype."""
+    """Returns the normalised assignment by the plain formula, all in its dtype."""
     shape, dtype = assignment.shape[2:], assignment.dtype
     if row_weights is not None:
         weights = row_weights.to(dtype)[..., None, None]
@@ -153,9 +153,9 @@ def in_float64(inputs: list[Tensor]) -> list[Tensor]:
 def assert_error_is_at_most_twice(
     names: list[str], actual: list[Tensor], baseline: list[Tensor], exact: list[Tensor]
 ) -> None:
-    """Checks that errors against `exact` are at most twice those of `baseline`, all but a digit.
+    """Checks that errors against `exact` are at most twice those of `baseline`, plus a digit.
 
-    Where `baseline` overflows, they are at most 4 digits of the largest value.
+    If `baseline` overflows, they may be 4 digits of the largest value.
     """
     for name, value, base, true in zip(names, actual, baseline, exact, strict=True):
         assert value.dtype == base.dtype
@@ -163,7 +163,7 @@ def assert_error_is_at_most_twice(
         assert true.isfinite().all(), name
         if not true.numel():
             continue
-        # The largest of a few errors is a matter of luck: plain PyTorch may even be exact.
+        # The largest of few errors is random: plain PyTorch may even be exact.
         digit = torch.finfo(actual[0].dtype).eps * true.abs().amax()
         error, allowed = value.double() - true, base.double() - true
         finite = base.isfinite()

@@ -1,8 +1,8 @@
-"""Calls every operator through torch.ops.pyseg with arguments that do not fit, one at a time.
+"""Calls every operator through torch.ops.pyseg with one invalid argument at a time.
 
-Each call must raise an error that says what is wrong, or give what the definition of the operator
-gives. ``python tests/ops/hostile.py`` prints how many calls there were, and fails where one did
-neither; a crash or an endless loop ends it, so tests run it as a process with a time limit.
+Each call must raise an error that names the problem, or return the result of the operator's
+definition. ``python tests/ops/hostile.py`` prints the number of calls, and fails if one did
+neither. A call may crash or hang, so the test runs this as a process with a time limit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 import pyseg
 from pyseg.labels import LabelCorrelation
 
-SOURCES = str(pyseg._build.SOURCES)  # no error names the folder of who has built it
-# Misfits that operators take, and rightly, but that cannot be compared with a definition: what is
-# optional, frames of any floating dtype, rows without columns, lists with more or less room.
+SOURCES = str(pyseg._build.SOURCES)  # no error may name the folder of the build
+# Misfits that operators may take but that have no definition to compare with: omitted optional
+# arguments, frames of any floating dtype, rows without columns, lists with more or less room.
 ACCEPTED: dict[str, tuple[str, ...]] = {
     "vlad_aggregate_backward": ("argument 5: None", "argument 6: None", "argument 11: None"),
     "soft_assign_backward": ("argument 3: None", "argument 4: None"),
@@ -43,7 +43,7 @@ def random(*shape: int) -> Tensor:
 
 
 def valid_calls() -> dict[str, list[list[Any]]]:
-    """Returns arguments that each operator takes."""
+    """Returns valid arguments of each operator."""
     ops = torch.ops.pyseg
     vlad = [random(B, T, G, F), random(B, T, G, K), random(B, T, G), random(F, K)]
     norm, row_weights = random(4, G, K) + 0.5, torch.full((B, T), 1 / (B * T))
@@ -100,7 +100,7 @@ def valid_calls() -> dict[str, list[list[Any]]]:
 
 
 def definitions() -> dict[str, Any]:
-    """Returns what operators are defined as, in plain PyTorch and float64."""
+    """Returns the operators' definitions in plain PyTorch and float64."""
 
     def normalize(z: Tensor, norm: Tensor | None) -> Tensor:
         return z if norm is None else (z - norm[0]) * norm[1] * norm[2] + norm[3]
@@ -156,7 +156,7 @@ def definitions() -> dict[str, Any]:
 
 
 def same_values(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yields the same numbers in memory of another order."""
+    """Yields the same numbers in other memory layouts."""
     if tensor.dim() > 1:
         yield "transposed", tensor.mT.contiguous().mT
     if tensor.dim():
@@ -166,7 +166,7 @@ def same_values(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def other_values(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yields a tensor of the same kind with other numbers."""
+    """Yields tensors of the same kind with other numbers."""
     if tensor.dtype == torch.bool:
         return
     floating = tensor.is_floating_point()
@@ -183,7 +183,7 @@ def other_values(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def misfits(tensor: Tensor) -> Iterator[tuple[str, Any]]:
-    """Yields what is no such tensor: of another device, dtype, shape or layout, or none."""
+    """Yields misfits: tensors of another device, dtype, shape or layout, and no tensor."""
     yield "on another device", tensor.to("meta")
     for dtype in (
         *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64),
@@ -222,7 +222,7 @@ def scalars(value: Any) -> list[Any]:
 
 
 def copies(args: list[Any]) -> list[Any]:
-    """Returns arguments of their own memory: some operators write to them."""
+    """Returns copies of the arguments, as some operators write to them."""
     return [
         a.clone()
         if isinstance(a, Tensor) and a.is_contiguous() and a.layout == torch.strided
@@ -245,7 +245,7 @@ def forms(result: Any) -> list[tuple[Any, ...]]:
 
 
 class Calls:
-    """Counts what came of the calls."""
+    """Counts the outcomes of the calls."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -255,9 +255,9 @@ class Calls:
     def check(
         self, op: str, what: str, args: list[Any], *, expected: Any = None, form: Any = None
     ) -> None:
-        """Calls `op`, which must have the result `expected`, or be right or refuse.
+        """Calls `op`, which must return `expected`, or match its definition, or raise.
 
-        What an operator without a definition of its own gives must have the form of `form`.
+        The result of an operator without a definition must have the shapes and dtypes of `form`.
         """
         print(f"{op}: {what}", flush=True)
         try:

@@ -29,8 +29,8 @@ from tests.ops.conftest import (
     make,
     make_norm,
     needs_cpu_ops,
-    normalise_plainly,
-    normalising,
+    normalize_plainly,
+    normalizing,
     values_and_gradients,
     with_layout,
 )
@@ -63,8 +63,8 @@ def make_norm_or_none(assignment: Tensor, norm: str | None) -> tuple[list[Tensor
     return make_norm(assignment, norm) if norm else ([], None)
 
 
-def maybe_normalising(function, norm: str | None, row_weights: Tensor | None):
-    return normalising(function, 2, row_weights) if norm else function
+def maybe_normalizing(function, norm: str | None, row_weights: Tensor | None):
+    return normalizing(function, 2, row_weights) if norm else function
 
 
 @pytest.mark.parametrize("norm", [None, *NORMS])
@@ -79,14 +79,14 @@ def test_error_is_at_most_twice_that_of_plain_pytorch(device, dtype, shape, layo
     grad = make_grad(shape, dtype, device)
 
     def plain(assignment: Tensor, attention: Tensor, *others: Tensor) -> Tensor:
-        scores = normalise_plainly(assignment, others, row_weights) if norm else assignment
+        scores = normalize_plainly(assignment, others, row_weights) if norm else assignment
         return scores.softmax(-1) * attention.unsqueeze(-1)
 
     exact_weights = None if row_weights is None else row_weights.double()
-    definition = maybe_normalising(soft_assign_reference, norm, exact_weights)
+    definition = maybe_normalizing(soft_assign_reference, norm, exact_weights)
     exact = values_and_gradients(definition, in_float64(inputs), grad)
     baseline = values_and_gradients(plain, inputs, grad)
-    actual = values_and_gradients(maybe_normalising(soft_assign, norm, row_weights), inputs, grad)
+    actual = values_and_gradients(maybe_normalizing(soft_assign, norm, row_weights), inputs, grad)
     names = ["output", "assignment", "attention", "mean", "variance", "weight", "bias"]
     if norm == "statistics":
         del names[3:5]
@@ -103,7 +103,7 @@ def test_float64_agrees_with_the_reference(device, shape, layout, norm):
     inputs += tensors
     grad = make_grad(shape, torch.float64, device)
     actual, expected = (
-        values_and_gradients(maybe_normalising(function, norm, row_weights), inputs, grad)
+        values_and_gradients(maybe_normalizing(function, norm, row_weights), inputs, grad)
         for function in (soft_assign, soft_assign_reference)
     )
     for value, true in zip(actual, expected, strict=True):
@@ -121,8 +121,8 @@ def test_is_the_first_half_of_vlad_aggregate(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_norm_is_batch_normalisation(device):
-    # Of all frames with the same weight: torch's own, in training.
+def test_norm_is_batch_normalization(device):
+    # With equal weights it is torch's own batch normalisation in training.
     assignment, attention = make_inputs((3, 7, 2, 5), torch.float64, device)
     (weight, bias), _ = make_norm(assignment, "statistics")
     row_weights = torch.full((3, 7), 1 / 21, dtype=torch.float64, device=device)
@@ -136,7 +136,7 @@ def test_norm_is_batch_normalisation(device):
         return scores.view_as(assignment).softmax(-1) * attention.unsqueeze(-1)
 
     grad = make_grad((3, 7, 2, 5), torch.float64, device)
-    actual = values_and_gradients(normalising(soft_assign, 2, row_weights), inputs, grad)
+    actual = values_and_gradients(normalizing(soft_assign, 2, row_weights), inputs, grad)
     for value, true in zip(actual, values_and_gradients(with_torch, inputs, grad), strict=True):
         torch.testing.assert_close(value, true)
 
@@ -155,12 +155,12 @@ def test_a_mean_far_from_zero_does_not_cancel(device, function):
     number = len(inputs)
     (weight, bias), row_weights = make_norm(inputs[number // 4], "statistics")
     inputs += [weight, bias]
-    exact = normalising(reference, number, row_weights.double())(*in_float64(inputs))
-    actual = normalising(op, number, row_weights)(*inputs)
+    exact = normalizing(reference, number, row_weights.double())(*in_float64(inputs))
+    actual = normalizing(op, number, row_weights)(*inputs)
     torch.testing.assert_close(actual.double(), exact, rtol=1e-3, atol=1e-3)
     grad = torch.rand_like(actual)
-    values = values_and_gradients(normalising(op, number, row_weights), inputs, grad)
-    definition = normalising(reference, number, row_weights.double())
+    values = values_and_gradients(normalizing(op, number, row_weights), inputs, grad)
+    definition = normalizing(reference, number, row_weights.double())
     expected = values_and_gradients(definition, in_float64(inputs), grad)
     for value, true in zip(values, expected, strict=True):
         torch.testing.assert_close(value.double(), true, rtol=1e-2, atol=2e-3)
@@ -172,7 +172,7 @@ def test_a_mean_far_from_zero_does_not_cancel(device, function):
 def test_gradcheck(device, shape, norm):
     inputs = make_inputs(shape, torch.float64, device)
     tensors, row_weights = make_norm_or_none(inputs[0], norm)
-    function = maybe_normalising(soft_assign, norm, row_weights)
+    function = maybe_normalizing(soft_assign, norm, row_weights)
     assert torch.autograd.gradcheck(function, [*inputs, *tensors])
 
 
@@ -226,7 +226,7 @@ def test_compiles_without_breaks_for_changing_sizes(device):
     torch._dynamo.reset()
 
     def step(row_weights: Tensor, *inputs: Tensor) -> Tensor:
-        return normalising(soft_assign, 2, row_weights)(*inputs)
+        return normalizing(soft_assign, 2, row_weights)(*inputs)
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -245,7 +245,7 @@ def test_compiles_without_breaks_for_changing_sizes(device):
 
 class Layer(torch.nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
-        return normalising(soft_assign, 2, None)(*inputs)
+        return normalizing(soft_assign, 2, None)(*inputs)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -265,7 +265,7 @@ def test_autocast_leaves_norm_in_float32(device, kernels, monkeypatch):
         monkeypatch.setattr(_ext, "HAS_CUDA_OPS", False)
     inputs = make_inputs((2, 5, 2, 6), device=device)
     tensors, _ = make_norm(inputs[0])
-    function = normalising(soft_assign, 2, None)
+    function = normalizing(soft_assign, 2, None)
     with torch.autocast(device, torch.bfloat16):
         output = function(*inputs, *tensors)
     gradients = torch.autograd.grad(output.sum(), [*inputs, *tensors])
@@ -289,7 +289,7 @@ def test_same_input_same_bits(device, dtype, norm, restore_threads):
     inputs = make_inputs((3, 230, 2, 20), dtype, device)
     tensors, row_weights = make_norm_or_none(inputs[0], norm)
     inputs += tensors
-    function = maybe_normalising(soft_assign, norm, row_weights)
+    function = maybe_normalizing(soft_assign, norm, row_weights)
     grad = make_grad((3, 230, 2, 20), dtype, device)
     first = values_and_gradients(function, inputs, grad)
     for number in (1, 2, 3):
@@ -315,7 +315,7 @@ def test_falls_back_to_the_reference(norm, monkeypatch):
     inputs += tensors
     actual, expected = (
         values_and_gradients(
-            maybe_normalising(function, norm, row_weights), inputs, torch.ones(2, 3, 2, 4)
+            maybe_normalizing(function, norm, row_weights), inputs, torch.ones(2, 3, 2, 4)
         )
         for function in (soft_assign, soft_assign_reference)
     )
@@ -358,12 +358,12 @@ def test_moments_are_those_of_the_reference(device, dtype, shape, layout, weight
     for value, true, scale in zip(actual, exact, (1 + abs(offset), 1.0), strict=True):
         assert value.dtype == sums
         assert value.shape == shape[1:]
-        # The weights do not quite sum to 1.
+        # The weights sum to 1 only up to rounding.
         torch.testing.assert_close(value.double(), true, rtol=8 * digit, atol=16 * scale * digit)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_moments_read_no_row_that_is_left_out(device):
+def test_moments_do_not_read_rows_of_weight_0(device):
     x, weights = make_matrix((50, 7))
     x, weights = x.float().to(device), weights.float().to(device)
     expected = moments(x, weights)
@@ -384,7 +384,7 @@ def test_moments_without_any_weight_are_zero(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_moments_have_gradients(device):
-    """Also of weights whose sum is not 1, and of rows that are left out."""
+    """Also for weights whose sum is not 1, and for rows of weight 0."""
     x, weights = (torch.rand(*shape, dtype=torch.float64) for shape in ((4, 3), (4,)))
     weights[1] = 0
     inputs = [tensor.to(device).requires_grad_() for tensor in (x, weights)]

@@ -1,4 +1,4 @@
-"""How the tests of ops compare: what is wrong must not pass."""
+"""The comparison of the ops' tests: a wrong value must fail."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every kind of derivative that torch knows, of every op and every input.
+"""Every kind of derivative that torch has, of every op and every input.
 
-Each is that of the reference, or refused in words that name it; none is zero without a word.
+Each equals that of the reference, or raises an error that names it; none is silently zero.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def plain(function: Function, _: Function) -> Function:
 
 
 def flat(function: Function, _: Function) -> Function:
-    """Of all results, one after the other."""
+    """Concatenates all results."""
     return lambda *inputs: torch.cat([result.flatten() for result in function(*inputs)])
 
 
@@ -194,10 +194,10 @@ KINDS: dict[str, Callable[[Function, Tensor], Tensor]] = {
     "vmap": lambda f, x: func.vmap(f)(torch.stack((x, x / 2))),
     "vmap of grad": lambda f, x: func.vmap(gradient(f))(torch.stack((x, x / 2))),
 }
-# Kinds that an op must give: all others it may refuse.
+# Kinds that an op must support; it may refuse all others.
 GIVEN = {"backward", "several backward", "grad", "vjp", "jacrev", "vmap", "vmap of grad"}
 NOT_GIVEN = {("row_weights", kind) for kind in GIVEN - {"vmap"}}
-# The reference looks whether scores lie in [0, 1], and writes the values to a matrix.
+# The reference reads scores to check that they lie in [0, 1], and writes the values to a matrix.
 NO_REFERENCE = {(name, kind) for name in ("scores", "values") for kind in ("vmap", "vmap of grad")}
 
 REFUSED = r"(cannot be differentiated twice|has no .*): use pyseg\.ops\.\w+_reference for"
@@ -234,13 +234,13 @@ def test_is_that_of_the_reference_or_refused(name: str, argument: str, kind: str
     assert re.search(REFUSED, refusal), refusal
 
 
-def test_every_op_is_there() -> None:
+def test_every_op_has_a_case() -> None:
     with_reference = {n.removesuffix("_reference") for n in ops.__all__ if n.endswith("_reference")}
     assert with_reference == {name.split(",")[0] for name in CASES}
 
 
 def raw_inputs() -> list[tuple[str, int, int]]:
-    """Returns every floating tensor that torch.ops.pyseg may be given: op, call and place."""
+    """Returns every floating tensor argument of torch.ops.pyseg: op, call and position."""
     return [
         (op, call, place)
         for op, calls in valid_calls().items()
@@ -265,7 +265,7 @@ def test_operators_refuse_forward_mode_themselves(op: str, call: int, place: int
 
 
 @pytest.mark.parametrize(("place", "name"), [(3, "scores"), (6, "correlation_values")])
-def test_the_raw_loss_refuses_gradients_that_it_has_not(place: int, name: str) -> None:
+def test_the_raw_loss_refuses_gradients_that_it_lacks(place: int, name: str) -> None:
     args = valid_calls()["rated_bce_with_logits"][1]
     args[place].requires_grad_()
     loss, _ = torch.ops.pyseg.rated_bce_with_logits(*args)

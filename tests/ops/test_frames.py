@@ -1,4 +1,4 @@
-"""frame_linear and frame_pool against dequantising everything first."""
+"""frame_linear and frame_pool against dequantising all frames first."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ DEVICES = [
     ),
 ]
 SHAPES = [(2, 5, 6, 3), (1, 1, 1, 1), (3, 40, 16, 7), (0, 5, 6, 3), (2, 0, 6, 3)]  # B, T, N, M
-GROUPS, SIZE = 2, 5  # G and F of what is pooled; K is M
+GROUPS, SIZE = 2, 5  # G and F of the pooling; K is M
 
 
 def make_frames(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
-    """Returns bytes (a part of wider ones, as a feature is) and a mask."""
+    """Returns bytes (a slice of wider rows, as a feature is) and a mask."""
     batch, length, size, _ = shape
     random = torch.Generator().manual_seed(0)
     wide = torch.randint(0, 256, (batch, length, size + 4), generator=random, dtype=torch.uint8)
@@ -61,7 +61,7 @@ def make_pool(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[
 
 
 def pooled_by_hand(x: Tensor, weights: Tensor, maps: Tensor) -> Tensor:
-    """Returns sums and masses side by side, from frames that are mapped before they are pooled."""
+    """Returns sums and masses side by side, with the frames mapped before pooling."""
     mapped = torch.einsum("gfn,btn->btgf", maps, x)
     sums = torch.einsum("btgk,btgf->bfk", weights, mapped)
     return torch.cat((sums.flatten(), weights.sum(1).flatten()))
@@ -81,7 +81,7 @@ def dequantized(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 @pytest.fixture(params=["one tile", "a row each", "some rows"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Runs a test with tiles of several sizes; returns the bytes of all that are made."""
+    """Runs a test with tiles of several sizes; returns the bytes of every tile made."""
     limit = {"one tile": 2**22, "a row each": 1, "some rows": 600}[request.param]
     monkeypatch.setattr(frames, "_TILE_BYTES", {"cpu": limit, "cuda": limit})
     monkeypatch.setattr(frames, "_POOLED_BYTES", {"cpu": 2 * limit, "cuda": 2 * limit})
@@ -135,7 +135,7 @@ def test_linear(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: 
 def test_pool(
     device: str, shape: tuple[int, ...], dtype: torch.dtype, floating: bool, tiles: list[int]
 ) -> None:
-    """Values and gradients, also of frames that are floating, a few videos at a time."""
+    """Values and gradients, for floating frames too, a few videos at a time."""
     x, weights, maps = make_pool(shape, dtype, device)
     leaves = [weights, maps]
     wide = dequantized(x, None, dtype)
@@ -173,14 +173,14 @@ def test_pool_takes_the_frames_in_another_dtype() -> None:
     torch.testing.assert_close(grad, expected.float())
 
 
-def test_pool_gives_the_gradients_that_are_wanted() -> None:
+def test_pool_gives_the_requested_gradients_only() -> None:
     x, weights, maps = make_pool((2, 5, 6, 3), torch.float64, "cpu")
     x = dequantized(x, None, torch.float64)
     everything = [x, weights, maps]
     for wanted in ([0], [1], [2], [0, 2], [1, 2]):
         arguments = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(everything)]
         leaves = [arguments[i] for i in wanted]
-        for part in (0, 1):  # the sums alone, then the masses alone, which only `weights` make
+        for part in (0, 1):  # the sums alone, then the masses alone, which depend only on `weights`
             own, other = (f(*arguments)[part] for f in (frame_pool, frame_pool_reference))
             if not own.requires_grad or (part == 1 and 1 not in wanted):
                 continue
@@ -190,7 +190,7 @@ def test_pool_gives_the_gradients_that_are_wanted() -> None:
             )
 
 
-def test_pooled_frames_are_kept_for_a_gradient_only() -> None:
+def test_pooled_frames_are_saved_for_a_gradient_only() -> None:
     x, weights, maps = make_pool((2, 5, 6, 3), torch.float32, "cpu")
     for keep in (False, True):
         *_, kept = torch.ops.pyseg.frame_pool(x, weights.detach(), maps.detach(), keep)
@@ -201,7 +201,7 @@ def test_pooled_frames_are_kept_for_a_gradient_only() -> None:
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_bfloat16_is_as_good_whatever_the_processor_is_quick_in(
+def test_bfloat16_is_accurate_whatever_dtype_is_faster(
     slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_dispatch, "_SLOW_BFLOAT16", slow)
@@ -232,7 +232,7 @@ def test_bfloat16_is_as_good_whatever_the_processor_is_quick_in(
         for a, b in zip((found, *gradients), (expected, *references), strict=True):
             assert a.dtype == torch.bfloat16
             worst = (a.double() - b).abs().max() / b.abs().max()
-            # One rounding of the result; that of what it is made from too where it is bfloat16.
+            # One rounding of the result; with bfloat16 products also that of the operands.
             assert worst < (2**-8 if slow else 2**-5)
 
 

@@ -1,4 +1,4 @@
-"""gru_recurrence against PyTorch's GRU and its own reference, and every way it is used."""
+"""gru_recurrence against PyTorch's GRU and its own reference, and in every mode of use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_gradients(function, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 @pytest.mark.parametrize("function", [gru_recurrence, gru_recurrence_reference])
 @pytest.mark.parametrize("length", [1, 5])
 def test_it_is_the_cell_of_pytorch(function, length: int) -> None:
-    """Values, and gradients of every parameter and of the input (pitfall 29)."""
+    """Values, and gradients of every parameter and of the input."""
     gru = nn.GRU(3, 2, batch_first=True).double()
     x = torch.randn(4, length, 3, dtype=torch.float64, requires_grad=True)
     inputs = (x, *gru.parameters())
@@ -79,7 +79,7 @@ def test_strided_gates() -> None:
     assert torch.equal(gru_recurrence(wide, *weights), expected)
 
 
-def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
+def test_nothing_is_saved_without_a_gradient() -> None:
     op, inputs = torch.ops.pyseg.gru_recurrence.default, make()
     with torch.no_grad():
         assert op(*inputs, True)[1].shape == (3, 4, 8)
@@ -94,7 +94,7 @@ def test_schema_and_tracing() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_states_stay_exact_under_autocast(dtype: torch.dtype) -> None:
-    """300 states, one after another: bfloat16 gates, but float32 states (pitfall 28)."""
+    """300 states in sequence: bfloat16 gates, but float32 states."""
     gates, weight, bias = (tensor.detach() for tensor in make(2, 300, dtype=torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
         states = gru_recurrence(gates.to(dtype), weight.to(dtype), bias.to(dtype))
@@ -106,7 +106,7 @@ def test_states_stay_exact_under_autocast(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("function", [gru_recurrence, gru_recurrence_reference])
-def test_refuses_what_does_not_fit(function) -> None:
+def test_checks_its_arguments(function) -> None:
     gates, weight, bias = make()
     with pytest.raises(TypeError, match="gates must be a Tensor, got list"):
         function([], weight, bias)

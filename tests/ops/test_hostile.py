@@ -1,4 +1,4 @@
-"""tests/ops/hostile.py, as a process: what it tries may crash or never end."""
+"""tests/ops/hostile.py, as a process, since it may crash or hang."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROGRAM = Path(__file__).with_name("hostile.py")
 
 
 @needs_cpu_ops
-def test_no_call_of_an_operator_crashes_hangs_or_answers_nonsense() -> None:
+def test_no_call_of_an_operator_crashes_hangs_or_returns_a_wrong_result() -> None:
     done = subprocess.run(
         [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=300
     )

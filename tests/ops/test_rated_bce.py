@@ -39,7 +39,7 @@ def make(
     most: int = 4,
     grad: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Returns logits and ratings: 0 to `most` a row, with scores 0, 1 and between."""
+    """Returns logits and ratings: 0 to `most` per row, with scores 0, 1 and between."""
     batch, classes = shape
     random = np.random.default_rng(1)
     rows = [random.permutation(classes)[: random.integers(0, most + 1)] for _ in range(batch)]
@@ -132,7 +132,7 @@ def test_error_is_at_most_twice_that_of_plain_pytorch(device, dtype, scale):
     exact = by_loops(*arguments, correlation)
 
     def plain(logits, offsets, classes, scores, relations):
-        """What one writes at first, in the dtype of the logits throughout."""
+        """The plain formula, in the dtype of the logits throughout."""
         y, rated = targets_by_loops(
             offsets.cpu(), classes.cpu(), scores.cpu(), relations.to("cpu").dense(), 1000
         )
@@ -165,7 +165,7 @@ def test_extreme_logits_are_finite(device, dtype, sign):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_small_losses_keep_their_digits(device):
-    # softplus(-20) is 2e-9: log(1 + x) would have lost it.
+    # softplus(-20) is 2e-9, which log(1 + x) loses.
     logits = torch.full((1, 64), -20.0, device=device)
     nothing = torch.zeros(2, dtype=torch.int64, device=device)
     empty = torch.zeros(0, dtype=torch.int64, device=device)
@@ -175,7 +175,7 @@ def test_small_losses_keep_their_digits(device):
 
 @pytest.mark.parametrize("function", [rated_bce_with_logits, rated_bce_with_logits_reference])
 def test_the_rules(function):
-    """One row: class 0 rated 1, class 1 rated 0, class 2 follows from both, 3 from nothing."""
+    """One row: class 0 rated 1, class 1 rated 0, class 2 implied by both, 3 by nothing."""
     columns, values = torch.tensor([1, 2, 2]), torch.tensor([0.9, 0.7, 0.8])
     logits = torch.tensor([[0.3, -0.2, 0.5, 1.0]], requires_grad=True)
     ratings = torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1.0, 0.0])
@@ -186,11 +186,11 @@ def test_the_rules(function):
         return torch.autograd.grad(loss, logits)[0][0]
 
     s = torch.sigmoid(logits.detach()[0])
-    # A rated 0 stays 0 although class 0 says 0.9; a rated 0 says nothing of class 2; what is only
-    # correlated has the unrated weight.
+    # A rated 0 stays 0 although class 0 implies it with 0.9; a rated 0 is no evidence for class 2;
+    # a class that is only implied has the unrated weight.
     expected = torch.stack([2.5 * (s[0] - 1), 2.5 * s[1], 0.1 * (s[2] - 0.7), 0.1 * s[3]])
     torch.testing.assert_close(gradient(correlation), expected)
-    # Several positives add up, to 1 at most; a rated class keeps its score all the same.
+    # Several positives add up to at most 1; a rated class still keeps its score.
     expected = torch.stack([2.5 * (s[0] - 1), 2.5 * (s[1] - 1), 0.1 * (s[2] - 1), 0.1 * s[3]])
     torch.testing.assert_close(gradient(correlation, torch.ones(2)), expected)
     expected = torch.stack([2.5 * (s[0] - 1), 2.5 * s[1], 0.1 * s[2], 0.1 * s[3]])
@@ -357,7 +357,7 @@ def test_same_bits_whatever_the_threads():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES)
 def test_same_bits_wherever_a_row_lies(device, dtype):
-    """Of the batch, and of memory, which decides what 16-byte accesses there are."""
+    """In the batch, and in memory, which decides the 16-byte accesses."""
     logits, *ratings = make((1, 1001), dtype, device, grad=False)
     correlation = make_correlation(1001).to(device)
     expected = None
@@ -372,7 +372,7 @@ def test_same_bits_wherever_a_row_lies(device, dtype):
 @needs_cpu_ops
 def test_allocates_the_gradient_alone():
     arguments = (*make((64, 1000)), make_correlation(1000))
-    # Of one cycle in any case: torch 2.11 warns where that is not said.
+    # There is one cycle anyway, but torch 2.11 warns without acc_events.
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         _, gradient = own_and_gradient(rated_bce_with_logits, arguments)
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
@@ -410,7 +410,7 @@ def test_falls_back_to_the_reference(monkeypatch):
 
 
 def replaced(**changes):
-    """Arguments of 2 rows and 4 classes with some of them exchanged."""
+    """Arguments of 2 rows and 4 classes with some of them replaced."""
     arguments = {
         "logits": torch.zeros(2, 4),
         "offsets": torch.tensor([0, 1, 3]),
@@ -467,7 +467,7 @@ BAD_VALUES = {
 @pytest.mark.parametrize("function", [rated_bce_with_logits, rated_bce_with_logits_reference])
 @pytest.mark.parametrize(("changes", "text"), BAD_VALUES.values(), ids=BAD_VALUES)
 def test_bad_values_are_errors(changes, text, function):
-    with pytest.raises(RuntimeError, match=f"^{text}"):  # and no path before it
+    with pytest.raises(RuntimeError, match=f"^{text}"):  # no path precedes it
         function(**replaced(**changes))
     arguments = replaced(**changes)
     del arguments["logits"]

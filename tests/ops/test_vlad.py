@@ -25,8 +25,8 @@ from tests.ops.conftest import (
     make,
     make_norm,
     needs_cpu_ops,
-    normalise_plainly,
-    normalising,
+    normalize_plainly,
+    normalizing,
     values_and_gradients,
     with_layout,
 )
@@ -49,7 +49,7 @@ SHAPES = {
     "no frame": (2, 0, 2, 6, 3),
     "no feature": (2, 3, 2, 0, 3),
 }
-# Where an assignment is normalised: one slice of rows and several, videos alone and in blocks.
+# For a normalised assignment: one slice of rows and several, videos alone and in blocks.
 NORM_SHAPES = {
     **{name: SHAPES[name] for name in ("segment", "odd", "one cluster", "video", "K=136")},
     "blocks of videos": (80, 3, 2, 9, 40),
@@ -58,7 +58,7 @@ NORM_SHAPES = {
 
 
 def plain(features: Tensor, assignment: Tensor, attention: Tensor, centers: Tensor) -> Tensor:
-    """Returns what one writes at first, in the dtype of the arguments throughout."""
+    """Computes the plain formula, in the dtype of the arguments throughout."""
     weights = assignment.softmax(-1) * attention.unsqueeze(-1)
     weights, rows = weights.flatten(1, 2), features.flatten(1, 2)
     vlad = rows.mT @ weights - centers * weights.sum(1, keepdim=True)
@@ -97,15 +97,15 @@ def test_error_with_norm_is_at_most_twice_that_of_plain_pytorch(device, dtype, s
     inputs += tensors
     grad = output_gradient(shape, dtype, device)
     exact_weights = None if row_weights is None else row_weights.double()
-    definition = normalising(vlad_aggregate_reference, 4, exact_weights)
+    definition = normalizing(vlad_aggregate_reference, 4, exact_weights)
 
-    def normalised_plain(features: Tensor, assignment: Tensor, *others: Tensor) -> Tensor:
-        scores = normalise_plainly(assignment, others[2:], row_weights)
+    def normalized_plain(features: Tensor, assignment: Tensor, *others: Tensor) -> Tensor:
+        scores = normalize_plainly(assignment, others[2:], row_weights)
         return plain(features, scores, *others[:2])
 
     exact = values_and_gradients(definition, in_float64(inputs), grad)
-    baseline = values_and_gradients(normalised_plain, inputs, grad)
-    actual = values_and_gradients(normalising(vlad_aggregate, 4, row_weights), inputs, grad)
+    baseline = values_and_gradients(normalized_plain, inputs, grad)
+    actual = values_and_gradients(normalizing(vlad_aggregate, 4, row_weights), inputs, grad)
     names = NAMES + (["mean", "variance"] if row_weights is None else []) + ["weight", "bias"]
     assert_error_is_at_most_twice(names, actual, baseline, exact)
 
@@ -120,7 +120,7 @@ def test_float64_with_norm_agrees_with_the_reference(device, shape, layout, norm
     inputs += tensors
     grad = output_gradient(shape, torch.float64, device)
     actual, expected = (
-        values_and_gradients(normalising(function, 4, row_weights), inputs, grad)
+        values_and_gradients(normalizing(function, 4, row_weights), inputs, grad)
         for function in (vlad_aggregate, vlad_aggregate_reference)
     )
     for value, true in zip(actual, expected, strict=True):
@@ -152,7 +152,7 @@ def test_is_netvlad_with_one_group_and_attention_of_ones(device, dtype):
 
 
 def test_reference_and_op_flatten_alike():
-    # One frame that only cluster 2 takes: column 2 is the normalised residual (pitfall: f*K+k).
+    # One frame, assigned to cluster 2 only: column 2, index f*K + 2, is the normalised residual.
     features = torch.tensor([3.0, 4.0]).reshape(1, 1, 1, 2)
     assignment = torch.full((1, 1, 1, 3), -1e4)
     assignment[..., 2] = 0
@@ -190,7 +190,7 @@ def test_zero_column_gives_zero_and_finite_gradients(device):
     grad = torch.rand(1, 3, 2, device=device)
     actual = values_and_gradients(vlad_aggregate, inputs, grad)
     expected = values_and_gradients(vlad_aggregate_reference, in_float64(inputs), grad)
-    assert actual[0][0, :, 1].abs().max() < 1.0  # not blown up to length 1
+    assert actual[0][0, :, 1].abs().max() < 1.0  # not scaled to length 1
     for name, value, true in zip(NAMES, actual, expected, strict=True):
         assert value.isfinite().all(), name
         torch.testing.assert_close(value.double(), true, rtol=1e-5, atol=1e-5)
@@ -225,7 +225,7 @@ def test_minus_infinity_excludes_a_cluster(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_nan_stays_visible(device):
+def test_nan_propagates(device):
     inputs = make((2, 3, 1, 4, 3), device=device, grad=False)
     inputs[1][0, 1, 0, 2] = torch.nan
     output = vlad_aggregate(*inputs)
@@ -234,7 +234,7 @@ def test_nan_stays_visible(device):
 
 
 @pytest.mark.parametrize("function", [vlad_aggregate, vlad_aggregate_reference])
-def test_normalisation_is_that_of_tensorflow(function):
+def test_normalization_is_that_of_tensorflow(function):
     # x * rsqrt(max(sum x^2, eps)) differs from x / max(|x|, eps) where the norm is small.
     features = torch.full((1, 1, 1, 4), 1e-7)
     output = function(features, torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1), torch.zeros(4, 1))
@@ -256,10 +256,10 @@ def test_gradcheck(device, shape, eps):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradcheck_with_norm(device, norm):
-    # With statistics this is the total derivative: the checked function takes them anew.
+    # With statistics this is the total derivative: the checked function recomputes them.
     inputs = make((2, 4, 2, 3, 4), torch.float64, device)
     tensors, row_weights = make_norm(inputs[1], norm)
-    function = normalising(vlad_aggregate, 4, row_weights)
+    function = normalizing(vlad_aggregate, 4, row_weights)
     assert torch.autograd.gradcheck(function, [*inputs, *tensors])
 
 
@@ -326,7 +326,7 @@ def test_compiles_without_breaks_for_changing_sizes(device, norm, backend):
     def step(row_weights: Tensor | None, *inputs: Tensor) -> Tensor:
         if row_weights is None:
             return vlad_aggregate(*inputs)
-        return normalising(vlad_aggregate, 4, row_weights)(*inputs)
+        return normalizing(vlad_aggregate, 4, row_weights)(*inputs)
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -349,9 +349,9 @@ class Layer(torch.nn.Module):
         return vlad_aggregate(*inputs) * 2
 
 
-class NormalisingLayer(torch.nn.Module):
+class NormalizingLayer(torch.nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
-        return normalising(vlad_aggregate, 4, None)(*inputs)
+        return normalizing(vlad_aggregate, 4, None)(*inputs)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -370,9 +370,9 @@ def test_export_keeps_the_op_and_the_batch_size_free(device):
 def test_export_with_norm():
     inputs = make(grad=False)
     inputs += make_norm(inputs[1], grad=False)[0]
-    program = torch.export.export(NormalisingLayer(), tuple(inputs))
+    program = torch.export.export(NormalizingLayer(), tuple(inputs))
     assert "pyseg.vlad_aggregate.default" in [str(node.target) for node in program.graph.nodes]
-    assert torch.equal(program.module()(*inputs), NormalisingLayer()(*inputs))
+    assert torch.equal(program.module()(*inputs), NormalizingLayer()(*inputs))
 
 
 def test_export_without_kernels_traces_the_reference(monkeypatch):
@@ -407,7 +407,7 @@ def test_autocast_computes_in_its_dtype(device, dtype, kernels, monkeypatch):
 def test_autocast_leaves_norm_in_float32(device):
     inputs = make((2, 5, 2, 8, 6), device=device)
     tensors, _ = make_norm(inputs[1])
-    function = normalising(vlad_aggregate, 4, None)
+    function = normalizing(vlad_aggregate, 4, None)
     with torch.autocast(device, torch.bfloat16):
         output = function(*inputs, *tensors)
     gradients = torch.autograd.grad(output.sum(), tensors)
@@ -466,7 +466,7 @@ def test_same_input_same_bits(device, dtype, norm, shape, restore_threads):
     if norm:
         tensors, row_weights = make_norm(inputs[1], norm)
         inputs += tensors
-        function = normalising(vlad_aggregate, 4, row_weights)
+        function = normalizing(vlad_aggregate, 4, row_weights)
     grad = torch.rand(shape[0], 33, 20, device=device).to(dtype)
     first = values_and_gradients(function, inputs, grad)
     for number in (1, 2, 3):
@@ -671,7 +671,7 @@ def test_falls_back_to_the_reference(dtype, norm, monkeypatch):
     if norm:
         tensors, row_weights = make_norm(inputs[1], norm)
         inputs += tensors
-        functions = [normalising(function, 4, row_weights) for function in functions]
+        functions = [normalizing(function, 4, row_weights) for function in functions]
     grad = torch.rand(2, 5, 4).to(dtype)
     actual, expected = (values_and_gradients(function, inputs, grad) for function in functions)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

@@ -4,9 +4,9 @@
 //   y[n,k] = normal[n,k] weight[g,k] + bias[g,k]    with VladNorm, else the assignment itself
 //   w[n,k] = attention[n] softmax_k(y[n,:])         n: all B * T * G rows
 //
-// Values are float, double, BFloat16 or Float16; sums are kept in Accumulate<T>. What is summed
-// over rows is summed in blocks of rows that only the shape decides, so results do not depend on
-// the number of threads. Sums of tasks begin at a multiple of 64 bytes.
+// Values are float, double, BFloat16 or Float16; sums are kept in Accumulate<T>. Sums over rows are
+// taken in blocks of rows that only the shape decides, so results do not depend on the number of
+// threads. Sums of tasks are aligned to 64 bytes.
 #pragma once
 
 #include <algorithm>
@@ -28,9 +28,9 @@ struct NormRows {
   const A *mean, *rstd, *scale, *bias;  // scale = rstd weight
 };
 
-// VladNorm as kernels read it: a group's rows side by side, padded so that padding passes through.
-// (z - mean) scale + bias has one operation more than z scale + shift, but does not cancel where
-// the mean is much larger than the deviation.
+// VladNorm in the layout of the kernels: a group's rows side by side, with padding that leaves
+// values as they are. (z - mean) scale + bias takes one operation more than z scale + shift, but
+// does not cancel where the mean is much larger than the deviation.
 template <typename A>
 class NormScratch {
  public:
@@ -38,8 +38,8 @@ class NormScratch {
       : groups_(shape.groups),
         stride_(simd::padded<A>(shape.clusters)),
         values_(norm.values == nullptr ? 0 : 4 * groups_ * stride_),
-        there_(norm.values != nullptr) {
-    if (!there_) return;
+        present_(norm.values != nullptr) {
+    if (!present_) return;
     const int64_t clusters = shape.clusters, size = groups_ * clusters;
     for (int64_t g = 0; g < groups_; ++g) {
       A* const row = values_.get() + 4 * g * stride_;
@@ -54,9 +54,9 @@ class NormScratch {
     }
   }
 
-  explicit operator bool() const { return there_; }
+  explicit operator bool() const { return present_; }
 
-  // Of the group to which row n belongs.
+  // The rows of the group of row n.
   NormRows<A> of(int64_t n) const {
     const A* const row = values_.get() + 4 * (n % groups_) * stride_;
     return {row, row + stride_, row + 2 * stride_, row + 3 * stride_};
@@ -65,11 +65,11 @@ class NormScratch {
  private:
   int64_t groups_, stride_;
   simd::Buffer<A> values_;
-  bool there_;
+  bool present_;
 };
 
-// probability[i,:] = softmax_k(y[i,:]) for `count` rows that begin with row n of the assignment;
-// rows are padded, with 0 up to whole vectors.
+// probability[i,:] = softmax_k(y[i,:]) for `count` rows from row n of the assignment on. Rows are
+// padded to whole vectors with 0.
 struct Softmax {
   template <typename Level, typename T>
   PYSEG_INLINE static void run(const T* assignment, int64_t count, int64_t clusters,
@@ -109,8 +109,8 @@ struct Softmax {
   }
 };
 
-// The gradient of one row of the assignment, once that of its weights is known, and what the row
-// adds to norm_sums. With p the softmax and g the gradient of w:
+// The gradient of one row of the assignment from that of its weights, and the row's part of
+// norm_sums. With p the softmax and g the gradient of w:
 //   e[k] = attention p[k] (g[k] - mean),   mean = sum_k p[k] g[k]
 // `probability` becomes the weights, attention p. With row weights e itself is written, see
 // assignment_through_statistics.
@@ -141,16 +141,16 @@ PYSEG_INLINE void assignment_gradient_row(const T* assignment, int64_t clusters,
   }
 }
 
-// norm_sums of a task: rows are added to those of a chunk of rows, chunks to the task's own, which
-// the caller gives. Rows of (2, G) of whole vectors.
+// norm_sums of a task, as (2, G) rows of whole vectors: rows are summed in chunks, and chunks are
+// added to the task's sums, which the caller provides.
 template <typename A, int kBytes>
 class NormSums {
  public:
-  NormSums(const VladShape& shape, bool wanted)
+  NormSums(const VladShape& shape, bool needed)
       : groups_(shape.groups),
         stride_(simd::padded<A>(shape.clusters)),
-        chunk_(wanted ? 2 * groups_ * stride_ : 0),
-        size_(wanted ? 2 * groups_ * stride_ : 0) {
+        chunk_(needed ? 2 * groups_ * stride_ : 0),
+        size_(needed ? 2 * groups_ * stride_ : 0) {
     clear();
   }
 
@@ -173,10 +173,10 @@ class NormSums {
   int64_t size_;
 };
 
-// Rows that are worked on at a time, in the cache.
+// Rows that are processed together, in the cache.
 constexpr int64_t kRows = 64;
 
-// Rows of one task of the backward: a task has its own norm_sums, so that tasks are not many.
+// Rows of one task of the backward: tasks are few, since each has its own norm_sums.
 inline int64_t block_rows(const VladShape& shape) {
   return std::max<int64_t>(2 * kRows, (shape.batch * shape.rows + 63) / 64);
 }
@@ -299,16 +299,15 @@ inline int64_t soft_assign_blocks(const VladShape& shape) {
   return (shape.batch * shape.rows + rows - 1) / rows;
 }
 
-// Values in the norm_sums of one task: (2, G) rows, padded.
+// Size of the norm_sums of one task: (2, G) rows, padded.
 template <typename T>
 int64_t norm_sums_size(const VladShape& shape) {
   return 2 * shape.groups * simd::padded<Accumulate<T>>(shape.clusters);
 }
 
 // Gradients of assignment and attention of the blocks begin <= i < end. With norm.values, block i
-// writes its part of norm_sums to norm_sums[i] (of norm_sums_size values), to be added by
-// add_partial_sums; with row weights, assignment_through_statistics then completes the gradient of
-// the assignment.
+// writes its part of norm_sums to norm_sums[i] (of norm_sums_size values), for add_partial_sums;
+// with row weights, assignment_through_statistics then completes the gradient of the assignment.
 template <typename T>
 void soft_assign_backward(const VladShape& shape, const T* grad, const T* assignment,
                           const T* attention, const VladNorm<Accumulate<T>>& norm,
@@ -318,7 +317,7 @@ void soft_assign_backward(const VladShape& shape, const T* grad, const T* assign
                                          assignment_grad, attention_grad, norm_sums, begin, end);
 }
 
-// From e to the gradient of the assignment, in place, see VladGradient, for the rows
+// Turns e into the gradient of the assignment, in place, see VladGradient, for the rows
 // begin <= n < end of B * T * G. norm_sums is (2, G, K).
 template <typename T>
 void assignment_through_statistics(const VladShape& shape, const T* assignment,

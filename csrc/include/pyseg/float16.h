@@ -1,4 +1,4 @@
-// The two 16-bit floating types, as storage only: kernels widen to float, compute and round back.
+// The two 16-bit floating types, for storage only: kernels widen to float, compute and round back.
 #pragma once
 
 #include <algorithm>
@@ -33,8 +33,9 @@ using Accumulate = typename AccumulateOf<T>::type;
 
 namespace float16_detail {
 
-// The conversions of one value, or of every lane of a vector: Bits are 32 bits, unsigned, and Float
-// is as many float. Arguments are references since vectors are no arguments, see simd.h.
+// Conversions of one value or of every lane of a vector: Bits is uint32_t or a vector of it, Float
+// is float or a vector of it. Arguments are references: vectors must not be passed by value, see
+// simd.h.
 
 template <typename To, typename From>
 PYSEG_INLINE void reinterpret(const From& from, To& to) {
@@ -79,8 +80,8 @@ template <typename Float, typename Bits>
 PYSEG_INLINE void narrow(const Float& value, Bits& half, Float16) {
   Bits bits;
   reinterpret(value, bits);
-  const Bits rest = bits & 0x7fffffffu, smallest = Bits{} + 0x38800000u;  // that is normal
-  // Adding 0.5 lets the addition itself round to multiples of 2^-24, the subnormals' spacing.
+  const Bits rest = bits & 0x7fffffffu, smallest = Bits{} + 0x38800000u;  // smallest normal
+  // Adding 0.5 rounds to multiples of 2^-24, the spacing of subnormals.
   const Bits bounded = rest < smallest ? rest : smallest;
   Float shifted;
   reinterpret(bounded, shifted);
@@ -118,7 +119,7 @@ void narrow(float value, T& result) {
   result.bits = static_cast<uint16_t>(half);
 }
 
-// The same, but a finite value beyond the range of T becomes T's largest, not infinity.
+// narrow(), but a finite value beyond the range of T becomes T's largest, not infinity.
 template <typename T, typename A>
 void narrow_saturated(A value, T& result) {
   narrow(value, result);

@@ -1,12 +1,12 @@
-// Mean and biased variance of every column of a matrix on the CPU, in one reading of it:
+// Mean and biased variance of every column of a matrix on the CPU, in one pass:
 //
 //   mean[c] = sum_r w[r] x[r,c],   variance[c] = sum_r w[r] (x[r,c] - mean[c])^2
 //
-// A few rows at a time are read, and while they are in the first cache, their own mean and squared
-// deviations are taken; those of two sets of rows merge without cancellation (Chan, Golub and
-// LeVeque 1979). All is relative to one of the rows, so that means are rounded to a part of the
-// deviation and not of the mean. Rows are divided into blocks by the shape alone, so results do not
-// depend on the number of threads. The workspace begins at a multiple of 64 bytes.
+// A few rows at a time are read, and their own mean and squared deviations computed while they are
+// in the L1 cache; those of two sets of rows merge without cancellation (Chan, Golub and LeVeque
+// 1979). One of the rows is subtracted from all, so that rounding errors of means are relative to
+// the deviation and not to the mean. The shape alone divides rows into blocks, so results do not
+// depend on the number of threads. The workspace is aligned to 64 bytes.
 #pragma once
 
 #include <algorithm>
@@ -18,11 +18,11 @@
 namespace pyseg {
 namespace moments_detail {
 
-constexpr int64_t kRows = 16;  // that are read together
+constexpr int64_t kRows = 16;  // read together
 
 inline int64_t block_rows(int64_t rows) { return std::max<int64_t>(4 * kRows, (rows + 63) / 64); }
 
-// The row that all means are relative to: the first that counts, or null.
+// The row that is subtracted from all: the first of non-zero weight, or null.
 template <typename T>
 const T* origin_row(int64_t rows, int64_t columns, const T* x, const Accumulate<T>* row_weights) {
   int64_t row = 0;
@@ -30,7 +30,7 @@ const T* origin_row(int64_t rows, int64_t columns, const T* x, const Accumulate<
   return row < rows ? x + row * columns : nullptr;
 }
 
-// What one block of rows comes to: weight (padded to whole vectors), mean and squared deviations.
+// The sums of one block of rows: weight (padded to whole vectors), mean and squared deviations.
 template <typename A>
 struct Partial {
   A *weight, *mean, *squares;
@@ -135,8 +135,7 @@ struct Merge {
         simd::load<kBytes>(origin + k, columns - k, A{0}, first);
         mean += first;
       }
-      if (row_weights !=
-          nullptr) {  // where the weights do not quite sum to 1, the equations count as they stand
+      if (row_weights != nullptr) {  // the equations hold for weights that do not quite sum to 1
         const V rest = mean - mean * total;
         mean *= total;
         squares += rest * rest * total;

@@ -1,5 +1,5 @@
-// Sums over a batch whose order does not depend on the threads: tasks of a size that only the shape
-// decides each write their own sum, and these are added in order.
+// Sums over a batch in an order that does not depend on the threads: each task writes its own sum,
+// and these are added in order. The shape alone decides the size of a task.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,7 @@
 namespace pyseg {
 namespace partial_sums_detail {
 
-// Long sums are taken in blocks of this length, then over blocks: less rounding error than one
-// chain.
+// Long sums are taken in blocks of this length, then over blocks, which reduces rounding errors.
 constexpr int64_t kBlock = 16;
 
 struct AddPartialSums {

@@ -2,16 +2,16 @@
 // of pyseg/rated_bce.h, its twin on the CPU. No framework: raw device pointers, sizes and a stream;
 // the launchers return the first error of their launches.
 //
-// A block takes a row. It walks the row in tiles of kTile classes whose logits each thread reads
-// first, in 16-byte accesses, so that they are on their way while the block makes the tile's
-// targets in shared memory: one rating after another, the relations of one in parallel, since
-// those are different classes. y and w are one number there: y, and -score where a class is rated.
-// Then the losses take the targets' place and are summed by the threads of their class modulo
-// kThreads, so that a sum's order does not depend on where in memory its row begins.
+// A block takes a row, in tiles of kTile classes. Each thread first issues its 16-byte loads of the
+// logits; while they are in flight, the block builds the tile's targets in shared memory: one
+// rating after another, the relations of one in parallel, since those are distinct classes. y and w
+// share one number there: y, or -score where a class is rated. Then the losses replace the targets,
+// and thread (class modulo kThreads) sums them, so that the order of a sum does not depend on the
+// alignment of its row.
 //
-// Nothing can be thrown from here. What cannot be right is neither read nor written beyond its
-// array, and makes its row's loss and gradient NaN: offsets that decrease or leave the array,
-// classes out of range or twice in a row, scores and P' outside [0, 1].
+// A kernel cannot throw. Invalid input never causes an access outside its array, and makes its
+// row's loss and gradient NaN: offsets that decrease or leave the array, classes out of range or
+// twice in a row, scores and P' outside [0, 1].
 #pragma once
 
 #include <cmath>
@@ -34,14 +34,14 @@ constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
 template <typename T>
 constexpr int kVector = static_cast<int>(sizeof(uint4) / sizeof(T));  // values of one access
 
-// A row's part in the mean, see pyseg/rated_bce.h.
+// A row's weight in the mean, see pyseg/rated_bce.h.
 template <typename T>
 Sum<T> share(int64_t batch) {
   return std::is_same_v<T, __half> ? 1 : 1 / static_cast<Sum<T>>(batch);
 }
 
-// 1 / x for 1 <= x <= 2. One Newton step makes the approximation nearly as good as a division,
-// which has a branch for other x.
+// 1 / x for 1 <= x <= 2. With one Newton step the approximation is nearly as accurate as a
+// division, which has a branch for other x.
 __device__ inline float reciprocal(float x) {
   const float approximate = __fdividef(1.f, x);
   return approximate * (2.f - x * approximate);
@@ -55,7 +55,7 @@ __device__ inline float log1p_unit(float x) {
 }
 __device__ inline double log1p_unit(double x) { return log1p(x); }
 
-// Writes a value and returns the one before, as one step.
+// Writes a value and returns the old one, atomically.
 __device__ inline float exchange(float* address, float value) { return atomicExch(address, value); }
 __device__ inline double exchange(double* address, double value) {
   return __longlong_as_double(static_cast<long long>(
@@ -68,8 +68,8 @@ __device__ inline bool in_unit(A value) {
   return value >= 0 && value <= 1;  // a NaN is not
 }
 
-// The targets of the classes from `first` on, -score where one is rated, from the ratings
-// begin <= r < end of a row. Returns whether what this thread has seen can be right.
+// Writes the targets of the classes from `first` on, -score where one is rated, from the ratings
+// begin <= r < end of a row. Returns whether all that this thread has read is valid.
 template <typename T>
 __device__ inline bool make_targets(const RatedBceInput<T, Sum<T>>& in, int64_t begin, int64_t end,
                                     int64_t first, Sum<T> (&targets)[kTile]) {
@@ -83,7 +83,7 @@ __device__ inline bool make_targets(const RatedBceInput<T, Sum<T>>& in, int64_t 
   if (correlation.offsets != nullptr) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t i = ratings.classes[r];
-      if (i < 0 || i >= in.classes) continue;  // the same for all threads; found wrong below
+      if (i < 0 || i >= in.classes) continue;  // the same for all threads; reported below
       const int64_t from = correlation.offsets[i], to = correlation.offsets[i + 1];
       if (from < 0 || from > to || to > correlation.size) {
         right = false;
@@ -110,7 +110,7 @@ __device__ inline bool make_targets(const RatedBceInput<T, Sum<T>>& in, int64_t 
     if (j < 0 || j >= in.classes || !in_unit(score)) {
       right = false;
     } else if (j >= first && j - first < kTile) {
-      // Whichever of two ratings of a class comes second finds the other's sign.
+      // The second of two ratings of a class finds the first one's sign.
       right = !signbit(exchange(&targets[j - first], -fabs(score))) && right;
     }
   }
@@ -129,11 +129,11 @@ __device__ inline Term<A> term(A z, A target, A rated_weight, A unrated_weight, 
   const A e = exponential(-fabs(z));
   const A inverse = reciprocal(1 + e);
   const A sigmoid = z < 0 ? e * inverse : inverse;
-  // softplus(z) - y z, without the difference of two large numbers where z is large
+  // softplus(z) - y z, without cancellation where z is large
   return {w * (log1p_unit(e) + (z > 0 ? z * (1 - y) : -y * z)), w * (sigmoid - y) * share};
 }
 
-// The sum over all threads of the block, in each of them; once in a kernel.
+// The sum over all threads of the block, returned to each; a kernel may call it once.
 template <typename A>
 __device__ inline A block_sum(A value) {
   __shared__ A partial[kThreads / kWarp];
@@ -145,7 +145,7 @@ __device__ inline A block_sum(A value) {
   return total;
 }
 
-// loss[b] and, unless null, gradient[b,:]. One block a row.
+// loss[b] and, unless null, gradient[b,:]. One block per row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     rows_kernel(RatedBceInput<T, Sum<T>> in, Sum<T> share, Sum<T>* loss, T* gradient) {
@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const int64_t b = blockIdx.x, classes = in.classes;
   const T* const z_row = in.logits + b * classes;
   T* const gradient_row = gradient == nullptr ? nullptr : gradient + b * classes;
-  // Accesses are to 16-byte boundaries of memory, so that the first may begin `lead` values before
-  // the row, and the last may end behind it; those two are made value by value.
+  // Accesses are aligned to 16 bytes, so the first may begin `lead` values before the row, and the
+  // last may end after it; those two are made value by value.
   const auto past_boundary = [](const T* pointer) {
     return static_cast<int>(reinterpret_cast<uintptr_t>(pointer) % sizeof(uint4) / sizeof(T));
   };
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   A total = 0;
   int64_t first = -lead;  // the class of the tile's first place
   do {
-    // Places low <= p < high are classes; an access to kWidth of them is `whole`.
+    // Places low <= p < high are classes; an access to kWidth classes is `whole`.
     const int low = first < 0 ? lead : 0;
     const int high = classes - first < kTile ? static_cast<int>(classes - first) : kTile;
     const auto whole = [&](int place) { return place >= low && place + kWidth <= high; };
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int place = (v * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
-      if (place >= high) break;  // their targets, 0, are their losses too
+      if (place >= high) break;  // targets of 0 are losses of 0
       T z[kWidth];
       memcpy(z, &bits[v], sizeof(z));
       A losses[kWidth], slopes[kWidth];  // at first the targets
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   for (int64_t j = threadIdx.x; j < classes; j += kThreads) narrow(nan, gradient_row[j]);
 }
 
-// The mean of the rows' losses; one block, whose threads take every kThreads-th row.
+// The mean of the rows' losses; one block, each thread of which takes every kThreads-th row.
 template <typename A>
 __global__ void __launch_bounds__(kThreads) mean_kernel(const A* row_loss, int64_t batch, A* loss) {
   double total = 0;
@@ -248,8 +248,8 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const A* row_loss, int64
   if (threadIdx.x == 0) *loss = batch == 0 ? A{0} : static_cast<A>(total / batch);
 }
 
-// result = factor * grad_output * gradient, all of them (size). A thread takes one access, or as
-// many values where the two are not aligned alike.
+// result = factor * grad_output * gradient, arrays of `size`. A thread makes one access, or takes
+// as many single values where the two are not equally aligned.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     scale_kernel(const T* gradient, const Sum<T>* grad_output, Sum<T> factor, int64_t size,
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace gpu
 
 // The mean loss, and unless null its gradient (B, C), in float16 B times that; see
-// pyseg/rated_bce.h. row_loss (B) is memory to work in.
+// pyseg/rated_bce.h. row_loss (B) is workspace.
 template <typename T>
 cudaError_t launch_rated_bce(const RatedBceInput<T, gpu::Sum<T>>& in, gpu::Sum<T>* loss,
                              T* gradient, gpu::Sum<T>* row_loss, cudaStream_t stream) {
@@ -282,7 +282,7 @@ cudaError_t launch_rated_bce(const RatedBceInput<T, gpu::Sum<T>>& in, gpu::Sum<T
   return gpu::launch(mean_kernel<gpu::Sum<T>>, 1, kThreads, 0, stream, row_loss, in.batch, loss);
 }
 
-// result = grad_output times the gradient that launch_rated_bce left, (B, C).
+// result = grad_output times the gradient of launch_rated_bce, (B, C).
 template <typename T>
 cudaError_t launch_rated_bce_backward(const gpu::Sum<T>* grad_output, const T* gradient,
                                       int64_t batch, int64_t classes, T* result,

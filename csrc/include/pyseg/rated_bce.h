@@ -1,5 +1,5 @@
 // Weighted binary cross-entropy of incompletely rated rows on the CPU: equations (1), (2), (3) and
-// (6) of the paper in one reading of the logits, with the gradient. No framework: raw pointers and
+// (6) of the paper in one pass over the logits, with the gradient. No framework: raw pointers and
 // sizes; the caller divides the rows among its threads.
 //
 //   y[j] = the score of a rated class, else min(1, sum_i e_i P'[i,j]) over the rated classes i,
@@ -8,9 +8,9 @@
 //   loss = sum_j w[j] (softplus(z[j]) - y[j] z[j])
 //   gradient[j] = share w[j] (sigmoid(z[j]) - y[j]),   share = rated_bce_share
 //
-// y and w of one row are kept in a thread's first cache and are set back after it, entry by entry,
-// so (B, C) targets and weights never exist. Values are float, double, BFloat16 or Float16; sums
-// are kept in Accumulate<T>. Every row is computed by one thread in a fixed order.
+// A thread keeps y and w of one row in its L1 cache and resets the changed entries after the row,
+// so (B, C) targets and weights are never formed. Values are float, double, BFloat16 or Float16;
+// sums are kept in Accumulate<T>. Every row is computed by one thread in a fixed order.
 #pragma once
 
 #include <algorithm>
@@ -24,9 +24,8 @@
 
 namespace pyseg {
 
-// A row's part in the mean, 1 / B, so that the gradient needs no further pass where the mean is all
-// there is. But 1 for Float16, whose range would lose small gradients before a loss scale, which
-// comes later, could save them.
+// A row's weight in the mean, 1 / B, so that the gradient of the mean loss needs no further pass.
+// For Float16 it is 1: small gradients would underflow before a later loss scale could save them.
 template <typename T>
 Accumulate<T> rated_bce_share(int64_t batch) {
   return std::is_same_v<T, Float16> ? 1 : 1 / static_cast<Accumulate<T>>(batch);
@@ -34,7 +33,8 @@ Accumulate<T> rated_bce_share(int64_t batch) {
 
 namespace rated_bce_detail {
 
-// Long sums are taken in blocks of this many vectors, then over blocks: less rounding error.
+// Long sums are taken in blocks of this many vectors, then over blocks, which reduces rounding
+// errors.
 constexpr int64_t kBlock = 16;
 
 // x = log(1 + x) for 0 <= x <= 1
@@ -99,7 +99,7 @@ struct Rows {
             simd::store<kBytes>(w * (sigmoid - y) * share, classes - j, gradient_row + j);
           }
           log1p_unit<kBytes>(e);
-          // softplus(z) - y z, without the difference of two large numbers where z is large
+          // softplus(z) - y z, without cancellation where z is large
           sum += w * (e + (z > V{} ? z * (1 - y) : -y * z));
         }
         total += sum;
@@ -134,15 +134,15 @@ struct Scale {
 
 }  // namespace rated_bce_detail
 
-// Loss of the rows begin <= b < end, (B), and unless null the gradient above, (B, C). What ratings
-// and correlation index must lie within bounds.
+// Loss of the rows begin <= b < end, (B), and unless null the gradient above, (B, C). Indices in
+// ratings and correlation must be in range.
 template <typename T>
 void rated_bce(const RatedBceInput<T, Accumulate<T>>& in, Accumulate<T>* loss, T* gradient,
                int64_t begin, int64_t end, Simd level = best_simd()) {
   simd::run<rated_bce_detail::Rows>(level, in, loss, gradient, begin, end);
 }
 
-// result = scale * gradient, of the values begin <= i < end.
+// result = scale * gradient, for the values begin <= i < end.
 template <typename T>
 void rated_bce_scale(const T* gradient, Accumulate<T> scale, T* result, int64_t begin, int64_t end,
                      Simd level = best_simd()) {

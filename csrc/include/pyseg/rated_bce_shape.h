@@ -1,5 +1,5 @@
-// What the CPU and the CUDA kernels of the rated binary cross-entropy take and share. All arrays
-// are contiguous. T is the type of the values, A the type in which sums are kept.
+// Arguments and functions that the CPU and CUDA kernels of the rated binary cross-entropy share.
+// All arrays are contiguous. T is the type of the values, A the type in which sums are kept.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,12 @@
 
 namespace pyseg {
 
-// P' as sparse rows; without offsets there is no correlation.
+// P' in CSR; without offsets there is no correlation.
 template <typename A>
 struct LabelCorrelation {
   int64_t size;            // nnz
   const int64_t* offsets;  // (C + 1), from 0 to nnz, not decreasing; or null
-  const int64_t* columns;  // (nnz), within 0..C-1, different within a row and never the row itself
+  const int64_t* columns;  // (nnz), within 0..C-1, distinct within a row and never the row itself
   const A* values;         // (nnz), within [0, 1]
 };
 
@@ -26,7 +26,7 @@ template <typename A>
 struct Ratings {
   int64_t size;            // R
   const int64_t* offsets;  // (B + 1), from 0 to R, not decreasing
-  const int64_t* classes;  // (R), within 0..C-1, different within a row
+  const int64_t* classes;  // (R), within 0..C-1, distinct within a row
   const A* scores;         // (R), within [0, 1]
 };
 
@@ -40,8 +40,7 @@ struct RatedBceInput {
   A absent_evidence;  // within [0, 1], see evidence()
 };
 
-// What a rated class weighs as evidence of others: 1 where it is there, a part of that where it was
-// looked for and is not.
+// Weight of a rated class as evidence of others: 1 if it is present, absent_evidence if absent.
 template <typename A>
 PYSEG_EVERYWHERE A evidence(A score, A absent_evidence) {
   return score + absent_evidence * (1 - score);

@@ -1,6 +1,6 @@
 // Vector arithmetic compiled for several instruction sets and chosen at run time. The binary itself
-// is for the plainest processor: a kernel is a template over the vector width that is inlined into
-// one function for each Simd level, of which only that function is compiled for the level.
+// targets the baseline processor: a kernel is a template over the vector width, inlined into one
+// function per Simd level, and only that function is compiled for its level.
 #pragma once
 
 #include <algorithm>
@@ -56,7 +56,7 @@ template <typename T, int kBytes>
 constexpr int64_t kLanes = kBytes / static_cast<int64_t>(sizeof(T));
 
 // Smallest multiple of the widest vector's lanes that holds `size` values: the row length of
-// scratch memory, so that no loop over a row has a remainder and rows begin in cache lines.
+// scratch memory, so that loops over a row have no remainder and rows are aligned to cache lines.
 template <typename T, int kBytes = 64>
 constexpr int64_t padded(int64_t size) {
   constexpr int64_t lanes = kLanes<T, kBytes>;
@@ -84,7 +84,7 @@ template <int kBytes>
 PYSEG_INLINE void exp_nonpositive(Vector<float, kBytes>& x) {
   using Float = Vector<float, kBytes>;
   using Int = Vector<int32_t, kBytes>;
-  // 1.5 * 2^23: after its addition the lowest bits of the sum are the rounded integer.
+  // 1.5 * 2^23: adding it leaves the rounded integer in the lowest bits of the sum.
   constexpr float kMagic = 12582912.f;
   const Float lowest = Float{} - 87.3f;
   const Int vanishes = x < lowest;
@@ -116,12 +116,12 @@ PYSEG_INLINE const Vector<T, kBytes>& at(const T* aligned) {
   return *reinterpret_cast<const Vector<T, kBytes>*>(aligned);
 }
 
-// A vector as values of type T lie in memory: halves as their bits.
+// A vector of values of type T as stored in memory: 16-bit floats as their bits.
 template <typename T, int kBytes>
 using Stored = std::conditional_t<std::is_same_v<T, Accumulate<T>>, Vector<Accumulate<T>, kBytes>,
                                   Vector<uint16_t, kBytes / 2>>;
 
-// Such a vector as one of the type in which sums are kept, and back. kBytes is the width of that.
+// Conversions from a stored vector to one of Accumulate<T>, whose width is kBytes, and back.
 template <int kBytes, typename T>
 PYSEG_INLINE void widen_lanes(const Stored<T, kBytes>& stored, T,
                               Vector<Accumulate<T>, kBytes>& result) {
@@ -173,10 +173,10 @@ PYSEG_INLINE void copy_few(const T* source, int64_t count, T* result) {
 }
 
 #if defined(__x86_64__) && !defined(__clang__)
-// AVX-512 reads and writes the first lanes alone. Instead, values copied in several moves would
-// have to arrive in memory before they can be read as one vector, which takes as long as four
-// vectors. Intrinsics are functions of their level, which a template becomes only when it is
-// inlined itself; the builtins that they call may be called by a template.
+// Masked loads and stores of the first lanes in AVX-512. Values copied in several moves could be
+// read as one vector only after the stores retire, which takes as long as four vectors. The
+// builtins are used instead of intrinsics, as those are functions of their level and cannot be
+// called from a template that is not yet inlined into one.
 #define PYSEG_FIRST_LANES
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -204,14 +204,14 @@ PYSEG_INLINE void store_first(const Vector<uint16_t, 32>& lanes, int64_t count, 
 #pragma GCC diagnostic pop
 #endif
 
-// The same at a row's end: the first min(count, lanes) lanes; the others are `fill`. In a loop
-// where the end is known kPart = false leaves out to look for it.
-template <int kBytes, bool kPart = true, typename T>
+// Loads and stores at a row's end: the first min(count, lanes) lanes; load sets the others to
+// `fill`. kPartial = false skips the check in a loop over whole vectors.
+template <int kBytes, bool kPartial = true, typename T>
 PYSEG_INLINE void load(const T* source, int64_t count, Accumulate<T> fill,
                        Vector<Accumulate<T>, kBytes>& result) {
   constexpr int64_t kStep = kLanes<Accumulate<T>, kBytes>;
   T some[kStep];
-  if (kPart && count < kStep) {
+  if (kPartial && count < kStep) {
 #if defined(PYSEG_FIRST_LANES)
     if constexpr (kBytes == 64) {
       Stored<T, kBytes> stored;
@@ -247,7 +247,7 @@ PYSEG_INLINE void store(const Vector<Accumulate<T>, kBytes>& source, int64_t cou
   if (count < kStep) copy_few<kStep>(some, count, result);
 }
 
-// The lanes `kLane` of a, followed by b.
+// Selects the lanes `kLane` of the concatenation of a and b.
 template <typename T, int kBytes, int... kLane>
 PYSEG_INLINE void shuffle(const Vector<T, kBytes>& a, const Vector<T, kBytes>& b,
                           Vector<T, kBytes>& result) {
@@ -266,7 +266,7 @@ PYSEG_INLINE void swap_lanes(const Vector<T, kBytes>& x, Vector<T, kBytes>& resu
   shuffle<T, kBytes, (kLane ^ kStep)...>(x, x, result);
 }
 
-// The sum of all lanes, and the largest, by halves.
+// The sum and the maximum of all lanes, by halves.
 template <typename T, int kBytes, int kStep = kLanes<T, kBytes> / 2>
 PYSEG_INLINE T sum(const Vector<T, kBytes>& x) {
   using Lanes = std::make_integer_sequence<int, kLanes<T, kBytes>>;
@@ -287,7 +287,7 @@ PYSEG_INLINE T maximum(const Vector<T, kBytes>& x) {
   return other[0];
 }
 
-// One step of a transposition: blocks of kStep lanes change places between two rows.
+// One step of a transposition: two rows exchange blocks of kStep lanes.
 template <typename T, int kBytes, int kStep, int... kLane>
 PYSEG_INLINE void exchange(Vector<T, kBytes>& a, Vector<T, kBytes>& b,
                            std::integer_sequence<int, kLane...>) {
@@ -311,13 +311,13 @@ PYSEG_INLINE void transpose(Vector<T, kBytes>* rows) {
   if constexpr (kStep > 1) transpose<T, kBytes, kStep / 2>(rows);
 }
 
-// C = A B, or C += A B: a small matrix product whose operands lie in the first or second cache.
-// Sums over depth are taken in blocks of kDepth: a tile's part of B then lies in the first cache,
-// and a long sum has the rounding error of its blocks.
+// C = A B, or C += A B: a small matrix product whose operands fit the L1 or L2 cache. Sums over
+// depth are taken in blocks of kDepth, so that a tile's part of B fits the L1 cache, and to reduce
+// rounding errors.
 constexpr int64_t kDepth = 128;
 
-// Memory as cache lines, from `next` on. After `end` follow as many `more` ranges of the same
-// length, each of which begins `gap` bytes after the end of the one before.
+// A range of memory to prefetch, from `next` to `end`, then `more` ranges of the same length, each
+// `gap` bytes after the end of the previous one.
 struct Lines {
   const char *next = nullptr, *end = nullptr;
   int64_t more = 0, length = 0, gap = 0;
@@ -337,8 +337,8 @@ struct Lines {
     gap = (row - columns) * static_cast<int64_t>(sizeof(T));
   }
 
-  // The same line for ever.
-  static Lines again(const void* data) {
+  // One line, endlessly repeated.
+  static Lines repeat(const void* data) {
     Lines lines(static_cast<const char*>(data), 1);
     lines.more = std::numeric_limits<int64_t>::max();
     lines.length = 1;
@@ -348,7 +348,7 @@ struct Lines {
 
   int64_t bytes() const { return end - next + more * length; }
 
-  // Goes on to the next range, if there is one.
+  // Moves to the next range; returns false if there is none.
   bool advance() {
     if (more == 0) return false;
     --more;
@@ -368,13 +368,12 @@ struct Product {
   T* c;  // (rows, columns), rows of length c_row
   int64_t c_row;
   bool accumulate;
-  // What is needed after the product, in this order, is fetched into the second cache meanwhile: a
-  // range or a part of one with each tile.
+  // Memory that is needed after the product, in this order. The product prefetches it into the L2
+  // cache: a range or a part of one with each tile.
   Lines ahead[3] = {};
 
-  // What multiply makes of `ahead`: the lines to fetch now, and so many bytes of them with each
-  // step in depth. A product takes as even a share as it can: where a memory must deliver at once
-  // what could have come earlier, the product waits for it.
+  // Set by multiply from `ahead`: the lines to prefetch now, and the bytes per step in depth. An
+  // even pace avoids bursts that the product would have to wait for.
   Lines* lines = nullptr;
   int64_t pace = 1;
 };
@@ -395,8 +394,8 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
   const T* b = p.b + column;
   const char* next = p.lines->next;
   const int64_t pace = p.pace;
-  // Where another thread has half of the core, so few instructions a cycle are left that those
-  // beside the arithmetic count: two steps share some, and what a tile fetches may go past the end.
+  // On a core shared by two threads every instruction beside the arithmetic counts: two steps share
+  // some, and a tile may prefetch past the end of its range.
 #pragma GCC unroll 2
   for (int64_t d = 0; d < p.depth; ++d, a += p.a_depth, b += p.b_row) {
     __builtin_prefetch(next, 0, 2);
@@ -413,7 +412,7 @@ PYSEG_INLINE void multiply_tile(Product<T>& p, int64_t row, int64_t column) {
   }
   p.lines->next = next;
   if (next >= p.lines->end && !p.lines->advance()) ++p.lines;
-  // A tile that is wider than what is left of C goes there by way of a copy.
+  // A tile that is wider than the rest of C is written through a copy.
   constexpr int64_t kWidth = kVectors * kStep;
   const int64_t width = std::min(kWidth, p.columns - column);
   alignas(kBytes) T copy[kRows * kWidth];
@@ -495,13 +494,13 @@ PYSEG_INLINE void multiply(const Product<T>& p) {
   Product<T> block = p;
   Lines lines[4];
   int64_t count = 0, bytes = 0;
-  for (const Lines& some : p.ahead) {
-    if (some.bytes() == 0) continue;
-    bytes += some.bytes();
-    lines[count++] = some;
+  for (const Lines& range : p.ahead) {
+    if (range.bytes() == 0) continue;
+    bytes += range.bytes();
+    lines[count++] = range;
   }
-  // Fetching what is there costs nothing, unlike fetching from nowhere.
-  lines[count] = Lines::again(p.b);
+  // Prefetching a cached line costs nothing, unlike an unmapped address.
+  lines[count] = Lines::repeat(p.b);
   block.lines = lines;
   const int64_t steps = panels_of<T, kBytes>(p.columns) * ((p.rows + 5) / 6) * p.depth;
   block.pace = std::clamp<int64_t>(bytes / std::max<int64_t>(steps, 1) + 1, 1, 64);
@@ -517,8 +516,8 @@ PYSEG_INLINE void multiply(const Product<T>& p) {
 }
 
 // The levels as types: the vector width, and functions compiled for that level. run<Kernel> inlines
-// the always-inline Kernel::run<Level>, which may call other kernels as Level::run<Other>; multiply
-// is a function that the kernels of all types share.
+// the always-inline Kernel::run<Level>, which may call other kernels as Level::run<Other>; all
+// kernels share the function multiply.
 struct Portable {
   static constexpr int kBytes = 16;
   template <typename T>
@@ -569,8 +568,8 @@ void run(Simd level, const Arguments&... arguments) {
   }
 }
 
-// result[j,i] = source[i,j] for i < rows and j < columns, in squares of whole vectors, to which the
-// rows of both are padded; the result's padding becomes 0.
+// result[j,i] = source[i,j] for i < rows and j < columns, in squares of whole vectors. Rows of both
+// are padded to whole vectors; the result's padding becomes 0.
 struct Transpose {
   template <typename Level, typename T>
   PYSEG_INLINE static void run(const T* source, int64_t rows, int64_t columns, int64_t source_row,

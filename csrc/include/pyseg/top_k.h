@@ -1,9 +1,9 @@
-// What keeps the k best scores of every class of a stream, on the CPU: top_k_append adds those of a
-// block that may be among them to a list for each class until one is full, top_k_cut shortens
+// The k best scores of every class of a stream, on the CPU. top_k_append appends the scores of a
+// block that may be among the best to a list per class, until one is full; top_k_cut shortens
 // lists. No framework: raw pointers and sizes; the caller divides the classes among its threads.
 //
 // A key is a score and an id in 64 bits, the smaller the better: above the id are the bits of the
-// float32 as an unsigned integer that falls as the score grows, -0 being 0.
+// float32, mapped to an unsigned integer that falls as the score grows, with -0 as 0.
 #pragma once
 
 #include <algorithm>
@@ -20,15 +20,15 @@
 
 namespace pyseg {
 
-// A class must have room for so many more keys than are kept of it.
+// A class must have room for at least this many more than k keys.
 constexpr int64_t kTopKLeastRoom = 64;
 
-// What is kept. Keys are in no order.
+// The lists of keys, unsorted.
 struct TopKLists {
   int64_t room;          // of each class
-  uint64_t* thresholds;  // (classes): keys that are not below them are not among the k best
+  uint64_t* thresholds;  // (classes): new keys must be below
   uint64_t* keys;        // (classes, room)
-  int64_t* counts;       // (classes), how many keys are there
+  int64_t* counts;       // (classes): number of keys
 };
 
 struct TopKBlock {
@@ -41,25 +41,24 @@ struct TopKBlock {
 
 namespace top_k_detail {
 
-// Above the keys of all scores, and below those of what stands for a score that does not count.
+// Above the keys of all scores, and below those of scores that are masked by `candidates`.
 constexpr uint64_t kWorst = 0xff80000100000000;
 
 constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 
-// Scores are turned so many rows and columns at a time, which keeps them in the first cache.
+// Scores are transposed in tiles of this many rows and columns, which fit the L1 cache.
 constexpr int64_t kRows = kTopKLeastRoom, kColumns = 16;
 
-// The scores of `rows` rows from `row` on and `columns` columns from `column` on.
-struct Part {
+// A transposed tile: `rows` rows from `row` on and `columns` columns from `column` on.
+struct Tile {
   int64_t row, rows, column, columns;
   const int32_t* scores;  // (columns, kRows), aligned: the upper halves of the keys
 };
 
-// Appends the keys of `rows` scores that are below a threshold; returns how many keys are there
-// then.
+// Appends the keys of `rows` scores that are below a threshold; returns the new number of keys.
 inline int64_t append_rows(const int32_t* scores, const uint32_t* ids, int64_t rows,
                            uint64_t threshold, uint64_t* keys, int64_t count) {
-  for (int64_t i = 0; i < rows; ++i) {  // what is not wanted is overwritten by the next
+  for (int64_t i = 0; i < rows; ++i) {  // without a branch: the next key overwrites a rejected one
     const uint64_t key = uint64_t{static_cast<uint32_t>(scores[i])} << 32 | ids[i];
     keys[count] = key;
     count += key < threshold;
@@ -67,16 +66,16 @@ inline int64_t append_rows(const int32_t* scores, const uint32_t* ids, int64_t r
   return count;
 }
 
-// Fetches where the next keys of a class go. About as many follow as in this part: the processor
-// does not see it, so many classes take turns.
+// Prefetches the place of the next keys of a class, about as many as this tile had. The hardware
+// prefetcher does not follow that many classes in turn.
 inline void prefetch_keys(const uint64_t* keys, int64_t before, int64_t count, int64_t room) {
   const int64_t next = std::min(2 * count - before + 16, room);
   for (int64_t at = count + 8; at < next; at += 8) __builtin_prefetch(keys + at, 1, 2);
 }
 
 #if defined(__x86_64__)
-// Which halves of 4 keys to take, in order, to have those of a mask in front.
-inline constexpr auto kInFront = [] {
+// For each mask over 4 keys, the 32-bit lanes that move the masked keys to the front.
+inline constexpr auto kCompress4 = [] {
   std::array<std::array<int32_t, 8>, 16> halves = {};
   for (int mask = 0; mask < 16; ++mask) {
     int count = 0;
@@ -89,23 +88,23 @@ inline constexpr auto kInFront = [] {
   return halves;
 }();
 
-// Keys with the highest bit turned: AVX2 compares numbers with a sign.
+// Flips the highest bit of keys: AVX2 compares signed numbers only.
 PYSEG_TARGET_AVX2 PYSEG_INLINE __m256i with_sign(__m256i keys) {
   return _mm256_xor_si256(keys, _mm256_set1_epi64x(INT64_MIN));
 }
 
-// Which of 4 keys are above others, a bit each; both are with_sign.
+// A bit for each of 4 keys: whether it is above the other one; both are with_sign.
 PYSEG_TARGET_AVX2 PYSEG_INLINE int above(__m256i keys, __m256i others) {
   return _mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(keys, others)));
 }
 
-// Writes those of 4 keys that are wanted, a bit each, to `result`, and whatever else up to 4;
-// returns how many they are.
-PYSEG_TARGET_AVX2 PYSEG_INLINE int64_t compress_4(__m256i keys, int wanted, uint64_t* result) {
-  const auto* const halves = reinterpret_cast<const __m256i*>(kInFront[wanted].data());
-  const __m256i closed = _mm256_permutevar8x32_epi32(keys, _mm256_loadu_si256(halves));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(result), closed);
-  return __builtin_popcount(wanted);
+// Writes those of 4 keys that a mask selects to `result`, followed by anything up to 4 values;
+// returns their number.
+PYSEG_TARGET_AVX2 PYSEG_INLINE int64_t compress_4(__m256i keys, int mask, uint64_t* result) {
+  const auto* const lanes = reinterpret_cast<const __m256i*>(kCompress4[mask].data());
+  const __m256i compressed = _mm256_permutevar8x32_epi32(keys, _mm256_loadu_si256(lanes));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(result), compressed);
+  return __builtin_popcount(mask);
 }
 
 // append_rows; `scores` is aligned.
@@ -117,7 +116,7 @@ PYSEG_TARGET_AVX2 inline int64_t append_rows_avx2(const int32_t* scores, const u
   for (; i + 8 <= rows; i += 8) {
     __m256i score = _mm256_load_si256(reinterpret_cast<const __m256i*>(scores + i));
     __m256i id = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ids + i));
-    // Values in pairs 0, 2, 1, 3: unpacked they are those of the keys 0 to 3 and 4 to 7.
+    // In the order of pairs 0, 2, 1, 3, unpacking gives keys 0 to 3 and 4 to 7.
     score = _mm256_permute4x64_epi64(score, 0b11'01'10'00);
     id = _mm256_permute4x64_epi64(id, 0b11'01'10'00);
     const __m256i low = _mm256_unpacklo_epi32(id, score);
@@ -128,41 +127,41 @@ PYSEG_TARGET_AVX2 inline int64_t append_rows_avx2(const int32_t* scores, const u
   return append_rows(scores + i, ids + i, rows - i, threshold, keys, count);
 }
 
-// Appends 16 scores to `keys`, of which `count` are there, and returns how many are there then.
-// Whole vectors are stored, which is quick on every processor, unless kPart: then only `there` is
-// read, and only what is wanted is written.
-template <bool kPart>
+// Appends 16 scores to `count` keys and returns the new number of keys. It stores whole vectors,
+// which is fast on every processor, unless kPartial: then it reads only `valid` lanes and writes
+// only selected keys.
+template <bool kPartial>
 PYSEG_TARGET_AVX512 PYSEG_INLINE int64_t append_16(const int32_t* scores, const uint32_t* ids,
                                                    __m512i threshold, uint64_t* keys, int64_t count,
-                                                   __mmask16 there) {
+                                                   __mmask16 valid) {
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i second =
       _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   const __m512i score = _mm512_load_si512(scores);
-  const __m512i id = kPart ? _mm512_maskz_loadu_epi32(there, ids) : _mm512_loadu_si512(ids);
+  const __m512i id = kPartial ? _mm512_maskz_loadu_epi32(valid, ids) : _mm512_loadu_si512(ids);
   const __m512i low = _mm512_permutex2var_epi32(id, first, score);
   const __m512i high = _mm512_permutex2var_epi32(id, second, score);
-  __mmask8 low_wanted = _mm512_cmplt_epu64_mask(low, threshold);
-  __mmask8 high_wanted = _mm512_cmplt_epu64_mask(high, threshold);
-  if constexpr (kPart) low_wanted &= there, high_wanted &= there >> 8;
-  const int64_t between = count + __builtin_popcount(low_wanted);
-  if constexpr (kPart) {
-    _mm512_mask_compressstoreu_epi64(keys + count, low_wanted, low);
-    _mm512_mask_compressstoreu_epi64(keys + between, high_wanted, high);
+  __mmask8 low_mask = _mm512_cmplt_epu64_mask(low, threshold);
+  __mmask8 high_mask = _mm512_cmplt_epu64_mask(high, threshold);
+  if constexpr (kPartial) low_mask &= valid, high_mask &= valid >> 8;
+  const int64_t between = count + __builtin_popcount(low_mask);
+  if constexpr (kPartial) {
+    _mm512_mask_compressstoreu_epi64(keys + count, low_mask, low);
+    _mm512_mask_compressstoreu_epi64(keys + between, high_mask, high);
   } else {
-    _mm512_storeu_si512(keys + count, _mm512_maskz_compress_epi64(low_wanted, low));
-    _mm512_storeu_si512(keys + between, _mm512_maskz_compress_epi64(high_wanted, high));
+    _mm512_storeu_si512(keys + count, _mm512_maskz_compress_epi64(low_mask, low));
+    _mm512_storeu_si512(keys + between, _mm512_maskz_compress_epi64(high_mask, high));
   }
-  return between + __builtin_popcount(high_wanted);
+  return between + __builtin_popcount(high_mask);
 }
 
-PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part& part) {
-  const uint32_t* const ids = block.ids + part.row;
-  const int64_t room = block.lists.room, rows = part.rows, columns = part.columns;
-  const int32_t* scores = part.scores;
-  const uint64_t* const thresholds = block.lists.thresholds + part.column;
-  int64_t* const counts = block.lists.counts + part.column;
-  uint64_t* keys = block.lists.keys + part.column * room;
+PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Tile& tile) {
+  const uint32_t* const ids = block.ids + tile.row;
+  const int64_t room = block.lists.room, rows = tile.rows, columns = tile.columns;
+  const int32_t* scores = tile.scores;
+  const uint64_t* const thresholds = block.lists.thresholds + tile.column;
+  int64_t* const counts = block.lists.counts + tile.column;
+  uint64_t* keys = block.lists.keys + tile.column * room;
   for (int64_t c = 0; c < columns; ++c, scores += kRows, keys += room) {
     const __m512i threshold =
         _mm512_set1_epi64(static_cast<int64_t>(std::min(thresholds[c], kWorst)));
@@ -171,8 +170,8 @@ PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part
       count = append_16<false>(scores + i, ids + i, threshold, keys, count, 0);
     }
     if (i < rows) {
-      const __mmask16 there = (1u << (rows - i)) - 1;
-      count = append_16<true>(scores + i, ids + i, threshold, keys, count, there);
+      const __mmask16 valid = (1u << (rows - i)) - 1;
+      count = append_16<true>(scores + i, ids + i, threshold, keys, count, valid);
     }
     prefetch_keys(keys, counts[c], count, room);
     counts[c] = count;
@@ -180,36 +179,36 @@ PYSEG_TARGET_AVX512 inline void append_avx512(const TopKBlock& block, const Part
 }
 #endif
 
-// Appends the keys of a part that are below the thresholds.
+// Appends the keys of a tile that are below the thresholds.
 template <int kBytes>
-PYSEG_INLINE void append(const TopKBlock& block, const Part& part) {
+PYSEG_INLINE void append(const TopKBlock& block, const Tile& tile) {
   auto* rows_of = append_rows;
 #if defined(__x86_64__)
-  if constexpr (kBytes == 64) return append_avx512(block, part);
+  if constexpr (kBytes == 64) return append_avx512(block, tile);
   if constexpr (kBytes == 32) rows_of = append_rows_avx2;
 #endif
-  for (int64_t c = 0; c < part.columns; ++c) {
-    const int64_t column = part.column + c, room = block.lists.room;
+  for (int64_t c = 0; c < tile.columns; ++c) {
+    const int64_t column = tile.column + c, room = block.lists.room;
     const uint64_t threshold = std::min(block.lists.thresholds[column], kWorst);
     uint64_t* const keys = block.lists.keys + column * room;
     const int64_t before = block.lists.counts[column];
     const int64_t count =
-        rows_of(part.scores + c * kRows, block.ids + part.row, part.rows, threshold, keys, before);
+        rows_of(tile.scores + c * kRows, block.ids + tile.row, tile.rows, threshold, keys, before);
     prefetch_keys(keys, before, count, room);
     block.lists.counts[column] = count;
   }
 }
 
-// Writes the upper halves of the keys of a square from (row, column) on, turned. Rows beyond the
-// last one are that one again; kPart: columns may be beyond the last one. `largest` is of all bits
-// seen without their sign.
-template <int kBytes, bool kPart>
-PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, int32_t* turned,
-                       simd::Vector<int32_t, kBytes>& largest) {
+// Writes the upper halves of the keys of the square at (row, column), transposed. Rows beyond the
+// last one repeat it; kPartial: columns may be beyond the last one. `largest` is the maximum of all
+// magnitudes seen.
+template <int kBytes, bool kPartial>
+PYSEG_INLINE void transpose(const TopKBlock& block, int64_t row, int64_t column,
+                            int32_t* transposed, simd::Vector<int32_t, kBytes>& largest) {
   constexpr int64_t kSize = simd::kLanes<float, kBytes>;
   using Float = simd::Vector<float, kBytes>;
   using Int = simd::Vector<int32_t, kBytes>;
-  // The processor does not see either that the next rows are needed soon, in parts of a row.
+  // The hardware prefetcher does not follow rows that are read in parts.
   const int64_t ahead = row + kRows + kSize <= block.rows ? kRows * block.classes : 0;
   const float* source = block.scores + row * block.classes + column;
   Float square[kSize];
@@ -217,7 +216,7 @@ PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, int3
   for (int64_t i = 0; i < kSize; ++i) {
     __builtin_prefetch(source + ahead, 0, 2);
     Float score;
-    simd::load<kBytes, kPart>(source, block.classes - column, 0.f, score);
+    simd::load<kBytes, kPartial>(source, block.classes - column, 0.f, score);
     Int bits = (Int)score;
     const Int magnitude = bits & kMagnitude;
     largest = magnitude > largest ? magnitude : largest;
@@ -228,12 +227,12 @@ PYSEG_INLINE void turn(const TopKBlock& block, int64_t row, int64_t column, int3
   simd::transpose<float, kBytes>(square);
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kSize; ++i) {
-    simd::at<int32_t, kBytes>(turned + i * kRows) = (Int)square[i];
+    simd::at<int32_t, kBytes>(transposed + i * kRows) = (Int)square[i];
   }
 }
 
-// Moves the keys up to a threshold to the front, in their order; returns how many they are. Those
-// before the first one have been looked at, and left `count`.
+// Moves keys up to a threshold to the front, in their order; returns their number. `first` and
+// `count` continue an earlier pass over the keys before `first`, which left `count`.
 inline int64_t keep(uint64_t* keys, int64_t size, uint64_t threshold, int64_t first = 0,
                     int64_t count = 0) {
   for (int64_t i = first; i < size; ++i) {
@@ -245,14 +244,13 @@ inline int64_t keep(uint64_t* keys, int64_t size, uint64_t threshold, int64_t fi
 }
 
 #if defined(__x86_64__)
-// The same.
 PYSEG_TARGET_AVX2 inline int64_t keep_avx2(uint64_t* keys, int64_t size, uint64_t threshold) {
   const __m256i most = with_sign(_mm256_set1_epi64x(static_cast<int64_t>(threshold)));
   int64_t count = 0, i = 0;
   for (; i + 4 <= size; i += 4) {
     const __m256i key = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + i));
-    const int wanted = ~above(with_sign(key), most) & 0xf;
-    count += compress_4(key, wanted, keys + count);  // not beyond what has been read
+    const int kept = ~above(with_sign(key), most) & 0xf;
+    count += compress_4(key, kept, keys + count);  // not beyond what has been read
   }
   return keep(keys, size, threshold, i, count);
 }
@@ -261,23 +259,23 @@ PYSEG_TARGET_AVX512 inline int64_t keep_avx512(uint64_t* keys, int64_t size, uin
   const __m512i most = _mm512_set1_epi64(static_cast<int64_t>(threshold));
   int64_t count = 0;
   for (int64_t i = 0; i < size; i += 8) {
-    const __mmask8 there = size - i < 8 ? (1u << (size - i)) - 1 : 0xff;
-    const __m512i key = _mm512_maskz_loadu_epi64(there, keys + i);
-    const __mmask8 kept = _mm512_mask_cmple_epu64_mask(there, key, most);
-    const __m512i closed = _mm512_maskz_compress_epi64(kept, key);
-    _mm512_mask_storeu_epi64(keys + count, there, closed);  // not beyond what has been read
+    const __mmask8 valid = size - i < 8 ? (1u << (size - i)) - 1 : 0xff;
+    const __m512i key = _mm512_maskz_loadu_epi64(valid, keys + i);
+    const __mmask8 kept = _mm512_mask_cmple_epu64_mask(valid, key, most);
+    const __m512i compressed = _mm512_maskz_compress_epi64(kept, key);
+    _mm512_mask_storeu_epi64(keys + count, valid, compressed);  // not beyond what has been read
     count += __builtin_popcount(kept);
   }
   return count;
 }
 #endif
 
-// How many keys are up to a threshold.
+// The number of keys up to a threshold.
 struct Count {
   template <typename Level>
   PYSEG_INLINE static void run(const uint64_t* keys, int64_t size, uint64_t threshold,
                                int64_t* result) {
-    // A processor fetches ahead no farther than to the end of a page.
+    // The hardware prefetcher stops at the end of a page.
     constexpr int64_t kLine = 8, kAhead = 128 * kLine;
     int64_t count = 0, i = 0;
     for (; i + 4 * kLine <= size; i += 4 * kLine) {
@@ -289,7 +287,7 @@ struct Count {
   }
 };
 
-// The largest of the bits of numbers without their signs.
+// The largest magnitude, as bits without the sign.
 struct Largest {
   template <typename Level>
   PYSEG_INLINE static void run(const float* scores, int64_t size, int32_t* result) {
@@ -307,7 +305,7 @@ struct Append {
   PYSEG_INLINE static void run(const TopKBlock& block, int64_t* next, int64_t begin, int64_t end) {
     constexpr int kBytes = Level::kBytes;
     constexpr int64_t kSize = simd::kLanes<float, kBytes>;
-    alignas(64) int32_t turned[kColumns * kRows];
+    alignas(64) int32_t transposed[kColumns * kRows];
     simd::Vector<int32_t, kBytes> largest = {};
     int64_t row = *next;
     for (int64_t rows; row < block.rows; row += rows) {
@@ -317,16 +315,16 @@ struct Append {
         break;
       for (int64_t column = begin; column < end; column += kColumns) {
         const int64_t columns = std::min(kColumns, end - column);
-        // The last columns are read with some before them: to read parts of vectors is slow.
+        // The last columns are read with some before them: loads of partial vectors are slow.
         const int64_t from = std::max<int64_t>(0, std::min(column, block.classes - kColumns));
-        int32_t* const scores = turned + (column - from) * kRows;
+        int32_t* const scores = transposed + (column - from) * kRows;
         for (int64_t c = (column - from) / kSize * kSize; from + c < column + columns; c += kSize) {
           for (int64_t r = 0; r < rows; r += kSize) {
-            int32_t* const square = turned + c * kRows + r;
+            int32_t* const square = transposed + c * kRows + r;
             if (from + c + kSize <= block.classes) {
-              turn<kBytes, false>(block, row + r, from + c, square, largest);
+              transpose<kBytes, false>(block, row + r, from + c, square, largest);
             } else {
-              turn<kBytes, true>(block, row + r, from + c, square, largest);
+              transpose<kBytes, true>(block, row + r, from + c, square, largest);
             }
           }
         }
@@ -334,8 +332,8 @@ struct Append {
           const uint8_t* const counts = block.candidates + (row + r) * block.classes + column;
           for (int64_t c = 0; c < columns; ++c) scores[c * kRows + r] |= counts[c] - 1;
         }
-        const Part part = {row, rows, column, columns, scores};
-        append<kBytes>(block, part);
+        const Tile tile = {row, rows, column, columns, scores};
+        append<kBytes>(block, tile);
       }
     }
     *next = simd::maximum<int32_t, kBytes>(largest) <= kInfinity ? row : -1;
@@ -344,7 +342,7 @@ struct Append {
 
 }  // namespace top_k_detail
 
-// Whether none is a NaN.
+// Whether no score is a NaN.
 inline bool top_k_numbers(const float* scores, int64_t size, Simd level = best_simd()) {
   int32_t largest = 0;
   int32_t* const result = &largest;
@@ -352,8 +350,8 @@ inline bool top_k_numbers(const float* scores, int64_t size, Simd level = best_s
   return largest <= top_k_detail::kInfinity;
 }
 
-// Appends to the classes begin <= c < end, from a row on, until one of them is full. Returns the
-// row that is next, or -1 where a score is a NaN: what was appended must be taken back.
+// Appends rows from `row` on to the classes begin <= c < end, until one of them is full. Returns
+// the next row, or -1 if a score is a NaN: the caller must then undo the appending.
 inline int64_t top_k_append(const TopKBlock& block, int64_t row, int64_t begin, int64_t end,
                             Simd level = best_simd()) {
   if (begin == end) return block.rows;
@@ -362,14 +360,14 @@ inline int64_t top_k_append(const TopKBlock& block, int64_t row, int64_t begin, 
   return row;
 }
 
-// Leaves the k best of `size` > k keys and, where that is quicker, at most `more` of the next best.
-// `threshold` becomes the worst key that is left. Returns how many are left.
+// Keeps the k best of `size` > k keys and, where that is faster, at most `more` of the next best.
+// `threshold` becomes the worst key that is kept. Returns the number of keys kept.
 inline int64_t top_k_best(uint64_t* keys, int64_t size, int64_t k, int64_t more,
                           uint64_t* threshold, Simd level = best_simd()) {
   using namespace top_k_detail;
-  // A sample says which key is exceeded by all but few more than k. To go over the keys twice is
-  // quicker than a selection. 1.5 standard deviations above the sample's share of k are too few
-  // once in 15 times, 4 hardly ever.
+  // A sample gives a pivot with few more than k keys up to it; two passes over the keys are faster
+  // than a selection. A margin of 1.5 standard deviations above the expected rank is too small once
+  // in 15 times, one of 4 hardly ever.
   constexpr int64_t kSample = 1024;
   if (size >= 8 * kSample) {
     uint64_t sample[kSample];
@@ -400,9 +398,9 @@ inline int64_t top_k_best(uint64_t* keys, int64_t size, int64_t k, int64_t more,
   return k;
 }
 
-// Leaves the k best, and maybe a few more, of the classes begin <= c < end that have more than k
-// keys and no room for `wanted` more. Where there is room for kTopKLeastRoom more than k, so many
-// are free afterwards.
+// Cuts the classes begin <= c < end that have more than k keys and no room for `wanted` more to
+// their k best, or a few more. If they have room for k + kTopKLeastRoom keys, then at least
+// kTopKLeastRoom places are free afterwards.
 inline void top_k_cut(const TopKLists& lists, int64_t k, int64_t wanted, int64_t begin, int64_t end,
                       Simd level = best_simd()) {
   const int64_t spare = lists.room - k;
@@ -414,12 +412,12 @@ inline void top_k_cut(const TopKLists& lists, int64_t k, int64_t wanted, int64_t
   }
 }
 
-// Adds the rows from `row` on, all of whose scores are numbers, to the classes begin <= c < end, of
-// which some may be full.
+// Adds the rows from `row` on, without NaN, to the classes begin <= c < end, of which some may be
+// full.
 inline void top_k_add(const TopKBlock& block, int64_t k, int64_t row, int64_t begin, int64_t end,
                       Simd level = best_simd()) {
-  // All classes wait for one that is full, and all threads for those that cut: so what is half full
-  // is cut too.
+  // One full class stops all of them, and threads wait for each other: so half-full classes are cut
+  // too.
   const int64_t wanted = std::max(kTopKLeastRoom, (block.lists.room - k) / 2);
   do {
     top_k_cut(block.lists, k, wanted, begin, end, level);

@@ -15,18 +15,17 @@
 //   d_features[n,f] = sum_k w[n,k] d[f,k],  d_centers[f,k] = -sum_b mass[b,k] d[b,f,k]
 //   d_attention[n] = sum_k p[n,k] g[n,k],  e[n,k] = w[n,k] (g[n,k] - d_attention[n])
 //
-// e is the gradient of y; cuda/assignment.cuh goes on from it to that of the assignment.
+// e is the gradient of y; cuda/assignment.cuh computes that of the assignment from it.
 //
 // T is float, double, __half or __nv_bfloat16; sums are kept in float (double for double). Every
-// sum has one owner and a fixed order: no atomics, the same input gives the same bits, and what a
-// video gets does not depend on its batch. cuda/vlad_mma.cuh has the kernels on tensor cores,
-// cuda/vlad_fma.cuh those of multiply-adds for all that the others do not take.
+// sum has one owner and a fixed order: there are no atomics, the same input gives the same bits,
+// and a video's result does not depend on its batch. cuda/vlad_mma.cuh has the kernels on tensor
+// cores, cuda/vlad_fma.cuh those of multiply-adds for all other cases.
 //
 // On tensor cores, for bfloat16 with B = 80, T = 300, G = 8, F = 288, K = 112 on 132
-// multiprocessors (features 110.6 MB, assignment 43.0 MB, output 5.2 MB), by count, not by
-// measurement:
+// multiprocessors (features 110.6 MB, assignment 43.0 MB, output 5.2 MB), counted, not measured:
 //
-//   forward                  reads    writes   products     the least
+//   forward                  reads    writes   products     lower bound
 //     aggregate              154 MB   31 MB    12.4 GFLOP   154 MB read
 //     normalize              41 MB    15 MB                 5 MB written
 //   backward
@@ -34,11 +33,11 @@
 //     centers                10 MB    0.1 MB
 //     sums, final pass       89 MB    43 MB                 86 MB read, 43 MB written, or nothing
 //
-// The least is 159 MB forward and 318 MB backward, and 129 MB more where the gradient goes through
-// the statistics of the assignment: 53, 106 and 43 us at 3 TB/s. Beyond it the forward moves the
-// sums of the three slices of a video, 31 MB each way, and v twice; the backward reads gradient and
-// output twice in each of a video's three blocks, 62 MB instead of 10. These fit an L2 cache of
-// 50 MB or stay there for as long as they are needed. With T = 5 the forward is one launch and the
+// The lower bound is 159 MB forward and 318 MB backward, and 129 MB more where the gradient goes
+// through the statistics of the assignment: 53, 106 and 43 us at 3 TB/s. In addition the forward
+// moves the sums of the three slices of a video, 31 MB each way, and v twice; the backward reads
+// gradient and output twice in each of a video's three blocks, 62 MB instead of 10. These fit an L2
+// cache of 50 MB or stay in it while they are needed. With T = 5 the forward is one launch and the
 // backward two, four with the statistics.
 #pragma once
 
@@ -108,8 +107,8 @@ BackwardWorkspace<A> backward_workspace(const VladShape& shape, bool norm, const
 
 }  // namespace gpu
 
-// Bytes of memory that the launchers below work in, on a boundary of 256; `device` is what
-// gpu::current_device returns, for them alike.
+// Bytes of workspace of the launchers below, which must be aligned to 256 bytes. `device` is the
+// result of gpu::current_device, here and below.
 template <typename T>
 int64_t vlad_forward_workspace(const VladShape& shape, bool norm, bool allow_tf32,
                                const gpu::Device& device) {
@@ -145,7 +144,7 @@ cudaError_t launch_vlad_forward(const VladShape& shape, const VladInput<T, gpu::
   return gpu::launch_vlad_forward_fma<T>(shape, in, eps, out, work, stream);
 }
 
-// Backward: all that `out` has.
+// Backward: all gradients in `out`.
 template <typename T>
 cudaError_t launch_vlad_backward(const VladShape& shape, const VladInput<T, gpu::Sum<T>>& in,
                                  const VladSaved<T, gpu::Sum<T>>& saved, double eps,

@@ -6,13 +6,12 @@
 //   v[f,k] = sum_n w[n,k] (features[n,f] - centers[f,k])
 //   output[f,k] = v[f,k] / sqrt(max(sum_f v[f,k]^2, eps))
 //
-// where y is the assignment, normalised as VladNorm says. Values are float, double, BFloat16 or
-// Float16; sums are kept in Accumulate<T>. Workspaces and the sums of tasks begin at a
-// multiple of 64 bytes.
+// where y is the assignment, normalised by VladNorm. Values are float, double, BFloat16 or Float16;
+// sums are kept in Accumulate<T>. Workspaces and the sums of tasks are aligned to 64 bytes.
 //
 // A video's rows are summed in slices of kSliceRows, v = ((v0 + v1) + v2) + ..., one after another
-// in the cache or by several threads at a time: the shape alone decides what is summed in which
-// order, so a video's result depends neither on the number of threads nor on its batch.
+// in the cache or by several threads. The shape alone decides the order of a sum, so a video's
+// result depends neither on the number of threads nor on its batch.
 #pragma once
 
 #include <algorithm>
@@ -33,41 +32,41 @@ using assignment_detail::NormScratch;
 using assignment_detail::NormSums;
 using assignment_detail::Softmax;
 
-// Rows of one video that are worked on at a time: their weights and features stay in the cache.
+// Rows of a video that are processed together: their weights and features stay in the cache.
 constexpr int64_t kRows = 64;
 constexpr int64_t kSliceRows = 8 * kRows;
-// Long sums are taken in blocks of this length, then over blocks: less rounding error than one
-// chain.
+// Long sums are taken in blocks of this length, then over blocks, which reduces rounding errors.
 constexpr int64_t kBlock = 16;
 
-// Videos whose parts of the gradient of centers are summed as they come: about 32 blocks of them
-// need little memory, and short sums little accuracy. Where a block is one video its part would be
-// as large as the output, and to read the output once more is no slower: it says what that takes.
+// Videos of a block, whose parts of the gradient of centers are summed at once: about 32 blocks
+// need little memory, and short sums lose little accuracy. The part of a block of one video would
+// be as large as the output; reading the output again is no slower, so such a block stores the two
+// rows of factors that this takes.
 inline int64_t block_videos(int64_t batch) {
   return std::clamp<int64_t>((batch + 31) / 32, 1, kBlock);
 }
 
-// Columns of features that a forward multiplies at a time. Where it takes several products to sum a
-// video's rows, it does so for some columns before the next ones, so that their sums stay in the
-// cache: F = 1152 of NetVLAD sums and their features are more than a second cache of 512 KB.
+// Columns of features that a forward multiplies at a time. If summing a video's rows takes several
+// products, they are finished for some columns before the next ones, so that the sums stay in the
+// cache: those of NetVLAD with F = 1152, and their features, exceed an L2 cache of 512 KB.
 inline int64_t columns_at_once(const VladShape& shape) {
   constexpr int64_t kColumns = 384;
   return shape.rows > kRows ? std::min(kColumns, shape.width) : shape.width;
 }
 
-// Rows of which a forward keeps the weights: a slice where the columns take turns.
+// Rows whose weights a forward keeps: a slice if the columns are processed in several steps.
 inline int64_t weights_at_once(const VladShape& shape) {
   return std::min(columns_at_once(shape) < shape.width ? kSliceRows : kRows, shape.rows);
 }
 
-// A matrix as products read it, with rows of length `row`.
+// An operand of a product, with rows of length `row`.
 template <typename A>
 struct Operand {
   const A* data;
   int64_t row;
 };
 
-// Features, of which rows have length `row`: in place, or widened into `scratch`.
+// Features with rows of length `row`: in place, or widened into `scratch`.
 template <typename T, int kBytes>
 PYSEG_INLINE Operand<Accumulate<T>> widen_features(const T* source, int64_t row, int64_t rows,
                                                    int64_t columns, Accumulate<T>* scratch) {
@@ -86,15 +85,15 @@ PYSEG_INLINE Operand<Accumulate<T>> widen_features(const T* source, int64_t row,
   }
 }
 
-// Values of the scratch for `columns` of kRows rows.
+// Size of the scratch for `columns` of kRows rows.
 template <typename T>
 int64_t wide_size(const VladShape& shape, int64_t columns) {
   using A = Accumulate<T>;
   return std::is_same_v<T, A> ? 0 : std::min(kRows, shape.rows) * simd::padded<A>(columns);
 }
 
-// The `columns` from f on of rows from n to n + count, as far as there are any, of values with rows
-// of length `row`.
+// The `columns` from f on of the rows n to n + count that exist, in values with rows of length
+// `row`.
 template <typename T>
 PYSEG_INLINE simd::Lines rows_ahead(const VladShape& shape, const T* values, int64_t row, int64_t n,
                                     int64_t count, int64_t f, int64_t columns) {
@@ -114,7 +113,7 @@ PYSEG_INLINE void add_rows(const A* source, int64_t size, A* result) {
   }
 }
 
-// Where a slice's sums lie: v as F rows of whole vectors, then a row of the mass, sum_n w[n,:].
+// Size of a slice's sums: v as F rows of whole vectors, then a row of the mass, sum_n w[n,:].
 inline int64_t slice_sums_size(const VladShape& shape, int64_t stride) {
   return (shape.width + 1) * stride;
 }
@@ -171,8 +170,7 @@ struct SumSlice {
       for (int64_t f = 0; f < width; f += step) {
         for (int64_t n = n0; n < n1; n += kRows) {
           const int64_t columns = std::min(step, width - f), depth = std::min(kRows, n1 - n);
-          // The next product takes the next of these rows, the next columns, or the rows from n1
-          // on.
+          // The next product takes the next rows, the next columns, or the rows from n1 on.
           const bool same_columns = n + kRows < n1, last = !same_columns && f + step >= width;
           const int64_t next = same_columns ? n + kRows : last ? n1 : n0;
           const int64_t next_f = same_columns ? f : last ? 0 : f + step;
@@ -202,8 +200,8 @@ struct SumSlice {
   }
 };
 
-// From the sums of a video's slices to its output, for the columns from k0 to k1, multiples of the
-// lanes. The sums of the first slice become those of all; `scale` is a row of scratch.
+// Computes a video's output from the sums of its slices, for the columns from k0 to k1, multiples
+// of the lanes. The sums of the first slice become those of all; `scale` is a row of scratch.
 struct Finish {
   template <typename Level, typename T>
   PYSEG_INLINE static void run(const VladShape& shape, const T* centers, double eps, int64_t b,
@@ -258,13 +256,13 @@ struct Finish {
 
  private:
   // Subtracts mass times centers from `count` rows of v, a vector of each, and adds their squares.
-  template <bool kPart, int kBytes, typename T, typename V>
+  template <bool kPartial, int kBytes, typename T, typename V>
   PYSEG_INLINE static void subtract(const T* centers, int64_t count, int64_t clusters, int64_t k,
                                     const V& mass, Accumulate<T>* v, int64_t stride, V& squares) {
     V block = {};
     for (int64_t i = 0; i < count; ++i) {
       V center;
-      simd::load<kBytes, kPart>(centers + i * clusters, clusters - k, 0, center);
+      simd::load<kBytes, kPartial>(centers + i * clusters, clusters - k, 0, center);
       V& value = simd::at<Accumulate<T>, kBytes>(v + i * stride);
       value -= center * mass;
       block += value * value;
@@ -376,9 +374,9 @@ class Gradient {
         shift_(stride_) {}
 
   // d of video b: d = scale (grad - output projection), where projection = sum_f grad output and
-  // scale = 1 / |v|; for a column with |v|^2 < eps they are 0 and 1 / sqrt(eps). Its part of the
-  // gradient of centers is added to `centers`, and scale mass and projection, of which CentersOfOne
-  // makes that part, are written to `factors`, unless these are null.
+  // scale = 1 / |v|; for a column with |v|^2 < eps they are 0 and 1 / sqrt(eps). Unless null,
+  // `centers` receives the video's part of the gradient of centers, added, and `factors` the
+  // products scale mass and the projection, from which CentersOfOne computes that part.
   PYSEG_INLINE void prepare(int64_t b, A* centers, A* factors) const {
     const int64_t width = shape_.width, clusters = shape_.clusters;
     const int64_t whole = clusters / kStep * kStep;
@@ -404,7 +402,7 @@ class Gradient {
     for (int64_t f = 0; f < width; f += kBlock) {
       for (int64_t k = 0; k < whole; k += kStep) differentiate<false>(b, f, k);
       if (whole < clusters) differentiate<true>(b, f, whole);
-      // While these rows of d are in the first cache.
+      // While these rows of d are in the L1 cache.
       const int64_t count = std::min(kBlock, width - f);
       const A* const d = d_.get() + f * stride_;
       for (int64_t i = 0; i < count && centers != nullptr; ++i) {
@@ -420,7 +418,7 @@ class Gradient {
     }
   }
 
-  // The gradients of one slice of the rows of video b, which is prepared. Its part of norm_sums is
+  // The gradients of one slice of the rows of video b, after prepare(b). Its part of norm_sums is
   // added to `norm_sums`.
   PYSEG_INLINE void slice(int64_t b, int64_t slice, A* norm_sums) const {
     const auto [batch, rows, groups, width, clusters] = shape_;
@@ -428,7 +426,7 @@ class Gradient {
     for (int64_t n = begin; n < end; n += kRows) {
       const int64_t count = std::min(kRows, end - n), first = b * rows + n;
       const bool last = n + count == rows;
-      // What the gradient of features is written to, or the next features where it is not.
+      // The memory of the gradient of features, or the next features if that is not needed.
       const simd::Lines then = out_.features == nullptr
                                    ? rows_ahead(shape_, in_.features, width, first + count, count)
                                    : simd::Lines(out_.features + first * width, count * width);
@@ -461,8 +459,8 @@ class Gradient {
   }
 
  private:
-  // The part of the rows from f on in the projection of the columns from k on, a vector of them.
-  template <bool kPart>
+  // Adds the rows from f on to the projection of a vector of columns from k on.
+  template <bool kPartial>
   PYSEG_INLINE void project(int64_t b, int64_t f, int64_t k) const {
     const int64_t clusters = shape_.clusters, at = (b * shape_.width + f) * clusters + k;
     const int64_t count = std::min(kBlock, shape_.width - f);
@@ -470,15 +468,15 @@ class Gradient {
     V block = {};
     for (int64_t i = 0; i < count; ++i) {
       V x, y;
-      simd::load<kBytes, kPart>(grad + i * clusters, clusters - k, A{0}, x);
-      simd::load<kBytes, kPart>(output + i * clusters, clusters - k, A{0}, y);
+      simd::load<kBytes, kPartial>(grad + i * clusters, clusters - k, A{0}, x);
+      simd::load<kBytes, kPartial>(output + i * clusters, clusters - k, A{0}, y);
       block += x * y;
     }
     simd::at<A, kBytes>(projection_.get() + k) += block;
   }
 
-  // d of the same rows and columns, and their part in the shift.
-  template <bool kPart>
+  // Computes d of the same rows and columns, and adds their part of the shift.
+  template <bool kPartial>
   PYSEG_INLINE void differentiate(int64_t b, int64_t f, int64_t k) const {
     const int64_t clusters = shape_.clusters, at = (b * shape_.width + f) * clusters + k;
     const int64_t count = std::min(kBlock, shape_.width - f);
@@ -490,9 +488,9 @@ class Gradient {
     V block = {};
     for (int64_t i = 0; i < count; ++i) {
       V x, y, center;
-      simd::load<kBytes, kPart>(grad + i * clusters, clusters - k, A{0}, x);
-      simd::load<kBytes, kPart>(output + i * clusters, clusters - k, A{0}, y);
-      simd::load<kBytes, kPart>(centers + i * clusters, clusters - k, A{0}, center);
+      simd::load<kBytes, kPartial>(grad + i * clusters, clusters - k, A{0}, x);
+      simd::load<kBytes, kPartial>(output + i * clusters, clusters - k, A{0}, y);
+      simd::load<kBytes, kPartial>(centers + i * clusters, clusters - k, A{0}, center);
       x = scale * (x - y * projection);
       simd::at<A, kBytes>(d + i * stride_) = x;
       block -= x * center;
@@ -522,7 +520,7 @@ class Gradient {
     return b + 1 < shape_.batch ? simd::Lines(values + (b + 1) * size, size) : simd::Lines();
   }
 
-  // From the weights, which assignment_gradient left in place of the probabilities.
+  // Uses the weights, which assignment_gradient left in place of the probabilities.
   PYSEG_INLINE void features_gradient(int64_t first, int64_t count, const simd::Lines& then) const {
     const int64_t width = shape_.width, clusters = shape_.clusters, n = first + count;
     T* const result = out_.features + first * width;
@@ -569,7 +567,7 @@ class Gradient {
   simd::Buffer<A> scale_, projection_, mass_, shift_;
 };
 
-// Values in one block's part of the gradient of centers: F rows, padded, or two rows of factors.
+// Size of one block's part of the gradient of centers: F rows, padded, or two rows of factors.
 template <typename T>
 int64_t centers_size(const VladShape& shape) {
   const int64_t stride = simd::padded<Accumulate<T>>(shape.clusters);
@@ -606,7 +604,7 @@ struct Backward {
   }
 };
 
-// Rows of the gradient of centers, of the factors of every video.
+// Rows of the gradient of centers, computed from the factors of every video.
 struct CentersOfOne {
   template <typename Level, typename T>
   PYSEG_INLINE static void run(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
@@ -622,7 +620,7 @@ struct CentersOfOne {
     }
   }
 
-  template <int kBytes, bool kPart, typename T>
+  template <int kBytes, bool kPartial, typename T>
   PYSEG_INLINE static void sum(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
                                const Accumulate<T>* factors, T* centers, int64_t f, int64_t k) {
     using A = Accumulate<T>;
@@ -635,8 +633,8 @@ struct CentersOfOne {
         const int64_t at = (b * shape.width + f) * clusters + k;
         const A* const own = factors + 2 * b * stride + k;
         V grad, output;
-        simd::load<kBytes, kPart>(saved.grad + at, clusters - k, A{0}, grad);
-        simd::load<kBytes, kPart>(saved.output + at, clusters - k, A{0}, output);
+        simd::load<kBytes, kPartial>(saved.grad + at, clusters - k, A{0}, grad);
+        simd::load<kBytes, kPartial>(saved.output + at, clusters - k, A{0}, output);
         block += simd::at<A, kBytes>(own) * (grad - output * simd::at<A, kBytes>(own + stride));
       }
       total += block;
@@ -655,12 +653,11 @@ void vlad_forward(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
   simd::run<vlad_detail::Forward>(level, shape, in, eps, out, begin, end);
 }
 
-// Slices of a video's rows. Where there are fewer videos than threads, vlad_forward_slices of all
-// B * vlad_slices and then vlad_forward_finish of all B * vlad_columns give the bits of
-// vlad_forward.
+// Slices of a video's rows. For fewer videos than threads: vlad_forward_slices over B * vlad_slices
+// and then vlad_forward_finish over B * vlad_columns give the same bits as vlad_forward.
 inline int64_t vlad_slices(const VladShape& shape) { return vlad_detail::slices_of(shape); }
 
-// Values of workspace that the slices need.
+// Values in the workspace of the slices.
 template <typename T>
 int64_t vlad_forward_workspace(const VladShape& shape) {
   const int64_t stride = simd::padded<Accumulate<T>>(shape.clusters);
@@ -694,19 +691,18 @@ inline int64_t vlad_blocks(const VladShape& shape) {
   return (shape.batch + videos - 1) / videos;
 }
 
-// Values that one block writes of the gradient of centers.
+// Values that one block writes for the gradient of centers.
 template <typename T>
 int64_t vlad_centers_size(const VladShape& shape) {
   return vlad_detail::centers_size<T>(shape);
 }
 
-// Gradients of features (unless null), assignment and attention. The tasks begin <= i < end are
-// those of vlad_blocks * vlad_slices: slice i % vlad_slices of the videos of a block. Block j
-// writes to centers_sums[j] (of vlad_centers_size values) what vlad_backward_centers makes the
-// gradient of centers of and, with norm.values, task i its part of norm_sums to norm_sums[i] (of
-// norm_sums_size values), to be added by add_partial_sums; with row weights,
-// assignment_through_statistics then completes the gradient of the assignment. out.centers and
-// out.norm_sums are not touched.
+// Gradients of features (unless null), assignment and attention, for the tasks begin <= i < end of
+// vlad_blocks * vlad_slices: task i is slice i % vlad_slices of the videos of a block. Block j
+// writes the input of vlad_backward_centers to centers_sums[j] (of vlad_centers_size values). With
+// norm.values, task i writes its part of norm_sums to norm_sums[i] (of norm_sums_size values), for
+// add_partial_sums; with row weights, assignment_through_statistics then completes the gradient of
+// the assignment. out.centers and out.norm_sums are not written.
 template <typename T>
 void vlad_backward(const VladShape& shape, const VladInput<T, Accumulate<T>>& in,
                    const VladSaved<T, Accumulate<T>>& saved, double eps,
@@ -716,8 +712,7 @@ void vlad_backward(const VladShape& shape, const VladInput<T, Accumulate<T>>& in
                                    begin, end);
 }
 
-// The rows begin <= f < end of the gradient of centers, (F, K), when vlad_backward has done all
-// tasks.
+// The rows begin <= f < end of the gradient of centers, (F, K), after all tasks of vlad_backward.
 template <typename T>
 void vlad_backward_centers(const VladShape& shape, const VladSaved<T, Accumulate<T>>& saved,
                            const Accumulate<T>* centers_sums, T* centers, int64_t begin,

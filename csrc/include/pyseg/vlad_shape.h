@@ -1,5 +1,5 @@
-// What the CPU and the CUDA kernels of the VLAD aggregation and of its soft assignment take. All
-// arrays are contiguous. T is the type of the values, A the type in which sums are kept.
+// Arguments of the CPU and CUDA kernels of the VLAD aggregation and its soft assignment. All arrays
+// are contiguous. T is the type of the values, A the type in which sums are kept.
 #pragma once
 
 #include <cstdint>
@@ -10,15 +10,15 @@ struct VladShape {
   int64_t batch;     // B
   int64_t rows;      // T * G rows of one video; row n belongs to group n % G
   int64_t groups;    // G
-  int64_t width;     // F; 0 for the soft assignment alone
+  int64_t width;     // F; 0 for soft_assign
   int64_t clusters;  // K
 };
 
 // Batch normalisation of the assignment, applied when it is read:
 //   normal[n,k] = (assignment[n,k] - mean[g,k]) rstd[g,k],  y = normal weight[g,k] + bias[g,k]
-// with g = n % G. Without values there is none. With row_weights (which sum to 1 over B and T) mean
-// and rstd are statistics of the assignment itself, every frame counted with its weight, and the
-// gradient goes through them; without, they are constants.
+// with g = n % G. Without values there is no normalisation. With row_weights (which sum to 1 over B
+// and T) mean and rstd are weighted statistics of the assignment itself, and the gradient goes
+// through them; without, they are constants.
 template <typename A>
 struct VladNorm {
   const A* values;       // (4, G, K): mean, rstd, weight, bias; or null
@@ -41,7 +41,7 @@ struct VladOutput {
   A* square_norm;  // (B, K): sum_f v[f,k]^2
 };
 
-// The gradient that comes in, and what the forward left.
+// The incoming gradient, and the outputs of the forward.
 template <typename T, typename A>
 struct VladSaved {
   const T* grad;         // (B, F, K)
@@ -55,7 +55,7 @@ struct VladSaved {
 // of the assignment is weight rstd (e - row_weight (norm_sums[1] + normal norm_sums[0])).
 template <typename T, typename A>
 struct VladGradient {
-  T* features;    // (B, T * G, F), or null where it is not wanted
+  T* features;    // (B, T * G, F), or null where it is not needed
   T* assignment;  // (B, T * G, K)
   T* attention;   // (B, T * G)
   T* centers;     // (F, K)

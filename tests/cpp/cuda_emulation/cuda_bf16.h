@@ -1,4 +1,4 @@
-// __nv_bfloat16 for the emulation, on the conversions of pyseg/float16.h.
+// __nv_bfloat16 for the emulation, with the conversions of pyseg/float16.h.
 #pragma once
 
 #include "pyseg/float16.h"

@@ -1,4 +1,4 @@
-// __half for the emulation, on the conversions of pyseg/float16.h.
+// __half for the emulation, with the conversions of pyseg/float16.h.
 #pragma once
 
 #include "pyseg/float16.h"

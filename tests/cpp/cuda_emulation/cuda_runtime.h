@@ -1,15 +1,14 @@
 // Enough of CUDA to run the kernels of pyseg/*.cuh on the CPU, for tests on machines without a GPU.
 //
-// The threads of a block are contexts that one thread of the system runs in random order: a context
-// goes on until it waits, for the others of its warp or of its block. In half of the blocks one
-// warp goes first instead, as far as barriers let it: it overtakes the others by more than chance
-// does. So the memory that a block shares needs no locks, results repeat with the seed, and a
-// barrier that is missing shows as a difference between seeds or, since shared memory begins as
-// NaN, as NaN. Blocks run one after another, in random order too. A thread that waits for ever ends
-// the program with a message.
+// The threads of a block are contexts that one system thread runs in random order: a context runs
+// until it waits for its warp or its block. In half of the blocks one warp is scheduled first as
+// far as barriers allow, so that it overtakes the others by more than random order does. So shared
+// memory needs no locks, results repeat with the seed, and a missing barrier shows as a difference
+// between seeds or, since shared memory starts as NaN, as NaN. Blocks run one after another, in
+// random order too. A deadlock ends the program with a message.
 //
-// This file stands in for cuda_runtime.h, and pyseg/cuda/ptx.cuh beside it for that of the kernels.
-// What it cannot show: the speed, and a misreading of what the GPU's instructions do.
+// This file replaces cuda_runtime.h, and pyseg/cuda/ptx.cuh beside it replaces that of the kernels.
+// It cannot show speed, or a misunderstanding of the GPU's instructions.
 #pragma once
 
 #include <math.h>
@@ -84,13 +83,13 @@ inline std::mt19937& generator() {
   return state;
 }
 
-// Threads that wait for each other: when as many have come as are expected, all go on.
-struct Meeting {
+// A barrier: when all expected threads have arrived, all continue.
+struct Barrier {
   std::vector<int> waiting;
   int expected = 0;
 };
 
-// What a warp's lanes show each other: two values of each, since a lane that goes on may show the
+// The values that a warp's lanes exchange: two per lane, since a lane that continues may write the
 // next one before all have read this one.
 struct Exchange {
   std::array<std::array<uint64_t, 4>, kWarp> values[2];
@@ -123,25 +122,25 @@ class Block {
     current() = this;
     if (const int first = next(); first >= 0) swapcontext(&outside_, &states_[first].context);
     current() = nullptr;
-    if (all_.expected != 0) fail("threads wait for others that never come");
+    if (all_.expected != 0) fail("threads wait for others that never arrive");
   }
 
-  void meet_block(bool vote) {
+  void sync_block(bool vote) {
     any_ = any_ || vote;
     wait(all_);
   }
-  // Whether any thread's vote in the last meeting of the block was true.
+  // Whether any thread's vote at the last barrier of the block was true.
   bool voted() const { return result_; }
 
-  void meet_warp() { wait(warps_[thread_ / kWarp]); }
+  void sync_warp() { wait(warps_[thread_ / kWarp]); }
 
-  // Shows `mine` to the warp; others(lane) is then what a lane has shown.
+  // Publishes `mine` to the warp; returns a function of the lane that gives that lane's value.
   template <typename T>
   auto exchange(const T& mine) {
     static_assert(sizeof(T) <= sizeof(exchanges_[0].values[0][0]));
     auto& values = exchanges_[thread_ / kWarp].values[states_[thread_].exchanges++ % 2];
     std::memcpy(&values[thread_ % kWarp], &mine, sizeof(T));
-    meet_warp();
+    sync_warp();
     return [&values](int lane) {
       T other;
       std::memcpy(&other, &values[lane], sizeof(T));
@@ -151,7 +150,7 @@ class Block {
 
   int thread() const { return thread_; }
   int lane() const { return thread_ % kWarp; }
-  int64_t number() const { return number_; }  // no other block has
+  int64_t number() const { return number_; }  // unique
 
  private:
   static constexpr size_t kStack = 256 << 10;
@@ -166,14 +165,14 @@ class Block {
     return count;
   }
 
-  // Kept from block to block.
+  // Reused by all blocks.
   static char* stack(int i) {
     static std::vector<std::unique_ptr<char[]>> stacks(kMostThreads);
     if (stacks[i] == nullptr) stacks[i].reset(new char[kStack]);
     return stacks[i].get();
   }
 
-  // Not inlined: getcontext returns twice, after which a caller's variables need not be right.
+  // Not inlined: getcontext returns twice, after which a caller's variables may be wrong.
   [[gnu::noinline]] static void prepare(ucontext_t& context, char* stack) {
     getcontext(&context);
     context.uc_stack.ss_sp = stack;
@@ -190,7 +189,7 @@ class Block {
 
   void make_ready(int i) { (i / kWarp == first_warp_ ? ready_first_ : ready_).push_back(i); }
 
-  // A thread that is ready, drawn by lot, becomes the current one; -1: none is.
+  // Makes a random ready thread the current one and returns it; -1: none is ready.
   int next() {
     std::vector<int>& ready = ready_first_.empty() ? ready_ : ready_first_;
     if (ready.empty()) return -1;
@@ -207,26 +206,26 @@ class Block {
     swapcontext(&states_[self].context, other < 0 ? &outside_ : &states_[other].context);
   }
 
-  void wait(Meeting& meeting) {
+  void wait(Barrier& barrier) {
     const int self = thread_;
-    meeting.waiting.push_back(self);
-    open(meeting);
+    barrier.waiting.push_back(self);
+    open(barrier);
     switch_from(self);
   }
 
-  void open(Meeting& meeting) {
-    if (static_cast<int>(meeting.waiting.size()) < meeting.expected) return;
-    if (&meeting == &all_) result_ = std::exchange(any_, false);
-    for (const int i : meeting.waiting) make_ready(i);
-    meeting.waiting.clear();
+  void open(Barrier& barrier) {
+    if (static_cast<int>(barrier.waiting.size()) < barrier.expected) return;
+    if (&barrier == &all_) result_ = std::exchange(any_, false);
+    for (const int i : barrier.waiting) make_ready(i);
+    barrier.waiting.clear();
   }
 
-  // Nobody waits any more for a thread that has returned.
+  // Barriers no longer wait for a thread that has returned.
   void end() {
     const int self = thread_;
-    for (Meeting* meeting : {&warps_[self / kWarp], &all_}) {
-      --meeting->expected;
-      if (!meeting->waiting.empty()) open(*meeting);
+    for (Barrier* barrier : {&warps_[self / kWarp], &all_}) {
+      --barrier->expected;
+      if (!barrier->waiting.empty()) open(*barrier);
     }
     switch_from(self);
   }
@@ -234,10 +233,10 @@ class Block {
   const int64_t number_;
   const std::function<void()>& kernel_;
   std::vector<State> states_;
-  std::vector<Meeting> warps_;
+  std::vector<Barrier> warps_;
   std::vector<Exchange> exchanges_;
-  Meeting all_;
-  int first_warp_ = -1;                   // which goes first; -1: none
+  Barrier all_;
+  int first_warp_ = -1;                   // the warp that is scheduled first; -1: none
   std::vector<int> ready_first_, ready_;  // its threads and the others
   ucontext_t outside_;
   int thread_ = 0;
@@ -274,15 +273,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 
-inline void __syncthreads() { emulation::Block::current()->meet_block(false); }
+inline void __syncthreads() { emulation::Block::current()->sync_block(false); }
 inline int __syncthreads_or(int vote) {
   emulation::Block& block = *emulation::Block::current();
-  block.meet_block(vote != 0);
+  block.sync_block(vote != 0);
   return block.voted();
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int offset) {
-  if (mask != 0xffffffffu) emulation::fail("a shuffle of a part of a warp");
+  if (mask != 0xffffffffu) emulation::fail("a shuffle of part of a warp");
   emulation::Block& block = *emulation::Block::current();
   return block.exchange(value)(block.lane() ^ offset);
 }

@@ -5,9 +5,9 @@
 //   d_attention[n] = sum_k p[n,k] grad[n,k]
 //   e[n,k] = attention[n] p[n,k] (grad[n,k] - d_attention[n])
 //
-// A warp takes a row of K scores. Where the statistics of the assignment depend on itself, its
-// gradient needs two sums over the batch first. So e is written in place of the gradient, its
-// columns are summed in two steps of fixed order, and a last pass turns e into the gradient.
+// A warp takes a row of K scores. If the statistics depend on the assignment itself, its gradient
+// first needs two sums over the batch. So e is written in place of the gradient, its columns are
+// summed in two steps of fixed order, and a last pass turns e into the gradient.
 #pragma once
 
 #include <type_traits>
@@ -18,7 +18,7 @@
 namespace pyseg {
 namespace gpu {
 
-constexpr int kRowThreads = 256;  // a warp a row
+constexpr int kRowThreads = 256;  // a warp per row
 constexpr int kCached = 8;        // scores that a lane keeps: rows of up to 256 are read once
 
 // Kernels over the columns of a (B * T, G * K) matrix: a thread takes the columns of one 16-byte
@@ -27,7 +27,7 @@ constexpr int kCached = 8;        // scores that a lane keeps: rows of up to 256
 constexpr int kSlabRows = 64;
 constexpr int kSlabWarps = 8;
 constexpr int kRowsPerThread = kSlabRows / kSlabWarps;
-constexpr int kFinishColumns = 32;  // a block that adds up what the slabs left: 32 columns,
+constexpr int kFinishColumns = 32;  // a block that adds up the slabs' sums: 32 columns,
 constexpr int kFinishSlices = 32;   // 32 threads each
 
 template <typename T>
@@ -50,8 +50,8 @@ struct Row {
   A scale;  // 1 / sum_k exp(y[n,k] - largest)
 };
 
-// The scores of a row, spread over the lanes of a warp: y[lane + 32 i], of which the first kCached
-// a lane are kept. Scores beyond the last are -inf, so that their softmax is 0.
+// The scores of a row, spread over the lanes of a warp: y[lane + 32 i], of which each lane keeps
+// the first kCached. Scores beyond the last are -inf, so that their softmax is 0.
 template <typename T>
 class RowScores {
  public:
@@ -161,7 +161,7 @@ struct ColumnThread {
   }
   int lane, warp;
   int64_t slab, column;
-  int64_t count;  // of the columns from `column` on, what there is; may be negative
+  int64_t count;  // existing columns from `column` on; may be negative
 };
 
 // partial[slab] = the sums of e (z - mean) and of e over the slab's rows, for every column.
@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
     const int64_t index = row * columns + thread.column;
     A values[kWidth], scores[kWidth] = {};
     load_values(gradient + index, thread.count, kWidth > 1, values);
-    // A frame without weight may hold anything.
+    // A frame of weight 0 may hold anything.
     if (weight != 0) load_values(assignment + index, thread.count, kWidth > 1, scores);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
@@ -282,7 +282,7 @@ struct Moments {
   A weight, mean, squares;
 };
 
-// Of two sets of values together (Chan, Golub and LeVeque 1979).
+// Merges the moments of two sets of values (Chan, Golub and LeVeque 1979).
 template <typename A>
 __device__ inline Moments<A> combine(const Moments<A>& a, const Moments<A>& b) {
   const A weight = a.weight + b.weight;
@@ -292,7 +292,7 @@ __device__ inline Moments<A> combine(const Moments<A>& a, const Moments<A>& b) {
 }
 
 // partial[slab] = mean and sum of squared deviations of every column over the slab's rows. A thread
-// holds all its rows at once and so subtracts their own mean.
+// holds all its rows at once, so it can subtract their own mean.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kWarp* kSlabWarps)
     moments_kernel(int64_t rows, int64_t columns, const T* x,
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
     const int64_t row = thread.slab * kSlabRows + i * kSlabWarps + thread.warp;
     row_weight[i] = row >= rows ? A{0} : row_weights == nullptr ? A{1} : row_weights[row];
     weight += row_weight[i];
-    // A row without weight may hold anything.
+    // A row of weight 0 may hold anything.
     const int64_t count = row_weight[i] == 0 ? 0 : thread.count;
     load_values(x + row * columns + thread.column, count, kWidth > 1 && count > 0, values[i]);
   }
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
   }
 }
 
-// One block per 32 columns; a thread takes every 32nd slab, and then they are added by halves.
+// One block per 32 columns; a thread takes every 32nd slab, then the threads reduce by halves.
 template <typename A>
 __global__ void __launch_bounds__(kFinishColumns* kFinishSlices)
     moments_finish_kernel(int64_t slabs, int64_t columns, bool weighted,
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(kFinishColumns* kFinishSlices)
                               partial[(i * 2 + 1) * columns + column]});
     }
   }
-  // What is written, y < 2 half, is nothing that the step before reads: y >= 2 half.
+  // Writes to y < 2 half do not conflict with the previous step's reads of y >= 2 half.
   for (int half = kFinishSlices / 2; half > 0; half /= 2) {
     if (y < 2 * half) shared[y][x] = total;
     __syncthreads();
@@ -378,15 +378,15 @@ __global__ void __launch_bounds__(kFinishColumns* kFinishSlices)
   }
 }
 
-// The (B * T, G * K) matrix that the column kernels see.
+// The (B * T, G * K) matrix of the column kernels.
 inline int64_t matrix_rows(const VladShape& shape) {
   return shape.groups > 0 ? shape.batch * (shape.rows / shape.groups) : 0;
 }
 inline int64_t matrix_columns(const VladShape& shape) { return shape.groups * shape.clusters; }
 inline int64_t slabs(int64_t rows) { return quotient(rows, kSlabRows); }
 
-// Launches the kernel that make(width) returns for the columns that a thread can take of arrays
-// (rows, columns).
+// Launches the kernel make(width), where width is the number of columns that a thread can take of
+// arrays (rows, columns).
 template <typename T, typename Make, typename... Arguments>
 cudaError_t launch_columns(bool aligned, const Make& make, int64_t rows, int64_t columns,
                            cudaStream_t stream, const Arguments&... arguments) {
@@ -418,7 +418,7 @@ cudaError_t launch_norm_sums_finish(const VladShape& shape, const VladNorm<A>& n
                 norm.values + columns, norm_sums);
 }
 
-// From e in place of out.assignment, and out.norm_sums.
+// Turns e, in out.assignment, into the gradient, from out.norm_sums.
 template <typename T>
 cudaError_t launch_norm_gradient(const VladShape& shape, const T* assignment,
                                  const VladNorm<Sum<T>>& norm, const VladGradient<T, Sum<T>>& out,
@@ -430,7 +430,7 @@ cudaError_t launch_norm_gradient(const VladShape& shape, const T* assignment,
                            out.norm_sums, out.assignment);
 }
 
-// All three, from e in place of out.assignment.
+// All three steps, from e in out.assignment.
 template <typename T>
 cudaError_t launch_norm_backward(const VladShape& shape, const T* assignment,
                                  const VladNorm<Sum<T>>& norm, const VladGradient<T, Sum<T>>& out,
@@ -458,7 +458,7 @@ cudaError_t launch_soft_assign(const VladShape& shape, const T* assignment, cons
                      assignment, attention, norm, weights);
 }
 
-// Bytes that launch_soft_assign_backward works in.
+// Bytes of workspace of launch_soft_assign_backward.
 template <typename T>
 int64_t soft_assign_backward_workspace(const VladShape& shape, const VladNorm<gpu::Sum<T>>& norm) {
   return norm.values == nullptr ? 0 : gpu::norm_sums_size(shape) * sizeof(gpu::Sum<T>);
@@ -479,7 +479,7 @@ cudaError_t launch_soft_assign_backward(const VladShape& shape, const T* grad, c
                                       static_cast<gpu::Sum<T>*>(workspace), stream);
 }
 
-// Bytes that launch_moments works in.
+// Bytes of workspace of launch_moments.
 template <typename T>
 int64_t moments_workspace(int64_t rows, int64_t columns) {
   return gpu::slabs(rows) * (2 * columns + 1) * sizeof(gpu::Sum<T>);

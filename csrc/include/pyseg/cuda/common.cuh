@@ -1,4 +1,4 @@
-// What the CUDA kernels share: types and their conversions, sums over a warp, launches, workspaces.
+// Shared by the CUDA kernels: types and their conversions, sums over a warp, launches, workspaces.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -39,7 +39,7 @@ __device__ inline void narrow(float value, __nv_bfloat16& result) {
   result = __float2bfloat16_rn(value);
 }
 
-// The same, but a finite value beyond the range of T becomes T's largest, not infinity.
+// narrow(), but a finite value beyond the range of T becomes T's largest, not infinity.
 template <typename T>
 __device__ inline void narrow_saturated(Sum<T> value, T& result) {
   narrow(value, result);
@@ -58,14 +58,14 @@ __host__ __device__ constexpr int64_t quotient(int64_t size, int64_t block) {
   return (size + block - 1) / block;
 }
 
-// The group of a row of a video. A video has fewer than 2^31 rows, and a remainder of 64 bits would
-// be a function of a hundred instructions.
+// The group of a row of a video. A video has fewer than 2^31 rows, and a 64-bit remainder would
+// take a hundred instructions.
 __device__ inline int group_of(int64_t n, int64_t groups) {
   return static_cast<int>(static_cast<uint32_t>(n) % static_cast<uint32_t>(groups));
 }
 
-// Reductions over the lanes of a warp whose numbers differ in the bits of kFirst up to, but
-// without, kLast; in a fixed order, with the result in every lane.
+// Reductions over the lanes of a warp whose numbers differ only in the bits kFirst to kLast / 2; in
+// a fixed order, with the result in every lane.
 template <int kFirst = 1, int kLast = kWarp, typename A>
 __device__ inline A warp_maximum(A value) {
 #pragma unroll
@@ -84,8 +84,8 @@ __device__ inline A warp_sum(A value) {
   return value;
 }
 
-// kCount neighbouring values, widened. With `aligned` they are 16 bytes or a multiple, on a 16-byte
-// boundary, and all there; otherwise values from `count` on are 0.
+// Loads kCount adjacent values and widens them. With `aligned` they are a multiple of 16 bytes, on
+// a 16-byte boundary, and all exist; otherwise values from `count` on become 0.
 template <int kCount, typename T>
 __device__ inline void load_values(const T* source, int64_t count, bool aligned,
                                    Sum<T> (&result)[kCount]) {
@@ -107,7 +107,7 @@ __device__ inline void load_values(const T* source, int64_t count, bool aligned,
   for (int i = 0; i < kCount; ++i) result[i] = i < count ? widen(source[i]) : Sum<T>{0};
 }
 
-// The other way; rounds to nearest.
+// Stores them likewise, rounded to nearest.
 template <int kCount, typename T>
 __device__ inline void store_values(const Sum<T> (&values)[kCount], int64_t count, bool aligned,
                                     T* result) {
@@ -158,11 +158,11 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error != cudaSuccess) cudaGetLastError();  // or another's next call would find it
+  if (error != cudaSuccess) cudaGetLastError();  // resets it: a later call would report it again
   return error;
 }
 
-// Takes arrays from one block of memory, each on a 256-byte boundary. From null it only counts.
+// Allocates arrays from one block of memory, each on a 256-byte boundary. From null it only counts.
 class Arena {
  public:
   explicit Arena(void* memory) : memory_(static_cast<std::byte*>(memory)) {}
@@ -182,7 +182,7 @@ class Arena {
   int64_t size_ = 0;
 };
 
-// What a plan depends on of the device that is current.
+// The properties of the current device that plans depend on.
 struct Device {
   int multiprocessors = 1;
   int shared = 0;             // bytes of shared memory that a block can ask for

@@ -8,7 +8,7 @@
 namespace pyseg {
 namespace gpu {
 
-// The nearest value that a product takes as it is: of T, or of TF32 for float.
+// Rounds to the type of a product's operands: T, or TF32 for float.
 __device__ inline __half to_operand(float value, __half) { return __float2half_rn(value); }
 __device__ inline __nv_bfloat16 to_operand(float value, __nv_bfloat16) {
   return __float2bfloat16_rn(value);
@@ -17,8 +17,8 @@ __device__ inline float to_operand(float value, float) { return round_tf32(value
 
 // Operands in shared memory, rows of `stride` values. Every function takes the whole warp.
 //
-// Strides of 8 more than a multiple of 16 (and for float, where a matrix is read along its rows, of
-// 4 more) put what a warp reads at once into different banks.
+// Strides of 8 more than a multiple of 16 (for float, where a matrix is read along its rows, of 4
+// more) avoid bank conflicts.
 template <typename T>
 struct Matrices {
   static constexpr int kDepth = 16;  // terms of one product
@@ -57,7 +57,7 @@ struct Matrices {
   }
 };
 
-// In TF32. What is loaded to the left is rounded here, what is loaded to the right must be already.
+// In TF32. Left operands are rounded here, right operands must be rounded already.
 template <>
 struct Matrices<float> {
   static constexpr int kDepth = 8;

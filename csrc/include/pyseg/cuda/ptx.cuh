@@ -1,7 +1,7 @@
-// The instructions of sm_80 and later that the matrix kernels are made of: asynchronous copies to
-// shared memory, and matrix products of a warp with float sums (PTX ISA 8.0, sections 9.7.9.25.3,
-// 9.7.14.5 and 9.7.15). Compiled for an older GPU the functions trap; the launchers do not use
-// them there. The tests have others in their place that run on a CPU (tests/cpp/cuda_emulation).
+// The instructions of sm_80 and later that the matrix kernels use: asynchronous copies to shared
+// memory, and matrix products of a warp with float sums (PTX ISA 8.0, sections 9.7.9.25.3, 9.7.14.5
+// and 9.7.15). Compiled for an older GPU the functions trap; the launchers do not use them there.
+// The tests replace them with functions that run on a CPU (tests/cpp/cuda_emulation).
 //
 // With g = lane / 4 and t = lane % 4 a lane holds, of the 16 x 8 result of one product, elements
 // (g, 2t), (g, 2t + 1), (g + 8, 2t) and (g + 8, 2t + 1).
@@ -18,7 +18,7 @@
 namespace pyseg {
 namespace gpu {
 
-// What a launch asks for beyond the arrays of the kernel.
+// The dynamic shared memory of the launch.
 __device__ inline unsigned char* dynamic_shared_memory() {
   extern __shared__ uint4 dynamic_shared[];
   return reinterpret_cast<unsigned char*>(dynamic_shared);

@@ -1,10 +1,10 @@
 // The VLAD aggregation by plain multiply-adds: for float and double, whose precision the tensor
-// cores do not have, and for every size that does not fit the kernels of vlad_mma.cuh.
+// cores lack, and for every size that does not fit the kernels of vlad_mma.cuh.
 //
 // The softmax needs a whole row of K scores, the products only tiles of them. So a first kernel
-// leaves two numbers a row, from which every tile recomputes its weights: nothing of size
-// (B, T, G, K) is written but the gradient that is asked for. Besides, what vlad_mma.cuh needs too:
-// the normalisation of v, and the gradient of the centers.
+// writes two numbers per row, from which every tile recomputes its weights: nothing of size
+// (B, T, G, K) is written but the gradient of the assignment. The normalisation of v and the
+// gradient of the centers serve vlad_mma.cuh too.
 #pragma once
 
 #include "pyseg/cuda/assignment.cuh"
@@ -14,8 +14,7 @@
 namespace pyseg {
 namespace gpu {
 
-// What the kernels leave for each other, in memory of the caller. The rows of a video are summed in
-// S slices, one in this file.
+// The workspace that kernels share. The rows of a video are summed in S slices; this file has one.
 template <typename A>
 struct ForwardWorkspace {
   Row<A>* rows;  // (B, T * G); this file only
@@ -35,19 +34,19 @@ constexpr int kDepth = 16;     // 16 terms at a time,
 constexpr int kPerThread = 4;  // a thread 4 x 4 of them
 constexpr int kLanes = kTile / kPerThread;
 constexpr int kThreads = kLanes * kLanes;
-// Blocks a multiprocessor must hold: 128 registers a thread, 255 for double. Left to itself ptxas
-// allows 64 and spills.
+// Blocks per multiprocessor: 128 registers per thread, 255 for double. By default ptxas allows 64
+// and spills.
 template <typename T>
 constexpr int kBlocks = sizeof(T) == 8 ? 1 : 2;
 constexpr int kColumns = 32;  // a block of column sums: 32 columns, 8 threads each
 constexpr int kSlices = 8;
 
-// At least 1, so that sums over nothing are written as well.
+// At least 1, so that empty sums are written too.
 __host__ __device__ inline int64_t tiles(int64_t size) {
   return size > 0 ? (size + kTile - 1) / kTile : 1;
 }
 
-// The softmax of every row of scores. One warp a row.
+// The softmax of every row of scores. One warp per row.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads)
     vlad_rows_kernel(VladShape shape, const T* assignment, VladNorm<Sum<T>> norm,
@@ -59,7 +58,7 @@ __global__ void __launch_bounds__(kRowThreads)
   if (lane == 0) rows[row] = scores.softmax();
 }
 
-// softmax_k(y[n,:]) of video b from what vlad_rows_kernel left.
+// softmax_k(y[n,:]) of video b from the results of vlad_rows_kernel.
 template <typename T>
 __device__ inline Sum<T> probability(const VladShape& shape, const VladInput<T, Sum<T>>& in,
                                      const Row<Sum<T>>* rows, int64_t b, int64_t n, int64_t k) {
@@ -80,11 +79,11 @@ __device__ inline Sum<T> column_gradient(const VladSaved<T, Sum<T>>& saved, int6
 // The 4 x 4 sums of a thread: rows ty + 16 i and columns tx + 16 j of the block's tile.
 template <typename A>
 struct Tile {
-  A left[kDepth][kTile + 1];   // [term][row]; one more, so that a column lies in different banks
+  A left[kDepth][kTile + 1];   // [term][row]; + 1 avoids bank conflicts within a column
   A right[kDepth][kTile + 1];  // [term][column]
 };
 
-// The 16 terms are added up first, so that a long sum has the rounding error of its blocks.
+// Sums each block of 16 terms first, which reduces rounding errors of a long sum.
 template <typename A>
 __device__ inline void multiply(const Tile<A>& tile, int ty, int tx,
                                 A (&sums)[kPerThread][kPerThread]) {
@@ -110,10 +109,10 @@ __device__ inline void multiply(const Tile<A>& tile, int ty, int tx,
 }
 
 // Sums over the 16 threads of each ty, in the order of tx; every thread of the block takes part.
-// buffer holds 16 x 16 values for this function alone, which may be called again at once.
+// buffer holds 16 x 16 values, used by this function only, which may be called again at once.
 template <typename A>
 __device__ inline A sum_over_tx(A value, A* buffer, int ty, int tx) {
-  __syncthreads();  // the call before has read
+  __syncthreads();  // the previous call has read the buffer
   buffer[ty * kLanes + tx] = value;
   __syncthreads();
   A total = 0;
@@ -122,8 +121,8 @@ __device__ inline A sum_over_tx(A value, A* buffer, int ty, int tx) {
   return total;
 }
 
-// sum_n w[n,k] features[n,f], and the mass. One block per (b, 64 of F, 64 of K), in this order of
-// significance; terms are rows n.
+// sum_n w[n,k] features[n,f], and the mass. One block per (b, 64 of F, 64 of K), b slowest; terms
+// are rows n.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     vlad_aggregate_kernel(VladShape shape, VladInput<T, Sum<T>> in, ForwardWorkspace<Sum<T>> work) {
@@ -173,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 // v = the slices' sums - centers mass; output = v / sqrt(max(sum_f v^2, eps)). One block per
-// (b, 32 of K): a thread for a column and every eighth f. v takes the place of the first slice.
+// (b, 32 of K): a thread for a column and every eighth f. v replaces the first slice.
 template <typename T>
 __global__ void __launch_bounds__(kColumns* kSlices)
     vlad_normalize_kernel(VladShape shape, int64_t slices, const T* centers, Sum<T> eps,
@@ -276,12 +275,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const int64_t b = blockIdx.x / n_tiles, n0 = blockIdx.x % n_tiles * kTile;
   const A* columns = work.columns + b * 3 * K;
   const int tx = threadIdx.x % kLanes, ty = threadIdx.x / kLanes;
-  A attention[kPerThread] = {};  // gradient of the thread's rows, its part
+  A attention[kPerThread] = {};  // this thread's part of the gradient of its rows
   for (int64_t f0 = 0; f0 < F; f0 += kTile) {
     A sums[kPerThread][kPerThread] = {};
     for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
       for (int i = threadIdx.x; i < kDepth * kTile; i += kThreads) {
-        // Neighbouring threads take neighbouring k, the fastest index of both arrays.
+        // Adjacent threads take adjacent k, the fastest index of both arrays.
         const int d = i % kDepth, j = i / kDepth;
         const int64_t k = k0 + d, n = n0 + j, f = f0 + j;
         A p = 0, g = 0;
@@ -332,8 +331,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 // e[n,k] = attention[n] p[n,k] (sum_f features[n,f] d[f,k] + s[k] - d_attention[n]), in place of
-// the gradient of the assignment. One block per (b, 64 rows, 64 of K), in this order of
-// significance; terms are f.
+// the gradient of the assignment. One block per (b, 64 rows, 64 of K), b slowest; terms are f.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     vlad_backward_assignment_kernel(VladShape shape, VladInput<T, Sum<T>> in,
@@ -351,7 +349,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   A sums[kPerThread][kPerThread] = {};
   for (int64_t f0 = 0; f0 < F; f0 += kDepth) {
     for (int i = threadIdx.x; i < kDepth * kTile; i += kThreads) {
-      // Neighbouring threads take neighbouring f of features, and neighbouring k of d.
+      // Adjacent threads take adjacent f of features, and adjacent k of d.
       const int64_t n = n0 + i / kDepth, f = f0 + i % kDepth;
       A x = 0, g = 0;
       if (n < N && f < F) x = widen(in.features[(b * N + n) * F + f]);
@@ -440,7 +438,7 @@ cudaError_t launch_vlad_forward_fma(const VladShape& shape, const VladInput<T, S
   return launch_vlad_normalize<T>(shape, 1, in.centers, eps, work, out, stream);
 }
 
-// All gradients but those of the norm; out.assignment holds e where there is one.
+// All gradients but those of the norm; with a norm, out.assignment holds e.
 template <typename T>
 cudaError_t launch_vlad_backward_fma(const VladShape& shape, const VladInput<T, Sum<T>>& in,
                                      const VladSaved<T, Sum<T>>& saved, double eps,

@@ -1,12 +1,12 @@
 // The VLAD aggregation on tensor cores: for __half and __nv_bfloat16, and for float in TF32. The
-// products' operands are rounded to T (TF32 for float), as in every matrix product of PyTorch; sums
-// and all else are float.
+// products' operands are rounded to T (TF32 for float), as in every matrix product of PyTorch; all
+// other arithmetic is in float.
 //
-// A block owns rows of one video and walks them in chunks that asynchronous copies bring into
-// shared memory ahead of their use, so that features and assignment are read once. A row's softmax
-// is the work of half a warp or a warp; its weights go to shared memory as operands. K is at most
-// 256. Sizes that are no multiple of 16 are padded in shared memory; where rows do not start on
-// 16-byte boundaries, plain loads take the place of the asynchronous copies.
+// A block owns rows of one video and processes them in chunks that asynchronous copies prefetch
+// into shared memory, so that features and assignment are read once. Half a warp or a warp computes
+// a row's softmax; its weights go to shared memory as operands. K is at most 256. Sizes that are no
+// multiple of 16 are padded in shared memory; where rows do not start on 16-byte boundaries, plain
+// loads replace the asynchronous copies.
 #pragma once
 
 #include <cstring>
@@ -21,7 +21,7 @@ namespace pyseg {
 namespace gpu {
 
 constexpr int kMmaTile = 16;       // sizes are padded to multiples of it
-constexpr int kMmaClusters = 256;  // the most that the kernels take
+constexpr int kMmaClusters = 256;  // the kernels' limit of K
 
 __host__ __device__ constexpr int padded(int64_t size) {
   return static_cast<int>((size + kMmaTile - 1) / kMmaTile * kMmaTile);
@@ -39,7 +39,7 @@ struct SharedLayout {
 };
 
 // The batch normalisation of a group's scores as y = score scale + shift. Without normalisation all
-// rows are of one group with y = score: one path of code for both.
+// rows belong to one group with y = score: the same code serves both.
 struct NormTable {
   const float2* values;  // (groups, stride): scale and shift
   int stride;
@@ -67,7 +67,7 @@ __device__ inline void fill_norm_table(const VladShape& shape, const VladNorm<fl
   }
 }
 
-// Two neighbouring values on a boundary of two.
+// Two adjacent values, aligned to a pair.
 template <typename T>
 using PairBits = std::conditional_t<sizeof(T) == 2, uint32_t, uint2>;
 template <typename T>
@@ -97,8 +97,8 @@ __device__ inline float2 load_scores(const T* row, const NormTable& norm, int gr
   return y;
 }
 
-// The softmax of a row by kRowLanes lanes, 16 or 32, of which each takes kPairs pairs: clusters
-// 2 lane + 2 kRowLanes i and their neighbours.
+// The softmax of a row by kRowLanes lanes, 16 or 32, each of which takes kPairs pairs: clusters
+// 2 lane + 2 kRowLanes i and the next.
 template <int kRowLanes, int kPairs>
 struct RowSoftmax {
   template <typename T>
@@ -126,8 +126,8 @@ struct RowSoftmax {
   float2 p[kPairs];
 };
 
-// Starts the copy of `rows` rows of `width` values, a row `source_stride` after the other, into
-// `chunk` rows of `stride` in shared memory; the rest of those become zeros.
+// Starts the copy of `rows` rows of `width` values, `source_stride` apart, into `chunk` rows of
+// `stride` in shared memory; the rest of the chunk becomes 0.
 template <typename T>
 __device__ inline void load_chunk(const T* source, int64_t source_stride, int rows, int width,
                                   bool aligned, T* target, int stride, int chunk) {
@@ -150,7 +150,7 @@ __device__ inline void load_chunk(const T* source, int64_t source_stride, int ro
   }
 }
 
-// The other way, for the `rows` rows that there are.
+// Writes `rows` rows back.
 template <typename T>
 __device__ inline void store_chunk(const T* source, int stride, int rows, int width, bool aligned,
                                    T* target) {

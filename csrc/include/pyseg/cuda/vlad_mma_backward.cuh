@@ -17,21 +17,20 @@ namespace gpu {
 constexpr int kBackwardWarps = 8;
 constexpr int kBackwardThreads = kBackwardWarps * kWarp;
 constexpr int kColumnVector = 8;  // columns of d that a thread computes at a time
-// Strides that suit matrices which are read along their rows, see Matrices.
+// Strides for matrices that are read along their rows, see Matrices.
 template <typename T>
 constexpr int kBackwardPad = sizeof(T) == 2 ? 8 : 4;
 
-// How the backward is divided: chunks of 16 warps_m m_tiles rows, `stages` of them in shared
-// memory, a range of them for each of a video's blocks. A video's gradients do not depend on the
-// division.
+// The partition of the backward: chunks of 16 warps_m m_tiles rows, `stages` of them in shared
+// memory, a range of them for each of a video's blocks. A video's gradients do not depend on it.
 struct BackwardPlan {
   int warps_m = 0;  // of the 8 warps divide a chunk's rows, the others F and K; 0: vlad_fma.cuh
   int m_tiles = 0;  // results of 16 rows for each warp
   int stages = 0;
   int64_t chunks = 0;        // of a video
   int64_t slices = 1;        // blocks of a video,
-  int64_t slice_chunks = 0;  // so many chunks each
-  bool norm_sums = false;    // the kernel adds up e, or other kernels do, from e as it is rounded
+  int64_t slice_chunks = 0;  // of this many chunks
+  bool norm_sums = false;    // whether the kernel sums e; else other kernels sum the rounded e
   int64_t shared = 0;
 
   __host__ __device__ constexpr int chunk() const { return kMmaTile * warps_m * m_tiles; }
@@ -73,22 +72,23 @@ struct BackwardShared {
   int64_t size;
 };
 
-// The power of two that brings values of at most `largest` below 2^9, not far below, and its
-// inverse. In float16 the columns of d and the rows of the weights differ by more than its range.
+// The power of two that scales values of at most `largest` to just below 2^9, and its inverse. In
+// float16 the columns of d and the rows of the weights differ by more than its range.
 struct Scaling {
   float factor = 1, inverse = 1;
 };
 __device__ inline Scaling scaling_of(float largest) {
   constexpr uint32_t kBias = 127, kTarget = 8, kMantissa = 23;
   const uint32_t exponent = __float_as_uint(largest) >> kMantissa;
-  // Zeros and tiny numbers stay tiny; infinity and NaN are to stay as they are.
+  // Zeros and tiny numbers may stay tiny; infinity and NaN must stay as they are.
   if (exponent <= kTarget || exponent >= 2 * kBias) return {};
   return {__uint_as_float((2 * kBias + kTarget - exponent) << kMantissa),
           __uint_as_float((exponent - kTarget) << kMantissa)};
 }
 
-// What a thread has for kColumnVector columns, combined over all threads of the same columns, in a
-// fixed order. Every thread of the block takes part; threads k < `columns` get that of column k.
+// Reduces the values that threads hold for kColumnVector columns over all threads of the same
+// columns, in a fixed order. Every thread of the block takes part; thread k < `columns` gets the
+// result of column k.
 template <bool kMaximum>
 __device__ inline float over_columns(const float (&values)[kColumnVector], float* scratch,
                                      int columns) {
@@ -111,13 +111,13 @@ __device__ inline float over_columns(const float (&values)[kColumnVector], float
 }
 
 // Gradients of features, assignment and attention; scale and projection for the centers', and the
-// norm's sums. One block per (b, slice of chunks), in this order of significance: 8 warps, of which
-// kWarpsM divide the rows of a chunk and the others F and K.
+// norm's sums. One block of 8 warps per (b, slice of chunks), b slowest; kWarpsM of the warps
+// divide the rows of a chunk, the others F and K.
 //
 // d is kept without its columns' scales, as operands in shared memory: d[f,k] = scale[k] d'[f,k].
 // The scales, of the order of eps^-1/2 for a zero column, multiply sums and weights in float. s is
-// the sum over the rounded d', so that sum_f (features - centers) d' holds for the very d' of the
-// product. In float16 d' and the weights are brought into range by powers of two, see Scaling.
+// the sum over the rounded d', so that sum_f (features - centers) d' holds for the d' of the
+// product. In float16, powers of two bring d' and the weights into range, see Scaling.
 template <typename T, int kWarpsM, int kTilesM>
 __global__ void __launch_bounds__(kBackwardThreads, 1)
     vlad_backward_mma_kernel(VladShape shape, VladInput<T, float> in, VladSaved<T, float> saved,
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   };
   if (plan.stages > 1 && first_chunk < end_chunk) load(first_chunk);
 
-  // Terms beyond F must be 0; copies and gradients leave them alone.
+  // Terms beyond F must be 0; copies and gradients do not write them.
   const int f_rest = f_tiles * kMmaTile - F;
   for (int i = threadIdx.x; i < plan.stages * kChunk * f_rest; i += kBackwardThreads) {
     features_of(0)[i / f_rest * stride_f + F + i % f_rest] = T(0.f);
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
         work.columns[(b * 3 + 1) * K + k] = column_projection;
       }
       Scaling scaling;
-      // |output| is at most 1, or little more by its rounding.
+      // |output| is at most 1, or slightly more after rounding.
       if constexpr (kScaled) scaling = scaling_of(bound + 1.01f * fabsf(column_projection));
       scale[k] = k < K ? column_scale * scaling.inverse : 0.f;
       projection[k] = column_projection;
@@ -257,8 +257,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     if (threadIdx.x < clusters) shift[threadIdx.x] = total * scale[threadIdx.x];
   }
 
-  // A row of the lane belongs to the same group in every chunk where G divides 8, else norm_sums is
-  // false; chunks start at multiples of 16.
+  // If G divides 8, a row of the lane belongs to the same group in every chunk, as chunks start at
+  // multiples of 16; else norm_sums is false.
   const int lane_group = lane_row % norm.groups;
   const bool final = has_norm && in.norm.row_weights == nullptr && plan.norm_sums;
   float by_score[kTilesK][2][2] = {}, by_one[kTilesK][2][2] = {};
@@ -273,14 +273,14 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       attention[threadIdx.x] = threadIdx.x < rows ? widen(in.attention[row0 + threadIdx.x]) : 0.f;
     }
     if (plan.stages == 1) {
-      __syncthreads();  // the last chunk's results have left the slot
+      __syncthreads();  // the last chunk's results have been written from the slot
       load(chunk);
     }
     wait_for_copies<0>();
     __syncthreads();
     if (plan.stages > 1 && chunk + 1 < end_chunk) load(chunk + 1);
 
-    // The softmax of every row, and its weights as operands.
+    // The softmax of every row, and the weights as operands.
 #pragma unroll 2
     for (int i0 = warp * 2; i0 < kChunk; i0 += 2 * kBackwardWarps) {
       const int row = i0 + lane / kRowLanes, row_lane = lane % kRowLanes;
@@ -375,7 +375,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     }
     __syncthreads();
 
-    // e takes the place of the scores.
+    // e replaces the scores.
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
@@ -421,7 +421,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       }
     }
 
-    // d_features[n,f] = sum_k (attention[n] p[n,k] scale[k]) d'[f,k] takes the place of features.
+    // d_features[n,f] = sum_k (attention[n] p[n,k] scale[k]) d'[f,k] replaces the features.
     if (out.features != nullptr) {
 #pragma unroll 1
       for (int first_tile = warp_n; first_tile < f_tiles; first_tile += kWarpsN * kTilesF) {
@@ -467,7 +467,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
                 if (f + 1 < F) {
                   store_pair(d0, d1, at);
                 } else if (f < F) {
-                  *at = d0;  // what is beyond F stays 0
+                  *at = d0;  // terms beyond F stay 0
                 }
               }
             }
@@ -507,7 +507,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   }
 }
 
-// The division of the backward, or warps_m = 0 where the sizes do not fit this device.
+// The partition of the backward, or warps_m = 0 if the sizes do not fit this device.
 template <typename T>
 constexpr BackwardPlan plan_backward(const VladShape& shape, bool norm, const Device& device) {
   if (!device.tensor_cores || shape.batch == 0 || shape.rows == 0 || shape.width == 0 ||
@@ -533,7 +533,7 @@ constexpr BackwardPlan plan_backward(const VladShape& shape, bool norm, const De
       continue;
     plan.chunks = quotient(shape.rows, plan.chunk());
     plan.norm_sums = norm && shape.groups <= 8 && 8 % shape.groups == 0;
-    // As many blocks of a video as end soonest, if the start of each takes as long as two chunks.
+    // The number of blocks per video that ends first, if starting one takes as long as two chunks.
     constexpr int64_t kStart = 2;
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int64_t slices = 1; slices <= std::min<int64_t>(plan.chunks, 64); ++slices) {

@@ -15,19 +15,19 @@ namespace gpu {
 constexpr int kForwardWarps = 12;
 constexpr int kForwardThreads = kForwardWarps * kWarp;
 constexpr int kForwardStages = 4;  // chunks of rows in shared memory at a time,
-constexpr int kForwardChunk = 32;  // of so many rows at most, or of half
+constexpr int kForwardChunk = 32;  // of 32 rows, or of 16
 constexpr int kForwardTilesF = 3;  // a warp computes up to 3 x 4 results of 16 x 16
 constexpr int kForwardTilesK = 4;
-constexpr int kSliceRows = 1024;  // at most, of one block
+constexpr int kSliceRows = 1024;  // at most, per block
 constexpr int kForwardPad = 8;
 
-// How the forward is divided. It depends on N, F, K and the device, never on B: a video's result
-// does not depend on its batch.
+// The partition of the forward. It depends on N, F, K and the device, never on B, so that a video's
+// result does not depend on its batch.
 struct ForwardPlan {
   int warps_f = 0;       // 6 or 3 of the 12 warps divide F, the others K; 0: vlad_fma.cuh
-  int64_t slices = 1;    // S: of the rows of a video,
-  int slice_rows = 0;    // so many each
-  int64_t f_slices = 1;  // of F: more than one read the assignment as often
+  int64_t slices = 1;    // S: slices of a video's rows,
+  int slice_rows = 0;    // of this many rows
+  int64_t f_slices = 1;  // slices of F, each of which reads the assignment again
   int chunk = 0;         // rows
   int64_t shared = 0;
 
@@ -62,13 +62,13 @@ struct ForwardShared {
   int64_t size;
 };
 
-// One block per (b, slice of rows, slice of F), in this order of significance: 12 warps. While one
-// chunk's product runs the next one's weights are computed, by the same warps with one barrier
-// between. The mass is the sum of the rounded weights: then v = sum_n w (features - centers) holds
-// for the very weights of the product, and their rounding does not multiply the whole of features.
+// One block of 12 warps per (b, slice of rows, slice of F), b slowest. While one chunk's product
+// runs, the same warps compute the next one's weights, with one barrier between. The mass is the
+// sum of the rounded weights: then v = sum_n w (features - centers) holds for the weights of the
+// product, and their rounding errors multiply features - centers, not features.
 //
-// A block that has all rows and all of F normalises its columns itself (work is not used);
-// otherwise it leaves its sums, and vlad_normalize_kernel goes on.
+// A block that has all rows and all of F normalises its columns itself (without work); otherwise it
+// writes its sums, and vlad_normalize_kernel continues.
 template <typename T, int kWarpsF>
 __global__ void __launch_bounds__(kForwardThreads, 1)
     vlad_aggregate_mma_kernel(VladShape shape, VladInput<T, float> in, float eps, ForwardPlan plan,
@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   float2* const table = reinterpret_cast<float2*>(memory + layout.table);
   const int stride_f = layout.stride_f, stride_k = layout.stride_k;
 
-  // Sizes and indices of 32 bits, which halve the registers that they take; a plan sees to it that
-  // they suffice. Row numbers over all videos are of 64.
+  // Sizes and indices of 32 bits halve the registers that they take; the plan ensures that they
+  // suffice. Row numbers over all videos have 64 bits.
   const int N = static_cast<int>(shape.rows), F = static_cast<int>(shape.width);
   const int K = static_cast<int>(shape.clusters);
   const int f_slices = static_cast<int>(plan.f_slices), slices = static_cast<int>(plan.slices);
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     if (chunk >= chunks) return;
     const T* const source = scores + chunk % kForwardStages * plan.chunk * stride_k;
     T* const target = weights + chunk % 2 * plan.chunk * stride_k;
-    // All lanes of a warp go round as often: its shuffles need them.
+    // All lanes of a warp iterate equally often: its shuffles need them.
 #pragma unroll 1
     for (int i = warp * (kWarp / kRowLanes); i < plan.chunk; i += kRowsAtOnce) {
       const int row = i + lane / kRowLanes, n = chunk * plan.chunk + row;
@@ -152,14 +152,14 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   __syncthreads();
   weigh(0);
 
-  // The last warps, which have the fewest rows to weigh, add up the weights: a pair of columns
-  // each.
+  // The last warps, which have the fewest rows to weight, sum the weights: a pair of columns per
+  // thread.
   const int mass_k = 2 * (static_cast<int>(threadIdx.x) - (kForwardThreads - kMmaClusters / 2));
   if (mass_k >= 0 && mass_k < K) store_pair(0.f, 0.f, mass + mass_k);
   float products[kForwardTilesF][kForwardTilesK][2][4] = {};
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    wait_for_copies<kForwardStages - 3>();  // chunk + 1 is there, others are on their way
-    __syncthreads();                        // and nobody reads chunk - 1 any more
+    wait_for_copies<kForwardStages - 3>();  // chunk + 1 has arrived, others are in flight
+    __syncthreads();                        // and all threads have read chunk - 1
     load(chunk + kForwardStages - 1);
     weigh(chunk + 1);
     const T* const x = features + chunk % kForwardStages * plan.chunk * stride_f;
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         const float2 pair = load_pair(w + n * stride_k + mass_k);
         partial = {partial.x + pair.x, partial.y + pair.y};
       }
-      const float2 before = load_pair(mass + mass_k);  // which is this thread's alone
+      const float2 before = load_pair(mass + mass_k);  // owned by this thread
       store_pair(before.x + partial.x, before.y + partial.y, mass + mass_k);
     }
 #pragma unroll 1
@@ -291,7 +291,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   });
 }
 
-// The division of the forward, or warps_f = 0 where the sizes do not fit this device.
+// The partition of the forward, or warps_f = 0 if the sizes do not fit this device.
 template <typename T>
 constexpr ForwardPlan plan_forward(const VladShape& shape, bool norm, const Device& device) {
   constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;

@@ -1,5 +1,5 @@
-// The instructions of csrc/include/pyseg/cuda/ptx.cuh for the emulation, from the PTX ISA's tables
-// of which lane holds what. A copy to shared memory arrives as late as it may.
+// The instructions of csrc/include/pyseg/cuda/ptx.cuh for the emulation, by the PTX ISA's tables of
+// the lanes' operands. A copy to shared memory completes as late as allowed.
 #pragma once
 
 #include "pyseg/cuda/common.cuh"
@@ -10,7 +10,7 @@ struct Copy {
   void* target;
   const void* source;  // null: zeros
 };
-// Of one thread: groups of copies, the last of which is open.
+// One thread's groups of copies, the last of which is open.
 using CopyGroups = std::vector<std::vector<Copy>>;
 
 inline CopyGroups& copies() {
@@ -22,10 +22,11 @@ inline CopyGroups& copies() {
 }
 
 inline void check_16_bytes(const void* pointer) {
-  if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) fail("an address between 16-byte boundaries");
+  if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0)
+    fail("an address that is not aligned to 16 bytes");
 }
 
-// The element of 16 bits `half` of a register.
+// The 16-bit element `half`, 0 or 1, of a register.
 template <typename T>
 float half_of(uint32_t bits, int half) {
   T value;
@@ -101,7 +102,7 @@ void load_matrices(const void* row, uint32_t (&result)[4]) {
     }
     std::memcpy(&result[j], pair, sizeof(pair));
   }
-  block.meet_warp();  // the instruction ends for all lanes at once
+  block.sync_warp();  // the instruction ends for all lanes at once
 }
 
 inline void multiply_add(__half, const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4]) {

@@ -1,4 +1,4 @@
-// csrc/cpu/helpers.h: every task runs once, whoever calls, also in a process that was forked.
+// csrc/cpu/thread_pool.h: every task runs once, with several callers and in a forked process too.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,14 +8,14 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/helpers.h"
+#include "../../csrc/cpu/thread_pool.h"
 
 namespace {
 
-// Whether each of so many tasks ran once, and all that they wrote is seen.
+// Whether each of `count` tasks ran once, and the caller sees what it wrote.
 bool all_run(int64_t threads, int64_t count) {
   std::vector<int64_t> runs(count);
-  pyseg::Helpers::run(threads, count, [&](int64_t i) { ++runs[i]; });
+  pyseg::ThreadPool::run(threads, count, [&](int64_t i) { ++runs[i]; });
   for (const int64_t times : runs) {
     if (times != 1) return false;
   }
@@ -56,6 +56,6 @@ bool all_run_in_a_fork() {
 
 int main() {
   const bool first = all_run(), several = all_run_for_several_callers(), fork = all_run_in_a_fork();
-  std::printf("helpers: one caller %d, several %d, in a fork %d\n", first, several, fork);
+  std::printf("thread pool: one caller %d, several %d, in a fork %d\n", first, several, fork);
   return first && several && fork ? 0 : 1;
 }
