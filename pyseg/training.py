@@ -311,14 +311,14 @@ class Trainer:
         model: FrameClassifier,
         stages: Sequence[Stage],
         config: TrainConfig,
-        run: Path,
+        run: Run,
         evaluate: Callable[[FrameClassifier], Result] | None,
         checkpoint: tuple[Path, dict[str, Any]] | None = None,
     ) -> None:
         self.model = model
         self.stages = stages
         self.config = config
-        self.run = Run(run)
+        self.run = run
         self.evaluate = evaluate
         self.log = Log(self.run, config.tensorboard)
         self.device = next(model.parameters()).device
@@ -342,7 +342,7 @@ class Trainer:
             if distributed.is_first():
                 remove_checkpoints_after(path)
         if distributed.is_first():
-            for folder in (run, self._checkpoints):
+            for folder in (run.folder, self._checkpoints):
                 remove_unfinished(folder)
 
     def _check(self, resumed: Mapping[str, Any]) -> None:

@@ -332,7 +332,7 @@ def test_other_data_are_noticed(
         table.write_text(table.read_text().replace("class 2", "class two"))
         message = "the model's class_names: expected .*, as the run has"
     else:
-        monkeypatch.setattr(train, "label_correlation", lambda *_: None)
+        monkeypatch.setattr("pyseg.train._stages.label_correlation", lambda *_: None)
         message = "the data of finetune: correlation: expected .*, as the run had, found none"
     collection = open_data(config)
     with pytest.raises(UserError, match=message):

@@ -1,0 +1,190 @@
+"""Trains a model: ``python -m pyseg.train`` (``--help`` lists the options).
+
+Training has two stages, as in the paper's section 4.2: pretraining on the labels of whole videos
+with binary cross-entropy (eq. 1), then fine-tuning on rated segments, where unrated classes have a
+smaller weight (eq. 2 and 3) and, unless switched off, targets that the label correlation gives them
+(eq. 6). Videos are held out by id, in both stages, and the run ends with their evaluation.
+
+The result is a run folder (`pyseg.runs`), in which one command at a time trains.
+
+``--resume`` continues from the last undamaged checkpoint. Data, model and options must be those of
+the run, except for the options in `RESUMABLE`, such as steps and workers.
+
+``torchrun --nproc_per_node=N -m pyseg.train -- ...`` divides every batch over N processes
+(`pyseg.distributed`); the result is that of one process. Such a run is resumed with as many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from pyseg import _cli, distributed
+from pyseg._memory import keep_memory
+from pyseg.config import TrainConfig, make_parser, recipe_defaults
+from pyseg.data import Collection, ReadReport
+from pyseg.data.records import without_record_warnings
+from pyseg.evaluate import evaluate
+from pyseg.labels import LabelCorrelation
+from pyseg.nn import FrameClassifier
+from pyseg.results import Result
+from pyseg.runs import Run, open_data
+from pyseg.train._data import classes_to_tune, hold_out, label_correlation
+from pyseg.train._folder import RESUMABLE, check_new, check_resumed, create, resume
+from pyseg.train._model import known_overrides, make_model, start_from
+from pyseg.train._stages import make_stages
+from pyseg.training import Trainer, summary_writer
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+__all__ = ["RESUMABLE", "label_correlation", "main", "parse_options", "train"]
+
+
+def train(config: TrainConfig, collection: Collection | None = None) -> Path:
+    """Trains, evaluates and saves a model; returns the run folder.
+
+    Args:
+        config: The options. With ``resume`` all others are the run's.
+        collection: What to train on; default: what the options say, split as they say.
+
+    Raises:
+        pyseg.errors.UserError: The options do not fit the data or, with ``resume``, the run.
+        pyseg.errors.RecordError: A record is damaged.
+        pyseg.errors.DataError: All checkpoints of the run are damaged.
+        KeyboardInterrupt: It was asked to stop, and has saved its state.
+    """
+    if config.resume is not None:
+        config = replace(Run(config.resume).config(), resume=config.resume)
+    return _start(config, collection)
+
+
+def _start(config: TrainConfig, collection: Collection | None = None) -> Path:
+    """Does what `train` says, also with changed options of a run that is resumed."""
+    if config.resume is not None:
+        config = check_resumed(config)
+    device = distributed.local_device(distributed.pick_device(config.device))
+    with (
+        distributed.session(device, config.timeout_minutes),
+        without_record_warnings(),
+        contextlib.ExitStack() as owned,
+    ):
+        return _train(config, collection, device, owned).folder
+
+
+def _train(
+    config: TrainConfig,
+    collection: Collection | None,
+    device: torch.device,
+    owned: contextlib.ExitStack,
+) -> Run:
+    """Trains as one of the processes of a run, and adds the lock of its folder to `owned`."""
+    if config.tensorboard and distributed.is_first():
+        summary_writer()  # raises before a run folder is made
+    checkpoint = None if config.resume is None else resume(config, owned)
+    if checkpoint is None and config.run is not None:
+        check_new(Run(config.run))  # before the data, which may take minutes
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    torch.manual_seed(config.seed)
+
+    collection = open_data(config) if collection is None else collection
+    config, collection, blind = hold_out(config, collection)
+    counted, graph = ReadReport(), None
+    if "correlation" in known_overrides(config):
+        graph = label_correlation(config.loss, collection, report=counted)
+    model = make_model(config, collection, graph, device)
+    if config.init is not None and checkpoint is None:
+        start_from(model, Path(config.init))
+    classes = classes_to_tune(config, collection)
+    stages, correlation = make_stages(config, collection, classes, graph, device, counted)
+    if distributed.rank():  # the same weights in all processes, but other dropout and noise
+        torch.manual_seed(config.seed + distributed.rank())
+
+    def on_held_out(trained: FrameClassifier) -> Result:
+        known = None if trained.num_classes == collection.num_classes else classes
+        return evaluate(trained, collection, "test", classes=known, workers=config.workers)
+
+    if checkpoint is None:
+        run = create(config, collection, correlation, owned)
+    else:
+        run = Run(cast(str, config.run))
+    trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
+    if checkpoint is None:
+        trainer.save_weights(model)
+    elif distributed.is_first():  # the options that may have changed
+        run.write_config(replace(config, resume=None))
+    _print_task(config, collection, model, correlation, counted, blind)
+    if trainer.resumes:
+        print(f"going on from {trainer.resumes}")
+    trainer.fit()
+    _print_next_steps(config, run, evaluated=not blind)
+    return run
+
+
+def _print_task(
+    config: TrainConfig,
+    collection: Collection,
+    model: FrameClassifier,
+    correlation: LabelCorrelation | None,
+    counted: ReadReport,
+    blind: str,
+) -> None:
+    """Prints what is trained on what."""
+    weight = next(model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"data: {collection.name}, {collection.num_classes} classes; "
+        f"model: {config.trained}, {parameters:,} parameters, on {weight.device}"
+    )
+    for note in (*collection.notes, blind):
+        if note:
+            print(f"data: {note}")
+    if correlation is not None:
+        source = config.loss.correlation
+        where = f"of {source}" if source != "auto" else "of the training videos' labels"
+        print(f"label correlation: {len(correlation.values)} relations {where}")
+    if summary := counted.summary():
+        print(f"label correlation: {summary}")
+
+
+def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:
+    """Prints where the run lies, and what can be done with it."""
+    print(f"run folder: {run}")
+    if evaluated:
+        print(f"evaluate again: python -m pyseg.evaluate --run {run}")
+    if config.data == "sample":
+        print(
+            "on YouTube-8M: python -m pyseg.train --model nextvlad1 "
+            "--data <folder of train*.tfrecord and validate*.tfrecord>"
+        )
+
+
+def parse_options(argv: Sequence[str] | None) -> TrainConfig:
+    """Returns the options of ``python -m pyseg.train``.
+
+    The defaults are the recipe's, or with ``--resume`` the run's options.
+
+    Raises:
+        pyseg.errors.UserError: An option is unknown, or its value is invalid.
+    """
+
+    def defaults(options: Namespace) -> dict[str, Any]:
+        if options["resume"] is None:
+            return recipe_defaults(options)
+        kept = vars(Run(options["resume"]).config())
+        groups = {name: vars(value) for name, value in kept.items() if is_dataclass(value)}
+        own = {f"{name}.{key}": v for name, group in groups.items() for key, v in group.items()}
+        return own | {name: value for name, value in kept.items() if name not in groups}
+
+    return _cli.parse(make_parser(), TrainConfig, argv, defaults)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs ``python -m pyseg.train``."""
+    keep_memory()
+    _start(parse_options(argv))

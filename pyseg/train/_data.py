@@ -1,0 +1,99 @@
+"""What a run is trained on: held-out videos, classes to tune, and the correlation of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pyseg.config import LossConfig, TrainConfig
+from pyseg.data import Collection, ReadReport
+from pyseg.errors import UserError
+from pyseg.labels import CooccurrenceCounter, LabelCorrelation
+
+
+def label_correlation(
+    config: LossConfig,
+    collection: Collection,
+    classes: Sequence[int] | None = None,
+    report: ReadReport | None = None,
+) -> LabelCorrelation | None:
+    """Returns the correlation that the options ask for.
+
+    Counts for "auto" are those of the training videos alone: the labels of held-out videos, in
+    which the ratings of their segments shine through, must not be known.
+
+    Args:
+        config: The options.
+        collection: Whose labels are counted.
+        classes: The classes that it is for; default: all.
+        report: See `pyseg.data.read_frames`.
+
+    Raises:
+        ValueError: A file is none, or of another number of classes.
+    """
+    if config.correlation == "none":
+        return None
+    expected = collection.num_classes if classes is None else len(classes)
+    if config.correlation != "auto":
+        correlation = LabelCorrelation.load(config.correlation)
+        if correlation.num_classes != expected:
+            raise UserError(
+                f"--loss.correlation {config.correlation}: expected {expected} classes, as the "
+                f"{'data has' if classes is None else 'fine-tuned model has'}, found "
+                f"{correlation.num_classes}"
+            )
+        return correlation
+    counter = CooccurrenceCounter(collection.num_classes)
+    for offsets, labels in collection.label_lists("train", report):
+        counter.update(offsets, labels)
+    return LabelCorrelation.from_counts(
+        counter.finish(), config.threshold, classes, min_support=config.min_support
+    )
+
+
+def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, Collection, str]:
+    """Makes sure that there is something to train on, and says where nothing is left to evaluate.
+
+    Returns:
+        The options and the data, of which nothing is held out where all would be; and a line for
+        the user if there is no evaluation.
+
+    Raises:
+        pyseg.errors.UserError: The options ask for what is not there.
+    """
+    why = f"--test_fraction {collection.test_fraction:g} --seed {collection.seed}"
+    if collection.is_empty("train", rated=False):
+        if collection.test_fraction == 1:
+            raise UserError(f"{why}: expected videos to train on, found all of them held out")
+        config = replace(config, test_fraction=0.0)
+        collection = replace(collection, test_fraction=0.0)
+        why = "as there are so few videos"
+    classes = collection.segment_classes if config.classes == "rated" else None
+    tuned = collection.has_segments and config.stage != "pretrain" and config.finetune.steps > 0
+    if tuned and collection.is_empty("train", rated=True, classes=classes):
+        raise UserError(f"{why}: expected rated segments to train on, found all of them held out")
+    if not collection.is_empty("test", classes=classes if collection.has_segments else None):
+        return config, collection, ""
+    what = "rated segment" if collection.has_segments else "video"
+    for name, asked in (
+        ("final_fit", config.final_fit),
+        ("pretrain.patience", config.pretrain.patience),
+        ("finetune.patience", config.finetune.patience),
+    ):
+        if asked:
+            raise UserError(
+                f"--{name} {asked}: expected a {what} that is held out, found none ({why})"
+            )
+    line = f"no {what} is held out ({why}): training without evaluation"
+    if config.pretrain.evaluate_every or config.finetune.evaluate_every:
+        line += ", whatever evaluate_every says"
+    return config, collection, line
+
+
+def classes_to_tune(config: TrainConfig, collection: Collection) -> Sequence[int] | None:
+    """Returns the collection's classes that are fine-tuned; None: all."""
+    if config.classes != "rated":
+        return None
+    if collection.segment_classes is None:
+        raise UserError("--classes rated: the data does not say which are rated")
+    return collection.segment_classes

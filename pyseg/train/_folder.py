@@ -1,0 +1,170 @@
+"""The folder of a run: a new one, or that of a run that is resumed, and its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from pyseg import _cli, distributed
+from pyseg._files import sole_owner
+from pyseg.checkpoint import load_last_checkpoint
+from pyseg.config import TrainConfig
+from pyseg.data import Collection
+from pyseg.errors import UserError
+from pyseg.labels import LabelCorrelation
+from pyseg.runs import Run
+from pyseg.training import flat_options
+
+RESUMABLE = (
+    "run",
+    "pretrain.steps",
+    "finetune.steps",
+    "workers",
+    "device",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "tensorboard",
+    "timeout_minutes",
+)
+"""The options that may be given with ``--resume``, and changed in a run's config.yaml."""
+
+
+def check_new(run: Run) -> None:
+    """Checks that the folder of a new run is empty or can be made.
+
+    Raises:
+        pyseg.errors.UserError: It is not.
+    """
+    if not distributed.is_first():
+        return
+    if run.folder.is_dir() and any(run.folder.iterdir()):
+        raise UserError(f"--run {run} exists already and is not an empty folder")
+    _cli.check_out_folder("run", run.folder)
+
+
+def create(
+    config: TrainConfig,
+    collection: Collection,
+    correlation: LabelCorrelation | None,
+    owned: contextlib.ExitStack,
+) -> Run:
+    """Makes the folder of a new run, locks it, and writes what is known before training.
+
+    All processes call it; the first one does it.
+    """
+    if not distributed.is_first():
+        return Run(distributed.from_first(Path()))
+    run = _make_folder(config, collection)
+    owned.enter_context(sole_owner(run.folder))
+    run.write_config(replace(config, run=str(run)))
+    if correlation is not None:
+        correlation.save(run.correlation_file)
+    if collection.segment_classes is not None:
+        run.write_rated_classes(collection.segment_classes, collection.class_names)
+    return Run(distributed.from_first(run.folder))
+
+
+def _make_folder(config: TrainConfig, collection: Collection) -> Run:
+    if config.run is not None:
+        run = Run(config.run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        return run
+    trained = config.trained.replace(" ", "")  # 3xmlp: a name that needs no quotes in a shell
+    for number in itertools.count(1):
+        run = Run(Path("runs") / f"{collection.name}-{trained}-{number}")
+        try:
+            run.folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return run
+    raise AssertionError("unreachable")
+
+
+def check_resumed(config: TrainConfig) -> TrainConfig:
+    """Checks the options given with ``--resume``; returns them with the folder to go on in.
+
+    Raises:
+        pyseg.errors.UserError: One must not change, or the run has no checkpoint.
+    """
+    run = Run(cast(str, config.resume))
+    kept = run.config()
+    where = f"--resume {run}: --{{name}} {{value}}"
+    _refuse_changes(where, flat_options(kept), flat_options(config))
+    if not run.is_unfinished:
+        raise _no_checkpoint(run)
+    if config.run is None or config.run == kept.run:
+        return replace(config, run=str(run))
+    same = Path(config.run).resolve() == run.folder.resolve()
+    return replace(config, run=str(run)) if same else config
+
+
+def resume(config: TrainConfig, owned: contextlib.ExitStack) -> tuple[Path, dict[str, Any]]:
+    """Locks the run's folder and returns path and content of the checkpoint to go on from.
+
+    With another ``--run`` that is a copy of the folder. All processes call it.
+
+    Raises:
+        pyseg.errors.UserError: The run is being trained, has ended, or had other options.
+        pyseg.errors.DataError: All checkpoints are damaged.
+    """
+    source, run = Run(cast(str, config.resume)), Run(cast(str, config.run))
+    if distributed.is_first():
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(sole_owner(source.folder))
+            if run.folder != source.folder:
+                _copy(source, run)
+                locks.enter_context(sole_owner(run.folder))
+            owned.push(locks.pop_all())
+    distributed.wait()
+    found = load_last_checkpoint(run.checkpoints_folder)
+    if found is None:
+        raise _no_checkpoint(source)
+    before, now = found[1]["identity"]["options"], flat_options(config)
+    _refuse_changes(f"{source.config_file}: {{name}} {{value}}", before, now)
+    for name in RESUMABLE:
+        if name != "run" and now[name] != before[name]:
+            print(f"--{name} {_shown(now[name])}, {_shown(before[name])} before")
+    return found
+
+
+def _copy(source: Run, run: Run) -> None:
+    """Copies a run's folder, such that an interrupted copy is no run."""
+    check_new(run)
+    unfinished = run.folder.with_name(f".{run.folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(source.folder, unfinished, ignore=shutil.ignore_patterns(".*"))
+    unfinished.replace(run.folder)
+
+
+def _refuse_changes(where: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compares all options but those in `RESUMABLE`.
+
+    Args:
+        where: The start of the message, with the fields ``{name}`` and ``{value}`` of an option.
+        expected: The run's options by name.
+        found: The options asked for.
+
+    Raises:
+        pyseg.errors.UserError: One differs.
+    """
+    for name in [*found, *(expected.keys() - found.keys())]:
+        if name not in (*RESUMABLE, "resume") and expected.get(name) != found.get(name):
+            place = where.format(name=name, value=_shown(found.get(name)))
+            raise UserError(f"{place}: expected {_shown(expected.get(name))}, as the run has")
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _no_checkpoint(run: Run) -> UserError:
+    return UserError(
+        f"--resume {run}: expected a checkpoint, found none: its training has ended, or they were "
+        "removed"
+    )

@@ -1,0 +1,119 @@
+"""The model of a run: made of its options and data, and the weights that it starts from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from pyseg import _cli, models
+from pyseg._containers import read_array
+from pyseg.config import TrainConfig
+from pyseg.data import Collection
+from pyseg.errors import ArgumentError, UserError
+from pyseg.labels import LabelCorrelation
+from pyseg.nn import FrameClassifier
+
+
+def known_overrides(config: TrainConfig) -> list[str]:
+    """Returns what `models.create` takes for the model and the head that are asked for."""
+    with _cli.option("model", config.model):
+        models.options(config.model)
+    head = config.overrides.get("head")
+    with _cli.option("overrides.head", head):
+        return models.options(config.model, head=head)
+
+
+# What the data or other options say of a model.
+_GIVEN = {
+    "num_classes": "the data",
+    "feature_sizes": "the data",
+    "generator": "--seed",
+    "correlation": "--loss.correlation",
+    "eigenvalues": "--eigenvalues",
+    "node_features": "--node_features",
+    "name": "--model",
+}
+
+
+def make_model(
+    config: TrainConfig,
+    collection: Collection,
+    graph: LabelCorrelation | None,
+    device: torch.device,
+) -> FrameClassifier:
+    """Makes the model that the options ask for.
+
+    Raises:
+        pyseg.errors.UserError: There is no such model, or not enough memory for it.
+    """
+    known = known_overrides(config)
+    for key in config.overrides:
+        if key in _GIVEN:
+            raise UserError(f"--overrides.{key}: expected none, {_GIVEN[key]} decides this")
+        if key == "branches" and config.copies > 1:
+            raise UserError("--overrides.branches: expected none with --copies")
+    name = config.model
+    arguments: dict[str, Any] = {"feature_sizes": collection.feature_sizes, **config.overrides}
+    for option in ("eigenvalues", "node_features"):
+        if (path := getattr(config, option)) is not None:
+            arguments[option] = read_array(path, f"--{option} {path}")
+    if graph is not None:
+        arguments["correlation"] = graph
+    if config.copies > 1:
+        if "branches" in known:
+            raise UserError(
+                f"--copies {config.copies}: {name} is a mixture already, expected --copies 1"
+            )
+        name, arguments = "mixture", {"branches": [name] * config.copies, **arguments}
+    try:
+        needed = models.count_parameters(name, num_classes=collection.num_classes, **arguments)
+    except ArgumentError as error:
+        argument = str(error).partition(":")[0]
+        where = (
+            "--" if argument in {"overrides", "eigenvalues", "node_features"} else "--overrides."
+        )
+        raise UserError(f"{where}{error}") from error
+    there = _memory_of(device)
+    if 4 * needed > there:
+        given = ", ".join(f"--overrides.{key} {value}" for key, value in config.overrides.items())
+        raise UserError(
+            f"{given or f'--model {name}'}: expected a model that fits into {there / 1e9:.3g} GB, "
+            f"found {needed:,} parameters"
+        )
+    model = models.create(name, num_classes=collection.num_classes, **arguments).to(device)
+    made = cast(models.ModelConfig, model.config)
+    made = replace(made, class_names=collection.class_names, level=collection.level)
+    model.config = cast(Any, made)
+    return model
+
+
+def _memory_of(device: torch.device) -> int:
+    """Returns the bytes of memory that a device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def start_from(model: FrameClassifier, folder: Path) -> None:
+    """Copies the weights of a saved model of the same kind.
+
+    Raises:
+        ValueError: There is no model, or one that does not fit; the message names the folder.
+    """
+    try:
+        state = models.load(folder).state_dict()
+    except FileNotFoundError as error:
+        raise UserError(f"--init {folder}: {error}") from error
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    for key in expected.keys() | state.keys():
+        found = tuple(state[key].shape) if key in state else "none"
+        if found != expected.get(key, "none"):
+            raise UserError(
+                f"--init {folder}: {key}: expected shape {expected.get(key, 'none')}, as the model "
+                f"of this run has, found {found}"
+            )
+    model.load_state_dict(state)

@@ -1,0 +1,83 @@
+"""The stages of a run: what is trained on what, with which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from pyseg.config import StageConfig, TrainConfig
+from pyseg.data import Collection, ReadReport, RecordDataset
+from pyseg.errors import ArgumentError, UserError
+from pyseg.labels import LabelCorrelation
+from pyseg.train._data import label_correlation
+from pyseg.training import Stage, make_loss
+
+
+def make_stages(
+    config: TrainConfig,
+    collection: Collection,
+    classes: Sequence[int] | None,
+    graph: LabelCorrelation | None,
+    device: torch.device,
+    counted: ReadReport,
+) -> tuple[list[Stage], LabelCorrelation | None]:
+    """Returns what is trained on what, one after the other, and the correlation that is in use.
+
+    Args:
+        config: The options.
+        collection: What to train on.
+        classes: Those that are fine-tuned; None: all.
+        graph: The correlation of all classes, where the model has a label graph.
+        device: Where the loss is computed.
+        counted: What counting labels met with is added to it.
+
+    Raises:
+        pyseg.errors.UserError: The data has no rated segments where the options ask for them.
+    """
+    # Repeated without end, so that every batch is a full one: batch statistics need it.
+    order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
+    stages = []
+    if config.stage != "finetune":
+        frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
+        videos = collection.videos("train", **order, **frames)
+        stages.append(
+            Stage("pretrain", config.pretrain, videos, _loss("pretrain", config.pretrain))
+        )
+    correlation, segments = graph, None
+    if config.stage != "pretrain":
+        segments = collection.segments("train", classes=classes, **order)
+        if segments is None and config.stage == "finetune":
+            raise UserError("--stage finetune: the data has no rated segments")
+    if segments is not None:
+        # Where a label graph of the same classes has it, it is counted already.
+        if config.finetune.steps and (graph is None or classes is not None):
+            correlation = label_correlation(config.loss, collection, classes, counted)
+        loss = _loss(
+            "finetune",
+            config.finetune,
+            rated_weight=config.loss.rated_weight,
+            unrated_weight=config.loss.unrated_weight,
+            correlation=None if correlation is None else correlation.to(device),
+            absent_evidence=config.loss.absent_evidence,
+        )
+        stages.append(Stage("finetune", config.finetune, segments, loss, classes))
+        if config.final_fit:
+            everything = cast(RecordDataset, collection.segments("all", classes=classes, **order))
+            stages.append(Stage("final", config.finetune, everything, loss, refit=True))
+    elif config.final_fit:
+        raise UserError("--final_fit: the data has no rated segments")
+    for stage in stages:
+        if stage.config.steps:
+            stage.share_of_batch()
+    return stages, correlation
+
+
+def _loss(stage: str, config: StageConfig, **given: Any) -> nn.Module:
+    """Makes the loss of a stage; in pretraining with its own defaults, as all classes are rated."""
+    try:
+        return make_loss(config.loss, config.loss_overrides, **given)
+    except ArgumentError as error:
+        raise UserError(f"--{stage}.{error}") from error
