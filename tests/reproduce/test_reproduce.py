@@ -12,10 +12,21 @@ import pytest
 from pyseg import reproduce
 from pyseg.config import RECIPES, LossConfig, StageConfig
 from pyseg.errors import UserError
-from pyseg.protocols import GeneratedSample, Model, open_protocol
-from pyseg.reproduce import Estimate, Experiments, Outcome, ReproduceConfig, Row, Table
+from pyseg.reproduce import (
+    Comparison,
+    Estimate,
+    ModelSpec,
+    Outcome,
+    ReproduceConfig,
+    Runner,
+    Variant,
+    open_experiment,
+    runner,
+)
+from pyseg.reproduce.experiments import GeneratedSample
+from pyseg.reproduce.output import can_draw
 
-TINY = Model("nextvlad-small", {"clusters": 4, "hidden_size": 8, "reduction": 2})
+TINY = ModelSpec("nextvlad-small", {"clusters": 4, "hidden_size": 8, "reduction": 2})
 
 
 @pytest.fixture
@@ -27,7 +38,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(*values: list[float]) -> list[Outcome]:
-    rows = [Row(f"row {number}", TINY, LossConfig()) for number in range(len(values))]
+    rows = [Variant(f"row {number}", TINY, LossConfig()) for number in range(len(values))]
     return [Outcome(row, {"map": v}, 1.0) for row, v in zip(rows, values, strict=True)]
 
 
@@ -54,7 +65,7 @@ def test_rows_are_compared_seed_by_seed() -> None:
 
 def test_markdown_and_json() -> None:
     outcomes = rows_of([0.1, 0.3], [0.2, 0.4], [0.5, 0.8])
-    table = Table("best", "a title", [outcome.row for outcome in outcomes], ceiling=True)
+    table = Comparison("best", "a title", [outcome.variant for outcome in outcomes], ceiling=True)
     assert reproduce.describe(table, outcomes, ["map"]).splitlines() == [
         "## best: a title",
         "",
@@ -68,32 +79,32 @@ def test_markdown_and_json() -> None:
     assert found["rows"][1]["map"]["values"] == [0.2, 0.4]
     assert found["rows"][1]["map"]["difference"]["mean"] == pytest.approx(0.1)
     single = rows_of([0.1], [0.2])
-    table = Table("3", "one seed", [outcome.row for outcome in single])
+    table = Comparison("3", "one seed", [outcome.variant for outcome in single])
     assert "| row 1 | 0.200 | +0.100 |" in reproduce.describe(table, single, ["map"])
     json.dumps(reproduce.to_json(table, single, ["map"]), allow_nan=False)
 
 
 def test_the_tables_of_the_paper() -> None:
-    tables = {t.name: t for t in reproduce.make_tables(GeneratedSample(Path(), "test"))}
+    tables = {t.name: t for t in reproduce.make_comparisons(GeneratedSample(Path(), "test"))}
     assert list(tables) == ["2", "3", "4", "5", "best"]
-    assert [row.paper for row in tables["2"].rows] == [0.770, 0.773, 0.778]
-    weights = [(row.loss.rated_weight, row.loss.unrated_weight) for row in tables["3"].rows]
+    assert [row.paper for row in tables["2"].variants] == [0.770, 0.773, 0.778]
+    weights = [(row.loss.rated_weight, row.loss.unrated_weight) for row in tables["3"].variants]
     assert weights == [(1.0, 1.0), (2.0, 0.1), (2.5, 0.1), (3.0, 0.1)]
-    assert all(row.loss.correlation == "none" for row in tables["3"].rows)
-    thresholds = [row.loss.threshold for row in tables["4"].rows[1:]]
+    assert all(row.loss.correlation == "none" for row in tables["3"].variants)
+    thresholds = [row.loss.threshold for row in tables["4"].variants[1:]]
     assert thresholds == [0.3, 0.4, 0.5, 0.6]
-    assert [row.paper for row in tables["5"].rows] == [0.740, 0.749]
+    assert [row.paper for row in tables["5"].variants] == [0.740, 0.749]
     assert not tables["best"].ceiling  # nobody knows all labels of the sample
-    assert [row.copies for row in tables["best"].rows] == [1, 1, 3, 1, 1, 1, 1]
+    assert [row.copies for row in tables["best"].variants] == [1, 1, 3, 1, 1, 1, 1]
 
 
 def test_what_goes_beyond_the_paper() -> None:
     given = RECIPES["best"]
-    model = Model("mlp")
-    row = reproduce.recipe_row("best", model, "best")
+    model = ModelSpec("mlp")
+    row = reproduce.recipe_variant("best", model, "best")
     assert row.copies == given["copies"]
     assert row.loss.absent_evidence == given["loss.absent_evidence"]
-    alone = reproduce.recipe_row("alone", model, "best", copies=1, threshold=0.5)
+    alone = reproduce.recipe_variant("alone", model, "best", copies=1, threshold=0.5)
     assert alone.loss == replace(row.loss, threshold=0.5)
     assert alone.copies == 1
 
@@ -101,7 +112,7 @@ def test_what_goes_beyond_the_paper() -> None:
 def test_complete_labels_are_learnt_by_as_many_models_as_the_recipe_has(monkeypatch) -> None:
     monkeypatch.setattr(GeneratedSample, "has_ceiling", True)
     monkeypatch.setitem(RECIPES["best"], "copies", 5)
-    rows = reproduce.make_tables(GeneratedSample(Path(), "test"))[-1].rows
+    rows = reproduce.make_comparisons(GeneratedSample(Path(), "test"))[-1].variants
     assert rows[2].copies == 5
     assert [(row.name, row.copies) for row in rows if row.complete] == [
         ("complete labels, 5 models", 5),
@@ -111,38 +122,38 @@ def test_complete_labels_are_learnt_by_as_many_models_as_the_recipe_has(monkeypa
 
 def test_runs_are_kept_and_shared(tiny, tmp_path: Path, monkeypatch) -> None:
     trained = []
-    train = reproduce.train
+    train = runner.train
 
     def recorded(config, collection):
         trained.append((config.stage, config.seed))
         return train(config, collection)
 
-    monkeypatch.setattr(reproduce, "train", recorded)
-    experiments = Experiments(open_protocol("sample", tmp_path), tmp_path / "runs")
-    plain = Row("plain", TINY, reproduce.PLAIN)
-    first = experiments.run(plain, 0)
+    monkeypatch.setattr(runner, "train", recorded)
+    first_runner = Runner(open_experiment("sample", tmp_path), tmp_path / "runs")
+    plain = Variant("plain", TINY, reproduce.PLAIN)
+    first = first_runner.run(plain, 0)
     assert 0 < first["measures"]["map_rated"] <= 1
     assert trained == [("pretrain", 0), ("finetune", 0)]
-    again = Experiments(open_protocol("sample", tmp_path), tmp_path / "runs")
-    assert again.run(Row("of another table", TINY, reproduce.PLAIN), 0) == first
+    again = Runner(open_experiment("sample", tmp_path), tmp_path / "runs")
+    assert again.run(Variant("of another table", TINY, reproduce.PLAIN), 0) == first
     assert len(trained) == 2
     # Another loss goes on from the same weights, another seed does not.
-    again.run(Row("other", TINY, LossConfig(correlation="none")), 0)
+    again.run(Variant("other", TINY, LossConfig(correlation="none")), 0)
     assert trained[2:] == [("finetune", 0)]
     again.run(plain, 1)
     assert trained[3:] == [("pretrain", 1), ("finetune", 1)]
 
 
 def test_an_interrupted_run_is_done_again(tiny, tmp_path: Path, monkeypatch) -> None:
-    protocol = open_protocol("sample", tmp_path)
-    row = Row("plain", TINY, reproduce.PLAIN)
+    experiment = open_experiment("sample", tmp_path)
+    row = Variant("plain", TINY, reproduce.PLAIN)
     measure = GeneratedSample.measure
     with monkeypatch.context() as patch:
         patch.setattr(GeneratedSample, "measure", lambda *_: (_ for _ in ()).throw(KeyError))
         with pytest.raises(KeyError):
-            Experiments(protocol, tmp_path / "runs").run(row, 0)
+            Runner(experiment, tmp_path / "runs").run(row, 0)
     assert GeneratedSample.measure is measure
-    assert Experiments(protocol, tmp_path / "runs").run(row, 0)["measures"]["map_rated"] > 0
+    assert Runner(experiment, tmp_path / "runs").run(row, 0)["measures"]["map_rated"] > 0
 
 
 def test_command(tiny, tmp_path: Path, capsys) -> None:
@@ -161,7 +172,7 @@ def test_command(tiny, tmp_path: Path, capsys) -> None:
     assert sorted(found["tables"][0]["rows"][0]["map_rated"]) == [
         "difference", "mean", "standard_error", "values",
     ]  # fmt: skip
-    if reproduce._can_draw():
+    if can_draw():
         assert (out / "table-3.png").read_bytes().startswith(b"\x89PNG")
     reproduce.main(options)
     assert (out / "tables.md").read_text() == text
