@@ -97,6 +97,6 @@ def _ratings(scorer: Scorer, video: str) -> list[Rating]:
         return []
     return [
         Rating(number, int(example.id.rpartition(":")[2]), score > 0.5)
-        for example in rated or ()
+        for example in (() if rated is None else rated)
         for number, score in zip(example.classes.tolist(), example.scores.tolist(), strict=True)
     ]
