@@ -15,9 +15,9 @@ class ReproduceConfig:
     """What to reproduce, and on which data.
 
     Args:
-        table: A table of the paper, "best" for what goes beyond it, or "all" that the data allows.
-        data: The data.
-        folder: Where they are; default: the folder of that name. The sample needs none.
+        table: A table of the paper, "best" for what goes beyond it, or "all" that the data allow.
+        data: The experiment's data.
+        folder: Where the data are; default: the folder of that name. The sample needs none.
         seeds: Runs per row.
         quick: Take a quarter of the steps and one seed, to see that it works.
         part: "validation" holds out a part of the training videos instead of the test videos: for
