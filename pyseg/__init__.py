@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from pyseg import models as models
     from pyseg import nn as nn
     from pyseg import predict as predict
-    from pyseg import protocols as protocols
     from pyseg import report as report
     from pyseg import reproduce as reproduce
     from pyseg import runs as runs

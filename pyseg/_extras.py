@@ -1,10 +1,13 @@
-"""The command that installs an extra of pyseg's distribution."""
+"""The extras of pyseg's distribution, and the message where one is not installed."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyseg import _build
+from pyseg.errors import UserError
 
 
 def install_command(extra: str) -> str:
@@ -14,3 +17,20 @@ def install_command(extra: str) -> str:
     checkout = _build.PACKAGE.parent
     folder = "." if checkout == Path.cwd() else checkout
     return f"pip install -e '{folder}[{extra}]'"
+
+
+@contextlib.contextmanager
+def requires(extra: str, what: str) -> Iterator[None]:
+    """Turns a failed import in its block into the advice to install an extra.
+
+    Args:
+        extra: The extra that the imported packages belong to.
+        what: What they are needed for, for the message.
+
+    Raises:
+        pyseg.errors.UserError: One of them is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what} needs {error.name}: {install_command(extra)} ({error})") from error

@@ -1,8 +1,8 @@
-"""Submission files of the YouTube-8M segment challenge: writing, and judging, them.
+"""Submission files of the YouTube-8M segment challenge: writing, reading and judging them.
 
 A submission is a text file: the header ``Class,Segments``, then for every class its number and up
-to 100,000 segments, the best first, as ``3,06xy:25 1e10:0 ...``. A segment is the id of its video,
-which is text, and the frame at which it starts.
+to 100,000 segments, the best first, as ``3,06xy:25 1e10:0 ...``. A segment is named by the id of
+its video, which is text, and the frame at which it starts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from pyseg.errors import DataError
 from pyseg.metrics import MeanAveragePrecision, map_at_k
 
 HEADER = "Class,Segments"
-_MAX_CLASSES = 1_000_000  # there is an average precision for every number up to the largest
 TOP = 100_000
-"""The challenge looks at so many segments of a class."""
+"""Segments per class that the challenge takes into account."""
+
+_MAX_CLASSES = 1_000_000  # a result has an average precision for every number up to the largest one
 
 
 def segment_id(video: str, start: int) -> str:
-    """Returns how a submission calls a segment.
+    """Returns the name of a segment in a submission.
 
     Example:
         >>> segment_id("06xy", 25)
@@ -43,9 +44,10 @@ _UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def fits_submission(video: str) -> bool:
-    r"""Returns whether a submission can name a video: its id has no white space or controls.
+    r"""Returns whether an id of a video can be written into a submission.
 
-    Nor may it be empty or hold surrogates, which stand for bytes that are no UTF-8.
+    It can if it is not empty and has no white space, no control characters and no surrogates, which
+    stand for bytes that are not UTF-8.
 
     Example:
         >>> [fits_submission(id) for id in ("06xy", 'a,"b"', "a b", "", "a\x00")]
@@ -55,7 +57,7 @@ def fits_submission(video: str) -> bool:
 
 
 def is_segment(text: str) -> bool:
-    """Returns whether a text is what `segment_id` returns: numbers have one form.
+    """Returns whether a text has the form that `segment_id` returns, where a number has one form.
 
     Example:
         >>> [is_segment(text) for text in ("06xy:25", "a:b:0", "06xy:5.0", "06xy:05", "06xy")]
@@ -67,11 +69,11 @@ def is_segment(text: str) -> bool:
 def write_submission(
     path: str | os.PathLike[str], ranked: Iterable[tuple[int, Iterable[str]]]
 ) -> None:
-    """Writes a submission; the file appears when it is whole.
+    """Writes a submission; the file appears when it is complete.
 
     Args:
         path: The file.
-        ranked: Classes, and the segments of each, the best first.
+        ranked: Classes with their segments, the best first.
 
     Example:
         >>> import tempfile
@@ -92,20 +94,20 @@ def write_submission(
 
 
 def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yields the classes of a submission and the segments of each, as they stand in the file.
+    """Yields the classes of a submission with their segments, in the order of the file.
 
-    One line is held at a time. It is read as CSV is; gzip is seen by content. The header may be any
-    line whose first column is not a number and whose second names no segment, or missing.
+    The file is CSV, plain or compressed with gzip, and read line by line. The header may be
+    missing, or any line whose first column is no number and whose second column names no segment.
 
     Args:
         path: The file, UTF-8, or UTF-16 with a byte order mark.
 
     Yields:
-        Class, and its segments, the best first; they need not be what `is_segment` takes.
+        Class, and its segments, the best first; `is_segment` need not hold for them.
 
     Raises:
         pyseg.errors.DataError: There is no line at all, not even a header; or one is malformed or
-            names a class again. The message names file and line.
+            repeats a class. The message names file and line.
         OSError: The file cannot be read.
     """
     name = os.fspath(path)
@@ -143,13 +145,13 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Truth:
-    """What was rated.
+    """The ratings that submissions are judged by.
 
     Attributes:
-        ratings: For every class, its rated segments, and whether each is relevant.
+        ratings: For every class its rated segments, and whether each is relevant.
         videos: The ids of all rated videos.
-        source: What it was read from, for messages.
-        overwritten: Ratings of a pair that a later one of the same pair replaced.
+        source: Where they were read from, for messages.
+        overwritten: Ratings that a later one of the same segment and class replaced.
     """
 
     ratings: Mapping[int, Mapping[str, bool]] = field(repr=False)
@@ -159,7 +161,7 @@ class Truth:
 
     @property
     def num_ratings(self) -> int:
-        """How many pairs of a segment and a class are rated."""
+        """The number of rated pairs of a segment and a class."""
         return sum(map(len, self.ratings.values()))
 
 
@@ -177,11 +179,11 @@ def _truth(rated: Iterable[tuple[str, int, float]], source: str) -> Truth:
 
 
 def truth_of_segments(dataset: RecordDataset, source: str) -> Truth:
-    """Returns what a data set of rated segments says.
+    """Returns the ratings of a data set of rated segments.
 
     Args:
         dataset: `pyseg.data.SegmentDataset` or one like it.
-        source: What it reads, for messages.
+        source: Where it reads from, for messages.
 
     Raises:
         pyseg.errors.DataError: There is no rating.
@@ -198,11 +200,11 @@ def truth_of_segments(dataset: RecordDataset, source: str) -> Truth:
 
 
 def read_truth(path: str | os.PathLike[str]) -> Truth:
-    """Returns the ratings of a table: a segment, a class and a score a line.
+    """Returns the ratings of a table with a segment, a class and a score in each line.
 
-    Its first line names the columns ``segment``, ``class`` and ``score``; the cache files of the
-    starter code's segment_eval_inference.py, which have no such line, are read as well. A score
-    above 0.5 is a positive. Of several ratings of one pair the last one counts.
+    Its first line names the columns ``segment``, ``class`` and ``score``; it may be missing, as in
+    the cache files of the starter code's segment_eval_inference.py. A score above 0.5 is a
+    positive. Of several ratings of one pair the last one counts.
 
     Args:
         path: The file, plain or gzip-compressed.
@@ -228,17 +230,17 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
 
 
 class SubmissionReport(NamedTuple):
-    """What a submission has that the truth does not, and the other way round.
+    """Differences between a submission and the truth.
 
     Attributes:
-        classes: Classes in the submission.
+        classes: The number of classes in the submission.
         missing_classes: Classes with a rated positive that the submission lacks; each counts 0.
         unknown_classes: Classes in the submission without a rating.
-        duplicates: Segments that a class names again; the first place counts.
+        duplicates: Repetitions of a segment in a class; its first place counts.
         beyond: Segments past the first `k` of a class, which do not count.
-        malformed: Different entries that are no segments (`is_segment`), and one of them.
-        unknown: Different segments that are none of a rated video, and one of them.
-        unlisted: Rated pairs that the submission does not have; the positives count as missed.
+        malformed: The number of different entries that are not segments (`is_segment`), and one.
+        unknown: The number of different segments that belong to no rated video, and one.
+        unlisted: Rated pairs that the submission lacks; the positives among them count as missed.
     """
 
     classes: int
@@ -286,21 +288,20 @@ def judge(
 ) -> tuple[MeanAveragePrecision, SubmissionReport]:
     """Returns the average precision of every class of a submission: paper, equation (7).
 
-    The first `k` different segments of a class are looked at; those that were not rated for the
-    class are then left out, and ranks are counted among the others. Every rated positive counts as
-    one, also where the submission lacks it. Compare the faults of the starter code's
-    segment_eval_inference.py: it fails on a header, loses the last segment of each line, and does
-    not count classes that are missing.
+    Of each class the first `k` different segments are taken into account. Those that are not rated
+    for the class are then left out, and the others are ranked. Every rated positive counts as one,
+    even if the submission lacks it. The starter code's segment_eval_inference.py differs: it fails
+    on a header, loses the last segment of each line, and does not count missing classes.
 
     Args:
         submission: What `read_submission` yields.
-        truth: What was rated.
-        k: How many segments of a class are looked at.
+        truth: The ratings.
+        k: The number of segments per class to take into account.
         progress: Called after every class.
 
     Returns:
         A result over 1 + the largest rated class classes, whose ``map`` is the mean over those with
-        a rated positive, and what was noticed.
+        a rated positive, and the differences from the truth.
 
     Example:
         >>> truth = Truth({3: {"a:0": True, "a:5": False, "b:0": True}}, frozenset("ab"), "here")
@@ -310,58 +311,88 @@ def judge(
         >>> list(report.lines())
         ["1 different segments are of no rated video and do not count, for example 'z:0'"]
     """
-    num_classes = max(truth.ratings) + 1
-    totals = np.zeros(num_classes, np.int64)
-    rated = np.zeros(num_classes, np.int64)
-    for number, ratings in truth.ratings.items():
-        totals[number] = sum(ratings.values())
-        rated[number] = len(ratings)
     classes: list[np.ndarray] = []
     relevance: list[list[bool]] = []
-    found: set[int] = set()
-    unknown_classes = []
-    duplicates = beyond = 0
-    malformed: list[str] = []
-    unknown: list[str] = []
-    known: set[str] = set()  # segments that were looked up before
+    checks = _Checks(truth, k)
     for number, segments in submission:
         different = dict.fromkeys(segments)  # in order, each once
-        duplicates += len(segments) - len(different)
-        beyond += max(0, len(different) - k)
-        new = different.keys() - known
-        known |= new
-        for segment in new:
-            if not is_segment(segment):
-                malformed.append(segment)
-            elif segment.rpartition(":")[0] not in truth.videos:
-                unknown.append(segment)
-        found.add(number)
-        ratings_of_class = truth.ratings.get(number)
-        if ratings_of_class is None:
-            unknown_classes.append(number)
-        else:
+        checks.add(number, segments, different)
+        if (ratings := truth.ratings.get(number)) is not None:
             first = list(different)[:k] if len(different) > k else different
-            hits = [ratings_of_class[s] for s in first if s in ratings_of_class]
+            hits = [ratings[segment] for segment in first if segment in ratings]
             classes.append(np.full(len(hits), number, np.int64))
             relevance.append(hits)
         progress()
     flat = np.concatenate([np.empty(0, np.int64), *classes])
     hit = np.concatenate([np.empty(0, bool), *(np.array(h, bool) for h in relevance)])
-    # The submission gives an order, so equal scores say all: earlier rows come first.
-    listed = map_at_k(flat, np.zeros(len(flat)), hit, num_classes=num_classes, k=k)
-    # What is not listed is missed: it belongs to the denominator, min(positives, k), alone.
-    share = np.minimum(listed.positives, k) / np.maximum(np.minimum(totals, k), 1)
+    result = _average_precision(flat, hit, truth, k)
+    return result, checks.report(result, listed=len(flat))
+
+
+def _average_precision(
+    classes: np.ndarray, relevant: np.ndarray, truth: Truth, k: int
+) -> MeanAveragePrecision:
+    """Returns the average precision of every class, positives that are not listed being missed.
+
+    Args:
+        classes: (R,) of the listed pairs that are rated, those of each class by rank.
+        relevant: (R,) whether they are positive.
+        truth: The ratings.
+        k: The number of segments per class that are taken into account.
+    """
+    num_classes = max(truth.ratings) + 1
+    positives, rated = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+    for number, ratings in truth.ratings.items():
+        positives[number] = sum(ratings.values())
+        rated[number] = len(ratings)
+    # Scores are all equal, so that earlier rows rank first.
+    listed = map_at_k(classes, np.zeros(len(classes)), relevant, num_classes=num_classes, k=k)
+    # A positive that is not listed belongs to the denominator, min(positives, k), alone.
+    share = np.minimum(listed.positives, k) / np.maximum(np.minimum(positives, k), 1)
     per_class = listed.per_class * share
-    positive = totals > 0
-    mean = float(per_class[positive].mean()) if positive.any() else float("nan")
-    report = SubmissionReport(
-        classes=len(found),
-        missing_classes=[c for c in np.flatnonzero(positive).tolist() if c not in found],
-        unknown_classes=unknown_classes,
-        duplicates=duplicates,
-        beyond=beyond,
-        malformed=(len(malformed), min(malformed, default="")),
-        unknown=(len(unknown), min(unknown, default="")),
-        unlisted=int(rated.sum() - listed.rated.sum()),
-    )
-    return MeanAveragePrecision(mean, per_class, totals, rated), report
+    counted = per_class[positives > 0]
+    mean = float(counted.mean()) if len(counted) else float("nan")
+    return MeanAveragePrecision(mean, per_class, positives, rated)
+
+
+class _Checks:
+    """Finds the differences between a submission and the truth, class by class."""
+
+    def __init__(self, truth: Truth, k: int) -> None:
+        self._truth = truth
+        self._k = k
+        self._classes: set[int] = set()
+        self._unknown_classes: list[int] = []
+        self._duplicates = self._beyond = 0
+        self._malformed: list[str] = []
+        self._unknown: list[str] = []
+        self._seen: set[str] = set()  # segments of the classes so far
+
+    def add(self, number: int, segments: Sequence[str], different: Mapping[str, None]) -> None:
+        """Adds a class with its segments, and the different ones among them."""
+        self._classes.add(number)
+        if number not in self._truth.ratings:
+            self._unknown_classes.append(number)
+        self._duplicates += len(segments) - len(different)
+        self._beyond += max(0, len(different) - self._k)
+        new = different.keys() - self._seen
+        self._seen |= new
+        for segment in new:
+            if not is_segment(segment):
+                self._malformed.append(segment)
+            elif segment.rpartition(":")[0] not in self._truth.videos:
+                self._unknown.append(segment)
+
+    def report(self, result: MeanAveragePrecision, listed: int) -> SubmissionReport:
+        """Returns the differences, given how many rated pairs are listed."""
+        positive = np.flatnonzero(result.positives).tolist()
+        return SubmissionReport(
+            classes=len(self._classes),
+            missing_classes=[number for number in positive if number not in self._classes],
+            unknown_classes=self._unknown_classes,
+            duplicates=self._duplicates,
+            beyond=self._beyond,
+            malformed=(len(self._malformed), min(self._malformed, default="")),
+            unknown=(len(self._unknown), min(self._unknown, default="")),
+            unlisted=self._truth.num_ratings - listed,
+        )

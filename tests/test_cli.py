@@ -126,7 +126,7 @@ def test_option_converts_only_argument_errors():
     [
         (train, "open_data", []),
         (evaluate, "Run", ["--run", "r"]),
-        (predict, "Run", ["--run", "r"]),
+        (predict, "scorer.Run", ["--run", "r"]),
         (cooccur, "find_shards", ["--out", "o.npz", "--data", "d"]),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(module, where, words, error,
     def planted(*_, **__):
         raise error("could not broadcast input array")
 
-    monkeypatch.setattr(module, where, planted)
+    monkeypatch.setattr(f"{module.__name__}.{where}", planted)
     monkeypatch.setattr(_cli, "_show_log", lambda first: None)
     with pytest.raises(error, match="broadcast"):
         _cli.run(lambda: module.main(words))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyseg import _cli, models
+from pyseg._table import Table
 from pyseg.errors import ArgumentError
 from pyseg.nn import FrameClassifier
 
@@ -96,7 +97,7 @@ def table(config: TableConfig) -> str:
     headings = ["preset", "parameters", "GFLOP a video", "GFLOP a segment"]
     if config.timing:
         headings += ["ms a video", "ms a segment"]
-    rows = [headings, ["---"] + ["---:"] * (len(headings) - 1)]
+    rows = []
     for name in models.names() if config.presets is None else config.presets:
         model = _make(name, config.num_classes)
         row = [f"`{name}`", f"{sum(p.numel() for p in model.parameters()):,}"]
@@ -115,8 +116,8 @@ def table(config: TableConfig) -> str:
             f"of {_BATCHES[VIDEO]} videos or {_BATCHES[SEGMENT]} segments, medians of "
             f"{_TIMED_CALLS}."
         )
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *notes])
+    numbers = Table(headings, rows, numeric=range(1, len(headings)))
+    return "\n".join([numbers.markdown(), "", *notes])
 
 
 def _make(name: str, num_classes: int) -> FrameClassifier:

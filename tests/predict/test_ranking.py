@@ -16,7 +16,6 @@ from pyseg import _cli, _files, evaluate, models, predict, train
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import (
     FrameSchema,
-    Ratings,
     RecordError,
     encode_frames,
     encode_video,
@@ -26,40 +25,8 @@ from pyseg.data import (
 from pyseg.errors import DataError, UserError
 from pyseg.submission import read_submission
 
-CLASSES = 6
 RATED = [4, 1, 3]  # the order of the vocabulary file is the order of the submission
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of 8 videos of up to 70 frames, of which every second one is rated."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for shard in range(3):
-        records = []
-        for number in range(8):
-            length = int(rng.integers(1, 71)) if number else 70
-            frames = rng.integers(0, 256, (length, 1152), np.uint8)
-            starts = rng.permutation(np.arange(0, length, 5))[:6]
-            classes, scores = rng.choice(RATED, len(starts)), rng.integers(0, 2, len(starts))
-            ratings = Ratings(starts, classes, scores.astype(np.float32)) if number % 2 else None
-            labels = rng.choice(CLASSES, 2, replace=False)
-            records.append(encode_frames(f"{shard}e{number}", frames, labels, ratings))
-        write_records(folder / f"validate{shard}.tfrecord", records)
-    lines = [f"{i},class {i}" for i in range(CLASSES)]
-    (folder / "vocabulary.csv").write_text("\n".join(["Index,Name", *lines, ""]))
-    (folder / "segment_vocabulary.csv").write_text(
-        "\n".join(["Index,Name", *(lines[c] for c in RATED), ""])
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    stages = {"pretrain": StageConfig(2, 1e-2, 8), "finetune": StageConfig(3, 1e-2, 8)}
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    return train.train(TrainConfig(data=str(data), run=str(folder), overrides=TINY, **stages))
 
 
 def all_scores(run: Path, data: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -341,56 +308,6 @@ def test_requests_to_stop_are_noted_once(number: int) -> None:
             assert not stopped()
     finally:
         signal.signal(number, before)
-
-
-def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    pytest.importorskip("matplotlib")
-    for name in ("t.png", "t.html"):
-        path = tmp_path / name
-        options = ["--video", "1e1", "--timeline", str(path), "--timeline-classes", "2"]
-        predict.main(["--run", str(run), *options])
-        printed = capsys.readouterr().out.splitlines()
-        assert printed[-1] == f"timeline: {path}"
-        assert len(printed) == 3
-    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
-    page = (tmp_path / "t.html").read_text()
-    assert "data:image/png;base64," in page
-    [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
-    assert page.count("<tr>") == 1 + len(record.ratings.starts)
-
-
-def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
-    """Their id key is video_id, as in AudioSet, whose frames are shorter."""
-    old = FrameSchema(id_key="video_id")
-    for path in data.glob("*.tfrecord"):
-        records = [
-            encode_frames(r.id, r.frames, r.labels, r.ratings, old) for r in read_frames(path)
-        ]
-        write_records(tmp_path / path.name, records)
-    for name, source in (("old.csv", tmp_path), ("new.csv", data)):
-        main(run, source, tmp_path / name)
-    assert (tmp_path / "old.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
-    drawn = []
-    monkeypatch.setattr("pyseg.timeline.Timeline.save", lambda self, _: drawn.append(self))
-    words = ["--run", str(run), "--data", str(tmp_path), "--timeline", str(tmp_path / "t.png")]
-    predict.main([*words, "--video", "1e1"])
-    assert (drawn[0].title, drawn[0].frame_seconds) == ("1e1", 1.0)
-    assert len(drawn[0].ratings) > 0
-
-
-def test_timeline_of_unlabeled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
-    pytest.importorskip("matplotlib")
-    shard = tmp_path / "test0.tfrecord"
-    frames = np.zeros((7, 1152), np.uint8)
-    schema = FrameSchema(labels_key=None)
-    write_records(shard, [encode_frames("a<b", frames, [], schema=schema)])
-    arguments = ["--run", str(run), "--data", str(shard)]
-    predict.main([*arguments, "--video", "a<b", "--timeline", str(tmp_path / "t.html")])
-    page = (tmp_path / "t.html").read_text()
-    assert "<title>a&lt;b</title>" in page
-    assert "<table>" not in page
-    predict.main([*arguments, "--out", str(tmp_path / "s.csv")])
-    assert all(sorted(s) == ["a<b:0", "a<b:5"] for s in ranking(tmp_path / "s.csv").values())
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,10 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")
 pytest.importorskip("jinja2")
 
-from pyseg import _charts, evaluate, models, report, train
+from pyseg import evaluate, models, report, train
 from pyseg.checkpoint import save_checkpoint
 from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, encode_video, write_records
-from pyseg.labels import LabelCorrelation
 
 CLASSES = 6
 NAMES = ["<b>&", "$x_1$ and $", "_hidden", 'a "quote"', "plain", "日本"]
@@ -296,52 +295,7 @@ def test_missing_packages(
         draw(runs[0], out=tmp_path / "r.html")
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_precision_recall(ties: bool) -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(1)
-    relevant = rng.random(200) < 0.3
-    scores = rng.normal(size=200) + relevant
-    if ties:
-        scores = scores.round(1)
-    recall, precision, threshold = report.precision_recall(scores, relevant)
-    expected = metrics.precision_recall_curve(relevant, scores)
-    np.testing.assert_allclose(precision, expected[0][-2::-1])
-    np.testing.assert_allclose(recall, expected[1][-2::-1])
-    np.testing.assert_array_equal(threshold, expected[2][::-1])
-    half, same, _ = report.precision_recall(scores, relevant, 2 * int(relevant.sum()))
-    np.testing.assert_allclose(half, recall / 2)
-    np.testing.assert_array_equal(same, precision)
-
-
-def test_strongest_relations() -> None:
-    rng = np.random.default_rng(0)
-    matrix = rng.random((30, 30)).round(1)
-    np.fill_diagonal(matrix, 0)
-    rows, columns = matrix.nonzero()
-    offsets = np.concatenate(([0], np.bincount(rows, minlength=30).cumsum()))
-    correlation = LabelCorrelation(
-        torch.from_numpy(offsets),
-        torch.from_numpy(columns),
-        torch.from_numpy(matrix[rows, columns]),
-    )
-    assert report.strongest(correlation, 100) == list(range(30))
-    chosen = report.strongest(correlation, 7)
-    assert 6 <= len(chosen) <= 7
-    assert {0, int(matrix[0].argmax())} <= set(chosen)  # 1.0, and the first of these
-
-
-def test_boxes_do_not_overlap() -> None:
-    rng = np.random.default_rng(0)
-    sizes = rng.uniform((0.3, 0.2), (1.5, 0.5), (20, 2))
-    for sideways in (True, False):
-        places = _charts._apart(rng.normal(size=(20, 2)), sizes, sideways=sideways)
-        first, second = np.triu_indices(20, 1)
-        overlap = (sizes[first] + sizes[second]) / 2 - np.abs(places[first] - places[second])
-        assert not (overlap > 0).all(axis=1).any()
-
-
-def test_scores_that_are_not_numbers(runs: list[Path], tmp_path: Path) -> None:
+def test_scores_that_are_no_numbers(runs: list[Path], tmp_path: Path) -> None:
     model = models.load(runs[0])
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))

@@ -1,14 +1,14 @@
-"""What the paper's experiments are done on here: data, and what counts as the truth.
+"""The data of the paper's experiments, and how models are measured on them.
 
-The segments of YouTube-8M that the paper used are a part of 1.5 TB. `open_protocol` offers three
-stand-ins, each with its way to measure:
+The segments of YouTube-8M that the paper used are part of 1.5 TB. `open_experiment` offers three
+substitutes, each with its own measures:
 
 * ``yt8m``: video-level features of YouTube-8M, where all but one class of every training video is
-  hidden. There is no time in them, but the features, the classes and the statistics of the labels
-  are the paper's, and the complete labels are known: so there is a ceiling.
-* ``audioset``: frames of AudioSet, weak labels of clips, strong labels of segments: the paper's two
-  stages, at the size of a laptop.
-* ``sample``: the generated sample, for people who have neither.
+  hidden. They have no time, but the features, the classes and the statistics of the labels are the
+  paper's, and the complete labels are known, so that there is a ceiling.
+* ``audioset``: frames of AudioSet, weak labels of clips and strong labels of segments: the paper's
+  two stages, at the size of a laptop.
+* ``sample``: the generated sample, which needs no download.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from pyseg.metrics import MeanAveragePrecisionAtK
 Part = Literal["test", "validation"]
 
 FEWEST_POSITIVES = 3
-"""Classes with fewer positives are left out of a mean: their average precision says little."""
+"""Classes with fewer positives are excluded from means: their average precision says little."""
 
 TEST_FRACTION = 0.3
 VALIDATION_FRACTION = 0.25  # of what is left
@@ -54,8 +54,8 @@ _RATED = "segment_vocabulary.csv"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model of a table.
+class ModelSpec:
+    """A model to train.
 
     Attributes:
         name: A preset of `pyseg.models`.
@@ -66,8 +66,8 @@ class Model:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-# The paper's models, at a size that two cores train in seconds: of the three NeXtVLADs the second
-# has a fifth more clusters, the third half the reduction.
+# The paper's models at a size that two cores train in seconds. Of the three NeXtVLADs the second
+# has more clusters, the third half the reduction.
 _SMALL = {"name": "nextvlad-small"}
 _GRU = {
     "name": "attention-gru",
@@ -80,46 +80,48 @@ _GRU = {
 }
 _THREE = [_SMALL, {**_SMALL, "clusters": 20}, {**_SMALL, "reduction": 2}]
 _ARCHITECTURES = {
-    "3NeXtVLAD_Same": Model("3nextvlad-same", {"branches": [_SMALL] * 3}),
-    "3NeXtVLAD_Diff": Model("3nextvlad-diff", {"branches": _THREE}),
-    "3NeXtVLAD_Diff + Attention-GRU": Model("paper-mixture", {"branches": [*_THREE, _GRU]}),
+    "3NeXtVLAD_Same": ModelSpec("3nextvlad-same", {"branches": [_SMALL] * 3}),
+    "3NeXtVLAD_Diff": ModelSpec("3nextvlad-diff", {"branches": _THREE}),
+    "3NeXtVLAD_Diff + Attention-GRU": ModelSpec("paper-mixture", {"branches": [*_THREE, _GRU]}),
 }
 
 
-def _graph_models(**overrides: Any) -> dict[str, Model]:
-    """Returns the models of table 5: linear classifiers, as they are and made from a graph."""
+def _graph_models(**overrides: Any) -> dict[str, ModelSpec]:
+    """Returns the models of table 5, with a plain linear classifier and with one from a graph."""
     shared = {"clusters": 512, "hidden_size": 256, "batch_norm_momentum": 0.1, **overrides}
     return {
-        "DBoF": Model("dbof", {**shared, "head": "logistic"}),
-        "DBoF with GCN": Model("dbof-gcn", {**shared, "bias": True}),
+        "DBoF": ModelSpec("dbof", {**shared, "head": "logistic"}),
+        "DBoF with GCN": ModelSpec("dbof-gcn", {**shared, "bias": True}),
     }
 
 
-class Protocol(ABC):
-    """Data, split and rated in a fixed way, and how a model is measured on it.
+class Experiment(ABC):
+    """Data with a fixed split and fixed ratings, and the measures of a model on them.
 
     Args:
         folder: Where the data are.
-        part: What is held out.
+        part: The held-out part.
 
     Attributes:
-        name: What the command line calls it.
-        description: What it is, in a sentence for the report.
-        measures: What `measure` returns, the one that decides first, and what each is.
+        name: Its name on the command line.
+        description: What it is, as a sentence for the tables.
+        measures: What `measure` returns, the decisive one first, with a description of each.
         model: The model of tables 3 and 4.
         architectures: The models of table 2, by the paper's names; none where there is no time.
         graph_models: The models of table 5, by the paper's names.
-        pretrain: The first stage, on video labels; None: there is none.
+        pretrain: The first stage, on video labels, if there is one.
         finetune: The second stage, on ratings.
         has_ceiling: Whether there are complete labels to train on.
+        folder: Where the data are.
+        part: The held-out part.
     """
 
     name: str
     description: str
     measures: ClassVar[Mapping[str, str]]
-    model: Model
-    architectures: ClassVar[Mapping[str, Model]] = _ARCHITECTURES
-    graph_models: ClassVar[Mapping[str, Model]] = _graph_models()
+    model: ModelSpec
+    architectures: ClassVar[Mapping[str, ModelSpec]] = _ARCHITECTURES
+    graph_models: ClassVar[Mapping[str, ModelSpec]] = _graph_models()
     pretrain: StageConfig | None = None
     finetune: StageConfig
     has_ceiling = True
@@ -130,19 +132,19 @@ class Protocol(ABC):
         self._collections: dict[tuple[int, bool], Collection] = {}
 
     @abstractmethod
-    def _all(self, seed: int, complete: bool) -> Collection:
-        """Returns the data, split for a test."""
+    def _open(self, seed: int, complete: bool) -> Collection:
+        """Returns the data with the test videos held out."""
 
     def collection(self, seed: int, *, complete: bool = False) -> Collection:
         """Returns the data.
 
         Args:
-            seed: Decides which classes of an example are rated, where that is not given.
+            seed: Determines which classes of an example are rated, where the data do not.
             complete: Whether examples are rated for all classes.
         """
         key = seed, complete
-        if key not in self._collections:  # what one holds in memory is read once
-            found = self._all(seed, complete)
+        if key not in self._collections:  # kept, as a collection may hold its records in memory
+            found = self._open(seed, complete)
             if self.part == "validation":
                 found = found.without_test(VALIDATION_FRACTION, _VALIDATION_SEED)
             self._collections[key] = found
@@ -150,25 +152,29 @@ class Protocol(ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Returns how good a model is on the held-out videos."""
+        """Returns the measures of a model on the held-out videos."""
 
     def loss(self, loss: LossConfig, folder: Path) -> LossConfig:
-        """Returns a loss with its correlation counted on what the protocol allows.
+        """Returns a loss whose correlation is counted on the data that the experiment allows.
 
         Args:
-            loss: With the correlation "auto", where it has one.
-            folder: Where a file of it may be written.
+            loss: The loss, with the correlation "auto" if it has one.
+            folder: Where a file of the correlation may be written.
         """
         del folder
         return loss
 
 
-class IncompleteVideos(Protocol):
-    """Video-level features of YouTube-8M, of which one class a video is rated.
+class IncompleteVideos(Experiment):
+    """Video-level features of YouTube-8M, with one rated class per training video.
 
     The classes are the 1,000 whose segments were rated in 2019. Three tenths of the videos are held
-    out, the same ones for every seed; a seed draws ratings (`IncompleteVideoDataset`), weights and
-    batches. Co-occurrence is counted on the label lists of videos that are in no shard.
+    out, the same ones for every seed; a seed determines ratings (`IncompleteVideoDataset`), weights
+    and batches. Co-occurrence is counted on the label lists of videos that are in no shard.
+
+    Attributes:
+        counts: How often labels occur together, in videos that are in no shard.
+        confusable: The label correlation of the rated classes, without a threshold.
     """
 
     name = "yt8m"
@@ -180,7 +186,7 @@ class IncompleteVideos(Protocol):
         "map": "MAP over the complete labels of held-out videos, over the classes with at least "
         f"{FEWEST_POSITIVES} of them"
     }
-    model = Model(
+    model = ModelSpec(
         "mlp",
         {
             "hidden_size": 512,
@@ -190,7 +196,7 @@ class IncompleteVideos(Protocol):
             "prior": _PRIOR,
         },
     )
-    architectures: ClassVar = {}  # there is no time in means of videos
+    architectures: ClassVar = {}  # the means of whole videos have no time
     graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
 
@@ -198,9 +204,9 @@ class IncompleteVideos(Protocol):
         """Reads the tables.
 
         Args:
-            folder: Has ``video_level*`` shards, ``vocabulary.csv``, ``segment_vocabulary.csv`` and
-                ``labelsets.csv.gz``.
-            part: What is held out.
+            folder: A folder with ``video_level*`` shards, ``vocabulary.csv``,
+                ``segment_vocabulary.csv`` and ``labelsets.csv.gz``.
+            part: The held-out part.
 
         Raises:
             FileNotFoundError: One of them is not there.
@@ -211,49 +217,52 @@ class IncompleteVideos(Protocol):
         for name in (_LABEL_LISTS, _VOCABULARY, _RATED):
             if not (folder / name).is_file():
                 raise MissingFileError(f"{folder / name}: no such file")
-        self.opened = open_collection(
+        self._opened = open_collection(
             folder / "video_level*.tfrecord*", test_fraction=TEST_FRACTION, seed=_TEST_SEED
         )
-        self.lists = folder / _LABEL_LISTS
-        self.classes = vocabulary.read_segment_vocabulary(folder / _RATED).classes
+        self._lists = folder / _LABEL_LISTS
+        self._classes = vocabulary.read_segment_vocabulary(folder / _RATED).classes
 
     @functools.cached_property
     def counts(self) -> Cooccurrence:
         """How often labels occur together, in videos that are in no shard."""
-        paths = self.opened.video_paths
+        paths = self._opened.video_paths
         own = {id for path in paths for block in read_videos(path) for id in block.ids}
-        counter = CooccurrenceCounter(self.opened.num_classes)
-        for lists in read_label_table(self.lists, exclude=own):
+        counter = CooccurrenceCounter(self._opened.num_classes)
+        for lists in read_label_table(self._lists, exclude=own):
             counter.update(lists.offsets, lists.labels)
         return counter.finish()
 
     @functools.cached_property
     def confusable(self) -> LabelCorrelation:
-        """P of the rated classes."""
-        return LabelCorrelation.from_counts(self.counts, 0.0, self.classes)
+        """The label correlation of the rated classes, without a threshold."""
+        return LabelCorrelation.from_counts(self.counts, 0.0, self._classes)
 
-    def _all(self, seed: int, complete: bool) -> Collection:
+    def _open(self, seed: int, complete: bool) -> Collection:
         make = functools.partial(
-            IncompleteVideoDataset, among=self.classes, confusable=self.confusable, rating_seed=seed
+            IncompleteVideoDataset,
+            among=self._classes,
+            confusable=self.confusable,
+            rating_seed=seed,
         )
-        names = self.opened.class_names
+        names = self._opened.class_names
         return replace(
-            self.opened,
-            num_classes=len(self.classes),
-            class_names=names and [names[number] for number in self.classes],
+            self._opened,
+            num_classes=len(self._classes),
+            class_names=names and [names[number] for number in self._classes],
             make_videos=functools.partial(make, complete=True),
             make_segments=functools.partial(make, complete=complete),
-            segment_paths=self.opened.video_paths,
+            segment_paths=self._opened.video_paths,
         )
 
     def loss(self, loss: LossConfig, folder: Path) -> LossConfig:
-        """Returns a loss with its correlation in a file, see `Protocol.loss`."""
+        """Returns a loss with its correlation in a file, see `Experiment.loss`."""
         if loss.correlation != "auto":
             return loss
         path = folder / f"correlation-{loss.threshold}.npz"
         if path not in self._saved:
             counted = LabelCorrelation.from_counts(
-                self.counts, loss.threshold, self.classes, min_support=loss.min_support
+                self.counts, loss.threshold, self._classes, min_support=loss.min_support
             )
             counted.save(path)
             self._saved.add(path)
@@ -264,10 +273,10 @@ class IncompleteVideos(Protocol):
         return {"map": complete_map(model, self.collection(seed, complete=True))}
 
 
-class RatedClips(Protocol):
-    """AudioSet: weak labels of clips to pretrain on, one rated class of a segment to fine-tune on.
+class RatedClips(Experiment):
+    """AudioSet: weak labels of clips for pretraining, one rated class per segment for fine-tuning.
 
-    Three tenths of the clips are held out, the same ones for every seed; a seed draws ratings
+    Three tenths of the clips are held out, the same ones for every seed; a seed determines ratings
     (`StrongSegmentDataset`), weights and batches. Co-occurrence is counted on the weak labels of
     training clips.
     """
@@ -282,84 +291,88 @@ class RatedClips(Protocol):
         "map_complete": "MAP over the complete strong labels of held-out segments, over the "
         f"classes with at least {FEWEST_POSITIVES} of them",
     }
-    model = Model("nextvlad-small")
+    model = ModelSpec("nextvlad-small")
     pretrain = StageConfig(500, 2e-3, 40)
     finetune = StageConfig(300, 1e-3, noise=0.1)
 
     def __init__(self, folder: Path, part: Part) -> None:
-        """Looks at the folder, see `pyseg.data.open_collection`.
+        """Opens the folder, see `pyseg.data.open_collection`.
 
         Raises:
             FileNotFoundError: A file is not there.
             pyseg.errors.DataError: The folder holds something else.
         """
         super().__init__(folder, part)
-        self.opened = open_collection(folder, test_fraction=TEST_FRACTION, seed=_TEST_SEED)
-        if self.opened.name != "audioset" or not self.opened.has_segments:
+        self._opened = open_collection(folder, test_fraction=TEST_FRACTION, seed=_TEST_SEED)
+        if self._opened.name != "audioset" or not self._opened.has_segments:
             raise UserError(f"{folder}: expected AudioSet records with strong labels")
 
-    def _all(self, seed: int, complete: bool) -> Collection:
-        make = self.opened.make_segments
+    def _open(self, seed: int, complete: bool) -> Collection:
+        make = self._opened.make_segments
         assert make is not None
         rated = None if complete else 1
         options: dict[str, Any] = {"rating_seed": seed, "rated_per_segment": rated}
-        return replace(self.opened, make_segments=functools.partial(make, **options))
+        return replace(self._opened, make_segments=functools.partial(make, **options))
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Returns two kinds of MAP, see `measures`."""
-        rated = evaluate(model, self.collection(seed), "test")
         complete = complete_map(model, self.collection(seed, complete=True))
-        return {"map_rated": rated.score, "map_complete": complete}
+        return {"map_rated": rated_map(model, self.collection(seed)), "map_complete": complete}
 
 
-class GeneratedSample(Protocol):
+class GeneratedSample(Experiment):
     """The sample of `pyseg.data.sample`; three tenths of its videos are held out.
 
-    They are the same ones for every seed, and so are the ratings; a seed draws weights and batches.
+    Videos and ratings are the same for every seed, which determines weights and batches.
     Co-occurrence is counted on the labels of training videos.
     """
 
     name = "sample"
     description = "the generated sample, frames, labels of videos, then rated segments"
     measures: ClassVar = {"map_rated": "MAP@100k over the rated pairs of held-out segments"}
-    model = Model("nextvlad-small")
+    model = ModelSpec("nextvlad-small")
     pretrain = StageConfig(200, 2e-3, 40)
     finetune = StageConfig(200, 1e-3, noise=0.1)
     has_ceiling = False
 
-    def _all(self, seed: int, complete: bool) -> Collection:
+    def _open(self, seed: int, complete: bool) -> Collection:
         return open_collection("sample", test_fraction=TEST_FRACTION, seed=_TEST_SEED)
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Returns MAP, see `measures`."""
-        return {"map_rated": evaluate(model, self.collection(seed), "test").score}
+        return {"map_rated": rated_map(model, self.collection(seed))}
 
 
-def open_protocol(name: str, folder: Path, part: Part = "test") -> Protocol:
-    """Returns a protocol.
+def open_experiment(name: str, folder: Path, part: Part = "test") -> Experiment:
+    """Returns an experiment.
 
     Args:
         name: "yt8m", "audioset" or "sample".
         folder: Where its data are; the sample needs none.
         part: "test", or "validation": a part of the training videos is held out instead, and the
-            test videos are seen by nobody.
+            test videos are not used at all.
 
     Raises:
         FileNotFoundError: Something is missing in the folder.
         pyseg.errors.DataError: A file is malformed.
     """
-    kinds: dict[str, type[Protocol]] = {
+    kinds: dict[str, type[Experiment]] = {
         kind.name: kind for kind in (IncompleteVideos, RatedClips, GeneratedSample)
     }
     return kinds[name](folder, part)
 
 
+def rated_map(model: nn.Module, collection: Collection) -> float:
+    """Returns MAP@100k over the rated pairs of held-out segments."""
+    return evaluate(model, collection, "test").score
+
+
 def complete_map(model: nn.Module, collection: Collection) -> float:
-    """Returns MAP over complete labels of held-out examples.
+    """Returns MAP over the complete labels of held-out examples.
 
     Args:
         model: The model.
-        collection: Whose "segments" list all classes that are there.
+        collection: The data; its segments are rated for all classes that they show.
 
     Returns:
         The mean over the classes with at least `FEWEST_POSITIVES` positives.

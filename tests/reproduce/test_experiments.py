@@ -1,4 +1,4 @@
-"""Protocols of the tables: held-out videos, known ratings, and the measurement."""
+"""The experiments' data: which videos are held out, which labels are known, and the measures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyseg import protocols
 from pyseg.config import LossConfig
 from pyseg.data import encode_video, held_out, write_records
 from pyseg.labels import LabelCorrelation
-from pyseg.protocols import open_protocol
+from pyseg.reproduce.experiments import FEWEST_POSITIVES, open_experiment
 
 RATED = [5, 3, 8]  # numbers 0 to 2 among the rated classes
 
@@ -45,31 +44,31 @@ def ids(dataset) -> set[str]:
 
 
 def test_incomplete_videos(yt8m: Path, tmp_path: Path) -> None:
-    protocol = open_protocol("yt8m", yt8m)
-    collection = protocol.collection(0)
+    experiment = open_experiment("yt8m", yt8m)
+    collection = experiment.collection(0)
     assert collection.class_names == ["class 5", "class 3", "class 8"]
     everything = {f"{shard}v{number:02d}" for shard in range(2) for number in range(60)}
     test = {id for id in everything if held_out(id, 0.3, 0)}
     assert ids(collection.segments("test")) == test
     assert ids(collection.segments("train")) == everything - test
     assert all(len(example.classes) == 1 for example in collection.segments("train"))
-    complete = protocol.collection(0, complete=True)
+    complete = experiment.collection(0, complete=True)
     assert all(len(example.classes) == 2 for example in complete.segments("train"))
     rated = [
-        {e.id: int(e.classes[0]) for e in protocol.collection(seed).segments("train")}
+        {e.id: int(e.classes[0]) for e in experiment.collection(seed).segments("train")}
         for seed in (0, 0, 1)
     ]
     assert rated[0] == rated[1] != rated[2]
-    # Counted on the 40 other videos only: 30 of them have both labels.
-    loss = protocol.loss(LossConfig(threshold=0.5), tmp_path)
+    # Counted on the 40 other videos alone: 30 of them have both labels.
+    loss = experiment.loss(LossConfig(threshold=0.5), tmp_path)
     assert LabelCorrelation.load(loss.correlation).related(0) == [(1, pytest.approx(0.75))]
     assert LabelCorrelation.load(loss.correlation).related(2) == []
-    assert protocol.loss(LossConfig(correlation="none"), tmp_path).correlation == "none"
+    assert experiment.loss(LossConfig(correlation="none"), tmp_path).correlation == "none"
 
 
 def test_validation_leaves_test_videos_alone(yt8m: Path) -> None:
-    test = ids(open_protocol("yt8m", yt8m).collection(0).segments("test"))
-    inner = open_protocol("yt8m", yt8m, "validation").collection(0)
+    test = ids(open_experiment("yt8m", yt8m).collection(0).segments("test"))
+    inner = open_experiment("yt8m", yt8m, "validation").collection(0)
     assert inner.segments("test") is not None
     assert not test & ids(inner.segments("all"))
     assert 0 < len(ids(inner.segments("test"))) < len(ids(inner.segments("train")))
@@ -89,53 +88,53 @@ class Oracle(nn.Module):
 
 
 def test_measured_on_complete_labels(yt8m: Path) -> None:
-    protocol = open_protocol("yt8m", yt8m)
+    experiment = open_experiment("yt8m", yt8m)
     truth = np.stack(
         [
             np.isin(np.arange(3), example.classes)
-            for example in protocol.collection(0, complete=True).segments("test")
+            for example in experiment.collection(0, complete=True).segments("test")
         ]
     )
-    assert truth.sum(0).min() >= protocols.FEWEST_POSITIVES
+    assert truth.sum(0).min() >= FEWEST_POSITIVES
     reversed_order = np.sort(truth[:, 2])  # all negatives come first
     ranks = np.flatnonzero(reversed_order) + 1
     worst = (np.arange(1, len(ranks) + 1) / ranks).mean()
-    assert protocol.measure(Oracle(), 0)["map"] == pytest.approx((1 + 1 + worst) / 3)
+    assert experiment.measure(Oracle(), 0)["map"] == pytest.approx((1 + 1 + worst) / 3)
 
 
 def test_sample() -> None:
-    protocol = open_protocol("sample", Path("no such folder"))
-    collection = protocol.collection(0)
+    experiment = open_experiment("sample", Path("no such folder"))
+    collection = experiment.collection(0)
     assert collection.has_segments
     assert len(ids(collection.videos("test"))) < 200
-    assert not protocol.has_ceiling
+    assert not experiment.has_ceiling
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"labelsets\.csv\.gz: no such file"):
-        open_protocol("yt8m", tmp_path)
+        open_experiment("yt8m", tmp_path)
     with pytest.raises(FileNotFoundError, match="no file in this folder ends in"):
-        open_protocol("audioset", tmp_path)
+        open_experiment("audioset", tmp_path)
 
 
 def test_real_videos(shared: Path) -> None:
-    protocol = open_protocol("yt8m", shared / "data/yt8m")
-    collection = protocol.collection(0)
+    experiment = open_experiment("yt8m", shared / "data/yt8m")
+    collection = experiment.collection(0)
     assert (len(collection.segments("train")), len(collection.segments("test"))) == (3671, 1486)
-    assert protocol.counts.num_videos == 973_817  # of 980,029: those in no shard
+    assert experiment.counts.num_videos == 973_817  # of 980,029: those in no shard
     scores = [float(video.scores[0]) for video in collection.segments("all")]
     assert np.mean(scores) == pytest.approx(132_442 / 237_788, abs=0.03)
 
 
 def test_audioset(shared: Path) -> None:
-    protocol = open_protocol("audioset", shared / "data/audioset")
-    rated = {e.id: e.classes.tolist() for e in protocol.collection(0).segments("test")}
+    experiment = open_experiment("audioset", shared / "data/audioset")
+    rated = {e.id: e.classes.tolist() for e in experiment.collection(0).segments("test")}
     complete = {
         e.id: dict(zip(e.classes.tolist(), e.scores.tolist(), strict=True))
-        for e in protocol.collection(0, complete=True).segments("test")
+        for e in experiment.collection(0, complete=True).segments("test")
     }
     assert rated.keys() == complete.keys()
     assert all(len(classes) == 1 and classes[0] in complete[id] for id, classes in rated.items())
     assert max(map(len, complete.values())) > 3
-    other = {e.id: e.classes.tolist() for e in protocol.collection(1).segments("test")}
+    other = {e.id: e.classes.tolist() for e in experiment.collection(1).segments("test")}
     assert other != rated

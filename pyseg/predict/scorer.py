@@ -1,0 +1,137 @@
+"""Scores of segments, with a run's model and optionally those of whole videos."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyseg import _cli, distributed
+from pyseg.data import Example, collate, vocabulary
+from pyseg.data.formats import frame_format
+from pyseg.data.records import FrameSchema
+from pyseg.data.segments import SegmentBlock
+from pyseg.errors import UserError
+from pyseg.predict.config import PredictConfig
+from pyseg.runs import Run, find_run_shards
+
+
+class Scorer:
+    """Scores all segments of videos with a run's model.
+
+    Args:
+        config: The runs, and how the scores of segments and of whole videos are combined.
+
+    Attributes:
+        config: The options.
+        device: The device of the models.
+        run: The run.
+        trained: The options that it was trained with.
+        model: Its model.
+        shards: The records to score.
+        format: Their format.
+        schema: How they name their features.
+        column: The model's output for each class that it knows, by the class's number in the data.
+        classes: The C classes to score.
+        video_run: The run that scores whole videos; None where nothing does.
+        video_model: Its model.
+
+    Raises:
+        pyseg.errors.UserError: A run, a vocabulary or the device is not what it should be.
+    """
+
+    def __init__(self, config: PredictConfig) -> None:
+        self.config = config
+        self.device = distributed.local_device(distributed.pick_device(config.device))
+        self.run = Run(config.run)
+        self.trained = self.run.config()
+        self.run.warn_unfinished()
+        self.model = cast(Any, self.run.model().to(self.device))
+        self.shards = find_run_shards(self.trained, config.data)
+        with _cli.option("run", config.run):
+            self.format = frame_format(self.model.feature_sizes, self.shards)
+        self.schema = cast(FrameSchema, self.format.schema)
+        known = self.run.known_classes(self.model.num_classes) or range(self.model.num_classes)
+        self.column = {number: column for column, number in enumerate(known)}
+        self.classes = self._choose_classes(config.classes)
+        self._columns = torch.tensor([self.column[n] for n in self.classes], device=self.device)
+        self.video_run: Run | None = None
+        self.video_model: nn.Module | None = None
+        if config.video_top is not None or config.video_weight > 0:
+            self.video_run, self.video_model = self._load_video_model(config.video_run)
+            self._max_frames = self.video_run.config().max_frames
+
+    def _choose_classes(self, file: str | None) -> list[int]:
+        """Returns the classes of a vocabulary; default: the rated ones, or else all."""
+        classes = self.run.rated_classes()
+        if file is not None:
+            classes = vocabulary.read_segment_vocabulary(file).classes
+        for number in classes or ():
+            if number not in self.column:
+                raise UserError(
+                    f"{file or self.run}: expected classes of the {len(self.column)} that "
+                    f"the model knows, found class {number}"
+                )
+        return list(self.column) if classes is None else classes
+
+    def _load_video_model(self, folder: str | None) -> tuple[Run, nn.Module]:
+        """Returns the run that scores whole videos, and its model."""
+        if not folder:
+            return self.run, self.model
+        run = Run(folder)
+        model = cast(Any, run.model().to(self.device))
+        for name in ("feature_sizes", "num_classes"):
+            expected, found = getattr(self.model, name), getattr(model, name)
+            if expected != found:
+                raise UserError(
+                    f"--video_run {run}: expected {name} {expected} as {self.run} has, found "
+                    f"{found}"
+                )
+        return run, model
+
+    @torch.inference_mode()
+    def logits(self, block: SegmentBlock) -> Tensor:
+        """Returns the logits of every segment, (S, model's classes), on the model's device."""
+        if not len(block.frames):
+            return torch.empty(0, self.model.num_classes, device=self.device)
+        frames = torch.from_numpy(block.frames).to(self.device, non_blocking=True)
+        num_frames = torch.from_numpy(block.num_frames).to(self.device, non_blocking=True)
+        logits: Tensor = self.model(frames, num_frames).float()
+        return logits
+
+    @torch.inference_mode()
+    def score(self, block: SegmentBlock) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns the scores by which segments are ranked.
+
+        Returns:
+            (S, C) float32 scores of the classes in ``classes``: logits or, with a video weight,
+            logarithms of the merged probability; and (S, C) bool, the pairs that may be ranked,
+            or None where all may.
+        """
+        scores = self.logits(block)[:, self._columns]
+        candidates = None
+        if self.video_model is not None:
+            videos = self._video_logits(block, self.video_model)
+            owners = torch.from_numpy(np.repeat(np.arange(len(block.ids)), np.diff(block.offsets)))
+            if (top := self.config.video_top) is not None:
+                best = videos.topk(min(top, videos.shape[1]), dim=1).indices
+                among = torch.zeros_like(videos, dtype=torch.bool).scatter_(1, best, True)
+                candidates = among[:, self._columns][owners].cpu().numpy()
+            if (weight := self.config.video_weight) > 0:
+                whole = functional.logsigmoid(videos[:, self._columns])[owners]
+                scores = (1 - weight) * functional.logsigmoid(scores) + weight * whole
+        return scores.cpu().numpy(), candidates
+
+    def _video_logits(self, block: SegmentBlock, model: nn.Module) -> Tensor:
+        """Returns the logits of whole videos, (V, model's classes)."""
+        none = np.zeros(0)
+        examples = [
+            Example(id, video[: self._max_frames], none, none)
+            for id, video in zip(block.ids, block.videos, strict=True)
+        ]
+        batch = collate(examples).to(self.device)
+        logits: Tensor = model(batch.frames, batch.num_frames)
+        return logits.float()

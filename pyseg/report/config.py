@@ -1,0 +1,55 @@
+"""The options of ``python -m pyseg.report``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyseg import _cli
+from pyseg.data.collection import Part
+from pyseg.errors import ArgumentError
+
+
+@dataclass
+class ReportConfig:
+    """What to report on, and where to write it.
+
+    Args:
+        run: Run folders that `pyseg.train` wrote; a first one, and others to compare it with.
+        out: The HTML file; default: report.html in the first run.
+        data: Records as a folder, glob or file, or "sample"; default: each run's training data.
+        part: Which videos to evaluate on: those that the run held out ("test"), its training
+            videos, or all.
+        evaluate: Evaluate the models; if not, everything that needs the data is left out.
+        videos: Videos whose scores are drawn over time.
+        batch_size: Examples scored at once.
+        device: "cpu", "cuda", ...; default: a GPU where there is one.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    run: list[str]
+    out: str | None = None
+    data: str | None = None
+    part: Part = "test"
+    evaluate: bool = True
+    videos: int = 4
+    batch_size: int = 128
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not self.run:
+            raise ArgumentError("run: expected at least one folder, found none")
+        if len({Path(run).resolve() for run in self.run}) < len(self.run):
+            raise ArgumentError(f"run: expected each folder once, found {', '.join(self.run)}")
+        _cli.check_range("videos", self.videos, 0)
+        _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
+
+    @property
+    def evaluated_on(self) -> str:
+        """The videos that runs are evaluated on, in words."""
+        which = {"test": "the held-out videos", "train": "the training videos", "all": "all videos"}
+        data = "each run's data" if self.data is None else self.data
+        return f"{which[self.part]} of {data}"

@@ -1,0 +1,34 @@
+"""The section of the scores of some videos over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyseg.report.config import ReportConfig
+from pyseg.report.page import Picture, Section
+from pyseg.report.runs import ReportedRun, not_evaluated
+
+
+def scores_over_time(runs: Sequence[ReportedRun], config: ReportConfig) -> Section:
+    """Returns the section."""
+    section = Section(
+        "Scores over time",
+        "Probabilities of every segment, and what raters said, of the videos with the most ratings "
+        f"among {config.evaluated_on}; the classes with the highest scores, and the rated ones.",
+        missing=not_evaluated(runs),
+    )
+    for run in runs:
+        if run.evaluation is not None and not run.evaluation.has_frames:
+            section.missing.append(f"{run.name}: mean features of whole videos have no time.")
+        elif run.evaluation is not None and not run.evaluation.rated:
+            section.missing.append(f"{run.name}: no segment is rated; the first videos by id.")
+        section.pictures += [
+            Picture(
+                timeline.picture(),
+                f"Scores of {timeline.title} over time by {run.name}",
+                f"{timeline.title}, by {run.name}" if len(runs) > 1 else "",
+                wide=True,
+            )
+            for timeline in run.timelines
+        ]
+    return section

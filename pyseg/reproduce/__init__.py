@@ -1,0 +1,54 @@
+"""The paper's tables on data at hand: ``python -m pyseg.reproduce --data yt8m --table 3``.
+
+A table is a `Comparison`, and each of its rows a `Variant`: a training run (`pyseg.train`) for each
+of some seeds, on the data of an `Experiment`. The command writes one folder:
+
+* ``tables.md``: the tables, beside the paper's numbers;
+* ``tables.json``: the same, with the values of every seed;
+* ``table-<name>.png``: pictures of them, with the extra ``report``;
+* ``runs``: the run folders, which tell what was trained. A finished run is not run again: an
+  interrupted command can be resumed, and another table shares the runs of the first one.
+
+The tables are:
+
+* 2: architectures; 3: reweighting; 4: label correlation; 5: a graph of the labels on DBoF. They are
+  the paper's.
+* best: the share of the gap between plain cross-entropy and training on complete labels that is
+  closed by the paper's recipe, by ``--recipe best`` of pyseg.train, and by parts of the latter.
+"""
+
+from pyseg.reproduce.cli import main, reproduce
+from pyseg.reproduce.comparisons import (
+    PLAIN,
+    Comparison,
+    Variant,
+    make_comparisons,
+    recipe_variant,
+)
+from pyseg.reproduce.config import ReproduceConfig
+from pyseg.reproduce.estimates import Estimate, Outcome, differences, gaps_closed
+from pyseg.reproduce.experiments import Experiment, ModelSpec, open_experiment
+from pyseg.reproduce.output import describe, draw, to_json
+from pyseg.reproduce.runner import Runner
+
+__all__ = [
+    "PLAIN",
+    "Comparison",
+    "Estimate",
+    "Experiment",
+    "ModelSpec",
+    "Outcome",
+    "ReproduceConfig",
+    "Runner",
+    "Variant",
+    "describe",
+    "differences",
+    "draw",
+    "gaps_closed",
+    "main",
+    "make_comparisons",
+    "open_experiment",
+    "recipe_variant",
+    "reproduce",
+    "to_json",
+]

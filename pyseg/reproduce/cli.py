@@ -1,0 +1,98 @@
+"""The command ``python -m pyseg.reproduce``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pyseg import _cli
+from pyseg._extras import install_command
+from pyseg._files import remove_unfinished, sole_owner
+from pyseg._memory import keep_memory
+from pyseg._progress import Progress
+from pyseg.errors import UserError
+from pyseg.reproduce.comparisons import Comparison, Variant, make_comparisons
+from pyseg.reproduce.config import ReproduceConfig
+from pyseg.reproduce.estimates import Estimate, Outcome
+from pyseg.reproduce.experiments import Experiment, open_experiment
+from pyseg.reproduce.output import Results, can_draw
+from pyseg.reproduce.runner import Runner
+
+
+def reproduce(config: ReproduceConfig) -> Path:
+    """Runs experiments and writes their tables; returns the folder.
+
+    Raises:
+        pyseg.errors.UserError: The data does not allow the table.
+        FileNotFoundError: The data is not there.
+    """
+    out = config.out_folder
+    _cli.check_out_folder("out", out)
+    experiment = open_experiment(config.data, Path(config.folder or config.data), config.part)
+    comparisons = make_comparisons(experiment)
+    if config.table != "all":
+        known = ", ".join(comparison.name for comparison in comparisons)
+        comparisons = [found for found in comparisons if found.name == config.table]
+        if not comparisons:
+            raise UserError(
+                f"--table {config.table}: expected one of {known}, which {config.data} has the "
+                "data for"
+            )
+    if not can_draw():
+        print(f"no pictures without matplotlib: {install_command('report')}")
+    out.mkdir(parents=True, exist_ok=True)
+    with sole_owner(out):
+        remove_unfinished(out)
+        _run(config, experiment, comparisons)
+    return out
+
+
+def _run(
+    config: ReproduceConfig, experiment: Experiment, comparisons: Sequence[Comparison]
+) -> None:
+    """Runs comparisons and writes their tables, in a folder that no other command uses."""
+    runner = Runner(
+        experiment, config.out_folder / "runs", quick=config.quick, device=config.device
+    )
+    results = Results(config, experiment, runner.shorten(experiment.finetune).steps)
+    print(f"{experiment.name}: {experiment.description}")
+    variants = sum(len(comparison.variants) for comparison in comparisons)
+    began = time.perf_counter()
+    with Progress("reproduce", "runs", len(config.used_seeds) * variants) as bar:
+        for comparison in comparisons:
+            outcomes = []
+            for variant in comparison.variants:
+                outcome = _outcome(runner, variant, config.used_seeds, bar)
+                means = ", ".join(
+                    f"{measure} {Estimate.of(values).text('.4f')}"
+                    for measure, values in outcome.values.items()
+                )
+                bar.write(
+                    f"{comparison.name}: {variant.name.strip()}: {means} "
+                    f"({outcome.seconds:.0f} s a run)"
+                )
+                outcomes.append(outcome)
+            results.add(comparison, outcomes)
+    print(f"{time.perf_counter() - began:.0f} s; written: {results.tables_file}")
+
+
+def _outcome(runner: Runner, variant: Variant, seeds: Sequence[int], bar: Progress) -> Outcome:
+    """Runs a variant with every seed."""
+    runs = []
+    for seed in seeds:
+        runs.append(runner.run(variant, seed))
+        bar.update()
+    values = {m: [run["measures"][m] for run in runs] for m in runner.experiment.measures}
+    return Outcome(variant, values, float(np.mean([run["seconds"] for run in runs])))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs ``python -m pyseg.reproduce``."""
+    keep_memory()
+    parser = _cli.make_parser(
+        ReproduceConfig, "pyseg.reproduce", "Runs the paper's experiments on the data at hand."
+    )
+    reproduce(_cli.parse(parser, ReproduceConfig, argv))

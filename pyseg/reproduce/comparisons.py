@@ -1,0 +1,137 @@
+"""The tables of the paper, and one that goes beyond it, as training runs to compare."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyseg.config import RECIPES, LossConfig
+from pyseg.reproduce.experiments import Experiment, ModelSpec
+
+PLAIN = LossConfig(rated_weight=1.0, unrated_weight=1.0, correlation="none")
+"""Cross-entropy in which unrated classes count as absent."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of training: a row of a table.
+
+    Attributes:
+        name: The row's name.
+        model: The model.
+        loss: The loss of fine-tuning.
+        paper: The paper's number.
+        complete: Whether it learns from complete labels, which makes it the ceiling.
+        copies: The number of models that learn together, see `pyseg.config.TrainConfig`.
+    """
+
+    name: str
+    model: ModelSpec
+    loss: LossConfig
+    paper: float | None = None
+    complete: bool = False
+    copies: int = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variants that are compared: a table.
+
+    Attributes:
+        name: The table's name on the command line.
+        title: What it shows.
+        variants: The rows; the others are compared with the first one.
+        ceiling: Whether the last row is a ceiling, so that the closed share of the gap is known.
+    """
+
+    name: str
+    title: str
+    variants: Sequence[Variant]
+    ceiling: bool = False
+
+
+def recipe_variant(
+    name: str, model: ModelSpec, recipe: str, copies: int | None = None, **loss: Any
+) -> Variant:
+    """Returns a variant with a recipe of pyseg.train.
+
+    Args:
+        name: The variant's name.
+        model: The model.
+        recipe: The recipe's name.
+        copies: The number of models that learn together; default: the recipe's.
+        loss: Changes to its loss.
+    """
+    given = RECIPES[recipe]
+    own = {key.removeprefix("loss."): given[key] for key in given if key.startswith("loss.")}
+    copies = given.get("copies", 1) if copies is None else copies
+    return Variant(name, model, LossConfig(**(own | loss)), copies=copies)
+
+
+def make_comparisons(experiment: Experiment) -> list[Comparison]:
+    """Returns the tables that an experiment has the data for, in order."""
+    architectures = [_architectures(experiment)] if experiment.architectures else []
+    others = (_reweighting, _correlation, _label_graph, _beyond_the_paper)
+    return architectures + [make(experiment) for make in others]
+
+
+def _architectures(experiment: Experiment) -> Comparison:
+    pairs = zip(experiment.architectures.items(), (0.770, 0.773, 0.778), strict=True)
+    variants = [Variant(name, model, PLAIN, paper=number) for (name, model), number in pairs]
+    return Comparison("2", "model architectures", variants)
+
+
+_REWEIGHTED = LossConfig(correlation="none")
+_CORRELATED = LossConfig(correlation="auto", threshold=0.5)
+
+
+def _reweighting(experiment: Experiment) -> Comparison:
+    model = experiment.model
+    variants = [
+        Variant("plain", model, PLAIN, paper=0.778),
+        Variant("m = 2.0", model, replace(_REWEIGHTED, rated_weight=2.0), paper=0.782),
+        Variant("m = 2.5", model, _REWEIGHTED, paper=0.783),
+        Variant("m = 3.0", model, replace(_REWEIGHTED, rated_weight=3.0), paper=0.781),
+    ]
+    return Comparison("3", "label reweighting, n = 0.1", variants)
+
+
+def _correlation(experiment: Experiment) -> Comparison:
+    model = experiment.model
+    papers = {0.3: None, 0.4: 0.788, 0.5: 0.791, 0.6: 0.789}
+    variants = [
+        Variant("m = 2.5, n = 0.1", model, _REWEIGHTED, paper=0.783),
+        *(
+            Variant(f"τ = {tau}", model, replace(_CORRELATED, threshold=tau), paper=number)
+            for tau, number in papers.items()
+        ),
+    ]
+    return Comparison("4", "label correlation, on top of reweighting", variants)
+
+
+def _label_graph(experiment: Experiment) -> Comparison:
+    pairs = zip(experiment.graph_models.items(), (0.740, 0.749), strict=True)
+    variants = [Variant(name, model, _CORRELATED, paper=number) for (name, model), number in pairs]
+    return Comparison("5", "a graph of the labels", variants)
+
+
+def _beyond_the_paper(experiment: Experiment) -> Comparison:
+    model = experiment.model
+    best = functools.partial(recipe_variant, model=model, recipe="best")
+    whole, alone = best("--recipe best"), functools.partial(best, copies=1)
+    variants = [
+        Variant("plain", model, PLAIN),
+        Variant("the paper's recipe (m = 2.5, n = 0.1, τ = 0.5)", model, _CORRELATED),
+        whole,
+        alone("  one model alone"),
+        alone("  alone, without absent evidence", absent_evidence=0.0),
+        alone("  alone, with the paper's τ = 0.5", threshold=0.5),
+        alone("  alone, with the paper's m = 2.5, n = 0.1", rated_weight=2.5, unrated_weight=0.1),
+    ]
+    if experiment.has_ceiling:
+        ceiling = Variant("complete labels, the ceiling", model, PLAIN, complete=True)
+        together = f"complete labels, {whole.copies} models"
+        variants += [replace(ceiling, name=together, copies=whole.copies), ceiling]
+    return Comparison("best", "beyond the paper", variants, ceiling=experiment.has_ceiling)

@@ -1,0 +1,55 @@
+"""The options of ``python -m pyseg.reproduce``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pyseg import _cli
+from pyseg.reproduce.experiments import Part
+
+
+@dataclass
+class ReproduceConfig:
+    """What to reproduce, and on which data.
+
+    Args:
+        table: A table of the paper, "best" for what goes beyond it, or "all" that the data allow.
+        data: The experiment's data.
+        folder: Where the data are; default: the folder of that name. The sample needs none.
+        seeds: Runs per row.
+        quick: Take a quarter of the steps and one seed, to see that it works.
+        part: "validation" holds out a part of the training videos instead of the test videos: for
+            choosing between recipes.
+        out: The folder to write; default: runs/reproduce-<data>, with the options that are not the
+            default ones in its name.
+        device: "cpu", "cuda", ...; default: a GPU where there is one.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    table: Literal["2", "3", "4", "5", "best", "all"] = "all"
+    data: Literal["yt8m", "audioset", "sample"] = "sample"
+    folder: str | None = None
+    seeds: int = 3
+    quick: bool = False
+    part: Part = "test"
+    out: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        _cli.check_range("seeds", self.seeds, 1)
+
+    @property
+    def out_folder(self) -> Path:
+        """The folder to write."""
+        extras = [self.part] * (self.part != "test") + ["quick"] * self.quick
+        return Path(self.out or "runs/" + "-".join(["reproduce", self.data, *extras]))
+
+    @property
+    def used_seeds(self) -> range:
+        """The seeds of each row's runs."""
+        return range(1 if self.quick else self.seeds)

@@ -1,0 +1,140 @@
+"""Training and measuring the variants of an experiment, each of them once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyseg
+from pyseg import distributed, models
+from pyseg._containers import parse_json
+from pyseg._files import atomic_write
+from pyseg.config import LossConfig, StageConfig, TrainConfig
+from pyseg.errors import DataError
+from pyseg.reproduce.comparisons import PLAIN, Variant
+from pyseg.reproduce.experiments import Experiment
+from pyseg.train import train
+
+_RESULT = "result.json"
+_QUICK = 4  # times fewer steps
+
+
+class Runner:
+    """Trains and measures variants, and keeps their results.
+
+    Args:
+        experiment: The data and the measures.
+        folder: Where runs are kept.
+        quick: Whether to take fewer steps.
+        device: Where to train.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        *,
+        quick: bool = False,
+        device: str | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.quick = quick
+        self.device = device
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Returns the measures of a variant with a seed, and the seconds that it took.
+
+        The result of a run that was finished before is read from its folder.
+
+        Raises:
+            pyseg.errors.DataError: That result is damaged.
+        """
+        config = self._config(variant, seed)
+        folder = self.folder / f"{self._key(config, variant.complete)}-{seed}"
+        result = folder / _RESULT
+        if result.is_file():
+            found: dict[str, Any] = parse_json(result.read_bytes(), str(result), finite=False)
+            if not isinstance(found, dict) or found.keys() != {"measures", "seconds"}:
+                raise DataError(f"{result}: expected measures and seconds: delete {folder}")
+            return found
+        began = time.perf_counter()
+        if self.experiment.pretrain is not None:
+            config = replace(config, init=str(self._pretrained(variant, seed)))
+        self._train(replace(config, run=str(folder)), variant.complete)
+        model = models.load(folder, device=distributed.pick_device(self.device))
+        measures = self.experiment.measure(model, seed)
+        found = {"measures": measures, "seconds": time.perf_counter() - began}
+        with atomic_write(result) as file:
+            file.write(json.dumps(found).encode())
+        return found
+
+    def shorten(self, stage: StageConfig) -> StageConfig:
+        """Returns a stage with the steps that it has here."""
+        return replace(stage, steps=stage.steps // _QUICK) if self.quick else stage
+
+    def _config(self, variant: Variant, seed: int) -> TrainConfig:
+        return TrainConfig(
+            data=self.experiment.name,
+            model=variant.model.name,
+            overrides=dict(variant.model.overrides),
+            copies=variant.copies,
+            stage="finetune",
+            finetune=self.shorten(self.experiment.finetune),
+            loss=variant.loss,
+            seed=seed,
+            device=self.device,
+        )
+
+    def _key(self, config: TrainConfig, complete: bool = False) -> str:
+        """Returns a name for the runs with the same options, but for the seed."""
+        options = {
+            **asdict(config),
+            "seed": None,
+            "complete": complete,
+            "data": str(self.experiment.folder.resolve()),
+            "part": self.experiment.part,
+            "version": pyseg.__version__,
+        }
+        text = json.dumps(options, sort_keys=True)
+        return f"{config.model}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def _pretrained(self, variant: Variant, seed: int) -> Path:
+        """Returns the run whose weights a variant is fine-tuned from, trained where necessary."""
+        assert self.experiment.pretrain is not None
+        config = replace(
+            self._config(variant, seed),
+            stage="pretrain",
+            pretrain=self.shorten(self.experiment.pretrain),
+            finetune=StageConfig(0, 1.0),
+            loss=_pretraining_loss(variant),
+        )
+        folder = self.folder / f"{self._key(config)}-{seed}-pretrained"
+        done = folder / _RESULT
+        if not done.is_file():
+            self._train(replace(config, run=str(folder)), complete=False)
+            with atomic_write(done) as file:
+                file.write(b"{}")
+        return folder
+
+    def _train(self, config: TrainConfig, complete: bool) -> None:
+        folder = Path(config.run or "")
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+        log = folder.with_suffix(".log")
+        loss = self.experiment.loss(config.loss, self.folder)
+        collection = self.experiment.collection(config.seed, complete=complete)
+        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            train(replace(config, loss=loss), collection)
+
+
+def _pretraining_loss(variant: Variant) -> LossConfig:
+    """Returns the loss of pretraining: plain, unless the model takes its graph from the loss."""
+    known = models.options(variant.model.name, head=variant.model.overrides.get("head"))
+    return variant.loss if "correlation" in known else PLAIN

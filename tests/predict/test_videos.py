@@ -1,0 +1,66 @@
+"""Timelines: the scores of single videos over time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyseg import predict
+from pyseg.data import FrameSchema, encode_frames, read_frames, write_records
+from pyseg.submission import read_submission
+
+
+def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    for name in ("t.png", "t.html"):
+        path = tmp_path / name
+        options = ["--video", "1e1", "--timeline", str(path), "--timeline-classes", "2"]
+        predict.main(["--run", str(run), *options])
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[-1] == f"timeline: {path}"
+        assert len(printed) == 3
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "t.html").read_text()
+    assert "data:image/png;base64," in page
+    [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
+    assert page.count("<tr>") == 1 + len(record.ratings.starts)
+
+
+def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Their ids are called video_id, as those of AudioSet, whose frames are shorter."""
+    old = FrameSchema(id_key="video_id")
+    for path in data.glob("*.tfrecord"):
+        records = [
+            encode_frames(r.id, r.frames, r.labels, r.ratings, old) for r in read_frames(path)
+        ]
+        write_records(tmp_path / path.name, records)
+    for name, source in (("old.csv", tmp_path), ("new.csv", data)):
+        words = ["--run", str(run), "--data", str(source), "--out", str(tmp_path / name)]
+        predict.main(words)
+    assert (tmp_path / "old.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
+    drawn = []
+    monkeypatch.setattr("pyseg.timeline.Timeline.save", lambda self, _: drawn.append(self))
+    words = ["--run", str(run), "--data", str(tmp_path), "--timeline", str(tmp_path / "t.png")]
+    predict.main([*words, "--video", "1e1"])
+    assert (drawn[0].title, drawn[0].frame_seconds, drawn[0].segment_size) == ("1e1", 1.0, 5)
+    assert len(drawn[0].ratings) > 0
+
+
+def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    shard = tmp_path / "test0.tfrecord"
+    frames = np.zeros((7, 1152), np.uint8)
+    schema = FrameSchema(labels_key=None)
+    write_records(shard, [encode_frames("a<b", frames, [], schema=schema)])
+    arguments = ["--run", str(run), "--data", str(shard)]
+    predict.main([*arguments, "--video", "a<b", "--timeline", str(tmp_path / "t.html")])
+    page = (tmp_path / "t.html").read_text()
+    assert "<title>a&lt;b</title>" in page
+    assert "<table>" not in page
+    predict.main([*arguments, "--out", str(tmp_path / "s.csv")])
+    submission = read_submission(tmp_path / "s.csv")
+    assert all(sorted(segments) == ["a<b:0", "a<b:5"] for _, segments in submission)

@@ -1,0 +1,46 @@
+"""The rows of the tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pyseg.config import RECIPES
+from pyseg.reproduce import ModelSpec, make_comparisons, recipe_variant
+from pyseg.reproduce.experiments import GeneratedSample
+
+
+def test_the_tables_of_the_paper() -> None:
+    tables = {t.name: t for t in make_comparisons(GeneratedSample(Path(), "test"))}
+    assert list(tables) == ["2", "3", "4", "5", "best"]
+    assert [row.paper for row in tables["2"].variants] == [0.770, 0.773, 0.778]
+    weights = [(row.loss.rated_weight, row.loss.unrated_weight) for row in tables["3"].variants]
+    assert weights == [(1.0, 1.0), (2.0, 0.1), (2.5, 0.1), (3.0, 0.1)]
+    assert all(row.loss.correlation == "none" for row in tables["3"].variants)
+    thresholds = [row.loss.threshold for row in tables["4"].variants[1:]]
+    assert thresholds == [0.3, 0.4, 0.5, 0.6]
+    assert [row.paper for row in tables["5"].variants] == [0.740, 0.749]
+    assert not tables["best"].ceiling  # nobody knows all labels of the sample
+    assert [row.copies for row in tables["best"].variants] == [1, 1, 3, 1, 1, 1, 1]
+
+
+def test_what_goes_beyond_the_paper() -> None:
+    given = RECIPES["best"]
+    model = ModelSpec("mlp")
+    row = recipe_variant("best", model, "best")
+    assert row.copies == given["copies"]
+    assert row.loss.absent_evidence == given["loss.absent_evidence"]
+    alone = recipe_variant("alone", model, "best", copies=1, threshold=0.5)
+    assert alone.loss == replace(row.loss, threshold=0.5)
+    assert alone.copies == 1
+
+
+def test_complete_labels_are_learnt_by_as_many_models_as_the_recipe_has(monkeypatch) -> None:
+    monkeypatch.setattr(GeneratedSample, "has_ceiling", True)
+    monkeypatch.setitem(RECIPES["best"], "copies", 5)
+    rows = make_comparisons(GeneratedSample(Path(), "test"))[-1].variants
+    assert rows[2].copies == 5
+    assert [(row.name, row.copies) for row in rows if row.complete] == [
+        ("complete labels, 5 models", 5),
+        ("complete labels, the ceiling", 1),
+    ]

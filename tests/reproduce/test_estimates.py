@@ -1,0 +1,46 @@
+"""Statistics over seeds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pyseg.config import LossConfig
+from pyseg.reproduce import (
+    Estimate,
+    ModelSpec,
+    Outcome,
+    Variant,
+    differences,
+    gaps_closed,
+)
+
+
+def outcomes_of(*values: list[float]) -> list[Outcome]:
+    model = ModelSpec("mlp")
+    return [
+        Outcome(Variant(f"row {number}", model, LossConfig()), {"map": own}, 1.0)
+        for number, own in enumerate(values)
+    ]
+
+
+def test_estimates() -> None:
+    one = Estimate.of([0.25])
+    assert (one.mean, one.text(".3f"), one.is_clear) == (0.25, "0.250", False)
+    some = Estimate.of([1.0, 2.0, 6.0])
+    assert some.error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
+    assert some.text("+.2f") == "+3.00 ± 1.53"
+    assert not some.is_clear
+    assert Estimate.of([-1.0, -1.1, -0.9]).is_clear
+
+
+def test_rows_are_compared_seed_by_seed() -> None:
+    outcomes = outcomes_of([0.1, 0.3], [0.2, 0.4], [0.5, 0.7])
+    assert differences(outcomes, "map")[1] == pytest.approx((0.1, 0.0))
+    closed = gaps_closed(outcomes, "map")
+    assert closed is not None
+    assert [gap.mean for gap in closed] == pytest.approx([0.0, 0.25, 1.0])
+    # A ceiling that is none, and one seed, of which nobody knows.
+    assert gaps_closed(outcomes_of([0.1, 0.3], [0.2, 0.2]), "map") is None
+    assert gaps_closed(outcomes_of([0.1], [0.2]), "map") is not None
