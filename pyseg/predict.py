@@ -32,12 +32,12 @@ from torch.nn import functional
 
 from pyseg import _cli, distributed
 from pyseg._containers import read_arrays
-from pyseg._files import sole_owner, atomic_write
+from pyseg._files import atomic_write, sole_owner
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
 from pyseg.data import Example, ReadReport, collate, youtube8m
-from pyseg.data.datasets import OnError
 from pyseg.data.formats import frame_schema, frame_seconds
+from pyseg.data.records import OnError
 from pyseg.data.segments import UNRATED_ENDS, SegmentBlock, read_ahead, read_segments
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.evaluate import note_level

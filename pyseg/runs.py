@@ -26,7 +26,7 @@ from pyseg._containers import parse_json
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
 from pyseg.data import Collection, find_shards, open_collection, youtube8m
-from pyseg.data.datasets import OnError
+from pyseg.data.records import OnError
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier

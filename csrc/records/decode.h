@@ -2,7 +2,7 @@
 // features.
 //
 // The texts of errors, and the order in which things are checked, are those of
-// pyseg/data/_records_reference.py, which defines all this: change both.
+// pyseg/data/records/reference.py, which defines all this: change both.
 #pragma once
 
 #include <algorithm>

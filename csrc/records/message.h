@@ -6,8 +6,7 @@
 // nobody asks for are not looked into. Nothing is read past the end of the enclosing message,
 // whatever the lengths say.
 //
-// The texts of errors are those of pyseg/data/_records_reference.py, which defines all this: change
-// both.
+// The texts of errors are those of pyseg/data/records/wire.py, which defines all this: change both.
 #pragma once
 
 #include <cstdint>

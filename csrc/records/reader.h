@@ -3,7 +3,7 @@
 //     uint64 length, uint32 masked CRC32C of the length, payload, uint32 masked CRC32C of the
 //     payload
 //
-// The texts of errors are those of pyseg/data/_records_reference.py, which defines all this: change
+// The texts of errors are those of pyseg/data/records/reference.py, which defines all this: change
 // both.
 #pragma once
 

@@ -16,8 +16,17 @@ import numpy as np
 from pyseg._progress import Progress
 from pyseg.data._tables import read_table, shown
 from pyseg.data.batch import Example
-from pyseg.data.datasets import OnError, Paths, SegmentDataset, stable_hash
-from pyseg.data.records import FrameRecord, FrameSchema, Ratings, ReadReport, read_frames
+from pyseg.data.datasets import SegmentDataset
+from pyseg.data.hashing import stable_hash
+from pyseg.data.records import (
+    FrameRecord,
+    FrameSchema,
+    OnError,
+    Ratings,
+    ReadReport,
+    read_frames,
+)
+from pyseg.data.shards import Paths
 from pyseg.errors import ArgumentError, DataError
 
 NUM_CLASSES = 527  # weak labels

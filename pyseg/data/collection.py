@@ -18,17 +18,15 @@ from pyseg.data import audioset, youtube8m
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
     FrameDataset,
-    OnError,
-    Paths,
     RecordDataset,
     SegmentDataset,
     VideoDataset,
-    find_shards,
-    held_out,
 )
 from pyseg.data.formats import Found, look
+from pyseg.data.hashing import held_out
 from pyseg.data.label_lists import read_label_records
-from pyseg.data.records import ReadReport, without_record_warnings
+from pyseg.data.records import OnError, ReadReport, without_record_warnings
+from pyseg.data.shards import Paths, find_shards
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 
 Part = Literal["train", "test", "all"]

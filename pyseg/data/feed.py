@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pyseg.data.batch import Batch
-from pyseg.data.datasets import Position, RecordDataset, Start, loader
+from pyseg.data.datasets import RecordDataset
+from pyseg.data.loading import loader
+from pyseg.data.stream import Position, Start
 from pyseg.errors import ArgumentError
 
 

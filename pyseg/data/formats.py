@@ -15,15 +15,16 @@ from typing import NamedTuple
 
 from pyseg._progress import Progress
 from pyseg.data import audioset
-from pyseg.data.datasets import OnError, find_shards, named_as_records
 from pyseg.data.records import (
     FrameSchema,
+    OnError,
     RecordKind,
     VideoSchema,
     find_features,
     is_record_file,
     sniff,
 )
+from pyseg.data.shards import find_shards, named_as_records
 from pyseg.errors import ArgumentError, DataError
 
 _SNIFFED = 16  # files of a series whose first record is looked at

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyseg.data.batch import Example
-from pyseg.data.datasets import Paths, VideoDataset, stable_hash
+from pyseg.data.datasets import VideoDataset
+from pyseg.data.hashing import stable_hash
 from pyseg.data.records import ReadReport
+from pyseg.data.shards import Paths
 from pyseg.errors import ArgumentError
 
 if TYPE_CHECKING:

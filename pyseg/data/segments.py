@@ -12,9 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pyseg.data.datasets import OnError
 from pyseg.data.formats import id_key
-from pyseg.data.records import FrameSchema, ReadReport, read_frames
+from pyseg.data.records import FrameSchema, OnError, ReadReport, read_frames
 
 UNRATED_ENDS = (6, 2)
 """Segments at the start and at the end of a video that YouTube-8M's raters were never shown."""
