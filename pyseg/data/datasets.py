@@ -42,25 +42,25 @@ VIEW_OPTIONS = ("keep", "select", "shuffle", "seed", "buffer", "repeat", "rank",
 
 
 class RecordDataset(IterableDataset[Example]):
-    """What the data sets of this package have in common; use one of its subclasses.
+    """The base of the data sets of this package; use one of its subclasses.
 
     A data set is divided over the ranks of a distributed run and over the workers of a DataLoader
-    (every rank must have as many), whatever their numbers and that of the shards: each example
-    comes up exactly once in a pass. Where there are fewer shards than consumers, and for the
-    shards that are left over, every consumer reads the whole file and decodes its own records.
+    (the same number on every rank), whatever their numbers and that of the shards: each example is
+    read exactly once in a pass. A shard that several consumers share is read by each of them as a
+    whole, but each decodes only its own records.
 
-    The order depends on ``seed``, the epoch, and the numbers of ranks and workers; on the last two
-    not at all with ``cache=True`` in a `loader`. Ranks may have one batch more or less than
-    others in a pass; with ``repeat=True`` none ever ends.
+    The order depends on ``seed``, the epoch, and the numbers of ranks and workers; with
+    ``cache=True`` in a `loader`, not on the last two. Ranks may have one batch more or less than
+    others in a pass; with ``repeat=True`` no rank ever ends.
 
     Args:
         paths: Shards: a glob, a folder, a file, or a list of these (`find_shards`).
         shuffle: Shuffle the shards, and the examples within chunks; in memory, all of them.
         seed: Decides the order, and which frames are sampled; at least 0.
         buffer: Examples that are read ahead and shuffled with each other, a chunk.
-        keep: Which videos to read, by id; a function of this kind must be picklable where worker
-            processes are not forked.
-        select: Likewise, by shard and id, for what the id alone does not tell.
+        keep: Which videos to read, by id; the function has to be picklable where worker processes
+            are not forked.
+        select: Likewise, by shard and id.
         classes: Restrict labels and ratings to these classes, and renumber them by their position
             in this list. A video without any of them stays, a segment is left out.
         on_error: "raise" stops at a faulty record, "skip" leaves it out and counts it
@@ -199,30 +199,33 @@ class RecordDataset(IterableDataset[Example]):
         """
         if wrong := changes.keys() - set(VIEW_OPTIONS):
             raise TypeError(f"subset cannot change {', '.join(sorted(wrong))}")
-        other = self._copy(**changes)
-        other._check_options()
-        other._shared = Counters(len(self._counts))
-        if self._memory is not None:
-            other._shared.copy_counts(self._shared)
-            paths, videos = self._memory.paths, self._memory.videos
-            kept = [n for n in self._kept.tolist() if other._wants(paths[n], videos[n])]
-            other._kept = np.array(kept, np.int64)
-        return other
+        return self._copy(**changes)._detach()
 
-    def in_batches(self: Self, batch_size: int, start: Start = Start()) -> Self:  # noqa: B008
-        """Returns the same data set for a `loader`, which counts the same records and epochs.
+    def in_batches(self: Self, batch_size: int, start: Start) -> Self:
+        """Returns the same data set for a `loader`: both have one epoch and one report.
 
         Args:
-            batch_size: Examples per batch: where they are in memory, every worker takes whole ones.
+            batch_size: Examples per batch; of examples in memory, every worker takes whole batches.
             start: Where to begin.
         """
         return self._copy(_batch_size=batch_size, _start=start)
 
     def _copy(self: Self, **changes: Any) -> Self:
         other = copy.copy(self)
-        # A copy is made as in pickling, where `__getstate__` fixes rank and world size.
+        # Copying goes through `__getstate__`, which fixes rank and world size.
         vars(other).update({"rank": self.rank, "world_size": self.world_size, **changes})
         return other
+
+    def _detach(self: Self) -> Self:
+        """Gives a copy with other options an epoch and a report of its own, and returns it."""
+        self._check_options()
+        counters, self._shared = self._shared, Counters(len(self._counts))
+        if self._memory is not None:
+            self._shared.copy_counts(counters)
+            paths, videos = self._memory.paths, self._memory.videos
+            kept = [n for n in self._kept.tolist() if self._wants(paths[n], videos[n])]
+            self._kept = np.array(kept, np.int64)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a worker process is given: there, torch.distributed is not initialised."""
@@ -448,10 +451,10 @@ class FrameDataset(RecordDataset):
 
 
 class SegmentDataset(RecordDataset):
-    """Rated segments: one example a segment, with all classes that are rated for it.
+    """Rated segments: one example per segment, with all classes that are rated for it.
 
-    An example's id is ``"<video id>:<start frame>"``. A segment that the end of its video cuts has
-    as many frames as are left. Videos without ratings are passed over.
+    The id of an example is ``"<video id>:<start frame>"``. A segment that the end of its video cuts
+    short has as many frames as are left. Videos without ratings are skipped.
 
     With ``cache=True`` a collection of 235,000 segments takes 1.35 GB; the frames around them are
     not kept.
