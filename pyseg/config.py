@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from pyseg import _cli
-from pyseg.data.datasets import MOST_WORKERS, OnError
+from pyseg.data.memory import MOST_WORKERS
+from pyseg.data.records import OnError
 from pyseg.errors import ArgumentError
 
 if TYPE_CHECKING:

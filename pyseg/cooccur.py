@@ -17,9 +17,10 @@ from pyseg import _cli, distributed
 from pyseg._progress import Progress
 from pyseg.data import ReadReport, vocabulary, youtube8m
 from pyseg.data._tables import read_ids
-from pyseg.data.datasets import OnError, find_shards
 from pyseg.data.formats import id_key
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
+from pyseg.data.records import OnError
+from pyseg.data.shards import find_shards
 from pyseg.errors import DataError, UserError
 from pyseg.labels import (
     Cooccurrence,

@@ -55,3 +55,7 @@ class RecordError(PysegError, ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the attributes too, for errors of worker processes."""
         return type(self), (str(self), self.path, self.record, self.offset)
+
+
+class WorkerError(UserError):
+    """A worker process has died, or has no memory that it could share with this one."""

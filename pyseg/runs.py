@@ -28,7 +28,7 @@ from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
 from pyseg.data import Collection, find_shards, open_collection, vocabulary
 from pyseg.data.collection import find_data
-from pyseg.data.datasets import OnError
+from pyseg.data.records import OnError
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier

@@ -36,8 +36,8 @@ from pyseg.checkpoint import (
 from pyseg.checkpoint import set_random_state as restore_random_state
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Batch, Feed, RecordDataset
-from pyseg.data.datasets import WorkerError, worker_errors
-from pyseg.errors import ArgumentError, UserError
+from pyseg.data.loading import worker_errors
+from pyseg.errors import ArgumentError, UserError, WorkerError
 from pyseg.evaluate import report_of_all
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty

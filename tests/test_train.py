@@ -392,7 +392,7 @@ def test_a_label_beyond_the_vocabulary_is_a_line(tmp_path):
     frames = np.ones((2, 1152), np.uint8)
     write_records(tmp_path / "validate0000.tfrecord", [encode_frames("v1", frames, [CLASSES])])
     write_vocabulary(tmp_path)
-    with pytest.raises(DataError, match=r"v1: class 4 is not in \[0, 4\)"):
+    with pytest.raises(DataError, match=r"v1: expected classes in \[0, 4\), found 4"):
         train.train(config(tmp_path, tmp_path / "run", test_fraction=0.0))
 
 

@@ -1,7 +1,7 @@
 // YouTube-8M records: frame-level features with or without rated segments, and video-level mean
 // features.
 //
-// pyseg/data/_records_reference.py is the reference; its error texts and the order of its checks
+// pyseg/data/records/reference.py is the reference; its error texts and the order of its checks
 // are the same: change both.
 #pragma once
 

@@ -6,7 +6,7 @@
 // not requested are not parsed. Nothing is read past the end of the enclosing message, whatever the
 // lengths say.
 //
-// pyseg/data/_records_reference.py is the reference; its error texts are the same: change both.
+// pyseg/data/records/wire.py is the reference; its error texts are the same: change both.
 #pragma once
 
 #include <cstdint>

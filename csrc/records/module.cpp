@@ -1,4 +1,4 @@
-// pyseg._records, the native reader. pyseg/data/_records_reference.py has the same interface and
+// pyseg._records, the native reader. pyseg/data/records/reference.py has the same interface and
 // documents it.
 
 #include <pybind11/numpy.h>
@@ -204,7 +204,7 @@ uint32_t checksum(const py::buffer& data, uint32_t crc) {
 PYBIND11_MODULE(_records, module) {
   using namespace pyseg::records;  // NOLINT
 
-  module.doc() = "Reads TFRecords natively; pyseg.data._records_reference is the same in Python.";
+  module.doc() = "Reads TFRecords natively; pyseg.data.records.reference is the same in Python.";
 
   static PyObject* fault = PyErr_NewException("pyseg._records.Fault", nullptr, nullptr);
   if (!fault) throw py::error_already_set();

@@ -3,7 +3,7 @@
 //     uint64 length, uint32 masked CRC32C of the length, payload, uint32 masked CRC32C of the
 //     payload
 //
-// pyseg/data/_records_reference.py is the reference; its error texts are the same: change both.
+// pyseg/data/records/reference.py is the reference; its error texts are the same: change both.
 #pragma once
 
 #include <unistd.h>

@@ -7,19 +7,13 @@ from pyseg.data import audioset, youtube8m
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.collection import Collection, open_collection, open_records, register_source
-from pyseg.data.datasets import (
-    FrameDataset,
-    RecordDataset,
-    SegmentDataset,
-    VideoDataset,
-    find_shards,
-    held_out,
-    loader,
-)
+from pyseg.data.datasets import FrameDataset, RecordDataset, SegmentDataset, VideoDataset
 from pyseg.data.feed import Feed
 from pyseg.data.formats import Format, Found, OpenOptions, formats, register_format
+from pyseg.data.hashing import held_out
 from pyseg.data.incomplete import IncompleteVideoDataset
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
+from pyseg.data.loading import loader
 from pyseg.data.records import (
     FrameRecord,
     FrameSchema,
@@ -36,6 +30,7 @@ from pyseg.data.records import (
     sniff,
     write_records,
 )
+from pyseg.data.shards import find_shards
 from pyseg.errors import DataError, RecordError
 
 

@@ -1,6 +1,6 @@
 """Reading text tables: those that come with a collection, submissions, lists of ids.
 
-All of them are read by :func:`read_rows`, as CSV is; :func:`read_table` knows columns by name.
+All of them are read by :func:`read_rows` as CSV; :func:`read_table` finds columns by name.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _UTF32 = b"\xff\xfe\0\0", b"\0\0\xfe\xff"
 
 
 def shown(text: str) -> str:
-    """Returns text as a message quotes it: no more than its beginning."""
+    """Returns text as a message quotes it: only its beginning."""
     return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def whole_number(text: str) -> int | None:
-    """Returns the number that up to 9 ASCII digits are, None for any other text."""
+    """Returns the number that up to 9 ASCII digits stand for, None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 
@@ -86,7 +86,7 @@ class Row:
 
 @contextlib.contextmanager
 def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file for reading; gzip is seen by content.
+    """Opens a file for reading; gzip is recognised by content.
 
     Raises:
         OSError: It cannot be read. A block that reads it has to expect `DAMAGED_GZIP` too.
@@ -174,10 +174,10 @@ class _Lines:
 def read_rows(
     path: str | os.PathLike[str], delimiter: str = ","
 ) -> Iterator[tuple[int, list[str]]]:
-    r"""Yields the lines of a table, but for empty ones: a line's number, and its fields.
+    r"""Yields the lines of a table, except empty ones: their number and their fields.
 
     It is read as CSV is (RFC 4180): a field in double quotes may hold commas, line ends and doubled
-    quotes. Lines end with LF, CR LF or CR. Gzip is seen by content.
+    quotes. Lines end with LF, CR LF or CR. Gzip is recognised by content.
 
     Args:
         path: The file, UTF-8, or UTF-16 with a byte order mark.

@@ -18,16 +18,18 @@ from pyseg._progress import Progress
 from pyseg.data._tables import read_table, shown
 from pyseg.data.batch import Example
 from pyseg.data.collection import Collection
-from pyseg.data.datasets import (
-    FrameDataset,
-    OnError,
-    Paths,
-    SegmentDataset,
-    find_shards,
-    stable_hash,
-)
+from pyseg.data.datasets import FrameDataset, SegmentDataset
 from pyseg.data.formats import Format, Found, OpenOptions
-from pyseg.data.records import FrameRecord, FrameSchema, Ratings, ReadReport, read_frames
+from pyseg.data.hashing import stable_hash
+from pyseg.data.records import (
+    FrameRecord,
+    FrameSchema,
+    OnError,
+    Ratings,
+    ReadReport,
+    read_frames,
+)
+from pyseg.data.shards import Paths, find_shards
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 
 NUM_CLASSES = 527  # weak labels

@@ -47,7 +47,7 @@ class Batch:
         offsets: (B + 1,) int64.
         classes: (R,) int64.
         scores: (R,) float32.
-        position: Where in the data set the reader stands after it; see `pyseg.data.Feed`.
+        position: Where the reader stands in the data set after this batch; see `pyseg.data.Feed`.
 
     Example:
         >>> import numpy as np
@@ -98,8 +98,8 @@ class Batch:
             first = int(wrong.nonzero()[0])
             row = int(torch.searchsorted(self.offsets, first, right=True)) - 1
             raise DataError(
-                f"{self.ids[row]}: class {int(self.classes[first])} is not in "
-                f"[0, {num_classes}): num_classes does not fit the data"
+                f"{self.ids[row]}: expected classes in [0, {num_classes}), found "
+                f"{int(self.classes[first])}: num_classes does not fit the data"
             )
 
     def _positions(self, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -115,13 +115,13 @@ class Batch:
         """Returns the batch with its tensors on a device.
 
         Args:
-            device: Where to.
-            non_blocking: Do not wait for the copy; it needs pinned memory to have an effect.
+            device: The target.
+            non_blocking: Do not wait for the copy; this has an effect only in pinned memory.
         """
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Returns the batch in page-locked memory, which a GPU can copy from by itself.
+        """Returns the batch in page-locked memory, from which a GPU can copy asynchronously.
 
         A `torch.utils.data.DataLoader` with ``pin_memory=True`` calls this.
         """
@@ -140,8 +140,9 @@ class Batch:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Returns what is pickled, as on the way from a worker process."""
-        # A tensor travels between processes as an open file descriptor. Only the frames are worth
-        # one: the rest goes through the pipe, so that six times as many batches fit the limit.
+        # A tensor is sent to another process as an open file descriptor. Only the frames are worth
+        # one: the rest goes through the pipe, so that the limit of open files allows for several
+        # times as many batches.
         small = (self.num_frames, self.offsets, self.classes, self.scores)
         if self.frames.device.type != "cpu":
             return Batch, (self.ids, self.frames, *small, self.position)
@@ -159,15 +160,15 @@ def _rebuild(
 def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
     """Returns a batch of examples, padded with zeros at the end.
 
-    In a worker of a `torch.utils.data.DataLoader` the frames are written straight into memory that
-    is shared with the parent.
+    In a worker of a `torch.utils.data.DataLoader`, the frames are written directly into memory that
+    is shared with the parent process.
 
     Args:
         examples: B examples of the same width N and kind of frames.
         frames: T, the length to pad to; default: the longest example's.
 
     Raises:
-        ValueError: There is no example, their widths or dtypes differ, one has no frame or more
+        ValueError: There is no example, their widths or dtypes differ, or one has no frame or more
             than ``frames``.
 
     Example:
@@ -179,7 +180,7 @@ def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
         (torch.Size([2, 3, 2]), tensor([1, 3]))
     """
     if not examples:
-        raise ArgumentError("collate needs at least one example, got none")
+        raise ArgumentError("examples: expected at least one, found none")
     lengths = np.fromiter((len(example.frames) for example in examples), np.int64, len(examples))
     length = int(lengths.max()) if frames is None else frames
     first = examples[0]
@@ -188,8 +189,8 @@ def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
         found = example.frames
         if found.shape[1] != width or found.dtype != dtype:
             raise ArgumentError(
-                f"{example.id}: frames are {found.shape[1]} wide and {found.dtype}, "
-                f"but those of {first.id} in the same batch are {width} wide and {dtype}"
+                f"{example.id}: expected frames of width {width} and {dtype}, as those of "
+                f"{first.id} in the same batch, found {found.shape[1]} and {found.dtype}"
             )
         if not 1 <= len(found) <= length:
             raise ArgumentError(f"{example.id}: expected 1 to {length} frames, found {len(found)}")
@@ -203,7 +204,9 @@ def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
     classes = np.concatenate([example.classes for example in examples])
     scores = np.concatenate([example.scores for example in examples])
     if len(classes) != len(scores):
-        raise ArgumentError(f"expected one score a class, found {len(scores)} for {len(classes)}")
+        raise ArgumentError(
+            f"scores: expected one per class, found {len(scores)} for {len(classes)}"
+        )
     return Batch(
         [example.id for example in examples],
         output,

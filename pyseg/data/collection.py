@@ -17,16 +17,15 @@ from pyseg._registry import Registry
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
     FrameDataset,
-    OnError,
-    Paths,
     RecordDataset,
     SegmentDataset,
     VideoDataset,
-    held_out,
 )
 from pyseg.data.formats import Found, OpenOptions, look
+from pyseg.data.hashing import held_out
 from pyseg.data.label_lists import read_label_records
-from pyseg.data.records import ReadReport, without_record_warnings
+from pyseg.data.records import OnError, ReadReport, check_on_error, without_record_warnings
+from pyseg.data.shards import Paths
 from pyseg.data.vocabulary import read_segment_vocabulary, read_vocabulary
 from pyseg.errors import ArgumentError, DataError
 
@@ -298,8 +297,7 @@ def open_collection(
         ((1024, 128), 'frame', True)
     """
     held_out("", test_fraction)
-    if on_error not in ("raise", "skip"):
-        raise ArgumentError(f'on_error: expected "raise" or "skip", found {on_error!r}')
+    check_on_error(on_error)
     found = look(find_data(data), on_error)
     if labels is not None and not found.format.takes_labels:
         raise DataError(

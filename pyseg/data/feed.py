@@ -1,4 +1,4 @@
-"""Batches for training, which can go on from where they were.
+"""Batches for training that can be resumed.
 
 See :class:`Feed`.
 """
@@ -9,20 +9,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pyseg.data.batch import Batch
-from pyseg.data.datasets import Position, RecordDataset, Start, loader
+from pyseg.data.datasets import RecordDataset
+from pyseg.data.loading import loader
+from pyseg.data.stream import Position, Start
 from pyseg.errors import ArgumentError
 
 
 class Feed(Iterator[Batch]):
-    """The batches of a data set without end, and where one is among them.
+    """The endless batches of a data set, which can be resumed from where they were.
 
-    A feed made with the `state` of another goes on with the very batch that the other would have
-    given next, also when the other's workers had read further ahead. Examples that are not in
-    memory come in another order with another number of workers: then it begins the next pass.
+    A feed made with the `state` of another goes on with exactly the batch that the other would have
+    returned next, even if the other's workers had read further ahead. Examples that are not in
+    memory come in another order with another number of workers: then the next pass begins.
 
     Args:
         dataset: With ``repeat=True``.
-        batch_size: Examples a batch (on every rank).
+        batch_size: Examples per batch (on every rank).
         workers: Processes that read ahead; 0 reads in this process.
         state: What `state` returned, of a data set with the same options; default: the beginning.
 
@@ -49,7 +51,7 @@ class Feed(Iterator[Batch]):
         state: Mapping[str, Any] | None = None,
     ) -> None:
         if not dataset.repeat:
-            raise ArgumentError("dataset: expected one with repeat=True")
+            raise ArgumentError("dataset: expected one with repeat=True, found repeat=False")
         rank, world_size = dataset.group()
         self._options = {
             "batch_size": batch_size,
@@ -76,7 +78,7 @@ class Feed(Iterator[Batch]):
         self._iterator = iter(loader(dataset, batch_size, workers=workers, start=start))
 
     def __next__(self) -> Batch:
-        """Returns the next batch; there is none only where the data set has no example."""
+        """Returns the next batch; there is none only if the data set has no example."""
         batch = next(self._iterator)
         if self._positions:
             self._positions[self._batches % len(self._positions)] = Position(*batch.position)
@@ -84,6 +86,6 @@ class Feed(Iterator[Batch]):
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Returns numbers, text and lists that say which batches have been handed out."""
+        """Returns numbers, text and lists that say which batches have been returned."""
         positions = [list(position) for position in self._positions]
         return {**self._options, "batches": self._batches, "positions": positions}

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyseg._progress import Progress
 from pyseg._registry import Registry
-from pyseg.data.datasets import OnError, Paths, find_shards, named_as_records
 from pyseg.data.records import (
     FrameSchema,
+    OnError,
     RecordKind,
     VideoSchema,
     find_features,
     is_record_file,
     sniff,
 )
+from pyseg.data.shards import Paths, find_shards, named_as_records
 from pyseg.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""Videos of which only one class is rated, made of videos whose labels are complete.
+"""Videos with a single rated class, made from videos whose labels are complete.
 
-What nobody rated of a segment of YouTube-8M, nobody knows. Where ratings are left out on purpose,
-what a model makes of them can be compared with the truth. See :class:`IncompleteVideoDataset`.
+The classes of a YouTube-8M segment that nobody rated are unknown. Where ratings are left out on
+purpose, predictions can be compared with the truth. See :class:`IncompleteVideoDataset`.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyseg.data.batch import Example
-from pyseg.data.datasets import Paths, VideoDataset, stable_hash
+from pyseg.data.datasets import VideoDataset
+from pyseg.data.hashing import stable_hash
 from pyseg.data.records import ReadReport
+from pyseg.data.shards import Paths
 from pyseg.errors import ArgumentError
 
 if TYPE_CHECKING:
     from pyseg.labels import LabelCorrelation
 
 POSITIVE_SHARE = 132_442 / 237_788
-"""How many ratings of the 2019 release of YouTube-8M are positive."""
+"""The share of the ratings in the 2019 release of YouTube-8M that are positive."""
 
 
 class IncompleteVideoDataset(VideoDataset):
-    """Video-level features with one rated class a video, as segments of YouTube-8M have.
+    """Video-level features with one rated class per video, as segments of YouTube-8M have.
 
-    With a probability of `positive_share` a video is rated 1 for one of its labels, all of them
-    being as likely. Otherwise it is rated 0 for a class that is easily mistaken: one of its labels
-    is drawn, and then a class that the video does not have, by the row of that label in
+    With probability `positive_share`, a video is rated 1 for one of its labels, each as likely as
+    the others. Otherwise it is rated 0 for a class that is easily confused with them: one of its
+    labels is drawn, and then a class that the video does not have, by the row of that label in
     `confusable`. Where that row has no such class, the rating is positive. What is rated depends on
     `rating_seed` and the video's id only. Videos without a label of `among` are left out.
 
@@ -107,7 +109,7 @@ class IncompleteVideoDataset(VideoDataset):
             yield id, example._replace(classes=classes, scores=scores)
 
     def _rate(self, id: str, present: np.ndarray) -> tuple[int, float]:
-        """Returns the rated class and its score, of a video with some classes."""
+        """Returns the rated class of a video, and its score."""
         random = np.random.default_rng(stable_hash(id, self.rating_seed))
         positive = random.random() < self.positive_share
         label = int(random.choice(present))

@@ -1,4 +1,4 @@
-"""Label lists of videos, from tables and from records, without anything else that these hold."""
+"""The label lists of videos, read from tables and records that may hold more."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LabelLists(NamedTuple):
     Attributes:
         offsets: (V + 1,) int64: video v has the labels ``labels[offsets[v]:offsets[v + 1]]``.
         labels: (L,) int64.
-        left_out: How many videos of the block were left out because of their ids.
+        left_out: How many videos of the block were excluded by their ids.
     """
 
     offsets: NDArray[np.int64]
@@ -45,10 +45,10 @@ def read_label_table(
     exclude: Collection[str] = (),
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[LabelLists]:
-    r"""Reads a table of lines ``id,label label ...``, as CSV is read; gzip is seen by content.
+    r"""Reads a table of lines ``id,label label ...`` as CSV; gzip is recognised by content.
 
-    A first line without a number after its comma is taken as the columns' names. Empty lines and
-    spaces at the end of a line or around an id make no difference; a video may have no labels.
+    A first line without a number after its comma is taken for the names of the columns. Empty lines
+    and spaces at the end of a line or around an id are ignored; a video may have no labels.
 
     Args:
         path: The table, UTF-8, or UTF-16 with a byte order mark.
@@ -118,7 +118,7 @@ def read_label_records(
 
     Args:
         path: A TFRecord file, plain or gzip-compressed.
-        keep: Whether the video with an id counts. ``None``: all do.
+        keep: Which videos to keep, by id; default: all.
         id_key: Context feature with the id.
         on_error: See `pyseg.data.read_frames`.
         report: See `pyseg.data.read_frames`.
@@ -177,7 +177,7 @@ def _plain_blocks(name: str) -> Iterator[tuple[bytes | None, int]]:
 
 
 def _is_plain(text: bytes) -> bool:
-    """Whether this is UTF-8 whose rows end at LF and whose fields at commas: nothing is quoted."""
+    """Returns whether this is UTF-8 without quotes, whose rows end with LF."""
     if b'"' in text or b"\0" in text:
         return False
     if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
@@ -191,7 +191,7 @@ def _is_plain(text: bytes) -> bool:
 
 
 def _names_columns(fields: Sequence[str]) -> bool:
-    """Whether a first line is ``id,labels`` or the like."""
+    """Returns whether a first line is ``id,labels`` or the like."""
     return len(fields) > 1 and fields[1][:1].isalpha()
 
 

@@ -1,4 +1,4 @@
-"""Whole videos cut into segments, to score all of them and not only those that were rated.
+"""Whole videos cut into segments, to score all segments and not only the rated ones.
 
 See :func:`read_segments`.
 """
@@ -12,9 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pyseg.data.datasets import OnError
 from pyseg.data.formats import id_key
-from pyseg.data.records import FrameSchema, ReadReport, read_frames
+from pyseg.data.records import FrameSchema, OnError, ReadReport, read_frames
 
 UNRATED_ENDS = (6, 2)
 """Segments at the start and at the end of a video that YouTube-8M's raters were never shown."""
@@ -23,7 +22,7 @@ Item = TypeVar("Item")
 
 
 class SegmentBlock(NamedTuple):
-    """Some whole videos, one after the other as they were read, cut into S segments.
+    """Some whole videos, in the order in which they were read, cut into S segments.
 
     Attributes:
         ids: V ids.
@@ -33,7 +32,7 @@ class SegmentBlock(NamedTuple):
         frames: (S, segment size, N) uint8, 0 past ``num_frames``.
         num_frames: (S,) int64, at least 1; less than the segment size only for the last segment of
             a video.
-        position: Shard, and records of it, that have been read so far: where to go on from.
+        position: The shard, and how many of its records have been read: where to go on.
     """
 
     ids: list[str]
@@ -61,15 +60,15 @@ def read_segments(
 
     Args:
         paths: Shards.
-        schema: What the features are called, but for the id, which is seen in each shard; and how
-            long a segment is.
-        size: Segments a block; a block holds whole videos, so it can be larger, and the last one
+        schema: What the features are called, except the id, which is looked up in each shard; and
+            how long a segment is.
+        size: Segments per block; a block holds whole videos, so it can be larger, and the last one
             smaller.
         skip: How many segments to leave out at the start and at the end of every video, for
             example `UNRATED_ENDS`.
         keep: Which videos to cut, by id; default: all.
         sound: See `pyseg.data.read_frames`.
-        start: The ``position`` of the last block that was dealt with: what comes after it is read.
+        start: The ``position`` of the last block that was processed: what comes after it is read.
         on_error: See `pyseg.data.read_frames`.
         report: See `pyseg.data.read_frames`.
 
@@ -140,7 +139,7 @@ def _cut(
 
 
 def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yields the items, of which a thread makes the next one while the consumer has the last.
+    """Yields the items; a thread makes the next one while the consumer works on the last.
 
     Example:
         >>> list(read_ahead(iter("abc")))

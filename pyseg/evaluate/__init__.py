@@ -28,8 +28,10 @@ from pyseg._progress import Progress
 from pyseg._registry import Registry
 from pyseg.data import Batch, Collection, loader, open_collection
 from pyseg.data.collection import Part
-from pyseg.data.datasets import MOST_WORKERS, OnError, named_as_records, worker_errors
-from pyseg.data.records import ReadReport, is_record_file, without_record_warnings
+from pyseg.data.loading import worker_errors
+from pyseg.data.memory import MOST_WORKERS
+from pyseg.data.records import OnError, ReadReport, is_record_file, without_record_warnings
+from pyseg.data.shards import named_as_records
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.results import KINDS, LabelResult, RatedResult, Result
 from pyseg.runs import Run, open_data

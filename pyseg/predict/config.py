@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pyseg import _cli
-from pyseg.data.datasets import OnError
+from pyseg.data.records import OnError
 from pyseg.errors import ArgumentError
 from pyseg.submission import TOP
 

@@ -36,7 +36,7 @@ def add_evaluation(run: ReportedRun, config: ReportConfig) -> None:
         run.missing = "left out with --evaluate false"
         return
     try:
-        scorer = Scorer(PredictConfig(str(run.folder), device=config.device))
+        scorer = Scorer(PredictConfig(str(run.folder), data=config.data, device=config.device))
         collection = open_data(run.config, config.data)
         data = config.data or run.config.data
         classes = check_collection(scorer.model, collection, scorer.run, data)

@@ -1,17 +1,48 @@
-"""Small record files for the tests of data sets."""
+"""Small record files for the tests of data sets, and what is in these."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pyseg.data import FrameSchema, Ratings, VideoSchema, encode_frames, encode_video, write_records
+from pyseg.data import (
+    FrameDataset,
+    FrameSchema,
+    Ratings,
+    SegmentDataset,
+    VideoDataset,
+    VideoSchema,
+    encode_frames,
+    encode_video,
+    loader,
+    write_records,
+)
 
 FRAMES = FrameSchema(features=(("rgb", 3), ("audio", 2)))
 VIDEOS = VideoSchema(features=(("mean_rgb", 3), ("mean_audio", 2)))
+Frames = functools.partial(FrameDataset, schema=FRAMES)
+Segments = functools.partial(SegmentDataset, schema=FRAMES)
+Videos = functools.partial(VideoDataset, schema=VIDEOS)
+
+
+def ids(dataset) -> list[str]:
+    return [example.id for example in dataset]
+
+
+def loaded_ids(dataset, batch_size: int = 4, workers: int = 0) -> list[list[str]]:
+    return [batch.ids for batch in loader(dataset, batch_size, workers=workers)]
+
+
+def flat(batches: list[list[str]]) -> list[str]:
+    return [id for batch in batches for id in batch]
+
+
+def keep_even(id: str) -> bool:
+    return int(id[-1]) % 2 == 0
 
 
 def ratings_of(rows: Sequence[tuple[int, int, float]]) -> Ratings:

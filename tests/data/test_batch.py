@@ -63,7 +63,7 @@ def test_dense_targets_and_rated() -> None:
 @pytest.mark.parametrize("wrong", [4, -1])
 def test_class_out_of_range_names_the_video(method: str, wrong: int) -> None:
     batch = collate([example("good"), example("bad1", classes=(2, wrong))])
-    with pytest.raises(ValueError, match=rf"bad1: class {wrong} is not in \[0, 4\)"):
+    with pytest.raises(ValueError, match=rf"bad1: expected classes in \[0, 4\), found {wrong}"):
         getattr(batch, method)(4)
 
 
@@ -75,20 +75,24 @@ def test_float_frames_stay_float() -> None:
 @pytest.mark.parametrize(
     ("examples", "options", "message"),
     [
-        ([], {}, "at least one example"),
+        ([], {}, "examples: expected at least one"),
         (
             [example("a", width=4), example("b", width=5)],
             {},
-            "b: frames are 5 wide.*of a .* 4 wide",
+            "b: expected frames of width 4 .*of a in .* found 5",
         ),
         ([example("a", length=0)], {}, "a: expected 1 to 0 frames, found 0"),
         ([example("a", length=9)], {"frames": 5}, "a: expected 1 to 5 frames, found 9"),
         (
             [example("a"), example("b")._replace(frames=np.zeros((1, 4), np.float32))],
             {},
-            "b: frames are 4 wide and float32",
+            "b: expected frames of width 4 and uint8.* found 4 and float32",
         ),
-        ([example("a")._replace(scores=np.zeros(2, np.float32))], {}, "one score a class"),
+        (
+            [example("a")._replace(scores=np.zeros(2, np.float32))],
+            {},
+            "scores: expected one per class",
+        ),
     ],
 )
 def test_bad_examples(examples: list[Example], options: dict, message: str) -> None:

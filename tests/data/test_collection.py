@@ -244,7 +244,7 @@ def test_split_follows_fraction_and_seed(tmp_path: Path) -> None:
     none = open_collection(tmp_path, test_fraction=0)
     assert ids(none.videos("test")) == set()
     assert ids(none.segments("train")) == set(IDS)
-    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"fraction: expected a number in \[0, 1\], found 1.5"):
         open_collection(tmp_path, test_fraction=1.5)
     with pytest.raises(ValueError, match='part: expected "train", "test" or "all", found \'val\''):
         half.videos("val")
@@ -262,7 +262,7 @@ def test_the_training_part_is_split_in_its_turn(tmp_path: Path) -> None:
         assert ids(inner.segments("train", cache=cache)) == rest - expected
         assert ids(inner.videos("all", cache=cache)) == rest
     assert sum(len(offsets) - 1 for offsets, _ in inner.label_lists("all")) == len(rest)
-    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"fraction: expected a number in \[0, 1\], found 2"):
         inner.without_test(2, 1)
 
 

@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from make_corpus import FRAMES, VIDEOS, seeds
 
 from pyseg import _ext
-from pyseg.data import _records_reference as reference
 from pyseg.data import audioset
 from pyseg.data.records import (
     FrameSchema,
@@ -38,6 +37,14 @@ from pyseg.data.records import (
     read_frames,
     read_records,
     read_videos,
+)
+from pyseg.data.records.framing import crc32c, mask
+from pyseg.data.records.wire import (
+    ContentError,
+    encode_varint,
+    read_length,
+    read_tag,
+    skip_field,
 )
 
 _START = audioset.StrongSegmentDataset.context_keys
@@ -81,7 +88,7 @@ class Counts(NamedTuple):
 def framed(payload: bytes) -> bytes:
     """A record with valid checksums."""
     length = struct.pack("<Q", len(payload))
-    checksums = [struct.pack("<I", reference.mask(reference.crc32c(x))) for x in (length, payload)]
+    checksums = [struct.pack("<I", mask(crc32c(x))) for x in (length, payload)]
     return length + checksums[0] + payload + checksums[1]
 
 
@@ -116,15 +123,15 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     try:
         while at < len(data):
             start = at
-            field, wire, at = reference._tag(data, at, len(data))
+            field, wire, at = read_tag(data, at, len(data))
             if wire == 2:
-                span = reference._length(data, at, len(data))
+                span = read_length(data, at, len(data))
                 fields.append((data[start:at], data[span.start : span.end]))
                 at = span.end
             else:
-                at = reference._skip(data, field, wire, start, at, len(data))
+                at = skip_field(data, field, wire, start, at, len(data))
                 fields.append((data[start:at], None))
-    except reference.Wrong:
+    except ContentError:
         fields = []
     if not fields or rng.random() < 0.15:
         return _changed(data, rng)
@@ -142,7 +149,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     else:
         fields[at] = (tag, mutated(content, rng))
     return b"".join(
-        tag if content is None else tag + reference.varint(len(content)) + content
+        tag if content is None else tag + encode_varint(len(content)) + content
         for tag, content in fields
     )
 

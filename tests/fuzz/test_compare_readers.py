@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyseg import _ext
-from pyseg.data import _records_reference as reference
+from pyseg.data.records import reference
 
 from . import compare_readers
 

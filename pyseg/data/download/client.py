@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import errno
-import hashlib
 import http.client
 import io
-import os
 import re
 import socket
 import ssl
@@ -18,14 +15,12 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from email.message import Message
-from pathlib import Path
 from time import monotonic
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pyseg
-from pyseg.errors import UserError
+from pyseg.data.download.part import CHUNK, Part, StoppedError
 
-CHUNK = 1 << 18  # bytes read at once
 FIRST_WAIT = 1.0  # seconds, doubled with every failure
 LONGEST_WAIT = 60.0
 LONGEST_ASKED_WAIT = 600.0  # what a server may ask for by Retry-After
@@ -40,14 +35,10 @@ _Result = TypeVar("_Result")
 
 
 class LastingError(Exception):
-    """A file is not to be had: it failed too often, or as it would fail again."""
+    """A file cannot be fetched: it failed too often, or in a way that another try will not mend."""
 
 
-class StoppedError(Exception):
-    """The work is no longer wanted."""
-
-
-class _PassingError(Exception):
+class PassingError(Exception):
     """A failure that another try may mend."""
 
     def __init__(self, message: str, wait: float = 0.0, progress: float = 1) -> None:
@@ -56,20 +47,20 @@ class _PassingError(Exception):
         self.progress = progress  # new bytes that make up for it
 
 
-class _RangeError(_PassingError):
-    """The server has no bytes from where the unfinished file ends."""
+class _RangeError(PassingError):
+    """The server does not continue where the unfinished file ends."""
 
 
 class _SlowError(OSError):
-    """A connection brings next to nothing."""
+    """A connection transfers next to nothing."""
 
 
 class _Watched(io.RawIOBase):
-    """What comes over a connection, headers and all, unless it comes too slowly.
+    """The bytes of a connection, headers included; an error where they come too slowly.
 
     Args:
         raw: The connection.
-        window: Seconds of waiting in which `SLOWEST` is looked at.
+        window: Seconds of waiting after which the rate is compared with `SLOWEST`.
     """
 
     def __init__(self, raw: io.RawIOBase, window: float) -> None:
@@ -120,94 +111,6 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
         return super().do_open(_watched(http_class), req, **options)
 
 
-def open_to_append(path: Path, buffering: int = -1) -> BinaryIO:
-    """Opens a file of the program's own for reading and appending; it is made where it is missing.
-
-    Raises:
-        pyseg.errors.UserError: It is a symbolic link: another's file would be written to.
-        OSError: It cannot be opened.
-    """
-
-    def without_links(path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-    try:
-        return open(path, "a+b", buffering, opener=without_links)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise UserError(f"{path}: expected a file, found a symbolic link; remove it") from error
-
-
-class Part:
-    """The unfinished copy of a file; it is removed again where it is left empty.
-
-    Args:
-        path: Where it lies; what is there already is its beginning.
-        version: What the server called the version that it is the beginning of, if that is known.
-        stop: Makes reading the beginning end.
-
-    Raises:
-        StoppedError: It is not wanted any more.
-        pyseg.errors.UserError: It is a symbolic link.
-        OSError: It cannot be read or written.
-    """
-
-    def __init__(self, path: Path, version: str | None, stop: threading.Event) -> None:
-        self.path = path
-        self.version = version
-        self.size = 0
-        self.total: int | None = None  # of the whole file, where the server has said it
-        self._digest = hashlib.md5(usedforsecurity=False)
-        self._file = open_to_append(path)
-        try:
-            self._file.seek(0)
-            while chunk := self._file.read(CHUNK):
-                if stop.is_set():
-                    raise StoppedError
-                self._count(chunk)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> Part:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._file.flush()
-            empty = os.fstat(self._file.fileno()).st_size == 0
-        if empty:
-            self.path.unlink(missing_ok=True)
-
-    def _count(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        self._digest.update(chunk)
-
-    @property
-    def md5(self) -> str:
-        """The checksum of what there is."""
-        return self._digest.hexdigest()
-
-    def write(self, chunk: bytes) -> None:
-        """Adds to its end."""
-        self._file.write(chunk)
-        self._count(chunk)
-
-    def restart(self) -> None:
-        """Forgets what there is."""
-        self._file.truncate(0)
-        self.version = self.total = None
-        self.size = 0
-        self._digest = hashlib.md5(usedforsecurity=False)
-
-    def finish(self, path: Path) -> None:
-        """Gives it its name, once all of it is on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        os.replace(self.path, path)
-
-
 class Client:
     """Asks servers, again where that may help.
 
@@ -215,12 +118,12 @@ class Client:
         timeout: Seconds without a byte after which a connection counts as dead; so does one that
             brings fewer than 1,000 bytes a second over twice as long.
         retries: Tries after the first that may fail in a row without a new byte.
-        stop: Ends all waiting but that for a server.
+        stop: Ends all waits, except those for a server.
     """
 
     def __init__(self, timeout: float, retries: int, stop: threading.Event) -> None:
         self._timeout, self._retries, self.stop = timeout, retries, stop
-        # Not build_opener, whose openers follow a redirection to ftp: as well.
+        # Not build_opener: its openers would follow a redirection to ftp: too.
         self._opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler,
@@ -238,8 +141,8 @@ class Client:
         """Opens the answer to a request.
 
         Raises:
-            _PassingError: It did not come.
-            LastingError: It will not come.
+            PassingError: There was none; another try may succeed.
+            LastingError: There was none, nor will there be.
         """
         agent = {"User-Agent": f"pyseg/{pyseg.__version__}", "Accept-Encoding": "identity"}
         with self._errors(url):
@@ -252,8 +155,8 @@ class Client:
         """Yields the body as it comes.
 
         Raises:
-            _PassingError: It ended early, or nothing came for too long.
-            StoppedError: It is not wanted any more.
+            PassingError: It ended early, or nothing came for too long.
+            StoppedError: The work has been told to stop.
         """
         expected, found = _length(response), 0
         while True:
@@ -266,13 +169,13 @@ class Client:
             found += len(chunk)
             yield chunk
         if expected is not None and found != expected:
-            raise _PassingError(f"{url}: expected {expected} bytes, found {found}")
+            raise PassingError(f"{url}: expected {expected} bytes, found {found}")
 
     def read(self, url: str) -> bytes:
         """Returns a small file.
 
         Raises:
-            LastingError: It is not to be had.
+            LastingError: It cannot be fetched.
         """
 
         def attempt() -> bytes:
@@ -284,7 +187,7 @@ class Client:
                         raise LastingError(f"{url}: expected at most {_LARGEST_READ} bytes")
             return bytes(content)
 
-        return self._retried(attempt, lambda: 0)
+        return self.retried(attempt, lambda: 0)
 
     def fetch(
         self,
@@ -300,13 +203,13 @@ class Client:
             url: Where it is.
             part: What there is of it.
             md5: The checksum of the whole.
-            begun: Called with the server's name of the version, and the number of bytes, of what is
-                about to come, where they are known.
+            begun: Called when the answer begins, with the server's name of the version and the
+                number of bytes that are to come, where they are known.
             came: Called with the number of bytes of every chunk that has come.
 
         Raises:
-            LastingError: It is not to be had, or not with this checksum, of which nothing is left.
-            StoppedError: It is not wanted any more.
+            LastingError: It cannot be fetched, or has another checksum; then nothing of it is left.
+            StoppedError: The work has been told to stop.
             OSError: It cannot be written.
         """
         wrong = 0
@@ -319,10 +222,10 @@ class Client:
             if (found := part.md5) != md5:
                 part.restart()
                 wrong += 1
-                kind = LastingError if wrong == _CHECKSUM_TRIES else _PassingError
+                kind = LastingError if wrong == _CHECKSUM_TRIES else PassingError
                 raise kind(f"{url}: expected the MD5 {md5}, found {found}")
 
-        self._retried(attempt, lambda: part.size)
+        self.retried(attempt, lambda: part.size)
 
     def _continue(
         self,
@@ -352,7 +255,7 @@ class Client:
             part.restart()
             raise
         if part.total is not None and part.size != part.total:
-            raise _PassingError(f"{url}: expected {part.total} bytes, found {part.size}")
+            raise PassingError(f"{url}: expected {part.total} bytes, found {part.size}")
 
     @staticmethod
     def _check_continues(url: str, part: Part, headers: Message) -> None:
@@ -369,22 +272,22 @@ class Client:
                 raise _RangeError(f"{url}: changed while it was fetched, from {before} to {now}")
         part.total, part.version = total or part.total, version or part.version
 
-    def _retried(self, attempt: Callable[[], _Result], reached: Callable[[], int]) -> _Result:
-        """Returns what an attempt returns, after as many failures as may be.
+    def retried(self, attempt: Callable[[], _Result], reached: Callable[[], int]) -> _Result:
+        """Returns what an attempt returns, which is repeated after failures that may pass.
 
         Args:
             attempt: What to do.
-            reached: How far it got; failures that got further than ever are not counted.
+            reached: How far it got; failures that got further than any before are not counted.
 
         Raises:
             LastingError: It failed too often, or in a way that will not pass.
-            StoppedError: It is not wanted any more.
+            StoppedError: The work has been told to stop.
         """
         failures, furthest = 0, reached()
         while True:
             try:
                 return attempt()
-            except _PassingError as error:
+            except PassingError as error:
                 if reached() - furthest >= error.progress:
                     failures = 0
                 furthest = max(furthest, reached())
@@ -399,7 +302,7 @@ class Client:
 
     @contextlib.contextmanager
     def _errors(self, url: str) -> Iterator[None]:
-        """Sorts what can happen on the way to a server into what passes and what lasts."""
+        """Turns the errors of a request into errors that pass and errors that last."""
         try:
             yield
         except urllib.error.HTTPError as error:
@@ -408,7 +311,7 @@ class Client:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise _RangeError(text) from error
             if error.code in _PASSING or error.code >= 500:
-                raise _PassingError(text, _retry_after(error.headers)) from error
+                raise PassingError(text, retry_after(error.headers)) from error
             raise LastingError(text) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -416,12 +319,12 @@ class Client:
                 text = f"{url}: nothing came for {self._timeout:g} s"
             else:
                 text = " ".join(f"{url}: {cause or type(cause).__name__}".split())
-            # A string says that the URL is none, a ValueError or InvalidURL that it is malformed.
+            # The cause is a string where this is no URL, a ValueError where it is malformed.
             hopeless = (str, ValueError, http.client.InvalidURL, ssl.SSLCertVerificationError)
             if isinstance(cause, hopeless):
                 raise LastingError(text) from error
             progress = 2 * self._timeout * SLOWEST if isinstance(cause, _SlowError) else 1
-            raise _PassingError(text, progress=progress) from error
+            raise PassingError(text, progress=progress) from error
 
 
 def _length(response: http.client.HTTPResponse) -> int | None:
@@ -429,7 +332,7 @@ def _length(response: http.client.HTTPResponse) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
 
 
-def _retry_after(headers: Message) -> float:
+def retry_after(headers: Message) -> float:
     """Returns the seconds that a server asks to wait, 0 where it says nothing."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
@@ -444,7 +347,7 @@ def _retry_after(headers: Message) -> float:
 
 
 def _version(headers: Message) -> str | None:
-    """Returns what If-Range may be asked with: a strong ETag, or else the time of the change."""
+    """Returns what If-Range accepts as a version: a strong ETag, or else the time of the change."""
     etag: str = headers.get("ETag", "").strip()
     changed: str | None = headers.get("Last-Modified")
     return etag if etag.startswith('"') else changed

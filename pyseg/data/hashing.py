@@ -1,0 +1,37 @@
+"""Decisions that depend on the id of a video alone: the same in every process, on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pyseg.errors import ArgumentError
+
+
+def stable_hash(text: str, *key: int) -> int:
+    """Returns 64 bits that depend on text and key only; hash() differs between processes."""
+    message = ":".join([*map(str, key), text]).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")
+
+
+def held_out(id: str, fraction: float = 0.2, seed: int = 0) -> bool:
+    """Returns whether a video belongs to the part that is held out for evaluation.
+
+    The answer depends on nothing but the arguments: it is the same in every process, on every
+    machine, for every form of a collection. Pass the id of the video, never that of a segment:
+    segments of one video belong on the same side.
+
+    Args:
+        id: The id of the video.
+        fraction: The part to hold out, in [0, 1].
+        seed: Another seed holds out other videos.
+
+    Raises:
+        ValueError: ``fraction`` is not in [0, 1].
+
+    Example:
+        >>> sum(held_out(f"{number:04d}", 0.2) for number in range(10_000))
+        1924
+    """
+    if not 0 <= fraction <= 1:
+        raise ArgumentError(f"fraction: expected a number in [0, 1], found {fraction}")
+    return stable_hash(id, seed) < fraction * 2**64

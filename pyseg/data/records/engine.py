@@ -1,0 +1,18 @@
+"""Which reader does the work: the native one, or the one in Python where that is not built.
+
+Both offer `Fault`, `crc32c`, `Reader`, `FrameDecoder` and `VideoDecoder`, which
+`pyseg.data.records.reference` documents. They know nothing of paths and gzip, nor of what is done
+about a fault: that is `pyseg.data.records.file`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyseg import _ext
+from pyseg.data.records import reference
+
+
+def engine() -> Any:
+    """Returns the module that reads records."""
+    return reference if _ext.records is None else _ext.records

@@ -1,0 +1,196 @@
+"""An open file of records: where its bytes come from, and what a fault in it leads to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from pyseg.data.records.engine import engine
+from pyseg.data.records.framing import LARGEST_RECORD, mask
+from pyseg.data.records.report import ReadReport
+from pyseg.data.records.sources import HEAD, Gunzip, Rest, looks_like
+from pyseg.data.records.wire import LONGEST_VARINT
+from pyseg.errors import RecordError, UserError
+
+_LARGEST_RECORD = 1 << 28  # bytes, by default
+_CONTEXT = 512  # bytes of a record that usually hold its context features
+
+
+class RecordFile:
+    """An open file of records, which an engine reads.
+
+    Args:
+        path: A TFRecord file, plain or gzip-compressed.
+        on_error: What a faulty record does: "raise", or "skip".
+        report: Where skipped records are counted.
+        shard: `(i, n)`: only records whose number is i modulo n are taken.
+
+    Raises:
+        RecordError: It cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        on_error: str = "raise",
+        report: ReadReport | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.report = ReadReport() if report is None else report
+        self.shard = shard
+        self._path = path
+        self._skip = on_error == "skip"
+        self._engine = engine()
+        try:
+            self._file: Any = open(path, "rb", buffering=0)  # noqa: SIM115 - closed in __exit__
+        except IsADirectoryError:
+            raise RecordError(f"{path}: expected a TFRecord file, found a folder", path) from None
+        except OSError as error:
+            found = error.strerror or str(error)
+            raise RecordError(f"{path}: expected a readable file, found: {found}", path) from error
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        size = -1
+        source: Any
+        status = os.fstat(self._file.fileno())
+        head = self._read_head()
+        if stat.S_ISREG(status.st_mode):
+            size = status.st_size or -1  # the kernel's own files say 0, whatever they hold
+            self._file.seek(0)
+            source = self._file
+        else:
+            source = Rest(head, self._file)
+        self._head = head
+        self._unpacked: Gunzip | None = None
+        # A length of 35,615 bytes, too, begins 1f 8b: the checksum tells.
+        if head[:2] == b"\x1f\x8b" and not self._is_header(head[:12]):
+            source, size = Gunzip(source, size), -1
+            self._unpacked = source
+        self._reader = self._engine.Reader(source, size, _largest_record())
+
+    def _read_head(self) -> bytes:
+        head = b""
+        try:
+            while len(head) < HEAD and (piece := self._file.read(HEAD - len(head))):
+                head += piece
+        except OSError as error:
+            found = error.strerror or str(error)
+            text = f"{self._path}: expected a readable file, found: {found}"
+            raise RecordError(text, self._path) from error
+        return head
+
+    def _is_header(self, header: bytes) -> bool:
+        checksum = mask(self._engine.crc32c(header[:8]))
+        return len(header) == 12 and int.from_bytes(header[8:], "little") == checksum
+
+    def __enter__(self) -> RecordFile:
+        """Returns itself; the file is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the file is gzip-compressed."""
+        return self._unpacked is not None
+
+    def begins_as_records(self) -> bool:
+        """Returns whether the first 12 bytes are a record's length and its checksum."""
+        if self._unpacked is None:
+            return self._is_header(self._head[:12])
+        with contextlib.suppress(OSError):
+            self._unpacked.readinto(memoryview(bytearray(1)))
+        return self._is_header(self._unpacked.head[:12])
+
+    def contexts(self) -> Iterator[bytes]:
+        """Yields the part of each record that holds its context features, unverified."""
+        if self.compressed or not self._file.seekable():
+            while (record := self.take("next_record")) is not None:
+                yield record
+            return
+        size, largest = os.fstat(self._file.fileno()).st_size, _largest_record()
+        with open(self._path, "rb", buffering=1 << 13) as file:
+            offset = 0
+            while self._is_header(header := file.read(12)):
+                length = int.from_bytes(header[:8], "little")
+                if offset + 16 + length > size or length > largest:
+                    return
+                yield _context(file, length)
+                offset += 16 + length
+                file.seek(offset)
+
+    def take(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of the engine's reader until it succeeds; None after the last record."""
+        while True:
+            try:
+                return getattr(self._reader, method)(*arguments, *self.shard)
+            except self._engine.Fault as fault:
+                text, record, offset, fatal = fault.args
+                head = self._unpacked.head if self._unpacked else self._head
+                if fatal and record == 0 and head and not self._is_header(head[:12]):
+                    text += f"; {looks_like(head)}"
+            except OSError as error:
+                record, offset, fatal = self._reader.record, self._reader.offset, True
+                text = f"reading failed: {error.strerror}" if error.strerror else str(error)
+            self._skip_or_raise(text, record, offset)
+            if fatal:
+                return None
+
+    def refuse(self, text: str) -> None:
+        """Skips the record that was taken last, or raises, because of what `text` says."""
+        self._skip_or_raise(text, self._reader.record, self._reader.offset)
+
+    def _skip_or_raise(self, text: str, record: int, offset: int) -> None:
+        unpacked = " of the unpacked data" if self.compressed else ""
+        message = f"{self._path}: record {record} at byte {offset}{unpacked}: {text}"
+        if not self._skip:
+            raise RecordError(message, self._path, record, offset)
+        index, count = self.shard
+        if record % count == index:  # the others' faults are theirs to count
+            self.report.skip(message)
+
+
+def _largest_record() -> int:
+    name = "PYSEG_MAX_RECORD_BYTES"
+    text = os.environ.get(name) or str(_LARGEST_RECORD)
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= LARGEST_RECORD:
+        raise UserError(f"{name}: expected 1 to {LARGEST_RECORD}, found {text[:40]!r}")
+    return int(text)
+
+
+def _context(file: BinaryIO, length: int) -> bytes:
+    """Returns the part of a record that holds its context; all of it where that is not certain."""
+    head = file.read(min(length, _CONTEXT))
+    if head[:1] == b"\x0a":  # field 1: the context, or the features of a tf.Example
+        count, at = _read_number(head, 1)
+        end = at + count
+        if end == length:
+            return head + file.read(length - len(head))
+        if end + LONGEST_VARINT <= length:
+            head += file.read(max(0, end + LONGEST_VARINT - len(head)))
+            if head[end : end + 1] == b"\x12":  # field 2: the feature lists, up to the end
+                count, at = _read_number(head, end + 1)
+                if at + count == length:
+                    return head[:end]
+    return head + file.read(length - len(head))
+
+
+def _read_number(data: bytes, at: int) -> tuple[int, int]:
+    """Returns a number, and where it ends; beyond all bounds where the data is too short."""
+    value = 0
+    for place, byte in enumerate(data[at : at + LONGEST_VARINT]):
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return value, at + place + 1
+    return 1 << 64, at

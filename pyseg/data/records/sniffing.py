@@ -1,0 +1,147 @@
+"""Telling what a file of records holds, without decoding its frames."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pyseg.data.records import wire
+from pyseg.data.records.file import RecordFile
+from pyseg.errors import RecordError
+
+_MOST_FEATURES = 10_000  # of a record that is sniffed
+
+
+class FeatureKind(NamedTuple):
+    """Type and size of a feature.
+
+    Attributes:
+        type: "bytes", "float", "int64", or "nothing" where it is there but empty.
+        size: Number of values; of a single byte string its length, and of a feature list the size
+            of its first frame (0 where there is no frame).
+    """
+
+    type: str
+    size: int
+
+
+class RecordKind(NamedTuple):
+    """What the first record of a file holds.
+
+    Attributes:
+        context: Context features (of a tf.Example: features) by name.
+        lists: Feature lists by name.
+        compressed: Whether the file is gzip-compressed.
+    """
+
+    context: dict[str, FeatureKind]
+    lists: dict[str, FeatureKind]
+    compressed: bool
+
+
+def sniff(path: str | os.PathLike[str], on_error: str = "raise") -> RecordKind | None:
+    """Returns what the first record of a file holds; None if there is no record.
+
+    Args:
+        path: A file of records.
+        on_error: "raise", or "skip" to look at the first record that is not damaged.
+
+    Raises:
+        RecordError: The file cannot be read, or its first record is damaged or has more than 10,000
+            features.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from pyseg.data import encode_frames, write_records
+        >>> path = os.path.join(tempfile.mkdtemp(), "frames.tfrecord")
+        >>> write_records(path, [encode_frames("06xy", np.zeros((2, 1152), np.uint8), [4])])
+        1
+        >>> kind = sniff(path)
+        >>> kind.lists["rgb"], kind.context["labels"], kind.compressed
+        (FeatureKind(type='bytes', size=1024), FeatureKind(type='int64', size=1), False)
+    """
+    name = os.fsdecode(path)
+    with RecordFile(name, on_error) as file:
+        data = file.take("next_record")
+        if data is None:
+            return None
+        try:
+            message = wire.Message.parse(data, _MOST_FEATURES)
+            context = {
+                _text(key): _feature_kind(data, spans) for key, spans in message.context.items()
+            }
+            lists = {
+                _text(key): _feature_kind(data, list(itertools.islice(message.frames(key), 1)))
+                for key in message.lists
+            }
+        except wire.ContentError as wrong:
+            raise RecordError(f"{name}: record 0 at byte 0: {wrong}", name, 0, 0) from None
+        return RecordKind(context, lists, file.compressed)
+
+
+def is_record_file(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a file begins as TFRecord files do, plain or gzip-compressed.
+
+    An empty file does not, nor does one that cannot be read.
+
+    Example:
+        >>> is_record_file(__file__)
+        False
+    """
+    try:
+        with RecordFile(os.fsdecode(path)) as file:
+            return file.begins_as_records()
+    except RecordError:
+        return False
+
+
+def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str]:
+    """Returns which of some context features occur in the records of a file.
+
+    Frames are not read: of a file that is not compressed, only the beginning of each record is. Nor
+    are the checksums of records verified; a truncated file is searched as far as it goes.
+
+    Args:
+        path: A TFRecord file, plain or gzip-compressed.
+        names: The features; the search ends when all have been found.
+
+    Raises:
+        RecordError: The file cannot be read.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from pyseg.data import encode_frames, write_records
+        >>> path = os.path.join(tempfile.mkdtemp(), "frames.tfrecord")
+        >>> write_records(path, [encode_frames("06xy", np.zeros((2, 1152), np.uint8), [4])])
+        1
+        >>> find_features(path, ["labels", "segment_labels"])
+        {'labels'}
+    """
+    wanted = {name.encode(): name for name in names}
+    left = set(wanted)
+    with RecordFile(os.fsdecode(path), "skip") as file:
+        for data in file.contexts():
+            # A name that the bytes do not hold needs no parsing.
+            if any(name in data for name in left):
+                with contextlib.suppress(wire.ContentError):
+                    left -= wire.Message.parse(data, _MOST_FEATURES).context.keys()
+            if not left:
+                break
+    return {name for key, name in wanted.items() if key not in left}
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
+
+
+def _feature_kind(data: bytes, spans: Sequence[wire.Span]) -> FeatureKind:
+    value = wire.parse_feature(data, spans)
+    if value.kind == wire.BYTES and value.size == 1:
+        [(start, end)] = value.strings
+        return FeatureKind("bytes", end - start)
+    return FeatureKind(wire.KINDS[value.kind], value.size)

@@ -1,0 +1,120 @@
+"""The files of a data set, its shards: how they are found, divided and told from others."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pyseg.data.records import is_record_file
+from pyseg.errors import ArgumentError, MissingFileError
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+_RECORD_NAME = re.compile(r".+\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
+_END = 4096  # bytes from either end of a shard that its fingerprint covers
+
+
+def named_as_records(path: str) -> bool:
+    """Returns whether the name of a file is one that TFRecord files have.
+
+    Example:
+        >>> named_as_records("val.tfrecord-00000-of-00001"), named_as_records("vocabulary.csv")
+        (True, False)
+    """
+    return _RECORD_NAME.fullmatch(os.path.basename(path)) is not None
+
+
+def find_shards(paths: Paths) -> list[str]:
+    """Returns the files that a glob, a folder, a file, or a list of these stands for.
+
+    A folder stands for every file of records in it, at any depth: ``*.tfrecord``, ``*.tfrecords``
+    and ``*.tfrec``, which may be followed by ``-00000-of-00001`` and ``.gz``; where no name is like
+    that, every file that begins as TFRecord files do. The order is that of the names (of a list: of
+    its elements), and a file that is found twice counts once.
+
+    Raises:
+        FileNotFoundError: One of ``paths`` stands for nothing; the message names it.
+
+    Example:
+        >>> find_shards("no/such/*.tfrecord")
+        Traceback (most recent call last):
+        ...
+        pyseg.errors.MissingFileError: no/such/*.tfrecord: no file matches
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    found: dict[str, str] = {}
+    for path in paths:
+        text = os.fspath(path)
+        if os.path.isdir(text):
+            every = sorted(str(p) for p in Path(text).rglob("*") if not p.is_dir())
+            files = list(filter(named_as_records, every)) or list(filter(_holds_records, every))
+            missing = "no file in this folder ends in .tfrecord or .tfrecord.gz, or holds records"
+        elif os.path.exists(text):
+            files, missing = [text], ""
+        elif glob.has_magic(text):
+            files = sorted(p for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+            missing = "no file matches"
+        else:
+            files, missing = [], "no such file or folder"
+        if not files:
+            raise MissingFileError(f"{text}: {missing}")
+        for file in files:
+            found.setdefault(os.path.realpath(file), file)
+    if not found:
+        raise ArgumentError("paths: expected at least one file, found none")
+    return list(found.values())
+
+
+def _holds_records(path: str) -> bool:
+    """Returns whether a file holds records, and is not one that is still being written."""
+    name = os.path.basename(path)
+    unfinished = name.startswith(".") or name.endswith(".part")
+    return not unfinished and os.path.isfile(path) and is_record_file(path)
+
+
+class Share(NamedTuple):
+    """What one consumer reads of a shard: the records whose number % part[1] is part[0]."""
+
+    shard: int
+    part: tuple[int, int]
+
+
+def divide(num_shards: int, consumers: int, consumer: int) -> list[Share]:
+    """Returns what one of several consumers reads, so that nothing is lost or read twice.
+
+    Consumers take whole shards while there is one for each of them. The shards that are left over,
+    fewer than consumers, are divided by record, so that all shares are of one size.
+
+    Args:
+        num_shards: Shards of the data set.
+        consumers: Ranks times DataLoader workers.
+        consumer: Which of them, from 0.
+
+    Example:
+        >>> divide(3, 2, 1)
+        [Share(shard=1, part=(0, 1)), Share(shard=2, part=(1, 2))]
+    """
+    whole = num_shards - num_shards % consumers
+    shares = [Share(shard, (0, 1)) for shard in range(consumer, whole, consumers)]
+    return shares + [Share(shard, (consumer, consumers)) for shard in range(whole, num_shards)]
+
+
+def fingerprints(paths: Sequence[str]) -> dict[str, str]:
+    """Returns size and digest of the ends of each shard, by its path below their common folder."""
+    common = os.path.commonpath([os.path.dirname(os.path.realpath(path)) for path in paths])
+    return {os.path.relpath(os.path.realpath(path), common): _fingerprint(path) for path in paths}
+
+
+def _fingerprint(path: str) -> str:
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        ends = file.read(_END)
+        file.seek(max(0, size - _END))
+        ends += file.read()
+    return f"{size} bytes, digest {hashlib.sha256(ends).hexdigest()[:16]}"
