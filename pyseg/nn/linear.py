@@ -58,12 +58,18 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Linear(torch.nn.Linear):
-    """`torch.nn.Linear` that computes what `linear` does.
+    """`torch.nn.Linear` that computes what `linear` does; `pyseg.nn.init` fills its weights.
 
     Example:
         >>> Linear(8, 3)(torch.randn(2, 8)).shape
         torch.Size([2, 3])
     """
+
+    def reset_parameters(self) -> None:
+        """Leaves the weights as they are: random ones would be thrown away, and cost as much again.
+
+        `torch.nn.utils.skip_init`, which is for that, imports sympy (0.5 s and more).
+        """
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns ``input @ weight.T + bias``."""
