@@ -475,6 +475,13 @@ def test_bad_values_are_errors(changes, text, function):
         correlated_targets(**arguments, correlation=None, num_classes=4)
 
 
+@pytest.mark.parametrize("function", [rated_bce_with_logits, rated_bce_with_logits_reference])
+def test_of_no_classes_none_can_be_rated(function):
+    ratings = torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1)
+    with pytest.raises(RuntimeError, match=r"^classes: expected 0 <= class < 0, found 0 in"):
+        function(torch.zeros(1, 0), *ratings)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("changes", [changes for changes, _ in BAD_VALUES.values()], ids=BAD_VALUES)
 @pytest.mark.parametrize("device", DEVICES[1:])
