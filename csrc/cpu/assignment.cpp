@@ -88,7 +88,7 @@ Tensor moments_cpu(const Tensor& x,                           // (R, C)
     using A = Accumulate<T>;
     const A* const weights = row_weights_ ? read<A>(*row_weights_) : nullptr;
     for (int64_t r = 0; r < rows && weights != nullptr; ++r) {
-      PYSEG_CHECK(!(weights[r] < 0), "row_weights must not be negative, got ", weights[r],
+      PYSEG_CHECK(!(weights[r] < 0), "row_weights: expected none below 0, found ", weights[r],
                   " in row ", r);
     }
     const Tensor workspace = new_empty(result, {moments_workspace<T>(rows, columns)});

@@ -21,10 +21,10 @@ using torch::stable::empty_like;
 using torch::stable::parallel_for;
 
 void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const char* name) {
-  PYSEG_CHECK(offsets[0] == 0 && offsets[rows] == size, name, " must go from 0 to ", size, ", got ",
+  PYSEG_CHECK(offsets[0] == 0 && offsets[rows] == size, name, ": expected 0 to ", size, ", found ",
               offsets[0], " to ", offsets[rows]);
   for (int64_t i = 0; i < rows; ++i) {
-    PYSEG_CHECK(offsets[i] <= offsets[i + 1], name, " must not decrease, got ", offsets[i],
+    PYSEG_CHECK(offsets[i] <= offsets[i + 1], name, ": expected no decrease, found ", offsets[i],
                 " before ", offsets[i + 1], " at row ", i);
   }
 }
@@ -40,12 +40,12 @@ void check_values(const RatedBceInput<T, A>& in) {
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t r = ratings.offsets[b]; r < ratings.offsets[b + 1]; ++r) {
       const int64_t j = ratings.classes[r];
-      PYSEG_CHECK(j >= 0 && j < classes, "classes must lie in 0..", classes - 1, ", got ", j,
+      PYSEG_CHECK(j >= 0 && j < classes, "classes: expected 0 <= class < ", classes, ", found ", j,
                   " in row ", b);
-      PYSEG_CHECK(rated_by[j] != b, "classes must be rated once in a row, got ", j,
+      PYSEG_CHECK(rated_by[j] != b, "classes: expected each once in a row, found ", j,
                   " twice in row ", b);
       PYSEG_CHECK(ratings.scores[r] >= 0 && ratings.scores[r] <= 1,
-                  "scores must lie in [0, 1], got ", ratings.scores[r], " in row ", b);
+                  "scores: expected numbers in [0, 1], found ", ratings.scores[r], " in row ", b);
       rated_by[j] = b;
     }
   }
@@ -53,10 +53,10 @@ void check_values(const RatedBceInput<T, A>& in) {
   check_offsets(correlation.offsets, classes, correlation.size, "correlation_offsets");
   for (int64_t p = 0; p < correlation.size; ++p) {
     PYSEG_CHECK(correlation.columns[p] >= 0 && correlation.columns[p] < classes,
-                "correlation_columns must lie in 0..", classes - 1, ", got ",
+                "correlation_columns: expected 0 <= class < ", classes, ", found ",
                 correlation.columns[p]);
     PYSEG_CHECK(correlation.values[p] >= 0 && correlation.values[p] <= 1,
-                "correlation_values must lie in [0, 1], got ", correlation.values[p]);
+                "correlation_values: expected numbers in [0, 1], found ", correlation.values[p]);
   }
 }
 

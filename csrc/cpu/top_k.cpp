@@ -40,12 +40,12 @@ TopKLists check_lists(int64_t k,
   check_contiguous(thresholds, "thresholds");
   check_contiguous(keys, "keys");
   check_contiguous(counts, "counts");
-  PYSEG_CHECK(k >= 1, "k must be at least 1, got ", k);
+  PYSEG_CHECK(k >= 1, "k: expected at least 1, found ", k);
   const TopKLists lists = {room, write<uint64_t>(thresholds), write<uint64_t>(keys),
                            write<int64_t>(counts)};
   for (int64_t c = 0; c < C; ++c) {
-    PYSEG_CHECK(lists.counts[c] >= 0 && lists.counts[c] <= room, "counts must lie in 0..", room,
-                ", got ", lists.counts[c], " for class ", c);
+    PYSEG_CHECK(lists.counts[c] >= 0 && lists.counts[c] <= room, "counts: expected 0..", room,
+                ", found ", lists.counts[c], " for class ", c);
   }
   return lists;
 }
@@ -84,8 +84,8 @@ bool top_k_update_cpu(const Tensor& scores,                     // (S, C)
   const std::vector<int64_t> before(lists.counts, lists.counts + C);
   const int64_t largest = *std::max_element(before.begin(), before.end());
   PYSEG_CHECK(largest + S <= lists.room || k <= lists.room - kTopKLeastRoom,
-              "keys must have room for ",
-              std::min(largest + S - kTopKLeastRoom, k) + kTopKLeastRoom, " of each class, got ",
+              "keys: expected room for ",
+              std::min(largest + S - kTopKLeastRoom, k) + kTopKLeastRoom, " of each class, found ",
               lists.room);
   const Tensor scores_ = contiguous(scores), ids_ = contiguous(ids);
   std::optional<Tensor> candidates_;
@@ -114,7 +114,7 @@ bool top_k_update_cpu(const Tensor& scores,                     // (S, C)
 }
 
 void top_k_cut_cpu(int64_t k, int64_t wanted, Tensor thresholds, Tensor keys, Tensor counts) {
-  PYSEG_CHECK(wanted >= 0, "wanted must be at least 0, got ", wanted);
+  PYSEG_CHECK(wanted >= 0, "wanted: expected at least 0, found ", wanted);
   const TopKLists lists = check_lists(k, thresholds, keys, counts);
   ThreadPool::run(get_num_threads(), keys.size(0),
                   [&](int64_t c) { top_k_cut(lists, k, wanted, c, c + 1); });

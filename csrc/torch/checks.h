@@ -37,7 +37,7 @@ inline std::string shape_text(const Tensor& tensor) {
 inline void check_dimensions(const Tensor& tensor, const char* name, const char* layout) {
   int64_t dimensions = 1;
   for (const char* c = layout; *c != 0; ++c) dimensions += *c == ',';
-  PYSEG_CHECK(tensor.dim() == dimensions, name, " must be ", layout, ", got shape ",
+  PYSEG_CHECK(tensor.dim() == dimensions, name, ": expected shape ", layout, ", found ",
               shape_text(tensor));
 }
 
@@ -46,24 +46,27 @@ inline void check_shape(const Tensor& tensor, const char* name, const char* layo
   bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
   int64_t i = 0;
   for (const int64_t size : sizes) same = same && tensor.size(i++) == size;
-  PYSEG_CHECK(same, name, " must be ", layout, " = ", shape_text(sizes), ", got ",
+  PYSEG_CHECK(same, name, ": expected shape ", layout, " = ", shape_text(sizes), ", found ",
               shape_text(tensor));
 }
 
 inline void check_dtype(const Tensor& tensor, const char* name,
                         torch::headeronly::ScalarType dtype) {
-  PYSEG_CHECK(tensor.scalar_type() == dtype, name, " must be ", torch::headeronly::toString(dtype),
-              ", got ", torch::headeronly::toString(tensor.scalar_type()));
+  PYSEG_CHECK(tensor.scalar_type() == dtype, name, ": expected ",
+              torch::headeronly::toString(dtype), ", found ",
+              torch::headeronly::toString(tensor.scalar_type()));
 }
 
 inline void check_contiguous(const Tensor& tensor, const char* name) {
-  PYSEG_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  PYSEG_CHECK(tensor.is_contiguous(), name,
+              ": expected a contiguous tensor, found gaps or another order");
 }
 
 // Checks that `tensor` is on the device of `other`.
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& other,
                          const char* other_name) {
-  PYSEG_CHECK(tensor.device() == other.device(), name, " must be on the device of ", other_name);
+  PYSEG_CHECK(tensor.device() == other.device(), name, ": expected the device of ", other_name,
+              ", found another");
 }
 
 }  // namespace pyseg

@@ -26,7 +26,7 @@ void dispatch_floating(torch::headeronly::ScalarType dtype, const char* op,
     case ScalarType::BFloat16:
       return function(std::type_identity<BFloat16>{});
     default:
-      fail(op, " takes float32, float64, float16 or bfloat16, got ",
+      fail(op, ": expected float32, float64, float16 or bfloat16, found ",
            torch::headeronly::toString(dtype));
   }
 }

@@ -23,11 +23,11 @@ inline void check_rated_bce(const Tensor& logits,                              /
   using torch::headeronly::ScalarType;
   for (const auto& [weight, name] :
        {std::pair{rated_weight, "rated_weight"}, std::pair{unrated_weight, "unrated_weight"}}) {
-    PYSEG_CHECK(weight >= 0 && std::isfinite(weight), name, " must be finite and at least 0, got ",
-                weight);
+    PYSEG_CHECK(weight >= 0 && std::isfinite(weight), name,
+                ": expected a finite number of at least 0, found ", weight);
   }
   PYSEG_CHECK(absent_evidence >= 0 && absent_evidence <= 1,
-              "absent_evidence must lie in [0, 1], got ", absent_evidence);
+              "absent_evidence: expected a number in [0, 1], found ", absent_evidence);
   check_dimensions(logits, "logits", "(B, C)");
   const auto sums = accumulate_dtype(logits.scalar_type());
   const auto check = [&](const Tensor& tensor, const char* name, ScalarType dtype) {
@@ -43,8 +43,8 @@ inline void check_rated_bce(const Tensor& logits,                              /
   const bool correlated = correlation_offsets.has_value();
   PYSEG_CHECK(
       correlated == correlation_columns.has_value() && correlated == correlation_values.has_value(),
-      "correlation_offsets, correlation_columns and correlation_values must be given "
-      "together");
+      "correlation_offsets, correlation_columns, correlation_values: expected all or none, found "
+      "some");
   if (!correlated) return;
   check_shape(*correlation_offsets, "correlation_offsets", "(C + 1,)", {logits.size(1) + 1});
   check_dimensions(*correlation_columns, "correlation_columns", "(nnz)");

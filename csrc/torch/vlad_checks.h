@@ -30,7 +30,7 @@ inline void check_norm(const Tensor& assignment,                  // (B, T, G, K
     check_sums(*norm, "norm", assignment, "assignment");
   }
   if (row_weights) {
-    PYSEG_CHECK(norm.has_value(), "row_weights must be None without norm");
+    PYSEG_CHECK(norm.has_value(), "row_weights: expected None without norm, found a tensor");
     check_shape(*row_weights, "row_weights", "(B, T)", {B, T});
     check_sums(*row_weights, "row_weights", assignment, "assignment");
   }
@@ -45,7 +45,7 @@ inline VladShape check_soft_assign(const Tensor& assignment,                  //
   const int64_t B = assignment.size(0), T = assignment.size(1);
   const int64_t G = assignment.size(2), K = assignment.size(3);
   check_shape(attention, "attention", "(B, T, G)", {B, T, G});
-  PYSEG_CHECK(K >= 1, "assignment must have at least 1 cluster, got shape ",
+  PYSEG_CHECK(K >= 1, "assignment: expected at least 1 cluster, found shape ",
               shape_text(assignment));
   check_dtype(attention, "attention", assignment.scalar_type());
   check_device(attention, "attention", assignment, "assignment");
@@ -74,7 +74,8 @@ inline VladShape check_vlad(const Tensor& features,                    // (B, T,
   VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   shape.width = F;
   PYSEG_CHECK(eps >= std::numeric_limits<float>::min() && std::isfinite(eps),
-              "eps must be finite and at least ", std::numeric_limits<float>::min(), ", got ", eps);
+              "eps: expected a finite number of at least ", std::numeric_limits<float>::min(),
+              ", found ", eps);
   return shape;
 }
 

@@ -1,8 +1,12 @@
 """Loops over scores, compiled by numba; they release the GIL, so threads can run them.
 
-A float32 score is compared by its bits: `_descending` maps them to unsigned integers in the order
-of ranking. These 32 bits above 32 bits that break ties are a 64-bit key: the smaller the better.
-NumPy sorts and partitions keys with vector instructions.
+The order of ranks is coded here for all of `pyseg.metrics` (and in csrc/include/pyseg/top_k.h): the
+larger score first, of equal scores that of the earlier row, the lower class or the smaller id.
+
+Scores are compared by their bits: `_descending` maps them to unsigned integers in the order of
+ranks. A float32 score with a number below it, which decides between equal scores, is a 64-bit key:
+the smaller the better. NumPy sorts and partitions keys with vector instructions. Where a few are
+picked from a row of scores, `_cutoff` and `_is_best` do without keys.
 """
 
 from __future__ import annotations
@@ -29,9 +33,22 @@ def _descending(bits):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _key(bits, place, hit):  # type: ignore[no-untyped-def]
-    score = np.uint64(_descending(bits))
-    return (score << _HALF) | (np.uint64(place) << _ONE) | np.uint64(hit)
+def _wide_descending(bits):  # type: ignore[no-untyped-def]
+    """Does what `_descending` does for the bits of a float64."""
+    if bits == _WIDE_SIGN:
+        bits = np.uint64(0)
+    return bits ^ ((_WIDE_SIGN - _ONE) if bits < _WIDE_SIGN else np.uint64(0))
+
+
+@numba.njit(inline="always")
+def _key(bits, low):  # type: ignore[no-untyped-def]
+    return (np.uint64(_descending(bits)) << _HALF) | low
+
+
+@numba.njit(inline="always")
+def _row(place, hit):  # type: ignore[no-untyped-def]
+    """Returns what stands below a score: the row within its class, and whether it is relevant."""
+    return (np.uint64(place) << _ONE) | np.uint64(hit)
 
 
 @njit
@@ -62,7 +79,7 @@ def columns_to_keys(  # type: ignore[no-untyped-def]
             start, found = rows[column], 0
             target = keys[column, start : start + size]
             for row in range(size):
-                target[row] = _key(scores[row], start + row, hits[row])
+                target[row] = _key(scores[row], _row(start + row, hits[row]))
                 found += np.int64(hits[row])
             rows[column] += size
             positives[column] += found
@@ -77,7 +94,7 @@ def rows_to_keys(classes, bits, relevant, starts, rows, keys, positives):  # typ
     for row in range(len(classes)):
         label = classes[row]
         place = rows[label]
-        keys[starts[label] + place] = _key(bits[row], place, relevant[row])
+        keys[starts[label] + place] = _key(bits[row], _row(place, relevant[row]))
         rows[label] = place + 1
         positives[label] += np.int64(relevant[row])
 
@@ -94,15 +111,11 @@ def wide_rows_to_keys(  # type: ignore[no-untyped-def]
     for row in range(len(classes)):
         label = classes[row]
         place = rows[label]
-        value = bits[row]
-        if value == _WIDE_SIGN:
-            value = np.uint64(0)
-        value ^= (_WIDE_SIGN - _ONE) if value < _WIDE_SIGN else np.uint64(0)
+        value = _wide_descending(bits[row])
         full[starts[label] + place] = value
-        hit = np.uint64(relevant[row])
-        keys[starts[label] + place] = (value & ~least) | (np.uint64(place) << _ONE) | hit
+        keys[starts[label] + place] = (value & ~least) | _row(place, relevant[row])
         rows[label] = place + 1
-        positives[label] += np.int64(hit)
+        positives[label] += np.int64(relevant[row])
 
 
 @njit
@@ -157,7 +170,7 @@ def append_keys(  # type: ignore[no-untyped-def]
                 made[place] = score[place]
             threshold = thresholds[column]
             for place in range(size):
-                key = (np.uint64(_descending(np.uint32(made[place]))) << _HALF) | low[place]
+                key = _key(np.uint32(made[place]), low[place])
                 made[place] = key
                 wanted[place] = key < threshold
             if masked:
@@ -185,7 +198,7 @@ def unpack(keys, ids, bits):  # type: ignore[no-untyped-def]
 def pack(ids, bits, keys):  # type: ignore[no-untyped-def]
     """Writes the keys that `append_keys` makes."""
     for entry in range(len(keys)):
-        keys[entry] = (np.uint64(_descending(bits[entry])) << _HALF) | ids[entry]
+        keys[entry] = _key(bits[entry], ids[entry])
 
 
 @njit
@@ -225,6 +238,21 @@ def _sift(heap, parent, size):  # type: ignore[no-untyped-def]
     heap[parent] = value
 
 
+@numba.njit(inline="always")
+def _is_best(score, cutoff, equal):  # type: ignore[no-untyped-def]
+    """Returns whether a score is above a cutoff, or equal to it and `equal` more may be."""
+    return score > cutoff or (score == cutoff and equal > 0)
+
+
+@njit
+def best_rows(scores, k, best):  # type: ignore[no-untyped-def]
+    """Writes which are the k best scores, of equal ones the first; 1 <= k <= len(scores)."""
+    cutoff, equal = _cutoff(scores, k, np.empty(k, scores.dtype))
+    for row in range(len(scores)):
+        best[row] = _is_best(scores[row], cutoff, equal)
+        equal -= scores[row] == cutoff
+
+
 @njit
 def best_of_rows(scores, relevant, best, hits, begin, end):  # type: ignore[no-untyped-def]
     """Writes the k best scores of some rows, the k columns of `best`, in the order of classes.
@@ -242,7 +270,7 @@ def best_of_rows(scores, relevant, best, hits, begin, end):  # type: ignore[no-u
         at = 0
         for column in range(len(row)):
             score = row[column]
-            if score > cutoff or (score == cutoff and equal > 0):
+            if _is_best(score, cutoff, equal):
                 equal -= score == cutoff
                 best[index, at] = score
                 hits[index, at] = labels[column]
@@ -266,9 +294,8 @@ def right_of_rows(scores, relevant, right, numbers, begin, end):  # type: ignore
         if number > 0:
             cutoff, equal = _cutoff(row, number, heap)
             for column in range(len(row)):
-                if row[column] == cutoff:
-                    equal -= 1
-                    found += labels[column] and equal >= 0 and cutoff > 0
-                elif row[column] > cutoff:
-                    found += labels[column] and row[column] > 0
+                score = row[column]
+                if _is_best(score, cutoff, equal):
+                    equal -= score == cutoff
+                    found += labels[column] and score > 0
         right[index] = found

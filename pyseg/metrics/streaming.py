@@ -170,14 +170,13 @@ class MeanAveragePrecisionAtK(_Metric[MeanAveragePrecision]):
         full = np.flatnonzero(counts > self.k)
         kept = np.ones(len(classes), bool)
         if len(full):
+            best_rows = _ranking.load_kernels().best_rows
             order = np.argsort(classes, kind="stable")
             ends = np.cumsum(counts)
             for index in full.tolist():
                 rows = order[ends[index] - counts[index] : ends[index]]
-                score = scores[rows]
-                cutoff = -np.partition(-score, self.k - 1)[self.k - 1]
-                best = score > cutoff
-                best[np.flatnonzero(score == cutoff)[: self.k - best.sum()]] = True
+                best = np.empty(len(rows), bool)
+                best_rows(scores[rows], self.k, best)
                 kept[rows] = best
         self._blocks = [[classes[kept], scores[kept], relevant[kept]]]
         self._pending = 0

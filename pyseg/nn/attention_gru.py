@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
-from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.classifier import FrameClassifier, FrameOptions
 from pyseg.nn.dropout import Dropout
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.gru import GRU
 from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear
-from pyseg.nn.normalize import Convention
 from pyseg.ops._dispatch import sum_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AttentionGRU(FrameClassifier):
@@ -39,18 +40,15 @@ class AttentionGRU(FrameClassifier):
 
     Args:
         num_classes: number of classes C.
-        feature_sizes: widths of the features that make up a frame.
         gru_size: size of the GRU's state.
         gru_layers: number of layers of the GRU; the attention reads the last one.
         attention_size: number of rows of W and U.
         hidden_size: size H of the hidden layer.
         reduction: the context gate has H // reduction inner features.
         dropout: probability of dropping a value of y in training; 0 drops none.
-        normalization: see `FrameClassifier`.
-        eigenvalues: see `FrameClassifier`.
-        noise: see `FrameClassifier`.
         batch_norm_momentum: momentum of every batch normalisation.
         head: makes the head of (H, C).
+        **more: see `FrameClassifier`.
 
     Raises:
         ValueError: a size does not fit, or an argument of `FrameClassifier` is out of range.
@@ -67,26 +65,17 @@ class AttentionGRU(FrameClassifier):
         self,
         num_classes: int,
         *,
-        feature_sizes: Sequence[int] = (1024, 128),
         gru_size: int = 1024,
         gru_layers: int = 1,
         attention_size: int = 512,
         hidden_size: int = 2048,
         reduction: int = 16,
         dropout: float = 0.5,
-        normalization: Convention = "dequantize",
-        eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
-        noise: float = 0.0,
         batch_norm_momentum: float = 0.001,
         head: HeadFactory = LogisticHead,
+        **more: Unpack[FrameOptions],
     ) -> None:
-        super().__init__(
-            num_classes,
-            feature_sizes=feature_sizes,
-            normalization=normalization,
-            eigenvalues=eigenvalues,
-            noise=noise,
-        )
+        super().__init__(num_classes, **more)
         sizes = {
             "gru_size": gru_size,
             "gru_layers": gru_layers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,6 +12,15 @@ from pyseg.errors import ArgumentError
 from pyseg.nn.mask import Integers, as_tensor, frame_mask
 from pyseg.nn.noise import MaskedGaussianNoise
 from pyseg.nn.normalize import Convention, FrameNormalization
+
+
+class FrameOptions(TypedDict, total=False):
+    """The arguments of `FrameClassifier` that its subclasses pass on."""
+
+    feature_sizes: Sequence[int]
+    normalization: Convention
+    eigenvalues: Tensor | np.ndarray | Sequence[float] | None
+    noise: float
 
 
 class FrameClassifier(nn.Module):

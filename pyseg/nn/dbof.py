@@ -8,9 +8,8 @@ differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,14 +17,16 @@ from torch.nn import functional
 from pyseg._sampling import sample_random_frames, sample_random_sequence
 from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
-from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.classifier import FrameClassifier, FrameOptions
 from pyseg.nn.derived import DerivedWeights
 from pyseg.nn.head import HeadFactory, MixtureOfExperts
 from pyseg.nn.init import normal_linear
 from pyseg.nn.linear import linear
-from pyseg.nn.normalize import Convention
 from pyseg.ops import frame_linear
 from pyseg.ops.frames import dequantize
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Activation = Literal["sigmoid", "relu6", "relu"]
 Pooling = Literal["max", "average"]
@@ -176,7 +177,6 @@ class DBoF(FrameClassifier):
 
     Args:
         num_classes: number of classes C.
-        feature_sizes: widths of the features that make up a frame.
         clusters: size K of the projection.
         hidden_size: size H of the hidden layer.
         activation: the activation after the projection and after the hidden layer.
@@ -187,11 +187,9 @@ class DBoF(FrameClassifier):
         num_samples: number of frames to draw.
         every_frame: whether eval mode uses every frame instead of drawing some.
         generator: the random numbers to draw with, on the device of the frames. ``None``: torch's.
-        normalization: see `FrameClassifier`.
-        eigenvalues: see `FrameClassifier`.
-        noise: see `FrameClassifier`.
         batch_norm_momentum: momentum of every batch normalisation.
         head: makes the head of (H, C).
+        **more: see `FrameClassifier`.
 
     Raises:
         ValueError: a size is smaller than 1, a name is unknown, or an argument of `FrameClassifier`
@@ -208,7 +206,6 @@ class DBoF(FrameClassifier):
         self,
         num_classes: int,
         *,
-        feature_sizes: Sequence[int] = (1024, 128),
         clusters: int = 8192,
         hidden_size: int = 1024,
         activation: Activation = "sigmoid",
@@ -218,19 +215,11 @@ class DBoF(FrameClassifier):
         num_samples: int = 30,
         every_frame: bool = True,
         generator: torch.Generator | None = None,
-        normalization: Convention = "dequantize",
-        eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
-        noise: float = 0.0,
         batch_norm_momentum: float = 0.001,
         head: HeadFactory = MixtureOfExperts,
+        **more: Unpack[FrameOptions],
     ) -> None:
-        super().__init__(
-            num_classes,
-            feature_sizes=feature_sizes,
-            normalization=normalization,
-            eigenvalues=eigenvalues,
-            noise=noise,
-        )
+        super().__init__(num_classes, **more)
         for name, size in (("hidden_size", hidden_size), ("num_samples", num_samples)):
             if size < 1:
                 raise ArgumentError(f"{name}: expected at least 1, found {size}")

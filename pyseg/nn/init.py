@@ -100,10 +100,7 @@ def normal_linear(in_features: int, out_features: int) -> Linear:
 def _linear(
     in_features: int, out_features: int, bias: bool, fill: Callable[[Tensor], Tensor]
 ) -> Linear:
-    # skip_init: Linear's own random initialisation would be thrown away, and costs as much again.
-    layer: Linear = torch.nn.utils.skip_init(
-        Linear, in_features, out_features, bias=bias, device=torch.get_default_device()
-    )
+    layer = Linear(in_features, out_features, bias=bias)
     fill(layer.weight)
     if bias:
         torch.nn.init.zeros_(layer.bias)

@@ -58,12 +58,18 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Linear(torch.nn.Linear):
-    """`torch.nn.Linear`, computed by `linear`.
+    """`torch.nn.Linear`, computed by `linear`; `pyseg.nn.init` fills its weights.
 
     Example:
         >>> Linear(8, 3)(torch.randn(2, 8)).shape
         torch.Size([2, 3])
     """
+
+    def reset_parameters(self) -> None:
+        """Leaves the weights uninitialized: `pyseg.nn.init` overwrites them.
+
+        `torch.nn.utils.skip_init` would do the same, but imports sympy (0.5 s and more).
+        """
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns ``input @ weight.T + bias``."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
-from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.classifier import FrameClassifier, FrameOptions
 from pyseg.nn.dropout import Dropout
 from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear
-from pyseg.nn.normalize import Convention
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class MLP(FrameClassifier):
-    """The mean of the frames, one hidden layer, and a head.
+    """The mean of the normalised frames, one hidden layer, and a head.
 
     h = relu(BN(W mean over the valid frames of x)), with dropout before W and before the head. It
     serves video-level features (T = 1), and as a baseline for models that read frames. A video
@@ -26,15 +27,12 @@ class MLP(FrameClassifier):
 
     Args:
         num_classes: number of classes C.
-        feature_sizes: widths of the features that make up a frame.
         hidden_size: size H of the hidden layer.
         input_dropout: probability of dropping a value of the mean in training.
         dropout: probability of dropping a value of the hidden layer in training.
-        normalization: see `FrameClassifier`; it comes before the mean.
-        eigenvalues: see `FrameClassifier`.
-        noise: see `FrameClassifier`.
         batch_norm_momentum: momentum of the batch normalisation.
         head: makes the head of (H, C).
+        **more: see `FrameClassifier`.
 
     Raises:
         ValueError: a size or a probability is out of range, or an argument of `FrameClassifier`.
@@ -51,23 +49,14 @@ class MLP(FrameClassifier):
         self,
         num_classes: int,
         *,
-        feature_sizes: Sequence[int] = (1024, 128),
         hidden_size: int = 1024,
         input_dropout: float = 0.0,
         dropout: float = 0.5,
-        normalization: Convention = "dequantize",
-        eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
-        noise: float = 0.0,
         batch_norm_momentum: float = 0.1,
         head: HeadFactory = LogisticHead,
+        **more: Unpack[FrameOptions],
     ) -> None:
-        super().__init__(
-            num_classes,
-            feature_sizes=feature_sizes,
-            normalization=normalization,
-            eigenvalues=eigenvalues,
-            noise=noise,
-        )
+        super().__init__(num_classes, **more)
         if hidden_size < 1:
             raise ArgumentError(f"hidden_size: expected at least 1, found {hidden_size}")
         for name, value in (("input_dropout", input_dropout), ("dropout", dropout)):

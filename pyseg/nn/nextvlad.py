@@ -7,26 +7,26 @@ followed where the two differ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
-from pyseg.nn.classifier import FrameClassifier
+from pyseg.nn.classifier import FrameClassifier, FrameOptions
 from pyseg.nn.derived import DerivedWeights
 from pyseg.nn.dropout import Dropout
 from pyseg.nn.gate import ContextGate
 from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear, he_truncated_normal_
 from pyseg.nn.linear import linear, matmul
-from pyseg.nn.normalize import Convention
 from pyseg.ops import AssignmentNorm, frame_linear, frame_pool, soft_assign, vlad_aggregate
 from pyseg.ops._dispatch import sum_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Order = Literal["direct", "folded", "reassociated"]
 
@@ -346,21 +346,18 @@ class NeXtVLADClassifier(FrameClassifier):
 
     Args:
         num_classes: number of classes C.
-        feature_sizes: widths of the features that make up a frame.
         clusters: number of clusters K of the first feature.
         groups: number of groups G of the first feature.
         hidden_size: size H of the hidden layer.
         reduction: the context gate has H // reduction inner features.
         expansion: the factor E by which frames are widened.
         dropout: probability of dropping an aggregate feature in training; 0 drops none.
-        normalization: see `FrameClassifier`.
-        eigenvalues: see `FrameClassifier`.
-        noise: see `FrameClassifier`.
         batch_norm_momentum: momentum of every batch normalisation.
         padded_statistics: whether padded frames enter batch-norm statistics in training
             (reference: they do).
         head: makes the head of (H, C); the reference's default flag is `MixtureOfExperts`, but its
             scripts use `LogisticHead`.
+        **more: see `FrameClassifier`.
 
     Raises:
         ValueError: a size does not fit; K or G is below 2 where there is more than one feature; an
@@ -378,27 +375,18 @@ class NeXtVLADClassifier(FrameClassifier):
         self,
         num_classes: int,
         *,
-        feature_sizes: Sequence[int] = (1024, 128),
         clusters: int = 112,
         groups: int = 8,
         hidden_size: int = 2048,
         reduction: int = 16,
         expansion: int = 2,
         dropout: float = 0.5,
-        normalization: Convention = "dequantize",
-        eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
-        noise: float = 0.0,
         batch_norm_momentum: float = 0.001,
         padded_statistics: bool = True,
         head: HeadFactory = LogisticHead,
+        **more: Unpack[FrameOptions],
     ) -> None:
-        super().__init__(
-            num_classes,
-            feature_sizes=feature_sizes,
-            normalization=normalization,
-            eigenvalues=eigenvalues,
-            noise=noise,
-        )
+        super().__init__(num_classes, **more)
         if hidden_size < 1:
             raise ArgumentError(f"hidden_size: expected at least 1, found {hidden_size}")
         if not 0.0 <= dropout < 1.0:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyseg import _ext
-from pyseg.ops._dispatch import (
-    check_alike,
-    check_device,
-    check_layout,
-    has_kernel,
-    in_autocast,
-    refuse_double_backward,
-    refuse_gradient,
-    register_autocast,
-    register_autograd,
-    register_fake,
-    sum_dtype,
-    to_autocast_dtype,
+from pyseg.errors import ArgumentError
+from pyseg.ops._dispatch import has_kernel, sum_dtype
+from pyseg.ops._op import Argument, Op, check_at_least, check_device, check_tensor, misfit
+
+_ASSIGN = Op("soft_assign", assignment=Argument("(B, T, G, K)"), attention=Argument("(B, T, G)"))
+_ASSIGN_BACKWARD = Op("soft_assign_backward")
+_MOMENTS = Op(
+    "moments", x=Argument("(R, C)"), row_weights=Argument("(R,)", "floating", optional=True)
 )
 
 
@@ -88,7 +81,7 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
         >>> mean.tolist(), variance.tolist()
         ([2.0, 7.0], [1.0, 4.0])
     """
-    _check_moments(x, row_weights)
+    _MOMENTS.check(x, row_weights)
     if not has_kernel(x):
         return _moments(x, row_weights)
     weights = None if row_weights is None else row_weights.to(sum_dtype(x.dtype))
@@ -106,7 +99,7 @@ def moments_reference(x: Tensor, row_weights: Tensor | None = None) -> tuple[Ten
         >>> mean.item(), variance.item()
         (2.0, 1.0)
     """
-    _check_moments(x, row_weights)
+    _MOMENTS.check(x, row_weights)
     return _moments(x, row_weights)
 
 
@@ -125,6 +118,7 @@ def _weighted(x: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.where(weights > 0, 0.0), weights  # rows left out may hold anything
 
 
+@_ASSIGN.autocast()
 def soft_assign(
     assignment: Tensor, attention: Tensor, *, norm: AssignmentNorm | None = None
 ) -> Tensor:
@@ -156,15 +150,12 @@ def soft_assign(
         >>> weights.flatten().tolist()
         [0.125, 0.125, 0.125, 0.125]
     """
-    if in_autocast(assignment):
-        assignment, attention = to_autocast_dtype(assignment, attention)
-        with torch.autocast(assignment.device.type, enabled=False):
-            return soft_assign(assignment, attention, norm=norm)
-    check_assignment(assignment, attention, norm)
-    if has_kernel(assignment):
-        packed = pack_norm(assignment, norm)
-        return torch.ops.pyseg.soft_assign.default(assignment, attention, *packed)
-    return _reference(assignment, attention, norm)
+    _ASSIGN.check(assignment, attention)
+    check_assignment(assignment, norm)
+    if not has_kernel(assignment):
+        return soft_assign_reference(assignment, attention, norm=norm)
+    op = torch.ops.pyseg.soft_assign.default
+    return op(assignment, attention, *pack_norm(assignment, norm))
 
 
 def soft_assign_reference(
@@ -180,11 +171,8 @@ def soft_assign_reference(
         >>> pyseg.ops.soft_assign_reference(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1)).flatten()
         tensor([0.5000, 0.5000])
     """
-    check_assignment(assignment, attention, norm)
-    return _reference(assignment, attention, norm)
-
-
-def _reference(assignment: Tensor, attention: Tensor, norm: AssignmentNorm | None) -> Tensor:
+    _ASSIGN.check(assignment, attention)
+    check_assignment(assignment, norm)
     probability = normalize(assignment, norm).softmax(-1)
     return (probability * attention.unsqueeze(-1)).to(assignment.dtype)
 
@@ -228,69 +216,30 @@ def norm_gradient(norm: Tensor | None, row_weights: Tensor | None, sums: Tensor)
     return torch.stack((by_mean, by_rstd, by_weight, by_bias))
 
 
-def _check_moments(x: Tensor, row_weights: Tensor | None) -> None:
-    arguments = {"x": (x, "(R, C)")}
-    if row_weights is not None:
-        arguments["row_weights"] = (row_weights, "(R,)")
-    check_layout(arguments)
-    check_alike(("x", x), {})
-    if row_weights is not None:
-        if not row_weights.is_floating_point():
-            raise TypeError(f"row_weights must be floating, got {row_weights.dtype}")
-        check_device(("x", x), "row_weights", row_weights)
-        if row_weights.shape != x.shape[:1]:
-            raise ValueError(
-                f"row_weights must be (R,) = {tuple(x.shape[:1])} to fit x {tuple(x.shape)}, "
-                f"got {tuple(row_weights.shape)}"
-            )
-
-
-def check_assignment(assignment: Tensor, attention: Tensor, norm: AssignmentNorm | None) -> None:
-    """Raises an error that names the first argument which does not fit."""
-    arguments = {"assignment": (assignment, "(B, T, G, K)"), "attention": (attention, "(B, T, G)")}
-    check_layout(arguments)
-    check_alike(("assignment", assignment), {"attention": attention})
-    if attention.shape != assignment.shape[:3]:
-        raise ValueError(
-            f"attention must be (B, T, G) = {tuple(assignment.shape[:3])} to fit "
-            f"assignment {tuple(assignment.shape)}, got {tuple(attention.shape)}"
+def check_assignment(assignment: Tensor, norm: AssignmentNorm | None) -> None:
+    """Raises where there is no cluster, or a field of `norm` does not fit `assignment`."""
+    batch, frames, groups, clusters = assignment.shape
+    if clusters < 1:
+        raise ArgumentError(
+            f"assignment: expected at least 1 cluster, found shape {tuple(assignment.shape)}"
         )
-    if assignment.shape[3] < 1:
-        raise ValueError(
-            f"assignment must have at least 1 cluster, got shape {tuple(assignment.shape)}"
-        )
-    check_norm(assignment, norm)
-
-
-def check_norm(assignment: Tensor, norm: AssignmentNorm | None) -> None:
-    """Raises an error that names the first field of `norm` which does not fit `assignment`."""
     if norm is None:
         return
     if not isinstance(norm, AssignmentNorm):
-        raise TypeError(f"norm must be an AssignmentNorm, got {type(norm).__name__}")
-    batch, frames, groups, clusters = assignment.shape
-    shapes: dict[str, tuple[int, ...]]
-    fields = {f"norm.{name}": getattr(norm, name) for name in norm._fields if name != "eps"}
-    for name, tensor in fields.items():
-        if name == "norm.row_weights":
+        raise TypeError(f"norm: expected an AssignmentNorm, found {type(norm).__name__}")
+    for field in ("mean", "variance", "weight", "bias", "row_weights"):
+        name, tensor = f"norm.{field}", getattr(norm, field)
+        shapes: list[tuple[int, ...]] = [(groups, clusters), (groups * clusters,)]
+        layout = "(G*K,) or (G, K)"
+        if field == "row_weights":
             if tensor is None:
                 continue
-            shapes = {"(B, T)": (batch, frames)}
-        else:
-            shapes = {"(G*K,)": (groups * clusters,), "(G, K)": (groups, clusters)}
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
-        check_device(("assignment", assignment), name, tensor)
-        if tuple(tensor.shape) not in shapes.values():
-            expected = " or ".join(f"{layout} = {shape}" for layout, shape in shapes.items())
-            raise ValueError(
-                f"{name} must be {expected} to fit assignment {tuple(assignment.shape)}, "
-                f"got {tuple(tensor.shape)}"
-            )
-    if not 0.0 <= norm.eps < math.inf:
-        raise ValueError(f"norm.eps must be finite and at least 0, got {norm.eps}")
+            shapes, layout = [(batch, frames)], "(B, T)"
+        check_tensor(name, tensor, "floating")
+        check_device(name, tensor, "assignment", assignment)
+        if tuple(tensor.shape) not in shapes:
+            raise misfit(name, layout, shapes[0], tensor, "assignment", assignment)
+    check_at_least("norm.eps", norm.eps, 0.0)
 
 
 def fake_norm_sums(assignment: Tensor, norm: Tensor | None) -> Tensor:
@@ -299,22 +248,16 @@ def fake_norm_sums(assignment: Tensor, norm: Tensor | None) -> Tensor:
     return assignment.new_empty(shape, dtype=sum_dtype(assignment.dtype))
 
 
-def _fake(
-    assignment: Tensor,
-    attention: Tensor,
-    norm: Tensor | None = None,
-    row_weights: Tensor | None = None,
-) -> Tensor:
-    check_assignment(assignment, attention, None)
+@_ASSIGN.fake
+def _fake(assignment: Tensor, attention: Tensor, **_: Any) -> Tensor:
+    _ASSIGN.check(assignment, attention)
+    check_assignment(assignment, None)
     return assignment.new_empty(assignment.shape)
 
 
+@_ASSIGN_BACKWARD.fake
 def _backward_fake(
-    grad: Tensor,
-    assignment: Tensor,
-    attention: Tensor,
-    norm: Tensor | None,
-    row_weights: Tensor | None,
+    assignment: Tensor, attention: Tensor, norm: Tensor | None, **_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         assignment.new_empty(assignment.shape),
@@ -323,51 +266,35 @@ def _backward_fake(
     )
 
 
-def _moments_fake(x: Tensor, row_weights: Tensor | None = None) -> Tensor:
-    _check_moments(x, row_weights)
+@_ASSIGN.gradient(
+    "assignment attention norm row_weights", refused={"row_weights": "norm.row_weights"}
+)
+def _gradient(grad: Tensor, *, needed: dict[str, bool], **saved: Any) -> dict[str, Tensor | None]:
+    op = torch.ops.pyseg.soft_assign_backward.default
+    by_assignment, by_attention, sums = op(grad=grad, **saved)
+    by_norm = norm_gradient(saved["norm"], saved["row_weights"], sums)
+    return {"assignment": by_assignment, "attention": by_attention, "norm": by_norm}
+
+
+_ASSIGN_BACKWARD.refuse_gradient()
+
+
+@_MOMENTS.fake
+def _moments_fake(x: Tensor, row_weights: Tensor | None) -> Tensor:
+    _MOMENTS.check(x, row_weights)
     return x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    refuse_gradient(ctx, "soft_assign", {3: "norm.row_weights"})
-    assignment, attention, norm, row_weights = ctx.saved_tensors
-    op = torch.ops.pyseg.soft_assign_backward.default
-    *grads, sums = op(grad, assignment, attention, norm, row_weights)
-    return (*grads, norm_gradient(norm, row_weights, sums), None)
-
-
-def _moments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-    x, row_weights = ctx.saved_tensors
+@_MOMENTS.gradient("x row_weights")
+def _moments_gradient(
+    grad: Tensor, *, needed: dict[str, bool], x: Tensor, row_weights: Tensor | None
+) -> dict[str, Tensor | None]:
     values, weights = _weighted(x, row_weights)
     by_mean, by_variance = grad.unbind()
     centered = values - (values * weights).sum(0)
     by_mean = by_mean - 2 * by_variance * (centered * weights).sum(0)  # 0 where weights sum to 1
     rows = weights * (by_mean + 2 * by_variance * centered)
-    if row_weights is None or not ctx.needs_input_grad[1]:
-        return rows.to(x.dtype), None
-    return rows.to(x.dtype), (by_mean * values + by_variance * centered.square()).sum(1)
-
-
-def _autocast(
-    assignment: Tensor,
-    attention: Tensor,
-    norm: Tensor | None = None,
-    row_weights: Tensor | None = None,
-) -> Tensor:
-    assignment, attention = to_autocast_dtype(assignment, attention)
-    with torch.autocast(assignment.device.type, enabled=False):
-        return torch.ops.pyseg.soft_assign.default(assignment, attention, norm, row_weights)
-
-
-if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
-    register_fake("soft_assign", _fake)
-    register_fake("soft_assign_backward", _backward_fake)
-    register_fake("moments", _moments_fake)
-    register_autograd("soft_assign", _backward, _setup_context)
-    register_autograd("soft_assign_backward", refuse_double_backward("soft_assign"))
-    register_autograd("moments", _moments_backward, _setup_context)
-    register_autocast("soft_assign", _autocast)
+    by_weights = None
+    if needed["row_weights"]:
+        by_weights = (by_mean * values + by_variance * centered.square()).sum(1)
+    return {"x": rows.to(x.dtype), "row_weights": by_weights}

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyseg.ops._dispatch import (
-    check_layout,
-    check_tensors,
-    define,
-    in_autocast,
-    product_dtype,
-    refuse_double_backward,
-    register_autograd,
-    register_fake,
-    sum_dtype,
-    to_autocast_dtype,
-)
+from pyseg.ops._dispatch import product_dtype, sum_dtype
+from pyseg.ops._op import SUMS, Argument, Op, check_dtype, misfit, wants_gradient
 
 # YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py reads it back as
 # q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but it is what all
@@ -35,6 +24,44 @@ _TILE_BYTES = {"cpu": 2**22, "cuda": 2**26}
 # Bytes of the pooled frames of the videos that `frame_pool` treats at a time. With more of them the
 # gradient, which is as large and not kept, would be fresh memory; with fewer the products are slow.
 _POOLED_BYTES = {"cpu": 2**25, "cuda": 2**28}
+
+
+_BYTES = {
+    "frames": Argument("(B, T, N)", "uint8"),
+    "mask": Argument("(B, T)", "bool", optional=True),
+}
+_LINEAR = Op(
+    "frame_linear",
+    "(Tensor frames, Tensor? mask, Tensor weight, Tensor? bias) -> Tensor",
+    **_BYTES,
+    weight=Argument("(M, N)"),
+    bias=Argument("(M,)", optional=True),
+)
+_LINEAR_BACKWARD = Op(
+    "frame_linear_backward",
+    "(Tensor grad, Tensor frames, Tensor? mask) -> Tensor",
+    grad=Argument("(B, T, M)"),
+    **_BYTES,
+)
+_POOLED = {
+    "frames": Argument("(B, T, N)", "uint8 or floating"),
+    "weights": Argument("(B, T, G, K)"),
+    "maps": Argument("(G, F, N)"),
+}
+_POOL = Op(
+    "frame_pool",
+    "(Tensor frames, Tensor weights, Tensor maps, bool keep) -> "
+    "(Tensor sums, Tensor mass, Tensor kept)",
+    **_POOLED,
+)
+_POOL_BACKWARD = Op(
+    "frame_pool_backward",
+    "(Tensor grad, Tensor grad_mass, Tensor frames, Tensor weights, Tensor maps, Tensor kept, "
+    "bool[3] needed) -> (Tensor frames, Tensor weights, Tensor maps)",
+    grad=Argument("(B, K, F)"),
+    grad_mass=Argument("(B, G, K)", SUMS),
+    **_POOLED,
+)
 
 
 def dequantize(frames: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -53,6 +80,7 @@ def dequantize(frames: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tenso
     return x if mask is None else x.mul_(mask.unsqueeze(-1))
 
 
+@_LINEAR.autocast()
 def frame_linear(
     frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
@@ -83,11 +111,7 @@ def frame_linear(
         >>> pyseg.ops.frame_linear(frames, mask, torch.tensor([[1.0, 1.0]])).flatten().tolist()
         [0.015625, 0.0]
     """
-    if in_autocast(weight):
-        weight, bias = _cast(weight, bias)
-        with torch.autocast(weight.device.type, enabled=False):
-            return frame_linear(frames, mask, weight, bias)
-    _check_linear(frames, mask, weight, bias)
+    _LINEAR.check(frames, mask, weight, bias)
     return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias)
 
 
@@ -102,33 +126,11 @@ def frame_linear_reference(
         >>> pyseg.ops.frame_linear_reference(frames, None, torch.tensor([[1.0, 1.0]])).item()
         0.015625
     """
-    _check_linear(frames, mask, weight, bias)
+    _LINEAR.check(frames, mask, weight, bias)
     return torch.nn.functional.linear(dequantize(frames, mask, weight.dtype), weight, bias)
 
 
-def _check_linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
-    _check(frames, mask)
-    check_layout({"weight": (weight, "(M, N)")})
-    if weight.shape[1] != frames.shape[2]:
-        raise ValueError(
-            f"weight must be (M, N) = (M, {frames.shape[2]}) to fit frames "
-            f"{tuple(frames.shape)}, got {tuple(weight.shape)}"
-        )
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-        raise ValueError(
-            f"bias must be (M,) = {tuple(weight.shape[:1])} of {weight.dtype} to fit weight, "
-            f"got {tuple(bias.shape)} of {bias.dtype}"
-        )
-    _check_device(frames, weight, "weight")
-
-
-def _check_linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> None:
-    _check(frames, mask)
-    check_layout({"grad": (grad, "(B, T, M)")})
-    _check_device(frames, grad, "grad")
-    check_tensors(grad, {"grad": (grad, (*frames.shape[:2], grad.shape[2]))})
-
-
+@_POOL.autocast()
 def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     r"""Returns weighted sums over the frames of every video, mapped to other features.
 
@@ -164,14 +166,9 @@ def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, T
         >>> sums.item(), mass.item()
         (3.0, 2.0)
     """
-    if in_autocast(weights):
-        weights, maps = to_autocast_dtype(weights, maps)
-        with torch.autocast(weights.device.type, enabled=False):
-            return frame_pool(frames, weights, maps)
-    _check_pool(frames, weights, maps)
-    tensors = (frames, weights, maps)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    sums, mass, _ = torch.ops.pyseg.frame_pool.default(*tensors, keep)
+    tensors = frames, weights, maps
+    _POOL.check(*tensors)
+    sums, mass, _ = torch.ops.pyseg.frame_pool.default(*tensors, wants_gradient(*tensors))
     return sums, mass
 
 
@@ -185,62 +182,10 @@ def frame_pool_reference(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple
         >>> pyseg.ops.frame_pool_reference(frames, weights, maps)[0].item()
         0.015625
     """
-    _check_pool(frames, weights, maps)
+    _POOL.check(frames, weights, maps)
     pooled = torch.einsum("btgk,btn->bgkn", weights, _floating(frames, weights.dtype))
     mass = weights.sum(1, dtype=sum_dtype(weights.dtype))
     return torch.einsum("bgkn,gfn->bkf", pooled, maps), mass
-
-
-def _cast(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    if bias is None:
-        return to_autocast_dtype(weight)[0], None
-    weight, bias = to_autocast_dtype(weight, bias)
-    return weight, bias
-
-
-def _check_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> None:
-    check_layout({"frames": (frames, "(B, T, N)"), "weights": (weights, "(B, T, G, K)")})
-    check_layout({"maps": (maps, "(G, F, N)")})
-    if frames.dtype != torch.uint8 and not frames.is_floating_point():
-        raise TypeError(f"frames must be uint8 or floating, got {frames.dtype}")
-    batch, length, width = frames.shape
-    if weights.shape[:2] != (batch, length):
-        raise ValueError(
-            f"weights must be (B, T, G, K) = ({batch}, {length}, G, K) to fit frames "
-            f"{tuple(frames.shape)}, got {tuple(weights.shape)}"
-        )
-    if maps.shape[0] != weights.shape[2] or maps.shape[2] != width or maps.dtype != weights.dtype:
-        raise ValueError(
-            f"maps must be (G, F, N) = ({weights.shape[2]}, F, {width}) of {weights.dtype} to fit "
-            f"weights and frames, got {tuple(maps.shape)} of {maps.dtype}"
-        )
-    _check_device(frames, weights, "weights")
-    _check_device(frames, maps, "maps")
-
-
-def _check(frames: Tensor, mask: Tensor | None) -> None:
-    check_layout({"frames": (frames, "(B, T, N)")})
-    if frames.dtype != torch.uint8:
-        raise TypeError(f"frames must be uint8, got {frames.dtype}")
-    if mask is None:
-        return
-    check_layout({"mask": (mask, "(B, T)")})
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, got {mask.dtype}")
-    if mask.shape != frames.shape[:2]:
-        raise ValueError(
-            f"mask must be (B, T) = {tuple(frames.shape[:2])} to fit frames "
-            f"{tuple(frames.shape)}, got {tuple(mask.shape)}"
-        )
-
-
-def _check_device(frames: Tensor, tensor: Tensor, name: str) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating, got {tensor.dtype}")
-    if tensor.device != frames.device:
-        raise ValueError(
-            f"{name} must be on the device of frames, {frames.device}, got {tensor.device}"
-        )
 
 
 def _tiles(
@@ -263,13 +208,9 @@ def _product_into(result: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         result.copy_(product)
 
 
-@define(
-    "frame_linear",
-    "(Tensor frames, Tensor? mask, Tensor weight, Tensor? bias) -> Tensor",
-)
+@_LINEAR.kernel
 def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    _check_linear(frames, mask, weight, bias)
-    result = weight.new_empty(*frames.shape[:2], weight.shape[0])
+    result = _linear_result(frames, mask, weight, bias)
     if not result.numel():  # however many frames
         return result
     rows, products = frames.flatten(0, 1), result.flatten(0, 1)
@@ -286,12 +227,9 @@ def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | 
     return result
 
 
-@define(
-    "frame_linear_backward",
-    "(Tensor grad, Tensor frames, Tensor? mask) -> Tensor",
-)
+@_LINEAR_BACKWARD.kernel
 def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
-    _check_linear_backward(grad, frames, mask)
+    _LINEAR_BACKWARD.check(grad, frames, mask)
     total = grad.new_zeros(grad.shape[2], frames.shape[2], dtype=sum_dtype(grad.dtype))
     if not total.numel():
         return total.to(grad.dtype)
@@ -307,10 +245,7 @@ def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tenso
     return total.to(grad.dtype)
 
 
-@define(
-    "frame_pool",
-    "(Tensor frames, Tensor weights, Tensor maps, bool keep) -> (Tensor, Tensor, Tensor)",
-)
+@_POOL.kernel
 def _pool(
     frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -335,13 +270,7 @@ def _pool(
     return sums, mass, kept
 
 
-@define(
-    "frame_pool_backward",
-    (
-        "(Tensor grad, Tensor grad_mass, Tensor frames, Tensor weights, Tensor maps, Tensor kept, "
-        "bool[3] needed) -> (Tensor, Tensor, Tensor)"
-    ),
-)
+@_POOL_BACKWARD.kernel
 def _pool_backward(
     grad: Tensor,
     grad_mass: Tensor,
@@ -383,11 +312,12 @@ def _pool_backward(
     return grad_frames, grad_weights, grad_maps
 
 
+@_POOL.fake
 def _pool_results(
     frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns memory for what `_pool` returns."""
-    _check_pool(frames, weights, maps)
+    _POOL.check(frames, weights, maps)
     batch, _, groups, clusters = weights.shape
     return (
         weights.new_empty(batch, clusters, maps.shape[1]),
@@ -418,6 +348,7 @@ def _floating(frames: Tensor, dtype: torch.dtype) -> Tensor:
     return frames.to(dtype) if frames.is_floating_point() else dequantize(frames, None, dtype)
 
 
+@_POOL_BACKWARD.fake
 def _pool_backward_results(
     grad: Tensor,
     grad_mass: Tensor,
@@ -428,15 +359,14 @@ def _pool_backward_results(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns memory for the gradients that are needed, nothing for the others."""
-    _check_pool(frames, weights, maps)
+    sizes = _POOL_BACKWARD.check(grad, grad_mass, frames, weights, maps)
     if needed[0] and not frames.is_floating_point():
-        raise TypeError(f"frames must be floating to have a gradient, got {frames.dtype}")
-    batch, _, groups, clusters = weights.shape
-    check_tensors(weights, {"grad": (grad, (batch, clusters, maps.shape[1]))})
-    mass = weights.new_empty(0, dtype=sum_dtype(weights.dtype))
-    check_tensors(mass, {"grad_mass": (grad_mass, (batch, groups, clusters))})
+        raise TypeError(f"frames: expected floating to have a gradient, found {frames.dtype}")
     if needed[2]:
-        check_tensors(weights, {"kept": (kept, (batch, clusters * groups, frames.shape[2]))})
+        shape = sizes["B"], sizes["K"] * sizes["G"], sizes["N"]
+        check_dtype("kept", kept, "weights", weights)
+        if kept.shape != shape:
+            raise misfit("kept", "(B, K*G, N)", shape, kept, "weights", weights)
     return (
         frames.new_empty(frames.shape if needed[0] else 0),
         weights.new_empty(weights.shape if needed[1] else 0),
@@ -444,65 +374,53 @@ def _pool_backward_results(
     )
 
 
-def _linear_fake(
+@_LINEAR.fake
+def _linear_result(
     frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    _check_linear(frames, mask, weight, bias)
+    """Returns memory for what `_linear` returns."""
+    _LINEAR.check(frames, mask, weight, bias)
     return weight.new_empty(*frames.shape[:2], weight.shape[0])
 
 
+@_LINEAR_BACKWARD.fake
 def _linear_backward_fake(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
-    _check_linear_backward(grad, frames, mask)
+    _LINEAR_BACKWARD.check(grad, frames, mask)
     return grad.new_empty(grad.shape[2], frames.shape[2])
 
 
-def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _linear_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+@_LINEAR.gradient("frames mask")
+def _linear_gradient(
+    grad: Tensor, *, needed: dict[str, bool], **saved: Tensor
+) -> dict[str, Tensor | None]:
     weight = bias = None
-    if ctx.needs_input_grad[2]:
-        weight = torch.ops.pyseg.frame_linear_backward.default(grad, *ctx.saved_tensors)
-    if ctx.needs_input_grad[3]:
+    if needed["weight"]:
+        weight = torch.ops.pyseg.frame_linear_backward.default(grad, **saved)
+    if needed["bias"]:
         bias = grad.sum((0, 1))
-    return None, None, weight, bias
+    return {"weight": weight, "bias": bias}
 
 
-def _linear_twice_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+@_LINEAR_BACKWARD.gradient("frames mask")
+def _linear_twice(
+    grad: Tensor, *, needed: dict[str, bool], frames: Tensor, mask: Tensor | None
+) -> dict[str, Tensor]:
+    return {"grad": torch.ops.pyseg.frame_linear.default(frames, mask, grad, None)}
 
 
-def _linear_twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.pyseg.frame_linear.default(*ctx.saved_tensors, grad, None), None, None
-
-
-def _pool_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)  # or autograd fills zeros as large as the pooled frames
-    ctx.save_for_backward(*inputs[:3], output[2])
-
-
+@_POOL.gradient("frames weights maps kept", constant="kept")
 def _pool_gradient(
-    ctx: Any, grad: Tensor | None, grad_mass: Tensor | None, _: None
-) -> tuple[Tensor | None, ...]:
-    _, weights, maps, _ = ctx.saved_tensors
+    grad: Tensor | None, grad_mass: Tensor | None, *, needed: dict[str, bool], **saved: Tensor
+) -> dict[str, Tensor]:
+    weights, maps = saved["weights"], saved["maps"]
     batch, _, groups, clusters = weights.shape
     if grad is None:
         grad = weights.new_zeros(batch, clusters, maps.shape[1])
     if grad_mass is None:
         grad_mass = weights.new_zeros(batch, groups, clusters, dtype=sum_dtype(weights.dtype))
-    needed = list(ctx.needs_input_grad[:3])
-    backward = torch.ops.pyseg.frame_pool_backward.default
-    found = backward(grad, grad_mass, *ctx.saved_tensors, needed)
-    return *(g if wanted else None for g, wanted in zip(found, needed, strict=True)), None
+    op = torch.ops.pyseg.frame_pool_backward.default
+    wanted = [needed[name] for name in _POOLED]
+    return dict(zip(_POOLED, op(grad, grad_mass, **saved, needed=wanted), strict=True))
 
 
-register_fake("frame_linear", _linear_fake)
-register_fake("frame_linear_backward", _linear_backward_fake)
-register_fake("frame_pool", _pool_results)
-register_fake("frame_pool_backward", _pool_backward_results)
-register_autograd("frame_linear", _linear_gradient, _linear_context)
-register_autograd("frame_linear_backward", _linear_twice, _linear_twice_context)
-register_autograd("frame_pool", _pool_gradient, _pool_context)
-register_autograd("frame_pool_backward", refuse_double_backward("frame_pool"))
+_POOL_BACKWARD.refuse_gradient()

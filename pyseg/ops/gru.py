@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from pyseg.ops._dispatch import (
-    check_alike,
-    check_layout,
-    check_tensors,
-    define,
-    in_autocast,
-    refuse_double_backward,
-    register_autograd,
-    register_fake,
-    sum_dtype,
+from pyseg.ops._op import Argument, Op, misfit, wants_gradient
+
+_OP = Op(
+    "gru_recurrence",
+    "(Tensor gates, Tensor weight, Tensor bias, bool keep) -> (Tensor states, Tensor kept)",
+    gates=Argument("(B, T, 3H)"),
+    weight=Argument("(3H, H)"),
+    bias=Argument("(3H,)"),
+)
+_BACKWARD = Op(
+    "gru_recurrence_backward",
+    "(Tensor grad, Tensor states, Tensor kept, Tensor weight) -> "
+    "(Tensor gates, Tensor weight, Tensor bias)",
+    grad=Argument("(B, T, H)"),
+    states=Argument("(B, T, H)"),
+    kept=Argument("(B, T, 4H)"),
+    weight=Argument("(3H, H)"),
 )
 
 
+@_OP.autocast(to_float32=True)
 def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     r"""Returns the states of a GRU layer at every frame, from the states before and its input.
 
@@ -61,12 +67,8 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         >>> torch.allclose(states, gru(x)[0], atol=1e-6)
         True
     """
-    if in_autocast(gates):
-        inputs = [tensor.to(sum_dtype(tensor.dtype)) for tensor in (gates, weight, bias)]
-        with torch.autocast(gates.device.type, enabled=False):
-            return gru_recurrence(*inputs)
     _check(gates, weight, bias)
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (gates, weight, bias))
+    keep = wants_gradient(gates, weight, bias)
     return torch.ops.pyseg.gru_recurrence.default(gates, weight, bias, keep)[0]
 
 
@@ -89,20 +91,13 @@ def gru_recurrence_reference(gates: Tensor, weight: Tensor, bias: Tensor) -> Ten
 
 
 def _check(gates: Tensor, weight: Tensor, bias: Tensor) -> None:
-    check_layout({"gates": (gates, "(B, T, 3H)"), "weight": (weight, "(3H, H)")})
-    check_layout({"bias": (bias, "(3H)")})
-    check_alike(("gates", gates), {"weight": weight, "bias": bias})
-    width = gates.shape[2]
-    if width % 3 or weight.shape != (width, width // 3) or bias.shape != (width,):
-        raise ValueError(
-            "gates, weight and bias must be (B, T, 3H), (3H, H) and (3H,), got "
-            f"{tuple(gates.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
-        )
+    sizes = _OP.check(gates, weight, bias)
+    size = sizes["H"]
+    if sizes["3H"] != 3 * size:
+        raise misfit("weight", "(3H, H)", (3 * size, size), weight, "gates", gates)
 
 
-@define(
-    "gru_recurrence", "(Tensor gates, Tensor weight, Tensor bias, bool keep) -> (Tensor, Tensor)"
-)
+@_OP.kernel
 def _recurrence(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     states, kept = _results(gates, weight, bias, keep)
     if not states.numel():  # however many frames
@@ -124,10 +119,7 @@ def _recurrence(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tupl
     return states, kept
 
 
-@define(
-    "gru_recurrence_backward",
-    "(Tensor grad, Tensor states, Tensor kept, Tensor weight) -> (Tensor, Tensor, Tensor)",
-)
+@_BACKWARD.kernel
 def _recurrence_backward(
     grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,6 +143,7 @@ def _recurrence_backward(
     return gates_grad, rows.t() @ before.flatten(0, 1), rows.sum(0)
 
 
+@_OP.fake
 def _results(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """Returns memory for the states and for what the backward pass reads: r, z, n, W_n h + b_n."""
     _check(gates, weight, bias)
@@ -161,6 +154,7 @@ def _results(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[T
     )
 
 
+@_BACKWARD.fake
 def _backward_fake(
     grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,32 +168,19 @@ def _backward_fake(
 
 
 def _check_backward(grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor) -> None:
-    check_layout({"states": (states, "(B, T, H)")})
-    check_alike(("states", states), {})
-    batch, length, size = states.shape
-    check_tensors(
-        states,
-        {
-            "grad": (grad, (batch, length, size)),
-            "kept": (kept, (batch, length, 4 * size)),
-            "weight": (weight, (3 * size, size)),
-        },
-    )
+    sizes = _BACKWARD.check(grad, states, kept, weight)
+    size = sizes["H"]
+    if sizes["3H"] != 3 * size:
+        raise misfit("weight", "(3H, H)", (3 * size, size), weight, "states", states)
+    if sizes["4H"] != 4 * size:
+        expected = sizes["B"], sizes["T"], 4 * size
+        raise misfit("kept", "(B, T, 4H)", expected, kept, "states", states)
 
 
-def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # or autograd fills zeros as large as what is kept
-    ctx.save_for_backward(*output, inputs[1])
+@_OP.gradient("states kept weight", constant="kept")
+def _gradient(grad: Tensor, *, needed: dict[str, bool], **saved: Tensor) -> dict[str, Tensor]:
+    op = torch.ops.pyseg.gru_recurrence_backward.default
+    return dict(zip(_OP.arguments, op(grad=grad, **saved), strict=True))
 
 
-def _gradient(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return None, None, None, None
-    return *torch.ops.pyseg.gru_recurrence_backward.default(grad, *ctx.saved_tensors), None
-
-
-register_fake("gru_recurrence", _results)
-register_fake("gru_recurrence_backward", _backward_fake)
-register_autograd("gru_recurrence", _gradient, _context)
-register_autograd("gru_recurrence_backward", refuse_double_backward("gru_recurrence"))
+_BACKWARD.refuse_gradient()

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyseg import _ext
-from pyseg.ops._dispatch import (
-    check_alike,
+from pyseg.errors import ArgumentError
+from pyseg.ops._dispatch import has_kernel, sum_dtype
+from pyseg.ops._op import (
+    Argument,
+    Op,
+    check_arguments,
+    check_at_least,
     check_device,
-    check_layout,
-    has_kernel,
-    refuse_double_backward,
-    refuse_gradient,
-    register_autograd,
-    register_fake,
-    sum_dtype,
+    misfit,
+    wants_gradient,
 )
 
 if TYPE_CHECKING:
     from pyseg.labels import LabelCorrelation
+
+
+_RATINGS = {
+    "offsets": Argument("(B + 1,)", "integers"),
+    "classes": Argument("(R,)", "integers"),
+    "scores": Argument("(R,)", "floating"),
+}
+_OP = Op("rated_bce_with_logits", logits=Argument("(B, C)"), **_RATINGS)
+_BACKWARD = Op("rated_bce_with_logits_backward", grad=Argument("(B, C)"))
 
 
 def rated_bce_with_logits(
@@ -99,22 +106,24 @@ def rated_bce_with_logits(
         >>> logits.grad  # 2.5 (0.5 - 1), 0.1 (0.5 - 0.6), 0.1 (0.5 - 0)
         tensor([[-1.2500, -0.0100,  0.0500]])
     """
-    weights = rated_weight, unrated_weight, absent_evidence
-    _check(logits, offsets, classes, scores, correlation, *weights)
+    weights = {
+        "rated_weight": rated_weight,
+        "unrated_weight": unrated_weight,
+        "absent_evidence": absent_evidence,
+    }
+    _check(logits, offsets, classes, scores, correlation=correlation, **weights)
     values = None if correlation is None else correlation.values
-    others = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (scores, values) if tensor is not None
-    )
-    if others or not has_kernel(logits):
-        return _reference(logits, offsets, classes, scores, correlation, *weights)
+    if wants_gradient(scores, values) or not has_kernel(logits):
+        return rated_bce_with_logits_reference(
+            logits, offsets, classes, scores, correlation, **weights
+        )
     sums = sum_dtype(logits.dtype)
     relations: tuple[Tensor | None, ...] = (None, None, None)
     if correlation is not None:
         relations = correlation.offsets, correlation.columns, correlation.values.to(sums)
-    needs_grad = torch.is_grad_enabled() and logits.requires_grad
     op = torch.ops.pyseg.rated_bce_with_logits.default
     ratings = offsets.long(), classes.long(), scores.to(sums)
-    return op(logits, *ratings, *relations, *weights, needs_grad)[0]
+    return op(logits, *ratings, *relations, *weights.values(), wants_gradient(logits))[0]
 
 
 def rated_bce_with_logits_reference(
@@ -139,9 +148,28 @@ def rated_bce_with_logits_reference(
         >>> pyseg.ops.rated_bce_with_logits_reference(torch.zeros(1, 2), *rated)
         tensor(1.8022)
     """
-    weights = rated_weight, unrated_weight, absent_evidence
-    _check(logits, offsets, classes, scores, correlation, *weights)
-    return _reference(logits, offsets, classes, scores, correlation, *weights)
+    tensors = logits, offsets, classes, scores
+    _check(
+        *tensors,
+        correlation=correlation,
+        rated_weight=rated_weight,
+        unrated_weight=unrated_weight,
+        absent_evidence=absent_evidence,
+    )
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        try:
+            _check_values(offsets, classes, scores, logits.shape[1])
+        except ValueError as error:  # what the kernel raises
+            raise RuntimeError(str(error)) from None
+    sums = sum_dtype(logits.dtype)
+    targets, rated = _targets(
+        offsets, classes, scores.to(sums), correlation, logits.shape[1], absent_evidence
+    )
+    weights = torch.full_like(targets, unrated_weight).masked_fill(rated, rated_weight)
+    loss = functional.binary_cross_entropy_with_logits(
+        logits.to(sums), targets, weights, reduction="sum"
+    )
+    return loss / max(logits.shape[0], 1)
 
 
 def correlated_targets(
@@ -181,7 +209,9 @@ def correlated_targets(
         >>> pyseg.ops.correlated_targets(*rated, correlation, num_classes=3)
         tensor([[1.0000, 0.6000, 0.0000]])
     """
-    _check_ratings(offsets, classes, scores)
+    check_arguments(_RATINGS, offsets, classes, scores)
+    if len(offsets) < 1:
+        raise ArgumentError("offsets: expected shape (B + 1,), found (0,)")
     _check_correlation(correlation, num_classes, scores)
     if scores.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(offsets, classes, scores, num_classes)
@@ -216,82 +246,27 @@ def _targets(
     return torch.where(rated, given, related.clamp(max=1.0)), rated
 
 
-def _reference(
-    logits: Tensor,
-    offsets: Tensor,
-    classes: Tensor,
-    scores: Tensor,
-    correlation: LabelCorrelation | None,
-    rated_weight: float,
-    unrated_weight: float,
-    absent_evidence: float,
-) -> Tensor:
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        try:
-            _check_values(offsets, classes, scores, logits.shape[1])
-        except ValueError as error:  # what the kernel raises
-            raise RuntimeError(str(error)) from None
-    sums = sum_dtype(logits.dtype)
-    targets, rated = _targets(
-        offsets, classes, scores.to(sums), correlation, logits.shape[1], absent_evidence
-    )
-    weights = torch.full_like(targets, unrated_weight).masked_fill(rated, rated_weight)
-    loss = functional.binary_cross_entropy_with_logits(
-        logits.to(sums), targets, weights, reduction="sum"
-    )
-    return loss / max(logits.shape[0], 1)
-
-
 def _check(
-    logits: Tensor,
-    offsets: Tensor,
-    classes: Tensor,
-    scores: Tensor,
+    *tensors: Tensor,
     correlation: LabelCorrelation | None,
     rated_weight: float,
     unrated_weight: float,
     absent_evidence: float,
 ) -> None:
-    check_layout({"logits": (logits, "(B, C)")})
-    check_alike(("logits", logits), {})
-    _check_ratings(offsets, classes, scores)
-    for name, tensor in (("offsets", offsets), ("classes", classes), ("scores", scores)):
-        check_device(("logits", logits), name, tensor)
-    if offsets.shape[0] != logits.shape[0] + 1:
-        raise ValueError(
-            f"offsets must be (B + 1,) = ({logits.shape[0] + 1},) to fit logits "
-            f"{tuple(logits.shape)}, got {tuple(offsets.shape)}"
-        )
-    _check_correlation(correlation, logits.shape[1], logits)
-    for name, weight in (("rated_weight", rated_weight), ("unrated_weight", unrated_weight)):
-        if not 0.0 <= weight < math.inf:
-            raise ValueError(f"{name} must be finite and at least 0, got {weight}")
+    """Raises an error that names the first argument which does not fit, whatever it holds."""
+    sizes = _OP.check(*tensors)
+    logits, offsets, *_ = tensors
+    if sizes["B + 1"] != sizes["B"] + 1:
+        raise misfit("offsets", "(B + 1,)", (sizes["B"] + 1,), offsets, "logits", logits)
+    _check_correlation(correlation, sizes["C"], logits)
+    check_at_least("rated_weight", rated_weight, 0.0)
+    check_at_least("unrated_weight", unrated_weight, 0.0)
     _check_absent_evidence(absent_evidence)
 
 
 def _check_absent_evidence(value: float) -> None:
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"absent_evidence must lie in [0, 1], got {value}")
-
-
-def _check_ratings(offsets: Tensor, classes: Tensor, scores: Tensor) -> None:
-    arguments = {"offsets": offsets, "classes": classes, "scores": scores}
-    check_layout(
-        {name: (t, "(B + 1)" if name == "offsets" else "(R)") for name, t in arguments.items()}
-    )
-    for name in ("offsets", "classes"):
-        tensor = arguments[name]
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            raise TypeError(f"{name} must hold integers, got {tensor.dtype}")
-    if not scores.is_floating_point():
-        raise TypeError(f"scores must be floating, got {scores.dtype}")
-    if offsets.shape[0] < 1:
-        raise ValueError("offsets must be (B + 1,), got (0,)")
-    if classes.shape != scores.shape:
-        raise ValueError(
-            f"scores must be (R,) = {tuple(classes.shape)} to fit classes, "
-            f"got {tuple(scores.shape)}"
-        )
+        raise ArgumentError(f"absent_evidence: expected a number in [0, 1], found {value}")
 
 
 def _check_correlation(
@@ -302,45 +277,53 @@ def _check_correlation(
     from pyseg.labels import LabelCorrelation
 
     if not isinstance(correlation, LabelCorrelation):
-        raise TypeError(f"correlation must be a LabelCorrelation, got {type(correlation).__name__}")
-    if correlation.num_classes != num_classes:
-        raise ValueError(
-            f"correlation must have {num_classes} classes, got {correlation.num_classes}"
+        raise TypeError(
+            f"correlation: expected a LabelCorrelation, found {type(correlation).__name__}"
         )
-    check_device(("the other arguments", like), "correlation", correlation.values)
+    if correlation.num_classes != num_classes:
+        raise ArgumentError(
+            f"correlation: expected {num_classes} classes, found {correlation.num_classes}"
+        )
+    check_device("correlation", correlation.values, "the other arguments", like)
 
 
 def _check_values(offsets: Tensor, classes: Tensor, scores: Tensor, num_classes: int) -> None:
     """Raises where the numbers do not fit; for tensors in host memory."""
     size = classes.shape[0]
     if int(offsets[0]) != 0 or int(offsets[-1]) != size:
-        raise ValueError(
-            f"offsets must go from 0 to {size}, got {int(offsets[0])} to {int(offsets[-1])}"
+        raise ArgumentError(
+            f"offsets: expected 0 to {size}, found {int(offsets[0])} to {int(offsets[-1])}"
         )
     if bool((offsets.diff() < 0).any()):
         row = int((offsets.diff() < 0).int().argmax())
-        raise ValueError(
-            f"offsets must not decrease, got {int(offsets[row])} before {int(offsets[row + 1])} "
-            f"at row {row}"
+        raise ArgumentError(
+            f"offsets: expected no decrease, found {int(offsets[row])} before "
+            f"{int(offsets[row + 1])} at row {row}"
         )
     rows = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
     outside = (classes < 0) | (classes >= num_classes)
     if bool(outside.any()):
         at = int(outside.int().argmax())
-        raise ValueError(
-            f"classes must lie in 0..{num_classes - 1}, got {int(classes[at])} in row {rows[at]}"
+        raise ArgumentError(
+            f"classes: expected 0 <= class < {num_classes}, found {int(classes[at])} "
+            f"in row {rows[at]}"
         )
     keys = (rows * num_classes + classes).sort().values
     if bool((keys.diff() == 0).any()):
         row, wrong = divmod(int(keys[:-1][keys.diff() == 0][0]), num_classes)
-        raise ValueError(f"classes must be rated once in a row, got {wrong} twice in row {row}")
+        raise ArgumentError(
+            f"classes: expected each once in a row, found {wrong} twice in row {row}"
+        )
     inside = (scores >= 0) & (scores <= 1)
     if not bool(inside.all()):
         at = int((~inside).int().argmax())
         score = scores[at].detach().to(sum_dtype(scores.dtype)).numpy()  # as many digits as it has
-        raise ValueError(f"scores must lie in [0, 1], got {score!s} in row {rows[at]}")
+        raise ArgumentError(
+            f"scores: expected numbers in [0, 1], found {score!s} in row {rows[at]}"
+        )
 
 
+@_OP.fake
 def _fake(
     logits: Tensor,
     offsets: Tensor,
@@ -349,40 +332,38 @@ def _fake(
     correlation_offsets: Tensor | None,
     correlation_columns: Tensor | None,
     correlation_values: Tensor | None,
-    rated_weight: float,
-    unrated_weight: float,
-    absent_evidence: float,
     needs_grad: bool,
+    **weights: float,
 ) -> tuple[Tensor, Tensor]:
-    weights = rated_weight, unrated_weight, absent_evidence
-    _check(logits, offsets, classes, scores, None, *weights)
+    _check(logits, offsets, classes, scores, correlation=None, **weights)
     grad = logits.new_empty(logits.shape if needs_grad else (0,))
     return logits.new_empty((), dtype=sum_dtype(logits.dtype)), grad
 
 
-def _backward_fake(grad_output: Tensor, grad: Tensor, logits: Tensor | None = None) -> Tensor:
-    check_layout({"grad": (grad, "(B, C)")})
+@_BACKWARD.fake
+def _backward_fake(grad: Tensor, **_: Any) -> Tensor:
+    _BACKWARD.check(grad)
     return grad.new_empty(grad.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # or autograd fills (B, C) zeros for the second output
-    ctx.save_for_backward(output[1], inputs[0])
-
-
-def _backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    refuse_gradient(ctx, "rated_bce_with_logits", {3: "scores", 6: "correlation_values"})
-    grad, logits = ctx.saved_tensors
+@_OP.gradient(
+    "grad logits",
+    constant="grad",
+    refused={"scores": "scores", "correlation_values": "correlation_values"},
+)
+def _gradient(
+    grad_output: Tensor, *, needed: dict[str, bool], grad: Tensor, logits: Tensor
+) -> dict[str, Tensor]:
+    if not needed["logits"]:
+        return {}
     twice = torch.is_grad_enabled()  # create_graph=True: maybe
-    if grad_output is None or not ctx.needs_input_grad[0]:
-        by_logits = None
-    elif not twice and _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
-        by_logits = grad
-    else:
-        op = torch.ops.pyseg.rated_bce_with_logits_backward.default
-        by_logits = op(grad_output, grad, logits if twice else None)
-    return (by_logits, *[None] * 10)
+    if not twice and _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
+        return {"logits": grad}
+    op = torch.ops.pyseg.rated_bce_with_logits_backward.default
+    return {"logits": op(grad_output, grad, logits if twice else None)}
+
+
+_BACKWARD.refuse_gradient()
 
 
 def _is_one(grad_output: Tensor) -> bool:
@@ -392,12 +373,3 @@ def _is_one(grad_output: Tensor) -> bool:
     if torch._C._functorch.is_legacy_batchedtensor(grad_output):
         return False  # several at once, by torch.autograd.functional.jacobian(vectorize=True)
     return not torch.compiler.is_compiling() and grad_output.item() == 1.0
-
-
-if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
-    register_fake("rated_bce_with_logits", _fake)
-    register_fake("rated_bce_with_logits_backward", _backward_fake)
-    register_autograd("rated_bce_with_logits", _backward, _setup_context)
-    register_autograd(
-        "rated_bce_with_logits_backward", refuse_double_backward("rated_bce_with_logits")
-    )

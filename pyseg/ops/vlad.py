@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyseg import _ext
-from pyseg.ops._dispatch import (
-    allow_tf32,
-    check_alike,
-    check_layout,
-    has_kernel,
-    in_autocast,
-    refuse_double_backward,
-    refuse_gradient,
-    register_autocast,
-    register_autograd,
-    register_fake,
-    sum_dtype,
-    to_autocast_dtype,
-)
+from pyseg.ops._dispatch import allow_tf32, has_kernel, sum_dtype
+from pyseg.ops._op import Argument, Op, check_at_least
 from pyseg.ops.assignment import (
     AssignmentNorm,
-    check_norm,
+    check_assignment,
     fake_norm_sums,
     norm_gradient,
     normalize,
@@ -34,7 +20,17 @@ from pyseg.ops.assignment import (
 
 _SMALLEST_EPS = torch.finfo(torch.float32).tiny
 
+_OP = Op(
+    "vlad_aggregate",
+    features=Argument("(B, T, G, F)"),
+    assignment=Argument("(B, T, G, K)"),
+    attention=Argument("(B, T, G)"),
+    centers=Argument("(F, K)"),
+)
+_BACKWARD = Op("vlad_aggregate_backward")
 
+
+@_OP.autocast()
 def vlad_aggregate(
     features: Tensor,
     assignment: Tensor,
@@ -101,16 +97,12 @@ def vlad_aggregate(
         >>> torch.allclose(vlad.norm(dim=1), torch.ones(2, 3))
         True
     """
-    if in_autocast(features):
-        inputs = to_autocast_dtype(features, assignment, attention, centers)
-        with torch.autocast(features.device.type, enabled=False):
-            return vlad_aggregate(*inputs, norm=norm, eps=eps)
-    _check(features, assignment, attention, centers, norm, eps)
-    if has_kernel(features):
-        op = torch.ops.pyseg.vlad_aggregate.default
-        packed = pack_norm(assignment, norm)
-        return op(features, assignment, attention, centers, *packed, eps, allow_tf32(features))[0]
-    return _reference(features, assignment, attention, centers, norm, eps)
+    tensors = features, assignment, attention, centers
+    _check(*tensors, norm=norm, eps=eps)
+    if not has_kernel(features):
+        return vlad_aggregate_reference(*tensors, norm=norm, eps=eps)
+    op = torch.ops.pyseg.vlad_aggregate.default
+    return op(*tensors, *pack_norm(assignment, norm), eps, allow_tf32(features))[0]
 
 
 def vlad_aggregate_reference(
@@ -137,18 +129,7 @@ def vlad_aggregate_reference(
         >>> vlad.flatten()
         tensor([0.5774, 0.5774, 0.5774])
     """
-    _check(features, assignment, attention, centers, norm, eps)
-    return _reference(features, assignment, attention, centers, norm, eps)
-
-
-def _reference(
-    features: Tensor,
-    assignment: Tensor,
-    attention: Tensor,
-    centers: Tensor,
-    norm: AssignmentNorm | None,
-    eps: float,
-) -> Tensor:
+    _check(features, assignment, attention, centers, norm=norm, eps=eps)
     dtype = features.dtype
     if dtype == torch.float16:
         features, assignment, attention, centers = (
@@ -164,81 +145,37 @@ def _reference(
     return (vlad * square_norm.clamp_min(eps).rsqrt()).to(dtype)
 
 
-def _check(
-    features: Tensor,
-    assignment: Tensor,
-    attention: Tensor,
-    centers: Tensor,
-    norm: AssignmentNorm | None,
-    eps: float,
-) -> None:
-    """Raises an error that names the first argument which does not fit."""
-    arguments = {
-        "features": (features, "(B, T, G, F)"),
-        "assignment": (assignment, "(B, T, G, K)"),
-        "attention": (attention, "(B, T, G)"),
-        "centers": (centers, "(F, K)"),
-    }
-    check_layout(arguments)
-    others = {name: tensor for name, (tensor, _) in arguments.items() if name != "features"}
-    check_alike(("features", features), others)
-    batch, frames, groups, width = features.shape
-    clusters = assignment.shape[3]
-    expected = {
-        "assignment": (batch, frames, groups, clusters),
-        "attention": (batch, frames, groups),
-        "centers": (width, clusters),
-    }
-    for name, shape in expected.items():
-        tensor, layout = arguments[name]
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{name} must be {layout} = {tuple(shape)} to fit "
-                f"features {tuple(features.shape)}, got {tuple(tensor.shape)}"
-            )
-    if clusters < 1:
-        raise ValueError(
-            f"assignment must have at least 1 cluster, got shape {tuple(assignment.shape)}"
-        )
-    check_norm(assignment, norm)
-    if not _SMALLEST_EPS <= eps < math.inf:
-        raise ValueError(f"eps must be finite and at least {_SMALLEST_EPS:.3g}, got {eps}")
+def _check(*tensors: Tensor, norm: AssignmentNorm | None, eps: float) -> dict[str, int]:
+    """Raises an error that names the first argument which does not fit; returns the sizes."""
+    sizes = _OP.check(*tensors)
+    check_assignment(tensors[1], norm)
+    check_at_least("eps", eps, _SMALLEST_EPS)
+    return sizes
 
 
+@_OP.fake
 def _fake(
-    features: Tensor,
-    assignment: Tensor,
-    attention: Tensor,
-    centers: Tensor,
-    norm: Tensor | None = None,
-    row_weights: Tensor | None = None,
-    eps: float = 1e-12,
-    allow_tf32: bool = False,
+    features: Tensor, assignment: Tensor, attention: Tensor, centers: Tensor, eps: float, **_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(features, assignment, attention, centers, None, eps)
-    batch, clusters = features.shape[0], assignment.shape[3]
+    sizes = _check(features, assignment, attention, centers, norm=None, eps=eps)
+    batch, width, clusters = sizes["B"], sizes["F"], sizes["K"]
     sums = sum_dtype(features.dtype)
     return (
-        features.new_empty(batch, features.shape[3], clusters),
+        features.new_empty(batch, width, clusters),
         features.new_empty(batch, clusters, dtype=sums),
         features.new_empty(batch, clusters, dtype=sums),
     )
 
 
+@_BACKWARD.fake
 def _backward_fake(
-    grad: Tensor,
     features: Tensor,
     assignment: Tensor,
     attention: Tensor,
     centers: Tensor,
     norm: Tensor | None,
-    row_weights: Tensor | None,
-    output: Tensor,
-    mass: Tensor,
-    square_norm: Tensor,
-    eps: float,
     needs_features_grad: bool,
-    allow_tf32: bool = False,
+    **_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         features.new_empty(features.shape if needs_features_grad else (0,)),
@@ -249,48 +186,16 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.eps, ctx.allow_tf32 = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    refuse_gradient(ctx, "vlad_aggregate", {5: "norm.row_weights"})
-    needs_features_grad = ctx.needs_input_grad[0]
-    norm, row_weights = ctx.saved_tensors[4:6]
+@_OP.gradient(
+    "features assignment attention centers norm row_weights output mass square_norm eps allow_tf32",
+    constant="mass square_norm",
+    refused={"row_weights": "norm.row_weights"},
+)
+def _gradient(grad: Tensor, *, needed: dict[str, bool], **saved: Any) -> dict[str, Tensor | None]:
     op = torch.ops.pyseg.vlad_aggregate_backward.default
-    features_grad, *grads, sums = op(
-        grad, *ctx.saved_tensors, ctx.eps, needs_features_grad, ctx.allow_tf32
-    )
-    return (
-        features_grad if needs_features_grad else None,
-        *grads,
-        norm_gradient(norm, row_weights, sums),
-        None,
-        None,
-        None,
-    )
+    *grads, sums = op(grad=grad, needs_features_grad=needed["features"], **saved)
+    by_norm = norm_gradient(saved["norm"], saved["row_weights"], sums)
+    return dict(zip((*_OP.arguments, "norm"), (*grads, by_norm), strict=True))
 
 
-def _autocast(
-    features: Tensor,
-    assignment: Tensor,
-    attention: Tensor,
-    centers: Tensor,
-    norm: Tensor | None = None,
-    row_weights: Tensor | None = None,
-    eps: float = 1e-12,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = to_autocast_dtype(features, assignment, attention, centers)
-    with torch.autocast(features.device.type, enabled=False):
-        return torch.ops.pyseg.vlad_aggregate.default(*inputs, norm, row_weights, eps, allow_tf32)
-
-
-if _ext.HAS_CPU_OPS:  # then the schemas are loaded too
-    register_fake("vlad_aggregate", _fake)
-    register_fake("vlad_aggregate_backward", _backward_fake)
-    register_autograd("vlad_aggregate", _backward, _setup_context)
-    register_autograd("vlad_aggregate_backward", refuse_double_backward("vlad_aggregate"))
-    register_autocast("vlad_aggregate", _autocast)
+_BACKWARD.refuse_gradient()

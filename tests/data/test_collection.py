@@ -209,7 +209,7 @@ def test_damaged_records_are_skipped_with_on_error_skip(tmp_path: Path) -> None:
     lists = list(collection.label_lists("all", report))
     assert sum(len(offsets) - 1 for offsets, _ in lists) == len(IDS) - 2
     assert report.skipped == 2
-    with pytest.raises(ValueError, match='on_error: expected "raise" or "skip"'):
+    with pytest.raises(ValueError, match="on_error: expected 'raise' or 'skip'"):
         open_collection(path, on_error="no")
 
 

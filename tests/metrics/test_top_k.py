@@ -323,25 +323,27 @@ def test_the_raw_ops_check_what_they_read() -> None:
     update, cut = torch.ops.pyseg.top_k_update, torch.ops.pyseg.top_k_cut
     scores, ids = torch.zeros(5, 3), torch.zeros(5, dtype=torch.uint32)
     threshold, keys, counts = kept()
-    with pytest.raises(RuntimeError, match=r"ids must be \(S,\) = \(5,\), got \(4,\)"):
+    with pytest.raises(RuntimeError, match=r"ids: expected shape \(S,\) = \(5,\), found \(4,\)"):
         update(scores, ids[:4], None, 1, *kept())
-    with pytest.raises(RuntimeError, match="scores must be Float, got Double"):
+    with pytest.raises(RuntimeError, match="scores: expected Float, found Double"):
         update(scores.double(), ids, None, 1, *kept())
-    with pytest.raises(RuntimeError, match=r"candidates must be \(S, C\) = \(5, 3\)"):
+    with pytest.raises(RuntimeError, match=r"candidates: expected shape \(S, C\) = \(5, 3\)"):
         update(scores, ids, torch.ones(3, 5, dtype=torch.bool), 1, *kept())
-    with pytest.raises(RuntimeError, match=r"counts must be \(C,\) = \(3,\), got \(4,\)"):
+    with pytest.raises(RuntimeError, match=r"counts: expected shape \(C,\) = \(3,\), found \(4,\)"):
         update(scores, ids, None, 1, *kept(classes=4))
-    with pytest.raises(RuntimeError, match=r"thresholds must be \(C,\) = \(3,\), got \(2,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"thresholds: expected shape \(C,\) = \(3,\), found \(2,\)"
+    ):
         update(scores, ids, None, 1, threshold[:2], keys, counts)
-    with pytest.raises(RuntimeError, match=r"counts must lie in 0..8, got 9 for class 0"):
+    with pytest.raises(RuntimeError, match=r"counts: expected 0..8, found 9 for class 0"):
         update(scores, ids, None, 1, threshold, keys, counts + 9)
-    with pytest.raises(RuntimeError, match=r"keys must have room for 5 of each class, got 4"):
+    with pytest.raises(RuntimeError, match=r"keys: expected room for 5 of each class, found 4"):
         update(scores, ids, None, 1, *kept(room=4))
-    with pytest.raises(RuntimeError, match="keys must be contiguous"):
+    with pytest.raises(RuntimeError, match="keys: expected a contiguous tensor"):
         update(scores, ids, None, 1, threshold, kept(8, 3)[1].mT, counts)
-    with pytest.raises(RuntimeError, match="k must be at least 1, got 0"):
+    with pytest.raises(RuntimeError, match="k: expected at least 1, found 0"):
         cut(0, 1, *kept())
-    with pytest.raises(RuntimeError, match=r"counts must lie in 0..8, got 9 for class 0"):
+    with pytest.raises(RuntimeError, match=r"counts: expected 0..8, found 9 for class 0"):
         cut(1, 1, threshold, keys, counts + 9)
 
 

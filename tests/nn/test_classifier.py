@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -209,3 +211,17 @@ def test_subclasses_must_implement_classify() -> None:
 
     with pytest.raises(NotImplementedError):
         Nothing(2).classify(make_frames(), None)
+
+
+def test_a_first_prediction_imports_no_compiler() -> None:
+    """torch._dynamo and sympy, which PyTorch imports when asked the wrong way, take seconds."""
+    program = (
+        "import sys, torch, pyseg\n"
+        "model = pyseg.models.create('nextvlad-small', num_classes=3).eval()\n"
+        "frames = torch.zeros(1, 5, sum(model.feature_sizes), dtype=torch.uint8)\n"
+        "model(frames)\n"
+        "pyseg.ops.gru_recurrence(torch.ones(1, 2, 6), torch.ones(6, 2), torch.ones(6))\n"
+        "imported = {'torch._dynamo', 'sympy'} & sys.modules.keys()\n"
+        "assert not imported, imported\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -412,39 +412,43 @@ def test_moments_same_input_same_bits(device, weighted, restore_threads):
 
 NORM = AssignmentNorm(*(torch.ones(8) for _ in range(4)))
 BAD_NORMS = {
-    "tuple": (tuple(NORM), TypeError, r"norm must be an AssignmentNorm, got tuple"),
+    "tuple": (tuple(NORM), TypeError, r"norm: expected an AssignmentNorm, found tuple"),
     "mean: list": (
         NORM._replace(mean=[0.0]),
         TypeError,
-        r"norm.mean must be a Tensor, got list",
+        r"norm.mean: expected a Tensor, found list",
     ),
     "variance: int": (
         NORM._replace(variance=torch.ones(8, dtype=torch.int64)),
         TypeError,
-        r"norm.variance must be floating, got torch.int64",
+        r"norm.variance: expected floating, found torch.int64",
     ),
     "weight: device": (
         NORM._replace(weight=torch.ones(8, device="meta")),
         ValueError,
-        r"norm.weight must be on the device of assignment, cpu, got meta",
+        r"norm.weight: expected the device of assignment, cpu, found meta",
     ),
     "bias: shape": (
         NORM._replace(bias=torch.ones(4)),
         ValueError,
-        r"norm.bias must be \(G\*K,\) = \(8,\) or \(G, K\) = \(2, 4\) to fit assignment "
-        r"\(2, 3, 2, 4\), got \(4,\)",
+        r"norm.bias: expected shape \(G\*K,\) or \(G, K\) = \(2, 4\) to fit assignment "
+        r"\(2, 3, 2, 4\), found \(4,\)",
     ),
-    "eps": (NORM._replace(eps=-1.0), ValueError, r"norm.eps must be finite and .* 0, got -1.0"),
+    "eps": (
+        NORM._replace(eps=-1.0),
+        ValueError,
+        r"norm.eps: expected a finite number of .* 0, found -1.0",
+    ),
     "row_weights: shape": (
         NORM._replace(row_weights=torch.ones(6)),
         ValueError,
-        r"norm.row_weights must be \(B, T\) = \(2, 3\) to fit assignment \(2, 3, 2, 4\), "
-        r"got \(6,\)",
+        r"norm.row_weights: expected shape \(B, T\) = \(2, 3\) to fit assignment \(2, 3, 2, 4\), "
+        r"found \(6,\)",
     ),
     "row_weights: bool": (
         NORM._replace(row_weights=torch.ones(2, 3, dtype=torch.bool)),
         TypeError,
-        r"norm.row_weights must be floating, got torch.bool",
+        r"norm.row_weights: expected floating, found torch.bool",
     ),
 }
 
@@ -464,37 +468,42 @@ def test_error_texts_of_norm(norm, error, text, function, kernels, monkeypatch):
 
 
 BAD_ARGUMENTS = {
-    "assignment: list": ([1.0], torch.ones(1), TypeError, r"assignment must be a Tensor, got list"),
+    "assignment: list": (
+        [1.0],
+        torch.ones(1),
+        TypeError,
+        r"assignment: expected a Tensor, found list",
+    ),
     "assignment: dimensions": (
         torch.ones(2, 3, 4),
         torch.ones(2, 3, 2),
         ValueError,
-        r"assignment must be \(B, T, G, K\), got shape \(2, 3, 4\)",
+        r"assignment: expected shape \(B, T, G, K\), found \(2, 3, 4\)",
     ),
     "assignment: int": (
         torch.ones(2, 3, 2, 4, dtype=torch.int64),
         torch.ones(2, 3, 2),
         TypeError,
-        r"assignment must be float32, float64, float16 or bfloat16, got torch.int64",
+        r"assignment: expected float32, float64, float16 or bfloat16, found torch.int64",
     ),
     "attention: dtype": (
         torch.ones(2, 3, 2, 4),
         torch.ones(2, 3, 2).double(),
         TypeError,
-        r"attention must have the dtype of assignment, torch.float32, got torch.float64",
+        r"attention: expected torch.float32 to fit assignment, found torch.float64",
     ),
     "attention: shape": (
         torch.ones(2, 3, 2, 4),
         torch.ones(2, 3, 1),
         ValueError,
-        r"attention must be \(B, T, G\) = \(2, 3, 2\) to fit assignment \(2, 3, 2, 4\), "
-        r"got \(2, 3, 1\)",
+        r"attention: expected shape \(B, T, G\) = \(2, 3, 2\) to fit assignment \(2, 3, 2, 4\), "
+        r"found \(2, 3, 1\)",
     ),
     "no cluster": (
         torch.ones(2, 3, 2, 0),
         torch.ones(2, 3, 2),
         ValueError,
-        r"assignment must have at least 1 cluster, got shape \(2, 3, 2, 0\)",
+        r"assignment: expected at least 1 cluster, found shape \(2, 3, 2, 0\)",
     ),
 }
 
@@ -509,31 +518,31 @@ def test_error_texts(assignment, attention, error, text, function):
 
 
 BAD_MATRICES = {
-    "x: list": ([1.0], None, TypeError, r"x must be a Tensor, got list"),
-    "x: dimensions": (torch.ones(3), None, ValueError, r"x must be \(R, C\), got shape \(3,\)"),
+    "x: list": ([1.0], None, TypeError, r"x: expected a Tensor, found list"),
+    "x: dimensions": (torch.ones(3), None, ValueError, r"x: expected shape \(R, C\), found \(3,\)"),
     "x: int": (
         torch.ones(2, 3, dtype=torch.int64),
         None,
         TypeError,
-        r"x must be float32, float64, float16 or bfloat16, got torch.int64",
+        r"x: expected float32, float64, float16 or bfloat16, found torch.int64",
     ),
     "row_weights: list": (
         torch.ones(2, 3),
         [0.5, 0.5],
         TypeError,
-        r"row_weights must be a Tensor, got list",
+        r"row_weights: expected a Tensor, found list",
     ),
     "row_weights: bool": (
         torch.ones(2, 3),
         torch.ones(2, dtype=torch.bool),
         TypeError,
-        r"row_weights must be floating, got torch.bool",
+        r"row_weights: expected floating, found torch.bool",
     ),
     "row_weights: shape": (
         torch.ones(2, 3),
         torch.ones(3),
         ValueError,
-        r"row_weights must be \(R,\) = \(2,\) to fit x \(2, 3\), got \(3,\)",
+        r"row_weights: expected shape \(R,\) = \(2,\) to fit x \(2, 3\), found \(3,\)",
     ),
 }
 
@@ -551,25 +560,37 @@ def test_error_texts_of_moments(x, row_weights, error, text, function):
 def test_raw_ops_check_what_they_read():
     ops = torch.ops.pyseg
     z, a = torch.ones(2, 3, 2, 4), torch.ones(2, 3, 2)
-    with pytest.raises(RuntimeError, match=r"assignment must be \(B, T, G, K\), got shape \(2,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"assignment: expected shape \(B, T, G, K\), found \(2,\)"
+    ):
         ops.soft_assign(z[:, 0, 0, 0], a)
-    with pytest.raises(RuntimeError, match=r"attention must be \(B, T, G\) = \(2, 3, 2\), got"):
+    with pytest.raises(
+        RuntimeError, match=r"attention: expected shape \(B, T, G\) = \(2, 3, 2\), found"
+    ):
         ops.soft_assign(z, a[:1])
-    with pytest.raises(RuntimeError, match=r"attention must be Float, got Double"):
+    with pytest.raises(RuntimeError, match=r"attention: expected Float, found Double"):
         ops.soft_assign(z, a.double())
-    with pytest.raises(RuntimeError, match=r"norm must be \(4, G, K\) = \(4, 2, 4\), got \(1,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"norm: expected shape \(4, G, K\) = \(4, 2, 4\), found \(1,\)"
+    ):
         ops.soft_assign(z, a, torch.ones(1))
-    with pytest.raises(RuntimeError, match=r"row_weights must be \(B, T\) = \(2, 3\), got \(2,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"row_weights: expected shape \(B, T\) = \(2, 3\), found \(2,\)"
+    ):
         ops.soft_assign(z, a, torch.ones(4, 2, 4), torch.ones(2))
-    with pytest.raises(RuntimeError, match=r"grad must be \(B, T, G, K\) = .*, got \(1, 3, 2, 4\)"):
+    with pytest.raises(
+        RuntimeError, match=r"grad: expected shape \(B, T, G, K\) = .*, found \(1, 3, 2, 4\)"
+    ):
         ops.soft_assign_backward(z[:1], z, a, None, None)
-    with pytest.raises(RuntimeError, match=r"grad must be Float, got Double"):
+    with pytest.raises(RuntimeError, match=r"grad: expected Float, found Double"):
         ops.soft_assign_backward(z.double(), z, a, None, None)
-    with pytest.raises(RuntimeError, match=r"takes float32, .* or bfloat16, got Long"):
+    with pytest.raises(RuntimeError, match=r"expected float32, .* or bfloat16, found Long"):
         ops.soft_assign(z.long(), a.long())
-    with pytest.raises(RuntimeError, match=r"x must be \(R, C\), got shape \(2, 3, 2, 4\)"):
+    with pytest.raises(RuntimeError, match=r"x: expected shape \(R, C\), found \(2, 3, 2, 4\)"):
         ops.moments(z)
-    with pytest.raises(RuntimeError, match=r"row_weights must be \(R,\) = \(3,\), got \(2,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"row_weights: expected shape \(R,\) = \(3,\), found \(2,\)"
+    ):
         ops.moments(torch.ones(3, 2), torch.ones(2))
-    with pytest.raises(RuntimeError, match=r"row_weights must be Float, got Double"):
+    with pytest.raises(RuntimeError, match=r"row_weights: expected Float, found Double"):
         ops.moments(torch.ones(3, 2), torch.ones(3).double())

@@ -306,32 +306,40 @@ def test_autocast(device: str) -> None:
 def test_error_texts() -> None:
     x, mask, weight, bias = make((2, 5, 6, 3), torch.float32, "cpu")
     _, weights, maps = make_pool((2, 5, 6, 3), torch.float32, "cpu")
-    with pytest.raises(TypeError, match=r"frames must be uint8, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"frames: expected uint8, found torch\.float32"):
         frame_linear(x.float(), mask, weight)
-    with pytest.raises(ValueError, match=r"mask must be \(B, T\) = \(2, 5\) .*got \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"mask: expected shape \(B, T\) = \(2, 5\) .*found \(2, 4\)"
+    ):
         frame_linear(x, mask[:, 1:], weight)
-    with pytest.raises(TypeError, match=r"mask must be bool, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"mask: expected bool, found torch\.float32"):
         frame_linear(x, mask.float(), weight)
-    with pytest.raises(ValueError, match=r"weight must be \(M, N\) = \(M, 6\) .*got \(3, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"weight: expected shape \(M, N\) = \(M, 6\) .*found \(3, 5\)"
+    ):
         frame_linear(x, mask, weight[:, 1:])
-    with pytest.raises(TypeError, match=r"weight must be floating, got torch\.int64"):
+    with pytest.raises(TypeError, match=r"weight: expected float32, .*, found torch\.int64"):
         frame_linear(x, mask, weight.long())
-    with pytest.raises(ValueError, match=r"bias must be \(M,\) = \(3,\) .*got \(2,\) of"):
+    with pytest.raises(ValueError, match=r"bias: expected shape \(M,\) = \(3,\) .*found \(2,\)"):
         frame_linear(x, mask, weight, bias[1:])
     for function in (frame_pool, frame_pool_reference):
-        with pytest.raises(TypeError, match=r"frames must be uint8 or floating, got torch\.int32"):
+        with pytest.raises(
+            TypeError, match=r"frames: expected uint8 or floating, found torch\.int32"
+        ):
             function(x.int(), weights, maps)
-        with pytest.raises(ValueError, match=r"frames must be \(B, T, N\), got shape \(5, 6\)"):
+        with pytest.raises(ValueError, match=r"frames: expected shape \(B, T, N\), found \(5, 6\)"):
             function(x[0], weights, maps)
-        text = r"weights must be \(B, T, G, K\) = \(2, 5, G, K\) .*\(2, 4, 2, 3\)"
+        text = r"weights: expected shape \(B, T, G, K\) = \(2, 5, G, K\) .*\(2, 4, 2, 3\)"
         with pytest.raises(ValueError, match=text):
             function(x, weights[:, 1:], maps)
-        text = "weights must be on the device of frames, cpu, got meta"
+        text = "weights: expected the device of frames, cpu, found meta"
         with pytest.raises(ValueError, match=text):
             function(x, weights.to("meta"), maps)
-        with pytest.raises(TypeError, match="weights must be a Tensor, got list"):
+        with pytest.raises(TypeError, match="weights: expected a Tensor, found list"):
             function(x, [1.0], maps)
-        for wrong in (maps[1:], maps[..., 1:], maps.double()):
-            text = r"maps must be \(G, F, N\) = \(2, F, 6\) of torch\.float32 .*got \("
+        with pytest.raises(TypeError, match=r"maps: expected torch\.float32 to fit weights, found"):
+            function(x, weights, maps.double())
+        for wrong in (maps[1:], maps[..., 1:]):
+            text = r"maps: expected shape \(G, F, N\) = \(2, F, 6\) to fit \w+ .*found \("
             with pytest.raises(ValueError, match=text):
                 function(x, weights, wrong)

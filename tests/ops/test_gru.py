@@ -108,13 +108,13 @@ def test_states_stay_exact_under_autocast(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("function", [gru_recurrence, gru_recurrence_reference])
 def test_checks_its_arguments(function) -> None:
     gates, weight, bias = make()
-    with pytest.raises(TypeError, match="gates must be a Tensor, got list"):
+    with pytest.raises(TypeError, match="gates: expected a Tensor, found list"):
         function([], weight, bias)
-    with pytest.raises(ValueError, match=r"weight must be \(3H, H\), got shape \(6,\)"):
+    with pytest.raises(ValueError, match=r"weight: expected shape \(3H, H\), found \(6,\)"):
         function(gates, bias, bias)
-    with pytest.raises(TypeError, match=r"weight must have the dtype of gates, torch\.float64"):
+    with pytest.raises(TypeError, match=r"weight: expected torch\.float64 to fit gates"):
         function(gates, weight.float(), bias)
-    with pytest.raises(ValueError, match=r"got \(3, 4, 5\), \(6, 2\) and \(6,\)"):
+    with pytest.raises(ValueError, match=r"weight: expected .* \(5, H\) to fit gates \(3, 4, 5\)"):
         function(gates[..., :5], weight, bias)
-    with pytest.raises(ValueError, match=r"got \(3, 4, 6\), \(6, 2\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"bias: expected .* \(6,\) to fit gates .* found \(3,\)"):
         function(gates, weight, bias[:3])

@@ -423,43 +423,43 @@ def replaced(**changes):
 BAD_VALUES = {
     "class too large": (
         {"classes": torch.tensor([0, 4, 2])},
-        r"classes must lie in 0\.\.3, got 4 in row 1",
+        r"classes: expected 0 <= class < 4, found 4 in row 1",
     ),
     "class negative": (
         {"classes": torch.tensor([-1, 1, 2])},
-        r"classes must lie in 0\.\.3, got -1 in row 0",
+        r"classes: expected 0 <= class < 4, found -1 in row 0",
     ),
     "class twice": (
         {"classes": torch.tensor([0, 2, 2])},
-        "classes must be rated once in a row, got 2 twice in row 1",
+        "classes: expected each once in a row, found 2 twice in row 1",
     ),
     "offsets decrease": (
         {"offsets": torch.tensor([0, 4, 3]), "classes": torch.tensor([0, 1, 2])},
-        "offsets must not decrease, got 4 before 3 at row 1",
+        "offsets: expected no decrease, found 4 before 3 at row 1",
     ),
     "offsets do not reach the end": (
         {"offsets": torch.tensor([0, 1, 2])},
-        "offsets must go from 0 to 3, got 0 to 2",
+        "offsets: expected 0 to 3, found 0 to 2",
     ),
     "offsets do not begin at 0": (
         {"offsets": torch.tensor([1, 1, 3])},
-        "offsets must go from 0 to 3, got 1 to 3",
+        "offsets: expected 0 to 3, found 1 to 3",
     ),
     "score too large": (
         {"scores": torch.tensor([1.0, 1.5, 1.0])},
-        r"scores must lie in \[0, 1\], got 1\.5 in row 1",
+        r"scores: expected numbers in \[0, 1\], found 1\.5 in row 1",
     ),
     "score a little too large": (
         {"scores": torch.tensor([1.0, 1.0000001, 1.0])},
-        r"scores must lie in \[0, 1\], got 1\.0000001 in row 1",
+        r"scores: expected numbers in \[0, 1\], found 1\.0000001 in row 1",
     ),
     "score negative": (
         {"scores": torch.tensor([-0.5, 1.0, 1.0])},
-        r"scores must lie in \[0, 1\], got -0\.5 in row 0",
+        r"scores: expected numbers in \[0, 1\], found -0\.5 in row 0",
     ),
     "score NaN": (
         {"scores": torch.tensor([1.0, 1.0, torch.nan])},
-        r"scores must lie in \[0, 1\], got nan in row 1",
+        r"scores: expected numbers in \[0, 1\], found nan in row 1",
     ),
 }
 
@@ -473,6 +473,13 @@ def test_bad_values_are_errors(changes, text, function):
     del arguments["logits"]
     with pytest.raises(ValueError, match=text):
         correlated_targets(**arguments, correlation=None, num_classes=4)
+
+
+@pytest.mark.parametrize("function", [rated_bce_with_logits, rated_bce_with_logits_reference])
+def test_of_no_classes_none_can_be_rated(function):
+    ratings = torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1)
+    with pytest.raises(RuntimeError, match=r"^classes: expected 0 <= class < 0, found 0 in"):
+        function(torch.zeros(1, 0), *ratings)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -490,66 +497,66 @@ def test_bad_values_on_a_gpu_make_their_rows_nan(device, changes, dtype):
 
 
 BAD_ARGUMENTS = {
-    "logits: list": ({"logits": [0.0]}, TypeError, "logits must be a Tensor, got list"),
+    "logits: list": ({"logits": [0.0]}, TypeError, "logits: expected a Tensor, found list"),
     "logits: int": (
         {"logits": torch.zeros(2, 4, dtype=torch.int64)},
         TypeError,
-        r"logits must be float32, .*, got torch\.int64",
+        r"logits: expected float32, .*, found torch\.int64",
     ),
     "logits: one row": (
         {"logits": torch.zeros(4)},
         ValueError,
-        r"logits must be \(B, C\), got shape \(4,\)",
+        r"logits: expected shape \(B, C\), found \(4,\)",
     ),
     "offsets: too few": (
         {"offsets": torch.tensor([0, 3])},
         ValueError,
-        r"offsets must be \(B \+ 1,\) = \(3,\) to fit logits \(2, 4\), got \(2,\)",
+        r"offsets: expected shape \(B \+ 1,\) = \(3,\) to fit logits \(2, 4\), found \(2,\)",
     ),
     "classes: float": (
         {"classes": torch.zeros(3)},
         TypeError,
-        r"classes must hold integers, got torch\.float32",
+        r"classes: expected integers, found torch\.float32",
     ),
     "scores: int": (
         {"scores": torch.zeros(3, dtype=torch.int64)},
         TypeError,
-        r"scores must be floating, got torch\.int64",
+        r"scores: expected floating, found torch\.int64",
     ),
     "scores: too few": (
         {"scores": torch.zeros(2)},
         ValueError,
-        r"scores must be \(R,\) = \(3,\) to fit classes, got \(2,\)",
+        r"scores: expected shape \(R,\) = \(3,\) to fit classes \(3,\), found \(2,\)",
     ),
     "scores: another device": (
         {"scores": torch.zeros(3, device="meta")},
         ValueError,
-        "scores must be on the device of logits, cpu, got meta",
+        "scores: expected the device of logits, cpu, found meta",
     ),
     "correlation: a matrix": (
         {"correlation": torch.zeros(4, 4)},
         TypeError,
-        "correlation must be a LabelCorrelation, got Tensor",
+        "correlation: expected a LabelCorrelation, found Tensor",
     ),
     "correlation: other classes": (
         {"correlation": make_correlation(5)},
         ValueError,
-        "correlation must have 4 classes, got 5",
+        "correlation: expected 4 classes, found 5",
     ),
     "rated_weight": (
         {"rated_weight": -1.0},
         ValueError,
-        r"rated_weight must be finite and at least 0, got -1\.0",
+        r"rated_weight: expected a finite number of at least 0, found -1\.0",
     ),
     "unrated_weight": (
         {"unrated_weight": math.nan},
         ValueError,
-        "unrated_weight must be finite and at least 0, got nan",
+        "unrated_weight: expected a finite number of at least 0, found nan",
     ),
     "absent_evidence": (
         {"absent_evidence": 1.5},
         ValueError,
-        r"absent_evidence must lie in \[0, 1\], got 1\.5",
+        r"absent_evidence: expected a number in \[0, 1\], found 1\.5",
     ),
 }
 
@@ -566,23 +573,31 @@ def test_the_raw_op_checks_what_it_reads():
     op = torch.ops.pyseg.rated_bce_with_logits
     arguments = list(replaced().values())
     some = torch.tensor([0, 0, 0, 0, 0]), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    with pytest.raises(RuntimeError, match="must be given together"):
+    with pytest.raises(RuntimeError, match="expected all or none"):
         op(*arguments, some[0], None, None, 1.0, 1.0, 0.0, False)
     with pytest.raises(
-        RuntimeError, match=r"correlation_offsets must be \(C \+ 1,\) = \(5,\), got"
+        RuntimeError, match=r"correlation_offsets: expected shape \(C \+ 1,\) = \(5,\), found"
     ):
         op(*arguments, some[0][:3], *some[1:], 1.0, 1.0, 0.0, False)
     relations = torch.tensor([0, 1, 1, 1, 1]), torch.tensor([4]), torch.ones(1)
-    with pytest.raises(RuntimeError, match=r"correlation_columns must lie in 0\.\.3, got 4"):
+    with pytest.raises(
+        RuntimeError, match=r"correlation_columns: expected 0 <= class < 4, found 4"
+    ):
         op(*arguments, *relations, 1.0, 1.0, 0.0, False)
     relations = relations[0], torch.tensor([3]), torch.tensor([1.5])
-    with pytest.raises(RuntimeError, match=r"correlation_values must lie in \[0, 1\], got 1\.5"):
+    with pytest.raises(
+        RuntimeError, match=r"correlation_values: expected numbers in \[0, 1\], found 1\.5"
+    ):
         op(*arguments, *relations, 1.0, 1.0, 0.0, False)
-    with pytest.raises(RuntimeError, match=r"offsets must be \(B \+ 1,\) = \(3,\), got \(2,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"offsets: expected shape \(B \+ 1,\) = \(3,\), found \(2,\)"
+    ):
         op(arguments[0], arguments[1][:2], *arguments[2:], None, None, None, 1.0, 1.0, 0.0, False)
-    with pytest.raises(RuntimeError, match="scores must be Float, got Double"):
+    with pytest.raises(RuntimeError, match="scores: expected Float, found Double"):
         op(*arguments[:3], arguments[3].double(), None, None, None, 1.0, 1.0, 0.0, False)
-    with pytest.raises(RuntimeError, match=r"grad_output must be \(\) = \(\), got \(1,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"grad_output: expected shape \(\) = \(\), found \(1,\)"
+    ):
         torch.ops.pyseg.rated_bce_with_logits_backward(torch.ones(1), arguments[0])
-    with pytest.raises(RuntimeError, match=r"grad must be \(B, C\), got shape \(4,\)"):
+    with pytest.raises(RuntimeError, match=r"grad: expected shape \(B, C\), found \(4,\)"):
         torch.ops.pyseg.rated_bce_with_logits_backward(torch.ones(()), torch.ones(4))

@@ -511,54 +511,55 @@ def replaced(index: int, value: object) -> list[object]:
 
 
 BAD_ARGUMENTS = {
-    "features: list": (replaced(0, [1.0]), TypeError, r"features must be a Tensor, got list"),
-    "centers: None": (replaced(3, None), TypeError, r"centers must be a Tensor, got NoneType"),
+    "features: list": (replaced(0, [1.0]), TypeError, r"features: expected a Tensor, found list"),
+    "centers: None": (replaced(3, None), TypeError, r"centers: expected a Tensor, found NoneType"),
     "features: 3 dimensions": (
         replaced(0, torch.zeros(2, 3, 10)),
         ValueError,
-        r"features must be \(B, T, G, F\), got shape \(2, 3, 10\)",
+        r"features: expected shape \(B, T, G, F\), found \(2, 3, 10\)",
     ),
     "attention: 4 dimensions": (
         replaced(2, torch.zeros(2, 3, 2, 1)),
         ValueError,
-        r"attention must be \(B, T, G\), got shape \(2, 3, 2, 1\)",
+        r"attention: expected shape \(B, T, G\), found \(2, 3, 2, 1\)",
     ),
     "features: int": (
         replaced(0, torch.zeros(2, 3, 2, 5, dtype=torch.int64)),
         TypeError,
-        r"features must be float32, float64, float16 or bfloat16, got torch.int64",
+        r"features: expected float32, float64, float16 or bfloat16, found torch.int64",
     ),
     "centers: another dtype": (
         replaced(3, torch.zeros(5, 4, dtype=torch.float64)),
         TypeError,
-        r"centers must have the dtype of features, torch.float32, got torch.float64",
+        r"centers: expected torch.float32 to fit features, found torch.float64",
     ),
     "assignment: another device": (
         replaced(1, torch.zeros(2, 3, 2, 4, device="meta")),
         ValueError,
-        r"assignment must be on the device of features, cpu, got meta",
+        r"assignment: expected the device of features, cpu, found meta",
     ),
     "assignment: other frames": (
         replaced(1, torch.zeros(2, 4, 2, 4)),
         ValueError,
-        r"assignment must be \(B, T, G, K\) = \(2, 3, 2, 4\) to fit features \(2, 3, 2, 5\), "
-        r"got \(2, 4, 2, 4\)",
+        r"assignment: expected shape \(B, T, G, K\) = \(2, 3, 2, K\) to fit features "
+        r"\(2, 3, 2, 5\), found \(2, 4, 2, 4\)",
     ),
     "attention: other groups": (
         replaced(2, torch.zeros(2, 3, 1)),
         ValueError,
-        r"attention must be \(B, T, G\) = \(2, 3, 2\) to fit features \(2, 3, 2, 5\), "
-        r"got \(2, 3, 1\)",
+        r"attention: expected shape \(B, T, G\) = \(2, 3, 2\) to fit features \(2, 3, 2, 5\), "
+        r"found \(2, 3, 1\)",
     ),
     "centers: transposed": (
         replaced(3, torch.zeros(4, 5)),
         ValueError,
-        r"centers must be \(F, K\) = \(5, 4\) to fit features \(2, 3, 2, 5\), got \(4, 5\)",
+        r"centers: expected shape \(F, K\) = \(5, 4\) to fit features \(2, 3, 2, 5\), "
+        r"found \(4, 5\)",
     ),
     "no cluster": (
         [*make(grad=False)[:1], torch.zeros(2, 3, 2, 0), torch.zeros(2, 3, 2), torch.zeros(5, 0)],
         ValueError,
-        r"assignment must have at least 1 cluster, got shape \(2, 3, 2, 0\)",
+        r"assignment: expected at least 1 cluster, found shape \(2, 3, 2, 0\)",
     ),
 }
 
@@ -576,26 +577,28 @@ def test_error_texts(arguments, error, text, function, kernels, monkeypatch):
 @pytest.mark.parametrize("eps", [0.0, -1.0, 1e-40, float("inf"), float("nan")])
 @pytest.mark.parametrize("function", [vlad_aggregate, vlad_aggregate_reference])
 def test_error_text_of_eps(function, eps):
-    with pytest.raises(ValueError, match=rf"eps must be finite and at least 1.18e-38, got {eps}"):
+    with pytest.raises(
+        ValueError, match=rf"eps: expected a finite number of at least 1.18e-38, found {eps}"
+    ):
         function(*make(grad=False), eps=eps)
 
 
 RAW_ARGUMENTS = {
     "features": (
         replaced(0, torch.zeros(2, 3)),
-        r"features must be \(B, T, G, F\), got shape \(2, 3\)",
+        r"features: expected shape \(B, T, G, F\), found \(2, 3\)",
     ),
     "assignment": (
         replaced(1, torch.zeros(2, 3, 1, 4)),
-        r"assignment must be \(B, T, G, K\) = \(2, 3, 2, 4\), got \(2, 3, 1, 4\)",
+        r"assignment: expected shape \(B, T, G, K\) = \(2, 3, 2, 4\), found \(2, 3, 1, 4\)",
     ),
     "attention": (
         replaced(2, torch.zeros(1)),
-        r"attention must be \(B, T, G\) = \(2, 3, 2\), got \(1,\)",
+        r"attention: expected shape \(B, T, G\) = \(2, 3, 2\), found \(1,\)",
     ),
     "centers": (
         replaced(3, torch.zeros(5, 4).double()),
-        r"centers must be Float, got Double",
+        r"centers: expected Float, found Double",
     ),
 }
 
@@ -609,9 +612,13 @@ def test_raw_op_checks_what_it_reads(arguments, text):
 
 @needs_cpu_ops
 def test_raw_op_refuses_integers_and_bad_eps():
-    with pytest.raises(RuntimeError, match="takes float32, float64, float16 or bfloat16, got Long"):
+    with pytest.raises(
+        RuntimeError, match="expected float32, float64, float16 or bfloat16, found Long"
+    ):
         torch.ops.pyseg.vlad_aggregate(*(t.long() for t in make(grad=False)))
-    with pytest.raises(RuntimeError, match=r"eps must be finite and at least .*, got 0"):
+    with pytest.raises(
+        RuntimeError, match=r"eps: expected a finite number of at least .*, found 0"
+    ):
         torch.ops.pyseg.vlad_aggregate(*make(grad=False), eps=0.0)
 
 
@@ -619,19 +626,19 @@ RAW_NORMS = {
     "norm: shape": (
         torch.ones(4, 8),
         None,
-        r"norm must be \(4, G, K\) = \(4, 2, 4\), got \(4, 8\)",
+        r"norm: expected shape \(4, G, K\) = \(4, 2, 4\), found \(4, 8\)",
     ),
-    "norm: dtype": (torch.ones(4, 2, 4).double(), None, r"norm must be Float, got Double"),
-    "row_weights: alone": (None, torch.ones(2, 3), r"row_weights must be None without norm"),
+    "norm: dtype": (torch.ones(4, 2, 4).double(), None, r"norm: expected Float, found Double"),
+    "row_weights: alone": (None, torch.ones(2, 3), r"row_weights: expected None without norm"),
     "row_weights: shape": (
         torch.ones(4, 2, 4),
         torch.ones(6),
-        r"row_weights must be \(B, T\) = \(2, 3\), got \(6,\)",
+        r"row_weights: expected shape \(B, T\) = \(2, 3\), found \(6,\)",
     ),
     "row_weights: dtype": (
         torch.ones(4, 2, 4),
         torch.ones(2, 3).bfloat16(),
-        r"row_weights must be Float, got BFloat16",
+        r"row_weights: expected Float, found BFloat16",
     ),
 }
 
@@ -656,7 +663,7 @@ def test_raw_backward_checks_what_it_reads(index):
     saved = [torch.rand(2, 5, 4), *torch.ops.pyseg.vlad_aggregate(*inputs)]
     name = ["grad", "output", "mass", "square_norm"][index]
     saved[index] = saved[index][:1]
-    with pytest.raises(RuntimeError, match=rf"{name} must be \(B, .*got \(1, "):
+    with pytest.raises(RuntimeError, match=rf"{name}: expected shape \(B, .*found \(1, "):
         torch.ops.pyseg.vlad_aggregate_backward(
             saved[0], *inputs, None, None, *saved[1:], 1e-12, True
         )

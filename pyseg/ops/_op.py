@@ -1,0 +1,425 @@
+"""One description of an operator's arguments, and what PyTorch is told of it in Python.
+
+The file of an operator reads as equation, reference and registration; gru.py is a short one. To add
+one:
+
+1. Describe it: ``_OP = Op(name, schema, argument=Argument("(B, T, N)"), ...)``. Kernels in C++ have
+   their schema in csrc/library.cpp and none here; a kernel in Python is a function below
+   ``@_OP.kernel``.
+2. Write the public function, which checks its arguments by `Op.check` and calls
+   ``torch.ops.pyseg.<name>.default``, or the reference where no kernel is loaded (`has_kernel`).
+   ``@_OP.autocast()`` above it casts arguments in autocast.
+3. Write the reference in plain PyTorch: it is what the tests compare with.
+4. Below ``@_OP.fake`` say how large the results are, below ``@_OP.gradient(...)`` what the
+   gradients are. Where an operator computes them, it has a description of its own; if it cannot be
+   differentiated in turn, ``_BACKWARD.refuse_gradient()`` says so.
+
+The functions of step 4 are given arguments by the names of the schema, take those that they need
+and leave the others to ``**_``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeGuard, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from pyseg import _ext
+from pyseg.errors import ArgumentError
+from pyseg.ops._dispatch import sum_dtype
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# The dtypes of arguments, in the words of the error where one does not fit. An op's values are all
+# of one dtype, which autocast chooses; its sums have the dtype in which sums over values are kept.
+VALUES = "float32, float64, float16 or bfloat16"
+SUMS = "the dtype of sums"
+_DTYPES: dict[str, Callable[[Tensor], bool]] = {
+    VALUES: lambda t: t.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    SUMS: lambda t: t.dtype in (torch.float32, torch.float64),
+    "floating": lambda t: t.is_floating_point(),
+    "uint8 or floating": lambda t: t.dtype == torch.uint8 or t.is_floating_point(),
+    "uint8": lambda t: t.dtype == torch.uint8,
+    "bool": lambda t: t.dtype == torch.bool,
+    "integers": lambda t: not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool),
+}
+
+
+class Argument:
+    """A tensor that an operator takes.
+
+    Args:
+        layout: its dimensions, such as "(B, T, N)". The same name is the same size in all arguments
+            of the operator; names are not computed with, "3H" is one too.
+        dtype: one of the above.
+        optional: whether it may be ``None``.
+    """
+
+    def __init__(self, layout: str, dtype: str = VALUES, *, optional: bool = False) -> None:
+        self.layout = layout
+        self.dtype = dtype
+        self.optional = optional
+        self.dimensions = [name.strip() for name in layout.strip("(,)").split(",") if name]
+
+
+def check_arguments(arguments: Mapping[str, Argument], *tensors: Tensor | None) -> dict[str, int]:
+    """Raises an error that names the first argument that does not fit; returns the sizes."""
+    sizes: dict[str, int] = {}
+    given: dict[str, Tensor] = {}
+    first = values = ""  # the names of the first argument, and of the first of the op's values
+    for (name, argument), tensor in zip(arguments.items(), tensors, strict=True):
+        if tensor is None and argument.optional:
+            continue
+        check_tensor(name, tensor, argument.dtype)
+        assert tensor is not None
+        if tensor.dim() != len(argument.dimensions):
+            raise ArgumentError(
+                f"{name}: expected shape {argument.layout}, found {tuple(tensor.shape)}"
+            )
+        if argument.dtype in (VALUES, SUMS) and values:
+            check_dtype(name, tensor, values, given[values], sums=argument.dtype == SUMS)
+        if first:
+            check_device(name, tensor, first, given[first])
+        first = first or name
+        values = values or (name if argument.dtype == VALUES else "")
+        for dimension, size in zip(argument.dimensions, tensor.shape, strict=True):
+            if sizes.get(dimension, size) != size:
+                like = next(n for n in given if dimension in arguments[n].dimensions)
+                expected = [sizes.get(d, d) for d in argument.dimensions]
+                raise misfit(name, argument.layout, expected, tensor, like, given[like])
+        sizes.update(zip(argument.dimensions, tensor.shape, strict=True))
+        given[name] = tensor
+    return sizes
+
+
+def check_tensor(name: str, value: Any, dtype: str) -> None:
+    """Raises where `value` is no tensor of `dtype`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, found {type(value).__name__}")
+    if not _DTYPES[dtype](value):
+        raise TypeError(f"{name}: expected {dtype}, found {value.dtype}")
+
+
+def check_dtype(name: str, tensor: Tensor, like: str, other: Tensor, *, sums: bool = False) -> None:
+    """Raises where `tensor` has not the dtype of `other`, or that of sums over it."""
+    dtype = sum_dtype(other.dtype) if sums else other.dtype
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype} to fit {like}, found {tensor.dtype}")
+
+
+def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
+    """Raises where `tensor` is not on the device of `other`, called `like`."""
+    if tensor.device != other.device:
+        raise ArgumentError(
+            f"{name}: expected the device of {like}, {other.device}, found {tensor.device}"
+        )
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raises where a number is smaller, infinite or NaN."""
+    if not least <= value < math.inf:
+        raise ArgumentError(
+            f"{name}: expected a finite number of at least {least:.3g}, found {value}"
+        )
+
+
+def misfit(
+    name: str, layout: str, expected: Sequence[Any], tensor: Tensor, like: str, other: Tensor
+) -> ArgumentError:
+    """Returns the error of a tensor whose shape does not fit that of `other`, called `like`."""
+    sizes = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+    return ArgumentError(
+        f"{name}: expected shape {layout} = ({sizes}) to fit {like} {tuple(other.shape)}, "
+        f"found {tuple(tensor.shape)}"
+    )
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Returns whether autograd will want a gradient of one of the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+# The operators whose kernels are Python, and all that PyTorch is told of any of them in Python.
+_LIBRARY = torch.library.Library("pyseg", "FRAGMENT")
+
+
+class Op:
+    """The operator ``torch.ops.pyseg.<name>``.
+
+    Args:
+        name: its name.
+        schema: arguments and results, all with names, in PyTorch's notation. ``None``: those of the
+            compiled library; without that there is no operator, and decorators register nothing.
+        arguments: the tensors that `check` looks at.
+    """
+
+    def __init__(self, name: str, schema: str | None = None, /, **arguments: Argument) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.defined = schema is not None or _ext.HAS_CPU_OPS
+        if schema is not None:
+            _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    def check(self, *tensors: Tensor | None) -> dict[str, int]:
+        """Raises an error that names the first argument that does not fit; returns the sizes."""
+        return check_arguments(self.arguments, *tensors)
+
+    def kernel(self, function: Function) -> Function:
+        """Makes `function` the kernel on every device."""
+        _LIBRARY.impl(self.name, _untraced(function), "CompositeExplicitAutograd")
+        return function
+
+    def autocast(self, *, to_float32: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Returns a decorator: autocast casts the values that a function and the operator take.
+
+        As for PyTorch's own operators that is to autocast's dtype, for matrix products, or to
+        float32, and float64 is left alone.
+        """
+        values = [n for n, argument in self.arguments.items() if argument.dtype == VALUES]
+
+        def register(function: Callable[P, R]) -> Callable[P, R]:
+            # torch.library.register_autocast casts to one fixed dtype; users choose theirs.
+            if self.defined:
+                raw = _casting(self.overload, list(self.defaults), values, to_float32)
+                for key in ("AutocastCPU", "AutocastCUDA"):
+                    _LIBRARY.impl(self.name, raw, key)
+            kinds = inspect.signature(function).parameters.values()
+            names = [p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD]
+            return functools.wraps(function)(_casting(function, names, values, to_float32))
+
+        return register
+
+    def fake(self, function: Function) -> Function:
+        """Makes `function` what says how large the results are; it may check arguments too.
+
+        It is also what PyTorch calls where a meta tensor is among others, whose results it would
+        leave uninitialized: tensors of several devices are refused.
+        """
+
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            named = self._named(args) | kwargs
+            tensors = [pair for pair in named.items() if isinstance(pair[1], Tensor)]
+            for name, tensor in tensors[1:]:
+                check_device(name, tensor, *tensors[0])
+            return function(**named)
+
+        if self.defined:
+            torch.library.register_fake(f"pyseg::{self.name}", fake, lib=_LIBRARY)
+        return function
+
+    def gradient(
+        self, saved: str, *, constant: str = "", refused: Mapping[str, str] | None = None
+    ) -> Callable[[Function], Function]:
+        """Returns a decorator that makes a function the gradient of the operator.
+
+        It takes the gradients of the results, each ``None`` where there is none, then by name what
+        was saved, and `needed`: of which arguments a gradient is wanted. It returns gradients by
+        the names of arguments; for those that it leaves out there is none.
+
+        :func:`torch.library.register_autograd` leaves forward-mode derivatives zero without a word
+        and knows no `torch.func.grad`. Here the former are refused, and the latter has the gradient
+        like any other.
+
+        Args:
+            saved: which arguments and results are kept for the gradient.
+            constant: which results have no gradient.
+            refused: arguments that would have a gradient, but have none here, and what users call
+                them.
+        """
+        reference = self.name.removesuffix("_backward")
+
+        def register(function: Function) -> Function:
+            if not self.defined:
+                return function
+            gradient = _autograd_function(self, function, saved, constant, refused or {})
+
+            def kernel(keyset: Any, *args: Any) -> Any:
+                if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+                    raise RuntimeError(
+                        f"{reference} has no forward-mode derivative: "
+                        f"use pyseg.ops.{reference}_reference for that"
+                    )
+                if wants_gradient(*(value for value in args if isinstance(value, Tensor))):
+                    return gradient(*self._named(args).values(), keyset)
+                return self.below_autograd(keyset, *args)
+
+            _LIBRARY.impl(self.name, kernel, "Autograd", with_keyset=True)
+            return function
+
+        return register
+
+    def refuse_gradient(self) -> None:
+        """Makes the gradient of a backward operator an error that names the way out."""
+        op = self.name.removesuffix("_backward")
+
+        @self.gradient("")
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RuntimeError(
+                f"{op} cannot be differentiated twice: "
+                f"use pyseg.ops.{op}_reference for second derivatives"
+            )
+
+    @functools.cached_property
+    def overload(self) -> Any:
+        """What the dispatcher calls: ``torch.ops.pyseg.<name>.default``."""
+        return getattr(torch.ops.pyseg, self.name).default
+
+    @functools.cached_property
+    def defaults(self) -> dict[str, Any]:
+        """All arguments of the schema by name, and their defaults."""
+        return {a.name: a.default_value for a in self.overload._schema.arguments}
+
+    def _named(self, args: tuple[Any, ...]) -> dict[str, Any]:
+        """Returns arguments by name; the dispatcher leaves out those at the end with defaults."""
+        return self.defaults | dict(zip(self.defaults, args, strict=False))
+
+    def below_autograd(self, keyset: Any, *args: Any) -> Any:
+        """Calls the kernel of what is left of `keyset` below autograd."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _casting(
+    function: Callable[..., R], names: list[str], values: list[str], to_float32: bool
+) -> Callable[..., R]:
+    """Returns what casts `values` in autocast and calls `function`, whose arguments are `names`."""
+    place = names.index(values[0])
+
+    def call(*args: Any, **kwargs: Any) -> R:
+        first = args[place] if place < len(args) else kwargs.get(values[0])
+        if not _in_autocast(first):
+            return function(*args, **kwargs)
+        device = first.device.type
+        dtype = torch.float32 if to_float32 else torch.get_autocast_dtype(device)
+
+        def cast(name: str, value: Any) -> Any:
+            is_cast = name in values and _is_cast(value, device)
+            return value.to(dtype) if is_cast else value
+
+        args = (*map(cast, names, args), *args[len(names) :])
+        kwargs = {name: cast(name, value) for name, value in kwargs.items()}
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _autograd_function(
+    op: Op,
+    function: Callable[..., dict[str, Tensor | None]],
+    saved: str,
+    constant: str,
+    refused: Mapping[str, str],
+) -> Callable[..., Any]:
+    """Returns what calls `op` and makes `function` its gradient, see `Op.gradient`."""
+    inputs = list(op.defaults)
+    results = [result.name for result in op.overload._schema.returns]
+    kept, constants = saved.split(), constant.split()
+
+    # A Function with one level of derivatives: the dispatcher calls it at each level by itself.
+    class Gradient(_SingleLevelFunction):
+        apply: Callable[..., Any]  # of its base, which is in C++
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *values, keyset = args
+            with _outer_derivatives():
+                output = op.below_autograd(keyset, *values)
+            outputs = output if isinstance(output, tuple) else (output,)
+            named = dict(zip(results, outputs, strict=True)) | dict(
+                zip(inputs, values, strict=True)
+            )
+            ctx.mark_non_differentiable(*(named[name] for name in constants))
+            ctx.set_materialize_grads(False)  # zeros as large as what is kept would be filled in
+            tensors = [n for n in kept if named[n] is None or isinstance(named[n], Tensor)]
+            ctx.save_for_backward(*(named[name] for name in tensors))
+            ctx.tensors = tensors
+            ctx.others = {name: named[name] for name in kept if name not in tensors}
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            needed = dict(zip(inputs, ctx.needs_input_grad, strict=False))
+            for name in refused:
+                if needed[name]:
+                    raise RuntimeError(
+                        f"{op.name} has no gradient of {refused[name]}: "
+                        f"use pyseg.ops.{op.name}_reference for that"
+                    )
+            grads = tuple(g for g, n in zip(grads, results, strict=True) if n not in constants)
+            found: dict[str, Tensor | None] = {}
+            if any(grad is not None for grad in grads):
+                named = dict(zip(ctx.tensors, ctx.saved_tensors, strict=True)) | ctx.others
+                found = function(*grads, needed=needed, **named)
+            return *(found.get(name) if needed[name] else None for name in inputs), None
+
+    Gradient.__name__ = f"{op.name}_gradient"
+
+    def call(*args: Any) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            return Gradient.apply(*args)
+        with torch._functorch.utils.enable_single_level_autograd_function():
+            return Gradient.apply(*args)
+
+    return call
+
+
+@contextlib.contextmanager
+def _outer_derivatives() -> Iterator[None]:
+    """Lets a Function's forward be differentiated by the transforms of `torch.func` around it."""
+    if torch._C._are_functorch_transforms_active():
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            yield
+    else:
+        yield
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+def _in_autocast(tensor: Any) -> TypeGuard[Tensor]:
+    """Returns whether autocast is on for the device of `tensor` (False for anything else)."""
+    if not isinstance(tensor, Tensor):
+        return False
+    device = tensor.device.type
+    # Not torch.amp.is_autocast_available(device): torch.compile of torch 2.11 cannot trace it.
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
+def _is_cast(value: Any, device: str) -> bool:
+    """Returns whether autocast casts `value`: a float tensor of its device, not float64."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.dtype != torch.float64
+        and value.device.type == device
+    )
+
+
+_disabled = functools.cache(torch.compiler.disable)
+
+
+def _untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a kernel that torch.compile does not look into."""
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        # torch.compiler.disable imports torch._dynamo, which takes as long as importing torch. As
+        # long as nobody else has, nothing is compiled in this process.
+        if "torch._dynamo" in sys.modules:
+            return _disabled(kernel)(*args)
+        return kernel(*args)
+
+    return call
