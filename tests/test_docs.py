@@ -6,11 +6,13 @@ import contextlib
 import functools
 import importlib
 import io
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
+import pyseg
 from pyseg import models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +44,20 @@ def test_the_way_of_a_batch_passes_every_file_once() -> None:
     files = re.findall(r"^\| `([^`]+)` \|", TEXTS[ROOT / "docs" / "batch.md"], re.MULTILINE)
     assert len(files) > 20
     assert len(set(files)) == len(files)
+
+
+def test_every_public_module_has_an_api_reference() -> None:
+    documented = re.findall(r"automodule:: pyseg\.(\w+)$", "".join(TEXTS.values()), re.MULTILINE)
+    names = {module.name for module in pkgutil.iter_modules(pyseg.__path__)}
+    assert {name for name in names if not name.startswith(("_", "libpyseg"))} == set(documented)
+
+
+def test_environment_variables_are_documented() -> None:
+    sources = "".join(path.read_text() for path in ROOT.glob("pyseg/**/*.py"))
+    named = set(re.findall(r'"(PYSEG_[A-Z_]+)"', sources))
+    assert "PYSEG_CACHE" in named
+    table = TEXTS[ROOT / "docs" / "configuration.md"]
+    assert not [name for name in named if f"| `{name}` |" not in table]
 
 
 def test_links_lead_somewhere() -> None:
