@@ -52,6 +52,14 @@ def test_every_public_module_has_an_api_reference() -> None:
     assert {name for name in names if not name.startswith(("_", "libpyseg"))} == set(documented)
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    released = re.findall(r"^## \[(\d.*)\] - (.+)$", TEXTS[ROOT / "CHANGELOG.md"], re.MULTILINE)
+    assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [pyseg.__version__]
+    assert re.findall(r"^date-released: (.+)$", citation, re.MULTILINE) == [released[0][1]]
+    assert released[0][0] == pyseg.__version__
+
+
 def test_environment_variables_are_documented() -> None:
     sources = "".join(path.read_text() for path in ROOT.glob("pyseg/**/*.py"))
     named = set(re.findall(r'"(PYSEG_[A-Z_]+)"', sources))
