@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import io
 import pkgutil
 import re
@@ -13,12 +12,14 @@ from pathlib import Path
 import pytest
 
 import pyseg
+from pyseg import __main__ as door
 from pyseg import models
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {path: path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("cooccur", "data", "evaluate", "models", "predict", "report", "reproduce", "train")
+COMMAND = re.compile(rf"\bpyseg[. ]({'|'.join(COMMANDS)})\b( [^`\n&#]*)")
 OTHERS = {"pdb", "keep_memory", "memory", "only"}  # of pytest, benchmarks and long tests
 
 
@@ -78,25 +79,28 @@ def test_links_lead_somewhere() -> None:
 @functools.cache
 def options(command: str) -> set[str]:
     """Returns the options that a command's help lists."""
-    main = getattr(importlib.import_module(f"pyseg.{command}"), "main", None)
-    main = main or importlib.import_module(f"pyseg.{command}.__main__").main
     output = io.StringIO()
-    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
-        main(["download", "--help"] if command == "data" else ["--help"])
+    words = ["data", "download"] if command == "data" else [command]
+    with contextlib.redirect_stdout(output):
+        for more in ([], ["all"]):
+            with contextlib.suppress(SystemExit):
+                door.main([*words, "--help", *more])
     presets = (models.options(name) for name in models.names())
     overrides = {f"overrides.{option}" for of_preset in presets for option in of_preset}
-    return overrides.union(re.findall(r"--([\w.]+)", output.getvalue()))
+    return overrides.union(re.findall(r"--(?:\[no_\])?([\w.]+)", output.getvalue()))
 
 
 def known(option: str, listed: set[str]) -> bool:
-    """Returns whether an option is among those that are listed, as arguments of a loss are not."""
-    return re.sub(r"(loss_overrides)\..*", r"\1", option.replace("-", "_")) in listed
+    """Returns whether an option, or a group of options, is listed."""
+    name = option.replace("-", "_").removeprefix("no_")
+    name = re.sub(r"(loss_overrides)\..*", r"\1.NAME", name)
+    return name in listed or any(other.startswith(f"{name}.") for other in listed)
 
 
 def test_options_are_those_of_the_commands() -> None:
     every = OTHERS.union(*map(options, COMMANDS))
     for page, text in TEXTS.items():
-        for command, words in re.findall(r"-m pyseg\.(\w+)( [^`\n&#]*)", text.replace("\\\n", " ")):
+        for command, words in COMMAND.findall(text.replace("\\\n", " ")):
             for option in re.findall(r" --([a-z][\w.-]*)", words):
                 assert known(option, options(command)), (page, command, option)
         for option in re.findall(r"`--([a-z][\w.-]*)[^`]*`", text):
