@@ -89,7 +89,7 @@ def map_at_k(
 
     Row i is a segment that was predicted to show ``classes[i]`` with ``scores[i]``, and was rated
     relevant or not; unrated pairs are left out. For a class whose rows, highest score first, have
-    the relevance rel(1), rel(2), ... (0 or 1),
+    the relevance rel(1), rel(2), ... (0 or 1)::
 
         AP = sum over i <= min(rows, k) of P(i) rel(i) / min(positives, k),
         P(i) = (rel(1) + ... + rel(i)) / i

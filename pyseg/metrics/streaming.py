@@ -1,6 +1,6 @@
 """The metrics over a stream of blocks, and over the processes of a distributed run.
 
-Each gives exactly what its function gives for the concatenated blocks, whatever their sizes:
+Each gives exactly what its function gives for the concatenated blocks, whatever their sizes::
 
     metric = HitAt1(num_classes)
     for scores, labels in blocks:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class AttentionGRU(FrameClassifier):
     """A GRU over the frames, and attention over its states.
 
-    With the states h_t of a `GRU` and its state s after the last valid frame:
+    With the states h_t of a `GRU` and its state s after the last valid frame::
 
         e_t = v . tanh(W h_t + U s + b)
         a   = softmax of e over the valid frames

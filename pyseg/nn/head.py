@@ -71,7 +71,7 @@ class LogisticHead(nn.Module):
 class MixtureOfExperts(nn.Module):
     """M logistic regressions per class, mixed by a softmax over them and a constant 0.
 
-    With gates g of size M + 1 and experts e of size M for every class, both linear in x,
+    With gates g of size M + 1 and experts e of size M for every class, both linear in x::
 
         p = sum over m < M of softmax(g)[m] * sigmoid(e[m])
 

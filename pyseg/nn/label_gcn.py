@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class LabelGCN(DerivedWeights):
     """Makes the weights of linear classifiers from a graph of the labels: logits = x W^T (+ b).
 
-    Every label is a node with D features X; two graph convolutions turn them into classifiers:
+    Every label is a node with D features X; two graph convolutions turn them into classifiers::
 
         W = A f(A X W1) W2, f = LeakyReLU of slope 0.2, W1 (D, D1), W2 (D1, H)
 

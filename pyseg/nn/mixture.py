@@ -36,7 +36,7 @@ class MixtureOutputs(NamedTuple):
 class Mixture(FrameClassifier):
     """A weighted mean of the logits of M classifiers, trained together with the weights.
 
-    logits = sum_m w_m logits_m, where the weights depend on the video,
+    logits = sum_m w_m logits_m, where the weights depend on the video::
 
         w = softmax(W BN(mean over the frames x) + b)
 
@@ -44,7 +44,7 @@ class Mixture(FrameClassifier):
     and noised once for all branches.
 
     `training_loss` is the criterion of the mix, plus that of every branch, plus, with a
-    `distillation` lambda above 0, a term that pulls the branches towards the mix:
+    `distillation` lambda above 0, a term that pulls the branches towards the mix::
 
         lambda * sum_m KL(softmax(logits / T) || softmax(logits_m / T))
 

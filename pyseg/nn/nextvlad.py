@@ -48,7 +48,7 @@ class _Folded(NamedTuple):
 class NeXtVLAD(DerivedWeights):
     """Aggregates the frames of a video into one vector of F*K features, F = E*N/G.
 
-    With h = W x + b of size E*N for every frame, seen as G groups of F features:
+    With h = W x + b of size E*N for every frame, seen as G groups of F features::
 
         a[t,g]   = sigmoid(attention of h[t] to group g), 0 on padding
         p[t,g,k] = softmax over k of BN(Wc h[t])[g*K + k]
