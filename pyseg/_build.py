@@ -312,8 +312,8 @@ def compile_library(file: str, folder: str, objects: str) -> None:
     command.run()
 
 
-def run_compiler(library: Library, folder: str, objects: str) -> subprocess.CompletedProcess[str]:
-    """Runs :func:`compile_library` in another process, which finds the packages of this one."""
+def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str]:
+    """Runs :func:`compile_library` in another process; returns whether it succeeds, and its log."""
     environment = {"MAX_JOBS": str(len(os.sched_getaffinity(0)))} | os.environ
     environment |= {"CXX": find_compiler()[0][0], "LC_ALL": "C"}
     environment["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # where ninja is
@@ -321,11 +321,14 @@ def run_compiler(library: Library, folder: str, objects: str) -> subprocess.Comp
         environment["CUDA_HOME"] = str(find_toolkit()[0])
     code = f"import runpy, sys; sys.path[:] = {PATH}; build = runpy.run_path({__file__!r}); "
     code += f"build['compile_library']{library.file, folder, objects}"
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        close_fds=False,  # the lock, which is held as long as this process lives
-    )  # fmt: skip
+    # To a file, and with the lock: it goes on to the end where this process is killed.
+    with open(Path(folder, "log"), "w+", errors="replace") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=subprocess.STDOUT, close_fds=False,
+        )  # fmt: skip
+        log.seek(0)
+        return done.returncode == 0, log.read()
 
 
 def description(library: Library) -> dict[str, str]:
@@ -356,26 +359,29 @@ def build_library(library: Library, folder: Path, first: bool) -> Path | str:
     print(f"pyseg: building {library.file} in {folder}, {hint}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as output:
         objects = OBJECTS / f"{library.file}-{digest(facts['tools'], facts['flags'])}"
-        done = run_compiler(library, output, output if folder == cache_folder() else str(objects))
+        kept = output if folder == cache_folder() else str(objects)
+        done, log = run_compiler(library, output, kept)
         if not first:
-            print(done.stdout, end="")
-        if done.returncode == 0:
+            print(log, end="")
+        if done:
             Path(output, library.file).replace(path)  # atomic: nobody loads half a library
             write_note(path, facts)
             return path
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
     reason = f"{FAILED}: {next((line for line in lines if 'error: ' in line), lines[-1])}"
     write_note(path, noted | {"failed": reason, "attempt": attempt})
     return reason
 
 
-def build(folder: Path, libraries: tuple[Library, ...] = LIBRARIES, first: bool = False) -> Found:
-    """Builds ``libraries`` into ``folder``; other processes that would do so wait.
+def build(folder: Path, libraries: tuple[Library, ...] = (), first: bool = False) -> Found:
+    """Builds ``libraries``, or all, into ``folder``; other processes that would do so wait.
 
     The ``first`` import keeps quiet, and does not try again what has failed.
     """
     with locked(folder if folder == cache_folder() else OBJECTS):
-        return {library: build_library(library, folder, first) for library in libraries}
+        return {
+            library: build_library(library, folder, first) for library in libraries or LIBRARIES
+        }
 
 
 # ---- where the libraries lie ---------------------------------------------------------------------
@@ -498,6 +504,7 @@ def report(folder: Path) -> bool:
     Raises:
         BuildError: ``PYSEG_CUDA=1``, and the CUDA kernels cannot be had.
     """
+    check_strict(why_not(CUDA))
     found = build(folder)
     for library, result in found.items():
         print(f"pyseg: {library.file}: {result}")
