@@ -288,7 +288,8 @@ def compile_library(file: str, folder: str, objects: str) -> None:
     from setuptools.command.build_ext import build_ext
 
     library = next(library for library in LIBRARIES if library.file == file)
-    base: Any = build_ext
+    compiler, base = find_compiler()[0], build_ext
+    os.environ["CXX"] = compiler[0]  # for torch, which takes it for a program
     if library is not RECORDS:
         from torch.utils.cpp_extension import BuildExtension
 
@@ -299,7 +300,7 @@ def compile_library(file: str, folder: str, objects: str) -> None:
             for kind in ("compiler", "compiler_so", "linker_exe", "linker_so"):
                 shared = ["-shared", "-Wl,--as-needed"] if kind == "linker_so" else []
                 for language in ("", "_cxx"):
-                    setattr(self.compiler, kind + language, [*find_compiler()[0], *shared])
+                    setattr(self.compiler, kind + language, [*compiler, *shared])
             super().build_extensions()
 
         def get_ext_filename(self, name: str) -> str:
@@ -315,8 +316,9 @@ def compile_library(file: str, folder: str, objects: str) -> None:
 def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str]:
     """Runs :func:`compile_library` in another process; returns whether it succeeds, and its log."""
     environment = {"MAX_JOBS": str(len(os.sched_getaffinity(0)))} | os.environ
-    environment |= {"CXX": find_compiler()[0][0], "LC_ALL": "C"}
-    environment["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # where ninja is
+    environment["LC_ALL"] = "C"
+    scripts = sysconfig.get_path("scripts")  # where ninja is
+    environment["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), scripts])
     if library is CUDA:
         environment["CUDA_HOME"] = str(find_toolkit()[0])
     code = f"import runpy, sys; sys.path[:] = {PATH}; build = runpy.run_path({__file__!r}); "
@@ -488,9 +490,8 @@ def cmake_lists() -> str:
         "CPU_SOURCES": CPU.sources(),
         "CUDA_SOURCES": CUDA.sources(),
         "DEFINITIONS": [flag.removeprefix("-D") for flag in DEFINITIONS],
-        "CUDA_FLAGS": [flag for flag in flags(CUDA) if flag not in optimisation()],
+        "CUDA_FLAGS": [f for f in flags(CUDA) + prefix_maps(CUDA) if f not in optimisation()],
         "PREFIX_MAPS": prefix_maps(CPU),
-        "CUDA_PREFIX_MAPS": prefix_maps(CUDA),
         "WARNINGS": WARNINGS,
     }
     return "".join(
