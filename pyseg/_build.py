@@ -189,12 +189,20 @@ def find_toolkit() -> tuple[Path, str] | str:
     return (Path(home), release[1]) if release else f"{home} has no working bin/nvcc"
 
 
-def why_not(library: Library) -> str | None:
-    """Returns the reason that ``library`` cannot be built here, or None."""
+def why_unwanted(library: Library) -> str | None:
+    """Returns the reason that ``library`` is not even loaded, or None."""
     if option("PYSEG_EXT", ("auto", "0")) == "0":
         return "PYSEG_EXT=0"
     if library is CUDA and option("PYSEG_CUDA") == "0":
         return "PYSEG_CUDA=0"
+    torch = find_torch() if library is CUDA else None
+    return f"torch {torch.version} is not a CUDA build" if torch and not torch.cuda else None
+
+
+def why_not(library: Library) -> str | None:
+    """Returns the reason that ``library`` cannot be built here, or None."""
+    if reason := why_unwanted(library):
+        return reason
     if sys.platform != "linux" or not library.sources():
         return f"{SOURCES} has nothing for it on {sys.platform}"
     compiler, torch = find_compiler(), find_torch()
@@ -206,21 +214,12 @@ def why_not(library: Library) -> str | None:
         return "torch is not installed"
     if tuple(int(number) for number in torch.version.split(".")[:2]) < MIN_TORCH:
         return f"torch {torch.version} is older than {MIN_TORCH[0]}.{MIN_TORCH[1]}"
-    return why_no_cuda(torch) if library is CUDA else None
-
-
-def why_no_cuda(torch: Torch) -> str | None:
-    """Returns the reason that CUDA kernels cannot be built for ``torch``, or None."""
-    if torch.cuda is None:
-        return f"torch {torch.version} is not a CUDA build"
-    toolkit = find_toolkit()
-    if isinstance(toolkit, str):
-        return toolkit
+    toolkit = find_toolkit() if library is CUDA else None
     # libcudart's name carries the major version, and the process has torch's loaded already.
-    if toolkit[1].split(".")[0] != torch.cuda.split(".")[0]:
+    if isinstance(toolkit, tuple) and toolkit[1].split(".")[0] != str(torch.cuda).split(".")[0]:
         found = f"the CUDA toolkit {toolkit[0]} is {toolkit[1]}"
         return f"{found} but torch {torch.version} was built with CUDA {torch.cuda}"
-    return None
+    return toolkit if isinstance(toolkit, str) else None
 
 
 # ---- compiling -----------------------------------------------------------------------------------
@@ -288,7 +287,8 @@ def compile_library(file: str, folder: str, objects: str) -> None:
     from setuptools.command.build_ext import build_ext
 
     library = next(library for library in LIBRARIES if library.file == file)
-    compiler, base = find_compiler()[0], build_ext
+    compiler = find_compiler()[0]
+    base: Any = build_ext
     os.environ["CXX"] = compiler[0]  # for torch, which takes it for a program
     if library is not RECORDS:
         from torch.utils.cpp_extension import BuildExtension
@@ -335,11 +335,10 @@ def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str
 
 def description(library: Library) -> dict[str, str]:
     """Returns what decides the build of ``library``: a change of any of it asks for a new one."""
-    torch, tools = find_torch(), [find_compiler()[1]]
+    tools, torch = [find_compiler()[1]], find_torch() if library is not RECORDS else None
     if library is CUDA:
         tools.append(f"nvcc {find_toolkit()[1]} for {';'.join(arches())}")
-    of_torch = library is not RECORDS and torch
-    tools.append(f"torch {torch.version}" if of_torch else f"Python {platform.python_version()}")
+    tools.append(f"torch {torch.version}" if torch else f"Python {platform.python_version()}")
     sources = {"sources": source_digest(), "operators": operator_digest()}
     return {"tools": ", ".join(tools), "flags": " ".join(flags(library))} | sources
 
@@ -448,13 +447,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 def look_up(library: Library) -> Path | str | None:
     """Returns where ``library`` is, why an import does not build it, or None: it is to build."""
-    reason, torch = why_not(library), find_torch()
-    if str(reason).startswith("PYSEG_") or (library is CUDA and torch and torch.cuda is None):
+    if reason := why_unwanted(library):
         return reason
     # What lies in the user's cache is of exactly these sources.
     for path in (cache_folder() / library.file, PACKAGE / library.file):
         if path.exists():
             return path
+    reason = why_not(library)
     if reason is None and library is CUDA and option("PYSEG_CUDA") == "auto" and not gpu_visible():
         return (
             "not built yet, as no GPU is visible: an import with PYSEG_CUDA=1 builds it, in 2 to 4 "
@@ -483,7 +482,7 @@ def prepare() -> Found:
 def cmake_lists() -> str:
     """Returns what CMakeLists.txt needs of this file, as CMake code."""
     torch = find_torch()
-    values = {
+    values: dict[str, list[Any]] = {
         "VERSION": [version()],
         "TORCH": [torch.folder] if torch else [],
         "TORCH_VERSION": [torch.version] if torch else [],
