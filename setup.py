@@ -38,7 +38,7 @@ class BuildLibraries(build_ext):
 
     def run(self):
         in_place = self.editable_mode or self.inplace
-        folder = ROOT / "pyseg" if in_place else Path(self.build_lib, "pyseg")
+        folder = ROOT / "pyseg" if in_place else Path(self.build_lib, "pyseg").resolve()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             builder.report(folder)

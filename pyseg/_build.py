@@ -369,7 +369,9 @@ def build_library(library: Library, folder: Path, first: bool) -> Path | str:
             write_note(path, facts)
             return path
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    reason = f"{FAILED}: {next((line for line in lines if 'error: ' in line), lines[-1])}"
+    reason = (
+        f"{FAILED}: {next((line for line in lines if re.search('error: |/ld: ', line)), lines[-1])}"
+    )
     write_note(path, noted | {"failed": reason, "attempt": attempt})
     return reason
 
