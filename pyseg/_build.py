@@ -317,8 +317,8 @@ def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str
     """Runs :func:`compile_library` in another process; returns whether it succeeds, and its log."""
     environment = {"MAX_JOBS": str(len(os.sched_getaffinity(0)))} | os.environ
     environment["LC_ALL"] = "C"
-    scripts = sysconfig.get_path("scripts")  # where ninja is
-    environment["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), scripts])
+    scripts = sysconfig.get_path("scripts")  # where ninja is: another version compiles all anew
+    environment["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     if library is CUDA:
         environment["CUDA_HOME"] = str(find_toolkit()[0])
     code = f"import runpy, sys; sys.path[:] = {PATH}; build = runpy.run_path({__file__!r}); "
