@@ -11,25 +11,16 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-
-
-def load_builder():
-    """Returns pyseg/_build.py as a module, without importing pyseg, which needs torch."""
-    spec = importlib.util.spec_from_file_location("_build", ROOT / "pyseg" / "_build.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-builder = load_builder()
+# pyseg/_build.py without pyseg, which needs torch.
+spec = importlib.util.spec_from_file_location("_build", ROOT / "pyseg" / "_build.py")
+builder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(builder)
 
 
 class BuildPython(build_py):
     """Adds the C++ sources (headers for C++ users, all for a build at import) and CMake's files."""
 
     def run(self):
-        print(f"pyseg: {builder.plan()}", file=sys.stderr)
         super().run()
         if not self.editable_mode:
             for name in ("csrc", "cmake"):
@@ -39,25 +30,20 @@ class BuildPython(build_py):
 
 
 class BuildLibraries(build_ext):
-    """Builds the libraries into the checkout for an editable install, else into the wheel."""
+    """Builds the libraries into the checkout for an editable install, else into the wheel.
+
+    torch's BuildExtension does it in a process of its own, which sees torch although pip hides it;
+    what it cannot build is left out, and has its reason on the output.
+    """
 
     def run(self):
         in_place = self.editable_mode or self.inplace
-        folder = ROOT / "pyseg" if in_place else Path(self.build_lib, "pyseg")
+        folder = ROOT / "pyseg" if in_place else Path(self.build_lib, "pyseg").resolve()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with builder.locked(folder):
-                outcomes = builder.build(folder, objects=builder.OBJECTS)
-            cuda = outcomes[builder.CUDA.name]
-            builder.check_strict(cuda.reason, cuda.log)
+            builder.report(folder)
         except builder.BuildError as error:
-            sys.exit(f"{error.log}pyseg: {error}")
-        for name, outcome in outcomes.items():
-            print(outcome.log, end="", file=sys.stderr)
-            if outcome.log and outcome.path is None:
-                print(f"pyseg: {name} is left out: {outcome.reason}", file=sys.stderr)
-        if not in_place:
-            (folder / ".build.lock").unlink()
+            sys.exit(f"pyseg: {error}")
 
     def get_outputs(self):
         return []
@@ -75,8 +61,8 @@ class Wheel(bdist_wheel):
 
 
 try:
-    buildable = [lib for lib in builder.LIBRARIES if builder.why_not(lib) is None]
     builder.check_strict(builder.why_not(builder.CUDA))
+    buildable = not all(map(builder.why_not, builder.LIBRARIES))
 except builder.BuildError as error:
     sys.exit(f"pyseg: {error}")
 setup(

@@ -13,8 +13,8 @@ committed with them; with other versions it stays.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -33,16 +33,6 @@ ENTRY = re.compile(
 )
 
 
-def load_builder():
-    """Returns pyseg/_build.py as a module, without importing pyseg."""
-    path = ROOT / "pyseg" / "_build.py"
-    spec = importlib.util.spec_from_file_location("_build", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def demangle(names: list[str]) -> list[str]:
     """Returns the C++ names of symbols, without their arguments."""
     if not names or shutil.which("c++filt") is None:
@@ -51,7 +41,7 @@ def demangle(names: list[str]) -> list[str]:
     return [re.sub(r"^void |\(anonymous namespace\)::", "", n) for n in done.stdout.splitlines()]
 
 
-def fingerprint(toolkit, torch: str, command: list[str], source: str) -> tuple[str, str]:
+def fingerprint(torch: str, command: list[str], source: str) -> tuple[str, str]:
     """Returns the inputs of a report: a digest of our sources, and the versions of nvcc, torch."""
     listed = subprocess.run([*command, "-MM", source], check=True, capture_output=True, text=True)
     files = {Path(name).resolve() for name in re.findall(r"\S+\.(?:cuh?|h)\b", listed.stdout)}
@@ -61,23 +51,22 @@ def fingerprint(toolkit, torch: str, command: list[str], source: str) -> tuple[s
     for path in sorted(file for file in files if file.is_relative_to(ROOT)):
         digest.update(str(path.relative_to(ROOT)).encode())
         digest.update(path.read_bytes())
-    version = subprocess.run([toolkit.nvcc, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([command[0], "--version"], capture_output=True, text=True).stdout
     number = re.search(r"V([\d.]+)", version)[1]
     return digest.hexdigest()[:16], f"nvcc {number}, torch {torch.partition('+')[0]}"
 
 
 def main(source: str, report: str) -> int:
     """Compiles ``source``, unless its result is known; returns the exit status."""
-    builder = load_builder()
-    toolkit = builder.find_toolkit()
+    builder = runpy.run_path(str(ROOT / "pyseg" / "_build.py"))
+    cuda, toolkit = builder["CUDA"], builder["find_toolkit"]()
     if isinstance(toolkit, str):
         print(toolkit, file=sys.stderr)
         return 1
-    own, others = builder.includes(builder.CUDA)
-    command = [toolkit.nvcc, *builder.nvcc_flags(), *builder.gencode(ARCHES)]
-    command += [f"-I{path}" for path in own]
-    command += [argument for path in others for argument in ("-isystem", str(path))]
-    digest, versions = fingerprint(toolkit, builder.find_torch().version, command, source)
+    command = [f"{toolkit[0]}/bin/nvcc", *builder["flags"](cuda), *builder["gencode"](ARCHES)]
+    command += [f"-I{ROOT}/csrc/include"]
+    command += [word for path in builder["includes"](cuda) for word in ("-isystem", path)]
+    digest, versions = fingerprint(builder["find_torch"]().version, command, source)
     Path(report).parent.mkdir(parents=True, exist_ok=True)
     kept = RESOURCES / f"{Path(source).stem}.txt"
     head, _, found = kept.read_text().partition("\n") if kept.is_file() else ("", "", "")
@@ -86,7 +75,7 @@ def main(source: str, report: str) -> int:
         Path(report).write_text(found)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        command += ["-Xptxas", "-v", f"--threads={builder.jobs()}"]
+        command += ["-Xptxas", "-v", "--threads=0"]
         done = subprocess.run(
             [*command, "-c", source, "-o", f"{folder}/object.o"], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

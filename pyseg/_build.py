@@ -1,13 +1,13 @@
 """Builds pyseg's native libraries: the one home of their sources, flags and obstacles.
 
-Four callers: ``setup.py`` (at install), :mod:`pyseg._ext` (at the first import, where install found
-no torch), developers (``python -m pyseg._build`` rebuilds what is out of date, in place), and
-``CMakeLists.txt`` (``--cmake`` prints the same lists). The file imports neither pyseg nor torch, so
-that it runs before either is there. The compiler is called directly: the first import must not
-depend on a build tool that only the installation had.
+``torch.utils.cpp_extension`` builds the operators, with ninja; setuptools and pybind11 the record
+reader. Four callers: ``setup.py``, :mod:`pyseg._ext` (the first import builds what the installation
+could not, for want of torch), developers (``python -m pyseg._build``), and CMake (``--cmake``).
 
-Switches, all environment variables: ``PYSEG_EXT=auto|0``, ``PYSEG_CUDA=auto|1|0``,
-``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``CUDA_HOME``, ``CXX``, ``DEBUG``.
+Our own is what these tools do not do: to say why a library cannot be built, for ``python -m
+pyseg.info``; to build once for all processes that import pyseg at the same time, and not again what
+failed; and to know where a library lies and of which sources it is. The file imports neither pyseg
+nor torch, so that it runs before either is there.
 """
 
 from __future__ import annotations
@@ -22,74 +22,53 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
 # An installed package carries its sources; a checkout has them beside the package.
 INSTALLED = (PACKAGE / "csrc").is_dir()
 SOURCES = PACKAGE / "csrc" if INSTALLED else PACKAGE.parent / "csrc"
-OBJECTS = None if INSTALLED else SOURCES.parent / "build" / "objects"  # kept for the next build
-METADATA = "_build.json"
-DEVICES = Path("/dev")
+OBJECTS = SOURCES.parent / "build" / "objects"  # a checkout's, kept for the next build
 DISTRIBUTION = "pyseg-video"  # what pip calls it; "pyseg" on the public index is another project
+PATH = [*sys.path, sysconfig.get_path("purelib")]  # pip hides it from a build, with torch
 
 MIN_TORCH = (2, 10)  # the oldest torch that the binaries run on
-STANDARD = "-std=c++20"
 DEFINITIONS = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
 WARNINGS = ["-Wall", "-Wextra"]
 VISIBILITY = ["-fPIC", "-fvisibility=hidden"]
-NVCC_DEFINITIONS = ["-DUSE_CUDA"]  # the stable ABI's CUDA shims are declared only with it
-CUDA_TIME = "2 to 4 minutes"  # on two to four cores
-DEFAULT_ARCHES = "8.0;9.0+PTX"  # where no GPU is visible to ask
+SUFFIXES = (".cpp", ".cu", ".cuh", ".h")
+FAILED = "its build failed"
 
 
 class BuildError(Exception):
-    """The libraries cannot be built: a sentence for the user, and all that the compiler said."""
-
-    def __init__(self, sentence: str, log: str = "") -> None:
-        super().__init__(sentence)
-        self.log = log
+    """The libraries cannot be built: a sentence for the user."""
 
 
-@dataclass(frozen=True)
-class Library:
-    """One shared library: its name, its file, and its sources and headers below ``csrc``."""
+class Library(NamedTuple):
+    """A shared library: its file, and patterns of its sources below ``csrc``."""
 
-    name: str
     file: str
     patterns: tuple[str, ...]
-    headers: tuple[str, ...]
 
-    def sources(self) -> list[Path]:
-        """Returns the sources, sorted."""
-        return _below_csrc(self.patterns)
-
-    def source_digest(self) -> str:
-        """Returns a short hash of all that the library is compiled from."""
-        return digest(
-            [
-                (str(path.relative_to(SOURCES)), hashlib.sha256(path.read_bytes()).hexdigest())
-                for path in _below_csrc(self.patterns + self.headers)
-            ]
-        )
-
-    def operator_digest(self) -> str:
-        """Returns a short hash of what declares operators, which the Python sources rely on."""
-        return digest((SOURCES / "library.cpp").read_text())
+    def sources(self) -> list[str]:
+        """Returns the paths of its sources, sorted."""
+        return sorted(str(path) for pattern in self.patterns for path in SOURCES.glob(pattern))
 
 
-def _below_csrc(patterns: tuple[str, ...]) -> list[Path]:
-    return sorted(path for pattern in patterns for path in SOURCES.glob(pattern))
+CPU = Library("libpyseg.so", ("library.cpp", "cpu/*.cpp"))
+CUDA = Library("libpyseg_cuda.so", ("cuda/*.cu",))
+RECORDS = Library(f"_records{sysconfig.get_config_var('EXT_SUFFIX')}", ("records/*.cpp",))
+LIBRARIES = (CPU, CUDA, RECORDS)
+Found = dict[Library, Any]  # the path of a library, or a string: the reason that there is none
 
 
 def digest(*parts: object) -> str:
@@ -97,158 +76,92 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
 
 
-_HEADERS = ("include/pyseg/*.h", "torch/*.h")
-_EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
-CPU = Library("libpyseg", "libpyseg.so", ("library.cpp", "cpu/*.cpp"), ("cpu/*.h", *_HEADERS))
-CUDA = Library(
-    "libpyseg_cuda", "libpyseg_cuda.so", ("cuda/*.cu",), ("**/*.cuh", "cuda/*.h", *_HEADERS)
-)
-RECORDS = Library("_records", f"_records{_EXT_SUFFIX}", ("records/*.cpp",), ("records/*.h",))
-LIBRARIES = (CPU, CUDA, RECORDS)
+def source_digest() -> str:
+    """Returns a short hash of all that the libraries are compiled from."""
+    paths = sorted(path for path in SOURCES.rglob("*") if path.suffix in SUFFIXES)
+    return digest([(path.relative_to(SOURCES), path.read_text()) for path in paths])
 
 
-# ---- switches ------------------------------------------------------------------------------------
+def operator_digest() -> str:
+    """Returns a short hash of what declares operators, which the Python sources rely on."""
+    return digest((SOURCES / "library.cpp").read_text())
+
+
+# ---- switches, and what this machine has ---------------------------------------------------------
 
 
 def option(name: str, allowed: tuple[str, ...] = ("auto", "1", "0")) -> str:
-    """Returns the switch ``name``, one of ``allowed``; unset means ``auto``.
-
-    Raises:
-        BuildError: It has another value.
-    """
+    """Returns the switch ``name``, one of ``allowed``; unset means ``auto``."""
     value = os.environ.get(name, "").strip().lower() or "auto"
-    value = {"on": "1", "true": "1", "yes": "1", "off": "0", "false": "0", "no": "0"}.get(
-        value, value
-    )
-    if value not in allowed:
+    same = {"on": "1", "true": "1", "yes": "1", "off": "0", "false": "0", "no": "0"}
+    if same.get(value, value) not in allowed:
         raise BuildError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
-    return value
+    return same.get(value, value)
 
 
-def disabled() -> str | None:
-    """Returns the reason that native code is switched off, or None."""
-    return "PYSEG_EXT=0" if option("PYSEG_EXT", ("auto", "0")) == "0" else None
+def check_strict(found: Path | str | None) -> None:
+    """Raises where ``PYSEG_CUDA=1`` and ``found`` is a reason not to have the CUDA kernels."""
+    if option("PYSEG_CUDA") == "1" and isinstance(found, str):
+        raise BuildError(f"PYSEG_CUDA=1, but {found}")
 
 
-def jobs() -> int:
-    """Returns how many compilers may run at once: ``MAX_JOBS``, else the usable cores."""
-    value = os.environ.get("MAX_JOBS", "").strip()
-    if not value:
-        return len(os.sched_getaffinity(0))
-    if not value.isdecimal() or int(value) < 1:
-        raise BuildError(f"MAX_JOBS must be a positive number, found {value!r}")
-    return int(value)
+def optimisation() -> list[str]:
+    """Returns the optimisation flags. ``DEBUG`` is everybody's name: other values are no error."""
+    debug = os.environ.get("DEBUG", "").strip().lower() in ("1", "on", "true", "yes")
+    return ["-O0", "-g"] if debug else ["-O3"]
 
 
-def debug() -> bool:
-    """Returns whether ``DEBUG`` asks for an unoptimised build with debug information.
-
-    The name is everybody's, so another program's value is no error.
-    """
-    return os.environ.get("DEBUG", "").strip().lower() in ("1", "on", "true", "yes")
+def output_of(*command: str) -> str:
+    """Returns what ``command`` prints on either stream, or nothing where it does not run."""
+    null, both = subprocess.DEVNULL, subprocess.STDOUT
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(command, stdin=null, stderr=both, text=True)
+    return ""
 
 
 def arches() -> list[str]:
-    """Returns the CUDA architectures to compile for, such as ``["8.0", "9.0+PTX"]``.
-
-    ``TORCH_CUDA_ARCH_LIST``, else the visible GPUs (with PTX of the newest, for GPUs to come),
-    else :data:`DEFAULT_ARCHES`.
-    """
+    """Returns ``TORCH_CUDA_ARCH_LIST``, else what the visible GPUs are, else two usual ones."""
     value = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    entries = re.split(r"[;,\s]+", value) if value else visible_gpus() or DEFAULT_ARCHES.split(";")
-    for entry in entries:
-        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", entry):
-            raise BuildError(
-                'TORCH_CUDA_ARCH_LIST must list architectures such as "8.0;9.0+PTX", '
-                f"found {entry!r}"
-            )
-    return entries
+    if not value:  # with PTX of the newest, for GPUs to come
+        told = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+        gpus = sorted(set(re.findall(r"^\d+\.\d$", told, re.M)), key=float)
+        value = " ".join(gpus or ["8.0", "9.0"]) + "+PTX"
+    return re.split(r"[;,\s]+", value)
 
 
-def visible_gpus() -> list[str]:
-    """Returns the compute capabilities of the GPUs in this machine, the newest with ``+PTX``."""
-    text = output_of(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
-    found = sorted(set(re.findall(r"^\d+\.\d$", text, re.M)), key=lambda c: float(c))
-    return [*found[:-1], found[-1] + "+PTX"] if found else []
-
-
-def gpu_visible() -> bool:
-    """Returns whether this process can open an NVIDIA GPU.
-
-    CUDA opens a device file too: those of NVIDIA's driver, of WSL or of a Jetson. To look for them
-    costs nothing, starts no driver, and finds a GPU in a container without ``nvidia-smi``.
-    """
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return False
-    return any(any(DEVICES.glob(name)) for name in ("nvidia[0-9]*", "dxg", "nvhost-gpu"))
-
-
-def gencode(entries: Iterable[str]) -> list[str]:
-    """Returns nvcc's flags for the architectures of :func:`arches`."""
+def gencode(entries: list[str]) -> list[str]:
+    """Returns nvcc's flags for ``entries``; torch gives none where a path contains "arch"."""
     flags = []
     for entry in entries:
         number = entry.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if entry.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        code = f"[sm_{number},compute_{number}]" if entry.endswith("+PTX") else f"sm_{number}"
+        flags.append(f"-gencode=arch=compute_{number},code={code}")
     return flags
 
 
-# ---- what this machine has -----------------------------------------------------------------------
+def gpu_visible() -> bool:
+    """Returns whether torch, which an import has loaded already, sees a GPU."""
+    import torch
+
+    return torch.cuda.device_count() > 0
 
 
-def output_of(command: list[str]) -> str | None:
-    """Returns what ``command`` prints on either stream, or None where it does not run."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout
-
-
-@dataclass(frozen=True)
-class Torch:
-    """The torch to build against: its folder, version and the CUDA it was built with."""
+class Torch(NamedTuple):
+    """The torch to build against: its folder, its version, and that of the CUDA in it."""
 
     folder: Path
     version: str
     cuda: str | None
 
-    @property
-    def old(self) -> bool:
-        """Whether it is older than :data:`MIN_TORCH`."""
-        return tuple(int(n) for n in self.version.split(".")[:2]) < MIN_TORCH
-
 
 @functools.cache
 def find_torch() -> Torch | None:
-    """Returns the torch that pyseg will run with, without importing it, or None.
-
-    pip isolates a build by hiding site-packages from ``sys.path``; the target environment's
-    folders are still known to ``site`` and ``sysconfig``, so its torch is found all the same.
-    """
-    folders = [*sys.path, *site.getsitepackages()]
-    folders += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    if site.ENABLE_USER_SITE:
-        folders.append(site.getusersitepackages())
-    spec = importlib.machinery.PathFinder.find_spec("torch", folders)
+    """Returns the torch that pyseg will run with, or None; to import it would take seconds."""
+    spec = importlib.machinery.PathFinder.find_spec("torch", PATH)
     if spec is None or spec.origin is None:
         return None
-    folder = Path(spec.origin).parent
-    try:
-        text = (folder / "version.py").read_text()
-    except OSError:
-        return None
-    version = re.search(r"^__version__ *(?::.*)?= *'(.+)'", text, re.M)
-    cuda = re.search(r"^cuda *(?::.*)?= *'(.+)'", text, re.M)
-    return Torch(folder, version[1], cuda[1] if cuda else None) if version else None
+    facts = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return Torch(Path(spec.origin).parent, str(facts["__version__"]), facts["cuda"])
 
 
 @functools.cache
@@ -256,240 +169,222 @@ def find_compiler() -> tuple[list[str], str] | str:
     """Returns the C++ compiler's command and its version line, or the reason that there is none."""
     wanted = os.environ.get("CXX", "").strip()
     for candidate in [wanted] if wanted else ["g++", "c++", "clang++"]:
-        command = shlex.split(candidate)
-        if shutil.which(command[0]):
-            version = output_of([*command, "--version"])
-            return (
-                (command, version.splitlines()[0])
-                if version
-                else f"the C++ compiler {candidate} does not run"
-            )
+        # torch itself runs a ccache that is on PATH.
+        command = [word for word in shlex.split(candidate) if not word.endswith("ccache")]
+        if version := output_of(*command, "--version"):
+            return command, version.splitlines()[0]
     return f"CXX={wanted} is not on PATH" if wanted else "no C++ compiler: g++ is not on PATH"
 
 
 @functools.cache
-def find_pybind11() -> Path | None:
-    """Returns the folder of pybind11's headers (torch brings a copy), or None."""
-    spec = importlib.util.find_spec("pybind11")
-    folders = [Path(spec.origin).parent / "include"] if spec and spec.origin else []
-    torch = find_torch()
-    if torch:
-        folders.append(torch.folder / "include")
-    return next((f for f in folders if (f / "pybind11" / "pybind11.h").exists()), None)
+def find_toolkit() -> tuple[Path, str] | str:
+    """Returns the CUDA toolkit's folder and release, or the reason that there is none."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if not home:  # the nvcc on PATH may be a script which runs another: torch does not look there
+        here = re.search(r"_HERE_=(.+)/bin", output_of("nvcc", "--dryrun", "-x", "cu", os.devnull))
+        if here is None:
+            return "no CUDA toolkit: nvcc is not on PATH and CUDA_HOME is not set"
+        home = here[1]
+    release = re.search(r"release (\d+\.\d+)", output_of(f"{home}/bin/nvcc", "--version"))
+    return (Path(home), release[1]) if release else f"{home} has no working bin/nvcc"
 
 
-@dataclass(frozen=True)
-class Toolkit:
-    """A CUDA toolkit: its folder, and its release such as ``13.0``."""
-
-    home: Path
-    release: str
-
-    @property
-    def nvcc(self) -> str:
-        """The compiler itself."""
-        return str(self.home / "bin" / "nvcc")
-
-
-@functools.cache
-def find_toolkit() -> Toolkit | str:
-    """Returns the CUDA toolkit, or the reason that there is none.
-
-    ``CUDA_HOME`` (or ``CUDA_PATH``) decides, else the ``nvcc`` on PATH. That one may be a wrapper
-    script in a folder without headers, so nvcc is asked where it lies.
-    """
-    name = next((n for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)), None)
-    if name:
-        home, told = Path(os.environ[name]), f"{name}={os.environ[name]}"
-    elif shutil.which("nvcc"):
-        dryrun = output_of(["nvcc", "--dryrun", "-x", "cu", os.devnull]) or ""
-        here = re.search(r"_HERE_=(.+)", dryrun)
-        if not here:
-            return f"{shutil.which('nvcc')} does not say where its toolkit is"
-        home = Path(here[1].strip()).parent
-        told = f"the CUDA toolkit {home}"
-    else:
-        return "no CUDA toolkit: nvcc is not on PATH and CUDA_HOME is not set"
-    headers = [home / "include", *home.glob("targets/*/include")]
-    if not any((folder / "cuda_runtime.h").exists() for folder in headers):
-        return f"{told} has no include/cuda_runtime.h"
-    release = re.search(
-        r"release (\d+\.\d+)", output_of([str(home / "bin" / "nvcc"), "--version"]) or ""
-    )
-    return Toolkit(home, release[1]) if release else f"{told} has no working bin/nvcc"
-
-
-# ---- what stands in the way ----------------------------------------------------------------------
+def why_unwanted(library: Library) -> str | None:
+    """Returns the reason that ``library`` is not even loaded, or None."""
+    if option("PYSEG_EXT", ("auto", "0")) == "0":
+        return "PYSEG_EXT=0"
+    if library is CUDA and option("PYSEG_CUDA") == "0":
+        return "PYSEG_CUDA=0"
+    torch = find_torch() if library is CUDA else None
+    return f"torch {torch.version} is not a CUDA build" if torch and not torch.cuda else None
 
 
 def why_not(library: Library) -> str | None:
     """Returns the reason that ``library`` cannot be built here, or None."""
-    if reason := disabled():
+    if reason := why_unwanted(library):
         return reason
-    if library is CUDA and (reason := why_no_cuda()):
-        return reason
-    if sys.platform != "linux":
-        return f"pyseg compiles its libraries on Linux only, not on {sys.platform}"
-    if not library.sources():
-        return f"no sources match {SOURCES}/{{{','.join(library.patterns)}}}"
-    compiler = find_compiler()
+    if sys.platform != "linux" or not library.sources():
+        return f"{SOURCES} has nothing for it on {sys.platform}"
+    compiler, torch = find_compiler(), find_torch()
     if isinstance(compiler, str):
         return compiler
     if library is RECORDS:
-        return why_no_records()
-    return why_no_torch()
-
-
-def why_no_torch() -> str | None:
-    """Returns the reason that operators cannot be built against torch, or None."""
-    torch = find_torch()
+        return None
     if torch is None:
         return "torch is not installed"
-    if torch.old:
+    if tuple(int(number) for number in torch.version.split(".")[:2]) < MIN_TORCH:
         return f"torch {torch.version} is older than {MIN_TORCH[0]}.{MIN_TORCH[1]}"
-    return None
-
-
-def why_no_records() -> str | None:
-    """Returns the reason that the Python module cannot be built, or None."""
-    if find_pybind11() is None:
-        return "pybind11 is not installed, nor torch, which brings a copy"
-    include = sysconfig.get_path("include")
-    if not Path(include, "Python.h").exists():
-        return f"{include} has no Python.h: install Python's development headers"
-    return None
-
-
-def why_no_cuda() -> str | None:
-    """Returns the reason that the CUDA kernels cannot be built, or None."""
-    if option("PYSEG_CUDA") == "0":
-        return "PYSEG_CUDA=0"
-    if reason := why_no_torch():
-        return reason
-    torch = find_torch()
-    assert torch is not None
-    if torch.cuda is None:
-        return f"torch {torch.version} is not a CUDA build"
-    toolkit = find_toolkit()
-    if isinstance(toolkit, str):
-        return toolkit
+    toolkit = find_toolkit() if library is CUDA else None
     # libcudart's name carries the major version, and the process has torch's loaded already.
-    if toolkit.release.split(".")[0] != torch.cuda.split(".")[0]:
-        return (
-            f"the CUDA toolkit {toolkit.home} is {toolkit.release} but torch {torch.version} "
-            f"was built with CUDA {torch.cuda}"
-        )
-    return None
+    if isinstance(toolkit, tuple) and toolkit[1].split(".")[0] != str(torch.cuda).split(".")[0]:
+        found = f"the CUDA toolkit {toolkit[0]} is {toolkit[1]}"
+        return f"{found} but torch {torch.version} was built with CUDA {torch.cuda}"
+    return toolkit if isinstance(toolkit, str) else None
 
 
-def check_strict(reason: str | None, log: str = "") -> None:
-    """Raises where ``PYSEG_CUDA=1`` and the CUDA kernels cannot be had because of ``reason``.
-
-    Raises:
-        BuildError: The sentence, with ``log``.
-    """
-    if option("PYSEG_CUDA") == "1" and reason:
-        raise BuildError(f"PYSEG_CUDA=1, but {reason}", log)
+# ---- compiling -----------------------------------------------------------------------------------
 
 
-# ---- commands ------------------------------------------------------------------------------------
+def includes(library: Library) -> list[str]:
+    """Returns the include folders of other projects that ``library`` needs."""
+    torch, pybind11 = find_torch(), importlib.util.find_spec("pybind11")
+    folders = [Path(str(pybind11.origin)).parent] if library is RECORDS and pybind11 else []
+    folders += [torch.folder] if torch else []  # which has a copy of pybind11
+    return [str(folder / "include") for folder in folders]
 
 
-def optimisation() -> list[str]:
-    """Returns the optimisation flags, for g++ and nvcc alike."""
-    return ["-O0", "-g"] if debug() else ["-O3"]
-
-
-def includes(library: Library) -> tuple[list[Path], list[Path]]:
-    """Returns ``library``'s own include folders and those of other projects."""
-    own = [SOURCES / "include"]
-    torch = find_torch()
-    if library is not RECORDS:
-        return own, [torch.folder / "include"] if torch else []
-    pybind11 = find_pybind11()
-    others = [Path(sysconfig.get_path("include"))]
-    return [*own, SOURCES / "records"], [*others, pybind11] if pybind11 else others
-
-
-def cxx_flags(library: Library) -> list[str]:
-    """Returns the flags that compile a C++ source of ``library``, less the include folders."""
-    flags = [STANDARD, *optimisation(), *VISIBILITY, *WARNINGS]
-    return flags if library is RECORDS else [*flags, *DEFINITIONS]
-
-
-def nvcc_flags() -> list[str]:
-    """Returns the flags that compile a CUDA source, less architectures and include folders."""
-    flags = [STANDARD, *optimisation(), *DEFINITIONS, *NVCC_DEFINITIONS]
-    flags += ["-lineinfo", f"-Xcompiler={','.join([*VISIBILITY, '-Wall'])}"]
-    if os.environ.get("CXX"):
-        flags += ["-ccbin", shlex.split(os.environ["CXX"])[-1]]
-    return flags
+def flags(library: Library) -> list[str]:
+    """Returns the flags that compile ``library``'s sources, less architectures and paths."""
+    definitions = [] if library is RECORDS else DEFINITIONS
+    if library is not CUDA:
+        return ["-std=c++20", *optimisation(), *VISIBILITY, *WARNINGS, *definitions]
+    # The stable ABI's CUDA shims are declared only with USE_CUDA.
+    host = f"-Xcompiler={','.join([*VISIBILITY, '-Wall'])}"
+    found = ["-std=c++20", *optimisation(), *definitions, "-DUSE_CUDA", "-lineinfo", host]
+    return [*found, "-ccbin", find_compiler()[0][0]] if os.environ.get("CXX") else found
 
 
 def prefix_maps(library: Library) -> list[str]:
-    """Returns the flags that keep this machine's folders out of ``__FILE__``.
+    """Returns the flags that keep this machine's folders out of torch's error texts."""
+    name = "-Xcompiler=-fmacro-prefix-map" if library is CUDA else "-fmacro-prefix-map"
+    return [f"{name}={folder}/=" for folder in (str(SOURCES), *includes(library))]
 
-    torch's headers put ``__FILE__`` in error texts.
+
+def extension(library: Library) -> dict[str, Any]:
+    """Returns the arguments of setuptools' Extension for ``library``."""
+    compile_args = [*flags(library), *prefix_maps(library)]
+    compile_args += [word for folder in includes(library) for word in ("-isystem", folder)]
+    link_args = [f"-Wl,-soname,{library.file}"]
+    libraries, folders = [], []
+    if torch := find_torch() if library is not RECORDS else None:
+        # libstdc++ goes first: torch's libraries export some of it, which is not to be used.
+        libraries, folders = ["stdc++", "torch_cpu"], [torch.folder / "lib"]
+        link_args += ["-Wl,-rpath,$ORIGIN/../torch/lib", "-Wl,--no-undefined"]
+    if library is CUDA:
+        compile_args += [*gencode(arches()), "--threads=2"]
+        libraries += ["torch_cuda", "cudart"]
+        home = Path(find_toolkit()[0])
+        folders += [home / "lib64", *home.glob("targets/*/lib")]
+    nvcc_args = {"cxx": [], "nvcc": compile_args}
+    return {
+        "sources": library.sources(),
+        "include_dirs": [str(SOURCES / "include")],
+        "extra_compile_args": nvcc_args if library is CUDA else compile_args,
+        "libraries": libraries,
+        "library_dirs": [str(folder) for folder in folders],
+        "extra_link_args": link_args,
+        "language": "c++",
+    }
+
+
+def compile_library(file: str, folder: str, objects: str) -> None:
+    """Compiles a library into ``folder``, in a process of its own.
+
+    With BuildExtension, at the first import too: ``cpp_extension.load`` links libtorch_python,
+    loads what it built from where it built it, and waits for ever for a process that was killed.
     """
-    flags = [f"-fmacro-prefix-map={folder}/=" for folder in (SOURCES, *includes(library)[1])]
-    return [f"-Xcompiler={flag}" for flag in flags] if library is CUDA else flags
+    from setuptools import Distribution, Extension
+    from setuptools.command.build_ext import build_ext
+
+    library = next(library for library in LIBRARIES if library.file == file)
+    compiler = find_compiler()[0]
+    base: Any = build_ext
+    os.environ["CXX"] = compiler[0]  # for torch, which takes it for a program
+    if library is not RECORDS:
+        from torch.utils.cpp_extension import BuildExtension
+
+        base = BuildExtension
+
+    class BuildLibrary(base):
+        def build_extensions(self) -> None:  # without the flags that Python was compiled with
+            for kind in ("compiler", "compiler_so", "linker_exe", "linker_so"):
+                shared = ["-shared", "-Wl,--as-needed"] if kind == "linker_so" else []
+                for language in ("", "_cxx"):
+                    setattr(self.compiler, kind + language, [*compiler, *shared])
+            super().build_extensions()
+
+        def get_ext_filename(self, name: str) -> str:
+            return file
+
+    name = file.partition(".")[0]
+    command = BuildLibrary(Distribution({"ext_modules": [Extension(name, **extension(library))]}))
+    command.build_lib, command.build_temp = folder, objects
+    command.ensure_finalized()
+    command.run()
 
 
-def compile_command(library: Library, source: Path, target: Path, depfile: Path) -> list[str]:
-    """Returns the command that compiles ``source`` to the object ``target``."""
-    own, others = includes(library)
-    folders = [f"-I{f}" for f in own] + [arg for f in others for arg in ("-isystem", str(f))]
-    # Not the headers of other projects: their versions are in `description`, and pip and uv have
-    # pybind11 in another folder at every installation.
-    tail = [*folders, "-MMD", "-MF", str(depfile), "-c", str(source), "-o", str(target)]
+def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str]:
+    """Runs :func:`compile_library` in another process; returns whether it succeeds, and its log."""
+    environment = {"MAX_JOBS": str(len(os.sched_getaffinity(0)))} | os.environ
+    environment["LC_ALL"] = "C"
+    scripts = sysconfig.get_path("scripts")  # where ninja is: another version compiles all anew
+    environment["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     if library is CUDA:
-        toolkit = find_toolkit()
-        assert isinstance(toolkit, Toolkit)
-        targets = gencode(arches())
-        threads = f"--threads={min(jobs(), len(targets))}"
-        return [toolkit.nvcc, *nvcc_flags(), *prefix_maps(library), *targets, threads, *tail]
-    compiler = find_compiler()
-    assert not isinstance(compiler, str)
-    return [*compiler[0], *cxx_flags(library), *prefix_maps(library), *tail]
+        environment["CUDA_HOME"] = str(find_toolkit()[0])
+    code = f"import runpy, sys; sys.path[:] = {PATH}; build = runpy.run_path({__file__!r}); "
+    code += f"build['compile_library']{library.file, folder, objects}"
+    # To a file, and with the lock: it goes on to the end where this process is killed.
+    with open(Path(folder, "log"), "w+", errors="replace") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=subprocess.STDOUT, close_fds=False,
+        )  # fmt: skip
+        log.seek(0)
+        return done.returncode == 0, log.read()
 
 
-def link_command(library: Library, objects: list[Path], target: Path) -> list[str]:
-    """Returns the command that links ``objects`` to the shared library ``target``."""
-    compiler = find_compiler()
-    assert not isinstance(compiler, str)
-    command = [*compiler[0], "-shared", *map(str, objects), "-o", str(target)]
-    command += [f"-Wl,-soname,{library.file}", "-Wl,--as-needed"]
-    if library is RECORDS:
-        return command  # a module: the interpreter that loads it has Python's symbols
-    torch = find_torch()
-    assert torch is not None
-    # libstdc++ goes first: torch's libraries export some of its symbols, which are not to be used.
-    command += ["-lstdc++", f"-L{torch.folder / 'lib'}", "-ltorch_cpu"]
-    if library is CUDA:
-        toolkit = find_toolkit()
-        assert isinstance(toolkit, Toolkit)
-        folders = [toolkit.home / "lib64", *toolkit.home.glob("targets/*/lib")]
-        command += [f"-L{folder}" for folder in folders if folder.is_dir()]
-        command += ["-ltorch_cuda", "-lcudart"]
-    return [*command, "-Wl,-rpath,$ORIGIN/../torch/lib", "-Wl,--no-undefined"]
-
-
-def description(library: Library) -> dict[str, object]:
+def description(library: Library) -> dict[str, str]:
     """Returns what decides the build of ``library``: a change of any of it asks for a new one."""
-    compiler, torch, toolkit = find_compiler(), find_torch(), find_toolkit()
-    facts: dict[str, object] = {"compiler": compiler if isinstance(compiler, str) else compiler[1]}
+    tools, torch = [find_compiler()[1]], find_torch() if library is not RECORDS else None
     if library is CUDA:
-        nvcc = toolkit if isinstance(toolkit, str) else f"nvcc {toolkit.release}"
-        return facts | {
-            "nvcc": nvcc,
-            "torch": torch.version if torch else None,
-            "flags": nvcc_flags(),
-            "arches": arches(),
+        tools.append(f"nvcc {find_toolkit()[1]} for {';'.join(arches())}")
+    tools.append(f"torch {torch.version}" if torch else f"Python {platform.python_version()}")
+    sources = {"sources": source_digest(), "operators": operator_digest()}
+    return {"tools": ", ".join(tools), "flags": " ".join(flags(library))} | sources
+
+
+def build_library(library: Library, folder: Path, first: bool) -> Path | str:
+    """Builds ``library`` if ``folder`` has none that is up to date; returns it or the reason."""
+    if reason := why_not(library):
+        return reason
+    path, facts = folder / library.file, description(library)
+    noted = read_note(path)
+    if path.exists() and noted.items() >= facts.items():
+        return path
+    attempt = digest(facts, PATH[-1] in sys.path)  # a build that pip isolates has other packages
+    if first and noted.get("attempt") == attempt:
+        return noted["failed"]
+    usual = "2 to 4 minutes" if library is CUDA else "a minute or two"
+    switch = "PYSEG_CUDA=0" if library is CUDA else "PYSEG_EXT=0"
+    hint = f"once: {usual} as a rule; {switch} does without"
+    print(f"pyseg: building {library.file} in {folder}, {hint}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as output:
+        objects = OBJECTS / f"{library.file}-{digest(facts['tools'], facts['flags'])}"
+        kept = output if folder == cache_folder() else str(objects)
+        done, log = run_compiler(library, output, kept)
+        if not first:
+            print(log, end="")
+        if done:
+            Path(output, library.file).replace(path)  # atomic: nobody loads half a library
+            write_note(path, facts)
+            return path
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    reason = (
+        f"{FAILED}: {next((line for line in lines if re.search('error: |/ld: ', line)), lines[-1])}"
+    )
+    write_note(path, noted | {"failed": reason, "attempt": attempt})
+    return reason
+
+
+def build(folder: Path, libraries: tuple[Library, ...] = (), first: bool = False) -> Found:
+    """Builds ``libraries``, or all, into ``folder``; other processes that would do so wait.
+
+    The ``first`` import keeps quiet, and does not try again what has failed.
+    """
+    with locked(folder if folder == cache_folder() else OBJECTS):
+        return {
+            library: build_library(library, folder, first) for library in libraries or LIBRARIES
         }
-    facts["flags"] = cxx_flags(library)
-    if library is RECORDS:
-        return facts | {"python": platform.python_version()}
-    return facts | {"torch": torch.version if torch else None}
 
 
 # ---- where the libraries lie ---------------------------------------------------------------------
@@ -497,9 +392,7 @@ def description(library: Library) -> dict[str, object]:
 
 def version() -> str:
     """Returns pyseg's version without importing it."""
-    found = re.search(r'^__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text(), re.M)
-    assert found is not None
-    return found[1]
+    return re.findall(r'^__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text(), re.M)[0]
 
 
 def user_cache() -> Path:
@@ -515,287 +408,74 @@ def user_cache() -> Path:
 @functools.cache
 def cache_folder() -> Path:
     """Returns the user's folder for libraries of exactly these sources."""
-    sources = [library.source_digest() for library in LIBRARIES]
-    key = digest(sources, DEFINITIONS, platform.machine())
-    return user_cache() / f"{version()}-{key}"
-
-
-def locate(library: Library) -> Path | None:
-    """Returns where ``library`` has been built, or None.
-
-    What lies in the user's cache was built from exactly these sources and goes first, so that it
-    replaces what a package folder without write permission has.
-    """
-    paths = [folder / library.file for folder in (cache_folder(), PACKAGE)]
-    return next((path for path in paths if path.exists()), None)
+    return user_cache() / f"{version()}-{digest(source_digest(), DEFINITIONS, platform.machine())}"
 
 
 def build_folder() -> Path:
-    """Returns the folder that a build outside an installation writes to.
+    """Returns the folder that a build outside an installation writes to: a checkout's, if it may.
 
-    That is the package's folder in a checkout, where this user may write to it. An installed
-    package's folder belongs to pip: what pip does not know of would outlive an upgrade and be
-    loaded with other Python code than its own, so there they go to :func:`cache_folder`.
-
-    Raises:
-        BuildError: No such folder can be written to.
+    An installed package's folder belongs to pip: what pip does not know of would outlive an upgrade
+    and be loaded with other Python code than its own.
     """
-    folders = [cache_folder()] if INSTALLED else [PACKAGE, cache_folder()]
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-    raise BuildError(f"{' and '.join(map(str, folders))} cannot be written to")
+    writable = not INSTALLED and os.access(PACKAGE, os.W_OK)
+    folder = PACKAGE if writable else cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def out_of_date(library: Library, path: Path) -> bool:
-    """Returns whether the library at ``path`` is known to be of other sources than there are."""
-    noted = read_metadata(path.parent).get(path.name, {})
-    return "sources" in noted and noted["sources"] != library.source_digest()
+def read_note(path: Path) -> dict[str, str]:
+    """Returns what was noted of the build of the library at ``path``."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.with_suffix(".json").read_text())
+    return {}
 
 
-def other_operators(library: Library, path: Path) -> bool:
-    """Returns whether the library at ``path`` declares other operators than the sources do."""
-    noted = read_metadata(path.parent).get(path.name, {})
-    return "sources" in noted and noted.get("operators") != library.operator_digest()
-
-
-def read_metadata(folder: Path) -> dict[str, dict[str, object]]:
-    """Returns what was noted of the builds in ``folder``, by file name."""
-    try:
-        found = json.loads((folder / METADATA).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_metadata(folder: Path, entries: dict[str, dict[str, object]]) -> None:
-    """Adds ``entries`` to what is noted in ``folder``."""
-    text = json.dumps(read_metadata(folder) | entries, indent=2) + "\n"
-    temporary = folder / f".{METADATA}.{os.getpid()}"
-    temporary.write_text(text)
-    temporary.replace(folder / METADATA)
+def write_note(path: Path, note: dict[str, str]) -> None:
+    """Notes what the library at ``path`` was built from, or why it was not."""
+    path.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of ``folder``; the system drops it should this process die."""
+    """Holds the lock of ``folder``, until the processes that the block has started end too."""
     import fcntl  # not on every platform, and only those that compile come here
 
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".build.lock", "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        os.set_inheritable(handle.fileno(), True)
         yield
 
 
-# ---- building ------------------------------------------------------------------------------------
+def look_up(library: Library) -> Path | str | None:
+    """Returns where ``library`` is, why an import does not build it, or None: it is to build."""
+    if reason := why_unwanted(library):
+        return reason
+    # What lies in the user's cache is of exactly these sources.
+    for path in (cache_folder() / library.file, PACKAGE / library.file):
+        if path.exists():
+            return path
+    reason = why_not(library)
+    if reason is None and library is CUDA and option("PYSEG_CUDA") == "auto" and not gpu_visible():
+        return (
+            "not built yet, as no GPU is visible: an import with PYSEG_CUDA=1 builds it, in 2 to 4 "
+            "minutes as a rule"
+        )
+    return reason
 
 
-@dataclass
-class Outcome:
-    """What became of one library: built or up to date (``path``), or not (``reason``)."""
-
-    path: Path | None = None
-    reason: str | None = None
-    built: bool = False
-    log: str = field(default="", repr=False)  # all that the compiler said
-
-
-def outdated(target: Path, depfile: Path) -> bool:
-    """Returns whether the object ``target`` is older than anything it was made from."""
-    try:
-        built = target.stat().st_mtime
-        names = shlex.split(depfile.read_text().replace("\\\n", " ").split(":", 1)[1])
-        return any(os.stat(name).st_mtime > built for name in names)
-    except (OSError, IndexError):
-        return True
-
-
-def run(command: list[str]) -> str:
-    """Runs a compiler and returns what it says.
-
-    Raises:
-        BuildError: It failed. The sentence has its first error.
-    """
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=os.environ | {"LC_ALL": "C"},
-    )
-    if done.returncode:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        told = next((line for line in lines if "error" in line), lines[-1] if lines else "")
-        reason = f"{command[0]} failed with status {done.returncode}: {told}"
-        raise BuildError(reason, shlex.join(command) + "\n" + done.stdout)
-    return done.stdout
-
-
-def build_library(library: Library, folder: Path, objects: Path, submit: Callable) -> Callable:
-    """Starts the compilation of ``library``; the function returned waits for it and links."""
-    start, facts, sources = time.perf_counter(), description(library), library.source_digest()
-    running, targets = [], []
-    for source in library.sources():
-        stem = ".".join([*source.relative_to(SOURCES).parts, digest(library.file, facts)])
-        target, depfile = objects / f"{stem}.o", objects / f"{stem}.d"
-        targets.append(target)
-        if outdated(target, depfile):
-            # Compiled under another name, so that an interrupted compiler leaves no half object.
-            temporary = objects / f"{stem}.{os.getpid()}.o"
-            command = compile_command(library, source, temporary, depfile)
-            running.append((submit(run, command), temporary, target))
-    noted = read_metadata(folder).get(library.file, {})
-    of_sources = {"sources": sources, "operators": library.operator_digest()}
-    signature = digest(facts, [target.name for target in targets])
-
-    def finish() -> Outcome:
-        log, path = "", folder / library.file
-        temporary = folder / f".{library.file}.{os.getpid()}"
-        try:
-            for future, half, target in running:
-                log += future.result()
-                half.replace(target)
-            if not running and path.exists() and noted.get("signature") == signature:
-                write_metadata(folder, {library.file: noted | of_sources})
-                return Outcome(path)
-            log += run(link_command(library, targets, temporary))
-            temporary.replace(path)  # atomic: nobody loads a half-written library
-        except BuildError as error:
-            temporary.unlink(missing_ok=True)
-            for _, half, _ in running:
-                half.unlink(missing_ok=True)
-            failed: dict[str, object] = {"failed": str(error), "attempt": attempt(library)}
-            write_metadata(folder, {library.file: noted | failed})
-            return Outcome(reason=str(error), log=error.log)
-        seconds = round(time.perf_counter() - start, 1)
-        entry = facts | of_sources | {"signature": signature, "seconds": seconds}
-        write_metadata(folder, {library.file: entry})
-        return Outcome(path, built=True, log=log)
-
-    return finish
-
-
-def attempt(library: Library) -> str:
-    """Returns a key of all that a build of ``library`` depends on, to not repeat a failed one."""
-    return digest(description(library), library.source_digest())
-
-
-def build(
-    folder: Path, libraries: Iterable[Library] = LIBRARIES, objects: Path | None = None
-) -> dict[str, Outcome]:
-    """Builds into ``folder`` what can be built and is not up to date there.
-
-    Args:
-        folder: Where the libraries go.
-        libraries: Which ones.
-        objects: Where objects are kept from build to build; without it nothing is kept.
-
-    Returns:
-        The outcome by library name.
-
-    Raises:
-        BuildError: A switch has a wrong value.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    libraries = list(libraries)
-    reasons = {library.name: why_not(library) for library in libraries}
-    outcomes = {name: Outcome(reason=reason) for name, reason in reasons.items()}
-    with contextlib.ExitStack() as stack:
-        if objects is None:
-            objects = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyseg-")))
-        objects.mkdir(parents=True, exist_ok=True)
-        pool = stack.enter_context(ThreadPoolExecutor(jobs()))
-        waiting = [
-            (library.name, build_library(library, folder, objects, pool.submit))
-            for library in libraries
-            if reasons[library.name] is None
-        ]
-        for name, finish in waiting:
-            outcomes[name] = finish()
-    return outcomes
-
-
-def plan() -> str:
-    """Returns the line that says what a build here makes, with what, and why not the rest."""
-    reasons = {library.file: why_not(library) for library in LIBRARIES}
-    made = [name for name, reason in reasons.items() if reason is None]
-    compiler, torch = find_compiler(), find_torch()
-    tools = [compiler if isinstance(compiler, str) else compiler[1]]
-    if CUDA.file in made:
-        toolkit = find_toolkit()
-        assert isinstance(toolkit, Toolkit)
-        tools.append(f"nvcc {toolkit.release} for {';'.join(arches())}")
-    tools.append(f"torch {torch.version}" if torch else "no torch")
-    text = f"builds {', '.join(made)} ({', '.join(tools)})" if made else "builds nothing"
-    without = [f"not {name}: {reason}" for name, reason in reasons.items() if reason]
-    return "; ".join([text, *without])
-
-
-def prepare() -> dict[str, Outcome]:
-    """Finds the libraries for an import, and builds once those that are missing and can be built.
+def prepare() -> Found:
+    """Finds the libraries for an import, and builds those that are missing and can be built.
 
     A library that exists is never rebuilt, and a build that failed is not tried again before its
     sources, its compiler or torch change.
-
-    Raises:
-        BuildError: A switch has a wrong value.
     """
-    if reason := disabled():
-        return {library.name: Outcome(reason=reason) for library in LIBRARIES}
-    found = {library.name: look_up(library) for library in LIBRARIES}
-    missing = [lib for lib in LIBRARIES if (o := found[lib.name]).path is None and not o.reason]
-    if missing:
-        try:
-            folder = build_folder()
-            with locked(folder):
-                # Another process may have built them while this one waited.
-                found |= {library.name: look_up(library) for library in missing}
-                missing = [
-                    lib for lib in missing if not (found[lib.name].path or found[lib.name].reason)
-                ]
-                if missing:
-                    print(f"pyseg: {announcement(missing, folder)}", file=sys.stderr, flush=True)
-                    found |= build(folder, missing, OBJECTS if folder == PACKAGE else None)
-        except (OSError, BuildError) as error:
-            for library in missing:
-                found[library.name].reason = str(error)
-    return found
-
-
-def announcement(libraries: list[Library], folder: Path) -> str:
-    """Returns the line that an import prints before it builds ``libraries``."""
-    names = ", ".join(library.file for library in libraries)
-    usual, refusal = "a minute or two", "PYSEG_EXT=0 does without"
-    if CUDA in libraries:
-        usual, refusal = CUDA_TIME, "PYSEG_CUDA=0 leaves out CUDA, PYSEG_EXT=0 everything"
-    return f"building {names} in {folder}, once: {usual} as a rule; {refusal}"
-
-
-def look_up(library: Library) -> Outcome:
-    """Returns where ``library`` is, why an import does not build it, or neither: it is to build."""
-    if library is CUDA and option("PYSEG_CUDA") == "0":
-        return Outcome(reason="PYSEG_CUDA=0")
-    torch = find_torch()
-    if library is CUDA and torch and torch.cuda is None:
-        return Outcome(reason=f"torch {torch.version} is not a CUDA build")
-    if path := locate(library):
-        return Outcome(path)
-    if reason := why_not(library):
-        return Outcome(reason=reason)
-    if library is CUDA and option("PYSEG_CUDA") == "auto" and not gpu_visible():
-        return Outcome(
-            reason="not built yet, as no GPU is visible: an import with PYSEG_CUDA=1 builds it, "
-            f"in {CUDA_TIME} as a rule"
-        )
-    for folder in (PACKAGE, cache_folder()):
-        noted = read_metadata(folder).get(library.file, {})
-        if "failed" in noted and noted.get("attempt") == attempt(library):
-            return Outcome(reason=f"its build failed: {noted['failed']}")
-    return Outcome()
+    found = {library: look_up(library) for library in LIBRARIES}
+    missing = tuple(library for library in LIBRARIES if found[library] is None)
+    try:
+        return found | (build(build_folder(), missing, first=True) if missing else {})
+    except (OSError, BuildError) as error:
+        return found | dict.fromkeys(missing, str(error))
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -804,23 +484,34 @@ def look_up(library: Library) -> Outcome:
 def cmake_lists() -> str:
     """Returns what CMakeLists.txt needs of this file, as CMake code."""
     torch = find_torch()
-    values: dict[str, Iterable[object]] = {
+    values: dict[str, list[Any]] = {
         "VERSION": [version()],
         "TORCH": [torch.folder] if torch else [],
         "TORCH_VERSION": [torch.version] if torch else [],
         "CPU_SOURCES": CPU.sources(),
         "CUDA_SOURCES": CUDA.sources(),
         "DEFINITIONS": [flag.removeprefix("-D") for flag in DEFINITIONS],
-        "CUDA_FLAGS": [
-            *(flag for flag in nvcc_flags() if flag not in optimisation()),
-            *prefix_maps(CUDA),
-        ],
+        "CUDA_FLAGS": [f for f in flags(CUDA) + prefix_maps(CUDA) if f not in optimisation()],
         "PREFIX_MAPS": prefix_maps(CPU),
         "WARNINGS": WARNINGS,
     }
     return "".join(
         f'set(PYSEG_{name} "{";".join(map(str, items))}")\n' for name, items in values.items()
     )
+
+
+def report(folder: Path) -> bool:
+    """Builds into ``folder`` and prints what became of it; returns whether nothing has failed.
+
+    Raises:
+        BuildError: ``PYSEG_CUDA=1``, and the CUDA kernels cannot be had.
+    """
+    check_strict(why_not(CUDA))
+    found = build(folder)
+    for library, result in found.items():
+        print(f"pyseg: {library.file}: {result}")
+    check_strict(found[CUDA])
+    return not any(str(result).startswith(FAILED) for result in found.values())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -836,30 +527,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(cmake_lists(), end="")
         return 0
     try:
-        print(f"pyseg: {plan()}", flush=True)
-        check_strict(why_not(CUDA))
-        if all(map(why_not, LIBRARIES)):
-            return 0
-        start, folder = time.perf_counter(), build_folder()
-        with locked(folder):
-            if args.force and OBJECTS:
-                shutil.rmtree(OBJECTS, ignore_errors=True)
-            outcomes = build(folder, objects=OBJECTS)
-        check_strict(outcomes[CUDA.name].reason, outcomes[CUDA.name].log)
+        folder = build_folder()
+        if args.force:
+            shutil.rmtree(OBJECTS, ignore_errors=True)
+            for library in LIBRARIES:
+                write_note(folder / library.file, {})
+        return 0 if report(folder) else 1
     except (BuildError, OSError) as error:
-        print(f"{getattr(error, 'log', '')}pyseg: {error}", file=sys.stderr)
+        print(f"pyseg: {error}", file=sys.stderr)
         return 1
-    failed = False
-    for name, outcome in outcomes.items():
-        if outcome.log:
-            print(outcome.log, end="", file=sys.stderr)
-        if outcome.path:
-            print(f"pyseg: {name}: {'built' if outcome.built else 'up to date'}")
-        elif outcome.log:
-            failed = True
-            print(f"pyseg: {name}: {outcome.reason}", file=sys.stderr)
-    print(f"pyseg: {time.perf_counter() - start:.1f} s")
-    return int(failed)
 
 
 if __name__ == "__main__":

@@ -13,35 +13,36 @@ import torch
 from pyseg import _build
 
 
-def _load_ops(library: _build.Library, outcome: _build.Outcome) -> str | None:
+def _load_ops(library: _build.Library, found: Path | str) -> str | None:
     """Loads an operator library; returns the reason where that fails."""
-    if outcome.path is None:
-        return outcome.reason
-    if not _build.INSTALLED and _build.other_operators(library, outcome.path):
+    if isinstance(found, str):
+        return found
+    operators = _build.read_note(found).get("operators")
+    if not _build.INSTALLED and operators not in (None, _build.operator_digest()):
         return (
-            f"{outcome.path} has other operators than this checkout: "
+            f"{found} has other operators than this checkout: "
             "`python -m pyseg._build` builds it anew"
         )
     try:
-        torch.ops.load_library(outcome.path)
+        torch.ops.load_library(found)
     except OSError as error:
-        return _unloadable(outcome.path, error)
+        return _unloadable(found, error)
     return None
 
 
-def _load_records(outcome: _build.Outcome) -> tuple[ModuleType | None, str | None]:
+def _load_records(found: Path | str) -> tuple[ModuleType | None, str | None]:
     """Imports the record reader, which may lie outside the package; returns it or the reason."""
-    if outcome.path is None:
-        return None, outcome.reason
+    if isinstance(found, str):
+        return None, found
     name = "pyseg._records"
-    spec = importlib.util.spec_from_file_location(name, outcome.path)
+    spec = importlib.util.spec_from_file_location(name, found)
     assert spec is not None
     assert spec.loader is not None
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as error:
-        return None, _unloadable(outcome.path, error)
+        return None, _unloadable(found, error)
     sys.modules[name] = module
     return module, None
 
@@ -50,13 +51,15 @@ def _unloadable(path: Path, error: Exception) -> str:
     return f"{path} does not load ({error}): `python -m pyseg._build --force` builds it anew"
 
 
-def _warn_of_other_sources() -> None:
+def is_stale(found: Path | str) -> bool:
+    """Returns whether the library at ``found`` is known to be of other sources than there are."""
+    sources = None if isinstance(found, str) else _build.read_note(found).get("sources")
+    return sources not in (None, _build.source_digest())
+
+
+def _warn_of_stale_libraries() -> None:
     """Says which libraries are of other sources than the checkout has now."""
-    stale = [
-        library.file
-        for library in _build.LIBRARIES
-        if (path := PATHS[library.name]) and _build.out_of_date(library, path)
-    ]
+    stale = [library.file for library, found in FOUND.items() if is_stale(found)]
     if stale:
         warnings.warn(
             f"{', '.join(stale)} {'are' if len(stale) > 1 else 'is'} of other sources than those "
@@ -66,21 +69,19 @@ def _warn_of_other_sources() -> None:
         )
 
 
-PATHS: dict[str, Path | None]
 CPU_REASON: str | None
 CUDA_REASON: str | None
 RECORDS_REASON: str | None
 records: ModuleType | None
 
 try:
-    _found = _build.prepare()
-    PATHS = {name: outcome.path for name, outcome in _found.items()}
-    CPU_REASON = _load_ops(_build.CPU, _found["libpyseg"])
+    FOUND = _build.prepare()  # the path of each library, or the reason that there is none
+    CPU_REASON = _load_ops(_build.CPU, FOUND[_build.CPU])
     # The CUDA library implements what the other one declares.
-    _cuda = _found["libpyseg_cuda"]
-    CUDA_REASON = _cuda.reason or CPU_REASON or _load_ops(_build.CUDA, _cuda)
+    _cuda = FOUND[_build.CUDA]
+    CUDA_REASON = _load_ops(_build.CUDA, _cuda if isinstance(_cuda, str) else CPU_REASON or _cuda)
     _build.check_strict(CUDA_REASON)
-    records, RECORDS_REASON = _load_records(_found["_records"])
+    records, RECORDS_REASON = _load_records(FOUND[_build.RECORDS])
 except _build.BuildError as _error:
     raise ImportError(str(_error)) from None
 
@@ -89,4 +90,4 @@ HAS_CUDA_OPS: bool = CUDA_REASON is None
 HAS_RECORDS: bool = RECORDS_REASON is None
 
 if not _build.INSTALLED:
-    _warn_of_other_sources()
+    _warn_of_stale_libraries()

@@ -61,9 +61,7 @@ def collect() -> dict[str, str]:
     facts["records"] = _state(_build.RECORDS, _ext.RECORDS_REASON, "Python code reads instead")
     compiler, toolkit = _build.find_compiler(), _build.find_toolkit()
     facts["compiler"] = compiler if isinstance(compiler, str) else compiler[1]
-    facts["CUDA toolkit"] = (
-        toolkit if isinstance(toolkit, str) else f"{toolkit.release} in {toolkit.home}"
-    )
+    facts["CUDA toolkit"] = toolkit if isinstance(toolkit, str) else f"{toolkit[1]} in {toolkit[0]}"
     switches = [f"{name}={os.environ[name]}" for name in SWITCHES if os.environ.get(name)]
     facts["switches"] = " ".join(switches) or "none set"
     return facts
@@ -73,17 +71,10 @@ def _state(library: _build.Library, reason: str | None, instead: str) -> str:
     """Returns path and build details of ``library``, or why it is not loaded."""
     if reason:
         return f"not loaded: {reason}; {instead}"
-    path = _ext.PATHS[library.name]
-    assert path is not None
-    metadata = _build.read_metadata(path.parent).get(path.name, {})
-    details = [str(metadata[key]) for key in ("compiler", "nvcc") if key in metadata]
-    if metadata.get("torch"):
-        details.append(f"torch {metadata['torch']}")
-    arches = metadata.get("arches")
-    if isinstance(arches, list):
-        details.append(f"for {';'.join(arches)}")
-    text = f"loaded: {path}" + (f", built with {', '.join(details)}" if details else "")
-    if _build.out_of_date(library, path):
+    path = _ext.FOUND[library]
+    tools = _build.read_note(path).get("tools")
+    text = f"loaded: {path}" + (f", built with {tools}" if tools else "")
+    if _ext.is_stale(path):
         text += "; its sources have changed since: `python -m pyseg._build` rebuilds it"
     return text
 
