@@ -280,17 +280,17 @@ def check_towers() -> None:
 @contextlib.contextmanager
 def each_step(before, *, learns: bool = True):
     """Calls ``before`` with the stage and the batch of each step, or with `learns` off, only it."""
-    optimise = training._StageRun._optimise
+    optimise = training.StageRun._take_step
 
     def patched(self, batch):
         before(self, batch)
         return optimise(self, batch) if learns else torch.zeros(())
 
-    training._StageRun._optimise = patched
+    training.StageRun._take_step = patched
     try:
         yield
     finally:
-        training._StageRun._optimise = optimise
+        training.StageRun._take_step = optimise
 
 
 def check_feeding(data: Path, run: Path) -> None:
@@ -312,21 +312,21 @@ def check_feeding(data: Path, run: Path) -> None:
 
 def check_skipping(data: Path, run: Path) -> None:
     """A loss that is not finite in one process is skipped in all, and its examples are named."""
-    forward = training._Step.forward
+    forward = training.Step.forward
     count = itertools.count()
 
     def broken(self, *arguments):
         loss = forward(self, *arguments)
         return loss * float("nan") if next(count) == 1 and distributed.rank() == 1 else loss
 
-    training._Step.forward = broken
+    training.Step.forward = broken
     own: list[list[str]] = []
     stages = {"pretrain": NONE, "finetune": StageConfig(3, 1e-3, 6)}
     try:
         with each_step(lambda _, batch: own.append(batch.ids)):
             train.train(config(data, run, overrides=TINY, **stages, on_nan="skip"))
     finally:
-        training._Step.forward = forward
+        training.Step.forward = forward
     [skipped] = [line for line in log_of(run) if line.get("skipped")]
     ids = distributed.from_all(own)[1][1]
     assert (skipped["step"], skipped["ids"]) == (2, ids)

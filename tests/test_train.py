@@ -204,8 +204,8 @@ def test_a_run_without_evaluation_resumes(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pyseg.training._StageRun._save_where_due", stop)
-        patch.setattr("pyseg.training._StageRun._report", lambda self: 0.0)
+        patch.setattr("pyseg.training.StageRun._save_where_due", stop)
+        patch.setattr("pyseg.training.StageRun._report", lambda self: 0.0)
         with pytest.raises(KeyboardInterrupt):
             train.train(config(data, tmp_path / "run", **options))
     evaluate.main(["--run", str(tmp_path / "run"), "--part", "all"])

@@ -95,7 +95,7 @@ def test_requests_to_stop_and_resuming(
 ) -> None:
     """Stops at every third step, in both stages, with a worker that has read ahead."""
     run = tmp_path / "run"
-    step = training._StageRun._optimise
+    step = training.StageRun._take_step
     taken = []
 
     def optimise(self, batch):
@@ -104,7 +104,7 @@ def test_requests_to_stop_and_resuming(
             os.kill(os.getpid(), signal.SIGTERM if len(taken) % 2 else signal.SIGINT)
         return step(self, batch)
 
-    monkeypatch.setattr(training._StageRun, "_optimise", optimise)
+    monkeypatch.setattr(training.StageRun, "_take_step", optimise)
     with pytest.raises(KeyboardInterrupt):
         train.train(config(data, run, workers=1))  # reads the same as none, but ahead
     printed = capsys.readouterr().out
@@ -143,11 +143,11 @@ DRIVER = """
         '''Trains, and is killed at a step, or in the middle of writing a checkpoint.'''
         seen = []
         if place == "step":
-            plain = training._StageRun._optimise
+            plain = training.StageRun._take_step
             def optimise(self, batch):
                 seen.append(1)
                 return kill() if len(seen) == count else plain(self, batch)
-            training._StageRun._optimise = optimise
+            training.StageRun._take_step = optimise
         else:
             plain = checkpoint.atomic_write
             def written(path):
@@ -201,7 +201,7 @@ def test_checkpoints_hold_everything(data: Path, tmp_path: Path, monkeypatch) ->
         kept.append((number, [p.name for p in list_checkpoints(folder)]))
         return path
 
-    monkeypatch.setattr(training, "save_checkpoint", saved)
+    monkeypatch.setattr("pyseg.training.stages.save_checkpoint", saved)
     train.train(config(data, tmp_path / "run", keep_checkpoints=3, checkpoint_steps=3))
     assert [number for number, _ in kept] == [0, 3, 6, 7, 10, 13]
     assert all(len(names) <= 3 for _, names in kept)
@@ -209,7 +209,7 @@ def test_checkpoints_hold_everything(data: Path, tmp_path: Path, monkeypatch) ->
 
 
 def stop_at(stage: str, step: int, data: Path, run: Path) -> Path:
-    optimise = training._StageRun._optimise
+    optimise = training.StageRun._take_step
 
     def interrupted(self, batch):
         if (self.stage.name, self.step) == (stage, step):
@@ -217,7 +217,7 @@ def stop_at(stage: str, step: int, data: Path, run: Path) -> Path:
         return optimise(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._StageRun, "_optimise", interrupted)
+        patch.setattr(training.StageRun, "_take_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train.train(config(data, run))
     return run
@@ -341,7 +341,7 @@ def test_other_data_are_noticed(
 
 def test_another_number_of_threads_is_reported(copy: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    monkeypatch.setattr(training._StageRun, "_optimise", _interrupt)
+    monkeypatch.setattr(training.StageRun, "_take_step", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.main(["--resume", str(copy), "--workers", "1"])
     printed = capsys.readouterr().out
@@ -377,14 +377,14 @@ def test_one_process_at_a_time(copy: Path) -> None:
 
 
 def test_a_worker_that_is_killed(copy: Path, monkeypatch) -> None:
-    step = training._StageRun._optimise
+    step = training.StageRun._take_step
 
     def optimise(self, batch):
         for child in multiprocessing.active_children():
             child.kill()
         return step(self, batch)
 
-    monkeypatch.setattr(training._StageRun, "_optimise", optimise)
+    monkeypatch.setattr(training.StageRun, "_take_step", optimise)
     again = f"python -m pyseg.train --resume {copy} goes on"
     with pytest.raises(UserError, match=f"a process that reads the data .*; {again}"):
         train.main(["--resume", str(copy), "--workers", "1", "--pretrain.steps", "1000"])
@@ -453,7 +453,7 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
         return RatedResult(value, 0.0, classes=1, all_classes=1, rated=1, positives=1)
 
     monkeypatch.setattr(train, "evaluate", evaluate)
-    optimise = training._StageRun._optimise
+    optimise = training.StageRun._take_step
 
     def recorded(self, batch):
         if self.stage.name == "finetune" and self.step == 1:
@@ -467,7 +467,7 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
                 os.kill(os.getpid(), signal.SIGTERM)
         return optimise(self, batch)
 
-    monkeypatch.setattr(training._StageRun, "_optimise", recorded)
+    monkeypatch.setattr(training.StageRun, "_take_step", recorded)
     stage = StageConfig(30, 1e-2, 5, evaluate_every=2, patience=2)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -492,14 +492,14 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
 def test_average_of_weights(data: Path, tmp_path: Path, monkeypatch) -> None:
     """What is saved is the exponential moving average; batch norm's statistics are the latest."""
     steps = []
-    optimise = training._StageRun._optimise
+    optimise = training.StageRun._take_step
 
     def recorded(self, batch):
         loss = optimise(self, batch)
         steps.append({k: v.detach().clone() for k, v in self.model.state_dict().items()})
         return loss
 
-    monkeypatch.setattr(training._StageRun, "_optimise", recorded)
+    monkeypatch.setattr(training.StageRun, "_take_step", recorded)
     stages = {"pretrain": StageConfig(4, 1e-2, 6, ema=0.5), "finetune": StageConfig(0, 1.0)}
     run = train.train(config(data, tmp_path / "run", **stages))
     state = models.load(run).state_dict()
@@ -520,8 +520,8 @@ def test_losses_that_are_not_finite_are_skipped(
         loss = plain(self, *arguments)
         return loss * float("nan") if next(count) in (2, 3) else loss
 
-    plain = training._Step.forward
-    monkeypatch.setattr(training._Step, "forward", loss_of)
+    plain = training.Step.forward
+    monkeypatch.setattr(training.Step, "forward", loss_of)
     options = {"pretrain": StageConfig(6, 1e-2, 6), "finetune": StageConfig(0, 1.0)}
     run = train.train(config(data, tmp_path / "run", on_nan="skip", **options))
     assert "pretrain: 2 batches skipped" in capsys.readouterr().out
@@ -539,8 +539,8 @@ def test_weights_of_a_failed_step_are_never_saved(data: Path, tmp_path: Path, mo
         loss = plain(self, *arguments)
         return loss * float("nan") if next(count) == 3 else loss
 
-    plain = training._Step.forward
-    monkeypatch.setattr(training._Step, "forward", loss_of)
+    plain = training.Step.forward
+    monkeypatch.setattr(training.Step, "forward", loss_of)
     with pytest.raises(UserError, match="pretrain: the loss is nan at step 4, for the examples"):
         train.train(config(data, tmp_path / "run"))
     kept = list_checkpoints(Run(tmp_path / "run").checkpoints_folder)
@@ -556,13 +556,13 @@ def test_mixed_precision(data: Path, tmp_path: Path, precision: str) -> None:
 
 def test_noise_is_that_of_the_stage(data: Path, tmp_path: Path, monkeypatch) -> None:
     sigmas = []
-    optimise = training._StageRun._optimise
+    optimise = training.StageRun._take_step
 
     def recorded(self, batch):
         sigmas.append((self.stage.name, self.model.noise.sigma))
         return optimise(self, batch)
 
-    monkeypatch.setattr(training._StageRun, "_optimise", recorded)
+    monkeypatch.setattr(training.StageRun, "_take_step", recorded)
     stages = {"pretrain": StageConfig(2, 1e-3, 6), "finetune": StageConfig(1, 1e-3, 6, noise=0.3)}
     train.train(config(data, tmp_path / "run", **stages))
     assert sigmas == [("pretrain", 0.0)] * 2 + [("finetune", 0.3)]
@@ -578,7 +578,7 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
         "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard"
     )
     monkeypatch.setattr(training, "LOG_EVERY", 2)
-    optimise = training._StageRun._optimise
+    optimise = training.StageRun._take_step
 
     def fail(self, batch):  # after step 6 was logged, with step 5 as the last checkpoint
         if self.stage.name == "finetune" and self.step == 6:
@@ -587,10 +587,10 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
 
     run = tmp_path / "run"
     options = config(data, run, checkpoint_steps=5, tensorboard=True)
-    monkeypatch.setattr(training._StageRun, "_optimise", fail)
+    monkeypatch.setattr(training.StageRun, "_take_step", fail)
     with pytest.raises(FailureError):
         train.train(options)
-    monkeypatch.setattr(training._StageRun, "_optimise", optimise)
+    monkeypatch.setattr(training.StageRun, "_take_step", optimise)
     train.main(["--resume", str(run)])
     expected: dict[str, dict[int, float]] = {}
     before = {"pretrain": 0, "finetune": STAGES["pretrain"].steps}

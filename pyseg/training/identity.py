@@ -1,0 +1,159 @@
+"""What makes a run the one that it is: its options, model, data and machine.
+
+A checkpoint keeps it. A resumed run has to agree, or would not end with the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from pyseg import distributed, models
+from pyseg.config import TrainConfig
+from pyseg.errors import UserError
+from pyseg.nn import FrameClassifier
+
+if TYPE_CHECKING:
+    from pyseg.training.stages import Stage
+
+Identity = dict[str, Any]
+
+
+def identify(config: TrainConfig, model: FrameClassifier, stages: Sequence[Stage]) -> Identity:
+    """Returns the identity of a run; all processes call it, the first one reads the files."""
+    identity = None
+    if distributed.is_first():
+        identity = {
+            "options": flat_options(config),
+            "model": _describe_model(model),
+            "stages": {stage.name: stage.fingerprint() for stage in stages},
+            "surroundings": _surroundings(next(model.parameters()).device),
+        }
+    return cast(Identity, distributed.from_first(identity))
+
+
+def check_resumed(
+    asked: str, identity: Identity, checkpoint: Mapping[str, Any], stages: Sequence[Stage]
+) -> None:
+    """Compares a run with the one that a checkpoint is of, in everything but the options.
+
+    A difference that only changes rounding is printed.
+
+    Args:
+        asked: The start of messages, ``--resume <run>``.
+        identity: The run's identity.
+        checkpoint: The content of the checkpoint.
+        stages: The stages of the run.
+
+    Raises:
+        pyseg.errors.UserError: They differ; the message says in what.
+    """
+    before = checkpoint["identity"]
+    processes = len(checkpoint["processes"])
+    if processes != distributed.world_size():
+        raise UserError(
+            f"{asked}: expected {processes} processes, as before; found {distributed.world_size()}"
+        )
+    for name, value in identity["model"].items():
+        if value != before["model"][name]:
+            raise UserError(
+                f"{asked}: the model's {name}: expected {before['model'][name]}, as the run "
+                f"has, found {value}: is the vocabulary, or another table, another one?"
+            )
+    if list(before["stages"]) != list(identity["stages"]):
+        raise UserError(
+            f"{asked}: expected data for the stages {', '.join(before['stages'])}, found data "
+            f"for {', '.join(identity['stages'])}"
+        )
+    for name, found in identity["stages"].items():
+        _check_fingerprint(f"{asked}: the data of {name}", before["stages"][name], found)
+    _check_steps(asked, checkpoint, stages)
+    machine = before["surroundings"] | {"workers": before["options"]["workers"]}
+    here = identity["surroundings"] | {"workers": identity["options"]["workers"]}
+    cached = all(stage.dataset.cached for stage in stages)
+    for name, value in here.items():
+        if value != machine[name] and not (name == "workers" and cached):
+            print(
+                f"{name}: {value}, {machine[name]} before: the weights will not be, to the bit, "
+                "those of a run that was not stopped"
+            )
+
+
+def _check_steps(asked: str, checkpoint: Mapping[str, Any], stages: Sequence[Stage]) -> None:
+    """Checks that the numbers of steps differ only where steps are still to be taken."""
+    current = [stage.name for stage in stages].index(checkpoint["stage"])
+    before = checkpoint["identity"]["options"]
+    for number, stage in enumerate(stages):
+        steps, option = stage.config.steps, f"{stage.name}.steps"
+        if number > current or stage.refit or steps == before[option]:
+            continue
+        if number < current:
+            raise UserError(
+                f"{asked}: --{option} {steps}: expected {before[option]}, as the run has, "
+                "whose stage has ended"
+            )
+        if steps <= checkpoint["step"]:
+            raise UserError(
+                f"{asked}: --{option} {steps}: expected more than the {checkpoint['step']} steps "
+                "that the run has done"
+            )
+
+
+def _check_fingerprint(where: str, before: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for name in sorted(before.keys() | found.keys()):
+        old, new = before.get(name), found.get(name)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            _check_fingerprint(f"{where}: {name}", old, new)
+        expected, here = ("none" if value is None else value for value in (old, new))
+        raise UserError(f"{where}: {name}: expected {expected}, as the run had, found {here}")
+
+
+def flat_options(config: TrainConfig) -> dict[str, Any]:
+    """Returns the options by their names on the command line, as JSON has them."""
+
+    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                found |= flat(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+        return found
+
+    return flat(json.loads(json.dumps(asdict(config))))
+
+
+def digest(*parts: bytes) -> str:
+    """Returns the SHA-256 of bytes."""
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(part)
+    return result.hexdigest()
+
+
+def _describe_model(model: FrameClassifier) -> dict[str, Any]:
+    """Returns what decides which weights a model has, and the names of its classes."""
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    names = cast(models.ModelConfig, model.config).class_names
+    return {
+        "num_classes": model.num_classes,
+        "feature_sizes": list(model.feature_sizes),
+        "class_names": digest(json.dumps(None if names is None else list(names)).encode()),
+        "weights": digest(json.dumps(shapes).encode()),
+    }
+
+
+def _surroundings(device: torch.device) -> dict[str, Any]:
+    """Returns what changes how results are rounded."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }

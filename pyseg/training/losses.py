@@ -1,0 +1,114 @@
+"""The registry of losses, and the loss of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from pyseg._registry import Registry, check_types, parameters, unknown
+from pyseg.errors import ArgumentError
+from pyseg.labels import LabelCorrelation
+from pyseg.ops import rated_bce_with_logits
+
+_LOSSES: Registry[Callable[..., nn.Module]] = Registry("loss")
+MakeLoss = TypeVar("MakeLoss", bound=Callable[..., nn.Module])
+
+
+def register_loss(name: str) -> Callable[[MakeLoss], MakeLoss]:
+    """Makes a module a loss: ``--pretrain.loss NAME`` and ``--finetune.loss NAME`` then choose it.
+
+    It is called as ``loss(logits, offsets, classes, scores)`` with logits (B, C) and the ratings of
+    a `pyseg.data.Batch`, and returns a scalar. In fine-tuning it is made with those of the
+    arguments of `Loss` that it has parameters for; ``loss_overrides`` sets others.
+
+    Args:
+        name: The name of the loss, which none has yet.
+
+    Returns:
+        A decorator, which returns what it is given.
+
+    Raises:
+        pyseg.errors.ArgumentError: The name is taken.
+
+    Example:
+        >>> @register_loss("focal")
+        ... class FocalLoss(nn.Module):
+        ...     def __init__(self, *, gamma: float = 2.0, rated_weight: float = 1.0) -> None:
+        ...         super().__init__()
+        ...         self.gamma, self.rated_weight = gamma, rated_weight
+        >>> make_loss("focal", {"gamma": 1.0}, rated_weight=2.5, unrated_weight=0.1).rated_weight
+        2.5
+    """
+
+    def decorator(make: MakeLoss) -> MakeLoss:
+        _LOSSES.add(name, make)
+        return make
+
+    return decorator
+
+
+def make_loss(name: str, overrides: Mapping[str, Any], **given: Any) -> nn.Module:
+    """Makes the loss of a stage.
+
+    Args:
+        name: What it is registered as.
+        overrides: Arguments of the loss.
+        given: What else there is for those that have parameters for it.
+
+    Raises:
+        pyseg.errors.ArgumentError: There is no such loss or argument, or its value is of another
+            type.
+    """
+    make = _LOSSES.find(name)
+    known = parameters(make)
+    for key in overrides:
+        if key not in known:
+            raise ArgumentError(f"loss_overrides: {unknown(f'argument of {name}', key, known)}")
+    arguments = {key: value for key, value in given.items() if key in known} | dict(overrides)
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in arguments:
+            raise ArgumentError(f"loss_overrides: expected {key}, which {name} needs, found none")
+    try:
+        check_types(make, arguments)
+    except ArgumentError as error:
+        raise ArgumentError(f"loss_overrides.{error}") from error
+    return make(**arguments)
+
+
+@register_loss("rated-bce")
+class Loss(nn.Module):
+    """Binary cross-entropy, summed over the classes and averaged over the batch.
+
+    Args:
+        rated_weight: The weight of rated classes.
+        unrated_weight: The weight of all others; both 1 is plain cross-entropy.
+        correlation: What rated classes say of others.
+        absent_evidence: See `pyseg.ops.rated_bce_with_logits`.
+    """
+
+    def __init__(
+        self,
+        rated_weight: float = 1.0,
+        unrated_weight: float = 1.0,
+        correlation: LabelCorrelation | None = None,
+        absent_evidence: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.rated_weight, self.unrated_weight = rated_weight, unrated_weight
+        self.correlation = correlation
+        self.absent_evidence = absent_evidence
+
+    def forward(self, logits: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
+        """Returns the loss of (B, C) logits; the ratings are those of a `pyseg.data.Batch`."""
+        return rated_bce_with_logits(
+            logits,
+            offsets,
+            classes,
+            scores,
+            self.correlation,
+            rated_weight=self.rated_weight,
+            unrated_weight=self.unrated_weight,
+            absent_evidence=self.absent_evidence,
+        )

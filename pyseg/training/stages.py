@@ -1,0 +1,390 @@
+"""A stage of training, and its loop: steps, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pyseg import _cli, distributed
+from pyseg._progress import Progress
+from pyseg.checkpoint import random_state, save_checkpoint
+from pyseg.checkpoint import set_random_state as restore_random_state
+from pyseg.config import StageConfig
+from pyseg.data import Batch, Feed, RecordDataset
+from pyseg.errors import UserError
+from pyseg.evaluate import report_of_all
+from pyseg.labels import LabelCorrelation
+from pyseg.nn import FrameClassifier, l2_penalty
+from pyseg.training.identity import digest
+
+if TYPE_CHECKING:
+    from pyseg.training.trainer import Trainer
+
+LOG_EVERY = 10  # steps between two lines of metrics.jsonl
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Step(nn.Module):
+    """Model and loss in one module, so that both are compiled or distributed together."""
+
+    model: FrameClassifier
+    loss: nn.Module
+
+    def __init__(self, model: FrameClassifier, loss: nn.Module, l2: float) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.l2 = l2
+
+    def forward(
+        self, frames: Tensor, num_frames: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor
+    ) -> Tensor:
+        """Returns the loss of a batch, with the L2 penalty."""
+
+        def criterion(logits: Tensor) -> Tensor:
+            return cast(Tensor, self.loss(logits, offsets, classes, scores))
+
+        loss = self.model.training_loss(frames, num_frames, criterion)
+        return loss + l2_penalty(self.model, self.l2) if self.l2 else loss
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training run.
+
+    Attributes:
+        name: What the log calls it.
+        config: Its options.
+        dataset: Its examples, repeated without end.
+        loss: Its loss, on the device of the model (`register_loss`).
+        classes: The classes of the model before that the examples know, if not all.
+        refit: Whether it repeats the stage before on all examples, the held-out ones included:
+            from the same initial weights, for as many steps as were best there, without evaluation.
+    """
+
+    name: str
+    config: StageConfig
+    dataset: RecordDataset
+    loss: nn.Module
+    classes: Sequence[int] | None = None
+    refit: bool = False
+
+    def share_of_batch(self) -> int:
+        """Returns how many examples of a batch this process takes.
+
+        Raises:
+            pyseg.errors.UserError: The processes of the run cannot divide a batch.
+        """
+        name = f"{'finetune' if self.refit else self.name}.batch_size"
+        with _cli.option(name):
+            return distributed.share_of_batch(name, self.config.batch_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what identifies its examples and its targets."""
+        correlation = getattr(self.loss, "correlation", None)
+        kept = None
+        if isinstance(correlation, LabelCorrelation):
+            tensors = (correlation.offsets, correlation.columns, correlation.values)
+            kept = digest(*(tensor.cpu().numpy().tobytes() for tensor in tensors))
+        return {**self.dataset.fingerprint(), "correlation": kept}
+
+
+class StageRun:
+    """A running stage: everything that a checkpoint has to hold.
+
+    Args:
+        trainer: The trainer, with model, options, run and log.
+        stage: The stage.
+        steps: The number of its steps.
+        resumed: The content of the checkpoint to resume from, if any.
+        stopped: Returns whether the user has asked to stop.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        stage: Stage,
+        steps: int,
+        resumed: dict[str, Any] | None,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.trainer = trainer
+        self.stage = stage
+        self.stopped = stopped
+        self.model = trainer.model
+        config = stage.config
+        self.model.noise.sigma = config.noise
+        # Before anything copies the weights: this gives all processes those of the first.
+        step = distributed.parallel(Step(self.model, stage.loss, config.l2))
+        self.loss_of = torch.compile(step) if trainer.config.compile else step
+        # fused: one pass over the weights instead of a dozen; they are half of a short step.
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.learning_rate, fused=True
+        )
+        self.average: AveragedModel | None = None
+        if config.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        half = trainer.config.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(trainer.device.type, enabled=half)
+        self.steps = steps
+        self.step = 0
+        self.best: float | None = None  # of the evaluations so far
+        self.best_step = 0
+        self.worse = 0  # evaluations since the best one
+        self.skipped = 0  # batches whose loss was not finite
+        self.seconds = 0.0
+        self.saved_at = time.monotonic()
+        self.recent: list[tuple[list[str], Tensor]] = []  # examples and loss since the last line
+        feed_state = None
+        if resumed is not None:
+            self._restore(resumed)
+            feed_state = resumed["processes"][distributed.rank()]["feed"]
+        self.feed = Feed(
+            stage.dataset,
+            stage.share_of_batch(),
+            workers=trainer.config.workers,
+            state=feed_state,
+        )
+
+    @property
+    def weights(self) -> FrameClassifier:
+        """The model to evaluate and to save."""
+        return self.model if self.average is None else cast(Any, self.average.module)
+
+    def run(self) -> None:
+        """Takes the remaining steps, and leaves the best weights in the model."""
+        name, config = self.stage.name, self.stage.config
+        blind = self.stage.refit or self.trainer.evaluate is None
+        self.model.train()
+        if self.step == 0:
+            self.save()  # fails now, not after hours, where the folder cannot be written to
+        began, before = time.perf_counter(), self.seconds
+        with Progress(
+            name, "steps", self.steps, initial=self.step, examples=config.batch_size
+        ) as bar:
+            while self.step < self.steps:
+                batch = self._next()
+                loss = self._take_step(batch)
+                self.step += 1
+                self.recent.append((batch.ids, loss))
+                self.seconds = before + time.perf_counter() - began
+                bar.update()
+                last = self.step == self.steps
+                if self.step % LOG_EVERY == 0 or last:
+                    mean = self._report()
+                    bar.note(loss=f"{mean:.3f}")
+                every = 0 if blind else config.evaluate_every
+                if last and blind:
+                    self.best_step = self.step
+                    self.trainer.save_weights(self.weights)
+                elif last or (every and self.step % every == 0):
+                    self._evaluate()
+                    if config.patience and self.worse >= config.patience and not last:
+                        print(f"{name}: stopped early, at step {self.step}")
+                        break
+                if not last:
+                    self._save_where_due()
+        if self.recent:
+            self._report()
+        self._print_summary()
+        self._keep_best(blind)
+
+    def _keep_best(self, blind: bool) -> None:
+        """Loads the best weights into the model, and prints which they are."""
+        name = self.stage.name
+        if blind:
+            print(f"after {name}: nothing is held out that could be evaluated")
+        elif self.best_step == self.step:
+            print(f"after {name}: {self._result.describe()}")
+        else:
+            print(f"after {name}: the weights of step {self.best_step} are kept")
+            if distributed.is_first():
+                best = self.trainer.run.model(self.trainer.device)
+                self.model.load_state_dict(best.state_dict())
+            distributed.share_weights(self.model)
+        if self.average is not None and self.best_step == self.step:
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def _print_summary(self) -> None:
+        name, config = self.stage.name, self.stage.config
+        rate = self.step * config.batch_size / self.seconds
+        print(
+            f"{name}: {self.step} steps of {config.batch_size} in {self.seconds:.0f} s "
+            f"({rate:.0f} examples/s), loss {self._mean:.3f}"
+        )
+        if self.skipped:
+            print(f"{name}: {self.skipped} batches skipped, their loss was not finite")
+        if (summary := report_of_all(self.stage.dataset).summary()) and not self.stage.refit:
+            print(f"{name}: {summary}")
+
+    def _next(self) -> Batch:
+        batch = next(self.feed, None)
+        if batch is None:
+            raise UserError(f"{self.stage.name}: the data set has no training example")
+        batch.check_classes(self.model.num_classes)
+        return batch.to(self.trainer.device, non_blocking=True)
+
+    def _take_step(self, batch: Batch) -> Tensor:
+        """Takes a step; returns the loss, which a GPU may still be computing."""
+        config, options = self.stage.config, self.trainer.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        dtype = _DTYPES.get(options.precision)
+        with torch.autocast(self.trainer.device.type, dtype=dtype, enabled=dtype is not None):
+            loss: Tensor = self.loss_of(
+                batch.frames, batch.num_frames, batch.offsets, batch.classes, batch.scores
+            )
+        if options.on_nan == "skip":
+            wrong = not bool(torch.isfinite(loss.detach()))
+            if any(distributed.any_of(wrong)):
+                self.skipped += 1
+                ids = _examples(distributed.from_all(batch.ids if wrong else []))
+                self.trainer.log.write(
+                    self.stage.name, step=self.step + 1, skipped=True, ids=ids[:5]
+                )
+                return torch.zeros_like(loss.detach())
+        self.scaler.scale(loss).backward()
+        if config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss.detach()
+
+    def _losses(self) -> Tensor:
+        """Returns the losses since the last line of the log, of all processes' examples.
+
+        Raises:
+            pyseg.errors.UserError: One is not finite: the weights since then are useless.
+        """
+        own = [float(loss) for _, loss in self.recent]
+        every = torch.tensor(distributed.from_all(own))
+        losses = every.mean(0)  # of all processes, whose parts of a batch are equally large
+        wrong = (~losses.isfinite()).nonzero().flatten().tolist()
+        if wrong:
+            mine = [] if math.isfinite(own[wrong[0]]) else self.recent[wrong[0]][0]
+            ids = _examples(distributed.from_all(mine))
+            raise UserError(
+                f"{self.stage.name}: the loss is {losses[wrong[0]].item()} at step "
+                f"{self.step - len(losses) + wrong[0] + 1}, for the examples "
+                f"{', '.join(ids[:5])}{', ...' * (len(ids) > 5)}"
+            )
+        return losses
+
+    def _report(self) -> float:
+        self._mean = self._losses().mean().item()
+        done = self.step * self.stage.config.batch_size
+        self.trainer.log.write(
+            self.stage.name,
+            step=self.step,
+            loss=self._mean,
+            learning_rate=self.stage.config.learning_rate_at(self.step - 1),
+            examples_per_second=round(done / self.seconds, 1),
+        )
+        self.recent.clear()
+        return self._mean
+
+    def _evaluate(self) -> None:
+        assert self.trainer.evaluate is not None
+        result = self._result = self.trainer.evaluate(self.weights)
+        value = result.score
+        self.trainer.log.write("evaluate", step=self.step, after=self.stage.name, **result.values())
+        if self.stage.config.evaluate_every:
+            print(f"{self.stage.name} step {self.step}: {result.describe()}")
+        if self.best is None or not value <= self.best:
+            self.best, self.best_step, self.worse = value, self.step, 0
+            self.trainer.save_weights(self.weights)
+        else:
+            self.worse += 1
+        self.model.train()
+
+    def _save_where_due(self) -> None:
+        """Writes a checkpoint where one is due, or where the user has asked to stop."""
+        trainer, options = self.trainer, self.trainer.config
+        # All processes decide together, by the clock of the first: each has a part in a checkpoint.
+        late = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
+        stopped, due = distributed.any_of(self.stopped(), distributed.is_first() and late)
+        if stopped:
+            self.save()
+            if self.best is None:
+                trainer.save_weights(self.weights)
+            print(
+                f"stopped at {self.stage.name}, step {self.step}: "
+                f"python -m pyseg.train --resume {trainer.run} goes on"
+            )
+            distributed.wait()  # torchrun ends all processes as soon as one has ended
+            raise KeyboardInterrupt
+        by_step = options.checkpoint_steps and self.step % options.checkpoint_steps == 0
+        if by_step or due:
+            self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint of the states of all processes, unless the loss is not finite."""
+        self._losses()
+        own = {
+            "random": random_state(),
+            "feed": self.feed.state(),
+            "recent": [[ids, loss.item()] for ids, loss in self.recent],
+        }
+        processes = distributed.from_all(own)
+        self.saved_at = time.monotonic()
+        if not distributed.is_first():
+            return
+        state = {
+            "stage": self.stage.name,
+            "step": self.step,
+            "steps": self.steps,
+            "identity": self.trainer.identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "best": [self.best, self.best_step, self.worse],
+            "processes": processes,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "log": self.trainer.log.size(),
+            "steps_before": self.trainer.log.steps_before,
+        }
+        save_checkpoint(
+            self.trainer.run.checkpoints_folder,
+            self.trainer.log.steps_before + self.step,
+            state,
+            keep=self.trainer.config.keep_checkpoints,
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        if self.stage.refit:  # the best number of the stage before
+            self.steps = state["steps"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.best, self.best_step, self.worse = state["best"]
+        self.skipped, self.seconds = state["skipped"], state["seconds"]
+        device = self.trainer.device
+        own = state["processes"][distributed.rank()]
+        self.recent = [(ids, torch.tensor(loss, device=device)) for ids, loss in own["recent"]]
+        if distributed.is_first() and self.trainer.log.size() < state["log"]:
+            print(f"{self.trainer.run.log_file}: lines of the steps before are missing")
+        self.trainer.log.cut(state["log"])
+        self.trainer.log.steps_before = state["steps_before"]
+        restore_random_state(own["random"])
+
+
+def _examples(of_processes: list[list[str]]) -> list[str]:
+    """Returns the ids of all processes."""
+    return [id for ids in of_processes for id in ids]

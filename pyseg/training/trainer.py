@@ -1,0 +1,135 @@
+"""The training of a model in stages, which can be stopped and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyseg import _cli, distributed, models
+from pyseg._files import remove_unfinished
+from pyseg.checkpoint import list_checkpoints, remove_checkpoints_after
+from pyseg.config import TrainConfig
+from pyseg.data.loading import worker_errors
+from pyseg.errors import WorkerError
+from pyseg.nn import FrameClassifier
+from pyseg.results import Result
+from pyseg.runs import Run
+from pyseg.training.identity import check_resumed, identify
+from pyseg.training.log import Log
+from pyseg.training.stages import Stage, StageRun
+
+
+class Trainer:
+    """Runs the stages of a training run, one after the other.
+
+    Args:
+        model: The model to train, on its device.
+        stages: The stages.
+        config: The run's options.
+        run: The run, whose folder receives the weights, checkpoints and metrics.jsonl.
+        evaluate: Returns the result of a model on held-out videos, whose ``score`` decides which
+            weights are kept. None: nothing is held out, and the weights of the last step are kept.
+        checkpoint: Path and content of the checkpoint to resume from; default: a new run.
+
+    Attributes:
+        identity: What the run's checkpoints must agree with (`pyseg.training.identity`).
+        log: The run's log.
+        device: The device of the model.
+
+    Raises:
+        pyseg.errors.UserError: The checkpoint is of another model or of other data.
+    """
+
+    def __init__(
+        self,
+        model: FrameClassifier,
+        stages: Sequence[Stage],
+        config: TrainConfig,
+        run: Run,
+        evaluate: Callable[[FrameClassifier], Result] | None,
+        checkpoint: tuple[Path, dict[str, Any]] | None = None,
+    ) -> None:
+        self.model = model
+        self.stages = stages
+        self.config = config
+        self.run = run
+        self.evaluate = evaluate
+        self.log = Log(run, config.tensorboard)
+        self.device = next(model.parameters()).device
+        self.identity = identify(config, model, stages)
+        self._resumed: dict[str, Any] | None = None
+        if checkpoint is not None:
+            path, self._resumed = checkpoint
+            check_resumed(f"--resume {run}", self.identity, self._resumed, stages)
+            distributed.wait()  # until all have read it
+            if distributed.is_first():
+                remove_checkpoints_after(path)
+        if distributed.is_first():
+            for folder in (run.folder, run.checkpoints_folder):
+                remove_unfinished(folder)
+
+    @property
+    def resumes(self) -> str | None:
+        """Stage and step that the run resumes from, in words; None for a new run."""
+        if self._resumed is None:
+            return None
+        return f"{self._resumed['stage']}, step {self._resumed['step']}"
+
+    def fit(self) -> None:
+        """Runs the rest of the stages; the run's folder then holds the weights to use.
+
+        Raises:
+            pyseg.errors.UserError: The loss is not finite, or there is nothing to train on.
+            OSError: A file cannot be written.
+            KeyboardInterrupt: It was asked to stop, and has saved its state.
+        """
+        names = [stage.name for stage in self.stages]
+        first = 0 if self._resumed is None else names.index(self._resumed["stage"])
+        best_step = 0  # of the stage before
+        with (
+            contextlib.closing(self.log),
+            self._explained_worker_errors(),
+            _cli.stop_requests() as stopped,
+        ):
+            for number, stage in list(enumerate(self.stages))[first:]:
+                if stage.classes is not None:
+                    self.model = models.select_classes(self.model, stage.classes)
+                if stage.refit:
+                    start = models.load(self.run.pretrained_folder, device=self.device)
+                    self.model = start.train()
+                elif self._resumed is None and self._is_refitted(number):
+                    self.save_weights(self.model, self.run.pretrained_folder)
+                if stage.config.steps:
+                    steps = best_step if stage.refit else stage.config.steps
+                    stage_run = StageRun(self, stage, steps, self._resumed, stopped)
+                    stage_run.run()
+                    best_step = stage_run.best_step
+                    self.log.steps_before += stage_run.step
+                self._resumed = None
+        if distributed.is_first():
+            shutil.rmtree(self.run.checkpoints_folder, ignore_errors=True)
+
+    def save_weights(self, model: nn.Module, folder: Path | None = None) -> None:
+        """Saves weights in a folder, by default in the run's: those to use."""
+        if distributed.is_first():
+            models.save(model, folder or self.run.folder)
+        distributed.wait()
+
+    def _is_refitted(self, number: int) -> bool:
+        return number + 1 < len(self.stages) and self.stages[number + 1].refit
+
+    @contextlib.contextmanager
+    def _explained_worker_errors(self) -> Iterator[None]:
+        try:
+            with worker_errors():
+                yield
+        except WorkerError as error:
+            if not list_checkpoints(self.run.checkpoints_folder):
+                raise
+            hint = f"python -m pyseg.train --resume {self.run} goes on"
+            raise WorkerError(f"{error}; {hint}") from error
