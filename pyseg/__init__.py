@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pyseg import predict as predict
     from pyseg import report as report
     from pyseg import reproduce as reproduce
+    from pyseg import results as results
     from pyseg import runs as runs
     from pyseg import submission as submission
     from pyseg import timeline as timeline

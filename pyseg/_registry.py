@@ -63,13 +63,15 @@ class Registry(dict[str, Entry]):
             pyseg.errors.ArgumentError: There is none.
         """
         if not isinstance(name, str) or name not in self:
-            raise ArgumentError(f"{argument or self.kind}: {unknown(self.kind, name, self)}")
+            raise ArgumentError(
+                f"{argument or self.kind}: {unknown(self.kind, name, sorted(self))}"
+            )
         return self[name]
 
 
 def unknown(kind: str, found: object, known: Iterable[str]) -> str:
     """Returns the rest of a message that a name is none of those that are known."""
-    names = sorted(known)
+    names = list(known)
     close = difflib.get_close_matches(str(found), names, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"expected one of {', '.join(names)}; found the unknown {kind} {found!r}{hint}"

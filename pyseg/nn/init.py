@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -56,7 +56,8 @@ def he_linear(in_features: int, out_features: int, *, bias: bool = True) -> Line
         >>> he_linear(8, 3)(torch.zeros(2, 8)).tolist()
         [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    return _linear(in_features, out_features, bias, lambda w: he_truncated_normal_(w, in_features))
+    fill = functools.partial(he_truncated_normal_, fan_in=in_features)
+    return Linear(in_features, out_features, bias, fill=fill)
 
 
 def xavier_linear(in_features: int, out_features: int, *, bias: bool = True) -> Linear:
@@ -76,7 +77,7 @@ def xavier_linear(in_features: int, out_features: int, *, bias: bool = True) -> 
         >>> bool(xavier_linear(8, 4).weight.abs().max() <= 0.5**0.5)
         True
     """
-    return _linear(in_features, out_features, bias, torch.nn.init.xavier_uniform_)
+    return Linear(in_features, out_features, bias, fill=torch.nn.init.xavier_uniform_)
 
 
 def normal_linear(in_features: int, out_features: int) -> Linear:
@@ -93,15 +94,5 @@ def normal_linear(in_features: int, out_features: int) -> Linear:
         >>> normal_linear(8, 4).bias is None
         True
     """
-    std = 1.0 / math.sqrt(in_features)
-    return _linear(in_features, out_features, False, lambda w: torch.nn.init.normal_(w, std=std))
-
-
-def _linear(
-    in_features: int, out_features: int, bias: bool, fill: Callable[[Tensor], Tensor]
-) -> Linear:
-    layer = Linear(in_features, out_features, bias=bias)
-    fill(layer.weight)
-    if bias:
-        torch.nn.init.zeros_(layer.bias)
-    return layer
+    fill = functools.partial(torch.nn.init.normal_, std=1.0 / math.sqrt(in_features))
+    return Linear(in_features, out_features, False, fill=fill)

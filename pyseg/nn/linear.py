@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -58,18 +60,37 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Linear(torch.nn.Linear):
-    """`torch.nn.Linear`, computed by `linear`; `pyseg.nn.init` fills its weights.
+    """`torch.nn.Linear`, computed by `linear`.
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+        bias: whether there is a bias.
+        fill: initializes the weights in place, and the bias is 0; ``None``: both as torch does.
 
     Example:
         >>> Linear(8, 3)(torch.randn(2, 8)).shape
         torch.Size([2, 3])
     """
 
-    def reset_parameters(self) -> None:
-        """Leaves the weights uninitialized: `pyseg.nn.init` overwrites them.
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        fill: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.fill = fill  # which the constructor of the base calls
+        super().__init__(in_features, out_features, bias)
 
-        `torch.nn.utils.skip_init` would do the same, but imports sympy (0.5 s and more).
-        """
+    def reset_parameters(self) -> None:
+        """Initializes weights and bias."""
+        if self.fill is None:
+            return super().reset_parameters()
+        self.fill(self.weight)
+        if self.bias is not None:
+            torch.nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns ``input @ weight.T + bias``."""

@@ -163,7 +163,7 @@ def test_numbers_are_those_of_evaluate(both: Path, runs: list[Path]) -> None:
     words = Page(both).words
     for run in runs:
         result = evaluate.evaluate_run(evaluate.EvaluateConfig(run=str(run)))
-        assert f"{run.name} {result['map']:.4f}" in words
+        assert f"{run.name} {result.map:.4f}" in words
 
 
 def test_pages_are_reproducible(both: Path, runs: list[Path], tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_model_of_the_rated_classes(data: Path, tmp_path: Path) -> None:
     run = fit(folder, tmp_path / "run", classes="rated", loss=LossConfig(threshold=0.1))
     page = draw(run, out=tmp_path / "r.html")
     result = evaluate.evaluate_run(evaluate.EvaluateConfig(run=str(run)))
-    assert f"run {result['map']:.4f}" in page.words
+    assert f"run {result.map:.4f}" in page.words
     assert "relations of 3 labels" in page.words
     for number in (4, 1, 3):
         assert f" {number} {' '.join(NAMES[number].split())} " in page.words
