@@ -15,11 +15,6 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / "build" / "numba"))
 # Keeps Inductor from testing g++ for vector instructions, which takes 9 s in each process.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
-# Before pytest collects a file of these packages, which it would else import twice: once by itself,
-# once by its package, with two registries.
-import pyseg.data  # noqa: E402
-import pyseg.models  # noqa: E402, F401
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
@@ -37,6 +32,18 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.numprocesses = min(len(os.sched_getaffinity(0)), 8)
         options.dist = "worksteal"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Imports packages before pytest collects a file of theirs as a module of its own.
+
+    It would import them twice, and there would be two registries. The controller of pytest-xdist
+    collects nothing.
+    """
+    config = session.config
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        import pyseg.data
+        import pyseg.models  # noqa: F401
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

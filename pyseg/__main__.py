@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -28,6 +29,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command that comes first in ``argv`` (default: the process's) with the rest."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        words = _completed_words()
     program = "pyseg" if Path(sys.argv[0]).name == "pyseg" else "python -m pyseg"
     if not words or words[0] in ("-h", "--help", "help"):
         print(f"usage: {program} COMMAND [--option VALUE ...]\n")
@@ -42,13 +45,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = words.pop(0)
     if command not in COMMANDS:
         raise UserError(f"{command}: {unknown('command', command, COMMANDS)}")
-    if "_ARGCOMPLETE" in os.environ:  # the words to complete come after the command
-        os.environ["_ARGCOMPLETE"] = "2"
     sys.argv = [f"{program} {command}", *words]
     module = importlib.import_module(f"pyseg.{command}")
     if not hasattr(module, "main"):  # a package of more than its command
         module = importlib.import_module(f"pyseg.{command}.__main__")
     module.main()
+
+
+def _completed_words() -> list[str]:
+    """Returns the command of a line that argcomplete completes: its parser knows the options.
+
+    A command that is not complete itself is completed here.
+    """
+    line = os.environ["COMP_LINE"]
+    words = line.split()[1:]
+    if words[:1] and (len(words) > 1 or line.endswith(" ")):
+        os.environ["_ARGCOMPLETE"] = "2"  # the words to complete come after the command
+        return words[:1]
+    import argcomplete
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=COMMANDS)
+    argcomplete.autocomplete(parser)  # ends the process
+    raise AssertionError("unreachable")
 
 
 def console() -> None:

@@ -203,6 +203,8 @@ def parse(
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     _answer(words, parser, config_class)
     words = list(_with_values(words, parser, config_class))
+    if "_ARGCOMPLETE" in os.environ:
+        _complete_values(parser, config_class)
     for key, value in _pairs(words):
         if value == "" and key[:2] == "--":
             raise UserError(f"{key}: expected a value, found an empty one")
@@ -212,6 +214,8 @@ def parse(
         first.add_argument("-h", "--help", action="store_true")
         first.add_argument("--print_config", nargs="?")
         first.add_class_arguments(config_class, as_group=True)
+        if "_ARGCOMPLETE" in os.environ:
+            _complete_values(first, config_class)
         first.set_defaults(_defaults(parser))
         parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
     options = _parsed(parser, parser.parse_args, words)
@@ -239,6 +243,18 @@ def _answer(words: Sequence[str], parser: ArgumentParser, config_class: type) ->
         else:
             continue
         sys.exit(0)
+
+
+def _complete_values(parser: ArgumentParser, config_class: type) -> None:
+    """Lets argcomplete complete values: words where there are few, else files."""
+    from argcomplete.completers import ChoicesCompleter, FilesCompleter
+
+    choices = _help.choices(config_class)
+    for action in parser._actions:
+        words = choices.get(action.dest)
+        cast(Any, action).completer = (
+            ChoicesCompleter(dict.fromkeys(words, "")) if words else FilesCompleter()
+        )
 
 
 def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: type) -> Iterator[str]:

@@ -33,13 +33,19 @@ class _Option:
         """The option with what it takes."""
         if self.kind is bool:
             return f"--[no_]{self.name}"
-        if get_origin(self.kind) is Literal:
-            return f"--{self.name} {{{','.join(get_args(self.kind))}}}"
+        if self.choices:
+            return f"--{self.name} {{{','.join(self.choices)}}}"
         if get_origin(self.kind) is dict:
             return f"--{self.name}.NAME VALUE"
         kinds = {self.kind, *get_args(self.kind)}
         word = re.split(r"[._]", self.name)[-1].upper()
         return f"--{self.name} {'X' if float in kinds else 'N' if int in kinds else word}"
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that it may have, where they are a few words."""
+        kinds = (self.kind, *get_args(self.kind))
+        return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
     @property
     def note(self) -> str:
@@ -53,7 +59,8 @@ def describe(
 ) -> str:
     """Returns the help of a command in about a line an option.
 
-    Options are grouped as `GROUPS` of their class says, a mapping of titles to names.
+    Options are grouped as `GROUPS` of their class says, a mapping of titles to names; options in
+    none of them are left to ``--help all``.
 
     Args:
         config_class: A dataclass of options.
@@ -108,6 +115,14 @@ def explain(config_class: type, topic: str) -> str:
         lines += [f"  {option.usage}"]
         lines += textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
+
+
+def choices(config_class: type) -> dict[str, tuple[str, ...]]:
+    """Returns the values that options may have, by name, where they are a few words."""
+    return {
+        option.name: ("true", "false") if option.kind is bool else option.choices
+        for option in _options(config_class)
+    }
 
 
 def _rows(rows: Mapping[str, tuple[str, str]], width: int) -> Iterator[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +44,25 @@ def test_an_unknown_command(monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pyseg"])
     with pytest.raises(UserError, match=r"trian: expected .*unknown command .* mean 'train'"):
         door.main(["trian"])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("pyseg tr", ["train"]),
+        ("pyseg train --pretrain.learn", ["--pretrain.learning_rate"]),
+        ("pyseg evaluate --on_error ", ["raise", "skip"]),
+    ],
+)
+def test_shells_complete(line: str, expected: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    files = {"_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"), "_ARGCOMPLETE_IFS": "\n"}
+    subprocess.run(
+        [sys.executable, "-m", "pyseg"], env={**os.environ, **asked, **files}, check=True
+    )
+    found = (tmp_path / "out").read_text().split("\n")
+    assert [word.strip() for word in found] == expected
 
 
 def test_the_script_is_installed() -> None:
