@@ -1,6 +1,6 @@
-"""What makes a run the one that it is: its options, model, data and machine.
+"""The identity of a run: its options, model, data and machine.
 
-A checkpoint keeps it. A resumed run has to agree, or would not end with the same weights.
+Checkpoints store it. A resumed run must match it, or it would not end with the same weights.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def identify(config: TrainConfig, model: FrameClassifier, stages: Sequence[Stage
 def check_resumed(
     asked: str, identity: Identity, checkpoint: Mapping[str, Any], stages: Sequence[Stage]
 ) -> None:
-    """Compares a run with the one that a checkpoint is of, in everything but the options.
+    """Compares a run with the one that wrote a checkpoint, except for the options.
 
-    A difference that only changes rounding is printed.
+    A difference that affects only rounding is printed.
 
     Args:
         asked: The start of messages, ``--resume <run>``.
@@ -85,7 +85,7 @@ def check_resumed(
 
 
 def _check_steps(asked: str, checkpoint: Mapping[str, Any], stages: Sequence[Stage]) -> None:
-    """Checks that the numbers of steps differ only where steps are still to be taken."""
+    """Checks that the numbers of steps differ only in stages that have not ended."""
     current = [stage.name for stage in stages].index(checkpoint["stage"])
     before = checkpoint["identity"]["options"]
     for number, stage in enumerate(stages):
@@ -116,7 +116,7 @@ def _check_fingerprint(where: str, before: Mapping[str, Any], found: Mapping[str
 
 
 def flat_options(config: TrainConfig) -> dict[str, Any]:
-    """Returns the options by their names on the command line, as JSON has them."""
+    """Returns the options by their names on the command line, with JSON values."""
 
     def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def digest(*parts: bytes) -> str:
 
 
 def _describe_model(model: FrameClassifier) -> dict[str, Any]:
-    """Returns what decides which weights a model has, and the names of its classes."""
+    """Returns what determines a model's weights, and the names of its classes."""
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     names = cast(models.ModelConfig, model.config).class_names
     return {
@@ -151,7 +151,7 @@ def _describe_model(model: FrameClassifier) -> dict[str, Any]:
 
 
 def _surroundings(device: torch.device) -> dict[str, Any]:
-    """Returns what changes how results are rounded."""
+    """Returns the properties of the machine that affect rounding."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
