@@ -15,7 +15,7 @@ class ReproduceConfig:
     """What to reproduce, and on which data.
 
     Args:
-        table: A table of the paper; "best" goes beyond it, "all" is all tables that the data allows.
+        table: A table of the paper; "best" goes beyond it, "all" is all that the data allows.
         data: The experiment's data.
         folder: The folder of the data; default: the one of that name. The sample needs none.
         seeds: Runs per row.

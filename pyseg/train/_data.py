@@ -75,14 +75,14 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
     if not collection.is_empty("test", classes=classes if collection.has_segments else None):
         return config, collection, ""
     what = "rated segment" if collection.has_segments else "video"
-    for name, asked in (
+    for name, value in (
         ("final_fit", config.final_fit),
         ("pretrain.patience", config.pretrain.patience),
         ("finetune.patience", config.finetune.patience),
     ):
-        if asked:
+        if value:
             raise UserError(
-                f"--{name} {asked}: expected a {what} that is held out, found none ({why})"
+                f"--{name} {value}: expected a {what} that is held out, found none ({why})"
             )
     line = f"no {what} is held out ({why}): training without evaluation"
     if config.pretrain.evaluate_every or config.finetune.evaluate_every:

@@ -38,7 +38,7 @@ class Log:
 
     Args:
         run: The run; its log is appended to.
-        tensorboard: Whether to write TensorBoard files too, with every number as ``<stage>/<name>``.
+        tensorboard: Whether to write TensorBoard files too: every number as ``<stage>/<name>``.
 
     Attributes:
         steps_before: Steps of the earlier stages, which TensorBoard's steps include.

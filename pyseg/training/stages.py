@@ -191,7 +191,7 @@ class StageRun:
                         print(f"{name}: stopped early, at step {self.step}")
                         break
                 if not last:
-                    self._save_where_due()
+                    self._save_if_due()
         if self.recent:
             self._report()
         self._print_summary()
@@ -309,7 +309,7 @@ class StageRun:
             self.worse += 1
         self.model.train()
 
-    def _save_where_due(self) -> None:
+    def _save_if_due(self) -> None:
         """Writes a checkpoint if one is due or the user has asked to stop."""
         trainer, options = self.trainer, self.trainer.config
         # The first process's clock decides for all: each of them contributes to a checkpoint.
