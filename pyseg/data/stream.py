@@ -70,7 +70,7 @@ class Stream:
         consumer: Which of the consumers, from 0.
         consumers: How many there are.
         shuffle: Shuffle the shards, and the items of a chunk.
-        seed: Decides the order.
+        seed: The seed of the order.
         buffer: Items of a chunk.
     """
 
@@ -154,7 +154,7 @@ def recall(
         consumer: Who takes them.
         epoch: The first pass.
         shuffle: Shuffle all of the numbers.
-        seed: Decides the order.
+        seed: The seed of the order.
         repeat: Go on with the next pass for ever.
         batch_size: Examples per batch of a rank.
         skip: Batches to leave out at the start.
