@@ -212,7 +212,7 @@ class RecordDataset(IterableDataset[Example]):
 
     def _copy(self: Self, **changes: Any) -> Self:
         other = copy.copy(self)
-        # copy.copy would call `__getstate__`, which fixes rank and world size.
+        # Undoes `__getstate__`, which copy.copy calls and which fixes rank and world size.
         vars(other).update({"rank": self.rank, "world_size": self.world_size, **changes})
         return other
 

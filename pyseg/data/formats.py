@@ -306,7 +306,7 @@ def _id_key(kind: RecordKind | None, default: str) -> str:
 
 
 def id_key(path: str, default: str = "id") -> str:
-    """Returns the name of the id in a file: the known one that it has, if only one.
+    """Returns the name of the id in a file: the default, unless it has only another known one.
 
     Raises:
         pyseg.errors.RecordError: The file cannot be read.
