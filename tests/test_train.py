@@ -204,7 +204,7 @@ def test_a_run_without_evaluation_resumes(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pyseg.training.StageRun._save_where_due", stop)
+        patch.setattr("pyseg.training.StageRun._save_if_due", stop)
         patch.setattr("pyseg.training.StageRun._report", lambda self: 0.0)
         with pytest.raises(KeyboardInterrupt):
             train.train(config(data, tmp_path / "run", **options))

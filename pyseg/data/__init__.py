@@ -35,12 +35,12 @@ from pyseg.errors import DataError, RecordError
 
 
 def _make_sample() -> Path:
-    from pyseg.data.sample import make_sample  # a command too, which Python wants to import itself
+    from pyseg.data.sample import make_sample  # late: `python -m` imports it itself
 
     return make_sample()
 
 
-# Of several formats that match a file, the last one counts.
+# The order of registration: of several formats that match a file, the last one is used.
 for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT):
     register_format(format)
 register_source("sample", _make_sample)

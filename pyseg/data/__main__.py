@@ -1,4 +1,4 @@
-"""What can be done with data from the command line: ``python -m pyseg.data download ...``."""
+"""Commands that fetch data: ``python -m pyseg.data download ...``."""
 
 from __future__ import annotations
 

@@ -6,18 +6,18 @@ import numpy as np
 
 from pyseg._jit import njit
 
-# What `parse` may find wrong with a line.
+# Errors of a line that `parse` reports.
 NO_COMMA, NO_NUMBER, TOO_LARGE = 1, 2, 3
 
 
 @njit
 def parse(text, excluded, starts, offsets, labels, hashes):  # type: ignore[no-untyped-def]
-    """Reads lines ``id,label label ...`` of ASCII digits, whole ones, from bytes.
+    """Parses complete lines ``id,label label ...`` with labels of ASCII digits.
 
-    `starts` receives where each line begins, `offsets` and `labels` the lists. With `excluded`,
-    sorted hashes of ids, `hashes` says of each line whether its id may be one of them.
+    `starts` receives the start of each line, `offsets` and `labels` the lists. With `excluded`,
+    sorted hashes of ids, `hashes` receives for each line whether its id may be one of them.
 
-    Returns the number of lines, and what is wrong with the last one (0: nothing).
+    Returns the number of lines, and the error of the last one (0: none).
     """
     line, count, at, end = 0, 0, 0, len(text)
     while at < end:
@@ -30,7 +30,7 @@ def parse(text, excluded, starts, offsets, labels, hashes):  # type: ignore[no-u
             at += 1  # an empty line
             continue
         value = np.uint64(14695981039346656037)  # FNV-1a
-        trimmed = value  # the hash without spaces at the end
+        trimmed = value  # the hash without trailing spaces
         while at < end and text[at] != 44 and text[at] != 10:
             value = (value ^ np.uint64(text[at])) * np.uint64(1099511628211)
             if text[at] != 32:
@@ -65,7 +65,7 @@ def parse(text, excluded, starts, offsets, labels, hashes):  # type: ignore[no-u
 
 @njit
 def hash_id(text):  # type: ignore[no-untyped-def]
-    """Returns the hash that `parse` takes of an id."""
+    """Returns the hash of an id, as `parse` computes it."""
     value = np.uint64(14695981039346656037)
     for byte in text:
         value = (value ^ np.uint64(byte)) * np.uint64(1099511628211)

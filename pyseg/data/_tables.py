@@ -1,4 +1,4 @@
-"""Reading text tables: those that come with a collection, submissions, lists of ids.
+"""Reading text tables: those of a collection, submissions, lists of ids.
 
 All of them are read by :func:`read_rows` as CSV; :func:`read_table` finds columns by name.
 """
@@ -19,33 +19,33 @@ from typing import BinaryIO, NoReturn, cast
 from pyseg.errors import DataError
 
 MAX_LINE = 2**27
-"""Characters of a line: enough for 100,000 segments of videos with ids of 1,024 bytes."""
+"""The longest line in characters: 100,000 segments of videos with ids of 1,024 bytes."""
 
 DAMAGED_GZIP = EOFError, gzip.BadGzipFile, zlib.error
-"""What reading damaged gzip data raises."""
+"""The exceptions that reading damaged gzip data raises."""
 
 _UTF16 = b"\xff\xfe", b"\xfe\xff"
 _UTF32 = b"\xff\xfe\0\0", b"\0\0\xfe\xff"
 
 
 def shown(text: str) -> str:
-    """Returns text as a message quotes it: only its beginning."""
+    """Quotes the beginning of a text for a message."""
     return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def whole_number(text: str) -> int | None:
-    """Returns the number that up to 9 ASCII digits stand for, None for any other text."""
+    """Returns the value of up to 9 ASCII digits, None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table, which knows where it stands.
+    """A line of a table, with its place for messages.
 
     Attributes:
         path: The file.
         line: Its line number, from 1.
-        fields: The text of each column that the line has.
+        fields: The text of each column of the line.
     """
 
     path: str
@@ -64,7 +64,7 @@ class Row:
         return value
 
     def integer(self, column: str) -> int:
-        """Returns a column that must be a whole number, at least 0 and of at most 9 digits."""
+        """Returns a column that must be a whole number of at most 9 digits."""
         value = self.text(column)
         number = whole_number(value)
         if number is None:
@@ -89,7 +89,7 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file for reading; gzip is recognised by content.
 
     Raises:
-        OSError: It cannot be read. A block that reads it has to expect `DAMAGED_GZIP` too.
+        OSError: It cannot be read. Reading it may also raise `DAMAGED_GZIP`.
     """
     with open(path, "rb") as file:
         compressed = file.peek(2)[:2] == b"\x1f\x8b"
@@ -97,7 +97,7 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def is_zlib(head: bytes) -> bool:
-    """Returns whether a file that begins so is compressed with zlib, but not gzip (RFC 1950)."""
+    """Returns whether the first bytes of a file are those of zlib data (RFC 1950), not gzip."""
     if len(head) < 2 or head[0] & 15 != 8 or int.from_bytes(head[:2], "big") % 31:
         return False
     with contextlib.suppress(zlib.error):
@@ -107,21 +107,21 @@ def is_zlib(head: bytes) -> bool:
 
 
 class _Lines:
-    """The lines of a file of text, with their ends, which may be LF, CR LF or CR.
+    """The lines of a text file, with their ends, which may be LF, CR LF or CR.
 
-    The text is UTF-8, or UTF-16 with a byte order mark, and has no NUL.
+    The text must be UTF-8, or UTF-16 with a byte order mark, without NUL.
     """
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         self.name = name
         self.number = 0
-        """Of the last line, from 1."""
+        """The number of the last line, from 1."""
         try:
             start = cast(io.BufferedReader, file).peek(64)[:64]
         except DAMAGED_GZIP:
-            start = b""  # as for an empty file: reading a line says what is wrong
+            start = b""  # as for an empty file: reading a line raises the error
         self._start = start
-        # Bytes that are no text become surrogates, so that the line that has them can be named.
+        # Invalid bytes become surrogates, so that the error can name their line.
         self._encoding = "utf-16" if start[:2] in _UTF16 else "utf-8-sig"
         self._text = io.TextIOWrapper(file, self._encoding, "surrogateescape", newline="")
 
@@ -152,17 +152,17 @@ class _Lines:
         return line
 
     def _other_kind(self) -> str:
-        """Returns what a file that is no text may be, if that can be told by its first bytes."""
+        """Returns the kind of a file that is not text, if its first bytes identify it."""
         if self._start[:4] in _UTF32:
             return "UTF-32"
         return "what looks like zlib-compressed data" if is_zlib(self._start) else ""
 
-    def fail(self, told: str) -> NoReturn:
-        raise DataError(f"{self.name}, line {self.number}: {told}")
+    def fail(self, problem: str) -> NoReturn:
+        raise DataError(f"{self.name}, line {self.number}: {problem}")
 
     def quoted(self, line: str) -> list[str]:
-        """Returns the fields of a line with quotes, whose fields may go on in the next ones."""
-        limit = csv.field_size_limit(MAX_LINE)  # of the whole process
+        """Returns the fields of a line with quotes, which may continue on the next lines."""
+        limit = csv.field_size_limit(MAX_LINE)  # global to the process
         try:
             return next(csv.reader(itertools.chain([line], self), strict=True))
         except csv.Error as error:
@@ -176,7 +176,7 @@ def read_rows(
 ) -> Iterator[tuple[int, list[str]]]:
     r"""Yields the lines of a table, except empty ones: their number and their fields.
 
-    It is read as CSV is (RFC 4180): a field in double quotes may hold commas, line ends and doubled
+    The format is CSV (RFC 4180): a field in double quotes may hold commas, line ends and doubled
     quotes. Lines end with LF, CR LF or CR. Gzip is recognised by content.
 
     Args:
@@ -184,7 +184,7 @@ def read_rows(
         delimiter: ``","``, with quotes, or a tab, without.
 
     Raises:
-        DataError: The file is not such a text, or a line is absurdly long; the message names file
+        DataError: The file is not such a text, or a line is too long; the message names file
             and line.
         OSError: The file cannot be read.
 
@@ -204,7 +204,7 @@ def read_rows(
                 continue
             if delimiter == "," and '"' in line:
                 yield number, lines.quoted(line)
-            else:  # what csv.reader makes of it, in a third of the time
+            else:  # the result of csv.reader, in a third of the time
                 yield number, line.rstrip("\r\n").split(delimiter)
 
 
@@ -230,11 +230,10 @@ def read_table(
 
     Args:
         path: The file, see `read_rows`.
-        columns: The columns that must be there; each may go by several names, and the rows know it
-            by the first.
+        columns: The required columns, each with its possible names; rows use the first.
         delimiter: See `read_rows`.
-        optional: Columns that may be there, empty where they are not.
-        header: The columns of a file of so many whose first line names none of `columns`.
+        optional: Optional columns; empty if missing.
+        header: The columns of a file with as many, whose first line names none of `columns`.
 
     Raises:
         DataError: A column is missing, a line has too few or too many fields, or the file is not

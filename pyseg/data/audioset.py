@@ -1,8 +1,8 @@
 """AudioSet with strong labels: clips of ten seconds, and the times of the sounds in them.
 
-The clips come as TFRecords of frames (0.96 s each) with the weak labels of the whole clip, the
-strong labels as a table of events. Together they give what YouTube-8M gives: videos with labels,
-and 5-frame segments of which one or some classes are rated. See :class:`StrongSegmentDataset`.
+TFRecords hold the frames (0.96 s each) and the weak labels of each clip, a table of events the
+strong labels. Together they have the structure of YouTube-8M: videos with labels, and 5-frame
+segments for which one or some classes are rated. See :class:`StrongSegmentDataset`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ NUM_CLASSES = 527  # weak labels
 FRAME_SECONDS = 0.96
 SCHEMA = FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")
 STRONG_TABLES = ("strong_labels.tsv", "audioset_train_strong.tsv", "audioset_eval_strong.tsv")
-"""What tables of strong labels are called, the published ones among them; .gz may follow."""
+"""File names of tables of strong labels, published ones included; .gz may follow."""
 
 Interval = tuple[float, float]
 StrongLabels = Mapping[str, Mapping[str, Sequence[Interval]]]
-"""Clip name to label id to its events: disjoint (onset, offset), in seconds, in order."""
+"""Clip name to label id to events: disjoint (onset, offset) in seconds, in order."""
 
 
 def read_class_labels(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
@@ -78,8 +78,8 @@ def read_strong_labels(*paths: str | os.PathLike[str]) -> StrongLabels:
     """Returns the events of each clip by label, from one or more tables of events.
 
     A table has tab-separated columns ``filename`` (video id, "_", start of the clip in ms),
-    ``event_label``, ``onset`` and ``offset`` (s from the clip's start), or goes by the names of
-    the published files: ``segment_id``, ``label``, ``start_time_seconds``, ``end_time_seconds``.
+    ``event_label``, ``onset`` and ``offset`` (s from the clip's start), or those of the published
+    files: ``segment_id``, ``label``, ``start_time_seconds``, ``end_time_seconds``.
     Events of one class that overlap or touch are one event.
 
     Raises:
@@ -128,17 +128,16 @@ def merge_events(intervals: Iterable[Interval]) -> list[Interval]:
 def labels_by_id(
     strong: StrongLabels, names: Mapping[str, str]
 ) -> tuple[StrongLabels, dict[str, str]]:
-    """Returns strong labels with ids for the classes that go by their names.
+    """Returns strong labels in which ids replace the names of classes.
 
-    Upper and lower case make no difference, nor do spaces and underscores. A name that several
-    classes have stands for none.
+    Case, spaces and underscores do not matter. A name that several classes share is not replaced.
 
     Args:
         strong: From `read_strong_labels`.
         names: Names of known classes by id.
 
     Returns:
-        The strong labels, and the ids by the names that stood for them.
+        The strong labels, and the ids by the names that they replaced.
 
     Example:
         >>> labels_by_id({"a_0": {"dog": [(0, 1)], "/m/b": [(1, 2)]}}, {"/m/a": "Dog", "/m/b": "B"})
@@ -166,7 +165,7 @@ def labels_by_id(
 
 
 def clip_name(id: str, start_seconds: float) -> str:
-    """Returns how tables of strong labels call a clip.
+    """Returns the name of a clip in tables of strong labels.
 
     Example:
         >>> clip_name("06xy", 30.0)
@@ -178,11 +177,11 @@ def clip_name(id: str, start_seconds: float) -> str:
 def read_clip_names(
     paths: Sequence[str], schema: FrameSchema = SCHEMA, on_error: OnError = "raise"
 ) -> set[str]:
-    """Returns how tables of strong labels call the clips of some records, without their frames.
+    """Returns the names in tables of strong labels of the clips of records; reads no frames.
 
     Args:
         paths: The records.
-        schema: What the features are called.
+        schema: The names of the features.
         on_error: See `pyseg.data.read_frames`.
 
     Raises:
@@ -207,7 +206,7 @@ def read_clip_names(
 def open_strong_labels(
     tables: Sequence[str], clips: Set[str], weak_ids: Sequence[str], names: Mapping[str, str]
 ) -> tuple[StrongLabels, tuple[str, ...]]:
-    """Returns the strong labels of clips, and what is to be said of them, a line each.
+    """Returns the strong labels of clips, and lines about them for the user.
 
     Args:
         tables: See `read_strong_labels`.
@@ -251,7 +250,7 @@ def open_strong_labels(
 def label_space(
     weak_ids: Sequence[str], strong: StrongLabels, names: Mapping[str, str] | None = None
 ) -> tuple[list[str], list[str]]:
-    """Returns the ids and names of all classes, of one numbering for weak and strong labels.
+    """Returns the ids and names of all classes, with one numbering for weak and strong labels.
 
     The weak classes keep their numbers; classes that only strong labels use follow, in the order of
     their ids.
@@ -259,7 +258,7 @@ def label_space(
     Args:
         weak_ids: From `read_class_labels`.
         strong: From `read_strong_labels`.
-        names: Names by id; a class without one goes by its id.
+        names: Names by id; default: the id.
     """
     used = {label for clip in strong.values() for label in clip}
     ids = [*weak_ids, *sorted(used - set(weak_ids))]
@@ -277,15 +276,15 @@ def is_present(
 ) -> bool:
     """Returns whether a class counts as present in a segment.
 
-    It does when its events cover at least ``segment_share`` of the segment, or when the segment
-    covers at least ``event_share`` of one of them.
+    It does if its events cover at least ``segment_share`` of the segment, or the segment covers at
+    least ``event_share`` of one of them.
 
     Args:
         events: Disjoint events of the class, in seconds.
         begin: Start of the segment, in seconds.
         end: End of the segment, in seconds.
         segment_share: In (0, 1].
-        event_share: In (0, 1]; above 1 the second way is out.
+        event_share: In (0, 1]; a value above 1 disables the second condition.
 
     Example:
         >>> is_present([(0.0, 10.0)], 0.0, 4.8), is_present([(4.7, 4.9)], 0.0, 4.8)
@@ -305,9 +304,9 @@ class StrongSegmentDataset(SegmentDataset):
     """Segments of AudioSet clips, rated by strong labels.
 
     A clip is cut into segments of ``schema.segment_size`` frames; the last may be shorter. For
-    each, some of the classes that the clip's strong labels name are rated, 1 or 0 by `is_present`:
-    a class that is present elsewhere in the clip is a hard negative. What is rated depends on
-    ``rating_seed``, clip, segment and class only. A clip without strong labels gives no segment.
+    each, some of the classes in the clip's strong labels are rated, 1 or 0 by `is_present`: a
+    class that is present elsewhere in the clip is a hard negative. The choice depends only on
+    ``rating_seed``, clip, segment and class. A clip without strong labels gives no segment.
 
     An example's id is ``"<video id>:<start frame>"``.
 
@@ -315,8 +314,8 @@ class StrongSegmentDataset(SegmentDataset):
         paths: See `RecordDataset`.
         strong: From `read_strong_labels`.
         class_ids: The id of every class, by number (`label_space`); events of others are not rated.
-        schema: What the features are called, and how long a segment is.
-        rated_per_segment: Classes rated per segment; None rates all that the clip names, so that
+        schema: The names of the features, and the length of a segment.
+        rated_per_segment: Classes rated per segment; None rates all classes of the clip, so that
             with 0 for all others a segment's labels are complete.
         segment_share: See `is_present`.
         event_share: See `is_present`.
@@ -361,11 +360,11 @@ class StrongSegmentDataset(SegmentDataset):
 
     @property
     def clips_without_labels(self) -> int:
-        """Clips of the current or last pass that have no strong label of a known class."""
+        """Clips of the current or last pass without a strong label of a known class."""
         return int(self._shared.counts[:, self._counts.index("clips_without_labels")].sum())
 
     def rate(self, record: FrameRecord) -> Ratings | None:
-        """Returns the ratings of a clip's segments; None where it has no strong label."""
+        """Returns the ratings of a clip's segments; None if it has no strong label."""
         clip = clip_name(record.id, float(record.context["start_time_seconds"]))
         events = {
             label: intervals
@@ -394,7 +393,7 @@ class StrongSegmentDataset(SegmentDataset):
         )
 
     def _draw(self, labels: Iterable[str], segment: str) -> list[str]:
-        """Returns the classes to rate of those that the clip names."""
+        """Returns the clip's classes to rate in a segment."""
         if self.rated_per_segment is None:
             return sorted(labels)
 
@@ -414,7 +413,7 @@ class StrongSegmentDataset(SegmentDataset):
 
 
 def _open(found: Found, options: OpenOptions) -> Collection:
-    """Opens clips: strong labels rate their segments where there are any."""
+    """Opens clips; strong labels, if any, rate their segments."""
     schema: Any = found.format.schema
     notes = found.notes
     ids: list[str] = []

@@ -1,4 +1,4 @@
-"""Examples, and batches of them.
+"""Examples and batches.
 
 See :class:`Batch` and :func:`collate`.
 """
@@ -20,8 +20,8 @@ class Example(NamedTuple):
     """A video or a segment, with its labels or ratings.
 
     Attributes:
-        id: The video's id; a segment is ``"<video id>:<start frame>"``. Always text, as it stands
-            in the record: ids such as ``1e10`` and ``0012`` are not numbers.
+        id: The video's id; for a segment ``"<video id>:<start frame>"``. Always text, as in the
+            record: ids such as ``1e10`` and ``0012`` are not numbers.
         frames: (T, N) uint8, quantised as in the record; or float32 (video-level features, T = 1).
         classes: (R,) int64: the labels of a video, or the rated classes of a segment.
         scores: (R,) float32: 1 for labels; the rating, in [0, 1], of a rated class.
@@ -37,8 +37,8 @@ class Example(NamedTuple):
 class Batch:
     """Examples padded to one length; labels or ratings stay ragged.
 
-    Example b rates ``classes[offsets[b]:offsets[b + 1]]``, which is how
-    `pyseg.ops.rated_bce_with_logits` takes them.
+    Example b rates ``classes[offsets[b]:offsets[b + 1]]``, the layout that
+    `pyseg.ops.rated_bce_with_logits` takes.
 
     Attributes:
         ids: B ids.
@@ -47,7 +47,7 @@ class Batch:
         offsets: (B + 1,) int64.
         classes: (R,) int64.
         scores: (R,) float32.
-        position: Where the reader stands in the data set after this batch; see `pyseg.data.Feed`.
+        position: The reader's position in the data set after this batch; see `pyseg.data.Feed`.
 
     Example:
         >>> import numpy as np
@@ -70,7 +70,7 @@ class Batch:
         return len(self.ids)
 
     def targets(self, num_classes: int) -> Tensor:
-        """Returns the scores as a matrix, (B, C) float32: 0 where a class is not rated.
+        """Returns the scores as a matrix, (B, C) float32: 0 for classes that are not rated.
 
         Raises:
             ValueError: A class is not in ``[0, num_classes)``.
@@ -79,7 +79,7 @@ class Batch:
         return targets.index_put_(self._positions(num_classes), self.scores)
 
     def rated(self, num_classes: int) -> Tensor:
-        """Returns which classes are rated (or labels), (B, C) bool.
+        """Returns whether each class is rated (or a label), (B, C) bool.
 
         Raises:
             ValueError: A class is not in ``[0, num_classes)``.
@@ -88,10 +88,10 @@ class Batch:
         return rated.index_put_(self._positions(num_classes), rated.new_ones(()))
 
     def check_classes(self, num_classes: int) -> None:
-        """Raises where a class is not in ``[0, num_classes)``.
+        """Checks that all classes are in ``[0, num_classes)``.
 
         Raises:
-            pyseg.errors.DataError: The message names the video.
+            pyseg.errors.DataError: One is not; the message names the video.
         """
         wrong = (self.classes < 0) | (self.classes >= num_classes)
         if wrong.any():
@@ -116,7 +116,7 @@ class Batch:
 
         Args:
             device: The target.
-            non_blocking: Do not wait for the copy; this has an effect only in pinned memory.
+            non_blocking: Do not wait for the copy; it has an effect only on pinned memory.
         """
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
@@ -139,10 +139,10 @@ class Batch:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns what is pickled, as on the way from a worker process."""
-        # A tensor is sent to another process as an open file descriptor. Only the frames are worth
-        # one: the rest goes through the pipe, so that the limit of open files allows for several
-        # times as many batches.
+        """Returns the pickled form, in which a worker process sends it."""
+        # A tensor is sent to another process as a file descriptor. Only the frames are worth one:
+        # the rest goes through the pipe, so that the limit of open files allows several times as
+        # many batches.
         small = (self.num_frames, self.offsets, self.classes, self.scores)
         if self.frames.device.type != "cpu":
             return Batch, (self.ids, self.frames, *small, self.position)
@@ -160,11 +160,11 @@ def _rebuild(
 def collate(examples: Sequence[Example], *, frames: int | None = None) -> Batch:
     """Returns a batch of examples, padded with zeros at the end.
 
-    In a worker of a `torch.utils.data.DataLoader`, the frames are written directly into memory that
-    is shared with the parent process.
+    In a worker of a `torch.utils.data.DataLoader`, frames are written directly into memory shared
+    with the parent process.
 
     Args:
-        examples: B examples of the same width N and kind of frames.
+        examples: B examples whose frames have the same width N and dtype.
         frames: T, the length to pad to; default: the longest example's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Collections: what training needs to know about a folder of data.
+"""Collections: a folder of data, opened for training and evaluation.
 
 See :func:`open_collection`.
 """
@@ -35,14 +35,14 @@ _SOURCES: Registry[Callable[[], str | os.PathLike[str]]] = Registry("source of d
 
 @dataclass(frozen=True)
 class Split:
-    """Whether a video belongs to a part of a collection: a function of its shard and id.
+    """A predicate of a video's shard and id: whether it belongs to a part of a collection.
 
     Attributes:
         part: "train" or "test".
-        fraction: The part of the videos that is held out, "test".
-        seed: Decides which.
+        fraction: The fraction of the videos that is held out, "test".
+        seed: The seed of the split.
         train_paths: Shards whose videos are all "train".
-        within: What it is a split of; None: of all videos.
+        within: The split whose videos it divides; None: it divides all videos.
     """
 
     part: Literal["train", "test"]
@@ -61,33 +61,34 @@ class Split:
 
 @dataclass(frozen=True)
 class Collection:
-    """Videos with labels and, where there are any, rated segments; from `open_collection`.
+    """Videos with labels and, if there are any, rated segments; from `open_collection`.
 
-    Videos are split by id into a "train" and a "test" part: a video and its segments are all in one
-    of them. Where unrated shards of the published train partition (``train*``) lie beside others,
-    they are not split: all their videos are "train".
+    Videos are split by id into "train" and "test": a video and all its segments are in the same
+    part. Unrated shards of the published train partition (``train*``) beside others are not split:
+    all their videos are "train".
 
-    `dataclasses.replace` makes another collection of one: of other shards, or of the same ones read
-    as other data sets, say with other ratings. It is split in the same way.
+    `dataclasses.replace` makes a collection with the same split of other shards, or of the same
+    shards as other data sets, say with other ratings.
 
     Attributes:
-        name: That of the format or of the source, such as "youtube8m" or "sample".
+        name: The name of the format or the source, such as "youtube8m" or "sample".
         feature_sizes: Widths of the features that make up a frame, (1024, 128) for example.
         num_classes: C, of video labels and ratings alike.
         class_names: C names, if known.
         segment_classes: The classes whose segments are rated, if known: a subset of the C.
-        level: "frame", or "video" where there are only mean features of whole videos.
-        notes: What was left out or not found, a line each, for the user to see.
-        test_fraction: The part of the videos that is held out.
-        seed: Decides which.
-        make_videos: Makes what `videos` returns, of shards and the options of `RecordDataset`.
+        level: "frame", or "video" if there are only mean features of whole videos.
+        notes: Lines for the user on what was left out or not found.
+        test_fraction: The fraction of the videos that is held out.
+        seed: The seed of the split.
+        make_videos: Makes the data set that `videos` returns, from shards and the options of
+            `RecordDataset`.
         make_segments: Likewise for `segments`; None: there are no rated segments.
         video_paths: The shards of videos.
         segment_paths: The shards of videos with rated segments.
         train_paths: Those of the shards of which no video is held out.
         id_key: The feature with a video's id.
-        within: The videos that there are, if not all (`without_test`).
-        on_error: What a faulty record does where nothing else is asked for: "raise" or "skip".
+        within: The split to which videos are restricted, if any (`without_test`).
+        on_error: The default of the data sets' option: "raise" or "skip" faulty records.
     """
 
     name: str
@@ -148,12 +149,12 @@ class Collection:
     def is_empty(
         self, part: Part, *, rated: bool | None = None, classes: Sequence[int] | None = None
     ) -> bool:
-        """Returns whether a part has no example; no more is read than is needed to know.
+        """Returns whether a part has no example; reads only as much as it must.
 
         Args:
             part: "train", "test" or "all".
-            rated: Whether rated segments are meant, or videos; default: the former where there are
-                any in the collection.
+            rated: Whether to look for rated segments, or for videos; default: segments if the
+                collection has any.
             classes: See `pyseg.data.RecordDataset`.
 
         Raises:
@@ -163,15 +164,15 @@ class Collection:
         if part == "test" and self.test_fraction == 0:
             return True
         make = self.segments if rated or (rated is None and self.has_segments) else self.videos
-        # The same in all processes.
+        # Not divided: all processes get the same answer.
         examples = make(part, classes=classes, cache=False, rank=0, world_size=1)
-        with without_record_warnings():  # whoever reads on will tell
+        with without_record_warnings():  # a reader that gets further reports them
             return examples is None or next(iter(examples), None) is None
 
     def label_lists(
         self, part: Part, report: ReadReport | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the label lists of videos, without reading anything else of them.
+        """Yields the label lists of videos, without decoding anything else.
 
         Args:
             part: "train", "test" or "all", of the same split as `videos`.
@@ -194,11 +195,11 @@ class Collection:
                 yield lists.offsets, lists.labels
 
     def without_test(self, test_fraction: float, seed: int) -> Collection:
-        """Returns the "train" part, divided in its turn: to choose between models by.
+        """Returns the "train" part with a split of its own, for choosing between models.
 
         Args:
-            test_fraction: The part of its videos that the new collection holds out.
-            seed: Decides which; not that of this collection, or the same ones are.
+            test_fraction: The fraction of its videos that the new collection holds out.
+            seed: The seed of its split, not that of this collection, which holds out the same ids.
 
         Raises:
             ValueError: ``test_fraction`` is not in [0, 1].
@@ -222,7 +223,7 @@ class Collection:
     ) -> RecordDataset:
         split = self._split(part)
         if not options.get("cache"):
-            if part == "test":  # without reading all of the others for nothing
+            if part == "test":  # none of their videos is in this part
                 paths = tuple(path for path in paths if path not in self.train_paths)
             return make(paths, select=split, **options)
         view = {name: options.pop(name) for name in VIEW_OPTIONS if name in options}
@@ -233,11 +234,11 @@ class Collection:
 
 
 def register_source(name: str, make: Callable[[], str | os.PathLike[str]]) -> None:
-    """Makes a name stand for data that is made or fetched: ``--data NAME`` then uses it.
+    """Registers a name for data that is generated or fetched, which ``--data NAME`` then uses.
 
     Args:
-        name: The name, which none has yet.
-        make: Returns the folder, glob or file of the records; it is called at every use.
+        name: The name, which must be new.
+        make: Returns the folder, glob or file of the records; called at every use.
 
     Raises:
         pyseg.errors.ArgumentError: The name is taken.
@@ -246,7 +247,7 @@ def register_source(name: str, make: Callable[[], str | os.PathLike[str]]) -> No
 
 
 def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Returns the folder, glob or file of the records that a path or the name of a source names."""
+    """Returns the folder, glob or file of records for a path or the name of a source."""
     make = _SOURCES.get(cast(str, data))
     return data if make is None else make()
 
@@ -260,34 +261,34 @@ def open_collection(
     seed: int = 0,
     on_error: OnError = "raise",
 ) -> Collection:
-    """Returns the collection in a folder, having looked at what its records hold.
+    """Opens the collection in a folder; its records determine the format.
 
     * Feature list ``audio_embedding``: AudioSet. Beside the records, ``class_labels_indices.csv``
-      names the classes, and ``strong_labels.tsv``, ``audioset_train_strong.tsv`` and
-      ``audioset_eval_strong.tsv`` (or .gz), all that are there, have the times of the sounds.
-    * Feature lists ``rgb`` and ``audio``: YouTube-8M, frames, with rated segments where there are
-      any. ``vocabulary.csv`` beside the records, or above them, names the classes (without it there
-      are 3,862), ``segment_vocabulary.csv`` the rated ones.
+      names the classes, and all of ``strong_labels.tsv``, ``audioset_train_strong.tsv`` and
+      ``audioset_eval_strong.tsv`` (or .gz) that exist have the times of the sounds.
+    * Feature lists ``rgb`` and ``audio``: YouTube-8M, frames, with rated segments if there are any.
+      ``vocabulary.csv`` beside the records, or above them, names the classes (without it there are
+      3,862), ``segment_vocabulary.csv`` the rated ones.
     * ``mean_rgb`` and ``mean_audio``: YouTube-8M, mean features of whole videos.
-    * What `pyseg.data.register_format` has added.
+    * Formats that `pyseg.data.register_format` has added.
 
-    Where a folder holds several formats, the one of most files is taken; ``notes`` says what is
-    left out, such as the unlabelled test partition.
+    If a folder holds several formats, that of most files is used; ``notes`` lists what is left out,
+    such as the unlabelled test partition.
 
     Args:
         data: A folder, a glob or a file; or the name of a source (`register_source`), such as
             ``"sample"``, which is generated at first use.
-        labels: Tables of labels, for a format that takes them, as AudioSet's: a file, a glob, or a
-            list of these; default: those beside the records.
+        labels: Tables of labels, for a format that takes them, such as AudioSet's: a file, a glob,
+            or a list of these; default: those beside the records.
         vocabulary: The classes; default: the file beside the records.
-        test_fraction: The part of the videos to hold out, in [0, 1].
-        seed: Decides which.
-        on_error: What a faulty record does, here and in the data sets of the collection: "raise"
-            an error, or "skip" it.
+        test_fraction: The fraction of the videos to hold out, in [0, 1].
+        seed: The seed of the split.
+        on_error: "raise" an error at a faulty record, or "skip" it, here and in the data sets of
+            the collection.
 
     Raises:
-        FileNotFoundError: There is nothing at ``data``, or a file that is needed is missing.
-        pyseg.errors.DataError: The records are of no known format, or a table is malformed.
+        FileNotFoundError: There is nothing at ``data``, or a required file is missing.
+        pyseg.errors.DataError: The format of the records is unknown, or a table is malformed.
         pyseg.errors.RecordError: A file cannot be read as TFRecords.
         ValueError: ``test_fraction`` is not in [0, 1].
 
@@ -318,21 +319,21 @@ def open_records(
     num_classes: int | None = None,
     is_train: Callable[[str], bool] = lambda _: False,
 ) -> Collection:
-    """Opens records that hold labels and ratings themselves, as those of YouTube-8M do.
+    """Opens records that contain their labels and ratings, as those of YouTube-8M do.
 
     ``vocabulary.csv`` beside the records, or above them, names the classes;
     ``segment_vocabulary.csv`` says which of them are rated.
 
     Args:
         found: The records.
-        options: What was asked for.
-        name: The collection's; default: the format's.
-        num_classes: The number of classes where there is no vocabulary; default: there must be one.
-        is_train: Whether a file of unrated videos is of a published train partition, by its path.
-            None of its videos is held out, unless all files are of it.
+        options: The options of `open_collection`.
+        name: The collection's name; default: the format's.
+        num_classes: The number of classes without a vocabulary; None: a vocabulary is required.
+        is_train: Whether a file of unrated videos is of a published train partition, by its path;
+            none of its videos is held out, unless all files are of that partition.
 
     Raises:
-        pyseg.errors.DataError: A vocabulary is malformed, or missing where it is needed.
+        pyseg.errors.DataError: A vocabulary is malformed, or required and missing.
     """
     notes, schema = found.notes, cast(Any, found.format.schema)
     names, rated = None, None

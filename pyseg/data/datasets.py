@@ -42,42 +42,42 @@ VIEW_OPTIONS = ("keep", "select", "shuffle", "seed", "buffer", "repeat", "rank",
 
 
 class RecordDataset(IterableDataset[Example]):
-    """The base of the data sets of this package; use one of its subclasses.
+    """The base class of data sets; use one of its subclasses.
 
-    A data set is divided over the ranks of a distributed run and over the workers of a DataLoader
-    (the same number on every rank), whatever their numbers and that of the shards: each example is
-    read exactly once in a pass. A shard that several consumers share is read by each of them as a
-    whole, but each decodes only its own records.
+    A data set is divided over the ranks of a distributed run and the workers of a DataLoader (the
+    same number on every rank): each example is read exactly once in a pass, whatever the numbers of
+    ranks, workers and shards. A shard that several consumers share is read by each of them in full,
+    but each decodes only its own records.
 
     The order depends on ``seed``, the epoch, and the numbers of ranks and workers; with
-    ``cache=True`` in a `loader`, not on the last two. Ranks may have one batch more or less than
-    others in a pass; with ``repeat=True`` no rank ever ends.
+    ``cache=True`` in a `loader`, not on the last two. Ranks may differ by one batch in a pass; with
+    ``repeat=True`` no rank ever ends.
 
     Args:
         paths: Shards: a glob, a folder, a file, or a list of these (`find_shards`).
         shuffle: Shuffle the shards, and the examples within chunks; in memory, all of them.
-        seed: Decides the order, and which frames are sampled; at least 0.
-        buffer: Examples that are read ahead and shuffled with each other, a chunk.
-        keep: Which videos to read, by id; the function has to be picklable where worker processes
-            are not forked.
+        seed: The seed of the order and of sampled frames; at least 0.
+        buffer: The examples of a chunk, which are read ahead and shuffled together.
+        keep: Returns whether to read a video, by id; it must be picklable if worker processes are
+            not forked.
         select: Likewise, by shard and id.
         classes: Restrict labels and ratings to these classes, and renumber them by their position
-            in this list. A video without any of them stays, a segment is left out.
+            in this list. A video without any of them is kept, a segment left out.
         on_error: "raise" stops at a faulty record, "skip" leaves it out and counts it
             (`pyseg.data.records.read_frames`).
-        cache: Read all examples at once and keep them in memory, as they are stored.
-        repeat: Go on with the next epoch for ever instead of ending after one.
+        cache: Read all examples immediately and keep them in memory, as stored.
+        repeat: Repeat without end instead of stopping after one epoch.
         rank: This process's part of a distributed run; default: torch.distributed's, where it is
-            initialised by the time the data set is iterated over, else 0.
+            initialised when iteration starts, else 0.
         world_size: Parts of the distributed run; default likewise, else 1.
 
     Raises:
-        FileNotFoundError: ``paths`` stands for nothing.
+        FileNotFoundError: ``paths`` matches nothing.
         ValueError: An argument is out of range.
-        pyseg.errors.RecordError: A record is faulty (while iterating; with ``cache``, at once).
+        pyseg.errors.RecordError: A record is faulty (while iterating; with ``cache``, immediately).
     """
 
-    _unrated_examples = True  # whether an example that `classes` leaves without a class stays
+    _unrated_examples = True  # whether examples that `classes` leaves without a class are kept
     _counts: tuple[str, ...] = COUNTS
 
     def __init__(
@@ -136,7 +136,7 @@ class RecordDataset(IterableDataset[Example]):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order (and sampled frames) of the next pass, in running workers too."""
+        """Sets the number of the next pass, which its order depends on, in running workers too."""
         self._shared.epoch.fill_(epoch)
 
     @property
@@ -151,15 +151,15 @@ class RecordDataset(IterableDataset[Example]):
 
     @property
     def position(self) -> Position:
-        """Where this process stands after the example that it read last, unless from memory."""
+        """This process's position after the last example that it read, unless from memory."""
         return self._position
 
     @property
     def report(self) -> ReadReport:
-        """What happened in the current or last pass, in all workers of this process together.
+        """The problems found in the current or last pass, by all workers of this process.
 
-        A worker counts the records of a shard when it has read it, and a record that it skips at
-        once. Where passes repeat, the first one is counted.
+        A worker counts the records of a shard after reading it, but a skipped record immediately.
+        If passes repeat, only the first one is counted.
         """
         counts = dict(zip(self._counts, self._shared.total(), strict=True))
         return ReadReport(
@@ -167,7 +167,7 @@ class RecordDataset(IterableDataset[Example]):
         )
 
     def group(self) -> tuple[int, int]:
-        """Returns rank and world size: which part of the data this process reads."""
+        """Returns rank and world size, which determine this process's part of the data."""
         if self.rank is not None and self.world_size is not None:
             return self.rank, self.world_size
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -175,10 +175,10 @@ class RecordDataset(IterableDataset[Example]):
         return 0, 1
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what tells the data from other data, in numbers, text and dictionaries.
+        """Returns what identifies the data, as numbers, text and dictionaries.
 
-        That is, of every shard, its size and a digest of its first and last 4096 bytes, and of a
-        cache a digest of what it keeps of ids, classes and scores.
+        That is the size of every shard and a digest of its first and last 4096 bytes, and a digest
+        of the ids, classes and scores in a cache.
         """
         found: dict[str, Any] = {"shards": fingerprints(self.paths)}
         if self._memory is not None:
@@ -192,32 +192,32 @@ class RecordDataset(IterableDataset[Example]):
         Args:
             changes: ``keep``, ``select``, ``shuffle``, ``seed``, ``buffer``, ``repeat``, ``rank``
                 or ``world_size``. The first two choose among the videos of a cached data set, and
-                replace those of one that is not.
+                replace the options of any other.
 
         Raises:
-            TypeError: Another option is to change.
+            TypeError: Another option is given.
         """
         if wrong := changes.keys() - set(VIEW_OPTIONS):
             raise TypeError(f"subset cannot change {', '.join(sorted(wrong))}")
         return self._copy(**changes)._detach()
 
     def in_batches(self: Self, batch_size: int, start: Start) -> Self:
-        """Returns the same data set for a `loader`: both have one epoch and one report.
+        """Returns the same data set for a `loader`; both share epoch and report.
 
         Args:
-            batch_size: Examples per batch; of examples in memory, every worker takes whole batches.
+            batch_size: Examples per batch; workers take whole batches of examples in memory.
             start: Where to begin.
         """
         return self._copy(_batch_size=batch_size, _start=start)
 
     def _copy(self: Self, **changes: Any) -> Self:
         other = copy.copy(self)
-        # Copying goes through `__getstate__`, which fixes rank and world size.
+        # Undoes `__getstate__`, which copy.copy calls and which fixes rank and world size.
         vars(other).update({"rank": self.rank, "world_size": self.world_size, **changes})
         return other
 
     def _detach(self: Self) -> Self:
-        """Gives a copy with other options an epoch and a report of its own, and returns it."""
+        """Gives a copy with other options its own epoch and report; returns it."""
         self._check_options()
         counters, self._shared = self._shared, Counters(len(self._counts))
         if self._memory is not None:
@@ -228,7 +228,7 @@ class RecordDataset(IterableDataset[Example]):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what a worker process is given: there, torch.distributed is not initialised."""
+        """Returns the state for a worker process, where torch.distributed is not initialised."""
         rank, world_size = self.group()
         return {**self.__dict__, "rank": rank, "world_size": world_size}
 
@@ -236,7 +236,7 @@ class RecordDataset(IterableDataset[Example]):
         """Returns the number of examples of this rank, if they are in memory.
 
         Raises:
-            TypeError: They are not: the number is known only after reading them.
+            TypeError: They are not, so that the number is unknown.
         """
         if self._memory is None or self.repeat:
             raise TypeError(f"{type(self).__name__} has a length only with cache=True, unrepeated")
@@ -264,15 +264,15 @@ class RecordDataset(IterableDataset[Example]):
         raise NotImplementedError
 
     def _count(self, report: ReadReport) -> list[int]:
-        """Returns the numbers that ``_counts`` names."""
+        """Returns the values of the counters in ``_counts``."""
         return [getattr(report, name) for name in COUNTS]
 
     def _transform(self, example: Example, epoch: int) -> Example:
-        """Returns an example as it is to be in a pass."""
+        """Returns an example as a pass yields it, for example with sampled frames."""
         return example
 
-    def _tell(self, worker: int, report: ReadReport) -> None:
-        """Makes what a worker has counted known to all processes."""
+    def _publish(self, worker: int, report: ReadReport) -> None:
+        """Publishes a worker's counts to all processes."""
         self._shared.write(worker, self._count(report), report.first_error)
 
     def _read_all(self) -> ExampleMemory:
@@ -287,7 +287,7 @@ class RecordDataset(IterableDataset[Example]):
 
         memory = ExampleMemory(read())
         report.warn(type(self).__name__)
-        self._tell(0, report)
+        self._publish(0, report)
         return memory
 
     def _wants(self, path: str, video: str) -> bool:
@@ -298,7 +298,7 @@ class RecordDataset(IterableDataset[Example]):
     def _select(
         self, path: str, shard: tuple[int, int], report: ReadReport
     ) -> Iterator[tuple[str, Example]]:
-        """Yields what `_read` does, as far as ``keep``, ``select`` and ``classes`` let it."""
+        """Yields the examples of `_read` that ``keep``, ``select`` and ``classes`` admit."""
         for video, example in self._read(path, shard, report):
             if not self._wants(path, video):
                 continue
@@ -312,7 +312,7 @@ class RecordDataset(IterableDataset[Example]):
             yield video, example
 
     def _stream(self, consumer: Consumer) -> Iterator[Example]:
-        """Yields the examples that a consumer reads from the shards."""
+        """Yields a consumer's examples from the shards."""
         rank, world_size, worker, workers = consumer
         reader, start = (worker + self._start.batches) % workers, Position(self.epoch)
         if self._start.positions:
@@ -331,21 +331,21 @@ class RecordDataset(IterableDataset[Example]):
         )
 
     def _passes(self, stream: Stream, start: Position, worker: int) -> Iterator[Example]:
-        """Yields the examples of a pass, or of all; the first one is counted."""
+        """Yields the examples of a pass, or of all passes; only the first is counted."""
         report = ReadReport()
         first_epoch = epoch = start.epoch
 
         def read_share(share: Share) -> Iterator[Example]:
             counted = epoch == first_epoch
             found = report if counted else ReadReport()
-            told = report.skipped
+            published = report.skipped
             for _, example in self._select(self.paths[share.shard], share.part, found):
-                if counted and report.skipped > told:
-                    told = report.skipped
-                    self._tell(worker, report)
+                if counted and report.skipped > published:
+                    published = report.skipped
+                    self._publish(worker, report)
                 yield example
             if counted:
-                self._tell(worker, report)
+                self._publish(worker, report)
 
         try:
             for epoch in itertools.count(first_epoch):
@@ -360,10 +360,10 @@ class RecordDataset(IterableDataset[Example]):
                 start = self._position = Position(epoch + 1)
         finally:
             if epoch == first_epoch:
-                self._tell(worker, report)
+                self._publish(worker, report)
 
     def _recall(self, memory: ExampleMemory, consumer: Consumer) -> Iterator[Example]:
-        """Yields the examples in memory that a consumer takes."""
+        """Yields a consumer's examples from memory."""
         for epoch, number in recall(
             self._kept,
             consumer,
@@ -382,11 +382,11 @@ class FrameDataset(RecordDataset):
 
     Args:
         paths: See `RecordDataset`.
-        schema: What the features are called; default: YouTube-8M's rgb and audio.
-        max_frames: Frames of a video that are used, from its start; None for all.
+        schema: The names of the features; default: YouTube-8M's rgb and audio.
+        max_frames: Frames of a video to use, from its start; None for all.
         sampling: "all" frames, or ``num_samples`` of them: "random-frames", drawn with replacement
-            and kept in the order of time, or a "random-sequence" (`sample_random_sequence`). The
-            draw depends on ``seed``, epoch and video only, so every epoch sees other frames.
+            and kept in temporal order, or a "random-sequence" (`sample_random_sequence`). The draw
+            depends only on ``seed``, epoch and video, so that every epoch has other frames.
         num_samples: How many frames to sample.
         options: See `RecordDataset`.
 
@@ -451,17 +451,17 @@ class FrameDataset(RecordDataset):
 
 
 class SegmentDataset(RecordDataset):
-    """Rated segments: one example per segment, with all classes that are rated for it.
+    """Rated segments: one example per segment, with all classes rated for it.
 
-    The id of an example is ``"<video id>:<start frame>"``. A segment that the end of its video cuts
-    short has as many frames as are left. Videos without ratings are skipped.
+    The id of an example is ``"<video id>:<start frame>"``. A segment at the end of its video may
+    have fewer frames. Videos without ratings are skipped.
 
     With ``cache=True`` a collection of 235,000 segments takes 1.35 GB; the frames around them are
     not kept.
 
     Args:
         paths: See `RecordDataset`.
-        schema: What the features are called, and how long a segment is; default: YouTube-8M's.
+        schema: The names of the features, and the length of a segment; default: YouTube-8M's.
         options: See `RecordDataset`.
 
     Example:
@@ -485,7 +485,7 @@ class SegmentDataset(RecordDataset):
     context_keys: tuple[str, ...] = ()
 
     def rate(self, record: FrameRecord) -> Ratings | None:
-        """Returns the ratings of a video's segments; a subclass may take them from elsewhere."""
+        """Returns the ratings of a video's segments; subclasses may have other sources."""
         return record.ratings
 
     def _read(
@@ -507,7 +507,7 @@ class SegmentDataset(RecordDataset):
             for row, start in enumerate(ratings.starts.tolist()):
                 rows.setdefault(start, []).append(row)
             for start, rated in rows.items():
-                # A copy: a view would keep all frames of the video in memory.
+                # Copied, as a view would keep all frames of the video in memory.
                 frames = record.frames[start : start + size].copy()
                 id = f"{record.id}:{start}"
                 example = Example(id, frames, ratings.classes[rated], ratings.scores[rated])
@@ -519,7 +519,7 @@ class VideoDataset(RecordDataset):
 
     Args:
         paths: See `RecordDataset`.
-        schema: What the features are called; default: YouTube-8M's mean_rgb and mean_audio.
+        schema: The names of the features; default: YouTube-8M's mean_rgb and mean_audio.
         options: See `RecordDataset`.
 
     Example:
@@ -556,7 +556,7 @@ class VideoDataset(RecordDataset):
 
 
 def _unique(labels: np.ndarray) -> np.ndarray:
-    """Returns the labels of a record, those that it has twice only once, in their order."""
+    """Returns the labels of a record without repetitions, in their order."""
     if len(labels) < 2:
         return labels
     first = np.unique(labels, return_index=True)[1]
@@ -564,7 +564,7 @@ def _unique(labels: np.ndarray) -> np.ndarray:
 
 
 def _class_positions(classes: list[int] | None) -> np.ndarray | None:
-    """Returns (largest class + 2,) int64: the position of each class, -1 where it has none."""
+    """Returns (largest class + 2,) int64: the position of each class, -1 for others."""
     if classes is None:
         return None
     if not classes or min(classes) < 0 or len(set(classes)) < len(classes):

@@ -1,4 +1,4 @@
-"""Batches for training that can be resumed.
+"""Batches for training, with a position that can be saved and resumed.
 
 See :class:`Feed`.
 """
@@ -16,17 +16,17 @@ from pyseg.errors import ArgumentError
 
 
 class Feed(Iterator[Batch]):
-    """The endless batches of a data set, which can be resumed from where they were.
+    """The endless batches of a data set, with a position that can be saved and resumed.
 
-    A feed made with the `state` of another goes on with exactly the batch that the other would have
-    returned next, even if the other's workers had read further ahead. Examples that are not in
-    memory come in another order with another number of workers: then the next pass begins.
+    A feed made with the `state` of another starts with exactly the batch that the other would have
+    returned next, even if the other's workers had read further ahead. With another number of
+    workers, examples that are not in memory have another order: then the next pass begins.
 
     Args:
         dataset: With ``repeat=True``.
         batch_size: Examples per batch (on every rank).
         workers: Processes that read ahead; 0 reads in this process.
-        state: What `state` returned, of a data set with the same options; default: the beginning.
+        state: The `state` of a feed of a data set with the same options; default: the beginning.
 
     Raises:
         ValueError: The data set does not repeat, or `state` does not fit the other arguments.
@@ -86,6 +86,6 @@ class Feed(Iterator[Batch]):
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Returns numbers, text and lists that say which batches have been returned."""
+        """Returns the position after the last batch, as numbers, text and lists."""
         positions = [list(position) for position in self._positions]
         return {**self._options, "batches": self._batches, "positions": positions}

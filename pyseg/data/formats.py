@@ -1,4 +1,4 @@
-"""The registry of formats: kinds of records, told by their content, and how each is opened.
+"""The registry of formats: kinds of records, recognized by content, and how to open them.
 
 See :class:`Format`, :func:`register_format` and :func:`look`.
 """
@@ -30,9 +30,9 @@ from pyseg.errors import ArgumentError, DataError
 if TYPE_CHECKING:
     from pyseg.data.collection import Collection
 
-_SNIFFED = 16  # files of a series whose first record is looked at
-_THREADS = 8  # that wait for the disk at a time
-_ID_KEYS = ("id", "video_id")  # YouTube-8M's releases of 2016 and 2017 have the second
+_SNIFFED = 16  # files of a series whose first record is read
+_THREADS = 8  # threads that wait for the disk
+_ID_KEYS = ("id", "video_id")  # the second: YouTube-8M's releases of 2016 and 2017
 _USELESS = {
     "unlabelled": "records without labels",
     "empty": "no records",
@@ -43,14 +43,14 @@ _FORMATS: Registry[Format] = Registry("format")
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What `pyseg.data.open_collection` was asked for, but for the records themselves.
+    """The options of `pyseg.data.open_collection`, except the records.
 
     Attributes:
         labels: Tables of labels, for a format that takes them; None: those beside the records.
         vocabulary: The file that names the classes; None: the one beside the records.
-        test_fraction: The part of the videos to hold out, in [0, 1].
-        seed: Decides which.
-        on_error: What a damaged record does: "raise" an error, or "skip" it.
+        test_fraction: The fraction of the videos to hold out, in [0, 1].
+        seed: The seed of the split.
+        on_error: "raise" an error at a damaged record, or "skip" it.
     """
 
     labels: Paths | None = None
@@ -62,17 +62,17 @@ class OpenOptions:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of records that the commands can read.
+    """A kind of record that the commands can read.
 
     Attributes:
-        name: What it is called.
-        title: What messages call its records, in the plural.
-        schema: What a record's features are called; for frames, how long a segment is, too.
-        open: Makes a collection of the records that were found: ``open(found, options)``.
-        frame_seconds: The length of a frame.
-        takes_labels: Whether it reads the tables of ``--labels``.
-        recognize: Whether a file with this first record is of the format; default: one that has
-            the schema's features, among others.
+        name: Its name.
+        title: The name of its records in messages, in the plural.
+        schema: The names of a record's features; for frames also the length of a segment.
+        open: Makes the collection of such records: ``open(found, options)``.
+        frame_seconds: The duration of a frame in seconds.
+        takes_labels: Whether it takes tables of ``--labels``.
+        recognize: Returns whether a file with this first record has the format; default: whether
+            the record has the schema's features.
 
     Example:
         >>> from pyseg.data import open_records
@@ -92,7 +92,7 @@ class Format:
 
     @property
     def level(self) -> Literal["frame", "video"]:
-        """What a record holds: "frame"s, or mean features of a whole "video"."""
+        """The level of a record's features: "frame", or "video" for means of whole videos."""
         return "frame" if isinstance(self.schema, FrameSchema) else "video"
 
     @property
@@ -101,7 +101,7 @@ class Format:
         return tuple(width for _, width in self.schema.features)
 
     def matches(self, kind: RecordKind) -> bool:
-        """Returns whether a file with this first record is of the format."""
+        """Returns whether a file with this first record has the format."""
         if self.recognize is not None:
             return self.recognize(kind)
         features = kind.lists if self.level == "frame" else kind.context
@@ -109,10 +109,10 @@ class Format:
 
 
 def register_format(format: Format) -> Format:
-    """Makes all commands read a kind of records. Of several that match, the last one counts.
+    """Registers a format for all commands. Of several that match, the last one is used.
 
     Args:
-        format: What it is; its name is new.
+        format: The format; its name must be new.
 
     Returns:
         The format.
@@ -125,7 +125,7 @@ def register_format(format: Format) -> Format:
 
 
 def formats() -> list[Format]:
-    """Lists the formats, the first registered one first.
+    """Lists the formats in the order of registration.
 
     Example:
         >>> [format.name for format in formats()][:3]
@@ -135,10 +135,10 @@ def formats() -> list[Format]:
 
 
 class Kind(NamedTuple):
-    """What a file holds.
+    """The kind of a file.
 
     Attributes:
-        name: A format's name; or why it is of no use: "unlabelled", "empty" or "unknown".
+        name: A format's name; or why the file cannot be used: "unlabelled", "empty" or "unknown".
         id_key: The feature with the id.
     """
 
@@ -148,14 +148,14 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a collection: all of one format, with labels.
+    """The files of a collection, all with labels and of one format.
 
     Attributes:
-        format: The format, its schema with the id's name in these files.
+        format: The format; its schema has these files' name of the id.
         paths: The files.
-        rated: Those of a series in which a record has ratings.
-        folders: Where tables are looked for.
-        notes: What was left out, a line each.
+        rated: The files of every series in which a record has ratings.
+        folders: The folders to search for tables.
+        notes: Lines on what was left out.
     """
 
     format: Format
@@ -165,30 +165,30 @@ class Found:
     notes: tuple[str, ...]
 
     def beside(self, *names: str) -> Path | None:
-        """Returns the first file of one of the names that lies beside the records or above them."""
+        """Returns the first existing file of these names beside the records or above them."""
         places = (folder / name for folder in self.folders for name in names)
         return next((place for place in places if place.is_file()), None)
 
 
 def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
-    """Looks at what the records in a folder, glob or file hold, and chooses those of one format.
+    """Finds the records in a folder, glob or file, and chooses those of one format.
 
-    Of files whose names differ only in the number of the shard some are looked at, unless these
-    differ. Ratings are searched for in all records, but no further than to the first of a series.
+    Of a series, files whose names differ only in the shard's number, a sample is read, and all if
+    the sample is not uniform. All records are searched for ratings, until the first in a series.
 
     Args:
         data: A folder, a glob or a file.
-        on_error: "raise", or "skip" to look past damaged records.
+        on_error: "raise" an error at a damaged record, or "skip" it.
 
     Raises:
         FileNotFoundError: There is nothing at ``data``.
-        pyseg.errors.DataError: There are no labelled records of a known format.
+        pyseg.errors.DataError: There is no labelled record of a known format.
         pyseg.errors.RecordError: A file cannot be read as TFRecords.
     """
-    # A glob such as folder/* takes in the tables beside the records.
+    # A glob such as folder/* also matches the tables beside the records.
     files = find_shards(data)
     records = [path for path in files if named_as_records(path) or is_record_file(path)] or files
-    kinds, rated, strange = _sort(records, on_error)
+    kinds, rated, unusable = _sort(records, on_error)
     order = list(_FORMATS)
     chosen = max(
         (kind for kind in kinds if kind.name in _FORMATS),
@@ -197,8 +197,8 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
     )
     if chosen is None:
         expected = ", ".join(format.title for format in reversed(_FORMATS.values()))
-        strange = strange or f"{kinds[Kind('empty')][0]} has no records"
-        raise DataError(f"{os.fspath(data)}: expected {expected}; {strange}")
+        unusable = unusable or f"{kinds[Kind('empty')][0]} has no records"
+        raise DataError(f"{os.fspath(data)}: expected {expected}; {unusable}")
     of_kind = set(kinds[chosen])
     used = tuple(path for path in records if path in of_kind)
     near = [Path(data)] if os.path.isdir(data) else []
@@ -215,15 +215,15 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
 
 
 def _sort(paths: Sequence[str], on_error: OnError) -> tuple[dict[Kind, list[str]], set[str], str]:
-    """Sorts files by what they hold.
+    """Groups files by kind.
 
     Returns:
-        The files of each kind; those of a series in which a record has ratings; and an example of
-        what is of no use, for a message.
+        The files of each kind; those of every series in which a record has ratings; and an example
+        of an unusable file, for a message.
     """
     kinds: dict[Kind, list[str]] = {}
     rated: set[str] = set()
-    strange = ""
+    unusable = ""
 
     def empty(path: str) -> bool:
         return os.path.isfile(path) and not os.path.getsize(path)
@@ -241,18 +241,18 @@ def _sort(paths: Sequence[str], on_error: OnError) -> tuple[dict[Kind, list[str]
         for path, kind in of_path.items():
             kinds.setdefault(kind, []).append(path)
             if kind.name == "unknown":
-                strange = strange or f"{path} holds {_describe(seen.get(path, first))}"
+                unusable = unusable or f"{path} holds {_describe(seen.get(path, first))}"
             if kind.name == "unlabelled":
-                strange = strange or f"{path} has no labels"
+                unusable = unusable or f"{path} has no labels"
         frames = [path for path, kind in of_path.items() if _may_be_rated(kind)]
         known = any(kind and "segment_labels" in kind.context for kind in seen.values())
         if frames and (known or _holding("segment_labels", frames, first=True)):
             rated.update(frames)
-    return kinds, rated, strange
+    return kinds, rated, unusable
 
 
 def _may_be_rated(kind: Kind) -> bool:
-    """Returns whether records of a kind may have ratings of their own, not from a table."""
+    """Returns whether records of a kind may contain ratings, instead of a table."""
     format = _FORMATS.get(kind.name)
     return format is not None and format.level == "frame" and not format.takes_labels
 
@@ -270,7 +270,7 @@ def _left_out(chosen: Kind, kind: Kind, paths: Sequence[str]) -> str:
 
 
 def _series(paths: Sequence[str]) -> Iterator[list[str]]:
-    """Yields the paths that differ only in the number of the shard, the end of the name."""
+    """Yields lists of paths that differ only in the number of the shard, the end of the name."""
     series: dict[tuple[str, str], list[str]] = {}
     for path in paths:
         folder, name = os.path.split(path)
@@ -281,7 +281,7 @@ def _series(paths: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _holding(name: str, paths: Sequence[str], *, first: bool = False) -> list[str]:
-    """Returns the files with a context feature in some record; of ``first``, only one of them."""
+    """Returns the files with a context feature in some record; with ``first``, only one."""
     found: list[str] = []
     if not paths:
         return found
@@ -306,7 +306,7 @@ def _id_key(kind: RecordKind | None, default: str) -> str:
 
 
 def id_key(path: str, default: str = "id") -> str:
-    """Returns which of the known features with an id a file has; the default if none or all.
+    """Returns the name of the id in a file: the default, unless it has only another known one.
 
     Raises:
         pyseg.errors.RecordError: The file cannot be read.
@@ -315,12 +315,12 @@ def id_key(path: str, default: str = "id") -> str:
 
 
 def _recognize(kind: RecordKind) -> Format | None:
-    """Returns the format of a file with this first record."""
+    """Returns the format of a file with this first record, if known."""
     return next((format for format in reversed(_FORMATS.values()) if format.matches(kind)), None)
 
 
 def _kind(kind: RecordKind | None, labelled: bool = False) -> Kind:
-    """Returns what a file holds, by its first record and whether others have labels."""
+    """Returns the kind of a file, from its first record and whether others have labels."""
     if kind is None:
         return Kind("empty")
     format = _recognize(kind)
@@ -339,12 +339,11 @@ def _describe(kind: RecordKind | None) -> str:
 
 
 def frame_format(feature_sizes: Sequence[int], paths: Sequence[str] = ()) -> Format:
-    """Returns the format of frames that a model of such features reads.
+    """Returns the frame format for a model of such features.
 
     Args:
         feature_sizes: Widths of the features that make up a frame.
-        paths: Files of which the first one that has a record decides where it is of a known
-            format; else the widths alone do.
+        paths: Files whose first record decides if its format is known; else the widths decide.
 
     Returns:
         The format, with a schema that reads records with labels or without.

@@ -1,4 +1,4 @@
-"""Decisions that depend on the id of a video alone: the same in every process, on every machine."""
+"""Hashes of a video's id that are the same in every process and on every machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyseg.errors import ArgumentError
 
 
 def stable_hash(text: str, *key: int) -> int:
-    """Returns 64 bits that depend on text and key only; hash() differs between processes."""
+    """Returns 64 bits that depend only on text and key; hash() differs between processes."""
     message = ":".join([*map(str, key), text]).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")
 
@@ -16,13 +16,13 @@ def stable_hash(text: str, *key: int) -> int:
 def held_out(id: str, fraction: float = 0.2, seed: int = 0) -> bool:
     """Returns whether a video belongs to the part that is held out for evaluation.
 
-    The answer depends on nothing but the arguments: it is the same in every process, on every
-    machine, for every form of a collection. Pass the id of the video, never that of a segment:
-    segments of one video belong on the same side.
+    The result depends only on the arguments: it is the same in every process, on every machine, for
+    every form of a collection. Pass the id of the video, never that of a segment, as all segments
+    of a video belong to the same part.
 
     Args:
         id: The id of the video.
-        fraction: The part to hold out, in [0, 1].
+        fraction: The fraction to hold out, in [0, 1].
         seed: Another seed holds out other videos.
 
     Raises:

@@ -1,7 +1,7 @@
 """Videos with a single rated class, made from videos whose labels are complete.
 
-The classes of a YouTube-8M segment that nobody rated are unknown. Where ratings are left out on
-purpose, predictions can be compared with the truth. See :class:`IncompleteVideoDataset`.
+The unrated classes of a YouTube-8M segment are unknown. If ratings are hidden on purpose,
+predictions can be compared with the truth. See :class:`IncompleteVideoDataset`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from pyseg.labels import LabelCorrelation
 
 POSITIVE_SHARE = 132_442 / 237_788
-"""The share of the ratings in the 2019 release of YouTube-8M that are positive."""
+"""The share of positive ratings in the 2019 release of YouTube-8M."""
 
 
 class IncompleteVideoDataset(VideoDataset):
     """Video-level features with one rated class per video, as segments of YouTube-8M have.
 
-    With probability `positive_share`, a video is rated 1 for one of its labels, each as likely as
-    the others. Otherwise it is rated 0 for a class that is easily confused with them: one of its
-    labels is drawn, and then a class that the video does not have, by the row of that label in
-    `confusable`. Where that row has no such class, the rating is positive. What is rated depends on
-    `rating_seed` and the video's id only. Videos without a label of `among` are left out.
+    With probability `positive_share`, a video is rated 1 for one of its labels, drawn uniformly.
+    Otherwise it is rated 0 for a class that is easily confused with them: a label is drawn, and
+    then a class that the video does not have, by that label's row of `confusable`. If the row has
+    no such class, the rating is positive. The choice depends only on `rating_seed` and the video's
+    id. Videos without a label in `among` are left out.
 
     Args:
         paths: See `RecordDataset`.
-        among: The classes that there are, by their numbers in the records; here they are numbered
-            by their position in this list.
+        among: The classes of the data set, by their numbers in the records; they are renumbered by
+            their position in this list.
         confusable: P of these classes, in this order, with a low threshold.
-        complete: Rate all classes instead: an example then has its labels, each with a score of 1.
+        complete: Rate all classes instead: an example then has all its labels, with scores of 1.
         positive_share: In [0, 1].
         rating_seed: Another seed draws other classes to rate.
-        options: See `VideoDataset`; classes have the numbers that they have here.
+        options: See `VideoDataset`; classes have their new numbers.
 
     Raises:
         ValueError: `confusable` has another number of classes, or `positive_share` is not in

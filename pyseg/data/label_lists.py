@@ -1,4 +1,4 @@
-"""The label lists of videos, read from tables and records that may hold more."""
+"""The label lists of videos, read from tables and records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyseg.data._tables import (
 from pyseg.data.records import ReadReport, VideoSchema, read_videos
 from pyseg.errors import DataError
 
-_BLOCK = 2**24  # bytes of a table that are read at a time
+_BLOCK = 2**24  # bytes of a table read at a time
 _ROWS = 2**16  # or rows
 
 
@@ -31,7 +31,7 @@ class LabelLists(NamedTuple):
     Attributes:
         offsets: (V + 1,) int64: video v has the labels ``labels[offsets[v]:offsets[v + 1]]``.
         labels: (L,) int64.
-        left_out: How many videos of the block were excluded by their ids.
+        left_out: The number of the block's videos that were excluded by id.
     """
 
     offsets: NDArray[np.int64]
@@ -47,16 +47,16 @@ def read_label_table(
 ) -> Iterator[LabelLists]:
     r"""Reads a table of lines ``id,label label ...`` as CSV; gzip is recognised by content.
 
-    A first line without a number after its comma is taken for the names of the columns. Empty lines
+    A first line without a number after its comma is a header. Empty lines
     and spaces at the end of a line or around an id are ignored; a video may have no labels.
 
     Args:
         path: The table, UTF-8, or UTF-16 with a byte order mark.
         exclude: Ids to leave out.
-        progress: Called with the number of bytes of the file read since it was last called.
+        progress: Called with the number of bytes read since the last call.
 
     Yields:
-        Blocks of the file.
+        The label lists, a block at a time.
 
     Raises:
         DataError: A line is malformed; the message names file and line.
@@ -97,7 +97,7 @@ def read_label_table(
         return
     if progress is not None:
         progress(size - done)
-    rows = (  # whatever the parser cannot read
+    rows = (  # lines that the parser cannot read
         row
         for row in read_rows(path)
         if row[0] > lines and not (row[0] == 1 and _names_columns(row[1]))
@@ -118,13 +118,13 @@ def read_label_records(
 
     Args:
         path: A TFRecord file, plain or gzip-compressed.
-        keep: Which videos to keep, by id; default: all.
+        keep: Returns whether to keep a video, by id; default: all.
         id_key: Context feature with the id.
         on_error: See `pyseg.data.read_frames`.
         report: See `pyseg.data.read_frames`.
 
     Yields:
-        Blocks of the file.
+        The label lists, a block at a time.
 
     Raises:
         RecordError: The file cannot be read, or a record is damaged or not as expected.
@@ -152,9 +152,9 @@ def read_label_records(
 
 
 def _plain_blocks(name: str) -> Iterator[tuple[bytes | None, int]]:
-    """Yields blocks of whole lines, and the bytes of the file read so far.
+    """Yields blocks of complete lines, and the bytes of the file read so far.
 
-    Where the next lines are not plain, too long or damaged, None is the last block.
+    None is the last block if the next lines are not plain, too long or damaged.
     """
     rest = b""
     with open_unpacked(name) as file:
@@ -177,7 +177,7 @@ def _plain_blocks(name: str) -> Iterator[tuple[bytes | None, int]]:
 
 
 def _is_plain(text: bytes) -> bool:
-    """Returns whether this is UTF-8 without quotes, whose rows end with LF."""
+    """Returns whether a text is UTF-8 without quotes, with lines that end with LF."""
     if b'"' in text or b"\0" in text:
         return False
     if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
@@ -191,7 +191,7 @@ def _is_plain(text: bytes) -> bool:
 
 
 def _names_columns(fields: Sequence[str]) -> bool:
-    """Returns whether a first line is ``id,labels`` or the like."""
+    """Returns whether a first line is a header such as ``id,labels``."""
     return len(fields) > 1 and fields[1][:1].isalpha()
 
 
@@ -223,7 +223,7 @@ def _parse(
 
 
 def _of_rows(name: str, rows: Iterable[tuple[int, list[str]]], ids: set[str]) -> LabelLists:
-    """Returns what `_parse` does, of rows that were read as CSV."""
+    """Returns the label lists of rows that were read as CSV, as `_parse` does."""
     from pyseg.data import _label_kernels
 
     sizes, left_out = [0], 0

@@ -1,4 +1,4 @@
-"""Batches of a data set, read ahead by worker processes, and what becomes of these.
+"""Batches of a data set, read ahead by worker processes, and the errors of these.
 
 See :func:`loader`.
 """
@@ -38,10 +38,10 @@ _TOO_LITTLE = (
 def worker_errors(workers: Sequence[BaseProcess] = ()) -> Iterator[None]:
     """Reports the death of workers as a `WorkerError`.
 
-    torch may raise its error from a signal handler, wherever the process then is.
+    torch may raise its error from a signal handler, anywhere in the block.
 
     Args:
-        workers: The processes, if they are known: their exit codes tell more than an error does.
+        workers: The processes, if known: their exit codes say more than the error.
     """
     try:
         yield
@@ -68,32 +68,32 @@ def worker_errors(workers: Sequence[BaseProcess] = ()) -> Iterator[None]:
 
 
 class _Loader(DataLoader[Batch]):
-    """A DataLoader that says what has become of its workers.
+    """A DataLoader that reports how its workers died.
 
-    torch tells which processes they are by private names only.
+    Only private attributes of torch hold the worker processes.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         if not self.num_workers:
             return super().__iter__()
-        try:  # queues need semaphores, which lie there too; torch would be noisy about it
+        try:  # the queues' semaphores are in /dev/shm too; torch would print more than an error
             _ = [multiprocessing.Lock() for _ in range(4 * (self.num_workers + 1))]
         except OSError as error:
             raise WorkerError(_TOO_LITTLE) from error
         batches: Any = super().__iter__()
 
-        def told() -> Iterator[Batch]:
+        def explained() -> Iterator[Batch]:
             try:
                 with worker_errors(batches._workers):
                     yield from batches
             except Exception:
-                # The traceback holds them in a cycle, and the garbage collector first takes the
-                # queues from which workers would hear that they are not needed any more.
+                # The traceback keeps the iterator in a cycle, of which the garbage collector may
+                # first delete the queues that tell workers to end.
                 self._iterator = None
                 batches._shutdown_workers()
                 raise
 
-        return told()
+        return explained()
 
 
 def loader(
@@ -109,18 +109,18 @@ def loader(
 ) -> DataLoader[Batch]:
     """Returns a DataLoader of `Batch` for a data set.
 
-    Workers persist from one pass to the next, and torch's global random numbers are not touched. A
-    cached data set gives the same batches whatever the number of workers. Every batch that waits
-    for its consumer holds one file descriptor and its size in shared memory.
+    Workers persist between passes, and torch's global random state is not touched. A cached data
+    set gives the same batches for any number of workers. Every batch that waits for its consumer
+    holds one file descriptor, and its size in shared memory.
 
     Args:
-        dataset: Examples.
-        batch_size: Examples a batch (on every rank).
+        dataset: The examples.
+        batch_size: Examples per batch (on every rank).
         workers: Processes that read ahead; 0 reads in this process.
         frames: The length to pad to; default: the longest of each batch (`collate`).
-        drop_last: Leave out a last batch that is not full (with workers: of every worker).
-        pin_memory: Whether batches are in page-locked memory; default: where there is a GPU.
-        prefetch: Batches that every worker reads ahead.
+        drop_last: Drop a last batch that is not full (of every worker, if there are any).
+        pin_memory: Whether batches are in page-locked memory; default: if there is a GPU.
+        prefetch: The number of batches that every worker reads ahead.
         start: Where to begin; `pyseg.data.Feed` keeps track of it.
 
     Raises:
@@ -143,7 +143,7 @@ def loader(
         seed = dataset.seed
         dataset = dataset.in_batches(batch_size, start)
     return _Loader(
-        cast(Any, dataset),  # DataLoader's type has no place for what collate_fn makes of examples
+        cast(Any, dataset),  # DataLoader's type ignores that collate_fn turns examples into batches
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=functools.partial(_collate, dataset, frames=frames),
@@ -159,6 +159,6 @@ def _collate(
     dataset: IterableDataset[Example], examples: Sequence[Example], *, frames: int | None
 ) -> Batch:
     batch = collate(examples, frames=frames)
-    info = get_worker_info()  # a worker has a copy of the data set, which knows where it stands
+    info = get_worker_info()  # a worker's copy of the data set has its position
     here = dataset if info is None else info.dataset
     return replace(batch, position=here.position) if isinstance(here, RecordDataset) else batch

@@ -1,4 +1,4 @@
-"""What a data set and its copies in worker processes have in common: memory that they share.
+"""Memory that a data set shares with its copies in worker processes.
 
 See :class:`Counters` and :class:`ExampleMemory`.
 """
@@ -19,25 +19,25 @@ from torch import Tensor
 from pyseg.data.batch import Example
 
 MOST_WORKERS = 128
-"""The most processes that can read a data set ahead."""
+"""The most worker processes of a data set."""
 
 _ERROR_BYTES = 1000
 
 
 def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Returns a tensor that forked processes have in common, without a file in /dev/shm.
+    """Returns a tensor that forked processes share, without a file in /dev/shm.
 
-    Where processes are not forked, torch moves it there when it is sent to one.
+    If processes are not forked, torch moves it there when sending it.
     """
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class Counters:
-    """The number of the next pass, and what each worker has counted in its pass.
+    """The number of the next pass, and the counts of each worker in its pass.
 
     Args:
-        size: How many numbers a worker counts.
+        size: The number of counts per worker.
     """
 
     def __init__(self, size: int) -> None:
@@ -46,40 +46,40 @@ class Counters:
         self.errors = _shared_zeros((MOST_WORKERS, _ERROR_BYTES), torch.uint8)
 
     def write(self, worker: int, counts: list[int], error: str | None) -> None:
-        """Stores what a worker has counted in its pass; every worker has a row to itself."""
+        """Stores the counts of a worker in its pass; every worker has its own row."""
         self.counts[worker] = torch.tensor(counts)
         text = (error or "").encode("utf-8", "replace")[:_ERROR_BYTES]
         padded = np.frombuffer(text.ljust(_ERROR_BYTES, b"\0"), np.uint8)
         self.errors.numpy()[worker] = padded
 
     def clear(self, workers: int) -> None:
-        """Forgets what more workers than these may have counted before."""
+        """Resets the counts of workers beyond this number, which an earlier pass may have had."""
         self.counts[workers:] = 0
         self.errors[workers:] = 0
 
     def copy_counts(self, other: Counters) -> None:
-        """Takes over what the workers of another data set have counted."""
+        """Copies the counts of another data set's workers."""
         self.counts.copy_(other.counts)
         self.errors.copy_(other.errors)
 
     def total(self) -> list[int]:
-        """Returns the numbers of all workers together."""
+        """Returns the sums over all workers."""
         totals: list[int] = self.counts.sum(dim=0).tolist()
         return totals
 
     def error(self) -> str | None:
-        """Returns the first error that was skipped, in the order of the workers."""
+        """Returns the first skipped error, in the order of the workers."""
         texts = (row.tobytes().rstrip(b"\0") for row in self.errors.numpy())
         return next((text.decode("utf-8", "replace") for text in texts if text), None)
 
 
 class ExampleMemory:
-    """Examples held column by column, their frames in one contiguous array.
+    """Examples stored by column, with their frames in one contiguous array.
 
-    The columns are tensors, because torch sends those to worker processes without a copy.
+    The columns are tensors, which torch sends to worker processes without a copy.
 
     Args:
-        examples: Shard, id of the video, and example.
+        examples: The shard, the video's id, and the example.
     """
 
     def __init__(self, examples: Iterable[tuple[str, str, Example]]) -> None:
@@ -89,8 +89,8 @@ class ExampleMemory:
         frames = np.empty((0, 0), np.uint8)
         lengths, counts = [0], [0]
         classes, scores = [], []
-        # A file that is nowhere but in memory grows without a copy. An array in the heap may be
-        # copied as it grows, and what it leaves behind is kept (`pyseg._memory`).
+        # An anonymous file in memory grows without a copy. A growing array in the heap may be
+        # copied, and the allocator keeps the memory of its old copy (`pyseg._memory`).
         with os.fdopen(os.memfd_create("pyseg"), "wb") as file:
             for path, video, example in examples:
                 frames = np.ascontiguousarray(example.frames)
@@ -114,7 +114,7 @@ class ExampleMemory:
         self._arrays: list[np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the columns; sending a tensor moves it, and an array of it has the old memory."""
+        """Returns the columns, without arrays: sending a tensor moves it away from its array."""
         self._arrays = None
         return self.__dict__
 

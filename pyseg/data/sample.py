@@ -1,18 +1,18 @@
-"""A small collection for people without data: ``python -m pyseg.data.sample``.
+"""A small generated collection, to start without data: ``python -m pyseg.data.sample``.
 
-It has the layout and the feature sizes of YouTube-8M, made from a seed; see :func:`make_sample`.
+It has the layout and feature sizes of YouTube-8M, generated from a seed; see :func:`make_sample`.
 
-A video is a row of scenes. A scene has a theme, a class drawn by its popularity, and the classes
-that the planted graph adds to it: each edge theme -> class with its probability. Each class is
-present for all of its scene or for a stretch of it. A frame is the sum of
+A video is a sequence of scenes. A scene has a theme, a class drawn by popularity, and classes that
+the planted graph adds: each edge theme -> class with its probability. Each class is present in all
+of its scene or in a part of it. A frame is the sum of
 
-* what is present: a look per class, one of a few, in part shared with the classes of its topic, and
-  of another strength in every scene;
-* what the video as a whole tells of its labels, present or not: a context per class;
+* a look of each present class: one of a few per class, partly shared with the classes of its topic,
+  with a strength that varies by scene;
+* a context of each of the video's labels, whether present in the frame or not;
 * backgrounds of the video and of the scene, and noise of the frame.
 
-So a model that has learnt the labels of videos knows which classes a video has, but not when: that
-is for the ratings to teach. The labels of a video are complete, a rating tells of one class only.
+So a model trained on the labels of videos learns which classes a video has, but not when: that must
+come from ratings. The labels of a video are complete; a rating covers one class only.
 
 Only raw bits of the random generator and exact arithmetic are used: a seed gives the same bytes on
 every machine and with every version of NumPy.
@@ -41,7 +41,7 @@ from pyseg.data.records import FrameSchema, Ratings, encode_frames, write_record
 from pyseg.errors import ArgumentError, DataError, UserError
 
 SCHEMA = FrameSchema()  # YouTube-8M's
-VERSION = 1  # changes whenever the same seed gives other bytes
+VERSION = 1  # increased whenever the bytes of a seed change
 TRAIN_VIDEOS = 200
 RATED_VIDEOS = 300
 SHARDS = 4  # of each partition
@@ -49,7 +49,7 @@ RATED_SEGMENTS = 8  # of a video, at most
 POSITIVE = 0.56  # of the ratings, as in the release of 2019
 FRAMES = (40, 110)
 LOOKS = 3
-# Weights of what a frame is the sum of.
+# Weights of the summands of a frame.
 LOOK, CONTEXT, SCENE_NOISE, VIDEO_NOISE, FRAME_NOISE = 7, 14, 45, 40, 40
 
 _TOPICS = {
@@ -75,9 +75,9 @@ _RELATED = {
     "Horse": ("Mountain",),
     "Dog": ("Cat", "Gardening"),
 }
-_TOPIC_CHANCE = 0.85  # that a scene's theme brings its topic
+_TOPIC_CHANCE = 0.85  # the probability that a scene's theme adds its topic
 _RELATED_CHANCE = 0.6
-# Ids are text. These look like numbers or more, as some of the real ones do.
+# Ids are text. These look like numbers or Python constants, as some real ones do.
 _AWKWARD_IDS = ("1e10", "0012", "00e1", "0x1F", "None", "True", "9999", "inf0", "NaN1", "1_00")
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -85,7 +85,7 @@ Item = TypeVar("Item")
 
 
 class _Dice:
-    """Random numbers from raw bits: NumPy promises to keep those, but not its distributions."""
+    """Random numbers from raw bits, which NumPy keeps stable, unlike its distributions."""
 
     def __init__(self, *key: int) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence(key))
@@ -100,7 +100,7 @@ class _Dice:
         return items[self.below(len(items))]
 
     def noise(self, *shape: int) -> np.ndarray:
-        """Returns int32 of mean 0 and a standard deviation of 147.8: the sum of four bytes."""
+        """Returns int32 with mean 0 and standard deviation 147.8: sums of four bytes."""
         count = int(np.prod(shape))
         words = self._bits.random_raw((count + 1) // 2).astype("<u8", copy=False)
         quads = words.view(np.uint8)[: 4 * count].reshape(*shape, 4).astype(np.int32)
@@ -109,12 +109,12 @@ class _Dice:
 
 @dataclass(frozen=True)
 class _World:
-    """What all videos share."""
+    """The classes, their graph and their looks, which all videos share."""
 
     names: list[str]
     rated: int  # the first classes, whose segments are rated
-    themes: list[int]  # classes, each as often as it is popular
-    edges: dict[int, dict[int, float]]  # class -> class -> probability in its scene
+    themes: list[int]  # classes, repeated by popularity
+    edges: dict[int, dict[int, float]]  # class -> class -> probability in its scenes
     looks: np.ndarray  # (rated, LOOKS, 1152) int32
     contexts: np.ndarray  # (rated, 1152) int32
 
@@ -164,7 +164,7 @@ def _make_video(world: _World, dice: _Dice, rate: bool) -> _Video:
         total[begin:end] += dice.noise(width) * SCENE_NOISE
         for place, label in enumerate(scene):
             first, last = begin, end
-            if place and dice.chance(0.5):  # what is added may come later or go sooner
+            if place and dice.chance(0.5):  # an added class may start later or end sooner
                 first += dice.below((end - begin) // 2)
                 last = min(end, first + max(SCHEMA.segment_size, (end - begin) // 2))
             present[first:last, label] = True
@@ -175,14 +175,14 @@ def _make_video(world: _World, dice: _Dice, rate: bool) -> _Video:
     for label in labels:
         total += world.contexts[label] * (CONTEXT // 2 + dice.below(CONTEXT))
     labels += [world.rated + i for i in range(len(_STYLES)) if dice.chance(0.2)]
-    # Noise of weight w has a standard deviation of 0.58 w here; of 255 steps, those of all are 30.
+    # Noise of weight w has a standard deviation of 0.58 w; that of the sum is 30 of 255 steps.
     frames = np.clip(128 + (total >> 8), 0, 255).astype(np.uint8)
     ratings = _rate(world, dice, present) if rate else None
     return _Video(present, labels, frames, ratings)
 
 
 def _rate(world: _World, dice: _Dice, present: np.ndarray) -> Ratings:
-    """Rates one class of some segments: present in most of it, or absent but easily mistaken."""
+    """Rates one class per segment: one present in most of it, or an absent one like those."""
     length = len(present)
     starts = list(range(0, length - SCHEMA.segment_size + 1, SCHEMA.segment_size))
     while len(starts) > RATED_SEGMENTS:
@@ -214,12 +214,12 @@ def generate(folder: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
 
     It holds ``train/`` (4 shards of 50 videos) and ``validate/`` (4 of 75, with 8 rated segments
     each), ``vocabulary.csv`` and ``segment_vocabulary.csv`` in the layout of the published files,
-    ``graph.json``, which has the planted edges and their probabilities, and last ``sample.json``.
+    ``graph.json`` with the planted edges and their probabilities, and last ``sample.json``.
 
     Args:
-        folder: Where to write; about 45 MB.
+        folder: The folder to write, about 45 MB.
         seed: The same seed gives the same bytes.
-        progress: Whether to show a progress bar, or lines of the log where there is no terminal.
+        progress: Whether to show a progress bar, or log lines without a terminal.
 
     Raises:
         pyseg.errors.DataError: The folder is not empty.
@@ -304,14 +304,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def make_sample(seed: int = 0) -> Path:
-    """Returns the folder of the generated sample, which is written at the first call.
+    """Returns the folder of the generated sample, which the first call writes.
 
-    It lies in the user's cache folder (``PYSEG_CACHE``, else ``~/.cache/pyseg``) and appears there
-    when it is complete: neither an interrupted run nor several processes at once leave a part of
-    it.
+    It is in the user's cache folder (``PYSEG_CACHE``, else ``~/.cache/pyseg``), where it appears
+    only when complete: neither an interruption nor concurrent processes leave a part of it.
 
     Raises:
-        pyseg.errors.DataError: What lies there has been damaged since.
+        pyseg.errors.DataError: The folder has been damaged since.
         OSError: The folder cannot be written.
 
     Example:
@@ -331,17 +330,17 @@ def make_sample(seed: int = 0) -> Path:
         try:
             with sole_owner(place):
                 if not folder.exists():
-                    _generate_whole(place / folder.name, folder, seed)
-        except UserError:  # another process is at it
+                    _generate_atomically(place / folder.name, folder, seed)
+        except UserError:  # another process is writing it
             time.sleep(0.1)
-    with contextlib.suppress(OSError):  # whoever made it may have found another process in it
+    with contextlib.suppress(OSError):  # another process may have finished it meanwhile
         place.rmdir()
     _check(folder)
     return folder
 
 
-def _generate_whole(unfinished: Path, folder: Path, seed: int) -> None:
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+def _generate_atomically(unfinished: Path, folder: Path, seed: int) -> None:
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     try:
         generate(unfinished, seed=seed)
         unfinished.rename(folder)
@@ -357,7 +356,7 @@ def _check(folder: Path) -> None:
     for name, size in sizes:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
-            raise DataError(f"{path} is not as it was written: delete {folder}, it is made again")
+            raise DataError(f"{path} is not as it was written: delete {folder} to generate it anew")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Whole videos cut into segments, to score all segments and not only the rated ones.
+"""Videos cut into segments, for scoring all segments instead of only the rated ones.
 
 See :func:`read_segments`.
 """
@@ -16,23 +16,23 @@ from pyseg.data.formats import id_key
 from pyseg.data.records import FrameSchema, OnError, ReadReport, read_frames
 
 UNRATED_ENDS = (6, 2)
-"""Segments at the start and at the end of a video that YouTube-8M's raters were never shown."""
+"""Segments at either end of a video that YouTube-8M's raters were never shown."""
 
 Item = TypeVar("Item")
 
 
 class SegmentBlock(NamedTuple):
-    """Some whole videos, in the order in which they were read, cut into S segments.
+    """Some whole videos in the order of reading, cut into S segments.
 
     Attributes:
         ids: V ids.
         videos: V arrays (T, N) uint8: all frames of each video.
         offsets: (V + 1,) int64: video v has the segments ``offsets[v]`` to ``offsets[v + 1]``.
-        starts: (S,) int64, the frame of its video at which a segment starts.
+        starts: (S,) int64, the first frame of each segment.
         frames: (S, segment size, N) uint8, 0 past ``num_frames``.
-        num_frames: (S,) int64, at least 1; less than the segment size only for the last segment of
-            a video.
-        position: The shard, and how many of its records have been read: where to go on.
+        num_frames: (S,) int64, at least 1; less than the segment size only in a video's last
+            segment.
+        position: The shard, and the number of its records that have been read: where to resume.
     """
 
     ids: list[str]
@@ -56,19 +56,19 @@ def read_segments(
     on_error: OnError = "raise",
     report: ReadReport | None = None,
 ) -> Iterator[SegmentBlock]:
-    """Yields all segments of all videos: frames 0 to 4, 5 to 9, ..., also a last, shorter one.
+    """Yields all segments of all videos: frames 0 to 4, 5 to 9, ..., and a last, shorter one.
 
     Args:
         paths: Shards.
-        schema: What the features are called, except the id, which is looked up in each shard; and
-            how long a segment is.
-        size: Segments per block; a block holds whole videos, so it can be larger, and the last one
-            smaller.
-        skip: How many segments to leave out at the start and at the end of every video, for
+        schema: The names of the features, except the id's, which is looked up in each shard; and
+            the length of a segment.
+        size: Segments per block; as a block holds whole videos, it may have more, the last one
+            fewer.
+        skip: The numbers of segments to leave out at the start and the end of every video, for
             example `UNRATED_ENDS`.
-        keep: Which videos to cut, by id; default: all.
+        keep: Returns whether to cut a video, by id; default: all.
         sound: See `pyseg.data.read_frames`.
-        start: The ``position`` of the last block that was processed: what comes after it is read.
+        start: The ``position`` of the last processed block; reading resumes after it.
         on_error: See `pyseg.data.read_frames`.
         report: See `pyseg.data.read_frames`.
 
@@ -120,7 +120,7 @@ def _cut(
     position: tuple[int, int],
 ) -> SegmentBlock:
     first, last = skip
-    spans = []  # of every video: its first segment, and the one after the last
+    spans = []  # the first segment of every video, and the end of the last
     for video in videos:
         count = -(-len(video) // size)
         spans.append((first, max(first, count - last)))
@@ -139,7 +139,7 @@ def _cut(
 
 
 def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yields the items; a thread makes the next one while the consumer works on the last.
+    """Yields the items; a thread computes the next one while the consumer uses the last.
 
     Example:
         >>> list(read_ahead(iter("abc")))

@@ -1,4 +1,4 @@
-"""The files of a data set, its shards: how they are found, divided and told from others."""
+"""The files of a data set, its shards: how they are found, divided and fingerprinted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pyseg.errors import ArgumentError, MissingFileError
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _RECORD_NAME = re.compile(r".+\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
-_END = 4096  # bytes from either end of a shard that its fingerprint covers
+_END = 4096  # bytes at either end of a shard that its fingerprint covers
 
 
 def named_as_records(path: str) -> bool:
-    """Returns whether the name of a file is one that TFRecord files have.
+    """Returns whether a file has the name of a TFRecord file.
 
     Example:
         >>> named_as_records("val.tfrecord-00000-of-00001"), named_as_records("vocabulary.csv")
@@ -30,15 +30,15 @@ def named_as_records(path: str) -> bool:
 
 
 def find_shards(paths: Paths) -> list[str]:
-    """Returns the files that a glob, a folder, a file, or a list of these stands for.
+    """Returns the files of a glob, a folder, a file, or a list of these.
 
     A folder stands for every file of records in it, at any depth: ``*.tfrecord``, ``*.tfrecords``
-    and ``*.tfrec``, which may be followed by ``-00000-of-00001`` and ``.gz``; where no name is like
-    that, every file that begins as TFRecord files do. The order is that of the names (of a list: of
-    its elements), and a file that is found twice counts once.
+    and ``*.tfrec``, which may be followed by ``-00000-of-00001`` and ``.gz``; if there is none,
+    every file that begins as TFRecord files do. The order is that of the names (of a list: of its
+    elements), and repeated files are listed once.
 
     Raises:
-        FileNotFoundError: One of ``paths`` stands for nothing; the message names it.
+        FileNotFoundError: One of ``paths`` matches nothing; the message names it.
 
     Example:
         >>> find_shards("no/such/*.tfrecord")
@@ -72,24 +72,24 @@ def find_shards(paths: Paths) -> list[str]:
 
 
 def _holds_records(path: str) -> bool:
-    """Returns whether a file holds records, and is not one that is still being written."""
+    """Returns whether a file holds records and is not being written."""
     name = os.path.basename(path)
     unfinished = name.startswith(".") or name.endswith(".part")
     return not unfinished and os.path.isfile(path) and is_record_file(path)
 
 
 class Share(NamedTuple):
-    """What one consumer reads of a shard: the records whose number % part[1] is part[0]."""
+    """A consumer's part of a shard: the records whose number % part[1] is part[0]."""
 
     shard: int
     part: tuple[int, int]
 
 
 def divide(num_shards: int, consumers: int, consumer: int) -> list[Share]:
-    """Returns what one of several consumers reads, so that nothing is lost or read twice.
+    """Returns one consumer's shares, such that every record is read by exactly one.
 
-    Consumers take whole shards while there is one for each of them. The shards that are left over,
-    fewer than consumers, are divided by record, so that all shares are of one size.
+    Consumers take whole shards while there is one for each of them. The remaining shards, fewer
+    than consumers, are divided by record, so that all shares are equally large.
 
     Args:
         num_shards: Shards of the data set.
@@ -106,7 +106,7 @@ def divide(num_shards: int, consumers: int, consumer: int) -> list[Share]:
 
 
 def fingerprints(paths: Sequence[str]) -> dict[str, str]:
-    """Returns size and digest of the ends of each shard, by its path below their common folder."""
+    """Returns the size and a digest of the ends of each shard, by path below a common folder."""
     common = os.path.commonpath([os.path.dirname(os.path.realpath(path)) for path in paths])
     return {os.path.relpath(os.path.realpath(path), common): _fingerprint(path) for path in paths}
 

@@ -1,4 +1,4 @@
-"""The order in which the consumers of a data set read its examples, and where they stand.
+"""The order in which the consumers of a data set read its examples, and their positions.
 
 A consumer is a DataLoader worker of a rank. It reads examples from shards (`Stream`) or takes them
 from memory (`recall`).
@@ -19,12 +19,12 @@ Item = TypeVar("Item")
 
 
 class Position(NamedTuple):
-    """Where one consumer of a stream stands: all that is needed to go on from there.
+    """The position of one consumer of a stream, from which it can resume.
 
     Attributes:
         epoch: The pass.
-        share: The consumer's share of the shards that its chunk begins in.
-        skip: Examples of that share which came before the chunk.
+        share: The consumer's share in which its chunk begins.
+        skip: Examples of that share before the chunk.
         chunk: The number of the chunk in the pass.
         done: Examples of the chunk that have been consumed.
     """
@@ -37,12 +37,12 @@ class Position(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a `loader` begins.
+    """The position at which a `loader` begins.
 
     Attributes:
-        batches: Batches that came before.
-        positions: Where each worker stands, by number, for data sets that are not in memory; none
-            at the very beginning.
+        batches: The number of earlier batches.
+        positions: The position of each worker, by number, for data sets that are not in memory;
+            empty at the very beginning.
     """
 
     batches: int = 0
@@ -50,7 +50,7 @@ class Start(NamedTuple):
 
 
 class Consumer(NamedTuple):
-    """Which part of a data set is meant: that of a DataLoader worker of a rank."""
+    """A consumer of a data set: a DataLoader worker of a rank."""
 
     rank: int
     world_size: int
@@ -60,17 +60,17 @@ class Consumer(NamedTuple):
 
 @dataclass(frozen=True)
 class Stream:
-    """What one of several consumers reads of the shards in a pass.
+    """The examples that one of several consumers reads from the shards in a pass.
 
-    It is read in chunks, each of which is shuffled for itself: so the way back to a position is to
-    read one chunk again, and not the whole pass.
+    It reads chunks and shuffles each of them separately, so that returning to a position takes
+    reading one chunk again instead of the whole pass.
 
     Attributes:
         num_shards: Shards of the data set.
-        consumer: Which of the consumers, from 0.
-        consumers: How many there are.
+        consumer: The number of the consumer, from 0.
+        consumers: The number of consumers.
         shuffle: Shuffle the shards, and the items of a chunk.
-        seed: Decides the order.
+        seed: The seed of the order.
         buffer: Items of a chunk.
     """
 
@@ -84,10 +84,10 @@ class Stream:
     def read(
         self, start: Position, read_share: Callable[[Share], Iterator[Item]]
     ) -> Iterator[tuple[Position, Item]]:
-        """Yields the items of a pass from some position on, each with the position after it.
+        """Yields the items of a pass from a position on, each with the position after it.
 
         Args:
-            start: Where to begin; it also says which pass.
+            start: The position to begin at, which includes the pass.
             read_share: Reads the items of a share, in their order.
         """
         items = self._from_chunk(start, read_share)
@@ -104,14 +104,14 @@ class Stream:
                 order = self._random(start.epoch, self.consumer, 1, chunk).permutation(order)
             for number in order[done:].tolist():
                 done += 1
-                item, waiting[number] = waiting[number], None  # memory goes as it is used
+                item, waiting[number] = waiting[number], None  # frees items as they are consumed
                 yield Position(start.epoch, *place, chunk, done), cast(Item, item)
             place, done = after, 0
 
     def _from_chunk(
         self, start: Position, read_share: Callable[[Share], Iterator[Item]]
     ) -> Iterator[tuple[tuple[int, int], Item]]:
-        """Yields every item from the beginning of the chunk on, and the place after it."""
+        """Yields every item from the start of the chunk on, with the position after it."""
         shares = self._shares(start.epoch)
         for number in range(start.share, len(shares)):
             skipped = start.skip if number == start.share else 0
@@ -120,7 +120,7 @@ class Stream:
                 yield (number, count), item
 
     def _shares(self, epoch: int) -> list[Share]:
-        """Returns what the consumer reads in a pass, in this order."""
+        """Returns the consumer's shares in a pass, in order."""
         shards = np.arange(self.num_shards)
         if self.shuffle:
             shards = self._random(epoch).permutation(shards)
@@ -144,25 +144,25 @@ def recall(
     batch_size: int,
     skip: int,
 ) -> Iterator[tuple[int, int]]:
-    """Yields (epoch, number) of the examples in memory that one consumer takes.
+    """Yields (epoch, number) of one consumer's examples in memory.
 
-    The batches are the same whatever the number of workers: DataLoader takes batches from its
-    workers in turn, so a worker takes every n-th batch.
+    The batches are the same for any number of workers: DataLoader takes batches from its workers in
+    turn, so that a worker takes every n-th batch.
 
     Args:
-        numbers: The examples that there are.
-        consumer: Who takes them.
+        numbers: The numbers of all examples.
+        consumer: The consumer.
         epoch: The first pass.
         shuffle: Shuffle all of the numbers.
-        seed: Decides the order.
-        repeat: Go on with the next pass for ever.
+        seed: The seed of the order.
+        repeat: Repeat without end.
         batch_size: Examples per batch of a rank.
         skip: Batches to leave out at the start.
     """
     if not len(numbers):
         return
     rank, world_size, worker, workers = consumer
-    start = 0  # examples of this rank before this epoch
+    start = 0  # this rank's examples before this epoch
     first_epoch = epoch
     for epoch in itertools.count(first_epoch):
         before = (epoch - first_epoch) * len(numbers)

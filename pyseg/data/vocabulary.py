@@ -29,8 +29,8 @@ class SegmentVocabulary(NamedTuple):
 def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     """Returns the names of all classes, by number, from a ``vocabulary.csv``.
 
-    The columns Index and Name are read; a class without a name (the file has some) goes by its
-    KnowledgeGraphId, or else by its number. The lines may be in any order.
+    The columns Index and Name are read; the name of a nameless class (the file has some) is its
+    KnowledgeGraphId, or else its number. The lines may be in any order.
 
     Raises:
         pyseg.errors.DataError: The file is malformed, names a class twice, or leaves one out.
@@ -49,7 +49,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
 def read_segment_vocabulary(path: str | os.PathLike[str]) -> SegmentVocabulary:
     """Returns the rated classes from a ``segment_vocabulary.csv``.
 
-    The challenge's ``segment_label_ids.csv``, which has the column Index only, is read as well.
+    The challenge's ``segment_label_ids.csv``, which has only the column Index, is accepted too.
 
     Raises:
         pyseg.errors.DataError: The file is malformed or names a class twice.
@@ -66,7 +66,7 @@ def write_segment_vocabulary(
     Args:
         path: The file.
         classes: The rated classes.
-        names: The names of all classes, by number; default: none is written.
+        names: The names of all classes, by number; default: no names.
 
     Raises:
         OSError: It cannot be written.

@@ -13,7 +13,7 @@ from pyseg.data.collection import open_records
 from pyseg.data.formats import Format
 from pyseg.data.records import FrameSchema, VideoSchema
 
-NUM_CLASSES = 3862  # video labels, since the release of 2018
+NUM_CLASSES = 3862  # labels of videos since the release of 2018
 
 
 def is_train(path: str) -> bool:
@@ -24,7 +24,7 @@ def is_train(path: str) -> bool:
         (True, False)
     """
     folder, name = os.path.split(path)
-    # Shards are called train0000 and so on, in the first releases train and two letters or digits.
+    # Shards are named train0000 and so on, in the first releases train and two letters or digits.
     shard = re.match(r"train([^A-Za-z]|[\w-]{2}\.)", name)
     return bool(shard or re.match(r"train(ing)?(?![A-Za-z])", os.path.basename(folder)))
 

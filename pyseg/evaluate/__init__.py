@@ -1,12 +1,12 @@
-"""How good a run or a submission is: ``python -m pyseg.evaluate --run <folder> --data <...>``.
+"""Evaluates a run or a submission: ``python -m pyseg.evaluate --run <folder> --data <...>``.
 
-Two questions, by what the data says of its videos:
+The metrics depend on what the data has:
 
 * rated segments: MAP@100,000 (paper, eq. 7), the ranking of a class taken over its rated segments;
 * video labels: GAP@20, Hit@1, PERR and MAP over complete label lists.
 
-``--submission file.csv --truth <records or table>`` judges a submission (`pyseg.submission`), which
-gives the same MAP as the run that it comes from.
+``--submission file.csv --truth <records or table>`` judges a submission (`pyseg.submission`); its
+MAP is that of the run that it comes from.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class EvaluateConfig:
-    """What to evaluate, on what.
+    """What to evaluate, and on which data.
 
     Args:
         run: The run folder that `pyseg.train` wrote.
         data: Records as a folder, glob or file, or "sample"; default: what the run was trained on.
         labels: Tables of strong labels for AudioSet's records, a file or a glob; default: those
             beside the records, or what the run was trained on.
-        part: Which videos: those that the run held out ("test"), its training videos, or all;
-            default: "test", without a run all.
-        submission: Judge this submission instead, of --run or of anybody.
+        part: Videos to evaluate on: those that the run held out ("test"), its training videos, or
+            all; default: "test", without a run all.
+        submission: A submission to evaluate instead, of --run or any other.
         truth: The ratings to judge it by: records, as --data, or a table of lines
             "segment,class,score"; default: --data, or what the run was trained on.
-        top: Segments of a class of the submission that are looked at.
+        top: Segments per class of the submission that count.
         batch_size: Examples scored at once.
         workers: Processes that read ahead; 0 reads in this process.
-        on_error: "raise" stops at a damaged record, "skip" leaves it out and says so; default:
-            what the run did.
-        device: "cpu", "cuda", ...; default: a GPU where there is one.
+        on_error: At a damaged record: "raise" stops, "skip" leaves it out and reports it; default:
+            as the run did.
+        device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Raises:
         ValueError: A value is out of its range.
@@ -102,9 +102,9 @@ def predictions(
     Args:
         model: ``model(frames, num_frames) -> logits (B, C)``; its mode is restored afterwards.
         dataset: Yields `pyseg.data.Example`.
-        batch_size: Examples scored at once; logits do not depend on it but for rounding.
+        batch_size: Examples scored at once; it affects logits by rounding only.
         workers: Processes that read ahead.
-        progress: What to call it where its progress is shown; not shown without a name.
+        progress: The title of a progress bar; None: no bar.
 
     Yields:
         The batch, and its logits (B, C) float32.
@@ -130,10 +130,10 @@ def predictions(
 
 
 def check_scores(ids: Sequence[str], scores: np.ndarray) -> None:
-    """Raises where what a model says of examples is no number.
+    """Checks that a model's scores are numbers.
 
     Raises:
-        pyseg.errors.DataError: The message names the first such example.
+        pyseg.errors.DataError: One is NaN; the message names the example.
     """
     wrong = np.isnan(scores).any(axis=1)
     if wrong.any():
@@ -144,13 +144,13 @@ def check_scores(ids: Sequence[str], scores: np.ndarray) -> None:
 
 
 class Metric(Protocol):
-    """A metric of an evaluation, one of which is made for each."""
+    """A metric, made anew for each evaluation."""
 
     def update(self, batch: Batch, logits: np.ndarray) -> None:
-        """Takes examples with their ratings or labels, and their logits (B, C)."""
+        """Adds examples with their ratings or labels, and their logits (B, C)."""
 
     def compute(self) -> float:
-        """Returns the value; in a distributed run, of the examples of all processes."""
+        """Returns the value; in a distributed run, over the examples of all processes."""
 
 
 _METRICS: Registry[tuple[Callable[[int], Metric], str]] = Registry("metric")
@@ -160,17 +160,17 @@ MakeMetric = TypeVar("MakeMetric", bound=Callable[[int], Metric])
 def register_metric(
     name: str, *, on: Literal["ratings", "labels"]
 ) -> Callable[[MakeMetric], MakeMetric]:
-    """Adds a metric to evaluations, whose results have it as ``more[name]``.
+    """Registers a metric, which results of evaluations have as ``more[name]``.
 
     It is made as ``make(num_classes)`` for an evaluation by rated segments (``on="ratings"``) or by
-    video labels (``on="labels"``), whose numbers it is printed and logged with.
+    video labels (``on="labels"``), and printed and logged with the other metrics.
 
     Args:
-        name: The name of the metric, which none has yet.
-        on: What it judges by.
+        name: The name of the metric, which must be new.
+        on: The truth that it uses.
 
     Returns:
-        A decorator, which returns what it is given.
+        A decorator that returns its argument.
 
     Raises:
         pyseg.errors.ArgumentError: The name is taken.
@@ -200,7 +200,7 @@ def register_metric(
 def _observed(
     scored: Iterable[tuple[Batch, np.ndarray]], metrics: Iterable[Metric]
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yields what it is given, having shown it to metrics."""
+    """Yields its input, after updating the metrics with it."""
     for batch, logits in scored:
         for metric in metrics:
             metric.update(batch, logits)
@@ -212,7 +212,7 @@ def rank_ratings(
 ) -> metrics.MeanAveragePrecision:
     """Returns the average precision of every class over rated (segment, class) pairs.
 
-    In a distributed run that of all processes' segments.
+    In a distributed run it covers the segments of all processes.
 
     Args:
         scored: Batches of rated segments and their logits.
@@ -229,7 +229,7 @@ def rank_ratings(
 def label_metrics(scored: Iterable[tuple[Batch, np.ndarray]], num_classes: int) -> LabelResult:
     """Returns GAP@20, Hit@1, PERR and MAP against complete label lists.
 
-    In a distributed run they are those of all processes' videos.
+    In a distributed run they cover the videos of all processes.
 
     Args:
         scored: Batches of videos and their logits.
@@ -243,8 +243,8 @@ def label_metrics(scored: Iterable[tuple[Batch, np.ndarray]], num_classes: int) 
         labels = batch.targets(num_classes).numpy() > 0
         gap.update(logits, labels)
         hit.update(logits, labels)
-        # PERR counts scores above 0; these are, in the order of logits, where a sigmoid would be 1
-        # for many.
+        # PERR counts scores above 0. These are, in the order of the logits; many sigmoids would
+        # tie at 1.
         perr.update(functional.softplus(torch.from_numpy(logits)), labels)
         ranking.update_dense(logits, labels)
     result = ranking.compute()
@@ -272,17 +272,17 @@ def evaluate(
 ) -> Result:
     """Returns the metrics of a model on one part of a collection.
 
-    Rated segments decide where the collection has them, complete video labels otherwise.
+    The truth is rated segments if the collection has them, complete video labels otherwise.
 
     Args:
         model: The model.
-        collection: What to evaluate it on.
-        part: Which videos.
-        classes: The collection's classes that the model knows, in its order; default: all.
+        collection: The data.
+        part: The videos to evaluate on.
+        classes: The collection's classes that the model has, in its order; default: all.
         batch_size: Examples scored at once.
         workers: Processes that read ahead.
-        report: What reading met with, in all processes, is added to it; it is then the caller's
-            affair.
+        report: Receives the problems found in records, those of all processes; the caller reports
+            them.
 
     Raises:
         pyseg.errors.UserError: The part has no example.
@@ -311,7 +311,7 @@ def evaluate(
 
 
 def report_of_all(dataset: RecordDataset) -> ReadReport:
-    """Returns what the last pass over a data set met with, in all processes of a run."""
+    """Returns the report of the last pass over a data set, of all processes of a run."""
     return dataset.report if dataset.cached else distributed.total(dataset.report)
 
 
@@ -320,13 +320,13 @@ def _num_rated(collection: Collection) -> int | None:
 
 
 def check_collection(model: Any, collection: Collection, run: Run, data: str) -> list[int] | None:
-    """Returns which classes of a collection a run's model knows; None means all.
+    """Returns the classes of a collection that a run's model has; None means all.
 
     Args:
-        model: From the run.
-        collection: From ``data``.
-        run: The run, which may know that its model is for the rated classes alone.
-        data: For the message.
+        model: The run's model.
+        collection: The collection in ``data``.
+        run: The run, which stores whether its model is for the rated classes alone.
+        data: The data, for the message.
 
     Raises:
         pyseg.errors.UserError: The model is for other features or classes.
@@ -343,10 +343,10 @@ def check_collection(model: Any, collection: Collection, run: Run, data: str) ->
 
 
 def note_level(model: Any, found: str, run: Run, data: str) -> None:
-    """Tells where a run's model was trained on mean features of videos and meets frames, or so.
+    """Warns if a model of mean features of videos is applied to frames, or vice versa.
 
     Args:
-        model: From the run.
+        model: The run's model.
         found: The level of the data: "frame" or "video".
         run: The run, for the message.
         data: The data, for the message.
@@ -358,7 +358,7 @@ def note_level(model: Any, found: str, run: Run, data: str) -> None:
 
 
 def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]:
-    """Returns the metrics of a submission, and what deserves the user's attention.
+    """Returns the metrics of a submission, and lines on its problems for the user.
 
     Raises:
         pyseg.errors.UserError: The options do not fit together.
@@ -375,11 +375,11 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]
     if source is None:
         raise UserError("--submission: expected --truth or --run with it, found neither")
     num_rated = None
-    told = []
+    lines = []
     if Path(source).is_file() and not (is_record_file(source) or named_as_records(source)):
         truth = read_truth(source)
         if truth.overwritten:
-            told = [f"truth: overwrote {truth.overwritten} ratings by later ones of the same pair"]
+            lines = [f"truth: overwrote {truth.overwritten} ratings by later ones of the same pair"]
     else:
         on_error = config.on_error
         if trained is None:
@@ -387,7 +387,7 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]
         else:
             collection = open_data(trained, source, config.labels, on_error)
         part = config.part or ("all" if trained is None else "test")
-        # Whole, also in one of several processes.
+        # All of the data, also in one of several processes.
         segments = collection.segments(part, cache=False, rank=0, world_size=1)
         if segments is None:
             notes = "".join(f"; {note}" for note in collection.notes)
@@ -395,18 +395,18 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]
         with without_record_warnings():
             truth = truth_of_segments(segments, source)
         if summary := segments.report.summary():
-            told = [f"truth: {summary}"]
+            lines = [f"truth: {summary}"]
         num_rated = _num_rated(collection)
     with Progress("evaluate", "classes") as bar:
         result, report = judge(
             read_submission(config.submission), truth, k=config.top, progress=bar.update
         )
-    told += [f"submission: {line}" for line in report.lines()]
-    return RatedResult.of(result, num_rated or len(truth.ratings)), told
+    lines += [f"submission: {line}" for line in report.lines()]
+    return RatedResult.of(result, num_rated or len(truth.ratings)), lines
 
 
 def evaluate_run(config: EvaluateConfig) -> Result:
-    """Returns the metrics of a run, which its metrics.jsonl keeps as well.
+    """Returns the metrics of a run, and appends them to its metrics.jsonl.
 
     In a distributed run every process scores its part of the data, and all get the same.
 

@@ -1,8 +1,8 @@
-"""Named presets: the classifiers of the paper, ready to make, save and load, and anybody's own.
+"""Named presets: the classifiers of the paper and registered ones, to create, save and load.
 
 `register` adds a classifier, `register_head` a head. A saved model is a folder with
-``model.safetensors`` (weights and buffers) and ``model.json`` (what `create` was called with).
-Nothing in it is pickled, and a digest of both shows damage.
+``model.safetensors`` (weights and buffers) and ``model.json`` (the arguments of `create`).
+Nothing in it is pickled, and a digest of both detects damage.
 
 ``python -m pyseg.models`` prints a table of the presets.
 
@@ -12,11 +12,11 @@ Example:
     >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(model, folder, class_names=[f"class {i}" for i in range(10)])
-    ...     again = load(folder)
+    ...     loaded = load(folder)
     >>> frames = torch.randint(0, 256, (2, 5, 80), dtype=torch.uint8)
-    >>> torch.equal(model(frames, torch.tensor([5, 3])), again(frames, torch.tensor([5, 3])))
+    >>> torch.equal(model(frames, torch.tensor([5, 3])), loaded(frames, torch.tensor([5, 3])))
     True
-    >>> again.config.name, again.config.class_names[3]
+    >>> loaded.config.name, loaded.config.class_names[3]
     ('nextvlad-small', 'class 3')
 """
 

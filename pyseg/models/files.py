@@ -1,4 +1,4 @@
-"""Saved models: ``model.safetensors`` and ``model.json``, which a digest holds together."""
+"""Saved models: ``model.safetensors`` and ``model.json``, bound together by a digest."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def save(
 ) -> None:
     """Saves a model that `create` or `load` returned.
 
-    Each file is written beside its place and then renamed, so that an interrupted save never
-    leaves half a file.
+    Each file is written under another name and then renamed, so that an interrupted save leaves no
+    partial file.
 
     Args:
-        model: the model, also as `torch.compile` wraps it.
-        folder: where to; created if it is not there.
-        class_names: name of each class, in order of index. ``None``: those of ``model.config``.
+        model: the model, compiled by `torch.compile` or not.
+        folder: the folder; created if missing.
+        class_names: the name of each class, by number. ``None``: those of ``model.config``.
 
     Raises:
-        ValueError: the model has no ``config``, or there are not as many class names as classes.
+        ValueError: the model has no ``config``, or the number of class names is wrong.
     """
     model = getattr(model, "_orig_mod", model)
     config = getattr(model, "config", None)
@@ -62,7 +62,7 @@ def save(
     description = _description(config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # The description goes into both files: so `load` sees when they do not belong together.
+    # The description is in both files, so that `load` can tell whether they belong together.
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     digest = _digest(replace(config, class_names=class_names), state)
     metadata = json.dumps(description | {"sha256": digest}, sort_keys=True)
@@ -76,18 +76,18 @@ def save(
 
 
 def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FrameClassifier:
-    """Loads a model that `save` wrote, bit for bit.
+    """Loads a model that `save` wrote; its weights are the same bits.
 
     Args:
         folder: the folder.
-        device: where the weights go.
+        device: the device of the weights.
 
     Returns:
-        The model, in eval mode: call ``.train()`` to go on training. ``model.config`` holds the
+        The model, in eval mode: call ``.train()`` to train it. ``model.config`` holds the
         class names.
 
     Raises:
-        FileNotFoundError: one of the two files is not there.
+        FileNotFoundError: one of the two files is missing.
         pyseg.errors.DataError: a file is damaged, of another format version, or does not fit the
             other; the message names the file, what was expected and what was found.
     """
@@ -99,8 +99,8 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     try:
         with safe_open(weights, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Copied, since a file's tensors begin at any address, and some libraries' products are
-            # not the same to the bit where their operands begin elsewhere.
+            # Copied, since a file's tensors have any alignment, on which the bits of some
+            # libraries' products depend.
             state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"{weights}: expected a safetensors file, found: {error}") from error
@@ -115,7 +115,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
             f"found {found if described else 'no description: not written by pyseg.models.save'}"
         )
     try:
-        with torch.device("meta"):  # the values come from the file: draw none
+        with torch.device("meta"):  # the values come from the file: do not draw them
             tensors = {key: placeholder(shapes) for key, shapes in config.tensors.items()}
             model = create(
                 config.name, num_classes=config.num_classes, **config.overrides, **tensors
@@ -134,7 +134,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
 
 
 def _description(config: ModelConfig) -> dict[str, Any]:
-    """Returns what both files of a saved model say about it."""
+    """Returns the description of a saved model that is in both files."""
     return {
         "format_version": FORMAT_VERSION,
         "name": config.name,
@@ -208,7 +208,7 @@ def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str
 
 
 def _parse(text: str) -> Any:
-    """Returns what JSON says, None where it is none."""
+    """Returns the value of a JSON text, None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -216,7 +216,7 @@ def _parse(text: str) -> Any:
 
 
 def _digest(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
-    """Returns a digest of all that makes up a model: on the CPU, in contiguous tensors."""
+    """Returns a digest of a model's configuration and tensors (contiguous, on the CPU)."""
     names = None if config.class_names is None else list(config.class_names)
     described = _description(config) | {"class_names": names}
     if config.level is not None:

@@ -1,4 +1,4 @@
-"""The heads and presets that come with pyseg, registered as anybody else's are."""
+"""The heads and presets of pyseg, registered in the same way as those of plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ register_head("gcn")(LabelGCN)
 register_head("logistic")(LogisticHead)
 register_head("moe")(MixtureOfExperts)
 
-# A preset names a head, but none of its options: they would not fit another head.
+# A preset names a head, but sets none of its options, which would not fit another head.
 
 # The three of the paper's table 1: cluster size, hidden size and reduction of each.
 _NEXTVLAD1 = {"clusters": 112, "hidden_size": 2048, "reduction": 16}
@@ -26,18 +26,18 @@ register("nextvlad2", clusters=136, hidden_size=2048, reduction=16)(NeXtVLADClas
 register("nextvlad3", clusters=112, hidden_size=2048, reduction=8)(NeXtVLADClassifier)
 register("nextvlad1-gcn", **_NEXTVLAD1, head="gcn")(NeXtVLADClassifier)
 
-# The paper gives no size of this one.
+# The paper gives no sizes for this one.
 register("attention-gru", gru_size=1024, attention_size=512, hidden_size=2048, reduction=16)(
     AttentionGRU
 )
 
-# The starter code's, also in how it normalizes frames; and the paper's with a graph.
+# The starter code's, normalization of frames included; and the paper's with a graph.
 register("dbof", normalization="l2", head="moe")(DBoF)
 register("dbof-gcn", normalization="l2", head="gcn")(DBoF)
 register("mlp")(MLP)
 
-# For two CPU cores and some hundred steps: with a momentum of 0.001 the running statistics would
-# stay where they started.
+# For two CPU cores and a few hundred steps: with a momentum of 0.001 the running statistics would
+# stay near their initial values.
 register(
     "nextvlad-small",
     clusters=16,
@@ -56,7 +56,7 @@ register("paper-mixture", branches=("nextvlad1", "nextvlad2", "nextvlad3", "atte
     mixture
 )
 
-# Of classifiers that differ in their weights only, with the reference's T and lambda.
+# Mixtures of classifiers that differ only in their weights, with the reference's T and lambda.
 register(
     "mixture",
     branches=("nextvlad-small",) * 3,

@@ -1,4 +1,4 @@
-"""The registry of models: presets by name, the heads that they may have, and how one is made."""
+"""The registry of models: presets and heads by name, and how models are made of them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
 
 
 def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
-    """Makes a classifier a preset: `create`, saved models and all commands then know it by name.
+    """Registers a classifier as a preset, which `create`, saved models and commands know by name.
 
     It is called as ``make(num_classes, **overrides)`` and returns a `pyseg.nn.FrameClassifier`. Its
     other parameters, and those of its base class if it passes them on (``**more``), are what
     `create` and ``--overrides`` may set; values for those annotated as int, float, bool, str,
-    Literal or None are checked. A parameter ``head`` receives a function that makes the head,
-    ``head(in_features, num_classes)``, of the one that is named.
+    Literal or None are checked. A parameter ``head`` receives a function that makes the chosen
+    head, ``head(in_features, num_classes)``.
 
     Args:
-        name: The name of the preset, which none has yet.
-        **arguments: Those in which the preset differs from what `make` has as defaults.
+        name: The name of the preset, which must be new.
+        **arguments: The preset's values of arguments of `make`, instead of the defaults.
 
     Returns:
-        A decorator, which returns what it is given.
+        A decorator that returns its argument.
 
     Raises:
         pyseg.errors.ArgumentError: The name is taken, or there is no such argument.
@@ -66,16 +66,16 @@ def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
 
 
 def register_head(name: str) -> Callable[[Make], Make]:
-    """Makes a module a head: ``--overrides.head NAME`` then gives it to any classifier with one.
+    """Registers a head: ``--overrides.head NAME`` then gives it to any classifier with a head.
 
     It is called as ``make(in_features, num_classes, **overrides)`` and maps (B, in_features) to
     logits (B, C).
 
     Args:
-        name: The name of the head, which none has yet.
+        name: The name of the head, which must be new.
 
     Returns:
-        A decorator, which returns what it is given.
+        A decorator that returns its argument.
 
     Raises:
         pyseg.errors.ArgumentError: The name is taken.
@@ -97,23 +97,23 @@ def register_head(name: str) -> Callable[[Make], Make]:
 
 
 Shapes = Sequence[int] | Mapping[str, Sequence[int]]
-"""The shape of a tensor, or those of the tensors that something is made of, by name."""
+"""The shape of a tensor, or the shapes of an object's tensors by name."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model was made with; `create` and `load` attach it as ``model.config``.
+    """How a model was created; `create` and `load` attach it as ``model.config``.
 
     Attributes:
         name: name of the preset.
         num_classes: number of classes C.
-        overrides: the arguments in which the model differs from the preset, as JSON holds them.
+        overrides: the arguments in which the model differs from the preset, as JSON values.
         tensors: shapes of those arguments that are tensors (``eigenvalues``, ``node_features``),
-            and of the three tensors of a `LabelCorrelation`; the model's weights and buffers hold
-            what became of their values.
-        class_names: name of each class, in order of index, or ``None``.
-        level: what it was trained on: "frame", or "video" for mean features of whole videos;
-            ``None``: unknown.
+            and of the three tensors of a `LabelCorrelation`; the model's weights and buffers are
+            computed from their values.
+        class_names: the name of each class, by number, or ``None``.
+        level: the level of its training data: "frame", or "video" for mean features of whole
+            videos; ``None``: unknown.
     """
 
     name: str
@@ -142,7 +142,7 @@ def options(name: str, *, head: str | None = None) -> list[str]:
 
     Args:
         name: a preset, see `names`.
-        head: the head that is asked for. ``None``: that of the preset.
+        head: the head to use. ``None``: that of the preset.
 
     Returns:
         Arguments of the preset's classifier, then those of its head.
@@ -179,8 +179,8 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
             ``feature_sizes=(128,)`` or ``dropout=0``. Where the class takes a `head`, that is
             "logistic" (`LogisticHead`), "moe" (`MixtureOfExperts`) or "gcn" (`LabelGCN`), and the
             head's own arguments are overrides too: ``head="moe", mixtures=4``. A mixture takes
-            those of `Mixture` and those of its branches, each for all branches that know it;
-            ``branches`` lists other ones, as names of presets or as objects,
+            those of `Mixture` and those of its branches, each for all branches that take it;
+            ``branches`` lists other branches, as names of presets or as objects,
             ``{"name": "nextvlad1", "clusters": 64}``. `options` lists all.
 
     Returns:
@@ -216,7 +216,7 @@ def create(name: str, *, num_classes: int, **overrides: Any) -> FrameClassifier:
 
 
 def count_parameters(name: str, *, num_classes: int, **overrides: Any) -> int:
-    """Counts the parameters of a classifier without making it: it takes next to no memory.
+    """Counts the parameters of a classifier without allocating its weights.
 
     Args:
         name: a preset, see `names`.
@@ -224,7 +224,7 @@ def count_parameters(name: str, *, num_classes: int, **overrides: Any) -> int:
         **overrides: as `create` takes them.
 
     Raises:
-        pyseg.errors.ArgumentError: as `create` does, or the sizes are beyond any memory.
+        pyseg.errors.ArgumentError: as `create` does, or the sizes exceed any memory.
 
     Example:
         >>> count_parameters("nextvlad1", num_classes=3862)
@@ -245,17 +245,17 @@ def count_parameters(name: str, *, num_classes: int, **overrides: Any) -> int:
 
 
 def select_classes(model: FrameClassifier, classes: Sequence[int]) -> FrameClassifier:
-    """Makes a model for some of a model's classes: the same trunk, and their rows of the head.
+    """Makes a model for some of a model's classes: the same trunk, with their rows of the head.
 
     Args:
         model: one that `create` or `load` returned.
-        classes: different classes, in the order that they shall have.
+        classes: distinct classes, in the order of the new model.
 
     Returns:
-        A model of n classes that shares nothing with the other one, in the same mode.
+        A model of n classes that shares no memory with the other one, in the same mode.
 
     Raises:
-        ValueError: a class is out of range or named twice, or the head cannot be cut.
+        ValueError: a class is out of range or repeated, or the head cannot be cut.
 
     Example:
         >>> model = create("nextvlad-small", num_classes=10, feature_sizes=(64, 16)).eval()
@@ -297,7 +297,7 @@ def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> M
 
     Args:
         num_classes: number of classes C.
-        branches: a preset's name each, or ``{"name": ..., **overrides}`` of that branch alone.
+        branches: each a preset's name, or ``{"name": ..., **overrides}`` for that branch alone.
         **arguments: those of `Mixture`, and those of the branches: each goes to all that take it.
     """
     if isinstance(branches, str) or not isinstance(branches, Sequence) or not branches:
@@ -325,12 +325,12 @@ def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> M
         if key not in known:
             raise ArgumentError(f"overrides: {unknown('argument of the mixture', key, known)}")
     check_types(Mixture, arguments)
-    made = []
+    classifiers = []
     for name, overrides, takes in zip(presets, own, of_branches, strict=True):
-        # Noise is the mixture's: it adds it once for all branches.
+        # The mixture adds noise once for all branches.
         shared = {k: v for k, v in arguments.items() if k in takes and k != "noise"}
-        made.append(_make(name, num_classes, shared | overrides))
-    return Mixture(made, **{k: v for k, v in arguments.items() if k in of_mixture})
+        classifiers.append(_make(name, num_classes, shared | overrides))
+    return Mixture(classifiers, **{k: v for k, v in arguments.items() if k in of_mixture})
 
 
 def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameClassifier:
@@ -339,7 +339,7 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
         raise ArgumentError(f"num_classes: expected an integer, found {num_classes!r}")
     num_classes = int(num_classes)
     arguments = {**preset, **overrides}
-    if make is mixture:  # which looks at its arguments itself
+    if make is mixture:  # which checks its arguments itself
         return make(num_classes, **arguments)
     known = options(name, head=arguments.get("head"))
     for key in overrides:
@@ -362,12 +362,12 @@ def _preset(name: str) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
 
 
 def _arguments(make: Callable[..., nn.Module]) -> list[str]:
-    """Lists what may be overridden: what `create` gives is not, nor what no file can hold."""
+    """Lists the arguments that may be overridden: none that `create` sets or no file can hold."""
     excluded = ("in_features", "num_classes", "branches", "generator")
     return [key for key in parameters(make) if key not in excluded]
 
 
-# A correlation is three tensors, each of a shape of its own.
+# A correlation is three tensors of different shapes.
 _CORRELATION = ("offsets", "columns", "values")
 
 
@@ -380,12 +380,12 @@ def _shapes(value: Tensor | np.ndarray | LabelCorrelation) -> Shapes:
     return list(value.shape)
 
 
-# Tensors among the overrides that have a row, or rows and columns, for every class.
+# Tensor overrides with a row, or a row and a column, per class.
 _BY_CLASS = ("correlation", "node_features")
 
 
 def _of_classes(shapes: Shapes, number: int) -> Shapes:
-    """Returns the shapes of one of these for another number of classes."""
+    """Returns the shapes of such an override for another number of classes."""
     if isinstance(shapes, Mapping):
         return {**shapes, "offsets": [number + 1]}
     rows, columns = shapes
@@ -393,7 +393,7 @@ def _of_classes(shapes: Shapes, number: int) -> Shapes:
 
 
 def placeholder(shapes: Shapes) -> Tensor | LabelCorrelation:
-    """Returns what has the shapes, on the default device: loading needs no values."""
+    """Returns uninitialized tensors of the shapes, on the default device."""
     if not isinstance(shapes, Mapping):
         return torch.empty(*shapes)
     if shapes.keys() != set(_CORRELATION):

@@ -1,4 +1,4 @@
-"""What the presets cost: ``python -m pyseg.models`` prints it as a Markdown table."""
+"""The costs of the presets: ``python -m pyseg.models`` prints them as a Markdown table."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _TIMED_CALLS = 3
 
 @dataclass
 class TableConfig:
-    """What the table shows.
+    """The options of the table.
 
     Args:
         num_classes: Classes of the models.
-        presets: Which presets; default: all.
-        timing: Whether to measure times.
+        presets: Presets to list; default: all.
+        timing: Measure times.
 
     Raises:
         ValueError: A value is out of its range.
@@ -50,8 +50,8 @@ def count_operations(model: FrameClassifier, length: int) -> int:
     """Counts the multiplications and additions of the matrix products of one inference.
 
     As `torch.utils.flop_counter` counts them, those inside pyseg's fused operators included: a
-    product of (m, k) with (k, n) is 2 m k n. What a model forms from its weights once (see
-    `pyseg.nn.NeXtVLAD`) does not count, nor does anything that is not a product.
+    product of (m, k) with (k, n) is 2 m k n. What a model derives from its weights once (see
+    `pyseg.nn.NeXtVLAD`) does not count, nor does any operation but a product.
 
     Args:
         model: the model, in eval mode.
@@ -69,14 +69,14 @@ def count_operations(model: FrameClassifier, length: int) -> int:
     """
     frames = _frames(model, 1, length)
     with torch.no_grad():
-        model(frames)  # forms what outlives a call
+        model(frames)  # derives what later calls reuse
         with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
             model(frames)
     return counter.get_total_flops()
 
 
 def time_inference(model: FrameClassifier, batch: int, length: int) -> float:
-    """Returns the seconds that a batch of B videos of T frames takes, a median."""
+    """Returns the median time of a batch of B videos of T frames in seconds."""
     frames = _frames(model, batch, length)
     seconds = []
     with torch.no_grad():
@@ -89,7 +89,7 @@ def time_inference(model: FrameClassifier, batch: int, length: int) -> float:
 
 
 def table(config: TableConfig) -> str:
-    """Returns the table, and what its columns mean.
+    """Returns the table, and notes on its columns.
 
     Raises:
         ValueError: a preset is unknown.
@@ -124,7 +124,7 @@ def _make(name: str, num_classes: int) -> FrameClassifier:
     with torch.device("meta"):
         model = models.create(name, num_classes=num_classes)
     model = model.to_empty(device="cpu").eval()
-    # What the weights are makes no difference, and drawing them would take most of the time.
+    # The values of the weights do not matter, and drawing them would take most of the time.
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.fill_(0.01)
@@ -137,13 +137,13 @@ def _frames(model: FrameClassifier, batch: int, length: int) -> Tensor:
 
 
 def _rounded(value: float) -> str:
-    """Returns a number with three significant digits."""
+    """Formats a number with three significant digits."""
     digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
     return f"{round(value, digits):.{max(0, digits)}f}"
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Returns the operations of pyseg's operators from the shapes of their arguments."""
+    """Returns functions that count the operations of pyseg's operators from argument shapes."""
 
     def product(left: Sequence[int], columns: int) -> int:
         return 2 * math.prod(left) * columns
@@ -156,7 +156,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         "gru_recurrence": lambda gates, weight, *_, **__: product(gates, weight[1]),
         "vlad_aggregate": lambda features, assignment, *_, **__: product(features, assignment[3]),
     }
-    # Where no library is loaded, plain PyTorch runs instead, which counts itself.
+    # Without a library plain PyTorch runs instead, whose operations PyTorch counts.
     return {
         getattr(torch.ops.pyseg, name): formula
         for name, formula in formulas.items()
@@ -166,7 +166,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.models``."""
-    parser = _cli.make_parser(TableConfig, "pyseg.models", "Prints what the presets cost.")
+    parser = _cli.make_parser(TableConfig, "pyseg.models", "Prints the costs of the presets.")
     config = _cli.parse(parser, TableConfig, argv)
     with _cli.option("presets"):
         for name in config.presets or ():

@@ -4,8 +4,8 @@ Every video is cut into segments of five frames. All of them are scored, and the
 each class are written as a submission of the YouTube-8M segment challenge (`pyseg.submission`).
 With ``--video ID --timeline out.png`` the command draws the scores of one video over time instead.
 
-While it runs, its state is saved in ``<out>.partial``: after an interruption the same command goes
-on from there. Only one command at a time works in that folder.
+While it runs, its state is saved in ``<out>.partial``: after an interruption the same command
+resumes there. Only one command at a time works in that folder.
 
 Under torchrun the shards are divided among the processes, each of which saves its state in a
 subfolder of its own; the first process merges them (`pyseg.distributed`).

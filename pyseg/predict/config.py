@@ -18,22 +18,22 @@ class PredictConfig:
         run: The run folder that `pyseg.train` wrote.
         data: Records as a folder, glob or file, labeled or not; default: the run's training data.
         out: The submission file to write.
-        classes: A vocabulary of the classes to write (its column Index), for example
+        classes: A vocabulary of the classes to write: its column Index, as in
             segment_vocabulary.csv; default: the rated classes of the run's training data.
         top: Segments per class, at most.
-        skip_ends: Leave out the first 6 and the last 2 segments of every video, which YouTube-8M's
-            raters were never shown.
-        scores: An .npz file for the scores of all segments, by which they are ranked: "segments"
-            (S,), "classes" (C,) and "scores" (S, C).
-        video_top: Keep only the classes that are among this many best ones of the whole video.
+        skip_ends: Leave out a video's first 6 and last 2 segments; YouTube-8M's raters were never
+            shown them.
+        scores: An .npz file for the scores that rank all segments: "segments" (S,), "classes" (C,)
+            and "scores" (S, C).
+        video_top: Rank only the N best classes of each whole video.
         video_weight: Rank by p(segment)^(1 - w) * p(video)^w instead of p(segment).
         video_run: The run that scores whole videos; default: --run.
         video: Draw the timeline of the video with this id; no submission is written.
         timeline: The .png or .html file of the timeline.
-        timeline_classes: Classes in the timeline, those with the highest scores.
+        timeline_classes: Classes with the highest scores to draw.
         batch_size: Segments scored at once.
-        on_error: "raise" stops at a damaged record, "skip" leaves it out and reports it.
-        device: "cpu", "cuda", ...; default: a GPU where there is one.
+        on_error: At a damaged record: "raise" stops, "skip" leaves it out and reports it.
+        device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Raises:
         ValueError: A value is out of its range.

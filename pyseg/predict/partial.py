@@ -1,4 +1,4 @@
-"""A prediction in progress, which is saved from time to time so that it can be resumed."""
+"""A prediction in progress, saved at intervals so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyseg.predict.score_file import ScoreFile
 from pyseg.submission import segment_id
 
 SAVE_EVERY = 300.0
-"""Seconds between two saved states."""
+"""Seconds between saves."""
 
 
 class PartialPrediction:
@@ -33,7 +33,7 @@ class PartialPrediction:
         request: Everything that determines the result; a resumed prediction must have the same.
         num_classes: The number of classes C.
         top: Segments to keep per class.
-        scores: The file of all scores, if it is wanted.
+        scores: The file of all scores, if requested.
 
     Attributes:
         best: The best segments of each class.
@@ -42,7 +42,7 @@ class PartialPrediction:
         first_segments: The number of each video's first segment.
         first_frames: The frame at which that segment starts.
         num_segments: The number of segments.
-        scores: The file of all scores, if it is wanted.
+        scores: The file of all scores, if requested.
     """
 
     def __init__(

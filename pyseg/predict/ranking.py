@@ -56,14 +56,14 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> None:
     work = _begin(scorer, request, folders[rank])
     if work.resume():
         print(f"going on from {folder}: {work.num_segments} segments are done")
-    # Consecutive shards, so that segments have the order that they have in one process.
+    # Consecutive shards keep the segments in the order of a single process.
     bounds = [len(shards) * n // processes for n in range(processes + 1)]
     report = ReadReport()
     begun, before = time.monotonic(), work.num_segments
     with _cli.stop_requests() as stopped:
         _rank(scorer, work, shards[bounds[rank] : bounds[rank + 1]], report, stopped)
         if processes > 1:
-            work.save()  # for the first process, which waits for all others below
+            work.save()  # to be merged by the first process, which waits for all others below
         scored = distributed.total(work.num_segments - before)
         seconds = time.monotonic() - begun
         report = distributed.total(report)
@@ -75,7 +75,7 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> None:
 
 
 def _begin(scorer: Scorer, request: dict[str, Any], folder: Path) -> PartialPrediction:
-    """Returns the prediction of a process, which `PartialPrediction.resume` resumes."""
+    """Returns this process's prediction, resumed if its state was saved."""
     config, num_classes = scorer.config, len(scorer.classes)
     path = config.scores
     scores = None if path is None else ScoreFile(Path(path), folder, num_classes)
@@ -92,7 +92,7 @@ def _request(scorer: Scorer) -> dict[str, Any]:
     }
     if scorer.video_run is not None:
         request["video_weights"] = _digest(scorer.video_run.weights_file)
-    for name in ("batch_size", "device", "data"):  # these change rounding at most
+    for name in ("batch_size", "device", "data"):  # these affect rounding at most
         request.pop(name)
     return request
 

@@ -17,7 +17,7 @@ _CHUNK = 1 << 22  # bytes read at once
 
 
 class ScoreFile:
-    """An .npz file of scores, whose rows are collected before their number is known.
+    """An .npz file of scores, whose rows are collected in another file until all are known.
 
     Args:
         path: The .npz file.
@@ -38,7 +38,7 @@ class ScoreFile:
         folder.mkdir(parents=True, exist_ok=True)
 
     def truncate(self, rows: int, digest: str) -> None:
-        """Drops what follows the first rows, which are the ones that the saved state knows.
+        """Drops all rows after those of the saved state.
 
         Args:
             rows: How many rows to keep.
@@ -61,7 +61,7 @@ class ScoreFile:
             )
 
     def add(self, scores: np.ndarray, candidates: np.ndarray | None) -> None:
-        """Adds rows of scores (S, C); pairs that may not be ranked (False) become -inf."""
+        """Adds rows of scores (S, C); pairs that are not candidates (False) become -inf."""
         if candidates is not None:
             scores = np.where(candidates, scores, -np.inf)
         rows = np.ascontiguousarray(scores, np.float32).data

@@ -33,14 +33,14 @@ class Scorer:
         model: Its model.
         shards: The records to score.
         format: Their format.
-        schema: How they name their features.
-        column: The model's output for each class that it knows, by the class's number in the data.
+        schema: The names of their features.
+        column: The logits' column of each class of the model, by the class's number in the data.
         classes: The C classes to score.
-        video_run: The run that scores whole videos; None where nothing does.
+        video_run: The run that scores whole videos, if any.
         video_model: Its model.
 
     Raises:
-        pyseg.errors.UserError: A run, a vocabulary or the device is not what it should be.
+        pyseg.errors.UserError: A run, a vocabulary or the device does not fit the options.
     """
 
     def __init__(self, config: PredictConfig) -> None:

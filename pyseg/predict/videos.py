@@ -38,12 +38,12 @@ def timelines(
 
 
 def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating], top: int) -> Timeline:
-    """Returns the scores of the only video of a block over time."""
+    """Returns the scores over time of the only video of a block."""
     probabilities = scorer.logits(block).sigmoid().cpu().numpy()
     column = scorer.column
     peaks = {number: probabilities[:, column[number]].max() for number in scorer.classes}
     shown = sorted(peaks, key=lambda number: -peaks[number])[:top]
-    # Ratings may be of any class that the model knows, not only of those in a submission.
+    # Ratings may be of any class of the model, not only of those in a submission.
     rated = {rating.number for rating in ratings}
     shown += sorted(rated & column.keys() - set(shown))
     columns = [column[number] for number in shown]

@@ -1,7 +1,7 @@
 """Reports on runs: ``python -m pyseg.report --run <folder> [<folder> ...]``.
 
 A report is one HTML page that contains all of its pictures and needs neither scripts nor other
-files: facts, learning curves, average precision of every class, precision-recall curves, the graph
+files: facts, learning curves, average precision per class, precision-recall curves, the graph
 of the label correlation (Figure 3 of the paper), and scores of held-out videos over time. Several
 runs are shown side by side. The same runs and data give the same page.
 """

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_HALF = (5.6, 3.5)  # inches: two charts of this size stand side by side
-_LOG_RATIO = 10.0  # curves whose values differ by more have a logarithmic scale
+_HALF = (5.6, 3.5)  # inches: two charts of this size fit side by side
+_LOG_RATIO = 10.0  # curves with a larger ratio of values have a logarithmic scale
 
 
 class Series(NamedTuple):
@@ -68,9 +68,9 @@ def draw_curves(
         series: The curves; numbers that are not finite leave gaps.
         smooth: Draw a moving average, and the curve itself pale.
         marks: Mark every point, and write the value of the last one; otherwise the y axis is
-            logarithmic where the values differ much.
+            logarithmic where the values differ by orders of magnitude.
         from_zero: Start the y axis at 0, unless it is logarithmic.
-        borders: Runs with an x at which one of their stages ends: dotted lines.
+        borders: A run and the x at which one of its stages ends, for each dotted line.
     """
     figure = new_figure(*_HALF)
     axes = new_axes(figure, title, x_label)
@@ -145,13 +145,13 @@ def draw_class_bars(
     groups: Sequence[Sequence[ClassBar]],
     runs: Sequence[tuple[int, str]],
 ) -> bytes:
-    """Draws a value of classes: bars from 0 for the first run, marks for the others.
+    """Draws a value per class: bars from 0 for the first run, marks for the others.
 
     Args:
         title: What the chart shows.
-        x_label: What the value is.
+        x_label: The name of the value.
         groups: Classes from top to bottom, with a gap between the groups.
-        runs: Number and name of every run, as many as every class has values.
+        runs: Number and name of every run, in the order of each class's values.
     """
     rows = sum(map(len, groups)) + len(groups) - 1
     figure = new_figure(_HALF[0], 1.0 + 0.21 * rows)
@@ -194,7 +194,7 @@ def _add_legend(figure: Figure, runs: Sequence[tuple[int, str]]) -> None:
 def draw_class_points(
     titles: tuple[str, str], x_labels: tuple[str, str], series: Sequence[Series]
 ) -> bytes:
-    """Draws a value in [0, 1] of classes: in decreasing order, and against a count.
+    """Draws a value in [0, 1] per class: in decreasing order, and against a count.
 
     Args:
         titles: What the two charts show, one below the other.

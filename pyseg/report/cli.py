@@ -64,7 +64,7 @@ def report(config: ReportConfig) -> Path:
 
 
 def _versions() -> str:
-    """Returns the versions of what draws the page; raises before any work if a part is missing."""
+    """Returns the versions of the packages in use; raises before any work if one is missing."""
     with requires("report", "a report"):
         import jinja2  # noqa: F401
         import matplotlib

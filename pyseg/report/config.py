@@ -15,15 +15,15 @@ class ReportConfig:
     """What to report on, and where to write it.
 
     Args:
-        run: Run folders that `pyseg.train` wrote; a first one, and others to compare it with.
+        run: Run folders that `pyseg.train` wrote; the others are compared with the first.
         out: The HTML file; default: report.html in the first run.
         data: Records as a folder, glob or file, or "sample"; default: each run's training data.
-        part: Which videos to evaluate on: those that the run held out ("test"), its training
+        part: Videos to evaluate on: those that the run held out ("test"), its training
             videos, or all.
-        evaluate: Evaluate the models; if not, everything that needs the data is left out.
+        evaluate: Evaluate the models; without it, everything that needs the data is left out.
         videos: Videos whose scores are drawn over time.
         batch_size: Examples scored at once.
-        device: "cpu", "cuda", ...; default: a GPU where there is one.
+        device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Raises:
         ValueError: A value is out of its range.
@@ -49,7 +49,7 @@ class ReportConfig:
 
     @property
     def evaluated_on(self) -> str:
-        """The videos that runs are evaluated on, in words."""
+        """A description of the videos that runs are evaluated on."""
         which = {"test": "the held-out videos", "train": "the training videos", "all": "all videos"}
         data = "each run's data" if self.data is None else self.data
         return f"{which[self.part]} of {data}"

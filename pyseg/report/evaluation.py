@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pyseg.data import Batch
 
 TIMELINE_CLASSES = 5
-"""Classes in the picture of a video's scores over time, besides those that are rated."""
+"""Classes in the picture of a video's scores over time, besides the rated ones."""
 
 
 def add_evaluation(run: ReportedRun, config: ReportConfig) -> None:
@@ -69,7 +69,7 @@ def _evaluate(
     config: ReportConfig,
     known: Sequence[int] | None,
 ) -> Evaluation:
-    """Evaluates a model that knows some of a collection's classes, by default all."""
+    """Evaluates a model of some of a collection's classes, by default all."""
     segments = collection.segments(config.part, cache=False, classes=known)
     dataset = collection.videos(config.part, classes=known) if segments is None else segments
     num_classes = collection.num_classes if known is None else len(known)

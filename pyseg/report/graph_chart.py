@@ -1,7 +1,6 @@
 """The chart of a graph of labels, as a PNG picture.
 
-networkx finds where connected names lie; what is done here is to keep the boxes of names from
-overlapping, which its layouts of points do not.
+networkx lays out points; this module moves them until the boxes of their names do not overlap.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 11.0  # inches
 _MARGIN = 0.2
-_EDGE_LENGTH = (1.3, 0.8)  # across and down, on average
+_EDGE_LENGTH = (1.3, 0.8)  # horizontal and vertical, on average
 _FONT_SIZE = 9
 
 
@@ -38,7 +37,7 @@ class _Part(NamedTuple):
 def draw_graph(graph: networkx.DiGraph) -> bytes:
     """Draws a graph whose edges have a weight in [0, 1], the width of their arrows.
 
-    Names are boxes that do not overlap. Every connected part is laid out by springs, always from
+    Names are boxes that do not overlap. Every connected part has a spring layout, always from
     the same start, and the parts stand side by side, the largest first.
     """
     figure = new_figure(_WIDTH, _WIDTH)
@@ -77,7 +76,7 @@ def _box_size(figure: Figure, text: str) -> tuple[float, float]:
 
 
 def _connected_parts(graph: networkx.DiGraph) -> Iterator[networkx.Graph]:
-    """Yields the connected parts, the largest first, without the edges' directions."""
+    """Yields the connected parts as undirected graphs, the largest first."""
     with requires("report", "the label graph"):
         import networkx
     order = {node: number for number, node in enumerate(graph)}
@@ -90,7 +89,7 @@ def _connected_parts(graph: networkx.DiGraph) -> Iterator[networkx.Graph]:
 
 
 def _lay_out(part: networkx.Graph, sizes: Mapping[Hashable, tuple[float, float]]) -> _Part:
-    """Returns a connected part with its nodes in places where their boxes do not overlap."""
+    """Returns the layout of a connected part, in which no boxes overlap."""
     import networkx
 
     nodes = list(part)
@@ -107,7 +106,7 @@ def _lay_out(part: networkx.Graph, sizes: Mapping[Hashable, tuple[float, float]]
 
 
 def _turn_upright(places: np.ndarray) -> np.ndarray:
-    """Rotates points (n, 2) such that their largest extent is from left to right."""
+    """Rotates points (n, 2) so that their largest extent is horizontal."""
     centered = places - places.mean(axis=0)
     axes = np.linalg.eigh(centered.T @ centered)[1][:, ::-1]
     # The sign of an eigenvector is arbitrary: its largest component is made positive.
@@ -122,7 +121,7 @@ def separate_boxes(places: np.ndarray, sizes: np.ndarray, *, sideways: bool = Tr
     Args:
         places: (n, 2) their centers.
         sizes: (n, 2) their widths and heights.
-        sideways: Whether they may move to the left and right too, where that is the shorter way.
+        sideways: Whether they may also move horizontally, where that is shorter.
 
     Returns:
         The centers, (n, 2).
@@ -146,13 +145,13 @@ def separate_boxes(places: np.ndarray, sizes: np.ndarray, *, sideways: bool = Tr
 
 
 def _pack(parts: Sequence[_Part]) -> tuple[dict[Hashable, tuple[float, float]], float]:
-    """Puts parts side by side, each as far up as it fits, then as far to the left.
+    """Packs parts, each as far up as it fits, then as far to the left.
 
     Returns:
         The center of every node, y growing downwards, and the height of the picture.
     """
     where: dict[Hashable, tuple[float, float]] = {}
-    taken: list[tuple[float, float, float]] = []  # left, right and lower end, gaps included
+    taken: list[tuple[float, float, float]] = []  # left, right and lower edges, gaps included
     gap = 2 * _MARGIN
     for nodes, places, sizes in parts:
         low, high = (places - sizes / 2).min(axis=0), (places + sizes / 2).max(axis=0)
@@ -181,7 +180,7 @@ def _draw_name(axes: Axes, place: tuple[float, float], text: str) -> Text:
 
 
 def _draw_arrow(axes: Axes, start: Text, end: Text, weight: float, both_ways: bool) -> None:
-    """Draws an arrow between the boxes of two names, bent where there is one back."""
+    """Draws an arrow between the boxes of two names, bent if there is one in reverse."""
     from matplotlib.patches import FancyArrowPatch
 
     axes.add_patch(

@@ -34,8 +34,8 @@ class PageTable(Table):
     """A table of the page.
 
     Attributes:
-        colors: The colors of the runs that all columns but the first are for.
-        summary: The text of the folded table; empty where it cannot be folded.
+        colors: The colors of the runs of all columns but the first.
+        summary: The text shown while the table is folded; empty if it cannot be folded.
     """
 
     colors: Sequence[str] = ()
@@ -48,7 +48,7 @@ class Section:
 
     Attributes:
         title: Its heading.
-        source: What it shows, and where that comes from.
+        source: What it shows, and the source of its data.
         tables: Its tables.
         pictures: Its pictures.
         missing: What is missing, and why.

@@ -1,4 +1,4 @@
-"""Runs as the report shows them."""
+"""The data of runs that the report shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyseg.runs import Run
 from pyseg.timeline import Rating, Timeline
 
 BEST_LABELS = 20
-"""Classes of a video that are looked at where no segment is rated: as many as in GAP@20."""
+"""Classes per video that count where no segment is rated: as many as in GAP@20."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Evaluation:
     """The scores of a model on a part of its data, and the truth.
 
     Attributes:
-        rated: Whether segments are rated; otherwise the labels of whole videos are the truth.
+        rated: Whether ratings of segments are the truth, or the labels of whole videos.
         precision: The average precision of every class.
-        classes: (R,) of the pairs of an example and a class: the rated ones, or those with the
-            `BEST_LABELS` highest scores of each video.
+        classes: (R,) the classes of R pairs of an example and a class: the rated ones, or those
+            with the `BEST_LABELS` highest scores of each video.
         scores: (R,) their logits.
-        relevant: (R,) whether they are true.
+        relevant: (R,) whether they are positive.
         ratings: The ratings of every video, by id; empty lists where nothing is rated.
         has_frames: Whether videos have frames, so that there are scores over time.
     """
@@ -48,7 +48,7 @@ class LoggedEvaluation(NamedTuple):
     """An evaluation in the log of a run.
 
     Attributes:
-        after: The stage of training that it belongs to.
+        after: The stage of training that it evaluates.
         step: The step of that stage, if the log has it.
         metric: The decisive metric, "map" or "gap".
         score: Its value.
@@ -104,7 +104,7 @@ class ReportedRun:
     missing: str | None = None
 
     def stages(self) -> dict[str, list[dict[str, Any]]]:
-        """Returns the log's lines of every stage that has any, in the order of training."""
+        """Returns the log's lines by stage, in the order of training, without empty stages."""
         stages: dict[str, list[dict[str, Any]]] = {}
         for line in self.log:
             if line["stage"] != "evaluate" and "step" in line:
@@ -120,12 +120,12 @@ class ReportedRun:
         return ends
 
     def stage_starts(self) -> dict[str, int]:
-        """Returns the step before every stage, counted from the start of the first one."""
+        """Returns the step at which every stage starts, counted from the start of the first one."""
         ends = self.stage_ends()
         return dict(zip(ends, [0, *ends.values()], strict=False))
 
     def evaluations(self) -> list[LoggedEvaluation]:
-        """Returns the evaluations that training has logged."""
+        """Returns the evaluations that training logged."""
         return [
             LoggedEvaluation.of(line)
             for line in self.log
@@ -139,12 +139,12 @@ class ReportedRun:
         return self.class_names[number]
 
     def number_in_data(self, number: int) -> int:
-        """Returns the data's number of one of the C classes."""
+        """Returns the number in the data of one of the C classes."""
         return number if self.numbers is None else self.numbers[number]
 
 
 def read_run(folder: Path, name: str) -> ReportedRun:
-    """Returns a run without its evaluation.
+    """Reads a run, without its evaluation.
 
     Raises:
         pyseg.errors.UserError: The folder is not a run, or one of its files is damaged.
@@ -173,7 +173,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def correlation_size(correlation: LabelCorrelation) -> str:
-    """Returns the size of a label correlation in words."""
+    """Returns a description of the size of a label correlation."""
     return f"{len(correlation.values):,} relations of {correlation.num_classes:,} labels"
 
 
@@ -206,7 +206,7 @@ def not_evaluated(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def comparable(runs: Sequence[ReportedRun]) -> list[list[EvaluatedRun]]:
-    """Returns the evaluated runs, those with the same classes and truth together."""
+    """Returns the evaluated runs, grouped by equal classes and truth."""
     groups: list[list[EvaluatedRun]] = []
     for member in evaluated(runs):
         for group in groups:

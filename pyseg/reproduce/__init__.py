@@ -1,4 +1,4 @@
-"""The paper's tables on data at hand: ``python -m pyseg.reproduce --data yt8m --table 3``.
+"""The paper's tables on other data: ``python -m pyseg.reproduce --data yt8m --table 3``.
 
 A table is a `Comparison`, and each of its rows a `Variant`: a training run (`pyseg.train`) for each
 of some seeds, on the data of an `Experiment`. The command writes one folder:
@@ -6,8 +6,8 @@ of some seeds, on the data of an `Experiment`. The command writes one folder:
 * ``tables.md``: the tables, beside the paper's numbers;
 * ``tables.json``: the same, with the values of every seed;
 * ``table-<name>.png``: pictures of them, with the extra ``report``;
-* ``runs``: the run folders, which tell what was trained. A finished run is not run again: an
-  interrupted command can be resumed, and another table shares the runs of the first one.
+* ``runs``: the run folders. A finished run is not repeated: an interrupted command can be resumed,
+  and tables share runs.
 
 The tables are:
 

@@ -27,7 +27,7 @@ def reproduce(config: ReproduceConfig) -> Path:
 
     Raises:
         pyseg.errors.UserError: The data does not allow the table.
-        FileNotFoundError: The data is not there.
+        FileNotFoundError: The data is missing.
     """
     out = config.out_folder
     _cli.check_out_folder("out", out)
@@ -93,6 +93,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.reproduce``."""
     keep_memory()
     parser = _cli.make_parser(
-        ReproduceConfig, "pyseg.reproduce", "Runs the paper's experiments on the data at hand."
+        ReproduceConfig, "pyseg.reproduce", "Repeats the paper's experiments on other data."
     )
     reproduce(_cli.parse(parser, ReproduceConfig, argv))

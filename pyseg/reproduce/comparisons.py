@@ -1,4 +1,4 @@
-"""The tables of the paper, and one that goes beyond it, as training runs to compare."""
+"""The training runs of the paper's tables, and of one table beyond the paper."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Variant:
         model: The model.
         loss: The loss of fine-tuning.
         paper: The paper's number.
-        complete: Whether it learns from complete labels, which makes it the ceiling.
-        copies: The number of models that learn together, see `pyseg.config.TrainConfig`.
+        complete: Whether it is trained on complete labels, which makes it the ceiling.
+        copies: The number of models trained together, see `pyseg.config.TrainConfig`.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Comparison:
         name: The table's name on the command line.
         title: What it shows.
         variants: The rows; the others are compared with the first one.
-        ceiling: Whether the last row is a ceiling, so that the closed share of the gap is known.
+        ceiling: Whether the last row is a ceiling, so that each row closes a share of the gap.
     """
 
     name: str
@@ -61,7 +61,7 @@ def recipe_variant(
         name: The variant's name.
         model: The model.
         recipe: The recipe's name.
-        copies: The number of models that learn together; default: the recipe's.
+        copies: The number of models trained together; default: the recipe's.
         loss: Changes to its loss.
     """
     given = RECIPES[recipe]
@@ -120,11 +120,11 @@ def _label_graph(experiment: Experiment) -> Comparison:
 def _beyond_the_paper(experiment: Experiment) -> Comparison:
     model = experiment.model
     best = functools.partial(recipe_variant, model=model, recipe="best")
-    whole, alone = best("--recipe best"), functools.partial(best, copies=1)
+    best_recipe, alone = best("--recipe best"), functools.partial(best, copies=1)
     variants = [
         Variant("plain", model, PLAIN),
         Variant("the paper's recipe (m = 2.5, n = 0.1, τ = 0.5)", model, _CORRELATED),
-        whole,
+        best_recipe,
         alone("  one model alone"),
         alone("  alone, without absent evidence", absent_evidence=0.0),
         alone("  alone, with the paper's τ = 0.5", threshold=0.5),
@@ -132,6 +132,6 @@ def _beyond_the_paper(experiment: Experiment) -> Comparison:
     ]
     if experiment.has_ceiling:
         ceiling = Variant("complete labels, the ceiling", model, PLAIN, complete=True)
-        together = f"complete labels, {whole.copies} models"
-        variants += [replace(ceiling, name=together, copies=whole.copies), ceiling]
+        together = f"complete labels, {best_recipe.copies} models"
+        variants += [replace(ceiling, name=together, copies=best_recipe.copies), ceiling]
     return Comparison("best", "beyond the paper", variants, ceiling=experiment.has_ceiling)

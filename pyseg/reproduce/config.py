@@ -15,16 +15,16 @@ class ReproduceConfig:
     """What to reproduce, and on which data.
 
     Args:
-        table: A table of the paper, "best" for what goes beyond it, or "all" that the data allow.
+        table: A table of the paper; "best" goes beyond it, "all" is all that the data allows.
         data: The experiment's data.
-        folder: Where the data are; default: the folder of that name. The sample needs none.
+        folder: The folder of the data; default: the one of that name. The sample needs none.
         seeds: Runs per row.
-        quick: Take a quarter of the steps and one seed, to see that it works.
-        part: "validation" holds out a part of the training videos instead of the test videos: for
+        quick: A trial with a quarter of the steps and one seed.
+        part: The held-out videos: "test", or "validation", a part of the training videos, for
             choosing between recipes.
-        out: The folder to write; default: runs/reproduce-<data>, with the options that are not the
-            default ones in its name.
-        device: "cpu", "cuda", ...; default: a GPU where there is one.
+        out: The folder to write; default: runs/reproduce-<data>, with options that differ from the
+            defaults in its name.
+        device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Raises:
         ValueError: A value is out of its range.

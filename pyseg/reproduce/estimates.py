@@ -1,4 +1,4 @@
-"""Results of runs with several seeds, and how they differ."""
+"""Results over several seeds, and their differences."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ class Estimate(NamedTuple):
         return abs(self.mean) > 2 * self.error
 
     def text(self, form: str) -> str:
-        """Returns it with a format for its numbers, as ``0.353 ± 0.004``."""
+        """Formats it as ``0.353 ± 0.004``; `form` is the format of a number."""
         error = "" if math.isnan(self.error) else f" ± {self.error:{form.replace('+', '')}}"
         return f"{self.mean:{form}}{error}"
 
 
 def differences(outcomes: Sequence[Outcome], measure: str) -> list[Estimate]:
-    """Returns how much better outcomes are than the first one, seed by seed."""
+    """Returns the differences from the first outcome, paired by seed."""
     first = np.array(outcomes[0].values[measure])
     return [Estimate.of(np.array(outcome.values[measure]) - first) for outcome in outcomes]
 
 
 def gaps_closed(outcomes: Sequence[Outcome], measure: str) -> list[Estimate] | None:
-    """Returns where outcomes lie between the first one, 0, and the last one, 1, seed by seed.
+    """Returns the share of the gap between the first and the last outcome that each one closes.
 
-    None where these two do not clearly differ, so that there is no gap to close. With a single
-    seed any difference counts as clear.
+    Shares are paired by seed. None if these two do not clearly differ, so that there is no gap.
+    With a single seed any difference counts as clear.
     """
     gap = differences(outcomes, measure)[-1]
     if gap.mean == 0 or not (gap.is_clear or math.isnan(gap.error)):

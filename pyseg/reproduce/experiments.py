@@ -1,13 +1,13 @@
-"""The data of the paper's experiments, and how models are measured on them.
+"""The data of the experiments, and how models are measured on it.
 
 The segments of YouTube-8M that the paper used are part of 1.5 TB. `open_experiment` offers three
 substitutes, each with its own measures:
 
 * ``yt8m``: video-level features of YouTube-8M, where all but one class of every training video is
-  hidden. They have no time, but the features, the classes and the statistics of the labels are the
-  paper's, and the complete labels are known, so that there is a ceiling.
-* ``audioset``: frames of AudioSet, weak labels of clips and strong labels of segments: the paper's
-  two stages, at the size of a laptop.
+  hidden. There is no time axis, but the features, the classes and the statistics of the labels are
+  the paper's, and the complete labels are known, so that there is a ceiling.
+* ``audioset``: frames of AudioSet, weak labels of clips and strong labels of segments: the
+  paper's two stages, on a laptop.
 * ``sample``: the generated sample, which needs no download.
 """
 
@@ -40,10 +40,10 @@ from pyseg.metrics import MeanAveragePrecisionAtK
 Part = Literal["test", "validation"]
 
 FEWEST_POSITIVES = 3
-"""Classes with fewer positives are excluded from means: their average precision says little."""
+"""Classes with fewer positives are excluded from means: their average precision is unreliable."""
 
 TEST_FRACTION = 0.3
-VALIDATION_FRACTION = 0.25  # of what is left
+VALIDATION_FRACTION = 0.25  # of the other videos
 _TEST_SEED, _VALIDATION_SEED = 0, 1
 
 _PRIOR = 0.002  # a video has about two of the 1,000 labels
@@ -87,7 +87,7 @@ _ARCHITECTURES = {
 
 
 def _graph_models(**overrides: Any) -> dict[str, ModelSpec]:
-    """Returns the models of table 5, with a plain linear classifier and with one from a graph."""
+    """Returns the models of table 5: one linear classifier is learned, the other made by a GCN."""
     shared = {"clusters": 512, "hidden_size": 256, "batch_norm_momentum": 0.1, **overrides}
     return {
         "DBoF": ModelSpec("dbof", {**shared, "head": "logistic"}),
@@ -99,20 +99,20 @@ class Experiment(ABC):
     """Data with a fixed split and fixed ratings, and the measures of a model on them.
 
     Args:
-        folder: Where the data are.
+        folder: The folder of the data.
         part: The held-out part.
 
     Attributes:
         name: Its name on the command line.
-        description: What it is, as a sentence for the tables.
+        description: A sentence about it for the tables.
         measures: What `measure` returns, the decisive one first, with a description of each.
         model: The model of tables 3 and 4.
-        architectures: The models of table 2, by the paper's names; none where there is no time.
+        architectures: The models of table 2, by the paper's names; none without a time axis.
         graph_models: The models of table 5, by the paper's names.
         pretrain: The first stage, on video labels, if there is one.
         finetune: The second stage, on ratings.
         has_ceiling: Whether there are complete labels to train on.
-        folder: Where the data are.
+        folder: The folder of the data.
         part: The held-out part.
     """
 
@@ -139,11 +139,11 @@ class Experiment(ABC):
         """Returns the data.
 
         Args:
-            seed: Determines which classes of an example are rated, where the data do not.
+            seed: Determines which classes of an example are rated, unless the data does.
             complete: Whether examples are rated for all classes.
         """
         key = seed, complete
-        if key not in self._collections:  # kept, as a collection may hold its records in memory
+        if key not in self._collections:  # cached, as a collection may hold its records in memory
             found = self._open(seed, complete)
             if self.part == "validation":
                 found = found.without_test(VALIDATION_FRACTION, _VALIDATION_SEED)
@@ -155,7 +155,7 @@ class Experiment(ABC):
         """Returns the measures of a model on the held-out videos."""
 
     def loss(self, loss: LossConfig, folder: Path) -> LossConfig:
-        """Returns a loss whose correlation is counted on the data that the experiment allows.
+        """Returns a loss whose correlation is counted on data that the experiment may use.
 
         Args:
             loss: The loss, with the correlation "auto" if it has one.
@@ -196,7 +196,7 @@ class IncompleteVideos(Experiment):
             "prior": _PRIOR,
         },
     )
-    architectures: ClassVar = {}  # the means of whole videos have no time
+    architectures: ClassVar = {}  # means of whole videos have no time axis
     graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
 
@@ -209,7 +209,7 @@ class IncompleteVideos(Experiment):
             part: The held-out part.
 
         Raises:
-            FileNotFoundError: One of them is not there.
+            FileNotFoundError: One of them is missing.
             pyseg.errors.DataError: A table is malformed.
         """
         super().__init__(folder, part)
@@ -269,7 +269,7 @@ class IncompleteVideos(Experiment):
         return replace(loss, correlation=str(path))
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Returns MAP, see `measures`."""
+        """Returns the MAP that `measures` describes."""
         return {"map": complete_map(model, self.collection(seed, complete=True))}
 
 
@@ -299,7 +299,7 @@ class RatedClips(Experiment):
         """Opens the folder, see `pyseg.data.open_collection`.
 
         Raises:
-            FileNotFoundError: A file is not there.
+            FileNotFoundError: A file is missing.
             pyseg.errors.DataError: The folder holds something else.
         """
         super().__init__(folder, part)
@@ -315,7 +315,7 @@ class RatedClips(Experiment):
         return replace(self._opened, make_segments=functools.partial(make, **options))
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Returns two kinds of MAP, see `measures`."""
+        """Returns the two kinds of MAP that `measures` describes."""
         complete = complete_map(model, self.collection(seed, complete=True))
         return {"map_rated": rated_map(model, self.collection(seed)), "map_complete": complete}
 
@@ -339,7 +339,7 @@ class GeneratedSample(Experiment):
         return open_collection("sample", test_fraction=TEST_FRACTION, seed=_TEST_SEED)
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Returns MAP, see `measures`."""
+        """Returns the MAP that `measures` describes."""
         return {"map_rated": rated_map(model, self.collection(seed))}
 
 
@@ -348,12 +348,12 @@ def open_experiment(name: str, folder: Path, part: Part = "test") -> Experiment:
 
     Args:
         name: "yt8m", "audioset" or "sample".
-        folder: Where its data are; the sample needs none.
+        folder: The folder of its data; the sample needs none.
         part: "test", or "validation": a part of the training videos is held out instead, and the
             test videos are not used at all.
 
     Raises:
-        FileNotFoundError: Something is missing in the folder.
+        FileNotFoundError: A file is missing.
         pyseg.errors.DataError: A file is malformed.
     """
     kinds: dict[str, type[Experiment]] = {
@@ -372,7 +372,7 @@ def complete_map(model: nn.Module, collection: Collection) -> float:
 
     Args:
         model: The model.
-        collection: The data; its segments are rated for all classes that they show.
+        collection: The data, whose segments are rated for all classes.
 
     Returns:
         The mean over the classes with at least `FEWEST_POSITIVES` positives.

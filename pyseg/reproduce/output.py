@@ -24,7 +24,7 @@ from pyseg.reproduce.experiments import Experiment
 
 
 def describe(comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequence[str]) -> str:
-    """Returns a comparison as a Markdown table, beside the paper's numbers where it has any."""
+    """Returns a comparison as a Markdown table, beside the paper's numbers if there are any."""
     head = [""]
     columns = [[outcome.variant.name.replace("  ", "– ") for outcome in outcomes]]
     papers = [outcome.variant.paper for outcome in outcomes]
@@ -50,7 +50,7 @@ def describe(comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequ
 def to_json(
     comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns a comparison with the values of every seed, and the statistics of them."""
+    """Returns a comparison with the values of every seed and their statistics."""
     rows = []
     compared = {measure: differences(outcomes, measure) for measure in measures}
     closed = {m: gaps_closed(outcomes, m) for m in measures} if comparison.ceiling else {}
@@ -84,7 +84,7 @@ def can_draw() -> bool:
 
 
 def draw(comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequence[str]) -> bytes:
-    """Draws every row's mean with two standard errors, beside the paper's number, as a PNG file."""
+    """Draws the mean, two standard errors and the paper's number of every row; returns a PNG."""
     panels = [
         (measure, [Estimate.of(outcome.values[measure]) for outcome in outcomes])
         for measure in measures
@@ -129,7 +129,7 @@ class Results:
         self._numbers: list[dict[str, Any]] = []
 
     def add(self, comparison: Comparison, outcomes: Sequence[Outcome]) -> None:
-        """Adds a comparison and writes everything anew."""
+        """Adds a comparison and rewrites the files."""
         measures = list(self._experiment.measures)
         self._texts.append(describe(comparison, outcomes, measures))
         self._numbers.append(to_json(comparison, outcomes, measures))
@@ -159,7 +159,7 @@ class Results:
         ]
 
     def _description(self) -> dict[str, Any]:
-        """Returns what was run, for JSON."""
+        """Returns a description of the experiment and the options, for JSON."""
         return {
             "protocol": self._experiment.name,
             "part": self._experiment.part,

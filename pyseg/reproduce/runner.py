@@ -1,4 +1,4 @@
-"""Training and measuring the variants of an experiment, each of them once."""
+"""Trains and measures each variant of an experiment once."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pyseg.reproduce.experiments import Experiment
 from pyseg.train import train
 
 _RESULT = "result.json"
-_QUICK = 4  # times fewer steps
+_QUICK = 4  # the divisor of the steps
 
 
 class Runner:
-    """Trains and measures variants, and keeps their results.
+    """Trains and measures variants, and stores their results.
 
     Args:
         experiment: The data and the measures.
-        folder: Where runs are kept.
+        folder: The folder of the runs.
         quick: Whether to take fewer steps.
-        device: Where to train.
+        device: The device to train on.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
-        """Returns the measures of a variant with a seed, and the seconds that it took.
+        """Returns the measures of a variant with a seed, and its duration in seconds.
 
-        The result of a run that was finished before is read from its folder.
+        The result of a finished run is read from its folder.
 
         Raises:
             pyseg.errors.DataError: That result is damaged.
@@ -77,7 +77,7 @@ class Runner:
         return found
 
     def shorten(self, stage: StageConfig) -> StageConfig:
-        """Returns a stage with the steps that it has here."""
+        """Returns a stage with fewer steps if the options ask for a quick run."""
         return replace(stage, steps=stage.steps // _QUICK) if self.quick else stage
 
     def _config(self, variant: Variant, seed: int) -> TrainConfig:
@@ -94,7 +94,7 @@ class Runner:
         )
 
     def _key(self, config: TrainConfig, complete: bool = False) -> str:
-        """Returns a name for the runs with the same options, but for the seed."""
+        """Returns the name that runs share which differ only in the seed."""
         options = {
             **asdict(config),
             "seed": None,
@@ -107,7 +107,7 @@ class Runner:
         return f"{config.model}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     def _pretrained(self, variant: Variant, seed: int) -> Path:
-        """Returns the run whose weights a variant is fine-tuned from, trained where necessary."""
+        """Returns the run whose weights a variant is fine-tuned from; trains it if necessary."""
         assert self.experiment.pretrain is not None
         config = replace(
             self._config(variant, seed),

@@ -2,8 +2,8 @@
 
 Training has two stages, as in the paper's section 4.2: pretraining on the labels of whole videos
 with binary cross-entropy (eq. 1), then fine-tuning on rated segments, where unrated classes have a
-smaller weight (eq. 2 and 3) and, unless switched off, targets that the label correlation gives them
-(eq. 6). Videos are held out by id, in both stages, and the run ends with their evaluation.
+smaller weight (eq. 2 and 3) and, unless switched off, targets from the label correlation
+(eq. 6). Both stages hold out the same videos, by id, and the run ends with their evaluation.
 
 The result is a run folder (`pyseg.runs`), in which one command at a time trains.
 
@@ -11,7 +11,7 @@ The result is a run folder (`pyseg.runs`), in which one command at a time trains
 the run, except for the options in `RESUMABLE`, such as steps and workers.
 
 ``torchrun --nproc_per_node=N -m pyseg.train -- ...`` divides every batch over N processes
-(`pyseg.distributed`); the result is that of one process. Such a run is resumed with as many.
+(`pyseg.distributed`); the result is that of one process. It resumes with as many processes.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def train(config: TrainConfig, collection: Collection | None = None) -> Path:
 
     Args:
         config: The options. With ``resume`` all others are the run's.
-        collection: What to train on; default: what the options say, split as they say.
+        collection: The data; default: what the options name, split as they say.
 
     Raises:
         pyseg.errors.UserError: The options do not fit the data or, with ``resume``, the run.
         pyseg.errors.RecordError: A record is damaged.
         pyseg.errors.DataError: All checkpoints of the run are damaged.
-        KeyboardInterrupt: It was asked to stop, and has saved its state.
+        KeyboardInterrupt: The user asked to stop; the state is saved.
     """
     if config.resume is not None:
         config = replace(Run(config.resume).config(), resume=config.resume)
@@ -65,7 +65,7 @@ def train(config: TrainConfig, collection: Collection | None = None) -> Path:
 
 
 def _start(config: TrainConfig, collection: Collection | None = None) -> Path:
-    """Does what `train` says, also with changed options of a run that is resumed."""
+    """Does the work of `train`, also for a resumed run whose options have changed."""
     if config.resume is not None:
         config = check_resumed(config)
     device = distributed.local_device(distributed.pick_device(config.device))
@@ -83,12 +83,12 @@ def _train(
     device: torch.device,
     owned: contextlib.ExitStack,
 ) -> Run:
-    """Trains as one of the processes of a run, and adds the lock of its folder to `owned`."""
+    """Trains in one process of the run; adds the lock of the run's folder to `owned`."""
     if config.tensorboard and distributed.is_first():
         summary_writer()  # raises before a run folder is made
     checkpoint = None if config.resume is None else resume(config, owned)
     if checkpoint is None and config.run is not None:
-        check_new(Run(config.run))  # before the data, which may take minutes
+        check_new(Run(config.run))  # before the data is read, which may take minutes
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.manual_seed(config.seed)
 
@@ -102,7 +102,7 @@ def _train(
         start_from(model, Path(config.init))
     classes = classes_to_tune(config, collection)
     stages, correlation = make_stages(config, collection, classes, graph, device, counted)
-    if distributed.rank():  # the same weights in all processes, but other dropout and noise
+    if distributed.rank():  # the same weights in all processes, but different dropout and noise
         torch.manual_seed(config.seed + distributed.rank())
 
     def on_held_out(trained: FrameClassifier) -> Result:
@@ -134,7 +134,7 @@ def _print_task(
     counted: ReadReport,
     blind: str,
 ) -> None:
-    """Prints what is trained on what."""
+    """Prints the data, the model and the label correlation."""
     weight = next(model.parameters())
     parameters = sum(p.numel() for p in model.parameters())
     print(
@@ -153,7 +153,7 @@ def _print_task(
 
 
 def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:
-    """Prints where the run lies, and what can be done with it."""
+    """Prints the run's folder, and commands to go on with."""
     print(f"run folder: {run}")
     if evaluated:
         print(f"evaluate again: python -m pyseg.evaluate --run {run}")

@@ -1,4 +1,4 @@
-"""What a run is trained on: held-out videos, classes to tune, and the correlation of labels."""
+"""The data of a run: held-out videos, classes to fine-tune, and the label correlation."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def label_correlation(
     classes: Sequence[int] | None = None,
     report: ReadReport | None = None,
 ) -> LabelCorrelation | None:
-    """Returns the correlation that the options ask for.
+    """Returns the correlation that the options choose.
 
-    Counts for "auto" are those of the training videos alone: the labels of held-out videos, in
-    which the ratings of their segments shine through, must not be known.
+    "auto" counts the labels of the training videos alone: those of held-out videos would leak the
+    ratings of their segments.
 
     Args:
         config: The options.
-        collection: Whose labels are counted.
-        classes: The classes that it is for; default: all.
+        collection: The data whose labels are counted.
+        classes: The classes to keep; default: all.
         report: See `pyseg.data.read_frames`.
 
     Raises:
-        ValueError: A file is none, or of another number of classes.
+        ValueError: The file is not a correlation, or has another number of classes.
     """
     if config.correlation == "none":
         return None
@@ -52,14 +52,14 @@ def label_correlation(
 
 
 def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, Collection, str]:
-    """Makes sure that there is something to train on, and says where nothing is left to evaluate.
+    """Checks that there is something to train on, and reports if there is nothing to evaluate.
 
     Returns:
-        The options and the data, of which nothing is held out where all would be; and a line for
-        the user if there is no evaluation.
+        The options; the data, with nothing held out if all of it would be; and a line for the user
+        if there is no evaluation.
 
     Raises:
-        pyseg.errors.UserError: The options ask for what is not there.
+        pyseg.errors.UserError: Everything is held out, or what the options evaluate is not there.
     """
     why = f"--test_fraction {collection.test_fraction:g} --seed {collection.seed}"
     if collection.is_empty("train", rated=False):
@@ -75,14 +75,14 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
     if not collection.is_empty("test", classes=classes if collection.has_segments else None):
         return config, collection, ""
     what = "rated segment" if collection.has_segments else "video"
-    for name, asked in (
+    for name, value in (
         ("final_fit", config.final_fit),
         ("pretrain.patience", config.pretrain.patience),
         ("finetune.patience", config.finetune.patience),
     ):
-        if asked:
+        if value:
             raise UserError(
-                f"--{name} {asked}: expected a {what} that is held out, found none ({why})"
+                f"--{name} {value}: expected a {what} that is held out, found none ({why})"
             )
     line = f"no {what} is held out ({why}): training without evaluation"
     if config.pretrain.evaluate_every or config.finetune.evaluate_every:
@@ -91,7 +91,7 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
 
 
 def classes_to_tune(config: TrainConfig, collection: Collection) -> Sequence[int] | None:
-    """Returns the collection's classes that are fine-tuned; None: all."""
+    """Returns the collection's classes to fine-tune; None: all."""
     if config.classes != "rated":
         return None
     if collection.segment_classes is None:

@@ -1,4 +1,4 @@
-"""The folder of a run: a new one, or that of a run that is resumed, and its lock."""
+"""Creates, resumes and locks the folder of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RESUMABLE = (
 
 
 def check_new(run: Run) -> None:
-    """Checks that the folder of a new run is empty or can be made.
+    """Checks that the folder of a new run is empty or can be created.
 
     Raises:
         pyseg.errors.UserError: It is not.
@@ -54,9 +54,9 @@ def create(
     correlation: LabelCorrelation | None,
     owned: contextlib.ExitStack,
 ) -> Run:
-    """Makes the folder of a new run, locks it, and writes what is known before training.
+    """Creates the folder of a new run, locks it, and writes what is known before training.
 
-    All processes call it; the first one does it.
+    All processes call it; the first one does the work.
     """
     if not distributed.is_first():
         return Run(distributed.from_first(Path()))
@@ -75,7 +75,7 @@ def _make_folder(config: TrainConfig, collection: Collection) -> Run:
         run = Run(config.run)
         run.folder.mkdir(parents=True, exist_ok=True)
         return run
-    trained = config.trained.replace(" ", "")  # 3xmlp: a name that needs no quotes in a shell
+    trained = config.trained.replace(" ", "")  # 3xmlp: a name that needs no quotes in the shell
     for number in itertools.count(1):
         run = Run(Path("runs") / f"{collection.name}-{trained}-{number}")
         try:
@@ -87,7 +87,7 @@ def _make_folder(config: TrainConfig, collection: Collection) -> Run:
 
 
 def check_resumed(config: TrainConfig) -> TrainConfig:
-    """Checks the options given with ``--resume``; returns them with the folder to go on in.
+    """Checks the options given with ``--resume``; returns them with the folder to train in.
 
     Raises:
         pyseg.errors.UserError: One must not change, or the run has no checkpoint.
@@ -105,9 +105,9 @@ def check_resumed(config: TrainConfig) -> TrainConfig:
 
 
 def resume(config: TrainConfig, owned: contextlib.ExitStack) -> tuple[Path, dict[str, Any]]:
-    """Locks the run's folder and returns path and content of the checkpoint to go on from.
+    """Locks the run's folder; returns path and content of the checkpoint to resume from.
 
-    With another ``--run`` that is a copy of the folder. All processes call it.
+    Another ``--run`` resumes in a copy of the folder. All processes call it.
 
     Raises:
         pyseg.errors.UserError: The run is being trained, has ended, or had other options.
@@ -134,7 +134,7 @@ def resume(config: TrainConfig, owned: contextlib.ExitStack) -> tuple[Path, dict
 
 
 def _copy(source: Run, run: Run) -> None:
-    """Copies a run's folder, such that an interrupted copy is no run."""
+    """Copies a run's folder; an interrupted copy is not a run."""
     check_new(run)
     unfinished = run.folder.with_name(f".{run.folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -148,7 +148,7 @@ def _refuse_changes(where: str, expected: Mapping[str, Any], found: Mapping[str,
     Args:
         where: The start of the message, with the fields ``{name}`` and ``{value}`` of an option.
         expected: The run's options by name.
-        found: The options asked for.
+        found: The requested options.
 
     Raises:
         pyseg.errors.UserError: One differs.

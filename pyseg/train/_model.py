@@ -1,4 +1,4 @@
-"""The model of a run: made of its options and data, and the weights that it starts from."""
+"""Makes the model of a run from its options and data, with its initial weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyseg.nn import FrameClassifier
 
 
 def known_overrides(config: TrainConfig) -> list[str]:
-    """Returns what `models.create` takes for the model and the head that are asked for."""
+    """Returns the overrides that `models.create` takes for the model and head of the options."""
     with _cli.option("model", config.model):
         models.options(config.model)
     head = config.overrides.get("head")
@@ -27,7 +27,7 @@ def known_overrides(config: TrainConfig) -> list[str]:
         return models.options(config.model, head=head)
 
 
-# What the data or other options say of a model.
+# Overrides that the data or other options decide.
 _GIVEN = {
     "num_classes": "the data",
     "feature_sizes": "the data",
@@ -45,7 +45,7 @@ def make_model(
     graph: LabelCorrelation | None,
     device: torch.device,
 ) -> FrameClassifier:
-    """Makes the model that the options ask for.
+    """Makes the model that the options describe.
 
     Raises:
         pyseg.errors.UserError: There is no such model, or not enough memory for it.
@@ -92,7 +92,7 @@ def make_model(
 
 
 def _memory_of(device: torch.device) -> int:
-    """Returns the bytes of memory that a device has."""
+    """Returns the size of a device's memory in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -102,7 +102,7 @@ def start_from(model: FrameClassifier, folder: Path) -> None:
     """Copies the weights of a saved model of the same kind.
 
     Raises:
-        ValueError: There is no model, or one that does not fit; the message names the folder.
+        ValueError: The folder holds no model, or one that does not fit; the message names it.
     """
     try:
         state = models.load(folder).state_dict()

@@ -1,4 +1,4 @@
-"""The stages of a run: what is trained on what, with which loss."""
+"""The stages of a run: examples and loss of each."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def make_stages(
     device: torch.device,
     counted: ReadReport,
 ) -> tuple[list[Stage], LabelCorrelation | None]:
-    """Returns what is trained on what, one after the other, and the correlation that is in use.
+    """Returns the stages in order, and the label correlation in use.
 
     Args:
         config: The options.
-        collection: What to train on.
-        classes: Those that are fine-tuned; None: all.
-        graph: The correlation of all classes, where the model has a label graph.
-        device: Where the loss is computed.
-        counted: What counting labels met with is added to it.
+        collection: The data.
+        classes: The classes to fine-tune; None: all.
+        graph: The correlation of all classes, if the model has a label graph.
+        device: The device of the loss.
+        counted: Receives the problems found while counting labels.
 
     Raises:
         pyseg.errors.UserError: The data has no rated segments where the options ask for them.
     """
-    # Repeated without end, so that every batch is a full one: batch statistics need it.
+    # Repeated without end, so that every batch is full, as batch statistics require.
     order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
     stages = []
     if config.stage != "finetune":
@@ -52,7 +52,7 @@ def make_stages(
         if segments is None and config.stage == "finetune":
             raise UserError("--stage finetune: the data has no rated segments")
     if segments is not None:
-        # Where a label graph of the same classes has it, it is counted already.
+        # A label graph of the same classes has already counted it.
         if config.finetune.steps and (graph is None or classes is not None):
             correlation = label_correlation(config.loss, collection, classes, counted)
         loss = _loss(
@@ -76,7 +76,7 @@ def make_stages(
 
 
 def _loss(stage: str, config: StageConfig, **given: Any) -> nn.Module:
-    """Makes the loss of a stage; in pretraining with its own defaults, as all classes are rated."""
+    """Makes the loss of a stage; pretraining uses its defaults, as all classes are rated."""
     try:
         return make_loss(config.loss, config.loss_overrides, **given)
     except ArgumentError as error:

@@ -1,6 +1,6 @@
-"""Training: losses, stages and their loop, checkpoints, evaluation on the way.
+"""Training: losses, stages and their loop, checkpoints, evaluation during training.
 
-`pyseg.train` decides what is trained on what. This package carries it out, such that a run that is
+`pyseg.train` decides what to train on which data. This package does it, such that a run that is
 stopped or killed at any step and then resumed ends with the same weights.
 """
 

@@ -1,6 +1,6 @@
-"""What makes a run the one that it is: its options, model, data and machine.
+"""The identity of a run: its options, model, data and machine.
 
-A checkpoint keeps it. A resumed run has to agree, or would not end with the same weights.
+Checkpoints store it. A resumed run must match it, or it would not end with the same weights.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def identify(config: TrainConfig, model: FrameClassifier, stages: Sequence[Stage
 
 
 def check_resumed(
-    asked: str, identity: Identity, checkpoint: Mapping[str, Any], stages: Sequence[Stage]
+    prefix: str, identity: Identity, checkpoint: Mapping[str, Any], stages: Sequence[Stage]
 ) -> None:
-    """Compares a run with the one that a checkpoint is of, in everything but the options.
+    """Compares a run with the one that wrote a checkpoint, except for the options.
 
-    A difference that only changes rounding is printed.
+    A difference that affects only rounding is printed.
 
     Args:
-        asked: The start of messages, ``--resume <run>``.
+        prefix: The start of messages, ``--resume <run>``.
         identity: The run's identity.
         checkpoint: The content of the checkpoint.
         stages: The stages of the run.
@@ -57,22 +57,22 @@ def check_resumed(
     processes = len(checkpoint["processes"])
     if processes != distributed.world_size():
         raise UserError(
-            f"{asked}: expected {processes} processes, as before; found {distributed.world_size()}"
+            f"{prefix}: expected {processes} processes, as before; found {distributed.world_size()}"
         )
     for name, value in identity["model"].items():
         if value != before["model"][name]:
             raise UserError(
-                f"{asked}: the model's {name}: expected {before['model'][name]}, as the run "
+                f"{prefix}: the model's {name}: expected {before['model'][name]}, as the run "
                 f"has, found {value}: is the vocabulary, or another table, another one?"
             )
     if list(before["stages"]) != list(identity["stages"]):
         raise UserError(
-            f"{asked}: expected data for the stages {', '.join(before['stages'])}, found data "
+            f"{prefix}: expected data for the stages {', '.join(before['stages'])}, found data "
             f"for {', '.join(identity['stages'])}"
         )
     for name, found in identity["stages"].items():
-        _check_fingerprint(f"{asked}: the data of {name}", before["stages"][name], found)
-    _check_steps(asked, checkpoint, stages)
+        _check_fingerprint(f"{prefix}: the data of {name}", before["stages"][name], found)
+    _check_steps(prefix, checkpoint, stages)
     machine = before["surroundings"] | {"workers": before["options"]["workers"]}
     here = identity["surroundings"] | {"workers": identity["options"]["workers"]}
     cached = all(stage.dataset.cached for stage in stages)
@@ -84,8 +84,8 @@ def check_resumed(
             )
 
 
-def _check_steps(asked: str, checkpoint: Mapping[str, Any], stages: Sequence[Stage]) -> None:
-    """Checks that the numbers of steps differ only where steps are still to be taken."""
+def _check_steps(prefix: str, checkpoint: Mapping[str, Any], stages: Sequence[Stage]) -> None:
+    """Checks that the numbers of steps differ only in stages that have not ended."""
     current = [stage.name for stage in stages].index(checkpoint["stage"])
     before = checkpoint["identity"]["options"]
     for number, stage in enumerate(stages):
@@ -94,12 +94,12 @@ def _check_steps(asked: str, checkpoint: Mapping[str, Any], stages: Sequence[Sta
             continue
         if number < current:
             raise UserError(
-                f"{asked}: --{option} {steps}: expected {before[option]}, as the run has, "
+                f"{prefix}: --{option} {steps}: expected {before[option]}, as the run has, "
                 "whose stage has ended"
             )
         if steps <= checkpoint["step"]:
             raise UserError(
-                f"{asked}: --{option} {steps}: expected more than the {checkpoint['step']} steps "
+                f"{prefix}: --{option} {steps}: expected more than the {checkpoint['step']} steps "
                 "that the run has done"
             )
 
@@ -116,7 +116,7 @@ def _check_fingerprint(where: str, before: Mapping[str, Any], found: Mapping[str
 
 
 def flat_options(config: TrainConfig) -> dict[str, Any]:
-    """Returns the options by their names on the command line, as JSON has them."""
+    """Returns the options by their names on the command line, with JSON values."""
 
     def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def digest(*parts: bytes) -> str:
 
 
 def _describe_model(model: FrameClassifier) -> dict[str, Any]:
-    """Returns what decides which weights a model has, and the names of its classes."""
+    """Returns what determines a model's weights, and the names of its classes."""
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     names = cast(models.ModelConfig, model.config).class_names
     return {
@@ -151,7 +151,7 @@ def _describe_model(model: FrameClassifier) -> dict[str, Any]:
 
 
 def _surroundings(device: torch.device) -> dict[str, Any]:
-    """Returns what changes how results are rounded."""
+    """Returns the properties of the machine that affect rounding."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),

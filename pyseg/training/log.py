@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def summary_writer() -> Callable[..., SummaryWriter]:
-    """Returns what writes files for TensorBoard.
+    """Returns the class that writes files for TensorBoard.
 
     Raises:
         pyseg.errors.UserError: TensorBoard is not installed.
@@ -32,19 +32,19 @@ def summary_writer() -> Callable[..., SummaryWriter]:
 
 
 class Log:
-    """A run's log, and its numbers for TensorBoard. The first process writes them.
+    """A run's log, also as TensorBoard files. Only the first process writes them.
 
     Every line is on disk when `write` returns.
 
     Args:
-        run: The run, whose log is appended to.
-        tensorboard: Whether TensorBoard is to show every number as ``<stage>/<name>``.
+        run: The run; its log is appended to.
+        tensorboard: Whether to write TensorBoard files too: every number as ``<stage>/<name>``.
 
     Attributes:
-        steps_before: Steps of the stages before, from which TensorBoard's steps count on.
+        steps_before: Steps of the earlier stages, which TensorBoard's steps include.
 
     Raises:
-        pyseg.errors.UserError: TensorBoard is asked for and not installed.
+        pyseg.errors.UserError: TensorBoard is requested and not installed.
     """
 
     def __init__(self, run: Run, tensorboard: bool = False) -> None:
@@ -56,14 +56,14 @@ class Log:
         self._writer: SummaryWriter | None = None
 
     def write(self, stage: str, *, step: int, **values: Any) -> None:
-        """Adds a line about a step of the stage that is run."""
+        """Adds a line about a step of a stage."""
         if not distributed.is_first():
             return
         self._run.append_to_log(stage, step=step, **values)
         if self._make_writer is None:
             return
         step += self.steps_before
-        if self._writer is None:  # this step, and later ones, may be there from before a stop
+        if self._writer is None:  # an interrupted run may have written this step and later ones
             self._writer = self._make_writer(str(self._run.tensorboard_folder), purge_step=step)
         for name, value in values.items():
             if isinstance(value, int | float):
@@ -71,17 +71,17 @@ class Log:
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Closes the files."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def size(self) -> int:
-        """Returns the bytes that have been written."""
+        """Returns the size of the log in bytes."""
         path = self._run.log_file
         return path.stat().st_size if path.exists() else 0
 
     def cut(self, size: int) -> None:
-        """Removes what was written after the file had a size."""
+        """Truncates the log to a size in bytes."""
         if distributed.is_first() and self._run.log_file.exists():
             os.truncate(self._run.log_file, min(size, self.size()))

@@ -17,17 +17,17 @@ MakeLoss = TypeVar("MakeLoss", bound=Callable[..., nn.Module])
 
 
 def register_loss(name: str) -> Callable[[MakeLoss], MakeLoss]:
-    """Makes a module a loss: ``--pretrain.loss NAME`` and ``--finetune.loss NAME`` then choose it.
+    """Registers a loss, which ``--pretrain.loss NAME`` and ``--finetune.loss NAME`` choose.
 
     It is called as ``loss(logits, offsets, classes, scores)`` with logits (B, C) and the ratings of
-    a `pyseg.data.Batch`, and returns a scalar. In fine-tuning it is made with those of the
-    arguments of `Loss` that it has parameters for; ``loss_overrides`` sets others.
+    a `pyseg.data.Batch`, and returns a scalar. For fine-tuning it is constructed with the
+    arguments of `Loss` for which it has parameters; ``loss_overrides`` sets others.
 
     Args:
-        name: The name of the loss, which none has yet.
+        name: The name of the loss, which must be new.
 
     Returns:
-        A decorator, which returns what it is given.
+        A decorator that returns its argument.
 
     Raises:
         pyseg.errors.ArgumentError: The name is taken.
@@ -53,9 +53,9 @@ def make_loss(name: str, overrides: Mapping[str, Any], **given: Any) -> nn.Modul
     """Makes the loss of a stage.
 
     Args:
-        name: What it is registered as.
+        name: Its registered name.
         overrides: Arguments of the loss.
-        given: What else there is for those that have parameters for it.
+        given: Further arguments, which go to losses that have parameters for them.
 
     Raises:
         pyseg.errors.ArgumentError: There is no such loss or argument, or its value is of another
@@ -84,7 +84,7 @@ class Loss(nn.Module):
     Args:
         rated_weight: The weight of rated classes.
         unrated_weight: The weight of all others; both 1 is plain cross-entropy.
-        correlation: What rated classes say of others.
+        correlation: The label correlation, for the targets of unrated classes.
         absent_evidence: See `pyseg.ops.rated_bce_with_logits`.
     """
 

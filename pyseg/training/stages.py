@@ -27,13 +27,13 @@ from pyseg.training.identity import digest
 if TYPE_CHECKING:
     from pyseg.training.trainer import Trainer
 
-LOG_EVERY = 10  # steps between two lines of metrics.jsonl
+LOG_EVERY = 10  # steps between lines of metrics.jsonl
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Step(nn.Module):
-    """Model and loss in one module, so that both are compiled or distributed together."""
+    """Model and loss as one module, so that both are compiled and distributed together."""
 
     model: FrameClassifier
     loss: nn.Module
@@ -61,13 +61,13 @@ class Stage:
     """A part of a training run.
 
     Attributes:
-        name: What the log calls it.
+        name: Its name in the log.
         config: Its options.
         dataset: Its examples, repeated without end.
         loss: Its loss, on the device of the model (`register_loss`).
-        classes: The classes of the model before that the examples know, if not all.
-        refit: Whether it repeats the stage before on all examples, the held-out ones included:
-            from the same initial weights, for as many steps as were best there, without evaluation.
+        classes: The classes of the previous stage's model to keep; None: all.
+        refit: Whether it repeats the previous stage on all examples, held-out ones included: from
+            the same initial weights, for its best number of steps, without evaluation.
     """
 
     name: str
@@ -78,17 +78,17 @@ class Stage:
     refit: bool = False
 
     def share_of_batch(self) -> int:
-        """Returns how many examples of a batch this process takes.
+        """Returns the number of a batch's examples that this process takes.
 
         Raises:
-            pyseg.errors.UserError: The processes of the run cannot divide a batch.
+            pyseg.errors.UserError: The batch size is not divisible by the number of processes.
         """
         name = f"{'finetune' if self.refit else self.name}.batch_size"
         with _cli.option(name):
             return distributed.share_of_batch(name, self.config.batch_size)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what identifies its examples and its targets."""
+        """Returns what identifies its examples and targets."""
         correlation = getattr(self.loss, "correlation", None)
         kept = None
         if isinstance(correlation, LabelCorrelation):
@@ -98,7 +98,7 @@ class Stage:
 
 
 class StageRun:
-    """A running stage: everything that a checkpoint has to hold.
+    """A running stage: all state that a checkpoint stores.
 
     Args:
         trainer: The trainer, with model, options, run and log.
@@ -122,10 +122,10 @@ class StageRun:
         self.model = trainer.model
         config = stage.config
         self.model.noise.sigma = config.noise
-        # Before anything copies the weights: this gives all processes those of the first.
+        # First, before the weights are copied: it broadcasts those of the first process.
         step = distributed.parallel(Step(self.model, stage.loss, config.l2))
         self.loss_of = torch.compile(step) if trainer.config.compile else step
-        # fused: one pass over the weights instead of a dozen; they are half of a short step.
+        # fused: one pass over the weights instead of a dozen, which would be half of a short step.
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.learning_rate, fused=True
         )
@@ -136,13 +136,13 @@ class StageRun:
         self.scaler = torch.amp.GradScaler(trainer.device.type, enabled=half)
         self.steps = steps
         self.step = 0
-        self.best: float | None = None  # of the evaluations so far
+        self.best: float | None = None  # of all evaluations so far
         self.best_step = 0
         self.worse = 0  # evaluations since the best one
         self.skipped = 0  # batches whose loss was not finite
         self.seconds = 0.0
         self.saved_at = time.monotonic()
-        self.recent: list[tuple[list[str], Tensor]] = []  # examples and loss since the last line
+        self.recent: list[tuple[list[str], Tensor]] = []  # examples and losses since the last line
         feed_state = None
         if resumed is not None:
             self._restore(resumed)
@@ -160,12 +160,12 @@ class StageRun:
         return self.model if self.average is None else cast(Any, self.average.module)
 
     def run(self) -> None:
-        """Takes the remaining steps, and leaves the best weights in the model."""
+        """Takes the remaining steps; the model then has the best weights."""
         name, config = self.stage.name, self.stage.config
         blind = self.stage.refit or self.trainer.evaluate is None
         self.model.train()
         if self.step == 0:
-            self.save()  # fails now, not after hours, where the folder cannot be written to
+            self.save()  # if the folder is not writable, this fails now instead of after hours
         began, before = time.perf_counter(), self.seconds
         with Progress(
             name, "steps", self.steps, initial=self.step, examples=config.batch_size
@@ -191,17 +191,17 @@ class StageRun:
                         print(f"{name}: stopped early, at step {self.step}")
                         break
                 if not last:
-                    self._save_where_due()
+                    self._save_if_due()
         if self.recent:
             self._report()
         self._print_summary()
         self._keep_best(blind)
 
     def _keep_best(self, blind: bool) -> None:
-        """Loads the best weights into the model, and prints which they are."""
+        """Loads the best weights into the model, and prints their step."""
         name = self.stage.name
         if blind:
-            print(f"after {name}: nothing is held out that could be evaluated")
+            print(f"after {name}: no evaluation, as nothing is held out")
         elif self.best_step == self.step:
             print(f"after {name}: {self._result.describe()}")
         else:
@@ -233,7 +233,7 @@ class StageRun:
         return batch.to(self.trainer.device, non_blocking=True)
 
     def _take_step(self, batch: Batch) -> Tensor:
-        """Takes a step; returns the loss, which a GPU may still be computing."""
+        """Takes a step; returns the loss, without waiting for the GPU."""
         config, options = self.stage.config, self.trainer.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
@@ -263,14 +263,14 @@ class StageRun:
         return loss.detach()
 
     def _losses(self) -> Tensor:
-        """Returns the losses since the last line of the log, of all processes' examples.
+        """Returns the losses since the last line of the log, over all processes.
 
         Raises:
-            pyseg.errors.UserError: One is not finite: the weights since then are useless.
+            pyseg.errors.UserError: One is not finite, so that all later weights are invalid.
         """
         own = [float(loss) for _, loss in self.recent]
         every = torch.tensor(distributed.from_all(own))
-        losses = every.mean(0)  # of all processes, whose parts of a batch are equally large
+        losses = every.mean(0)  # the mean over processes, whose parts of a batch have equal sizes
         wrong = (~losses.isfinite()).nonzero().flatten().tolist()
         if wrong:
             mine = [] if math.isfinite(own[wrong[0]]) else self.recent[wrong[0]][0]
@@ -309,10 +309,10 @@ class StageRun:
             self.worse += 1
         self.model.train()
 
-    def _save_where_due(self) -> None:
-        """Writes a checkpoint where one is due, or where the user has asked to stop."""
+    def _save_if_due(self) -> None:
+        """Writes a checkpoint if one is due or the user has asked to stop."""
         trainer, options = self.trainer, self.trainer.config
-        # All processes decide together, by the clock of the first: each has a part in a checkpoint.
+        # The first process's clock decides for all: each of them contributes to a checkpoint.
         late = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
         stopped, due = distributed.any_of(self.stopped(), distributed.is_first() and late)
         if stopped:
@@ -323,7 +323,7 @@ class StageRun:
                 f"stopped at {self.stage.name}, step {self.step}: "
                 f"python -m pyseg.train --resume {trainer.run} goes on"
             )
-            distributed.wait()  # torchrun ends all processes as soon as one has ended
+            distributed.wait()  # torchrun ends all processes as soon as one ends
             raise KeyboardInterrupt
         by_step = options.checkpoint_steps and self.step % options.checkpoint_steps == 0
         if by_step or due:
@@ -366,7 +366,7 @@ class StageRun:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        if self.stage.refit:  # the best number of the stage before
+        if self.stage.refit:  # the best step of the previous stage
             self.steps = state["steps"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -386,5 +386,5 @@ class StageRun:
 
 
 def _examples(of_processes: list[list[str]]) -> list[str]:
-    """Returns the ids of all processes."""
+    """Returns the ids of all processes' examples."""
     return [id for ids in of_processes for id in ids]

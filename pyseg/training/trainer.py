@@ -1,4 +1,4 @@
-"""The training of a model in stages, which can be stopped and resumed."""
+"""Trains a model in stages; training can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trainer:
         checkpoint: Path and content of the checkpoint to resume from; default: a new run.
 
     Attributes:
-        identity: What the run's checkpoints must agree with (`pyseg.training.identity`).
+        identity: The identity that the run's checkpoints must match (`pyseg.training.identity`).
         log: The run's log.
         device: The device of the model.
 
@@ -66,7 +66,7 @@ class Trainer:
         if checkpoint is not None:
             path, self._resumed = checkpoint
             check_resumed(f"--resume {run}", self.identity, self._resumed, stages)
-            distributed.wait()  # until all have read it
+            distributed.wait()  # until all processes have read it
             if distributed.is_first():
                 remove_checkpoints_after(path)
         if distributed.is_first():
@@ -75,22 +75,22 @@ class Trainer:
 
     @property
     def resumes(self) -> str | None:
-        """Stage and step that the run resumes from, in words; None for a new run."""
+        """Stage and step that the run resumes from, as text; None for a new run."""
         if self._resumed is None:
             return None
         return f"{self._resumed['stage']}, step {self._resumed['step']}"
 
     def fit(self) -> None:
-        """Runs the rest of the stages; the run's folder then holds the weights to use.
+        """Runs the remaining stages; the run's folder then holds the final weights.
 
         Raises:
             pyseg.errors.UserError: The loss is not finite, or there is nothing to train on.
             OSError: A file cannot be written.
-            KeyboardInterrupt: It was asked to stop, and has saved its state.
+            KeyboardInterrupt: The user asked to stop; the state is saved.
         """
         names = [stage.name for stage in self.stages]
         first = 0 if self._resumed is None else names.index(self._resumed["stage"])
-        best_step = 0  # of the stage before
+        best_step = 0  # of the previous stage
         with (
             contextlib.closing(self.log),
             self._explained_worker_errors(),
@@ -115,7 +115,7 @@ class Trainer:
             shutil.rmtree(self.run.checkpoints_folder, ignore_errors=True)
 
     def save_weights(self, model: nn.Module, folder: Path | None = None) -> None:
-        """Saves weights in a folder, by default in the run's: those to use."""
+        """Saves weights in a folder; default: the run's, as its final ones."""
         if distributed.is_first():
             models.save(model, folder or self.run.folder)
         distributed.wait()

@@ -6,10 +6,10 @@ protobuf is needed. The native module `pyseg._records` does the work; where it i
 `pyseg.data.records.reference` does, with the same results and the same errors.
 
 The checksums of every record are verified, and bad input is an error that names the file, the
-record, its place, and what was expected and found (`RecordError`). Faults that the public data is
-known to contain are mended and counted instead (`ReadReport`): see `Ratings`. A record may have
-256 MiB, 64 hours of frames, or what the environment variable `PYSEG_MAX_RECORD_BYTES` says; a
-longer one is refused before memory is allocated for it.
+record, its place, and what was expected and found (`RecordError`). Known faults of the public data
+are repaired and counted instead (`ReadReport`): see `Ratings`. A record may have 256 MiB, 64 hours
+of frames, or as much as the environment variable `PYSEG_MAX_RECORD_BYTES` says; a longer one is
+refused before memory is allocated for it.
 
 Example:
     >>> import os, tempfile

@@ -1,8 +1,8 @@
-"""Which reader does the work: the native one, or the one in Python where that is not built.
+"""The choice of the reader: the native one, or the one in Python if that is not built.
 
 Both offer `Fault`, `crc32c`, `Reader`, `FrameDecoder` and `VideoDecoder`, which
-`pyseg.data.records.reference` documents. They know nothing of paths and gzip, nor of what is done
-about a fault: that is `pyseg.data.records.file`.
+`pyseg.data.records.reference` documents. Paths, gzip and the handling of faults are the task of
+`pyseg.data.records.file`.
 """
 
 from __future__ import annotations

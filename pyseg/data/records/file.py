@@ -1,4 +1,4 @@
-"""An open file of records: where its bytes come from, and what a fault in it leads to."""
+"""An open file of records: opens the source of its bytes and handles faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyseg.data.records.wire import LONGEST_VARINT
 from pyseg.errors import RecordError, UserError
 
 _LARGEST_RECORD = 1 << 28  # bytes, by default
-_CONTEXT = 512  # bytes of a record that usually hold its context features
+_CONTEXT = 512  # bytes that usually hold a record's context features
 
 
 class RecordFile:
@@ -25,8 +25,8 @@ class RecordFile:
 
     Args:
         path: A TFRecord file, plain or gzip-compressed.
-        on_error: What a faulty record does: "raise", or "skip".
-        report: Where skipped records are counted.
+        on_error: "raise" an error at a faulty record, or "skip" it.
+        report: Counts skipped records.
         shard: `(i, n)`: only records whose number is i modulo n are taken.
 
     Raises:
@@ -64,14 +64,14 @@ class RecordFile:
         status = os.fstat(self._file.fileno())
         head = self._read_head()
         if stat.S_ISREG(status.st_mode):
-            size = status.st_size or -1  # the kernel's own files say 0, whatever they hold
+            size = status.st_size or -1  # files of the kernel have size 0, whatever they hold
             self._file.seek(0)
             source = self._file
         else:
             source = Rest(head, self._file)
         self._head = head
         self._unpacked: Gunzip | None = None
-        # A length of 35,615 bytes, too, begins 1f 8b: the checksum tells.
+        # A record length of 35,615 bytes begins with 1f 8b too; its checksum tells the two apart.
         if head[:2] == b"\x1f\x8b" and not self._is_header(head[:12]):
             source, size = Gunzip(source, size), -1
             self._unpacked = source
@@ -114,7 +114,7 @@ class RecordFile:
         return self._is_header(self._unpacked.head[:12])
 
     def contexts(self) -> Iterator[bytes]:
-        """Yields the part of each record that holds its context features, unverified."""
+        """Yields the part of each record with its context features, unverified."""
         if self.compressed or not self._file.seekable():
             while (record := self.take("next_record")) is not None:
                 yield record
@@ -148,7 +148,7 @@ class RecordFile:
                 return None
 
     def refuse(self, text: str) -> None:
-        """Skips the record that was taken last, or raises, because of what `text` says."""
+        """Skips the last record or raises, for the reason in `text`."""
         self._skip_or_raise(text, self._reader.record, self._reader.offset)
 
     def _skip_or_raise(self, text: str, record: int, offset: int) -> None:
@@ -157,7 +157,7 @@ class RecordFile:
         if not self._skip:
             raise RecordError(message, self._path, record, offset)
         index, count = self.shard
-        if record % count == index:  # the others' faults are theirs to count
+        if record % count == index:  # other readers count the faults of their records
             self.report.skip(message)
 
 
@@ -170,16 +170,16 @@ def _largest_record() -> int:
 
 
 def _context(file: BinaryIO, length: int) -> bytes:
-    """Returns the part of a record that holds its context; all of it where that is not certain."""
+    """Returns the part of a record with its context features; all of it if that is uncertain."""
     head = file.read(min(length, _CONTEXT))
-    if head[:1] == b"\x0a":  # field 1: the context, or the features of a tf.Example
+    if head[:1] == b"\x0a":  # field 1: the context, or a tf.Example's features
         count, at = _read_number(head, 1)
         end = at + count
         if end == length:
             return head + file.read(length - len(head))
         if end + LONGEST_VARINT <= length:
             head += file.read(max(0, end + LONGEST_VARINT - len(head)))
-            if head[end : end + 1] == b"\x12":  # field 2: the feature lists, up to the end
+            if head[end : end + 1] == b"\x12":  # field 2: the feature lists, to the end
                 count, at = _read_number(head, end + 1)
                 if at + count == length:
                     return head[:end]
@@ -187,7 +187,7 @@ def _context(file: BinaryIO, length: int) -> bytes:
 
 
 def _read_number(data: bytes, at: int) -> tuple[int, int]:
-    """Returns a number, and where it ends; beyond all bounds where the data is too short."""
+    """Returns a number and its end, which is beyond all bounds if the data is too short."""
     value = 0
     for place, byte in enumerate(data[at : at + LONGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * place

@@ -1,8 +1,8 @@
-"""The framing of TFRecords, which is TensorFlow's (`lib/io/record_writer.h`).
+"""The framing of TFRecords, as in TensorFlow's `lib/io/record_writer.h`.
 
     uint64 length, uint32 masked CRC32C of the length, payload, uint32 masked CRC32C of the payload
 
-all little-endian. The CRC32C here is the fallback for that of the native module.
+all little-endian. The CRC32C here is the fallback for the native module's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LARGEST_RECORD = 2**31 - 1  # bytes: protobuf cannot hold a longer message
 
 @functools.cache
 def _crc_kernel() -> tuple[Callable[[np.ndarray, np.ndarray, int], np.uint32], np.ndarray]:
-    from pyseg._jit import njit  # late: numba costs more to import than the rest of pyseg.data
+    from pyseg._jit import njit  # late: importing numba takes longer than the rest of pyseg.data
 
     table = np.zeros((8, 256), dtype=np.uint32)
     for byte in range(256):
@@ -32,7 +32,7 @@ def _crc_kernel() -> tuple[Callable[[np.ndarray, np.ndarray, int], np.uint32], n
     def kernel(data: np.ndarray, table: np.ndarray, crc: int) -> np.uint32:
         state = np.uint32(crc) ^ np.uint32(0xFFFFFFFF)
         blocks = len(data) // 8
-        for block in range(blocks):  # eight table look-ups that do not wait for each other
+        for block in range(blocks):  # eight independent table look-ups
             i = block * 8
             state ^= (
                 np.uint32(data[i])
@@ -64,5 +64,5 @@ def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
 
 
 def mask(crc: int) -> int:
-    """Returns a CRC as TensorFlow stores it: masked, since a CRC of data with CRCs is weak."""
+    """Returns a CRC masked as TensorFlow stores it, since CRCs of data with CRCs are weak."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF

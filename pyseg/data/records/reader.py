@@ -1,4 +1,4 @@
-"""Reading records: as they are, frame by frame, or video by video."""
+"""Reading records: raw payloads, frame-level records, or blocks of video-level records."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _Result = TypeVar("_Result")
 
 
 def read_records(path: PathLike, on_error: str = "raise") -> Iterator[bytes]:
-    """Reads the payloads of a TFRecord file, as they are.
+    """Reads the payloads of a TFRecord file, undecoded.
 
     Args:
         path: A TFRecord file, plain or gzip-compressed.
-        on_error: "raise", or "skip" to go on with the next record after one that is damaged. Where
-            the place of the next record is not known, the file ends there. A `RecordWarning` at the
-            end says what was skipped.
+        on_error: "raise", or "skip" to leave out damaged records. If the place of the next record
+            is unknown, the rest of the file is skipped. A `RecordWarning` at the end says what was
+            skipped.
 
     Yields:
         The bytes of each record.
@@ -75,18 +75,18 @@ def read_frames(
 
     Args:
         path: A TFRecord file, plain or gzip-compressed.
-        schema: What the features are called.
+        schema: The names of the features.
         max_frames: Frames to keep of a longer video; ratings that start past them are dropped.
             None keeps all.
-        on_error: "raise", or "skip" to go on with the next record after one that is damaged or not
-            as expected. Where the place of the next record is not known, the file ends there. A
-            file that cannot be opened is an error all the same.
-        report: Counts are added to it while reading, and the caller decides what to say of them;
-            without it, a `RecordWarning` at the end says what was skipped, dropped or overwritten.
-        shard: `(i, n)`: only records whose number is i modulo n are decoded. The checksums of the
-            others are verified all the same.
+        on_error: "raise", or "skip" to leave out records that are damaged or not as expected. If
+            the place of the next record is unknown, the rest of the file is skipped. A file that
+            cannot be opened is always an error.
+        report: Receives the counts while reading, for the caller to report; without it, a
+            `RecordWarning` at the end says what was skipped, dropped or overwritten.
+        shard: `(i, n)`: only records whose number is i modulo n are decoded. The checksums of all
+            records are verified.
         context_keys: Further context features of one value each, returned as `context`.
-        sound: Whether an id can be used; a record whose id cannot is faulty.
+        sound: Returns whether an id is usable; a record with an unusable one is faulty.
 
     Yields:
         The records.
@@ -142,7 +142,7 @@ def read_frames(
 
 
 def _ratings(rated: RatingTuple, report: ReadReport) -> Ratings:
-    """Returns the ratings that an engine has found, and counts what it has mended."""
+    """Returns the ratings that an engine found, and counts its repairs."""
     starts, classes, scores, dropped, cut, duplicates = rated
     report.dropped_segments += dropped
     report.cut_segments += cut
@@ -161,13 +161,13 @@ def read_videos(
 ) -> Iterator[VideoRecords]:
     """Reads video-level records in blocks.
 
-    They are tf.Example, or tf.SequenceExample with the values as context features.
+    They are tf.Example, or tf.SequenceExample with the values in context features.
 
     Args:
         path: A TFRecord file, plain or gzip-compressed.
-        schema: What the features are called.
-        block: Most records of a block. All blocks but the last of a file are full.
-        on_error: As for `read_frames`. With "raise", the records before the bad one come first.
+        schema: The names of the features.
+        block: Records per block; only the last block of a file may have fewer.
+        on_error: As for `read_frames`. "raise" yields the records before the faulty one first.
         report: As for `read_frames`.
         shard: As for `read_frames`.
 
@@ -224,7 +224,7 @@ def _read(
     shard: tuple[int, int],
     records: Callable[[RecordFile], Iterator[_Result]],
 ) -> Iterator[_Result]:
-    """Checks the arguments that all readers share, now; reads when the first record is wanted."""
+    """Checks the arguments of all readers immediately; reads when iteration starts."""
     name = os.fsdecode(path)
     check_on_error(on_error)
     index, count = shard

@@ -1,7 +1,7 @@
-"""The reader of records in plain Python: the definition of what `pyseg._records` does natively.
+"""The reader of records in plain Python, which defines what the native `pyseg._records` does.
 
-It is the fallback where the native module is not built, and the oracle that its tests compare with:
-both give the same records and the same error texts.
+It is the fallback if the native module is not built, and the oracle of its tests: both give the
+same records and the same error texts.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from pyseg.data.records.wire import (
 
 __all__ = ["Fault", "FrameDecoder", "Reader", "VideoDecoder", "crc32c"]
 
-_PIECE = 1 << 24  # a length is trusted only this far ahead of the bytes that have really arrived
+_PIECE = 1 << 24  # bytes allocated at a time, as a record's length may be wrong
 
 
 class Source(Protocol):
-    """Where bytes come from: a raw binary file, or a stream that unpacks one."""
+    """A source of bytes: a raw binary file, or a stream that unpacks one."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fills the start of `buffer`, and returns with how many bytes; 0 at the end."""
+        """Fills the start of `buffer`; returns the number of bytes, 0 at the end."""
 
 
-class Fault(Exception):  # noqa: N818 - an engine's finding; users see a `RecordError`
+class Fault(Exception):  # noqa: N818 - internal; users see a `RecordError`
     """Something is wrong with a record: `(text, record, offset, fatal)`.
 
-    `text` says what was expected and found, `offset` is where the record starts, and `fatal` says
-    that the place of the next record is not known.
+    `text` says what was expected and found, `offset` is the start of the record, and `fatal` means
+    that the place of the next record is unknown.
     """
 
 
 class Reader:
-    """Takes the records out of a source, one after the other, and checks every checksum.
+    """Reads the records of a source in order, and verifies every checksum.
 
     Args:
-        source: Where to read.
-        size: Bytes that the source holds, or -1 where that is not known.
-        largest: Bytes of the largest record that is not refused.
+        source: The source.
+        size: The size of the source in bytes, or -1 if unknown.
+        largest: The size of the largest record to accept, in bytes.
     """
 
     def __init__(self, source: Source, size: int = -1, largest: int = LARGEST_RECORD) -> None:
@@ -63,8 +63,8 @@ class Reader:
         self._largest = largest
         self._next_offset = 0
         self._next_record = 0
-        self.record = 0  # number of the record that was read last, or is being read
-        self.offset = 0  # where it starts
+        self.record = 0  # number of the current or last record
+        self.offset = 0  # its start
 
     def _take(self, count: int) -> bytearray:
         """Returns the next `count` bytes; fewer at the end of the source."""
@@ -84,7 +84,7 @@ class Reader:
         self.record, self.offset = self._next_record, self._next_offset
         header = self._take(12)
         if not header:
-            if self.offset < self._size:  # cut short since it was opened
+            if self.offset < self._size:  # truncated since it was opened
                 text = f"expected {self._size} bytes in the file, found {self.offset}"
                 self._fault(text, fatal=True)
             return None
@@ -138,12 +138,12 @@ class Reader:
         return None
 
     def next_record(self, index: int, count: int) -> bytes | None:
-        """Returns the next payload whose number is `index` modulo `count`, or None at the end."""
+        """Returns the next payload whose number is `index` modulo `count`; None at the end."""
         payload: bytes | None = self._decode(bytes, index, count)
         return payload
 
     def next_frames(self, decoder: FrameDecoder, index: int, count: int) -> FrameTuple | None:
-        """Returns the next such record, decoded, or None at the end."""
+        """Returns the next such record, decoded; None at the end."""
         frames: FrameTuple | None = self._decode(decoder.decode, index, count)
         return frames
 
@@ -168,12 +168,12 @@ def _missing(message: Message, what: str, name: bytes) -> NoReturn:
 
 
 def _context(message: Message, name: bytes, kind: int | None, size: int | None) -> Value | None:
-    """Returns a context feature, its kind and size checked unless None; None if it is missing."""
+    """Returns a context feature or None; checks its kind and size unless these are None."""
     spans = message.context.get(name)
     if spans is None:
         return None
     value = parse_feature(message.data, spans)
-    if value.kind == NONE:  # what TensorFlow takes for missing, too
+    if value.kind == NONE:  # TensorFlow, too, treats it as missing
         return None
     if kind is not None and value.kind != kind:
         raise ContentError(
@@ -211,7 +211,7 @@ def _id(message: Message, name: bytes) -> str:
 
 
 def _labels(message: Message, name: bytes) -> tuple[np.ndarray, bool]:
-    """Returns the classes, and whether the record lacks the feature that should hold them."""
+    """Returns the classes, and whether the record lacks their feature."""
     value = _context(message, name, INT64, None) if name else None
     if value is None:
         return np.zeros(0, dtype=np.int64), bool(name)
@@ -233,7 +233,7 @@ def _floats(message: Message, value: Value) -> np.ndarray:
 
 
 class RatingTuple(NamedTuple):
-    """Ratings as an engine returns them, and how many were mended."""
+    """Ratings as an engine returns them, with the numbers of its repairs."""
 
     starts: np.ndarray
     classes: np.ndarray
@@ -278,7 +278,7 @@ def _ratings(message: Message, frames: int, segment_size: int) -> RatingTuple | 
         if start > frames - segment_size:
             cut.add(start)
         duplicates += (start, number) in rated
-        rated[start, number] = score  # the last wins, in the place of the first
+        rated[start, number] = score  # the last rating wins, in the place of the first
     return RatingTuple(
         np.array([start for start, _ in rated], dtype=np.int64),
         np.array([number for _, number in rated], dtype=np.int64),
@@ -362,7 +362,7 @@ class FrameDecoder:
             encoded = np.frombuffer(message.data, np.uint8)[spans[0].start : spans[0].end]
             encoded = encoded.reshape(-1, size)
             if (encoded[:, : len(header)] == np.frombuffer(header, np.uint8)).all():
-                return encoded[:, len(header) :]  # the usual encoding: what follows finds the same
+                return encoded[:, len(header) :]  # the usual encoding; a shortcut
         rows = []
         for number, element in enumerate(message.frames(name)):
             value = parse_feature(message.data, [element])

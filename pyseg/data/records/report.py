@@ -1,4 +1,4 @@
-"""What becomes of faulty records: they are errors, or are skipped, counted and told at the end."""
+"""The handling of faulty records: an error, or skipped, counted and reported at the end."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Literal
 from pyseg.errors import ArgumentError
 
 OnError = Literal["raise", "skip"]
-"""What a faulty record does: it raises an error, or it is left out and counted."""
+"""At a faulty record: raise an error, or leave it out and count it."""
 
 
 class RecordWarning(UserWarning):
-    """Something was skipped, dropped or overwritten while reading; given once, at the end."""
+    """Something was skipped, dropped or overwritten while reading; issued once, at the end."""
 
 
 @contextlib.contextmanager
 def without_record_warnings() -> Iterator[None]:
-    """Silences every `RecordWarning`, where its content is reported in another way."""
+    """Silences every `RecordWarning`, for callers that report its content themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecordWarning)
         yield
@@ -28,7 +28,7 @@ def without_record_warnings() -> Iterator[None]:
 
 @dataclass
 class ReadReport:
-    """What happened while reading; several reports add up with `+=`.
+    """Counts of the problems found while reading; `+=` adds up reports.
 
     Attributes:
         records: Records that were decoded.
@@ -51,7 +51,7 @@ class ReadReport:
     first_error: str | None = None
 
     def skip(self, error: str) -> None:
-        """Counts a record that is left out because of this error."""
+        """Counts a record that is skipped because of this error."""
         self.skipped += 1
         self.first_error = self.first_error or error
 
@@ -65,7 +65,7 @@ class ReadReport:
     __iadd__ = merge
 
     def summary(self) -> str:
-        """Returns a line on what was skipped, dropped and overwritten; empty if nothing was.
+        """Returns a line on skipped, dropped and overwritten data; empty if there is none.
 
         Example:
             >>> ReadReport(records=10, skipped=1, first_error="a.tfrecord: ...").summary()
@@ -85,17 +85,17 @@ class ReadReport:
         return ", ".join(parts)
 
     def warn(self, what: str, stacklevel: int = 2) -> None:
-        """Gives the summary as a `RecordWarning` that starts with `what`, unless it is empty."""
+        """Issues the summary as a `RecordWarning` that starts with `what`, unless it is empty."""
         if summary := self.summary():
             warnings.warn(f"{what}: {summary}", RecordWarning, stacklevel=stacklevel + 1)
 
 
 COUNTS = tuple(field.name for field in fields(ReadReport) if field.name != "first_error")
-"""The numbers of a report."""
+"""The counts of a report."""
 
 
 def check_on_error(on_error: str) -> None:
-    """Checks an argument that says what a faulty record does.
+    """Checks the value of an argument `on_error`.
 
     Raises:
         ValueError: It is neither "raise" nor "skip".

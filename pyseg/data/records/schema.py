@@ -1,4 +1,4 @@
-"""What the features of records are called, and what the readers make of them."""
+"""The names of records' features, and the decoded records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RATING_KEYS = (
 
 @dataclass(frozen=True)
 class FrameSchema:
-    """What the features of frame-level records are called.
+    """The names of the features of frame-level records.
 
     The default is YouTube-8M's. AudioSet's embeddings, for example, are
     `FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")`.
@@ -60,11 +60,11 @@ class FrameSchema:
 
 @dataclass(frozen=True)
 class VideoSchema:
-    """What the features of video-level records are called; the default is YouTube-8M's.
+    """The names of the features of video-level records; the defaults are YouTube-8M's.
 
     Attributes:
         features: Name and number of values of each float feature, in the order of the output; none
-            to read ids and labels alone, of frame-level records too.
+            to read only ids and labels, also of frame-level records.
         id_key: Feature with the id (text).
         labels_key: Feature with the class numbers, which a record may lack
             (`ReadReport.unlabelled`); None to read no labels.
@@ -106,9 +106,9 @@ def _check_schema(
 class Ratings(NamedTuple):
     """The rated segments of a video: R pairs of a segment and a class, with their scores.
 
-    They are clean: a segment that starts past the last frame is dropped, and of several ratings of
-    the same segment and class the last one is kept, in the place of the first (the reader that came
-    with YouTube-8M does the same). A segment that the end of the video cuts short is kept.
+    They are clean: segments that start past the last frame are dropped, and of several ratings of
+    the same segment and class the last one is kept, in the place of the first (as by the reader
+    published with YouTube-8M). A segment that the end of the video cuts short is kept.
 
     Attributes:
         starts: (R,) int64, frame at which the segment starts.
@@ -126,8 +126,8 @@ class FrameRecord(NamedTuple):
 
     Attributes:
         id: Id of the video.
-        frames: (T, width) uint8, T >= 1: the quantised features of each frame, those of several
-            feature lists side by side in the order of the schema.
+        frames: (T, width) uint8, T >= 1: the quantised features of each frame, with several
+            feature lists concatenated in the order of the schema.
         labels: (L,) int64, class numbers of the video, as stored.
         ratings: The rated segments; None where the record has none of the `segment_*` features.
         context: The values of the `context_keys`.
@@ -145,7 +145,7 @@ class VideoRecords(NamedTuple):
 
     Attributes:
         ids: n ids.
-        features: (n, width) float32, several features side by side in the order of the schema.
+        features: (n, width) float32, with several features concatenated in the order of the schema.
         label_offsets: (n + 1,) int64; the classes of video i are
             `labels[label_offsets[i]:label_offsets[i + 1]]`.
         labels: int64, class numbers of all videos.

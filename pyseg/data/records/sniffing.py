@@ -1,4 +1,4 @@
-"""Telling what a file of records holds, without decoding its frames."""
+"""Inspecting the content of a file of records without decoding its frames."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pyseg.data.records import wire
 from pyseg.data.records.file import RecordFile
 from pyseg.errors import RecordError
 
-_MOST_FEATURES = 10_000  # of a record that is sniffed
+_MOST_FEATURES = 10_000  # the most in a record
 
 
 class FeatureKind(NamedTuple):
     """Type and size of a feature.
 
     Attributes:
-        type: "bytes", "float", "int64", or "nothing" where it is there but empty.
-        size: Number of values; of a single byte string its length, and of a feature list the size
-            of its first frame (0 where there is no frame).
+        type: "bytes", "float", "int64", or "nothing" if the feature is empty.
+        size: Number of values; for a single byte string its length, for a feature list the size of
+            its first frame (0 without frames).
     """
 
     type: str
@@ -29,7 +29,7 @@ class FeatureKind(NamedTuple):
 
 
 class RecordKind(NamedTuple):
-    """What the first record of a file holds.
+    """The features of the first record of a file.
 
     Attributes:
         context: Context features (of a tf.Example: features) by name.
@@ -43,11 +43,11 @@ class RecordKind(NamedTuple):
 
 
 def sniff(path: str | os.PathLike[str], on_error: str = "raise") -> RecordKind | None:
-    """Returns what the first record of a file holds; None if there is no record.
+    """Returns the features of the first record of a file; None if there is no record.
 
     Args:
         path: A file of records.
-        on_error: "raise", or "skip" to look at the first record that is not damaged.
+        on_error: "raise", or "skip" to inspect the first undamaged record.
 
     Raises:
         RecordError: The file cannot be read, or its first record is damaged or has more than 10,000
@@ -84,9 +84,9 @@ def sniff(path: str | os.PathLike[str], on_error: str = "raise") -> RecordKind |
 
 
 def is_record_file(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a file begins as TFRecord files do, plain or gzip-compressed.
+    """Returns whether a file starts like a TFRecord file, plain or gzip-compressed.
 
-    An empty file does not, nor does one that cannot be read.
+    False for an empty or unreadable file.
 
     Example:
         >>> is_record_file(__file__)
@@ -100,14 +100,14 @@ def is_record_file(path: str | os.PathLike[str]) -> bool:
 
 
 def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str]:
-    """Returns which of some context features occur in the records of a file.
+    """Returns those of some context features that occur in a file's records.
 
-    Frames are not read: of a file that is not compressed, only the beginning of each record is. Nor
-    are the checksums of records verified; a truncated file is searched as far as it goes.
+    Frames are not read: of an uncompressed file, only the start of each record is. Checksums are
+    not verified, and a truncated file is searched up to its end.
 
     Args:
         path: A TFRecord file, plain or gzip-compressed.
-        names: The features; the search ends when all have been found.
+        names: The features; the search ends when all are found.
 
     Raises:
         RecordError: The file cannot be read.
@@ -126,7 +126,7 @@ def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str
     left = set(wanted)
     with RecordFile(os.fsdecode(path), "skip") as file:
         for data in file.contexts():
-            # A name that the bytes do not hold needs no parsing.
+            # A name that is not in the bytes needs no parsing.
             if any(name in data for name in left):
                 with contextlib.suppress(wire.ContentError):
                     left -= wire.Message.parse(data, _MOST_FEATURES).context.keys()

@@ -1,4 +1,4 @@
-"""Where the bytes of records come from: gzip files and pipes, read with bounded memory."""
+"""Sources of bytes: gzip files and pipes, read with bounded memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import BinaryIO
 from pyseg.data._tables import is_zlib
 from pyseg.data.records.wire import quote
 
-HEAD = 512  # bytes from the start of a file that tell what it is
-MOST_UNPACKED = 1 << 18  # bytes that are unpacked at a time
-_PACKED = 1 << 16  # compressed bytes that are read at a time
+HEAD = 512  # first bytes of a file that identify its kind
+MOST_UNPACKED = 1 << 18  # bytes unpacked at a time
+_PACKED = 1 << 16  # compressed bytes read at a time
 
-# The first bytes of other kinds of files, and what they are called.
+# The first bytes of other kinds of files, and their names.
 _LOOKS = (
     (b"<", "an HTML or XML page, such as a storage server answers instead of a missing file"),
     (b"{", "JSON"),
@@ -32,8 +32,8 @@ _LOOKS = (
 class Gunzip:
     """Unpacks a gzip file of one or more members, in bounded memory.
 
-    Unlike `gzip.GzipFile`, it returns all that could be unpacked before it reports a fault, so that
-    the records before the fault are not lost.
+    Unlike `gzip.GzipFile`, it returns all data that can be unpacked before it reports a fault, so
+    that the records before the fault are not lost.
     """
 
     def __init__(self, file: BinaryIO, size: int = -1) -> None:
@@ -42,12 +42,12 @@ class Gunzip:
         self._size = size
         self._consumed = 0
         self._packed = b""
-        self._piece = _PACKED  # bytes that are given to the unpacker at a time
+        self._piece = _PACKED  # bytes passed to zlib at a time
         self._unpacker = zlib.decompressobj(wbits=31)
         self._ready = memoryview(b"")
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fills the start of `buffer`, and returns with how many bytes; 0 at the end."""
+        """Fills the start of `buffer`; returns the number of bytes, 0 at the end."""
         while not self._ready:
             if not self._step():
                 return 0
@@ -61,9 +61,9 @@ class Gunzip:
         if not self._packed:
             self._packed = self._file.read(_PACKED)
             self._consumed += len(self._packed)
-        if self._unpacker.eof:  # another member may follow, or zeros that fill up a tape block
+        if self._unpacker.eof:  # another member may follow, or the zeros that pad a tape block
             if not self._packed:
-                if self._consumed < self._size:  # cut short since it was opened
+                if self._consumed < self._size:  # truncated since it was opened
                     raise OSError(
                         f"expected {self._size} bytes in the file, found {self._consumed}"
                     )
@@ -82,7 +82,7 @@ class Gunzip:
         try:
             self._ready = memoryview(self._unpacker.decompress(piece, MOST_UNPACKED))
         except zlib.error as error:
-            if len(piece) > 1:  # zlib drops what it unpacked before the fault: take a smaller piece
+            if len(piece) > 1:  # zlib drops data unpacked before the fault: retry with less
                 self._unpacker, self._piece = before, len(piece) // 2
                 return True
             found = str(error).rpartition(": ")[2]
@@ -96,7 +96,7 @@ class Gunzip:
 
 
 class Rest:
-    """A file that cannot be rewound (a pipe), from its beginning again."""
+    """A file that cannot be rewound (a pipe), with the bytes read so far put back."""
 
     def __init__(self, head: bytes, file: BinaryIO) -> None:
         self._head = head
@@ -108,7 +108,7 @@ class Rest:
         return head or self._file.read(count)
 
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fills the start of `buffer`, and returns with how many bytes; 0 at the end."""
+        """Fills the start of `buffer`; returns the number of bytes, 0 at the end."""
         if not self._head:
             return self._file.readinto(buffer)  # type: ignore[attr-defined]
         head = self.read(len(buffer))
@@ -117,7 +117,7 @@ class Rest:
 
 
 def looks_like(head: bytes) -> str:
-    """Returns what a file that is no TFRecord file seems to be, judged by its first bytes."""
+    """Returns the apparent kind of a file that is not a TFRecord file, by its first bytes."""
     if head[257:262] == b"ustar":
         return "it looks like a tar archive"
     if is_zlib(head):

@@ -1,10 +1,10 @@
 """The wire format of protobuf, and the messages of a record: `tf.train.Example` and its like.
 
 A record is a `tf.train.Example` (features = 1) or a `tf.train.SequenceExample` (context = 1,
-feature_lists = 2), so that context features lie at the same place in both. It is decoded by
+feature_lists = 2), so that context features have the same place in both. It is decoded by
 protobuf's rules: fields come in any order, a field that occurs several times is merged, the last
-entry of a map key wins, repeated numbers may be packed or not, and unknown fields are skipped.
-Features that nobody asks for are not looked into.
+entry of a map key wins, repeated numbers may be packed or not, unknown fields are skipped.
+Features that are not requested are not parsed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 
 NONE, BYTES, FLOAT, INT64 = 0, 1, 2, 3  # tf.train.Feature's oneof, by field number
 KINDS = ("nothing", "bytes", "float", "int64")
-DEEPEST_GROUP = 100  # the nesting that protobuf allows
+DEEPEST_GROUP = 100  # protobuf's limit of nesting
 LONGEST_VARINT = 10  # bytes
 
 _VARINT, _FIXED64, _LENGTH, _GROUP, _GROUP_END, _FIXED32 = range(6)
@@ -37,7 +37,7 @@ def _malformed(at: int, text: str) -> NoReturn:
 
 
 def read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """Returns the number at `at`, and where it ends."""
+    """Returns the number at `at`, and its end."""
     value = 0
     for i in range(LONGEST_VARINT):
         if at + i == end:
@@ -52,7 +52,7 @@ def read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def read_tag(data: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """Returns field number, wire type, and where the content of the field starts."""
+    """Returns field number, wire type, and the start of the field's content."""
     tag, after = read_varint(data, at, end)
     if not 8 <= tag < 1 << 32:
         _malformed(at, f"expected a field number from 1 to 536870911, found {tag >> 3}")
@@ -62,20 +62,20 @@ def read_tag(data: bytes, at: int, end: int) -> tuple[int, int, int]:
 
 
 def _advance(count: int, at: int, end: int) -> int:
-    """Returns the place `count` bytes further on, unless the message ends before it."""
+    """Returns the place `count` bytes further on; raises if the message ends before it."""
     if count > end - at:
         _malformed(at, f"expected {count} bytes, found {end - at} to the end of their message")
     return at + count
 
 
 def read_length(data: bytes, at: int, end: int) -> Span:
-    """Returns the content of a field with a length, which stands at `at`."""
+    """Returns the content of a length-delimited field, whose length is at `at`."""
     count, after = read_varint(data, at, end)
     return Span(after, _advance(count, after, end))
 
 
 def skip_field(data: bytes, field: int, wire: int, start: int, at: int, end: int) -> int:
-    """Returns where the field ends whose tag is at `start` and whose content is at `at`."""
+    """Returns the end of the field whose tag is at `start` and whose content is at `at`."""
     open_groups: list[int] = []
     while True:
         if wire == _VARINT:
@@ -114,7 +114,7 @@ class Value(NamedTuple):
 
 
 def parse_feature(data: bytes, spans: Sequence[Span]) -> Value:
-    """Returns the feature that the spans encode together: protobuf merges by concatenation."""
+    """Returns the feature that the spans encode together; protobuf merges by concatenation."""
     value = Value(NONE, [], [], [])
     for at, end in spans:
         while at < end:
@@ -123,7 +123,7 @@ def parse_feature(data: bytes, spans: Sequence[Span]) -> Value:
             if not (BYTES <= field <= INT64 and wire == _LENGTH):
                 at = skip_field(data, field, wire, start, at, end)
                 continue
-            if field != value.kind:  # a oneof: the last kind set replaces another
+            if field != value.kind:  # a oneof: the last kind replaces the others
                 value = Value(field, [], [], [])
             content = read_length(data, at, end)
             _add_values(value, data, content)
@@ -132,7 +132,7 @@ def parse_feature(data: bytes, spans: Sequence[Span]) -> Value:
 
 
 def _add_values(value: Value, data: bytes, content: Span) -> None:
-    """Adds the values of a `BytesList`, `FloatList` or `Int64List`, whichever its kind says."""
+    """Adds the values of a `BytesList`, `FloatList` or `Int64List`, depending on its kind."""
     at, end = content
     while at < end:
         start = at
@@ -193,7 +193,7 @@ def _entries(data: bytes, span: Span) -> Iterator[tuple[bytes, list[Span]]]:
 
 
 class Message(NamedTuple):
-    """A record: context features and feature lists by name, not yet looked into."""
+    """A record: context features and feature lists by name, not yet parsed."""
 
     data: bytes
     context: dict[bytes, list[Span]]
@@ -235,7 +235,7 @@ class Message(NamedTuple):
 
 
 def row_header(width: int) -> bytes:
-    """Returns what stands before the bytes of a frame, as every known writer puts it.
+    """Returns the bytes before those of a frame, as every known writer encodes them.
 
     These are the tags and lengths of the Feature in its FeatureList, of the BytesList in the
     Feature, and of the bytes in the BytesList.
@@ -257,7 +257,7 @@ def encode_varint(value: int) -> bytes:
 
 
 def quote(data: bytes, limit: int = 40) -> str:
-    """Returns bytes as error texts show them: the first `limit`, what is not ASCII escaped."""
+    """Quotes bytes for error texts: the first `limit`, with non-ASCII ones escaped."""
     shown = "".join(
         chr(byte) if 0x20 <= byte < 0x7F and byte not in b"\\'" else f"\\x{byte:02x}"
         for byte in data[:limit]

@@ -1,4 +1,4 @@
-"""Writing records: encoding them as protobuf messages, and files of them."""
+"""Writing records: encoding them as protobuf messages, and writing files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def write_records(
 ) -> int:
     """Writes a TFRecord file.
 
-    The file appears under its name only when it is complete: it is written under another name in
-    the same folder, then renamed. The same records give the same bytes.
+    The file is written under another name in the same folder and then renamed, so that it appears
+    only when complete. The same records give the same bytes.
 
     Args:
-        path: The file; one that exists is replaced.
+        path: The file; an existing one is replaced.
         records: The payload of each record, for example from `encode_frames`; at least one.
         compress: Whether to compress with gzip.
 
@@ -53,11 +53,11 @@ def write_records(
     """
     crc32c = engine().crc32c
     count = 0
-    with atomic_write(Path(os.fsdecode(path))) as whole, contextlib.ExitStack() as stack:
-        file: Any = whole
-        if compress:  # no name and no time in it, so that the same records give the same bytes
+    with atomic_write(Path(os.fsdecode(path))) as output, contextlib.ExitStack() as stack:
+        file: Any = output
+        if compress:  # without name and time, so that the same records give the same bytes
             file = stack.enter_context(
-                gzip.GzipFile("", "wb", compresslevel=6, fileobj=whole, mtime=0)
+                gzip.GzipFile("", "wb", compresslevel=6, fileobj=output, mtime=0)
             )
         for record in records:
             if not isinstance(record, bytes | bytearray | memoryview):
@@ -95,7 +95,7 @@ def encode_frames(
         id: Id of the video.
         frames: (T, schema.width) uint8, T >= 1.
         labels: (L,) class numbers.
-        ratings: Rated segments, stored as they are: even those that a reader would drop.
+        ratings: Rated segments, stored unchanged, even those that a reader would drop.
         schema: What the features are called.
         segment_ends: (R,) first frame after each segment; by default its start + segment_size.
         context: Further context features of one value each.
@@ -171,8 +171,8 @@ def encode_video(
 def _identity(
     id: str, labels: npt.ArrayLike, schema: FrameSchema | VideoSchema
 ) -> list[tuple[str, bytes]]:
-    """Returns the features that every record has."""
-    numbers = _whole("labels", labels)
+    """Returns the features of every record."""
+    numbers = _natural_numbers("labels", labels)
     try:
         name = id.encode()
     except (AttributeError, UnicodeEncodeError):
@@ -193,11 +193,11 @@ def _rated(
     ratings: Ratings, segment_size: int, segment_ends: npt.ArrayLike | None
 ) -> Iterator[tuple[str, bytes]]:
     """Returns the features of rated segments."""
-    starts = _whole("ratings.starts", ratings.starts)
+    starts = _natural_numbers("ratings.starts", ratings.starts)
     ends = starts + segment_size
     if segment_ends is not None:
-        ends = _whole("segment_ends", segment_ends)
-    classes = _whole("ratings.classes", ratings.classes)
+        ends = _natural_numbers("segment_ends", segment_ends)
+    classes = _natural_numbers("ratings.classes", ratings.classes)
     scores = np.asarray(ratings.scores, dtype=np.float32)
     sizes = (starts.shape, ends.shape, classes.shape, scores.shape)
     if len(set(sizes)) != 1:
@@ -212,15 +212,15 @@ def _rated(
 
 
 def _columns(schema: FrameSchema | VideoSchema) -> Iterator[tuple[str, slice]]:
-    """Yields the name of each feature, and its columns among the features side by side."""
+    """Yields the name of each feature, and its columns among the concatenated features."""
     start = 0
     for name, width in schema.features:
         yield name, slice(start, start + width)
         start += width
 
 
-def _whole(name: str, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Returns numbers of at least 0 as int64."""
+def _natural_numbers(name: str, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Returns natural numbers as int64."""
     array = np.asarray(numbers)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ArgumentError(

@@ -11,7 +11,7 @@ from pyseg.report.config import ReportConfig
 from pyseg.report.page import PageTable, Picture, Section
 from pyseg.report.runs import EvaluatedRun, ReportedRun, comparable, not_evaluated
 
-_BARS = 12  # best classes, and worst ones, that are drawn
+_BARS = 12  # classes drawn from either end of the ranking
 _TABLE_ROWS = 1000
 
 
@@ -27,7 +27,7 @@ def class_precision(runs: Sequence[ReportedRun], config: ReportConfig) -> Sectio
     if len(groups) > 1:
         section.missing.append(
             "The runs were evaluated on different videos or classes: their numbers cannot be "
-            "compared where they stand in different charts."
+            "compared across charts."
         )
     for group in groups:
         comparison = _Comparison(group)
@@ -43,7 +43,7 @@ def class_precision(runs: Sequence[ReportedRun], config: ReportConfig) -> Sectio
 
 
 class _Comparison:
-    """The average precision of classes of runs that are evaluated on the same examples.
+    """The average precision of each class, for runs that are evaluated on the same examples.
 
     Args:
         group: The runs; the others are compared with the first one.
@@ -59,7 +59,7 @@ class _Comparison:
         self.rated = evaluation.precision.rated
         self.values = np.stack([member.evaluation.precision.per_class for member in group])
         self.shown = shown = np.flatnonzero(self.positives)
-        # By precision; of equal ones the class with more positives, which says more, comes first.
+        # By precision; ties go to the class with more positives, whose precision is more reliable.
         self.best = shown[np.lexsort((shown, -self.positives[shown], -self.values[0, shown]))]
         self.worst = shown[np.lexsort((shown, -self.positives[shown], self.values[0, shown]))]
 
@@ -108,11 +108,11 @@ class _Comparison:
                 series,
             ),
             f"Average precision of every class, and against its number of positives: {self.title}",
-            "Few positives make an average precision that says little.",
+            "With few positives an average precision says little.",
         )
 
     def changes(self, place: int) -> Picture | str:
-        """Draws the classes in which a run differs most from the first one, or says none does."""
+        """Draws the classes in which a run differs most from the first one, if any does."""
         number, run = self.group[place].number, self.group[place].run
         change, shown = self.values[place] - self.values[0], self.shown
         order = shown[np.lexsort((shown, -change[shown]))]

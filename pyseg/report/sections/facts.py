@@ -1,4 +1,4 @@
-"""The section of what was trained on what."""
+"""The section on what each run trained, and on which data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyseg.config import TrainConfig
 from pyseg.report.page import PageTable, Section
 from pyseg.report.runs import ReportedRun, correlation_size
 
-_OWN_ROWS = ("data", "model", "copies", "run", "resume")  # options that other rows show
+_OWN_ROWS = ("data", "model", "copies", "run", "resume")  # options shown in other rows
 
 _Row = tuple[str, Iterable[object]]  # a name and a value for every run
 
@@ -29,8 +29,8 @@ def facts(runs: Sequence[ReportedRun]) -> Section:
     )
     return Section(
         "Runs",
-        "What was trained on what, from config.yaml, model.json and metrics.jsonl of each run; "
-        "options are those that differ from the defaults.",
+        "Model and data of each run, from its config.yaml, model.json and metrics.jsonl; "
+        "of the options, those that differ from the defaults.",
         [table],
     )
 
@@ -65,7 +65,7 @@ def _changed_options(runs: Sequence[ReportedRun]) -> list[_Row]:
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
-    """Returns options by their names on the command line, without those that have own rows."""
+    """Returns options by their names on the command line, without those that have rows."""
     options: dict[str, Any] = {}
     for name, value in asdict(config).items():
         if isinstance(value, dict):
@@ -86,19 +86,19 @@ def _progress(run: ReportedRun, stage: str) -> str | None:
     if not lines:
         return None
     step = lines[-1]["step"]
-    asked = getattr(run.config, stage, None)
-    text = f"{step:,} steps" if asked is None else f"{step:,} of {asked.steps:,} steps"
+    options = getattr(run.config, stage, None)
+    text = f"{step:,} steps" if options is None else f"{step:,} of {options.steps:,} steps"
     rate = next((r for line in reversed(lines) if (r := line.get("examples_per_second"))), None)
-    if asked is not None and rate:
-        seconds = step * asked.batch_size / rate
-        taken = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-        text += f" of {asked.batch_size} in {taken} ({rate:,.0f} examples/s)"
+    if options is not None and rate:
+        seconds = step * options.batch_size / rate
+        duration = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        text += f" of {options.batch_size} in {duration} ({rate:,.0f} examples/s)"
     skipped = sum(bool(line.get("skipped")) for line in lines)
     return text + (f", {skipped} batches skipped" if skipped else "")
 
 
 def _best_evaluation(run: ReportedRun, stage: str) -> str | None:
-    """Returns the best evaluation of a stage in words; its weights were kept."""
+    """Returns a description of the best evaluation of a stage, whose weights were kept."""
     found = [evaluation for evaluation in run.evaluations() if evaluation.after == stage]
     if not found:
         return None

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import networkx
 
 GRAPH_NODES = 40
-"""Labels in the drawing of a correlation, at most."""
+"""The most labels in the drawing of a correlation."""
 
 
 def label_graphs(runs: Sequence[ReportedRun]) -> Section:
     """Returns the section."""
     section = Section(
         "Label graph",
-        "What a label says of others, P(arrow's end | arrow's start): the strongest relations of "
+        "P(label at the arrow's end | label at its start): the strongest relations of "
         "the label correlation that training used, from correlation.npz.",
     )
     drawn: dict[bytes, list[ReportedRun]] = {}
@@ -64,12 +64,12 @@ def _picture(runs: Sequence[ReportedRun]) -> Picture:
 def strongest(correlation: LabelCorrelation, nodes: int = GRAPH_NODES) -> list[int]:
     """Returns the labels of the strongest relations, in increasing order.
 
-    Relations are taken by decreasing probability, equal ones in the order of their rows, as long
-    as there is room for both of their labels.
+    Relations are taken by decreasing probability, ties in the order of their rows, while there is
+    room for both of their labels.
 
     Args:
         correlation: The relations.
-        nodes: Labels at most.
+        nodes: The most labels.
 
     Example:
         >>> import torch
@@ -92,12 +92,12 @@ def _subgraph(run: ReportedRun, correlation: LabelCorrelation) -> networkx.DiGra
     import networkx
 
     chosen = strongest(correlation)
-    # Until a run for the rated classes is fine-tuned, its model has all classes.
+    # Before fine-tuning, the model of a run for the rated classes has all classes.
     own = run.num_classes == correlation.num_classes
     names = {number: run.class_name(number) if own else f"class {number}" for number in chosen}
     if len(set(names.values())) < len(names):
         names = {number: f"{name} ({number})" for number, name in names.items()}
-    graph = networkx.DiGraph()  # nodes have the order of the classes: the drawing depends on it
+    graph = networkx.DiGraph()  # nodes in the order of the classes: the drawing depends on it
     graph.add_nodes_from(names[number] for number in chosen)
     for a in chosen:
         for b, weight in correlation.related(a):

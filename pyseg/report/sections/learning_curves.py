@@ -1,4 +1,4 @@
-"""The section of loss, evaluations and speed during training."""
+"""The section on loss, evaluations and speed during training."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def learning_curves(runs: Sequence[ReportedRun]) -> Section:
 
 
 def _drawable(curves: Iterable[Series]) -> list[Series]:
-    """Returns the curves that have a point."""
+    """Returns the curves with at least one point."""
     return [curve for curve in curves if len(curve.x)]
 
 
 def _curve(number: int, run: ReportedRun, starts: Mapping[str, int], key: str) -> Series:
-    """Returns a logged value over the steps.
+    """Returns the curve of a logged value over the steps.
 
     Args:
         number: The number of the run.
@@ -75,7 +75,7 @@ def _curve(number: int, run: ReportedRun, starts: Mapping[str, int], key: str) -
 
 
 def _evaluations(number: int, run: ReportedRun, metric: str) -> Series:
-    """Returns the logged evaluations with a metric over the steps of all stages."""
+    """Returns the curve of a metric of the logged evaluations over the steps of all stages."""
     starts = run.stage_starts()
     points = [
         (starts[evaluation.after] + evaluation.step, evaluation.score)

@@ -18,7 +18,7 @@ from pyseg.report.runs import (
     not_evaluated,
 )
 
-_CURVES = 6  # classes with a precision-recall curve of their own
+_CURVES = 6  # classes with their own precision-recall curve
 _CURVE_POINTS = 2000
 
 _PAIRS = {
@@ -80,16 +80,16 @@ def _single_classes(member: EvaluatedRun) -> Picture:
 def precision_recall(
     scores: np.ndarray, relevant: np.ndarray, positives: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the precision-recall curve of pairs: one point for every score as a threshold.
+    """Returns the precision-recall curve of pairs: one point per distinct score.
 
     Args:
         scores: (R,) numbers, larger is better.
         relevant: (R,) bool.
-        positives: The number of true pairs, which may include others than the R; default: the
+        positives: The number of positive pairs, which may include more than the R; default: the
             relevant ones.
 
     Returns:
-        Recall, increasing; precision; and the threshold, all (P,), one point for equal scores.
+        Recall, increasing; precision; and the threshold; (P,) each.
 
     Example:
         >>> scores, relevant = np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, False, True, False])
@@ -98,7 +98,7 @@ def precision_recall(
     """
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(relevant[order])
-    last = np.flatnonzero(np.diff(ranked, append=np.nan) != 0)  # of every run of equal scores
+    last = np.flatnonzero(np.diff(ranked, append=np.nan) != 0)  # the last of equal scores
     total = int(relevant.sum()) if positives is None else positives
     return hits[last] / max(total, 1), hits[last] / (last + 1), ranked[last]
 
@@ -106,7 +106,7 @@ def precision_recall(
 def _best_f1(
     recall: np.ndarray, precision: np.ndarray, threshold: np.ndarray
 ) -> tuple[tuple[float, float], str]:
-    """Returns the point of the best F1, and the F1 with its probability in words."""
+    """Returns the point of the best F1, and a text with the F1 and its probability threshold."""
     f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
     best = int(f1.argmax())
     probability = 0.5 * (1 + np.tanh(0.5 * float(threshold[best])))  # no overflow
@@ -115,6 +115,6 @@ def _best_f1(
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a curve with as many of its points as a picture can show, both ends included."""
+    """Returns a curve with only as many points as a picture can show, both ends included."""
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _CURVE_POINTS)).astype(np.int64))
     return x[kept], y[kept]

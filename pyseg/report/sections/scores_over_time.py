@@ -1,4 +1,4 @@
-"""The section of the scores of some videos over time."""
+"""The section on the scores of some videos over time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def scores_over_time(runs: Sequence[ReportedRun], config: ReportConfig) -> Secti
     """Returns the section."""
     section = Section(
         "Scores over time",
-        "Probabilities of every segment, and what raters said, of the videos with the most ratings "
+        "Probabilities of every segment, and the ratings, of the videos with the most ratings "
         f"among {config.evaluated_on}; the classes with the highest scores, and the rated ones.",
         missing=not_evaluated(runs),
     )
