@@ -58,3 +58,39 @@ def test_shares() -> None:
     assert _threads.shares(10, 1) == [(0, 5), (5, 10)]
     assert _threads.shares(10, 6) == [(0, 10)]
     assert _threads.shares(0, 1) == [(0, 0)]
+
+
+def test_read_ahead_passes_errors_on_and_leaves_no_thread() -> None:
+    def items():
+        yield 1
+        raise ValueError("broken")
+
+    before = threading.active_count()
+    ahead = _threads.read_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(ahead)
+    stopped = _threads.read_ahead(iter(range(10)))
+    assert next(stopped) == 0
+    stopped.close()
+    assert threading.active_count() == before
+
+
+def test_map_in_order_cancels_what_nobody_waits_for() -> None:
+    begun: list[int] = []
+    release = threading.Event()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number:
+            release.wait(10)
+        return -number
+
+    results = _threads.map_in_order(work, range(100), 2)
+    assert next(results) == 0
+    release.set()
+    results.close()
+    assert len(begun) < 100
+    assert list(_threads.map_in_order(lambda n: n * n, range(9), 4)) == [n * n for n in range(9)]
+    with pytest.raises(ZeroDivisionError):
+        list(_threads.map_in_order(lambda n: 1 // n, [1, 0, 1], 2))

@@ -5,16 +5,17 @@ See :class:`Format`, :func:`register_format` and :func:`look`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyseg._progress import Progress
 from pyseg._registry import Registry
+from pyseg._threads import map_in_order
 from pyseg.data.records import (
     FrameSchema,
     OnError,
@@ -285,18 +286,18 @@ def _holding(name: str, paths: Sequence[str], *, first: bool = False) -> list[st
     found: list[str] = []
     if not paths:
         return found
-    pool = ThreadPoolExecutor(min(_THREADS, len(paths)))
-    try:
-        searched = pool.map(lambda path: find_features(path, [name]), paths)
-        with Progress(f"looking for {name}", "shards", len(paths)) as bar:
-            for path, names in zip(paths, searched, strict=True):
-                bar.update()
-                if names:
-                    found.append(path)
-                    if first:
-                        break
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with (
+        contextlib.closing(
+            map_in_order(lambda path: find_features(path, [name]), paths, _THREADS)
+        ) as searched,
+        Progress(f"looking for {name}", "shards", len(paths)) as bar,
+    ):
+        for path, names in zip(paths, searched, strict=False):
+            bar.update()
+            if names:
+                found.append(path)
+                if first:
+                    break
     return found
 
 

@@ -6,7 +6,6 @@ See :func:`read_segments`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -136,18 +135,3 @@ def _cut(
         num_frames[at + end - begin - 1] = len(rows) - (end - begin - 1) * size
         starts[at : at + end - begin] = np.arange(begin, end) * size
     return SegmentBlock(ids, videos, offsets, starts, frames, num_frames, position)
-
-
-def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yields the items; a thread computes the next one while the consumer uses the last.
-
-    Example:
-        >>> list(read_ahead(iter("abc")))
-        ['a', 'b', 'c']
-    """
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(next, items, end)
-        while (item := future.result()) is not end:
-            future = pool.submit(next, items, end)
-            yield item  # type: ignore[misc]

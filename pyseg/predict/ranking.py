@@ -15,8 +15,9 @@ from typing import Any
 from pyseg import _cli, distributed
 from pyseg._files import sole_owner
 from pyseg._progress import Progress
+from pyseg._threads import read_ahead
 from pyseg.data import ReadReport
-from pyseg.data.segments import UNRATED_ENDS, read_ahead, read_segments
+from pyseg.data.segments import UNRATED_ENDS, read_segments
 from pyseg.evaluate import note_level
 from pyseg.predict.config import PredictConfig
 from pyseg.predict.partial import PartialPrediction

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pyseg.data import FrameSchema, ReadReport, RecordError, encode_frames, write_records
-from pyseg.data.segments import read_ahead, read_segments
+from pyseg.data.segments import read_segments
 
 SCHEMA = FrameSchema(features=(("rgb", 3), ("audio", 1)), labels_key=None)
 LENGTHS = (12, 5, 1, 40, 4, 6)
@@ -114,19 +113,3 @@ def test_a_bad_id_is_reported_with_its_record_number(shards, monkeypatch) -> Non
     )
     with pytest.raises(RecordError, match=r"record 0 at byte 0: .*found '20'"):
         list(read_segments(shards[2:], SCHEMA, 1, sound=lambda id: id != "20"))
-
-
-def test_read_ahead_passes_errors_on_and_leaves_no_thread() -> None:
-    def items():
-        yield 1
-        raise ValueError("broken")
-
-    before = threading.active_count()
-    ahead = read_ahead(items())
-    assert next(ahead) == 1
-    with pytest.raises(ValueError, match="broken"):
-        next(ahead)
-    stopped = read_ahead(iter(range(10)))
-    assert next(stopped) == 0
-    stopped.close()
-    assert threading.active_count() == before

@@ -14,13 +14,13 @@ from pathlib import Path
 from pyseg import _cli
 from pyseg._files import atomic_write
 from pyseg._progress import Progress
+from pyseg._threads import in_threads
 from pyseg.data import vocabulary
 from pyseg.data.download.client import Client, LastingError
 from pyseg.data.download.config import RELEASES, DownloadConfig
 from pyseg.data.download.part import CHUNK, Part, StoppedError
 from pyseg.data.download.plan import UNFINISHED, Shard, is_of_part, read_plan
 from pyseg.data.download.state import State
-from pyseg.data.download.threads import in_threads
 from pyseg.errors import DataError, UserError
 
 _PLANS = "http://data.yt8m.org"
