@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from pyseg import _threads
 from pyseg.data import FrameDataset, __main__
-from pyseg.data.download import DownloadConfig, download, threads
+from pyseg.data.download import DownloadConfig, download
 from pyseg.data.download import client as clients
 from pyseg.data.download import fetch as fetching
 from pyseg.errors import UserError
@@ -143,7 +144,7 @@ def test_a_finished_part_needs_no_request(server: Server, fetch: Fetch, folder: 
 def test_interruption(
     server: Server, fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c: None
 ) -> None:
-    monkeypatch.setattr(threads, "_PATIENCE", 0.01)
+    monkeypatch.setattr(_threads, "_PATIENCE", 0.01)
     server.publish("trainaa.tfrecord", "trainab.tfrecord")
     part = folder / "train0000.tfrecord.part"
 
