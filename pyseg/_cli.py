@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -497,6 +498,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except ArgumentError:
         raise
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        sys.exit(128 + signal.SIGPIPE)
     except (PysegError, OSError) as error:
         told = isinstance(error, PysegError) or error.filename or error.errno in _FULL
         if not told:
@@ -509,6 +514,16 @@ def run(main: Callable[[], None]) -> None:
         after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C
         print(f"{after_echo}pyseg: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _reader_is_gone() -> bool:
+    """Returns whether nobody reads stdout, as after ``| head``; Python then drops what is left."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _show_log(first: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}: set PYSEG_SHARED")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def grad_mode() -> Iterator[None]:
+    """Fails a test that leaves gradients switched off, and not all that come after it."""
+    yield
+    if "torch" in sys.modules:
+        import torch
+
+        if not torch.is_grad_enabled():
+            torch.set_grad_enabled(True)
+            pytest.fail("the test has left gradients switched off")
 
 
 @pytest.fixture
