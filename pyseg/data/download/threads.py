@@ -1,4 +1,4 @@
-"""Work in threads that do not keep the process from ending."""
+"""Work in daemon threads, which do not delay the end of the process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-_PATIENCE = 1.0  # seconds for threads to stop
+_PATIENCE = 1.0  # seconds to wait for threads to stop
 
 _Item = TypeVar("_Item")
 
@@ -18,8 +18,8 @@ def in_threads(
 ) -> Generator[tuple[_Item, BaseException | None], None, None]:
     """Yields the items as they are done, each with its error if any, and sets ``stop`` at the end.
 
-    Unlike those of an executor, its threads do not keep the process from ending while they wait for
-    a dead server.
+    Unlike an executor's, its threads do not delay the end of the process while they wait for a dead
+    server.
     """
     todo: queue.SimpleQueue[_Item] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[_Item, BaseException | None]] = queue.SimpleQueue()
