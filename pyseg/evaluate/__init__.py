@@ -62,8 +62,7 @@ class EvaluateConfig:
         top: Segments per class of the submission that count.
         batch_size: Examples scored at once.
         workers: Processes that read ahead; 0 reads in this process.
-        on_error: At a damaged record: "raise" stops, "skip" leaves it out and reports it; default:
-            as the run did.
+        on_error: "raise" at a damaged record, or "skip" and report it; default: as the run did.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Raises:

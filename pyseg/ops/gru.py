@@ -100,7 +100,7 @@ def _check(gates: Tensor, weight: Tensor, bias: Tensor) -> None:
 @_OP.kernel
 def _recurrence(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     states, kept = _results(gates, weight, bias, keep)
-    if not states.numel():  # however many frames
+    if not states.numel():  # empty, even with frames
         return states, kept
     batch, length, size = states.shape
     width = 3 * size
