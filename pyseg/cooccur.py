@@ -36,14 +36,14 @@ class CooccurConfig:
 
     Args:
         out: The file to write, for example correlation.npz.
-        labels: A table of lines "id,label label ...", plain or gzip-compressed.
+        labels: A table of label lists; lines "id,label label ...", plain or gzip-compressed.
         data: TFRecords, frame-level or video-level; a folder, glob or file. With --labels, both are
             counted.
         exclude_ids: A file with the ids of videos to leave out; one per line, or a table as for
             --labels. For example the test videos.
         num_classes: Number of classes C.
-        threshold: Probabilities below it are dropped; equation (5) of the paper.
-        min_support: Pairs in fewer videos are dropped.
+        threshold: The lowest probability of a relation to keep; equation (5) of the paper.
+        min_support: The lowest number of videos of a pair to keep.
         classes: A vocabulary of the classes to keep: its column Index, and Name for the output, as
             in segment_vocabulary.csv; default: all.
         vocabulary: A vocabulary of all classes' names, only for the output.
