@@ -96,7 +96,8 @@ class Run:
         """Prints a line if its training has not ended, so that its weights are not final."""
         if self.is_unfinished:
             print(
-                f"{self}: its training has not ended: python -m pyseg.train --resume {self} goes on"
+                f"{self}: its training has not ended: "
+                f"python -m pyseg.train --resume {self} continues"
             )
 
     def rated_classes(self) -> list[int] | None:

@@ -285,7 +285,7 @@ def _fetch(
     except OSError as error:
         raise UserError(
             f"{unfinished}: {error.strerror or error}; what has come is kept, and the same command "
-            "goes on from there"
+            "continues from there"
         ) from error
 
 
@@ -315,5 +315,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not report.complete:
         raise UserError(
             f"{report.files - report.there - report.fetched} of {report.files} files are missing; "
-            "the same command goes on from here"
+            "the same command continues from here"
         )
