@@ -379,15 +379,15 @@ def test_failed_build_is_not_repeated_before_something_changes(checkout, library
     source = checkout / "csrc" / source
     good = source.read_text()
     source.write_text('#error "planted"\n')
-    output, told = prepare(checkout, library).communicate(timeout=60)
+    output, printed = prepare(checkout, library).communicate(timeout=60)
     assert output.startswith("its build failed: ")
     assert "planted" in output
-    assert told.startswith("pyseg: building ")
+    assert printed.startswith("pyseg: building ")
     assert prepare(checkout, library).communicate(timeout=60) == (output, "")
     source.write_text(good)
-    output, told = prepare(checkout, library).communicate(timeout=60)
+    output, printed = prepare(checkout, library).communicate(timeout=60)
     assert output.startswith(f"{checkout}/pyseg/")
-    assert told.startswith("pyseg: building ")
+    assert printed.startswith("pyseg: building ")
 
 
 @needs_compiler
