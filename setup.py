@@ -1,4 +1,4 @@
-"""Installs pyseg: what pyseg/_build.py can build here, and the sources for a later build."""
+"""Installs pyseg: the libraries that pyseg/_build.py can build, and sources for later builds."""
 
 import importlib.util
 import shutil
@@ -11,29 +11,29 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-# pyseg/_build.py without pyseg, which needs torch.
+# pyseg/_build.py without the package pyseg, which needs torch.
 spec = importlib.util.spec_from_file_location("_build", ROOT / "pyseg" / "_build.py")
 builder = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(builder)
 
 
 class BuildPython(build_py):
-    """Adds the C++ sources (headers for C++ users, all for a build at import) and CMake's files."""
+    """Adds the C++ sources (headers for users, all for builds at import) and CMake's files."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
             for name in ("csrc", "cmake"):
                 target = Path(self.build_lib, "pyseg", name)
-                shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+                shutil.rmtree(target, ignore_errors=True)  # from an earlier build
                 shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("*.py", "__*"))
 
 
 class BuildLibraries(build_ext):
     """Builds the libraries into the checkout for an editable install, else into the wheel.
 
-    torch's BuildExtension does it in a process of its own, which sees torch although pip hides it;
-    what it cannot build is left out, and has its reason on the output.
+    torch's BuildExtension runs in its own process, which sees torch although pip hides it. If a
+    library cannot be built, it is left out, and the reason is printed.
     """
 
     def run(self):
@@ -53,7 +53,7 @@ class BuildLibraries(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """Tags a wheel without compiled code as what it is: it runs anywhere, and builds at import."""
+    """Tags a wheel without compiled code as pure Python: it runs anywhere, and builds at import."""
 
     def finalize_options(self):
         super().finalize_options()
@@ -66,7 +66,7 @@ try:
 except builder.BuildError as error:
     sys.exit(f"pyseg: {error}")
 setup(
-    # The record reader is bound to the Python version, and with it the wheel's tag.
+    # The record reader, and so the wheel's tag, depends on the Python version.
     ext_modules=[Extension("pyseg._records", sources=[])] if buildable else [],
     cmdclass={"build_py": BuildPython, "build_ext": BuildLibraries, "bdist_wheel": Wheel},
 )

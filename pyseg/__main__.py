@@ -1,4 +1,4 @@
-"""``pyseg COMMAND ...``, or ``python -m pyseg COMMAND ...``: one door to all commands."""
+"""``pyseg COMMAND ...``, or ``python -m pyseg COMMAND ...``: the entry point of all commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command that comes first in ``argv`` (default: the process's) with the rest."""
+    """Runs the command named by the first word of ``argv`` (default: the process's)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "_ARGCOMPLETE" in os.environ:
         words = _completed_words()
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{command}: {unknown('command', command, COMMANDS)}")
     sys.argv = [f"{program} {command}", *words]
     module = importlib.import_module(f"pyseg.{command}")
-    if not hasattr(module, "main"):  # a package of more than its command
+    if not hasattr(module, "main"):  # a package with its command in a module
         module = importlib.import_module(f"pyseg.{command}.__main__")
     module.main()
 

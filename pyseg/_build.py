@@ -1,13 +1,14 @@
-"""Builds pyseg's native libraries: the one home of their sources, flags and obstacles.
+"""Builds pyseg's native libraries: the only place with their sources, flags and requirements.
 
 ``torch.utils.cpp_extension`` builds the operators, with ninja; setuptools and pybind11 the record
-reader. Four callers: ``setup.py``, :mod:`pyseg._ext` (the first import builds what the installation
-could not, for want of torch), developers (``python -m pyseg._build``), and CMake (``--cmake``).
+reader. It has four callers: ``setup.py``, :mod:`pyseg._ext` (the first import builds what the
+installation could not, without torch), developers (``python -m pyseg._build``), and CMake
+(``--cmake``).
 
-Our own is what these tools do not do: to say why a library cannot be built, for ``python -m
-pyseg.info``; to build once for all processes that import pyseg at the same time, and not again what
-failed; and to know where a library lies and of which sources it is. The file imports neither pyseg
-nor torch, so that it runs before either is there.
+This file adds what these tools lack: the reason why a library cannot be built, for ``python -m
+pyseg.info``; one build for all processes that import pyseg at the same time, and no retry after a
+failure; and the place of each library and the sources that it was built from. It imports neither
+pyseg nor torch, so that it runs before either is installed.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
-# An installed package carries its sources; a checkout has them beside the package.
+# An installed package contains the sources; a checkout has them beside the package.
 INSTALLED = (PACKAGE / "csrc").is_dir()
 SOURCES = PACKAGE / "csrc" if INSTALLED else PACKAGE.parent / "csrc"
-OBJECTS = SOURCES.parent / "build" / "objects"  # a checkout's, kept for the next build
-DISTRIBUTION = "pyseg-video"  # what pip calls it; "pyseg" on the public index is another project
-PATH = [*sys.path, sysconfig.get_path("purelib")]  # pip hides it from a build, with torch
+OBJECTS = SOURCES.parent / "build" / "objects"  # of a checkout, kept for the next build
+DISTRIBUTION = "pyseg-video"  # the name for pip; "pyseg" on the public index is another project
+PATH = [*sys.path, sysconfig.get_path("purelib")]  # pip hides it and torch from a build
 
-MIN_TORCH = (2, 10)  # the oldest torch that the binaries run on
+MIN_TORCH = (2, 10)  # the oldest torch that the binaries support
 DEFINITIONS = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
 WARNINGS = ["-Wall", "-Wextra"]
 VISIBILITY = ["-fPIC", "-fvisibility=hidden"]
@@ -50,7 +51,7 @@ FAILED = "its build failed"
 
 
 class BuildError(Exception):
-    """The libraries cannot be built: a sentence for the user."""
+    """The libraries cannot be built; the text is for the user."""
 
 
 class Library(NamedTuple):
@@ -68,7 +69,7 @@ CPU = Library("libpyseg.so", ("library.cpp", "cpu/*.cpp"))
 CUDA = Library("libpyseg_cuda.so", ("cuda/*.cu",))
 RECORDS = Library(f"_records{sysconfig.get_config_var('EXT_SUFFIX')}", ("records/*.cpp",))
 LIBRARIES = (CPU, CUDA, RECORDS)
-Found = dict[Library, Any]  # the path of a library, or a string: the reason that there is none
+Found = dict[Library, Any]  # the path of a library, or a string: the reason why there is none
 
 
 def digest(*parts: object) -> str:
@@ -77,17 +78,17 @@ def digest(*parts: object) -> str:
 
 
 def source_digest() -> str:
-    """Returns a short hash of all that the libraries are compiled from."""
+    """Returns a short hash of all sources of the libraries."""
     paths = sorted(path for path in SOURCES.rglob("*") if path.suffix in SUFFIXES)
     return digest([(path.relative_to(SOURCES), path.read_text()) for path in paths])
 
 
 def operator_digest() -> str:
-    """Returns a short hash of what declares operators, which the Python sources rely on."""
+    """Returns a short hash of the operators' declarations, on which the Python code relies."""
     return digest((SOURCES / "library.cpp").read_text())
 
 
-# ---- switches, and what this machine has ---------------------------------------------------------
+# ---- switches, and this machine's tools ----------------------------------------------------------
 
 
 def option(name: str, allowed: tuple[str, ...] = ("auto", "1", "0")) -> str:
@@ -100,19 +101,19 @@ def option(name: str, allowed: tuple[str, ...] = ("auto", "1", "0")) -> str:
 
 
 def check_strict(found: Path | str | None) -> None:
-    """Raises where ``PYSEG_CUDA=1`` and ``found`` is a reason not to have the CUDA kernels."""
+    """Raises if ``PYSEG_CUDA=1`` and ``found`` is a reason why there are no CUDA kernels."""
     if option("PYSEG_CUDA") == "1" and isinstance(found, str):
         raise BuildError(f"PYSEG_CUDA=1, but {found}")
 
 
 def optimisation() -> list[str]:
-    """Returns the optimisation flags. ``DEBUG`` is everybody's name: other values are no error."""
+    """Returns the optimisation flags. Other programs use ``DEBUG`` too: any value is valid."""
     debug = os.environ.get("DEBUG", "").strip().lower() in ("1", "on", "true", "yes")
     return ["-O0", "-g"] if debug else ["-O3"]
 
 
 def output_of(*command: str) -> str:
-    """Returns what ``command`` prints on either stream, or nothing where it does not run."""
+    """Returns what ``command`` prints on both streams, or nothing if it does not run."""
     null, both = subprocess.DEVNULL, subprocess.STDOUT
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.check_output(command, stdin=null, stderr=both, text=True)
@@ -120,17 +121,17 @@ def output_of(*command: str) -> str:
 
 
 def arches() -> list[str]:
-    """Returns ``TORCH_CUDA_ARCH_LIST``, else what the visible GPUs are, else two usual ones."""
+    """Returns ``TORCH_CUDA_ARCH_LIST``, else those of the visible GPUs, else two common ones."""
     value = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if not value:  # with PTX of the newest, for GPUs to come
-        told = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
-        gpus = sorted(set(re.findall(r"^\d+\.\d$", told, re.M)), key=float)
+    if not value:  # with PTX of the newest, for future GPUs
+        output = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+        gpus = sorted(set(re.findall(r"^\d+\.\d$", output, re.M)), key=float)
         value = " ".join(gpus or ["8.0", "9.0"]) + "+PTX"
     return re.split(r"[;,\s]+", value)
 
 
 def gencode(entries: list[str]) -> list[str]:
-    """Returns nvcc's flags for ``entries``; torch gives none where a path contains "arch"."""
+    """Returns nvcc's flags for ``entries``; torch adds none if a path contains "arch"."""
     flags = []
     for entry in entries:
         number = entry.removesuffix("+PTX").replace(".", "")
@@ -140,7 +141,7 @@ def gencode(entries: list[str]) -> list[str]:
 
 
 def gpu_visible() -> bool:
-    """Returns whether torch, which an import has loaded already, sees a GPU."""
+    """Returns whether torch, if already imported, sees a GPU."""
     import torch
 
     return torch.cuda.device_count() > 0
@@ -156,7 +157,7 @@ class Torch(NamedTuple):
 
 @functools.cache
 def find_torch() -> Torch | None:
-    """Returns the torch that pyseg will run with, or None; to import it would take seconds."""
+    """Returns the torch that pyseg will use, or None; does not import it, which takes seconds."""
     spec = importlib.machinery.PathFinder.find_spec("torch", PATH)
     if spec is None or spec.origin is None:
         return None
@@ -166,10 +167,10 @@ def find_torch() -> Torch | None:
 
 @functools.cache
 def find_compiler() -> tuple[list[str], str] | str:
-    """Returns the C++ compiler's command and its version line, or the reason that there is none."""
+    """Returns the C++ compiler's command and version line, or the reason why there is none."""
     wanted = os.environ.get("CXX", "").strip()
     for candidate in [wanted] if wanted else ["g++", "c++", "clang++"]:
-        # torch itself runs a ccache that is on PATH.
+        # torch runs a ccache on PATH by itself.
         command = [word for word in shlex.split(candidate) if not word.endswith("ccache")]
         if version := output_of(*command, "--version"):
             return command, version.splitlines()[0]
@@ -178,9 +179,9 @@ def find_compiler() -> tuple[list[str], str] | str:
 
 @functools.cache
 def find_toolkit() -> tuple[Path, str] | str:
-    """Returns the CUDA toolkit's folder and release, or the reason that there is none."""
+    """Returns the CUDA toolkit's folder and release, or the reason why there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if not home:  # the nvcc on PATH may be a script which runs another: torch does not look there
+    if not home:  # the nvcc on PATH may be a script that runs another one
         here = re.search(r"_HERE_=(.+)/bin", output_of("nvcc", "--dryrun", "-x", "cu", os.devnull))
         if here is None:
             return "no CUDA toolkit: nvcc is not on PATH and CUDA_HOME is not set"
@@ -190,7 +191,7 @@ def find_toolkit() -> tuple[Path, str] | str:
 
 
 def why_unwanted(library: Library) -> str | None:
-    """Returns the reason that ``library`` is not even loaded, or None."""
+    """Returns the reason not to load ``library`` even if it exists, or None."""
     if option("PYSEG_EXT", ("auto", "0")) == "0":
         return "PYSEG_EXT=0"
     if library is CUDA and option("PYSEG_CUDA") == "0":
@@ -200,7 +201,7 @@ def why_unwanted(library: Library) -> str | None:
 
 
 def why_not(library: Library) -> str | None:
-    """Returns the reason that ``library`` cannot be built here, or None."""
+    """Returns the reason why ``library`` cannot be built here, or None."""
     if reason := why_unwanted(library):
         return reason
     if sys.platform != "linux" or not library.sources():
@@ -215,7 +216,7 @@ def why_not(library: Library) -> str | None:
     if tuple(int(number) for number in torch.version.split(".")[:2]) < MIN_TORCH:
         return f"torch {torch.version} is older than {MIN_TORCH[0]}.{MIN_TORCH[1]}"
     toolkit = find_toolkit() if library is CUDA else None
-    # libcudart's name carries the major version, and the process has torch's loaded already.
+    # libcudart's name contains the major version, and the process has already loaded torch's.
     if isinstance(toolkit, tuple) and toolkit[1].split(".")[0] != str(torch.cuda).split(".")[0]:
         found = f"the CUDA toolkit {toolkit[0]} is {toolkit[1]}"
         return f"{found} but torch {torch.version} was built with CUDA {torch.cuda}"
@@ -226,15 +227,15 @@ def why_not(library: Library) -> str | None:
 
 
 def includes(library: Library) -> list[str]:
-    """Returns the include folders of other projects that ``library`` needs."""
+    """Returns the include folders of the other projects that ``library`` uses."""
     torch, pybind11 = find_torch(), importlib.util.find_spec("pybind11")
     folders = [Path(str(pybind11.origin)).parent] if library is RECORDS and pybind11 else []
-    folders += [torch.folder] if torch else []  # which has a copy of pybind11
+    folders += [torch.folder] if torch else []  # it contains a copy of pybind11
     return [str(folder / "include") for folder in folders]
 
 
 def flags(library: Library) -> list[str]:
-    """Returns the flags that compile ``library``'s sources, less architectures and paths."""
+    """Returns the compiler flags of ``library``, without architectures and paths."""
     definitions = [] if library is RECORDS else DEFINITIONS
     if library is not CUDA:
         return ["-std=c++20", *optimisation(), *VISIBILITY, *WARNINGS, *definitions]
@@ -245,7 +246,7 @@ def flags(library: Library) -> list[str]:
 
 
 def prefix_maps(library: Library) -> list[str]:
-    """Returns the flags that keep this machine's folders out of torch's error texts."""
+    """Returns the flags that keep this machine's folders out of torch's error messages."""
     name = "-Xcompiler=-fmacro-prefix-map" if library is CUDA else "-fmacro-prefix-map"
     return [f"{name}={folder}/=" for folder in (str(SOURCES), *includes(library))]
 
@@ -257,7 +258,7 @@ def extension(library: Library) -> dict[str, Any]:
     link_args = [f"-Wl,-soname,{library.file}"]
     libraries, folders = [], []
     if torch := find_torch() if library is not RECORDS else None:
-        # libstdc++ goes first: torch's libraries export some of it, which is not to be used.
+        # libstdc++ comes first, before the parts of it that torch's libraries export.
         libraries, folders = ["stdc++", "torch_cpu"], [torch.folder / "lib"]
         link_args += ["-Wl,-rpath,$ORIGIN/../torch/lib", "-Wl,--no-undefined"]
     if library is CUDA:
@@ -278,10 +279,10 @@ def extension(library: Library) -> dict[str, Any]:
 
 
 def compile_library(file: str, folder: str, objects: str) -> None:
-    """Compiles a library into ``folder``, in a process of its own.
+    """Compiles a library into ``folder``; runs in its own process.
 
-    With BuildExtension, at the first import too: ``cpp_extension.load`` links libtorch_python,
-    loads what it built from where it built it, and waits for ever for a process that was killed.
+    It uses BuildExtension, also at the first import: ``cpp_extension.load`` links libtorch_python,
+    loads the library from its build folder, and waits forever for a process that was killed.
     """
     from setuptools import Distribution, Extension
     from setuptools.command.build_ext import build_ext
@@ -289,7 +290,7 @@ def compile_library(file: str, folder: str, objects: str) -> None:
     library = next(library for library in LIBRARIES if library.file == file)
     compiler = find_compiler()[0]
     base: Any = build_ext
-    os.environ["CXX"] = compiler[0]  # for torch, which takes it for a program
+    os.environ["CXX"] = compiler[0]  # torch takes CXX for a program's name
     if library is not RECORDS:
         from torch.utils.cpp_extension import BuildExtension
 
@@ -314,16 +315,16 @@ def compile_library(file: str, folder: str, objects: str) -> None:
 
 
 def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str]:
-    """Runs :func:`compile_library` in another process; returns whether it succeeds, and its log."""
+    """Runs :func:`compile_library` in another process; returns success and log."""
     environment = {"MAX_JOBS": str(len(os.sched_getaffinity(0)))} | os.environ
     environment["LC_ALL"] = "C"
-    scripts = sysconfig.get_path("scripts")  # where ninja is: another version compiles all anew
+    scripts = sysconfig.get_path("scripts")  # with the ninja that pip installed
     environment["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     if library is CUDA:
         environment["CUDA_HOME"] = str(find_toolkit()[0])
     code = f"import runpy, sys; sys.path[:] = {PATH}; build = runpy.run_path({__file__!r}); "
     code += f"build['compile_library']{library.file, folder, objects}"
-    # To a file, and with the lock: it goes on to the end where this process is killed.
+    # It writes to a file and inherits the lock, so that it finishes if this process is killed.
     with open(Path(folder, "log"), "w+", errors="replace") as log:
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
@@ -334,7 +335,7 @@ def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str
 
 
 def description(library: Library) -> dict[str, str]:
-    """Returns what decides the build of ``library``: a change of any of it asks for a new one."""
+    """Returns the inputs of the build of ``library``; it is rebuilt if any of them changes."""
     tools, torch = [find_compiler()[1]], find_torch() if library is not RECORDS else None
     if library is CUDA:
         tools.append(f"nvcc {find_toolkit()[1]} for {';'.join(arches())}")
@@ -344,14 +345,14 @@ def description(library: Library) -> dict[str, str]:
 
 
 def build_library(library: Library, folder: Path, first: bool) -> Path | str:
-    """Builds ``library`` if ``folder`` has none that is up to date; returns it or the reason."""
+    """Builds ``library`` unless that in ``folder`` is up to date; returns it or the reason."""
     if reason := why_not(library):
         return reason
     path, facts = folder / library.file, description(library)
     noted = read_note(path)
     if path.exists() and noted.items() >= facts.items():
         return path
-    attempt = digest(facts, PATH[-1] in sys.path)  # a build that pip isolates has other packages
+    attempt = digest(facts, PATH[-1] in sys.path)  # pip's isolated builds have other packages
     if first and noted.get("attempt") == attempt:
         return noted["failed"]
     usual = "2 to 4 minutes" if library is CUDA else "a minute or two"
@@ -365,7 +366,7 @@ def build_library(library: Library, folder: Path, first: bool) -> Path | str:
         if not first:
             print(log, end="")
         if done:
-            Path(output, library.file).replace(path)  # atomic: nobody loads half a library
+            Path(output, library.file).replace(path)  # atomic: no process loads a partial library
             write_note(path, facts)
             return path
     lines = [line.strip() for line in log.splitlines() if line.strip()]
@@ -377,9 +378,9 @@ def build_library(library: Library, folder: Path, first: bool) -> Path | str:
 
 
 def build(folder: Path, libraries: tuple[Library, ...] = (), first: bool = False) -> Found:
-    """Builds ``libraries``, or all, into ``folder``; other processes that would do so wait.
+    """Builds ``libraries``, or all, into ``folder``; other processes that want to build wait.
 
-    The ``first`` import keeps quiet, and does not try again what has failed.
+    The ``first`` import prints no errors, and does not repeat failed builds.
     """
     with locked(folder if folder == cache_folder() else OBJECTS):
         return {
@@ -387,7 +388,7 @@ def build(folder: Path, libraries: tuple[Library, ...] = (), first: bool = False
         }
 
 
-# ---- where the libraries lie ---------------------------------------------------------------------
+# ---- places of the libraries ---------------------------------------------------------------------
 
 
 def version() -> str:
@@ -396,9 +397,9 @@ def version() -> str:
 
 
 def user_cache() -> Path:
-    """Returns the user's folder for what pyseg makes once and keeps.
+    """Returns the user's folder for files that pyseg generates once.
 
-    That is ``PYSEG_CACHE`` where it is set, else ``pyseg`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+    That is ``PYSEG_CACHE`` if set, else ``pyseg`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
     """
     if own := os.environ.get("PYSEG_CACHE"):
         return Path(own)
@@ -407,15 +408,15 @@ def user_cache() -> Path:
 
 @functools.cache
 def cache_folder() -> Path:
-    """Returns the user's folder for libraries of exactly these sources."""
+    """Returns the user's folder for libraries built from exactly these sources."""
     return user_cache() / f"{version()}-{digest(source_digest(), DEFINITIONS, platform.machine())}"
 
 
 def build_folder() -> Path:
-    """Returns the folder that a build outside an installation writes to: a checkout's, if it may.
+    """Returns the folder of builds outside an installation: a writable checkout's, or the cache.
 
-    An installed package's folder belongs to pip: what pip does not know of would outlive an upgrade
-    and be loaded with other Python code than its own.
+    An installed package's folder belongs to pip: a file that pip does not know would survive an
+    upgrade and be loaded with other Python code.
     """
     writable = not INSTALLED and os.access(PACKAGE, os.W_OK)
     folder = PACKAGE if writable else cache_folder()
@@ -424,21 +425,21 @@ def build_folder() -> Path:
 
 
 def read_note(path: Path) -> dict[str, str]:
-    """Returns what was noted of the build of the library at ``path``."""
+    """Returns the note on the build of the library at ``path``."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.with_suffix(".json").read_text())
     return {}
 
 
 def write_note(path: Path, note: dict[str, str]) -> None:
-    """Notes what the library at ``path`` was built from, or why it was not."""
+    """Writes the note on the library at ``path``: the inputs of its build, or why it failed."""
     path.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of ``folder``, until the processes that the block has started end too."""
-    import fcntl  # not on every platform, and only those that compile come here
+    """Holds the lock of ``folder``, until the processes started in the block have ended too."""
+    import fcntl  # missing on some platforms, on which nothing is compiled
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".build.lock", "a") as handle:
@@ -448,10 +449,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def look_up(library: Library) -> Path | str | None:
-    """Returns where ``library`` is, why an import does not build it, or None: it is to build."""
+    """Returns the path of ``library``, why an import does not build it, or None: to be built."""
     if reason := why_unwanted(library):
         return reason
-    # What lies in the user's cache is of exactly these sources.
+    # Libraries in the user's cache are built from exactly these sources.
     for path in (cache_folder() / library.file, PACKAGE / library.file):
         if path.exists():
             return path
@@ -465,10 +466,10 @@ def look_up(library: Library) -> Path | str | None:
 
 
 def prepare() -> Found:
-    """Finds the libraries for an import, and builds those that are missing and can be built.
+    """Finds the libraries for an import, and builds missing ones if possible.
 
-    A library that exists is never rebuilt, and a build that failed is not tried again before its
-    sources, its compiler or torch change.
+    An existing library is never rebuilt, and a failed build is not repeated until its sources, its
+    compiler or torch change.
     """
     found = {library: look_up(library) for library in LIBRARIES}
     missing = tuple(library for library in LIBRARIES if found[library] is None)
@@ -482,7 +483,7 @@ def prepare() -> Found:
 
 
 def cmake_lists() -> str:
-    """Returns what CMakeLists.txt needs of this file, as CMake code."""
+    """Returns this file's lists for CMakeLists.txt, as CMake code."""
     torch = find_torch()
     values: dict[str, list[Any]] = {
         "VERSION": [version()],
@@ -501,10 +502,10 @@ def cmake_lists() -> str:
 
 
 def report(folder: Path) -> bool:
-    """Builds into ``folder`` and prints what became of it; returns whether nothing has failed.
+    """Builds into ``folder`` and prints the results; returns whether no build failed.
 
     Raises:
-        BuildError: ``PYSEG_CUDA=1``, and the CUDA kernels cannot be had.
+        BuildError: ``PYSEG_CUDA=1``, and the CUDA kernels cannot be built or loaded.
     """
     check_strict(why_not(CUDA))
     found = build(folder)
@@ -518,7 +519,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pyseg._build",
-        description="Builds what is missing or out of date of pyseg's libraries, in place.",
+        description="Builds those of pyseg's libraries that are missing or out of date, in place.",
     )
     parser.add_argument("--force", action="store_true", help="build everything anew")
     parser.add_argument("--cmake", action="store_true", help="print CMake's lists, build nothing")

@@ -1,6 +1,6 @@
-"""The look of pyseg's charts, which are PNG pictures.
+"""The style of pyseg's charts, which are PNG pictures.
 
-matplotlib belongs to the extra `report` and is imported where it is used.
+matplotlib is in the extra `report` and is imported on use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-"""The palette of Okabe and Ito, which color-blind readers can tell apart too."""
+"""The palette of Okabe and Ito, which color-blind readers can distinguish."""
 
 GRAY = "0.35"
 
@@ -45,7 +45,7 @@ def new_figure(width: float, height: float) -> Figure:
 def new_axes(
     figure: Figure, title: str, x_label: str, place: tuple[int, int, int] = (1, 1, 1)
 ) -> Axes:
-    """Returns axes in a figure, at a place as matplotlib's ``add_subplot`` takes it."""
+    """Returns axes in a figure, at a place in the format of matplotlib's ``add_subplot``."""
     axes = figure.add_subplot(*place)
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes.set_xlabel(x_label)
@@ -66,14 +66,14 @@ def png(figure: Figure) -> bytes:
 
 @contextlib.contextmanager
 def without_glyph_warnings() -> Iterator[None]:
-    """Silences matplotlib's warnings of glyphs that its font lacks; it draws boxes instead."""
+    """Silences matplotlib's warnings about missing glyphs, for which it draws boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing", category=UserWarning)
         yield
 
 
 def label(name: str, limit: int = 32) -> str:
-    r"""Returns a name as one line of literal text for matplotlib, shortened to a limit.
+    r"""Returns a name as one line of literal text for matplotlib, of at most `limit` characters.
 
     Example:
         >>> print(label("a  b\n$x$y", 6))

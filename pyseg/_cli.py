@@ -1,4 +1,4 @@
-"""What the runnable modules share: typed configuration from the command line, and calm errors.
+"""The base of all commands: typed options from the command line, and errors of one line.
 
 A command's options are a dataclass; jsonargparse turns it into flags, YAML (``--config``) and
 ``--print_config``, with the help texts taken from its docstring.
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that fails so knows no file name
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing that carry no file name
 
 
 @contextlib.contextmanager
 def option(name: str, value: object = None) -> Iterator[None]:
-    """Tells an `ArgumentError` of the one call inside as a `UserError` that names the option.
+    """Turns an `ArgumentError` of the enclosed call into a `UserError` that names the option.
 
     Args:
-        name: The option whose value the call checks.
-        value: What it is, for the message; None leaves it out.
+        name: The option, whose value the call checks.
+        value: Its value, for the message; None leaves it out.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def option(name: str, value: object = None) -> Iterator[None]:
 
 
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
-    """Checks an option of a dataclass of options; None is one that is not given.
+    """Checks the value of an option; None is an option that is not given.
 
     Raises:
         pyseg.errors.ArgumentError: It is not in [least, most], or not finite.
@@ -72,11 +72,11 @@ def check_range(name: str, value: float | None, least: float, most: float = math
 
 
 MOST_EXAMPLES = 1 << 20
-"""A batch of more examples is a slip of the keyboard."""
+"""The largest batch size; more is a typing error."""
 
 
 def check_above(name: str, value: float | None, bound: float) -> None:
-    """Checks an option of a dataclass of options; None is one that is not given.
+    """Checks the value of an option; None is an option that is not given.
 
     Raises:
         pyseg.errors.ArgumentError: It is not above the bound, or not finite.
@@ -86,12 +86,12 @@ def check_above(name: str, value: float | None, bound: float) -> None:
 
 
 def check_out(name: str, path: str | None, **others: str | None) -> None:
-    """Checks, before any work, that the file of an option can be written.
+    """Checks before any work that the file of an option can be written.
 
     Args:
         name: The option.
-        path: Its value; None is one that is not given.
-        others: Options that name files which are read, or written too; it has to be none of them.
+        path: Its value; None if it is not given.
+        others: Options with other input or output files, from which it must differ.
 
     Raises:
         pyseg.errors.UserError: There is no such folder, or it cannot be written to.
@@ -110,7 +110,7 @@ def check_out(name: str, path: str | None, **others: str | None) -> None:
 
 
 def check_out_folder(name: str, path: Path) -> None:
-    """Checks, before any work, that the folder of an option is there or can be made.
+    """Checks before any work that the folder of an option exists or can be created.
 
     Raises:
         pyseg.errors.UserError: It is a file, or cannot be written to.
@@ -132,7 +132,7 @@ def _check_writable(name: str, path: object, folder: Path) -> None:
 
 
 def program(module: str) -> str:
-    """Returns how the command of a module was called: by itself or through `pyseg.__main__`."""
+    """Returns the name of a module's command: its own, or as called through `pyseg.__main__`."""
     called = sys.argv[0] if sys.argv else ""
     return called if called.endswith(module.replace(".", " ")) else f"python -m {module}"
 
@@ -144,12 +144,12 @@ def make_parser(
     several: Mapping[str, str] | None = None,
     torchrun: bool = False,
 ) -> ArgumentParser:
-    """Returns the command line of ``python -m <module>`` for the options in ``config_class``.
+    """Returns the parser of ``python -m <module>`` for the options in ``config_class``.
 
-    Those in ``several``, with their help, must be there and take one or more words. With
-    ``torchrun`` the help says how several processes are started.
+    Options in ``several``, with their help, are required and take one or more words. With
+    ``torchrun`` the help explains how to start several processes.
     """
-    # argparse looks at all words for options before it gives the rest to the command.
+    # torchrun's argparse looks for its options in all words before it passes on the rest.
     epilog = (
         f"N processes: torchrun --nproc_per_node=N -m {module} -- OPTIONS. Without the -- torchrun "
         "takes --run for an option of its own."
@@ -175,14 +175,14 @@ def _new_parser(**arguments: Any) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     parser.add_argument(
         "--plugin",
-        default=argparse.SUPPRESS,  # no option of a run: what is kept does not import modules
+        default=argparse.SUPPRESS,  # not an option of a run: reading those imports nothing
         help="a module to import first, for what it registers, such as a model; several: a,b",
     )
     return parser
 
 
 Layer = Callable[["Namespace"], Mapping[str, Any]]
-"""Returns defaults, by option, that depend on the options; those that are given go before them."""
+"""Returns defaults, by option, that depend on other options; given options take precedence."""
 
 
 def parse(
@@ -191,15 +191,15 @@ def parse(
     argv: Sequence[str] | None,
     layer: Layer | None = None,
 ) -> Config:
-    """Returns the options given in ``argv`` (default: the command line of the process).
+    """Parses the options in ``argv`` (default: the command line of the process).
 
-    Options may be written with dashes too: ``--batch-size`` is ``--batch_size``. One that is true
-    or false needs no value, and is false as ``--no_option``. Before values are checked, the entry
-    points "pyseg.plugins" and the modules that ``--plugin`` names are imported. ``--help`` and
-    ``--version`` print what they ask for and end the process.
+    Options may be written with dashes: ``--batch-size`` is ``--batch_size``. A Boolean option needs
+    no value, and is false as ``--no_option``. Before values are checked, the entry points
+    "pyseg.plugins" and the modules of ``--plugin`` are imported. ``--help`` and ``--version`` print
+    and end the process.
 
     Raises:
-        pyseg.errors.UserError: An option is unknown, or its value is not one that it may have.
+        pyseg.errors.UserError: An option is unknown, or its value is invalid.
     """
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     _answer(words, parser, config_class)
@@ -210,7 +210,7 @@ def parse(
         if value == "" and key[:2] == "--":
             raise UserError(f"{key}: expected a value, found an empty one")
     if layer is not None:
-        # Reads what may stand anywhere, without doing what --help and --print_config ask for.
+        # Parses the words first without the actions of --help and --print_config.
         first = _new_parser(prog=parser.prog, add_help=False, print_config=None)
         first.add_argument("-h", "--help", action="store_true")
         first.add_argument("--print_config", nargs="?")
@@ -227,7 +227,7 @@ def parse(
 
 
 def _answer(words: Sequence[str], parser: ArgumentParser, config_class: type) -> None:
-    """Does what ``--help`` and ``--version`` ask for, and ends the process."""
+    """Prints the output of ``--help`` or ``--version``, and ends the process."""
     for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, topic = word.partition("=")
         if not equals and not following.startswith("-"):
@@ -259,14 +259,14 @@ def _complete_values(parser: ArgumentParser, config_class: type) -> None:
 
 
 def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: type) -> Iterator[str]:
-    """Yields words of a command line, those that are true or false with their value."""
+    """Yields the words of a command line, with the values of Boolean options filled in."""
     known = [name[2:] for action in parser._actions for name in action.option_strings]
     flags = {name for name, hint in get_type_hints(config_class).items() if hint is bool}
     for word, following in zip(words, [*words[1:], ""], strict=False):
         name = word[2:] if word[:2] == "--" else ""
         if name not in known:
-            begun = [option for option in known if name and option.startswith(name)]
-            name = begun[0] if len(begun) == 1 else name
+            matches = [option for option in known if name and option.startswith(name)]
+            name = matches[0] if len(matches) == 1 else name
         if name in flags and following.lower() not in ("true", "false"):
             yield f"--{name}=true"
         elif name.startswith("no_") and name not in known and name[3:] in flags:
@@ -275,18 +275,18 @@ def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: typ
             yield word
 
 
-def _import_plugins(named: object) -> None:
-    """Imports the modules that ``--plugin`` names, and the plugins of installed packages."""
+def _import_plugins(modules: object) -> None:
+    """Imports the modules of ``--plugin``, and the plugins of installed packages."""
     for point in importlib.metadata.entry_points(group="pyseg.plugins"):
         point.load()
-    for name in [] if named is None else str(named).split(","):
+    for name in [] if modules is None else str(modules).split(","):
         try:
             if not all(part.isidentifier() for part in name.split(".")):
                 raise ModuleNotFoundError(name=name)
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and imports another that is not
+                raise  # the module exists, but imports a missing one
             raise UserError(
                 f"--plugin {name}: expected a module that can be imported, such as my_models for "
                 "my_models.py in this folder; found none"
@@ -294,7 +294,7 @@ def _import_plugins(named: object) -> None:
 
 
 def _words(config_class: type) -> list[str]:
-    """Lists the options whose text is no YAML: null is a word like any other."""
+    """Lists the options of plain text, not YAML: null is a word like any other."""
     return [field.name for field in fields(config_class) if field.metadata.get("word")]
 
 
@@ -303,7 +303,7 @@ def _last_given(words: Sequence[str], name: str, value: Any) -> Any:
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yields words of a command line with their values: what is after ``=``, or the next word."""
+    """Yields words of a command line with their values: the text after ``=``, or the next word."""
     for word, following in zip(words, [*words[1:], None], strict=False):
         key, equals, text = word.partition("=")
         yield key, text if equals else following
@@ -319,11 +319,11 @@ def _defaults(parser: ArgumentParser) -> dict[str, Any]:
 
 
 def _parsed(parser: ArgumentParser, parse: Callable[[Any], Namespace], given: Any) -> Namespace:
-    """Returns the options as jsonargparse reads them, with its errors in our words."""
+    """Returns the options as jsonargparse parses them, and rewrites its errors."""
     try:
         return parse(given)
     except argparse.ArgumentError as error:
-        raise UserError(_in_our_words(parser, str(error))) from error
+        raise UserError(_rewritten(parser, str(error))) from error
     except (RecursionError, UnicodeDecodeError) as error:
         files = [value for key, value in _pairs(given) if key == "--config" and value]
         where = " ".join(["--config", *files])
@@ -341,7 +341,7 @@ _KINDS = {
 }
 
 
-def _in_our_words(parser: ArgumentParser, message: str) -> str:
+def _rewritten(parser: ArgumentParser, message: str) -> str:
     known = [name[2:] for action in parser._actions for name in action.option_strings if name[2:]]
     more = f"`{parser.prog} --help` lists the options"
     if found := re.match(
@@ -391,12 +391,12 @@ def _in_our_words(parser: ArgumentParser, message: str) -> str:
 def read_config(
     parser: ArgumentParser, config_class: type[Config], path: Path, layer: Layer | None = None
 ) -> Config:
-    """Returns the options that `write_config` left in a YAML file, which names no other file.
+    """Reads options that `write_config` wrote to a YAML file; references to other files are errors.
 
     Raises:
-        pyseg.errors.UserError: The file is none of options.
+        pyseg.errors.UserError: The file does not contain valid options.
     """
-    import yaml  # jsonargparse needs it too
+    import yaml  # a dependency of jsonargparse
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -411,7 +411,7 @@ def read_config(
         raise UserError(f"{path}: expected options, found {found}")
     hints = get_type_hints(config_class)
     for name, value in values.items():
-        if name not in known:  # such as config, which jsonargparse would follow
+        if name not in known:  # such as config, a file that jsonargparse would read
             raise UserError(f"{path}: {name}: there is no such option")
         if is_dataclass(hints[name]) and not isinstance(value, dict):
             raise UserError(f"{path}: {name}: expected options, found {type(value).__name__}")
@@ -424,7 +424,7 @@ def read_config(
 
 
 def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "") -> Config:
-    """Makes the dataclass of options; what it finds wrong is told with the option's name."""
+    """Makes the dataclass of options; its errors name the option."""
     hints, values = get_type_hints(config_class), {}
     for field in fields(cast(Any, config_class)):
         name, value = prefix + field.name, options[field.name]
@@ -443,20 +443,20 @@ def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "
 
 
 def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:
-    """Writes a configuration as YAML that ``--config`` and `read_config` read back."""
+    """Writes options as YAML that ``--config`` and `read_config` read."""
     with atomic_write(path) as file:
         file.write(parser.dump(parser.parse_object(asdict(config))).encode())
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Takes note of Ctrl-C and SIGTERM, so that a loop can stop where it may.
+    """Records Ctrl-C and SIGTERM, so that a loop can stop at a safe point.
 
-    A second one is carried out at once. What the process was started to ignore stays ignored.
-    Outside of the main thread, which alone may set handlers, nothing is changed.
+    A second signal takes effect immediately. Signals that the process inherited as ignored stay
+    ignored. Outside of the main thread, which alone may set handlers, this does nothing.
 
     Yields:
-        A function that says whether there was one.
+        A function that returns whether a signal was received.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -482,16 +482,16 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command: what the user can mend becomes one line on stderr and exit status 1.
+    """Runs a command: errors that users can fix become one line on stderr and exit status 1.
 
-    That is one of pyseg's errors about a request or a file, and an error of the operating system
-    about a file or a full disk. Every other exception is a program error and keeps its traceback.
-    Log lines go to stderr from the level on that the environment variable PYSEG_LOG names.
+    These are pyseg's errors about options or files, and the operating system's errors about a file
+    or a full disk. Any other exception is a program error and keeps its traceback. The environment
+    variable PYSEG_LOG sets the lowest level of the log lines on stderr.
     """
-    # Which of the processes that torchrun has started.
+    # The process's number under torchrun.
     rank, several = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1")) > 1
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a class's name in any script, on any terminal
+        if isinstance(stream, io.TextIOWrapper):  # class names in any script, on any terminal
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         _show_log(first=rank == "0")
@@ -503,14 +503,14 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.exit(128 + signal.SIGPIPE)
     except (PysegError, OSError) as error:
-        told = isinstance(error, PysegError) or error.filename or error.errno in _FULL
-        if not told:
+        expected = isinstance(error, PysegError) or error.filename or error.errno in _FULL
+        if not expected:
             raise
         where = f" (rank {rank})" if several else ""
         print(f"pyseg: error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        # Of several processes only one comes here (`pyseg.distributed.session`).
+        # Only one of several processes gets here (`pyseg.distributed.session`).
         after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C
         print(f"{after_echo}pyseg: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)

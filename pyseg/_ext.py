@@ -1,4 +1,4 @@
-"""Loads the native libraries; what cannot be loaded has its reason here instead."""
+"""Loads the native libraries, or holds the reasons why they are not loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyseg import _build
 
 
 def _load_ops(library: _build.Library, found: Path | str) -> str | None:
-    """Loads an operator library; returns the reason where that fails."""
+    """Loads an operator library; returns the reason if that fails."""
     if isinstance(found, str):
         return found
     operators = _build.read_note(found).get("operators")
@@ -31,7 +31,7 @@ def _load_ops(library: _build.Library, found: Path | str) -> str | None:
 
 
 def _load_records(found: Path | str) -> tuple[ModuleType | None, str | None]:
-    """Imports the record reader, which may lie outside the package; returns it or the reason."""
+    """Imports the record reader, which may be outside the package; returns it or the reason."""
     if isinstance(found, str):
         return None, found
     name = "pyseg._records"
@@ -52,13 +52,13 @@ def _unloadable(path: Path, error: Exception) -> str:
 
 
 def is_stale(found: Path | str) -> bool:
-    """Returns whether the library at ``found`` is known to be of other sources than there are."""
+    """Returns whether the library at ``found`` is known to be built from other sources."""
     sources = None if isinstance(found, str) else _build.read_note(found).get("sources")
     return sources not in (None, _build.source_digest())
 
 
 def _warn_of_stale_libraries() -> None:
-    """Says which libraries are of other sources than the checkout has now."""
+    """Warns of libraries that were built from other sources than the checkout has now."""
     stale = [library.file for library, found in FOUND.items() if is_stale(found)]
     if stale:
         warnings.warn(
@@ -75,9 +75,9 @@ RECORDS_REASON: str | None
 records: ModuleType | None
 
 try:
-    FOUND = _build.prepare()  # the path of each library, or the reason that there is none
+    FOUND = _build.prepare()  # the path of each library, or the reason why there is none
     CPU_REASON = _load_ops(_build.CPU, FOUND[_build.CPU])
-    # The CUDA library implements what the other one declares.
+    # The CUDA library implements operators that the other one declares.
     _cuda = FOUND[_build.CUDA]
     CUDA_REASON = _load_ops(_build.CUDA, _cuda if isinstance(_cuda, str) else CPU_REASON or _cuda)
     _build.check_strict(CUDA_REASON)

@@ -1,4 +1,4 @@
-"""What ``--help`` prints: a line an option, and all that is known of one where it is asked for."""
+"""The output of ``--help``: one line per option, or the full text of a requested one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Option:
 
     @property
     def usage(self) -> str:
-        """The option with what it takes."""
+        """The option with its possible values."""
         if self.kind is bool:
             return f"--[no_]{self.name}"
         if self.choices:
@@ -49,7 +49,7 @@ class _Option:
 
     @property
     def note(self) -> str:
-        """The default in parentheses, where the text does not have it."""
+        """The default in parentheses, unless the text contains it."""
         shown = self.default not in (None, False, MISSING, {}) and "default:" not in self.text
         return f" ({self.default})" if shown else ""
 
@@ -57,17 +57,17 @@ class _Option:
 def describe(
     config_class: type, usage: str, description: str, several: Mapping[str, str], epilog: str | None
 ) -> str:
-    """Returns the help of a command in about a line an option.
+    """Returns the help of a command, with one line per option.
 
-    Options are grouped as `GROUPS` of their class says, a mapping of titles to names; options in
-    none of them are left to ``--help all``.
+    `GROUPS` of their class, a mapping of titles to names, groups the options; those in no group are
+    left to ``--help all``.
 
     Args:
         config_class: A dataclass of options.
         usage: The first line.
-        description: What the command does.
-        several: Options that take several words, with their help.
-        epilog: What stands at the end, if anything.
+        description: A description of the command.
+        several: Options that take several words, and their help.
+        epilog: The last paragraph, if any.
     """
     width = min(shutil.get_terminal_size().columns, 100)
     options = {option.name: option for option in _options(config_class)}
@@ -90,7 +90,7 @@ def describe(
 
 
 def explain(config_class: type, topic: str) -> str:
-    """Returns all that is known of an option, of a group of options, or of ``all``.
+    """Returns the full help of an option, of a group of options, or of ``all``.
 
     Raises:
         pyseg.errors.UserError: There is no such option.
@@ -126,7 +126,7 @@ def choices(config_class: type) -> dict[str, tuple[str, ...]]:
 
 
 def _rows(rows: Mapping[str, tuple[str, str]], width: int) -> Iterator[str]:
-    """Yields a line for each row; a text that does not fit in front of its note is cut."""
+    """Yields a line for each row; a text that does not fit before its note is shortened."""
     column = 30
     for usage, (text, note) in rows.items():
         left = f"  --{usage} ".ljust(column)
@@ -140,7 +140,7 @@ def _first(text: str) -> str:
 
 
 def _options(config_class: type, prefix: str = "", given: object = None) -> Iterator[_Option]:
-    """Yields the options of a dataclass and of those in it."""
+    """Yields the options of a dataclass and of its nested dataclasses."""
     hints, docs = get_type_hints(config_class), _docs(config_class)
     for field in fields(config_class):
         default = _default(field) if given is None else getattr(given, field.name)
@@ -157,7 +157,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _docs(config_class: type) -> dict[str, str]:
-    """Returns what the docstring says of each field."""
+    """Returns the docstring's text on each field."""
     arguments = re.search(r"Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(config_class) or "", re.DOTALL)
     entries = re.split(r"^ {4}(\w+): ", arguments[1] if arguments else "", flags=re.MULTILINE)
     return {

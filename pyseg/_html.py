@@ -1,4 +1,4 @@
-"""HTML pages from jinja templates; jinja2 belongs to the extra `report`."""
+"""HTML pages from jinja templates; jinja2 is in the extra `report`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pyseg._extras import requires
 
 
 def render(template: Path, **values: Any) -> str:
-    """Returns the page that a template and its values give.
+    """Renders a template with values.
 
     Text is escaped. The filter ``base64`` encodes binary content such as a picture.
 
     Args:
         template: A file in jinja's syntax.
-        values: The values of the variables that it uses; each of them has to be there.
+        values: The values of all of its variables.
 
     Raises:
         pyseg.errors.UserError: jinja2 is not installed.

@@ -1,4 +1,4 @@
-"""Registries: what can be chosen by name, pyseg's own entries and those of plugins alike."""
+"""Registries of what can be chosen by name; pyseg and plugins add entries in the same way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Registry(dict[str, Entry]):
     """Entries by name, in the order in which they were registered.
 
     Args:
-        kind: What an entry is called in messages.
+        kind: The kind of its entries, for messages.
 
     Attributes:
         every: All registries.
@@ -39,10 +39,10 @@ class Registry(dict[str, Entry]):
         Registry.every.append(self)
 
     def add(self, name: str, entry: Entry) -> None:
-        """Adds an entry under a name that is new.
+        """Adds an entry under a new name.
 
         Raises:
-            pyseg.errors.ArgumentError: It is not.
+            pyseg.errors.ArgumentError: The name is taken or invalid.
         """
         if not isinstance(name, str) or not name:
             raise ArgumentError(f"name: expected the name of a {self.kind}, found {name!r}")
@@ -57,10 +57,10 @@ class Registry(dict[str, Entry]):
 
         Args:
             name: The name.
-            argument: What the message calls it; default: the kind.
+            argument: The argument that the message names; default: the kind.
 
         Raises:
-            pyseg.errors.ArgumentError: There is none.
+            pyseg.errors.ArgumentError: There is no such entry.
         """
         if not isinstance(name, str) or name not in self:
             raise ArgumentError(
@@ -70,7 +70,7 @@ class Registry(dict[str, Entry]):
 
 
 def unknown(kind: str, found: object, known: Iterable[str]) -> str:
-    """Returns the rest of a message that a name is none of those that are known."""
+    """Returns a message, after the argument, about a name that is not among the known ones."""
     names = list(known)
     close = difflib.get_close_matches(str(found), names, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -78,7 +78,7 @@ def unknown(kind: str, found: object, known: Iterable[str]) -> str:
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Returns the parameters of `make`; ``**more`` of a class stands for those of its base."""
+    """Returns the parameters of `make`; ``**more`` of a class adds those of its base."""
     own = dict(inspect.signature(make).parameters)
     rest = [key for key, value in own.items() if value.kind is value.VAR_KEYWORD]
     for key in rest:
@@ -99,10 +99,10 @@ _KINDS = {
 
 
 def check_types(make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Raises where an argument that takes numbers or text is given something else.
+    """Checks the types of arguments that take numbers or text.
 
     Raises:
-        pyseg.errors.ArgumentError: The message names the argument.
+        pyseg.errors.ArgumentError: One has another type; the message names the argument.
     """
     for name, parameter in parameters(make).items():
         kinds = re.findall(r"\w+", re.sub(r"\[.*?\]", "", str(parameter.annotation)))

@@ -1,4 +1,4 @@
-"""Tables of text, which commands write as Markdown and the report as HTML."""
+"""Tables of text: Markdown in commands, HTML in the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Table:
     Attributes:
         head: The names of the columns.
         rows: The cells.
-        numeric: The columns of numbers, which are aligned to the right.
+        numeric: The columns of numbers, which are right-aligned.
     """
 
     head: Sequence[str]
@@ -21,7 +21,7 @@ class Table:
     numeric: Collection[int] = ()
 
     def markdown(self) -> str:
-        """Returns the table in Markdown, without a line break at its end.
+        """Returns the table in Markdown, without a final line break.
 
         Example:
             >>> print(Table(["preset", "layers"], [["mlp", "2"]], numeric=[1]).markdown())

@@ -18,7 +18,7 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PATIENCE = 1.0  # seconds for threads to stop
+_PATIENCE = 1.0  # seconds to wait for threads to stop
 
 
 @functools.cache
@@ -79,8 +79,8 @@ def in_threads(
 ) -> Generator[tuple[Item, BaseException | None], None, None]:
     """Yields the items as they are done, each with its error if any, and sets ``stop`` at the end.
 
-    Unlike those of an executor, its threads do not keep the process from ending while they wait for
-    a dead server.
+    Unlike an executor's, its threads do not delay the end of the process while they wait for a dead
+    server.
     """
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[Item, BaseException | None]] = queue.SimpleQueue()

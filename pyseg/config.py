@@ -1,4 +1,4 @@
-"""The options of a training run, which its run folder keeps and later commands read back."""
+"""The options of a training run, which its run folder stores for later commands."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class StageConfig:
     Args:
         steps: Optimizer steps; 0 leaves the stage out.
         learning_rate: Adam's learning rate.
-        batch_size: Examples a step, of all processes together.
+        batch_size: Examples per step, of all processes together.
         schedule: Schedule of the learning rate: "constant"; "step": times --decay every
             --decay_examples examples, as in the public YouTube-8M code; "cosine": down to 0 at the
             last step.
         decay: The factor of the schedule "step".
         decay_examples: Examples between two decays of the schedule "step".
-        warmup_steps: Steps in which the learning rate grows to its value.
-        clip_norm: Gradients are scaled down to this norm, of all together; default: not at all.
+        warmup_steps: Steps of linear growth of the learning rate.
+        clip_norm: Maximum norm of all gradients together; default: no limit.
         ema: Decay of the moving average of weights that is evaluated and saved; 0: no average.
         noise: Standard deviation of the Gaussian noise on half of a frame's dimensions.
         l2: Strength of the L2 penalty on the head's weights (`pyseg.nn.l2_penalty`).
         loss: A registered loss; "rated-bce" is binary cross-entropy with the weights and targets of
-            the options --loss.
+            --loss.
         loss_overrides: Arguments of the loss to change, as in --finetune.loss_overrides.gamma 2.
-        evaluate_every: Steps between evaluations on held-out videos; 0: at the end alone. The best
+        evaluate_every: Steps between evaluations on held-out videos; 0: only at the end. The best
             weights are kept.
-        patience: Evaluations without a better one after which training stops; 0: never.
+        patience: Evaluations without improvement until training stops; 0: never.
 
     Raises:
         ValueError: A value is out of its range.
@@ -84,7 +84,7 @@ class StageConfig:
             raise ArgumentError("patience: expected evaluate_every with it, found 0")
 
     def learning_rate_at(self, step: int) -> float:
-        """Returns the learning rate of a step, the first one being 0.
+        """Returns the learning rate of a step, counted from 0.
 
         Example:
             >>> stage = StageConfig(100, 0.5, batch_size=10, schedule="step", decay_examples=200)
@@ -96,8 +96,8 @@ class StageConfig:
             rate *= self.decay ** (step * self.batch_size // self.decay_examples)
         elif self.schedule == "cosine":
             after = max(0, step - self.warmup_steps)
-            whole = max(1, self.steps - self.warmup_steps)
-            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, after / whole)))
+            total = max(1, self.steps - self.warmup_steps)
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, after / total)))
         return rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
 
@@ -110,10 +110,10 @@ class LossConfig:
         unrated_weight: The weight n of every other class.
         correlation: Correlation of labels for the targets of unrated classes (eq. 6): a file of
             pyseg.cooccur; "auto": counted from the labels of the training videos; or "none".
-        threshold: Probabilities below it are dropped where they are counted (eq. 5).
-        min_support: Pairs seen in fewer videos are dropped where they are counted.
-        absent_evidence: Evidence of a class that is rated 0 for the others, relative to that of one
-            that is rated 1: 0 in the paper.
+        threshold: Counted probabilities below it are dropped (eq. 5).
+        min_support: Counted pairs of fewer videos are dropped.
+        absent_evidence: Evidence of a class rated 0, relative to one rated 1: how much it says of
+            the other classes; 0 in the paper.
 
     Raises:
         ValueError: A value is out of its range.
@@ -135,10 +135,10 @@ class LossConfig:
         _cli.check_range("min_support", self.min_support, 1)
 
 
-# What a recipe has instead of the defaults. The paper names learning rates, batch and steps; the
-# decay and the penalty are those of the public NeXtVLAD code. "best" closes most of the gap between
-# plain cross-entropy and complete labels on YouTube-8M (`pyseg.reproduce`, table "best"); it leaves
-# the kind of model and the schedule as they are.
+# The values of each recipe that differ from the defaults. The paper gives learning rates, batch
+# size and steps; the decay and the penalty are those of the public NeXtVLAD code. "best" closes
+# most of the gap between plain cross-entropy and complete labels on YouTube-8M (`pyseg.reproduce`,
+# table "best"); it does not change the kind of model and the schedule.
 RECIPES: dict[str, dict[str, Any]] = {
     "sample": {},
     "best": {
@@ -168,7 +168,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def _takes_recipes(config_class: type[Options]) -> type[Options]:
-    """Makes a recipe's values the defaults of the options that are not given, in Python too."""
+    """Makes a recipe's values the defaults of options that are not given, also in Python."""
     make = config_class.__init__
     names = [option.name for option in fields(cast(Any, config_class))]
 
@@ -191,55 +191,55 @@ def _takes_recipes(config_class: type[Options]) -> type[Options]:
 @_takes_recipes
 @dataclass
 class TrainConfig:
-    """What to train, on what.
+    """What to train, and on which data.
 
     Args:
         data: Records as a folder, a glob or a file; or "sample", a small collection that is
             generated in the user's cache folder at first use.
-        labels: Tables of AudioSet's strong labels, a file or a glob; default: those beside the
+        labels: Tables of AudioSet's strong labels, file or glob; default: those beside the
             records.
         vocabulary: A vocabulary.csv that names the classes; default: the one beside the records.
         model: A preset of pyseg.models, or a registered one.
         overrides: Arguments of the preset to change, as in --overrides.hidden_size 256.
-        copies: Models of this kind that learn together, each with weights of its own: the mixture
-            with distillation of the paper's section 3.1. Not for a model that is a mixture already.
+        copies: Models of this kind to train together, each with its own weights: the mixture with
+            distillation of the paper's section 3.1. Not for a model that is a mixture already.
         eigenvalues: A .npy file of the features' PCA eigenvalues, which
             --overrides.normalization unwhiten needs.
         node_features: A .npy file of the label graph's node features (C, D), for a model with the
             head "gcn"; its graph starts as the correlation of --loss.correlation.
         recipe: Defaults of other options: "paper" is the paper's schedule and mixture, of 200,000
-            and 250,000 steps; "best" is what makes the most of few ratings. Options that are given
-            take precedence; in Python a whole `StageConfig` or `LossConfig` is one option.
+            and 250,000 steps; "best" makes the most of few ratings. Given options take precedence;
+            in Python a whole `StageConfig` or `LossConfig` is one option.
         stage: The stages to run.
-        classes: Fine-tune for all classes, or for the rated ones: the head keeps their rows.
-        final_fit: Fine-tune once more on all ratings: from the same weights on all rated segments,
-            those of held-out videos too, for as many steps as were best; these weights are kept.
+        classes: Classes to fine-tune: all, or only the rated ones, whose rows the head keeps.
+        final_fit: Fine-tune again on all ratings: from the same weights on all rated segments, also
+            those of held-out videos, for the best number of steps; these weights are kept.
         init: A saved model to start from: a run folder, or one saved by `pyseg.models`.
         run: The folder to write; default: the next free runs/<data>-<model>-<number>.
         pretrain: Pretraining on video labels.
         finetune: Fine-tuning on rated segments; skipped where the data has none.
         loss: The loss of fine-tuning; that of pretraining is plain cross-entropy.
         max_frames: Frames of a video to use, from its start.
-        test_fraction: The part of the videos to hold out for evaluation.
+        test_fraction: The fraction of the videos to hold out for evaluation.
         seed: Seeds weights, order and split: the initial weights, the order of the data and the
             choice of held-out videos.
         workers: Processes that read ahead; 0 reads in this process.
-        device: The device, as "cpu" or "cuda"; default: a GPU where there is one.
+        device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
         precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. On a CPU
-            without fast bfloat16 products, "bf16" keeps results as bfloat16 only.
+            without fast bfloat16 products, "bf16" only stores results as bfloat16.
         tf32: Let a GPU round to TF32: the inputs of float32 products.
         compile: Run the model through torch.compile.
-        on_error: What a damaged record does: "raise" stops, "skip" leaves it out and says so.
-        on_nan: What a loss that is not finite does: "raise" stops and names the examples, "skip"
-            leaves the batch out and counts it.
+        on_error: "raise" at a damaged record, or "skip" and report it.
+        on_nan: "raise" at a loss that is not finite, or "skip" the batch; an error names the
+            examples, skipped batches are counted.
         checkpoint_minutes: Minutes between checkpoints.
-        checkpoint_steps: Steps between checkpoints; default: by the clock alone.
+        checkpoint_steps: Steps between checkpoints; default: only by the clock.
         keep_checkpoints: Checkpoints to keep, the last ones.
         tensorboard: Write TensorBoard files too: the numbers of metrics.jsonl, into the run folder.
-        timeout_minutes: Minutes that processes of torchrun wait for each other.
-        resume: A run folder to go on with: training continues from its last checkpoint. All other
-            options are the run's; steps, workers, device, how often to save, and --run (a copy of
-            the run goes on there) may be given anew.
+        timeout_minutes: Minutes that torchrun's processes wait for each other.
+        resume: A run folder to resume: training continues from its last checkpoint. All other
+            options are the run's; steps, workers, device, checkpoint intervals, and --run (to
+            resume in a copy of the run) may be given anew.
 
     Raises:
         ValueError: A value is out of its range.
@@ -318,13 +318,13 @@ class TrainConfig:
         for name in ("checkpoint_steps", "keep_checkpoints", "max_frames"):
             _cli.check_range(name, getattr(self, name), 1)
         _cli.check_range("copies", self.copies, 1, 100)
-        _cli.check_range("seed", self.seed, 0, 2**63 - 1)  # what torch and NumPy both take
+        _cli.check_range("seed", self.seed, 0, 2**63 - 1)  # for torch and NumPy
         _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
         _cli.check_range("test_fraction", self.test_fraction, 0, 1)
 
     @property
     def trained(self) -> str:
-        """What is trained, in words: the preset, and how many copies of it learn together.
+        """A description of the model: the preset, and the number of its copies.
 
         Example:
             >>> TrainConfig(model="mlp").trained, TrainConfig(model="mlp", copies=3).trained
@@ -334,7 +334,7 @@ class TrainConfig:
 
 
 def make_parser() -> ArgumentParser:
-    """Returns the command line of ``python -m pyseg.train``."""
+    """Returns the parser of ``python -m pyseg.train``."""
     return _cli.make_parser(
         TrainConfig,
         "pyseg.train",

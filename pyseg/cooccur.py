@@ -32,23 +32,23 @@ from pyseg.metrics._distributed import gather
 
 @dataclass
 class CooccurConfig:
-    """The options of `pyseg.cooccur`.
+    """What to count, and which relations to keep.
 
     Args:
         out: The file to write, for example correlation.npz.
-        labels: A table of lines "id,label label ...", plain or gzip-compressed.
-        data: TFRecords, frame-level or video-level: a folder, glob or file. With --labels, both are
+        labels: A table of label lists; lines "id,label label ...", plain or gzip-compressed.
+        data: TFRecords, frame-level or video-level; a folder, glob or file. With --labels, both are
             counted.
-        exclude_ids: A file with the ids of videos to leave out, such as the test videos: one per
-            line, or a table as for --labels.
-        num_classes: Number of classes C of the labels.
-        threshold: Probabilities below it are dropped (paper, eq. 5).
-        min_support: Pairs seen in fewer videos are dropped.
-        classes: A vocabulary of the classes to keep (the column Index; Name is for the output),
-            for example segment_vocabulary.csv; default: all.
-        vocabulary: A vocabulary that names all classes, for the output only.
-        top: How many of the strongest relations to print.
-        on_error: "raise" stops at a damaged record, "skip" leaves it out and reports it.
+        exclude_ids: A file with the ids of videos to leave out; one per line, or a table as for
+            --labels. For example the test videos.
+        num_classes: Number of classes C.
+        threshold: The lowest probability of a relation to keep; equation (5) of the paper.
+        min_support: The lowest number of videos of a pair to keep.
+        classes: A vocabulary of the classes to keep: its column Index, and Name for the output, as
+            in segment_vocabulary.csv; default: all.
+        vocabulary: A vocabulary of all classes' names, only for the output.
+        top: Number of the strongest relations to print.
+        on_error: "raise" at a damaged record, or "skip" and report it.
 
     Raises:
         ValueError: A value is out of its range.
@@ -75,15 +75,14 @@ class CooccurConfig:
 
 
 def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooccurrence, int]:
-    """Counts the labels in the files of `config`; returns counts and number of videos left out.
+    """Counts the labels in the files of `config`; returns counts and the number of excluded videos.
 
-    In a distributed run every process reads some of the TFRecord files, the first one also the
+    In a distributed run every process reads a part of the TFRecord files, the first one also the
     table, and all get the same result.
 
     Args:
         config: The options.
-        report: Receives the problems found in records, those of all processes; the caller reports
-            them.
+        report: Receives the problems found in records, by all processes; the caller reports them.
 
     Raises:
         pyseg.errors.DataError: A table is malformed, or there are no videos.
@@ -199,7 +198,7 @@ def strongest(
     names: dict[int, str],
     top: int,
 ) -> Iterator[str]:
-    """Yields a line for each of the strongest relations; of equal ones the most frequent first."""
+    """Yields a line for each of the strongest relations, ties by decreasing frequency."""
     rows = np.repeat(np.arange(correlation.num_classes), np.diff(correlation.offsets.numpy()))
     columns, values = correlation.columns.numpy(), correlation.values.numpy()
     seen = counted.counts[np.array(numbers)[rows]] * values

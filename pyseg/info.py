@@ -1,6 +1,6 @@
-"""The environment of pyseg: versions, loaded libraries and their paths, or why one is missing.
+"""pyseg's environment: versions, and loaded libraries with their paths or why they are missing.
 
-``python -m pyseg.info`` prints it. Put its output into a bug report.
+``python -m pyseg.info`` prints it. Include its output in bug reports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INSTRUCTIONS = ("sse4_2", "pclmulqdq", "avx2", "fma", "avx512f", "avx512_bf16",
 
 
 def collect() -> dict[str, str]:
-    """Returns the facts by name, in the order in which they are printed.
+    """Returns the facts by name, in printing order.
 
     Returns:
         Names such as ``"pyseg"``, ``"torch"``, ``"CPU ops"`` with one line of text each. The values
@@ -102,7 +102,7 @@ def _gpus() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the facts, one per line."""
     parser = argparse.ArgumentParser(
-        prog=_cli.program("pyseg.info"), description="Prints what pyseg runs with here."
+        prog=_cli.program("pyseg.info"), description="Prints pyseg's environment."
     )
     parser.parse_args(argv)
     for name, value in collect().items():

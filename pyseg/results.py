@@ -1,4 +1,4 @@
-"""The results of evaluations, by what they were judged by: rated segments or video labels."""
+"""The results of evaluations by rated segments or by video labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pyseg.metrics import MeanAveragePrecision
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation has measured; every field is a number of metrics.jsonl.
+    """The result of an evaluation; every field is a number in metrics.jsonl.
 
     Attributes:
-        measure: The field that says how good a model is: training keeps the weights by it.
-        title: What the measure is called.
+        measure: The field that ranks models: training keeps the weights with the best value.
+        title: The name of the measure.
         more: Further metrics (`pyseg.evaluate.register_metric`), by name.
     """
 
@@ -25,20 +25,20 @@ class Result:
 
     @property
     def score(self) -> float:
-        """How good the model is: the higher, the better."""
+        """The value of the measure; higher is better."""
         return float(getattr(self, self.measure))
 
     @classmethod
     def names(cls) -> list[str]:
-        """Lists the numbers that every result of the kind has."""
+        """Lists the numbers of every result of this kind."""
         return [option.name for option in fields(cls) if option.name != "more"]
 
     def values(self) -> dict[str, float]:
-        """Returns all numbers by name, those of `more` among them."""
+        """Returns all numbers by name, including those in `more`."""
         return {name: getattr(self, name) for name in self.names()} | dict(self.more)
 
     def describe(self) -> str:
-        """Returns the line that the commands print."""
+        """Formats the result as the line that commands print."""
         return "; ".join([self._line(), *(f"{name} {v:.4f}" for name, v in self.more.items())])
 
     def _line(self) -> str:
@@ -51,12 +51,12 @@ class RatedResult(Result):
 
     Attributes:
         map: The mean over the classes that have a rated positive; NaN without any.
-        map_all_classes: The sum over them divided by the number of classes, as in the challenge,
-            where a class without a positive counts 0.
-        classes: How many classes have a rated positive.
-        all_classes: The classes of the task, 1,000 in the challenge.
-        rated: The pairs.
-        positives: Those that are positive.
+        map_all_classes: The sum over them divided by the number of all classes, as in the
+            challenge, where a class without a positive counts 0.
+        classes: The number of classes with a rated positive.
+        all_classes: The number of classes of the task, 1,000 in the challenge.
+        rated: The number of pairs.
+        positives: The number of positive pairs.
     """
 
     measure = "map"
@@ -70,11 +70,11 @@ class RatedResult(Result):
 
     @classmethod
     def of(cls, precision: MeanAveragePrecision, all_classes: int | None = None) -> RatedResult:
-        """Returns the result of the average precision of every class.
+        """Returns the result for the average precision of every class.
 
         Args:
             precision: From `pyseg.metrics`.
-            all_classes: The classes of the task; default: all C.
+            all_classes: The number of classes of the task; default: all C.
         """
         positive = precision.positives > 0
         total, number = float(precision.per_class.sum()), all_classes or len(positive)
@@ -109,8 +109,8 @@ class LabelResult(Result):
         hit_at_1: Hit@1.
         perr: Precision at equal recall rate.
         map: The mean over the classes that occur.
-        classes: How many classes occur.
-        examples: The videos.
+        classes: The number of classes that occur.
+        examples: The number of videos.
     """
 
     measure = "gap"
@@ -133,12 +133,12 @@ KINDS: tuple[type[Result], ...] = (RatedResult, LabelResult)
 
 
 def kind_of(entry: Mapping[str, Any]) -> type[Result]:
-    """Returns the kind of the result that a line of metrics.jsonl keeps."""
+    """Returns the kind of the result in a line of metrics.jsonl."""
     return RatedResult if "rated" in entry else LabelResult
 
 
 def parse(entry: Mapping[str, Any]) -> Result:
-    """Returns the result that a line of metrics.jsonl keeps.
+    """Returns the result in a line of metrics.jsonl.
 
     Example:
         >>> line = {"gap": 0.5, "hit_at_1": 1, "perr": 1, "map": 0.5, "classes": 2, "examples": 3}

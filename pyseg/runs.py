@@ -1,4 +1,4 @@
-"""The run folder: what `pyseg.train` writes, and all other commands read.
+"""The run folder, which `pyseg.train` writes and all other commands read.
 
 A run folder holds
 
@@ -6,10 +6,10 @@ A run folder holds
 * ``model.safetensors``, ``model.json``: the weights, and what `pyseg.models.load` builds;
 * ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
 * ``correlation.npz``: the label correlation that was used, if any;
-* ``metrics.jsonl``: one JSON object a line, ``stage`` says which part of the run wrote it;
-* ``tensorboard``: the same numbers for TensorBoard, where asked for;
-* ``pretrained``: the weights before fine-tuning, where ``--final_fit`` goes back to them;
-* ``checkpoints``: while it trains, all that ``--resume`` needs to go on.
+* ``metrics.jsonl``: one JSON object per line; ``stage`` is the part of the run that wrote it;
+* ``tensorboard``: the same numbers for TensorBoard, if requested;
+* ``pretrained``: the weights before fine-tuning, if ``--final_fit`` needs them;
+* ``checkpoints``: during training, all that ``--resume`` needs.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _NUMBERS = {"step", "loss", "learning_rate", "examples_per_second"}.union(
 
 
 class Run:
-    """A run folder: the one place that knows what its files are called and how they are read.
+    """A run folder: the only place that knows the names of its files and how to read them.
 
-    Nothing is read before it is asked for.
+    Files are read on request only.
 
     Args:
-        folder: The folder, which need not be there yet.
+        folder: The folder, which need not exist yet.
 
     Attributes:
         folder: The folder.
@@ -70,10 +70,10 @@ class Run:
         return str(self.folder)
 
     def config(self) -> TrainConfig:
-        """Returns the options that it was trained with.
+        """Returns the options of its training.
 
         Raises:
-            pyseg.errors.UserError: The folder is not a run, or the options are no options.
+            pyseg.errors.UserError: The folder is not a run, or its options are invalid.
         """
         if not self.config_file.is_file():
             raise UserError(f"{self} is not a run folder: it has no config.yaml")
@@ -89,20 +89,21 @@ class Run:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether its training has not ended, and can go on."""
+        """Whether its training has not ended, and can be resumed."""
         return bool(list_checkpoints(self.checkpoints_folder))
 
     def warn_unfinished(self) -> None:
-        """Prints a line where its training has not ended: its weights are earlier ones."""
+        """Prints a line if its training has not ended, so that its weights are not final."""
         if self.is_unfinished:
             print(
-                f"{self}: its training has not ended: python -m pyseg.train --resume {self} goes on"
+                f"{self}: its training has not ended: "
+                f"python -m pyseg.train --resume {self} continues"
             )
 
     def rated_classes(self) -> list[int] | None:
-        """Returns the classes that are rated, by their numbers in the data, if the run knows them.
+        """Returns the rated classes, by their numbers in the data, if the run stores them.
 
-        A model of just as many classes has them in this order.
+        A model with as many classes has them in this order.
 
         Raises:
             pyseg.errors.DataError: The file is malformed.
@@ -112,11 +113,11 @@ class Run:
         return vocabulary.read_segment_vocabulary(self.vocabulary_file).classes
 
     def write_rated_classes(self, classes: Sequence[int], names: Sequence[str] | None) -> None:
-        """Writes which classes are rated; `names` are those of all classes, if known."""
+        """Writes the rated classes; `names` are those of all classes, if known."""
         vocabulary.write_segment_vocabulary(self.vocabulary_file, classes, names)
 
     def known_classes(self, num_classes: int) -> list[int] | None:
-        """Returns the numbers that the data has for its model's classes; None: it knows all.
+        """Returns the numbers in the data of its model's classes; None: all classes.
 
         Args:
             num_classes: The number of classes C of the model.
@@ -128,7 +129,7 @@ class Run:
         return rated if rated is not None and len(rated) == num_classes else None
 
     def correlation(self) -> LabelCorrelation | None:
-        """Returns the label correlation that it was trained with, if any.
+        """Returns the label correlation of its training, if any.
 
         Raises:
             pyseg.errors.DataError: The file is damaged.
@@ -138,9 +139,9 @@ class Run:
         return LabelCorrelation.load(self.correlation_file)
 
     def log(self) -> list[dict[str, Any]]:
-        """Returns the lines of its log, none where there is no such file.
+        """Returns the lines of its log, none if there is no such file.
 
-        What follows the last line break is a line that is being written, and left out.
+        Text after the last line break is a line that is being written, and ignored.
 
         Raises:
             pyseg.errors.DataError: A line is not what pyseg writes.
@@ -154,7 +155,7 @@ class Run:
         ]
 
     def append_to_log(self, stage: str, **values: Any) -> None:
-        """Adds a line to its log, which is on disk when this returns."""
+        """Appends a line to its log, and flushes it to disk."""
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
@@ -182,13 +183,13 @@ def open_data(
     labels: str | None = None,
     on_error: OnError | None = None,
 ) -> Collection:
-    """Returns a run's collection, or another one split in the same way.
+    """Opens a run's collection, or another one with the same split.
 
     Args:
         config: The run's options.
         data: The records; default: the run's, with the run's strong labels.
         labels: Tables of strong labels; default: those of the data.
-        on_error: What a damaged record does; default: what the run says.
+        on_error: "raise" or "skip" damaged records; default: the run's option.
     """
     return open_collection(
         data or config.data,
@@ -201,5 +202,5 @@ def open_data(
 
 
 def find_run_shards(config: TrainConfig, data: str | None = None) -> list[str]:
-    """Returns the shards that a run was trained on, or those of other data."""
+    """Returns the shards of a run's training data, or of other data."""
     return find_shards(find_data(data or config.data))

@@ -1,8 +1,8 @@
 """Submission files of the YouTube-8M segment challenge: writing, reading and judging them.
 
 A submission is a text file: the header ``Class,Segments``, then for every class its number and up
-to 100,000 segments, the best first, as ``3,06xy:25 1e10:0 ...``. A segment is named by the id of
-its video, which is text, and the frame at which it starts.
+to 100,000 segments, the best first, as ``3,06xy:25 1e10:0 ...``. The name of a segment is the id of
+its video, which is text, and its first frame.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pyseg.metrics import MeanAveragePrecision, map_at_k
 
 HEADER = "Class,Segments"
 TOP = 100_000
-"""Segments per class that the challenge takes into account."""
+"""Segments per class that count in the challenge."""
 
-_MAX_CLASSES = 1_000_000  # a result has an average precision for every number up to the largest one
+_MAX_CLASSES = 1_000_000  # results have an average precision for every number up to the largest
 
 
 def segment_id(video: str, start: int) -> str:
@@ -44,10 +44,10 @@ _UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def fits_submission(video: str) -> bool:
-    r"""Returns whether an id of a video can be written into a submission.
+    r"""Returns whether a video's id can be written to a submission.
 
-    It can if it is not empty and has no white space, no control characters and no surrogates, which
-    stand for bytes that are not UTF-8.
+    It must not be empty or have white space, control characters or surrogates, which stand for
+    bytes that are not UTF-8.
 
     Example:
         >>> [fits_submission(id) for id in ("06xy", 'a,"b"', "a b", "", "a\x00")]
@@ -57,7 +57,7 @@ def fits_submission(video: str) -> bool:
 
 
 def is_segment(text: str) -> bool:
-    """Returns whether a text has the form that `segment_id` returns, where a number has one form.
+    """Returns whether a text is a result of `segment_id`, with the start in canonical form.
 
     Example:
         >>> [is_segment(text) for text in ("06xy:25", "a:b:0", "06xy:5.0", "06xy:05", "06xy")]
@@ -69,7 +69,7 @@ def is_segment(text: str) -> bool:
 def write_submission(
     path: str | os.PathLike[str], ranked: Iterable[tuple[int, Iterable[str]]]
 ) -> None:
-    """Writes a submission; the file appears when it is complete.
+    """Writes a submission; the file appears only when complete.
 
     Args:
         path: The file.
@@ -96,18 +96,18 @@ def write_submission(
 def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
     """Yields the classes of a submission with their segments, in the order of the file.
 
-    The file is CSV, plain or compressed with gzip, and read line by line. The header may be
-    missing, or any line whose first column is no number and whose second column names no segment.
+    The file is CSV, plain or gzip-compressed, and read line by line. The header is optional: a
+    first line without a number in the first and a segment in the second column.
 
     Args:
         path: The file, UTF-8, or UTF-16 with a byte order mark.
 
     Yields:
-        Class, and its segments, the best first; `is_segment` need not hold for them.
+        Class, and its segments, the best first; they need not satisfy `is_segment`.
 
     Raises:
-        pyseg.errors.DataError: There is no line at all, not even a header; or one is malformed or
-            repeats a class. The message names file and line.
+        pyseg.errors.DataError: The file is empty, or a line is malformed or repeats a class. The
+            message names file and line.
         OSError: The file cannot be read.
     """
     name = os.fspath(path)
@@ -145,13 +145,13 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Truth:
-    """The ratings that submissions are judged by.
+    """The ratings to judge submissions by.
 
     Attributes:
-        ratings: For every class its rated segments, and whether each is relevant.
+        ratings: The rated segments of every class, and whether each is positive.
         videos: The ids of all rated videos.
-        source: Where they were read from, for messages.
-        overwritten: Ratings that a later one of the same segment and class replaced.
+        source: Their source, for messages.
+        overwritten: The number of ratings replaced by a later one of the same segment and class.
     """
 
     ratings: Mapping[int, Mapping[str, bool]] = field(repr=False)
@@ -182,8 +182,8 @@ def truth_of_segments(dataset: RecordDataset, source: str) -> Truth:
     """Returns the ratings of a data set of rated segments.
 
     Args:
-        dataset: `pyseg.data.SegmentDataset` or one like it.
-        source: Where it reads from, for messages.
+        dataset: A `pyseg.data.SegmentDataset` or a similar data set.
+        source: Its source, for messages.
 
     Raises:
         pyseg.errors.DataError: There is no rating.
@@ -202,9 +202,9 @@ def truth_of_segments(dataset: RecordDataset, source: str) -> Truth:
 def read_truth(path: str | os.PathLike[str]) -> Truth:
     """Returns the ratings of a table with a segment, a class and a score in each line.
 
-    Its first line names the columns ``segment``, ``class`` and ``score``; it may be missing, as in
-    the cache files of the starter code's segment_eval_inference.py. A score above 0.5 is a
-    positive. Of several ratings of one pair the last one counts.
+    Its first line names the columns ``segment``, ``class`` and ``score``; it is optional, as in the
+    cache files of the starter code's segment_eval_inference.py. A score above 0.5 is positive. Of
+    several ratings of a pair the last one counts.
 
     Args:
         path: The file, plain or gzip-compressed.
@@ -230,17 +230,18 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
 
 
 class SubmissionReport(NamedTuple):
-    """Differences between a submission and the truth.
+    """The differences between a submission and the truth.
 
     Attributes:
         classes: The number of classes in the submission.
-        missing_classes: Classes with a rated positive that the submission lacks; each counts 0.
+        missing_classes: Classes with a rated positive, but not in the submission; each counts 0.
         unknown_classes: Classes in the submission without a rating.
-        duplicates: Repetitions of a segment in a class; its first place counts.
+        duplicates: Repetitions of a segment in a class; the first place counts.
         beyond: Segments past the first `k` of a class, which do not count.
-        malformed: The number of different entries that are not segments (`is_segment`), and one.
-        unknown: The number of different segments that belong to no rated video, and one.
-        unlisted: Rated pairs that the submission lacks; the positives among them count as missed.
+        malformed: The number of different entries that are not segments (`is_segment`), and an
+            example.
+        unknown: The number of different segments of videos without ratings, and an example.
+        unlisted: Rated pairs that are not in the submission; positive ones count as missed.
     """
 
     classes: int
@@ -253,7 +254,7 @@ class SubmissionReport(NamedTuple):
     unlisted: int
 
     def lines(self) -> Iterator[str]:
-        """Yields a line for everything that deserves the user's attention."""
+        """Yields a line for each kind of difference that was found."""
         for text, numbers in (
             ("with a rated positive are missing and count 0", self.missing_classes),
             ("have no rating and do not count", self.unknown_classes),
@@ -262,13 +263,13 @@ class SubmissionReport(NamedTuple):
                 some = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
                 yield f"{len(numbers)} classes {text}: {some}"
         if self.duplicates:
-            yield f"{self.duplicates} segments are named again by the same class: the first counts"
+            yield f"{self.duplicates} segments are repeated in their class: the first place counts"
         if self.beyond:
-            yield f"{self.beyond} segments past the allowed number of a class do not count"
+            yield f"{self.beyond} segments beyond the allowed number per class do not count"
         if self.malformed[0]:
             yield (
                 f"{self.malformed[0]} different entries are not id:number, with a whole number "
-                f"without zeros before it, and do not count, for example {shown(self.malformed[1])}"
+                f"without leading zeros, and do not count, for example {shown(self.malformed[1])}"
             )
         if self.unknown[0]:
             yield (
@@ -288,20 +289,20 @@ def judge(
 ) -> tuple[MeanAveragePrecision, SubmissionReport]:
     """Returns the average precision of every class of a submission: paper, equation (7).
 
-    Of each class the first `k` different segments are taken into account. Those that are not rated
-    for the class are then left out, and the others are ranked. Every rated positive counts as one,
-    even if the submission lacks it. The starter code's segment_eval_inference.py differs: it fails
-    on a header, loses the last segment of each line, and does not count missing classes.
+    The first `k` different segments of each class count. Those without a rating for the class are
+    left out, and the others are ranked. Rated positives that are not in the submission count as
+    missed. The starter code's segment_eval_inference.py differs: it fails on a header, loses the
+    last segment of each line, and ignores missing classes.
 
     Args:
-        submission: What `read_submission` yields.
+        submission: From `read_submission`.
         truth: The ratings.
-        k: The number of segments per class to take into account.
+        k: The number of segments per class that count.
         progress: Called after every class.
 
     Returns:
-        A result over 1 + the largest rated class classes, whose ``map`` is the mean over those with
-        a rated positive, and the differences from the truth.
+        A result for the classes up to the largest rated one, whose ``map`` is the mean over those
+        with a rated positive, and the differences from the truth.
 
     Example:
         >>> truth = Truth({3: {"a:0": True, "a:5": False, "b:0": True}}, frozenset("ab"), "here")
@@ -315,7 +316,7 @@ def judge(
     relevance: list[list[bool]] = []
     checks = _Checks(truth, k)
     for number, segments in submission:
-        different = dict.fromkeys(segments)  # in order, each once
+        different = dict.fromkeys(segments)  # in order, without repetitions
         checks.add(number, segments, different)
         if (ratings := truth.ratings.get(number)) is not None:
             first = list(different)[:k] if len(different) > k else different
@@ -332,22 +333,22 @@ def judge(
 def _average_precision(
     classes: np.ndarray, relevant: np.ndarray, truth: Truth, k: int
 ) -> MeanAveragePrecision:
-    """Returns the average precision of every class, positives that are not listed being missed.
+    """Returns the average precision of every class; unlisted positives count as missed.
 
     Args:
-        classes: (R,) of the listed pairs that are rated, those of each class by rank.
-        relevant: (R,) whether they are positive.
+        classes: (R,) the classes of the listed rated pairs, by rank within each class.
+        relevant: (R,) whether the pairs are positive.
         truth: The ratings.
-        k: The number of segments per class that are taken into account.
+        k: The number of segments per class that count.
     """
     num_classes = max(truth.ratings) + 1
     positives, rated = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     for number, ratings in truth.ratings.items():
         positives[number] = sum(ratings.values())
         rated[number] = len(ratings)
-    # Scores are all equal, so that earlier rows rank first.
+    # All scores are equal, so that earlier rows rank first.
     listed = map_at_k(classes, np.zeros(len(classes)), relevant, num_classes=num_classes, k=k)
-    # A positive that is not listed belongs to the denominator, min(positives, k), alone.
+    # An unlisted positive only contributes to the denominator, min(positives, k).
     share = np.minimum(listed.positives, k) / np.maximum(np.minimum(positives, k), 1)
     per_class = listed.per_class * share
     counted = per_class[positives > 0]
@@ -366,10 +367,10 @@ class _Checks:
         self._duplicates = self._beyond = 0
         self._malformed: list[str] = []
         self._unknown: list[str] = []
-        self._seen: set[str] = set()  # segments of the classes so far
+        self._seen: set[str] = set()  # segments of all classes so far
 
     def add(self, number: int, segments: Sequence[str], different: Mapping[str, None]) -> None:
-        """Adds a class with its segments, and the different ones among them."""
+        """Adds a class with its segments, and these without repetitions."""
         self._classes.add(number)
         if number not in self._truth.ratings:
             self._unknown_classes.append(number)
@@ -384,7 +385,7 @@ class _Checks:
                 self._unknown.append(segment)
 
     def report(self, result: MeanAveragePrecision, listed: int) -> SubmissionReport:
-        """Returns the differences, given how many rated pairs are listed."""
+        """Returns the differences, given the number of listed rated pairs."""
         positive = np.flatnonzero(result.positives).tolist()
         return SubmissionReport(
             classes=len(self._classes),

@@ -1,4 +1,4 @@
-"""Pictures of a video's scores over time."""
+"""Pictures of the scores of a video over time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BAR_COLOR = "#4c78a8"
-_FULL = 0.85  # height of a probability of 1, in rows
+_FULL = 0.85  # the height of probability 1, in rows
 
 
 class Rating(NamedTuple):
@@ -58,7 +58,7 @@ class Timeline:
         numbers: The C classes.
         names: Their names.
         ratings: The video's ratings; those of other classes are not drawn.
-        frame_seconds: The length of a frame.
+        frame_seconds: The duration of a frame in seconds.
         segment_size: Frames of a rated segment.
     """
 
@@ -73,7 +73,7 @@ class Timeline:
     segment_size: int = 5
 
     def picture(self) -> bytes:
-        """Draws one row per class and frames the rated segments; returns a PNG file.
+        """Draws one row per class, with frames around rated segments; returns a PNG file.
 
         Raises:
             pyseg.errors.UserError: matplotlib is not installed.
@@ -172,7 +172,7 @@ class Timeline:
 
 
 def _draw_clock(axes: Axes) -> None:
-    """Draws an axis of time in minutes and seconds, and no other."""
+    """Draws only the time axis, in minutes and seconds."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_yticks([])

@@ -104,10 +104,10 @@ def test_arches_are_given(monkeypatch):
     ]
 
 
-# ---- what this machine has -----------------------------------------------------------------------
+# ---- this machine's tools ------------------------------------------------------------------------
 
 
-def test_find_torch_is_the_one_that_runs():
+def test_find_torch_finds_the_imported_one():
     import torch
 
     found = _build.find_torch()
@@ -248,7 +248,7 @@ needs_compiler = pytest.mark.skipif(
     isinstance(_build.find_compiler(), str), reason=f"{_build.find_compiler()}"
 )
 RECORDS = _build.RECORDS.file
-# Most tests build the library that needs no torch: to import it takes longer than to compile.
+# Most tests build the library that needs no torch, whose import takes longer than a build.
 PREPARE = """
 import runpy, sys
 builder = runpy.run_path(sys.argv[1])["prepare"].__globals__
@@ -379,15 +379,15 @@ def test_failed_build_is_not_repeated_before_something_changes(checkout, library
     source = checkout / "csrc" / source
     good = source.read_text()
     source.write_text('#error "planted"\n')
-    output, told = prepare(checkout, library).communicate(timeout=60)
+    output, printed = prepare(checkout, library).communicate(timeout=60)
     assert output.startswith("its build failed: ")
     assert "planted" in output
-    assert told.startswith("pyseg: building ")
+    assert printed.startswith("pyseg: building ")
     assert prepare(checkout, library).communicate(timeout=60) == (output, "")
     source.write_text(good)
-    output, told = prepare(checkout, library).communicate(timeout=60)
+    output, printed = prepare(checkout, library).communicate(timeout=60)
     assert output.startswith(f"{checkout}/pyseg/")
-    assert told.startswith("pyseg: building ")
+    assert printed.startswith("pyseg: building ")
 
 
 @needs_compiler
@@ -489,7 +489,7 @@ def test_library_that_does_not_load(tmp_path):
 
 @pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"{_ext.CPU_REASON}")
 def test_refuses_a_library_of_other_operators(monkeypatch):
-    """After an update of the checkout the old library stays; its operators are not called."""
+    """After an update of the checkout the old library remains; its operators are not called."""
     found = _ext.FOUND[_build.CPU]
     assert _ext._load_ops(_build.CPU, found) is None
     monkeypatch.setattr(_build, "operator_digest", lambda: "another")

@@ -192,7 +192,7 @@ def test_help_fits_a_screen(words: list[str], capsys, monkeypatch) -> None:
     assert len(lines) <= 50
     assert max(map(len, lines)) <= 100
     assert (
-        f"{'  --test_fraction X':30}The part of the videos to hold out for evaluation (0.2)"
+        f"{'  --test_fraction X':30}The fraction of the videos to hold out for evaluation (0.2)"
         in lines
     )
     assert "required" not in "".join(lines)
@@ -203,7 +203,9 @@ def test_help_explains_an_option_or_a_group(capsys) -> None:
     assert re.findall(r"^  --(\S+)", text, re.M)[:2] == ["loss.rated_weight", "loss.unrated_weight"]
     assert text == printed(train.main, ["--help=--loss"], capsys)
     one = printed(train.main, ["--help", "on-nan"], capsys)
-    assert " ".join(one.split()).startswith("--on_nan {raise,skip} What a loss that is not finite")
+    assert " ".join(one.split()).startswith(
+        '--on_nan {raise,skip} "raise" at a loss that is not finite'
+    )
     every = printed(train.main, ["--help", "all"], capsys)
     assert text in every
     assert one in every

@@ -477,7 +477,7 @@ def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> N
     counts = capsys.readouterr().out.splitlines()[0].split(", ")[:2]
     printed = outcome(runs, "all_checks").out
     assert ", ".join(counts) in printed
-    assert printed.count("stopped after ") == printed.count("going on from ") == 1
+    assert printed.count("stopped after ") == printed.count("continuing from ") == 1
     with np.load(runs / "one-scores.npz") as one, np.load(runs / "several-scores.npz") as several:
         assert len(one["segments"]) == 2 * len(NAMES)
         assert one["segments"].tolist() == several["segments"].tolist()
@@ -498,7 +498,7 @@ def test_a_stop_in_one_process_stops_all_and_resumes(runs: Path) -> None:
     assert stopped in outcome(runs, "all_checks").out
     done = outcome(runs, "go_on")
     assert done.code == 0, done.out + done.err
-    assert "going on from finetune, step 3" in done.out
+    assert "continuing from finetune, step 3" in done.out
     left, right = (models.load(folder).state_dict() for folder in (run, runs / "noisy"))
     for key, value in left.items():
         assert torch.equal(value, right[key]), key
@@ -527,7 +527,7 @@ def test_as_many_processes_resume(runs: Path) -> None:
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     done = run_program("-m", *launcher, "pyseg.train", "--", "--resume", str(run))
     assert done.code == 0, done.out + done.err
-    assert done.out.count("going on from finetune, step ") == 1
+    assert done.out.count("continuing from finetune, step ") == 1
     assert (run / models.WEIGHTS).is_file()
 
 

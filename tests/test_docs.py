@@ -1,4 +1,4 @@
-"""What the documentation names is there, and its examples run."""
+"""The names in the documentation exist, and its examples run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TEXTS = {path: path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("doc
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("cooccur", "data", "evaluate", "models", "predict", "report", "reproduce", "train")
 COMMAND = re.compile(rf"\bpyseg[. ]({'|'.join(COMMANDS)})\b( [^`\n&#]*)")
-OTHERS = {"pdb", "keep_memory", "memory", "only"}  # of pytest, benchmarks and long tests
+OTHERS = {"pdb", "keep_memory", "memory", "only"}  # options of pytest, benchmarks and long tests
 
 
 @pytest.mark.parametrize(
     "page", sorted(page for page in TEXTS if PYTHON.search(TEXTS[page])), ids=lambda page: page.stem
 )
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a page one after the other, as a reader would type them."""
+    """Runs the examples of a page in order, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in PYTHON.findall(TEXTS[page]):
@@ -41,7 +41,7 @@ def test_files_are_there() -> None:
     assert not [(page, name) for page, name in named if not (ROOT / name).is_file()]
 
 
-def test_the_way_of_a_batch_passes_every_file_once() -> None:
+def test_the_path_of_a_batch_lists_every_file_once() -> None:
     files = re.findall(r"^\| `([^`]+)` \|", TEXTS[ROOT / "docs" / "batch.md"], re.MULTILINE)
     assert len(files) > 20
     assert len(set(files)) == len(files)

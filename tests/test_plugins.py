@@ -1,4 +1,4 @@
-"""Data, losses and metrics of one's own, registered by ``--plugin`` as in the examples."""
+"""Custom data, losses and metrics, registered by ``--plugin`` as in the examples."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_losses_are_checked(plugin: list[str], options: list[str], message: str)
     assert not Path("runs").exists()
 
 
-def test_a_loss_gets_what_it_has_parameters_for() -> None:
+def test_a_loss_gets_the_arguments_that_it_has_parameters_for() -> None:
     @register_loss("own")
     class Own(nn.Module):
         def __init__(self, margin: float, rated_weight: float = 1.0) -> None:
@@ -105,7 +105,7 @@ def own_format(name: str, **changes: Any) -> Format:
     return Format(name, "own records (rgb, audio)", schema, open_records, **changes)
 
 
-def test_the_last_format_that_matches_counts(tmp_path: Path) -> None:
+def test_the_last_matching_format_is_used(tmp_path: Path) -> None:
     register_format(own_format("own"))
     frames, schema = np.zeros((5, 5), np.uint8), own_format("own").schema
     write_records(tmp_path / "a.tfrecord", [encode_frames("a", frames, [1], schema=schema)])
@@ -123,7 +123,7 @@ def test_the_last_format_that_matches_counts(tmp_path: Path) -> None:
     assert frame_format((3, 2), [str(tmp_path / "a.tfrecord")]).name == "id"
 
 
-def test_registries_know_what_is_registered() -> None:
+def test_registries_refuse_registered_names() -> None:
     kinds = {registry.kind for registry in Registry.every}
     assert {"preset", "head", "format", "source of data", "metric", "loss"} <= kinds
     assert [format.name for format in formats()] == ["youtube8m-videos", "youtube8m", "audioset"]

@@ -51,7 +51,7 @@ def test_what_is_written_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (run.checkpoints_folder / "checkpoint-000000001.pt").touch()
     assert run.is_unfinished
     run.warn_unfinished()
-    assert f"python -m pyseg.train --resume {tmp_path} goes on" in capsys.readouterr().out
+    assert f"python -m pyseg.train --resume {tmp_path} continues" in capsys.readouterr().out
 
 
 def test_a_model_of_the_rated_classes_knows_their_numbers(tmp_path: Path) -> None:

@@ -108,14 +108,14 @@ def test_requests_to_stop_and_resuming(
     with pytest.raises(KeyboardInterrupt):
         train.train(config(data, run, workers=1))  # reads the same as none, but ahead
     printed = capsys.readouterr().out
-    assert f"stopped at pretrain, step 3: python -m pyseg.train --resume {run} goes on" in printed
+    assert f"stopped at pretrain, step 3: python -m pyseg.train --resume {run} continues" in printed
     for _ in range(20):
         try:
             train.main(["--resume", str(run)])
             break
         except KeyboardInterrupt:
             assert list_checkpoints(Run(run).checkpoints_folder)
-    assert "going on from finetune, step 8" in capsys.readouterr().out
+    assert "continuing from finetune, step 8" in capsys.readouterr().out
     assert taken == [("pretrain", n) for n in range(7)] + [("finetune", n) for n in range(9)]
     assert_same_run(run, whole)
 
@@ -186,7 +186,7 @@ def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("killed at") == 5
-    assert "going on from finetune" in done.stdout
+    assert "continuing from finetune" in done.stdout
     # Leftovers of a killed write are removed with the folder.
     assert not Run(run).checkpoints_folder.exists()
     assert_same_run(run, whole)
@@ -385,7 +385,7 @@ def test_a_worker_that_is_killed(copy: Path, monkeypatch) -> None:
         return step(self, batch)
 
     monkeypatch.setattr(training.StageRun, "_take_step", optimise)
-    again = f"python -m pyseg.train --resume {copy} goes on"
+    again = f"python -m pyseg.train --resume {copy} continues"
     with pytest.raises(UserError, match=f"a process that reads the data .*; {again}"):
         train.main(["--resume", str(copy), "--workers", "1", "--pretrain.steps", "1000"])
 
@@ -476,9 +476,9 @@ def test_a_final_fit_on_everything(data: Path, tmp_path: Path, monkeypatch, caps
         train.main(["--resume", str(run)])
     train.main(["--resume", str(run)])
     printed = capsys.readouterr().out
-    assert "going on from finetune, step 2" in printed
+    assert "continuing from finetune, step 2" in printed
     assert "after finetune: the weights of step 4 are kept" in printed
-    assert "going on from final, step 3" in printed
+    assert "continuing from final, step 3" in printed
     assert "final: 4 steps of 5" in printed
     assert len(seen) == 20
     state, start = models.load(run).state_dict(), models.load(Run(run).pretrained_folder)

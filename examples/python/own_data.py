@@ -1,11 +1,11 @@
-"""Adds data of one's own to pyseg: records with other features, a loss and a metric.
+"""Adds your own data to pyseg: records with other features, a loss and a metric.
 
     cd examples/python
     python -m pyseg.train --plugin own_data --data ticks --model mlp --finetune.loss focal
     python -m pyseg.predict --plugin own_data --run runs/ticks-mlp-1
 
-``--plugin`` imports this module first. A package that is installed can name its module as an entry
-point "pyseg.plugins" instead, and needs no option. As a script this trains and predicts in a
+``--plugin`` imports this module first. An installed package can declare its module as an entry
+point "pyseg.plugins" instead, and needs no option. As a script this module trains and predicts in a
 temporary folder:
 
     python examples/python/own_data.py
@@ -38,8 +38,8 @@ from pyseg.training import register_loss
 
 CLASSES = ("tick", "tock", "silence")
 
-# Two frames a second, so that a segment of five seconds has ten. The records hold labels and
-# ratings themselves, and vocabulary.csv names the classes: `open_records` knows how to open them.
+# Two frames per second, so that a segment of five seconds has ten. The records contain labels and
+# ratings, and vocabulary.csv names the classes: `open_records` opens such records.
 TICKS = register_format(
     Format(
         "ticks",
@@ -62,12 +62,12 @@ def make_ticks(folder: Path = Path("clocks")) -> Path:
     for shard in range(4):
         records = []
         for video in range(50):
-            sounds = dice.integers(len(CLASSES), size=6)  # one a segment
+            present = dice.integers(len(CLASSES), size=6)  # one per segment
             frames = dice.integers(96, 160, size=(60, 12), dtype=np.uint8)
-            frames[np.arange(60), np.repeat(sounds, 10)] += 48
-            asked = dice.integers(len(CLASSES), size=6)  # one rating a segment
-            ratings = Ratings(np.arange(0, 60, 10), asked, np.float32(asked == sounds))
-            labels = np.unique(sounds)
+            frames[np.arange(60), np.repeat(present, 10)] += 48
+            rated = dice.integers(len(CLASSES), size=6)  # one rating per segment
+            ratings = Ratings(np.arange(0, 60, 10), rated, np.float32(rated == present))
+            labels = np.unique(present)
             records.append(
                 encode_frames(f"{shard}{video:02d}", frames, labels, ratings, TICKS.schema)
             )
@@ -80,7 +80,7 @@ register_source("ticks", make_ticks)
 
 @register_loss("focal")
 class FocalLoss(nn.Module):
-    """Cross-entropy of the rated classes that counts what is hard the most (Lin et al., 2017).
+    """Cross-entropy of the rated classes, with larger weights for hard ones (Lin et al., 2017).
 
     Args:
         gamma: 0 is plain cross-entropy; ``--finetune.loss_overrides.gamma`` sets it.
@@ -106,13 +106,13 @@ class FocalLoss(nn.Module):
 
 @register_metric("accuracy", on="ratings")
 class Accuracy:
-    """The share of ratings that agree with the sign of the logit. A metric of one process."""
+    """The share of ratings that agree with the sign of the logit, in a single process."""
 
     def __init__(self, num_classes: int) -> None:
         self.right, self.rated = 0, 0
 
     def update(self, batch: Batch, logits: np.ndarray) -> None:
-        """Takes a batch of rated segments and their logits (B, C)."""
+        """Adds a batch of rated segments and their logits (B, C)."""
         rows = np.repeat(np.arange(len(batch)), batch.offsets.diff().numpy())
         agree = (logits[rows, batch.classes.numpy()] > 0) == (batch.scores.numpy() > 0.5)
         self.right, self.rated = self.right + int(agree.sum()), self.rated + len(agree)

@@ -12,7 +12,7 @@ _COMMANDS = {"download": download.main}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command that comes first in ``argv`` (default: the process's) with the rest."""
+    """Runs the command named by the first word of ``argv`` (default: the process's)."""
     parser = argparse.ArgumentParser(
         prog=_cli.program("pyseg.data"),
         description="Fetches data. `python -m pyseg.data download --help` lists the options.",

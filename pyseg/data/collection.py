@@ -349,7 +349,7 @@ def open_records(
     if path is not None:
         rated = read_segment_vocabulary(path).classes
         if max(rated) >= num_classes:
-            raise DataError(f"{path}: class {max(rated)} is none of the {num_classes} classes")
+            raise DataError(f"{path}: expected classes below {num_classes}, found {max(rated)}")
     of_frames = found.format.level == "frame"
     if of_frames and not found.rated:
         notes += ("no rated segments in these records",)

@@ -52,18 +52,17 @@ class EvaluateConfig:
     Args:
         run: The run folder that `pyseg.train` wrote.
         data: Records as a folder, glob or file, or "sample"; default: what the run was trained on.
-        labels: Tables of strong labels for AudioSet's records, a file or a glob; default: those
+        labels: Tables of AudioSet's strong labels, file or glob; default: those
             beside the records, or what the run was trained on.
         part: Videos to evaluate on: those that the run held out ("test"), its training videos, or
             all; default: "test", without a run all.
-        submission: A submission to evaluate instead, of --run or any other.
-        truth: The ratings to judge it by: records, as --data, or a table of lines
+        submission: A submission to evaluate, of --run or any other model.
+        truth: The ratings for --submission: records, as --data, or a table of lines
             "segment,class,score"; default: --data, or what the run was trained on.
         top: Segments per class of the submission that count.
         batch_size: Examples scored at once.
         workers: Processes that read ahead; 0 reads in this process.
-        on_error: At a damaged record: "raise" stops, "skip" leaves it out and reports it; default:
-            as the run did.
+        on_error: "raise" at a damaged record, or "skip" and report it; default: as the run did.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fused operators, each beside the plain-PyTorch reference that defines it."""
+"""Fused operators, each with the plain-PyTorch reference that defines it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kernels there are, and in which dtypes operators and modules compute."""
+"""Which kernels are available, and the dtypes in which operators and modules compute."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pyseg import _ext
 
 
 def has_kernel(tensor: Tensor) -> bool:
-    """Returns whether compiled kernels serve the device of `tensor`."""
+    """Returns whether compiled kernels support the device of `tensor`."""
     device = tensor.device.type
     return (device == "cpu" and _ext.HAS_CPU_OPS) or (device == "cuda" and _ext.HAS_CUDA_OPS)
 
 
 def allow_tf32(tensor: Tensor) -> bool:
-    """Returns whether an op's products of `tensor` may be in TF32, as PyTorch's own may."""
+    """Returns whether an op may round `tensor` to TF32 in products, as PyTorch's own ops may."""
     return tensor.device.type == "cuda" and tensor.dtype == torch.float32 and _tf32_allowed()
 
 
@@ -25,29 +25,29 @@ def _tf32_allowed() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-# A constant of a compiled graph: torch.compile cannot trace the setting (nor can it be read by its
-# old name once it has been set by the new one), but compiles anew where it changes. This is all
-# that torch.compiler.assume_constant_result does after importing torch._dynamo, which takes as long
-# as importing torch.
+# A constant of a compiled graph: torch.compile cannot trace the setting (nor can its old name be
+# read after the new one was set), but recompiles when it changes. This is all that
+# torch.compiler.assume_constant_result does after importing torch._dynamo, which takes as long as
+# importing torch.
 _tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype in which sums over values of `dtype` are kept."""
+    """Returns the dtype of sums over values of `dtype`."""
     return torch.promote_types(dtype, torch.float32)
 
 
-# Without a unit for matrices an x86 processor is no quicker in bfloat16, whatever instructions it
-# has for it: its products reach half the rate of those of float32 (oneDNN, AVX512-BF16).
+# Without a matrix unit an x86 processor gains nothing from bfloat16, even with instructions for it:
+# products run at half the rate of float32 (oneDNN, AVX512-BF16).
 _SLOW_BFLOAT16 = platform.machine() in ("x86_64", "AMD64") and not (
     torch.cpu._is_amx_tile_supported()
 )
 
 
 def product_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype in which matrix products of values of `dtype` are best computed.
+    """Returns the fastest dtype for matrix products of values of `dtype`.
 
-    That is `dtype`, but float32 for bfloat16 on a CPU that is quicker with it.
+    That is `dtype`, but float32 for bfloat16 on a CPU that computes it faster.
     """
     slow = device == "cpu" and dtype == torch.bfloat16 and _SLOW_BFLOAT16
     return torch.float32 if slow else dtype

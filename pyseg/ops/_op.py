@@ -1,4 +1,4 @@
-"""One description of an operator's arguments, and what PyTorch is told of it in Python.
+"""Describes an operator's arguments once, and registers it with PyTorch.
 
 The file of an operator reads as equation, reference and registration; gru.py is a short one. To add
 one:
@@ -10,12 +10,12 @@ one:
    ``torch.ops.pyseg.<name>.default``, or the reference where no kernel is loaded (`has_kernel`).
    ``@_OP.autocast()`` above it casts arguments in autocast.
 3. Write the reference in plain PyTorch: it is what the tests compare with.
-4. Below ``@_OP.fake`` say how large the results are, below ``@_OP.gradient(...)`` what the
-   gradients are. Where an operator computes them, it has a description of its own; if it cannot be
-   differentiated in turn, ``_BACKWARD.refuse_gradient()`` says so.
+4. Below ``@_OP.fake`` return the shapes of the results, below ``@_OP.gradient(...)`` the gradients.
+   An operator that computes gradients has its own description; if it cannot be differentiated,
+   ``_BACKWARD.refuse_gradient()`` says so.
 
-The functions of step 4 are given arguments by the names of the schema, take those that they need
-and leave the others to ``**_``.
+The functions of step 4 receive arguments by the names of the schema, take those that they need and
+leave the others to ``**_``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# The dtypes of arguments, in the words of the error where one does not fit. An op's values are all
-# of one dtype, which autocast chooses; its sums have the dtype in which sums over values are kept.
+# The dtypes of arguments, as errors name them. An op's values all have one dtype, which autocast
+# chooses; its sums have the dtype of `sum_dtype`.
 VALUES = "float32, float64, float16 or bfloat16"
 SUMS = "the dtype of sums"
 _DTYPES: dict[str, Callable[[Tensor], bool]] = {
@@ -60,8 +60,8 @@ class Argument:
     """A tensor that an operator takes.
 
     Args:
-        layout: its dimensions, such as "(B, T, N)". The same name is the same size in all arguments
-            of the operator; names are not computed with, "3H" is one too.
+        layout: its dimensions, such as "(B, T, N)". The same name means the same size in all
+            arguments of the operator; "3H" is a name too, not a product.
         dtype: one of the above.
         optional: whether it may be ``None``.
     """
@@ -77,7 +77,7 @@ def check_arguments(arguments: Mapping[str, Argument], *tensors: Tensor | None) 
     """Raises an error that names the first argument that does not fit; returns the sizes."""
     sizes: dict[str, int] = {}
     given: dict[str, Tensor] = {}
-    first = values = ""  # the names of the first argument, and of the first of the op's values
+    first = values = ""  # names of the first argument, and of the first of the op's values
     for (name, argument), tensor in zip(arguments.items(), tensors, strict=True):
         if tensor is None and argument.optional:
             continue
@@ -104,7 +104,7 @@ def check_arguments(arguments: Mapping[str, Argument], *tensors: Tensor | None) 
 
 
 def check_tensor(name: str, value: Any, dtype: str) -> None:
-    """Raises where `value` is no tensor of `dtype`."""
+    """Raises if `value` is not a tensor of `dtype`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, found {type(value).__name__}")
     if not _DTYPES[dtype](value):
@@ -112,14 +112,14 @@ def check_tensor(name: str, value: Any, dtype: str) -> None:
 
 
 def check_dtype(name: str, tensor: Tensor, like: str, other: Tensor, *, sums: bool = False) -> None:
-    """Raises where `tensor` has not the dtype of `other`, or that of sums over it."""
+    """Raises if `tensor` does not have the dtype of `other`, or of sums over it."""
     dtype = sum_dtype(other.dtype) if sums else other.dtype
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype} to fit {like}, found {tensor.dtype}")
 
 
 def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
-    """Raises where `tensor` is not on the device of `other`, called `like`."""
+    """Raises if `tensor` is not on the device of `other`, named `like`."""
     if tensor.device != other.device:
         raise ArgumentError(
             f"{name}: expected the device of {like}, {other.device}, found {tensor.device}"
@@ -127,7 +127,7 @@ def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Raises where a number is smaller, infinite or NaN."""
+    """Raises if a number is smaller, infinite or NaN."""
     if not least <= value < math.inf:
         raise ArgumentError(
             f"{name}: expected a finite number of at least {least:.3g}, found {value}"
@@ -137,7 +137,7 @@ def check_at_least(name: str, value: float, least: float) -> None:
 def misfit(
     name: str, layout: str, expected: Sequence[Any], tensor: Tensor, like: str, other: Tensor
 ) -> ArgumentError:
-    """Returns the error of a tensor whose shape does not fit that of `other`, called `like`."""
+    """Returns the error of a tensor whose shape does not fit that of `other`, named `like`."""
     sizes = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
     return ArgumentError(
         f"{name}: expected shape {layout} = ({sizes}) to fit {like} {tuple(other.shape)}, "
@@ -146,11 +146,11 @@ def misfit(
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Returns whether autograd will want a gradient of one of the tensors."""
+    """Returns whether autograd requires a gradient of one of the tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-# The operators whose kernels are Python, and all that PyTorch is told of any of them in Python.
+# Defines operators with kernels in Python, and registers fakes, autocast and gradients of all.
 _LIBRARY = torch.library.Library("pyseg", "FRAGMENT")
 
 
@@ -160,8 +160,9 @@ class Op:
     Args:
         name: its name.
         schema: arguments and results, all with names, in PyTorch's notation. ``None``: those of the
-            compiled library; without that there is no operator, and decorators register nothing.
-        arguments: the tensors that `check` looks at.
+            compiled library; without that the operator does not exist, and decorators register
+            nothing.
+        arguments: the tensors that `check` checks.
     """
 
     def __init__(self, name: str, schema: str | None = None, /, **arguments: Argument) -> None:
@@ -181,15 +182,15 @@ class Op:
         return function
 
     def autocast(self, *, to_float32: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Returns a decorator: autocast casts the values that a function and the operator take.
+        """Returns a decorator that makes autocast cast the values of a function and the operator.
 
-        As for PyTorch's own operators that is to autocast's dtype, for matrix products, or to
-        float32, and float64 is left alone.
+        As for PyTorch's own operators, the target is autocast's dtype, for matrix products, or
+        float32, and float64 is not cast.
         """
         values = [n for n, argument in self.arguments.items() if argument.dtype == VALUES]
 
         def register(function: Callable[P, R]) -> Callable[P, R]:
-            # torch.library.register_autocast casts to one fixed dtype; users choose theirs.
+            # torch.library.register_autocast casts to one fixed dtype, but users choose it.
             if self.defined:
                 raw = _casting(self.overload, list(self.defaults), values, to_float32)
                 for key in ("AutocastCPU", "AutocastCUDA"):
@@ -201,10 +202,10 @@ class Op:
         return register
 
     def fake(self, function: Function) -> Function:
-        """Makes `function` what says how large the results are; it may check arguments too.
+        """Makes `function` the fake, which returns the shapes of results; it may check arguments.
 
-        It is also what PyTorch calls where a meta tensor is among others, whose results it would
-        leave uninitialized: tensors of several devices are refused.
+        PyTorch also calls it if only some tensors are meta tensors, and would leave the results
+        uninitialized: tensors on several devices are refused.
         """
 
         def fake(*args: Any, **kwargs: Any) -> Any:
@@ -223,19 +224,18 @@ class Op:
     ) -> Callable[[Function], Function]:
         """Returns a decorator that makes a function the gradient of the operator.
 
-        It takes the gradients of the results, each ``None`` where there is none, then by name what
-        was saved, and `needed`: of which arguments a gradient is wanted. It returns gradients by
-        the names of arguments; for those that it leaves out there is none.
+        It takes the gradients of the results, each possibly ``None``, then by name the saved
+        tensors, and `needed`, which says for each argument whether its gradient is required. It
+        returns gradients by the names of arguments; those that it leaves out have none.
 
-        :func:`torch.library.register_autograd` leaves forward-mode derivatives zero without a word
-        and knows no `torch.func.grad`. Here the former are refused, and the latter has the gradient
-        like any other.
+        :func:`torch.library.register_autograd` silently makes forward-mode derivatives zero and
+        does not support `torch.func.grad`. Here the former raise an error, and the latter works.
 
         Args:
-            saved: which arguments and results are kept for the gradient.
-            constant: which results have no gradient.
-            refused: arguments that would have a gradient, but have none here, and what users call
-                them.
+            saved: the arguments and results to save for the gradient.
+            constant: the results without a gradient.
+            refused: differentiable arguments whose gradient is not implemented, and their names
+                for users.
         """
         reference = self.name.removesuffix("_backward")
 
@@ -260,7 +260,7 @@ class Op:
         return register
 
     def refuse_gradient(self) -> None:
-        """Makes the gradient of a backward operator an error that names the way out."""
+        """Makes the gradient of a backward operator an error that names the alternative."""
         op = self.name.removesuffix("_backward")
 
         @self.gradient("")
@@ -272,20 +272,20 @@ class Op:
 
     @functools.cached_property
     def overload(self) -> Any:
-        """What the dispatcher calls: ``torch.ops.pyseg.<name>.default``."""
+        """The overload that the dispatcher calls: ``torch.ops.pyseg.<name>.default``."""
         return getattr(torch.ops.pyseg, self.name).default
 
     @functools.cached_property
     def defaults(self) -> dict[str, Any]:
-        """All arguments of the schema by name, and their defaults."""
+        """The defaults of all arguments of the schema, by name."""
         return {a.name: a.default_value for a in self.overload._schema.arguments}
 
     def _named(self, args: tuple[Any, ...]) -> dict[str, Any]:
-        """Returns arguments by name; the dispatcher leaves out those at the end with defaults."""
+        """Returns arguments by name; the dispatcher omits trailing ones with default values."""
         return self.defaults | dict(zip(self.defaults, args, strict=False))
 
     def below_autograd(self, keyset: Any, *args: Any) -> Any:
-        """Calls the kernel of what is left of `keyset` below autograd."""
+        """Calls the kernel for the keys of `keyset` below autograd."""
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
@@ -293,7 +293,7 @@ class Op:
 def _casting(
     function: Callable[..., R], names: list[str], values: list[str], to_float32: bool
 ) -> Callable[..., R]:
-    """Returns what casts `values` in autocast and calls `function`, whose arguments are `names`."""
+    """Returns `function`, with arguments `names`, wrapped so that autocast casts `values`."""
     place = names.index(values[0])
 
     def call(*args: Any, **kwargs: Any) -> R:
@@ -322,14 +322,14 @@ def _autograd_function(
     constant: str,
     refused: Mapping[str, str],
 ) -> Callable[..., Any]:
-    """Returns what calls `op` and makes `function` its gradient, see `Op.gradient`."""
+    """Returns a function that calls `op` with `function` as its gradient, see `Op.gradient`."""
     inputs = list(op.defaults)
     results = [result.name for result in op.overload._schema.returns]
     kept, constants = saved.split(), constant.split()
 
-    # A Function with one level of derivatives: the dispatcher calls it at each level by itself.
+    # A Function with one level of derivatives, as the dispatcher calls it for each level.
     class Gradient(_SingleLevelFunction):
-        apply: Callable[..., Any]  # of its base, which is in C++
+        apply: Callable[..., Any]  # its base is in C++
 
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
@@ -341,7 +341,7 @@ def _autograd_function(
                 zip(inputs, values, strict=True)
             )
             ctx.mark_non_differentiable(*(named[name] for name in constants))
-            ctx.set_materialize_grads(False)  # zeros as large as what is kept would be filled in
+            ctx.set_materialize_grads(False)  # they would be as large as the saved tensors
             tensors = [n for n in kept if named[n] is None or isinstance(named[n], Tensor)]
             ctx.save_for_backward(*(named[name] for name in tensors))
             ctx.tensors = tensors
@@ -377,7 +377,7 @@ def _autograd_function(
 
 @contextlib.contextmanager
 def _outer_derivatives() -> Iterator[None]:
-    """Lets a Function's forward be differentiated by the transforms of `torch.func` around it."""
+    """Lets the transforms of `torch.func` around a Function differentiate its forward."""
     if torch._C._are_functorch_transforms_active():
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             yield
@@ -390,11 +390,11 @@ def _has_tangent(value: Any) -> bool:
 
 
 def _in_autocast(tensor: Any) -> TypeGuard[Tensor]:
-    """Returns whether autocast is on for the device of `tensor` (False for anything else)."""
+    """Returns whether autocast is on for the device of `tensor`; False for other objects."""
     if not isinstance(tensor, Tensor):
         return False
     device = tensor.device.type
-    # Not torch.amp.is_autocast_available(device): torch.compile of torch 2.11 cannot trace it.
+    # Not torch.amp.is_autocast_available(device), which torch.compile of 2.11 cannot trace.
     return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
@@ -412,12 +412,12 @@ _disabled = functools.cache(torch.compiler.disable)
 
 
 def _untraced(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a kernel that torch.compile does not look into."""
+    """Returns a kernel that torch.compile does not trace."""
 
     @functools.wraps(kernel)
     def call(*args: Any) -> Any:
-        # torch.compiler.disable imports torch._dynamo, which takes as long as importing torch. As
-        # long as nobody else has, nothing is compiled in this process.
+        # torch.compiler.disable imports torch._dynamo, which takes as long as importing torch.
+        # Until something else imports it, nothing is compiled in this process.
         if "torch._dynamo" in sys.modules:
             return _disabled(kernel)(*args)
         return kernel(*args)

@@ -24,21 +24,20 @@ class AssignmentNorm(NamedTuple):
     .. math:: y_{tgk} = (z_{tgk} - mean_{gk}) / \sqrt{variance_{gk} + eps} \cdot weight_{gk}
         + bias_{gk}
 
-    So the normalised assignment is never written. With `row_weights`, `mean` and `variance` are
-    the statistics of this very assignment, as :func:`moments` returns them for the same weights,
-    and the op's gradient with respect to the assignment goes through them. Without, they are
-    constants, as in inference.
+    The normalised assignment is never written to memory. With `row_weights`, `mean` and `variance`
+    are the statistics of this assignment, as :func:`moments` returns them for the same weights, and
+    the op's gradient with respect to the assignment includes them. Without, they are constants, as
+    in inference.
 
-    Why here and not elsewhere: the statistics must be known before the first softmax, which costs
-    one reading (:func:`moments`), and the gradient's two sums over a batch must be known before
-    the first gradient is final, which costs one more pass over it. Nothing else is added to what
-    the op does anyway; PyTorch's own batch norm costs seven more passes.
+    Fusion saves memory traffic: the statistics are needed before the first softmax, which costs one
+    reading (:func:`moments`), and the gradient's two sums over a batch before the first gradient,
+    which costs one more pass. PyTorch's batch norm costs seven more passes.
 
     Attributes:
         mean: (G*K,) or (G, K).
         variance: the same; biased (divided by the number of rows).
-        weight: the same; the factor after normalisation.
-        bias: the same; the summand after normalisation.
+        weight: the same; the scale after normalisation.
+        bias: the same; the offset after normalisation.
         eps: added to the variance.
         row_weights: (B, T) the weight of each frame in the statistics, with sum 1: 1 / (B*T)
             everywhere, or 0 for frames that are left out. ``None``: the statistics are constants.
@@ -58,9 +57,9 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
     .. math::
         mean_c = \sum_r w_r x_{rc}, \qquad variance_c = \sum_r w_r (x_{rc} - mean_c)^2
 
-    Deterministic. The gradient takes several passes in plain PyTorch: ops that take an
-    :class:`AssignmentNorm` with `row_weights` account for the statistics in their own, so give
-    ``x.detach()`` for those. Forward-mode derivatives are those of :func:`moments_reference` only.
+    Deterministic. The gradient takes several passes in plain PyTorch. Ops that take an
+    :class:`AssignmentNorm` with `row_weights` include the statistics in their own gradient: pass
+    ``x.detach()`` here. Only :func:`moments_reference` has forward-mode derivatives.
 
     Args:
         x: (R, C), float32, float64, float16 or bfloat16.
@@ -115,7 +114,7 @@ def _weighted(x: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     if row_weights is None:
         return x, x.new_full((x.shape[0], 1), 1.0 / max(x.shape[0], 1))
     weights = row_weights.to(x.dtype).unsqueeze(1)
-    return x.where(weights > 0, 0.0), weights  # rows left out may hold anything
+    return x.where(weights > 0, 0.0), weights  # excluded rows may have any values
 
 
 @_ASSIGN.autocast()
@@ -126,10 +125,10 @@ def soft_assign(
 
     .. math:: w_{tgk} = \alpha_{tg} \operatorname{softmax}_k(z_{tg})_k
 
-    It is the first half of :func:`pyseg.ops.vlad_aggregate`, for those who aggregate something
-    else with the weights; one pass over the assignment, and one in the gradient, which recomputes
-    the softmax. Autocast's matrix-product dtype applies, sums stay in float32. Gradients are those
-    of :func:`pyseg.ops.vlad_aggregate`, with :func:`soft_assign_reference` for others.
+    It is the first half of :func:`pyseg.ops.vlad_aggregate`, for aggregating something else with
+    the weights: one pass over the assignment, and one in the gradient, which recomputes the
+    softmax. Autocast's matrix-product dtype applies, sums stay in float32. The same derivatives as
+    of :func:`pyseg.ops.vlad_aggregate` exist; :func:`soft_assign_reference` has all others.
 
     Args:
         assignment: (B, T, G, K) scores of the K clusters, before `norm` and the softmax over K;
@@ -178,13 +177,13 @@ def soft_assign_reference(
 
 
 def normalize(assignment: Tensor, norm: AssignmentNorm | None) -> Tensor:
-    """Applies `norm` in plain PyTorch; the result is in the dtype of sums where there is one."""
+    """Applies `norm`, if any, in plain PyTorch; the result then has the dtype of sums."""
     if norm is None:
         return assignment
     shape = assignment.shape[2:]
     z = assignment.to(sum_dtype(assignment.dtype))
     mean, variance, weight, bias = (t.to(z.dtype).reshape(shape) for t in norm[:4])
-    if norm.row_weights is not None:  # functions of the assignment, so that gradients pass
+    if norm.row_weights is not None:  # functions of the assignment, so that gradients include them
         columns = _moments(z.flatten(0, 1).flatten(1), norm.row_weights.flatten())
         mean, variance = (t.reshape(shape) for t in columns)
     return (z - mean) * torch.rsqrt(variance + norm.eps) * weight + bias
@@ -204,12 +203,12 @@ def pack_norm(
 
 
 def norm_gradient(norm: Tensor | None, row_weights: Tensor | None, sums: Tensor) -> Tensor | None:
-    """Returns the gradient of packed `norm` from the sums that a backward op returns."""
+    """Returns the gradient of the packed `norm` from the sums of a backward op."""
     if norm is None:
         return None
     _, rstd, weight, _ = norm.unbind()
     by_weight, by_bias = sums.unbind()
-    if row_weights is not None:  # the gradient has gone through the statistics already
+    if row_weights is not None:  # the assignment's gradient already includes the statistics
         by_mean = by_rstd = torch.zeros_like(rstd)
     else:
         by_mean, by_rstd = -rstd * weight * by_bias, weight * by_weight / rstd
@@ -217,7 +216,7 @@ def norm_gradient(norm: Tensor | None, row_weights: Tensor | None, sums: Tensor)
 
 
 def check_assignment(assignment: Tensor, norm: AssignmentNorm | None) -> None:
-    """Raises where there is no cluster, or a field of `norm` does not fit `assignment`."""
+    """Raises if there is no cluster, or a field of `norm` does not fit `assignment`."""
     batch, frames, groups, clusters = assignment.shape
     if clusters < 1:
         raise ArgumentError(
@@ -243,7 +242,7 @@ def check_assignment(assignment: Tensor, norm: AssignmentNorm | None) -> None:
 
 
 def fake_norm_sums(assignment: Tensor, norm: Tensor | None) -> Tensor:
-    """Returns the fake of the sums that a backward op returns."""
+    """Returns the fake of the sums of a backward op."""
     shape = (0,) if norm is None else (2, *assignment.shape[2:])
     return assignment.new_empty(shape, dtype=sum_dtype(assignment.dtype))
 
@@ -292,7 +291,7 @@ def _moments_gradient(
     values, weights = _weighted(x, row_weights)
     by_mean, by_variance = grad.unbind()
     centered = values - (values * weights).sum(0)
-    by_mean = by_mean - 2 * by_variance * (centered * weights).sum(0)  # 0 where weights sum to 1
+    by_mean = by_mean - 2 * by_variance * (centered * weights).sum(0)  # 0 if the weights sum to 1
     rows = weights * (by_mean + 2 * by_variance * centered)
     by_weights = None
     if needed["row_weights"]:

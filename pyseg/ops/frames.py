@@ -1,4 +1,4 @@
-"""Products with frames that may still be bytes: dequantised tile by tile, never as a whole."""
+"""Products with frames that may be bytes, which are dequantised tile by tile."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from pyseg.ops._dispatch import product_dtype, sum_dtype
 from pyseg.ops._op import SUMS, Argument, Op, check_dtype, misfit, wants_gradient
 
-# YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py reads it back as
-# q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but it is what all
-# public models were trained with.
+# YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py dequantises it as
+# q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but all public
+# models were trained with it.
 SCALE = 4.0 / 255.0
 OFFSET = 4.0 / 512.0 - 2.0
 
-# Bytes of a dequantised tile: small beside the frames, but large enough that the products, which
-# read the whole weight for every tile, lose at most a few per cent.
+# Bytes of a dequantised tile: small compared with the frames, but large enough that the products,
+# which read the whole weight for every tile, lose at most a few per cent.
 _TILE_BYTES = {"cpu": 2**22, "cuda": 2**26}
 
-# Bytes of the pooled frames of the videos that `frame_pool` treats at a time. With more of them the
-# gradient, which is as large and not kept, would be fresh memory; with fewer the products are slow.
+# Bytes of the pooled frames that `frame_pool` processes at a time. With more, their temporary
+# gradient of the same size would be newly allocated memory; with fewer the products are slow.
 _POOLED_BYTES = {"cpu": 2**25, "cuda": 2**28}
 
 
@@ -75,7 +75,7 @@ def dequantize(frames: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tenso
     Returns:
         (..., N).
     """
-    x = frames.to(dtype)  # a copy, so the arithmetic may be in place
+    x = frames.to(dtype)  # a copy, so that the arithmetic may be in place
     x.mul_(SCALE).add_(OFFSET)
     return x if mask is None else x.mul_(mask.unsqueeze(-1))
 
@@ -86,10 +86,10 @@ def frame_linear(
 ) -> Tensor:
     """Returns x W^T + b for every frame, where x are the dequantised frames, 0 on padding.
 
-    What :func:`torch.nn.functional.linear` does with the float frames, but these, four times as
-    large as the bytes, exist only a tile at a time, in the backward pass too. Autocast's
-    matrix-product dtype applies. Forward-mode derivatives are refused, use
-    :func:`frame_linear_reference` for them.
+    It equals :func:`torch.nn.functional.linear` of the float frames, but these, four times as large
+    as the bytes, exist only one tile at a time, also in the backward pass. Autocast's
+    matrix-product dtype applies. For forward-mode derivatives, which raise an error, use
+    :func:`frame_linear_reference`.
 
     Args:
         frames: (B, T, N) uint8 as stored.
@@ -137,12 +137,12 @@ def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, T
     .. math::
         s_{bkf} = \sum_{tgn} w_{btgk} M_{gfn} x_{btn}, \qquad m_{bgk} = \sum_t w_{btgk}
 
-    That is what remains of aggregating M_g x with the weights w where the mapped frames, (B, T, G,
-    F), are not wanted: frames are pooled first and mapped afterwards, which is less work once a
-    video has more frames than there are clusters. Bytes are dequantised a few videos at a time, as
-    by :func:`frame_linear`. The pooled frames, (B, K*G, N), are kept for the gradient of `maps`;
-    theirs exists for a few videos at a time. Second derivatives and forward-mode ones are refused,
-    use :func:`frame_pool_reference` for them.
+    It aggregates the mapped frames M_g x with the weights w, without storing the mapped frames,
+    (B, T, G, F): frames are pooled first and mapped afterwards, which is less work if a video has
+    more frames than there are clusters. Bytes are dequantised a few videos at a time, as by
+    :func:`frame_linear`. The pooled frames, (B, K*G, N), are saved for the gradient of `maps`;
+    their own gradient exists for a few videos at a time. For second and forward-mode derivatives,
+    which raise an error, use :func:`frame_pool_reference`.
 
     Args:
         frames: (B, T, N) uint8 as stored, or floating and dequantised. Padded frames count with the
@@ -199,7 +199,7 @@ def _tiles(
 
 @contextlib.contextmanager
 def _product_into(result: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yields where a product of `dtype` is to be written; what is there then is the result."""
+    """Yields the tensor to write a product of `dtype` to, and then copies it to the result."""
     if result.dtype == dtype:
         yield result
     else:
@@ -211,7 +211,7 @@ def _product_into(result: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 @_LINEAR.kernel
 def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
     result = _linear_result(frames, mask, weight, bias)
-    if not result.numel():  # however many frames
+    if not result.numel():  # empty, even with frames
         return result
     rows, products = frames.flatten(0, 1), result.flatten(0, 1)
     valid = None if mask is None else mask.flatten()
@@ -250,13 +250,13 @@ def _pool(
     frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     sums, mass, kept = _pool_results(frames, weights, maps, keep)
-    if not (sums.numel() or mass.numel() or kept.numel()):  # however many videos
+    if not (sums.numel() or mass.numel() or kept.numel()):  # empty, even with videos
         return sums, mass, kept
     groups, _, width = maps.shape
     dtype = product_dtype(frames.device.type, weights.dtype)
     rows = maps.to(dtype).transpose(1, 2).flatten(0, 1)  # (G*N, F)
     tiles = _pooled_tiles(weights, width, dtype)
-    direct = keep and kept.dtype == dtype  # where they are kept products can be written too
+    direct = keep and kept.dtype == dtype  # saved tensors can receive the products too
     scratch = kept if direct else _pooled_scratch(tiles, kept, dtype)
     for videos in tiles:
         torch.sum(weights[videos], 1, dtype=mass.dtype, out=mass[videos])
@@ -300,7 +300,7 @@ def _pool_backward(
     scratch = _pooled_scratch(tiles, kept, dtype)
     for videos in tiles:
         clusters = slice(videos.start * weights.shape[3], videos.stop * weights.shape[3])
-        inner = scratch[: videos.stop - videos.start]  # the gradient of what is pooled
+        inner = scratch[: videos.stop - videos.start]  # the gradient of the pooled frames
         torch.mm(grad[clusters], rows, out=inner.view(-1, groups * width))
         if needed[0]:
             with _product_into(grad_frames[videos], dtype) as y:
@@ -316,7 +316,7 @@ def _pool_backward(
 def _pool_results(
     frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns memory for what `_pool` returns."""
+    """Returns memory for the results of `_pool`."""
     _POOL.check(frames, weights, maps)
     batch, _, groups, clusters = weights.shape
     return (
@@ -327,19 +327,19 @@ def _pool_results(
 
 
 def _pooled_tiles(weights: Tensor, width: int, dtype: torch.dtype) -> list[slice]:
-    """Cuts the videos of a batch into those that are pooled at a time."""
+    """Cuts the videos of a batch into tiles to pool at a time."""
     batch, _, groups, clusters = weights.shape
     each = groups * clusters * width * dtype.itemsize
     return list(_tiles(batch, each, weights.device, _POOLED_BYTES))
 
 
 def _pooled_scratch(tiles: list[slice], kept: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns memory for the pooled frames of one of the tiles, of which the first is largest."""
+    """Returns memory for the pooled frames of any tile, of which the first is the largest."""
     return kept.new_empty(tiles[0].stop if tiles else 0, *kept.shape[1:], dtype=dtype)
 
 
 def _columns(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns (B, T, K*G): pooled with it, the rows (b, k) are those of one matrix."""
+    """Returns weights (B, T, K*G): pooling with them gives rows (b, k) of one matrix."""
     columns = weights.new_empty(weights.mT.shape, dtype=dtype)
     return columns.copy_(weights.mT).flatten(2)
 
@@ -358,7 +358,7 @@ def _pool_backward_results(
     kept: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns memory for the gradients that are needed, nothing for the others."""
+    """Returns memory for the required gradients, empty tensors for the others."""
     sizes = _POOL_BACKWARD.check(grad, grad_mass, frames, weights, maps)
     if needed[0] and not frames.is_floating_point():
         raise TypeError(f"frames: expected floating to have a gradient, found {frames.dtype}")
@@ -378,7 +378,7 @@ def _pool_backward_results(
 def _linear_result(
     frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Returns memory for what `_linear` returns."""
+    """Returns memory for the result of `_linear`."""
     _LINEAR.check(frames, mask, weight, bias)
     return weight.new_empty(*frames.shape[:2], weight.shape[0])
 

@@ -27,7 +27,7 @@ _BACKWARD = Op(
 
 @_OP.autocast(to_float32=True)
 def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    r"""Returns the states of a GRU layer at every frame, from the states before and its input.
+    r"""Returns the states of a GRU layer at every frame.
 
     .. math::
         r_t &= \sigma(g^r_t + W_r h_{t-1} + b_r), \qquad z_t = \sigma(g^z_t + W_z h_{t-1} + b_z) \\
@@ -37,14 +37,14 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     :class:`torch.nn.GRU`. TensorFlow 1's multiplies the state by r before the product, so that
     weights cannot be exchanged with it.
 
-    One node for :func:`torch.compile` and :func:`torch.export`, which would unroll
+    It is one node for :func:`torch.compile` and :func:`torch.export`, which would unroll
     :class:`torch.nn.GRU` and fix the number of frames. The gradient of the weight is one product
-    over all frames, not one a frame. Under autocast it is computed in float32: an error of a state
-    is carried on from frame to frame. Gradients can be taken once; second derivatives and
-    forward-mode ones are refused, use :func:`gru_recurrence_reference` for them.
+    over all frames instead of one per frame. Under autocast it runs in float32, since errors of
+    states propagate from frame to frame. For second and forward-mode derivatives, which raise an
+    error, use :func:`gru_recurrence_reference`.
 
     Args:
-        gates: (B, T, 3H) the product of the input with its weights, and their bias.
+        gates: (B, T, 3H) the input's linear map: product with its weights, plus bias.
         weight: (3H, H) ``weight_hh`` of :class:`torch.nn.GRU`.
         bias: (3H,) ``bias_hh``.
 
@@ -73,7 +73,7 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def gru_recurrence_reference(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Returns what :func:`gru_recurrence` returns, a frame after the other: its definition.
+    """Returns what :func:`gru_recurrence` returns, frame by frame: its definition.
 
     Arguments, result and errors are those of :func:`gru_recurrence`. It can be differentiated any
     number of times.
@@ -100,7 +100,7 @@ def _check(gates: Tensor, weight: Tensor, bias: Tensor) -> None:
 @_OP.kernel
 def _recurrence(gates: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     states, kept = _results(gates, weight, bias, keep)
-    if not states.numel():  # however many frames
+    if not states.numel():  # empty, even with frames
         return states, kept
     batch, length, size = states.shape
     width = 3 * size
@@ -127,7 +127,7 @@ def _recurrence_backward(
     batch, length, size = states.shape
     before = torch.cat((states.new_zeros(batch, min(1, length), size), states[:, :-1]), 1)
     reset, update, candidate, product = kept.split(size, -1)
-    # All that does not depend on the gradient of the state: d(gates before their function)/dh.
+    # All that does not depend on the state's gradient: d(gates before activation)/dh.
     by_candidate = (1 - candidate * candidate).mul_(1 - update)
     by_reset = (product * reset).mul_(1 - reset).mul_(by_candidate)
     by_update = (before - candidate).mul_(update).mul_(1 - update)

@@ -1,4 +1,4 @@
-"""The loss of incompletely rated rows, see :func:`rated_bce_with_logits`."""
+"""The loss for incomplete ratings, see :func:`rated_bce_with_logits`."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def rated_bce_with_logits(
         e_i = s_i + a (1 - s_i)
 
     with :math:`w_{bj}` = `rated_weight` on rated classes, whatever their score, and
-    `unrated_weight` on all others, those that are only correlated with a rated one too. So a rated
-    0 stays 0, and a row without ratings costs `unrated_weight` times the cross-entropy to 0. With
-    both weights 1 and labels as ratings of score 1 it is the multi-label cross-entropy of
+    `unrated_weight` on all others, also those that are correlated with a rated one. So a rated 0
+    stays 0, and a row without ratings costs `unrated_weight` times the cross-entropy with target 0.
+    With both weights 1 and labels as ratings of score 1 it is the multi-label cross-entropy of
     pretraining. The paper's :math:`a` is 0. But raters are asked about a class because something
-    suggests it: what comes with the class may be there even where it is not itself, and then a
-    larger `absent_evidence` teaches more.
+    suggests it: classes that occur with it may be present even if it is not, and then a larger
+    `absent_evidence` helps.
 
-    Targets and weights of size (B, C) never exist; the gradient
-    :math:`w (\sigma(z) - y') / B` is made in the same pass where autograd will want it. Sums are
-    kept in float32 (float64 for float64), logits of any size give a finite loss, and the result is
-    deterministic. Gradients can be taken once, and there are no forward-mode derivatives: for
-    others use :func:`rated_bce_with_logits_reference`, which also runs here where the scores or the
-    correlation's values require a gradient. Under autocast the op is one of the losses: the logits
-    are taken as they are, the loss is float32. Where no kernel is loaded the reference runs too.
+    Targets and weights of size (B, C) are never formed; if autograd needs the gradient
+    :math:`w (\sigma(z) - y') / B`, the same pass computes it. Sums are accumulated in float32
+    (float64 for float64), logits of any size give a finite loss, and the result is deterministic.
+    There are no second or forward-mode derivatives: for these use
+    :func:`rated_bce_with_logits_reference`, which also runs here if the scores or the correlation's
+    values require a gradient, or no kernel is loaded. Under autocast the op is one of the losses:
+    logits are not cast, the loss is float32.
 
     Args:
         logits: (B, C) float32, float64, float16 or bfloat16.
@@ -78,8 +78,8 @@ def rated_bce_with_logits(
         correlation: P' of C classes, on the device of the logits; ``None``: no relations.
         rated_weight: the paper's m, at least 0.
         unrated_weight: the paper's n, at least 0.
-        absent_evidence: a in [0, 1], what a class rated 0 says of others, compared with one that is
-            rated 1.
+        absent_evidence: a in [0, 1], the evidence of a class rated 0 for others, relative to that
+            of one rated 1.
 
     Returns:
         The loss, a scalar, float64 for float64 logits and float32 otherwise.
@@ -88,8 +88,8 @@ def rated_bce_with_logits(
         TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: shapes, devices, the number of classes or a weight do not fit.
         RuntimeError: on the CPU, a class is out of range or twice in a row, offsets do not increase
-            from 0 to R, or a score is outside [0, 1] or NaN. On a GPU, where an error would have to
-            wait for the device, the loss is NaN then, and so is the gradient of those rows.
+            from 0 to R, or a score is outside [0, 1] or NaN. On a GPU, where an error would need a
+            synchronisation, the loss and the gradient of those rows are NaN instead.
 
     References:
         The paper's equations (1), (2), (3) and (6).
@@ -139,8 +139,8 @@ def rated_bce_with_logits_reference(
 ) -> Tensor:
     """Returns what :func:`rated_bce_with_logits` returns, in plain PyTorch: its definition.
 
-    Arguments and errors are those of :func:`rated_bce_with_logits`; targets and weights of size
-    (B, C) are made. It can be differentiated any number of times.
+    Arguments and errors are those of :func:`rated_bce_with_logits`. It forms targets and weights of
+    size (B, C), and can be differentiated any number of times.
 
     Example:
         >>> import torch, pyseg
@@ -159,7 +159,7 @@ def rated_bce_with_logits_reference(
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         try:
             _check_values(offsets, classes, scores, logits.shape[1])
-        except ValueError as error:  # what the kernel raises
+        except ValueError as error:  # the error of the kernel
             raise RuntimeError(str(error)) from None
     sums = sum_dtype(logits.dtype)
     targets, rated = _targets(
@@ -181,7 +181,7 @@ def correlated_targets(
     *,
     absent_evidence: float = 0.0,
 ) -> Tensor:
-    """Returns the dense targets y' of equation (6), for those who want them themselves.
+    """Returns the dense targets y' of equation (6).
 
     Args:
         offsets: (B + 1,) integers: row b rates ``classes[offsets[b]:offsets[b + 1]]``.
@@ -228,7 +228,7 @@ def _targets(
     num_classes: int,
     absent_evidence: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y' (B, C), and which classes are rated (B, C)."""
+    """Returns y' (B, C), and whether each class is rated (B, C)."""
     batch = offsets.shape[0] - 1
     sizes = offsets.diff()
     rows = torch.repeat_interleave(
@@ -253,7 +253,7 @@ def _check(
     unrated_weight: float,
     absent_evidence: float,
 ) -> None:
-    """Raises an error that names the first argument which does not fit, whatever it holds."""
+    """Checks types, shapes and devices; the error names the first argument that does not fit."""
     sizes = _OP.check(*tensors)
     logits, offsets, *_ = tensors
     if sizes["B + 1"] != sizes["B"] + 1:
@@ -288,7 +288,7 @@ def _check_correlation(
 
 
 def _check_values(offsets: Tensor, classes: Tensor, scores: Tensor, num_classes: int) -> None:
-    """Raises where the numbers do not fit; for tensors in host memory."""
+    """Checks the values of tensors in host memory."""
     size = classes.shape[0]
     if int(offsets[0]) != 0 or int(offsets[-1]) != size:
         raise ArgumentError(
@@ -317,7 +317,7 @@ def _check_values(offsets: Tensor, classes: Tensor, scores: Tensor, num_classes:
     inside = (scores >= 0) & (scores <= 1)
     if not bool(inside.all()):
         at = int((~inside).int().argmax())
-        score = scores[at].detach().to(sum_dtype(scores.dtype)).numpy()  # as many digits as it has
+        score = scores[at].detach().to(sum_dtype(scores.dtype)).numpy()  # with all of its digits
         raise ArgumentError(
             f"scores: expected numbers in [0, 1], found {score!s} in row {rows[at]}"
         )
@@ -356,7 +356,7 @@ def _gradient(
 ) -> dict[str, Tensor]:
     if not needed["logits"]:
         return {}
-    twice = torch.is_grad_enabled()  # create_graph=True: maybe
+    twice = torch.is_grad_enabled()  # possibly create_graph=True
     if not twice and _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
         return {"logits": grad}
     op = torch.ops.pyseg.rated_bce_with_logits_backward.default
@@ -367,9 +367,9 @@ _BACKWARD.refuse_gradient()
 
 
 def _is_one(grad_output: Tensor) -> bool:
-    """Whether the loss is what is differentiated, so that its gradient is there already."""
+    """Returns whether the loss itself is differentiated, so that its gradient is known."""
     if type(grad_output) is not Tensor or grad_output.device.type != "cpu":
-        return False  # being traced, or not to be waited for
+        return False  # traced, or would need a synchronisation
     if torch._C._functorch.is_legacy_batchedtensor(grad_output):
-        return False  # several at once, by torch.autograd.functional.jacobian(vectorize=True)
+        return False  # several, by torch.autograd.functional.jacobian(vectorize=True)
     return not torch.compiler.is_compiling() and grad_output.item() == 1.0

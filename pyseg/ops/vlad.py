@@ -50,28 +50,27 @@ def vlad_aggregate(
     it is NeXtVLAD. The normalisation is TensorFlow's ``l2_normalize``, and its gradient is exact
     in the clamped region too: a column whose squared norm is below ``eps`` is only scaled.
 
-    Compiled kernels serve CPU and CUDA tensors and accumulate in float32 (float64 for float64
-    input); the softmax is recomputed in the backward pass, so nothing of size (B, T, G, K) is
-    kept. On a GPU float32 takes TF32 where PyTorch's matrix products may
-    (``torch.set_float32_matmul_precision``). Where no kernel is loaded (``python -m pyseg.info``
-    says why) :func:`vlad_aggregate_reference` runs instead. The result is deterministic: the same
-    input gives the same bits on one device, whatever the number of threads.
+    Compiled kernels support CPU and CUDA tensors and accumulate in float32 (float64 for float64
+    input); the softmax is recomputed in the backward pass, so that nothing of size (B, T, G, K) is
+    saved. On a GPU float32 may be rounded to TF32, as in PyTorch's matrix products
+    (``torch.set_float32_matmul_precision``). If no kernel is loaded (``python -m pyseg.info`` says
+    why), :func:`vlad_aggregate_reference` runs instead. The result is deterministic: the same input
+    gives the same bits on one device, for any number of threads.
 
-    Under autocast the op is one of the matrix products: inputs are cast to autocast's dtype
-    (float64 is left alone, as everywhere in autocast), sums stay in float32. Gradients can be
-    taken once, of all inputs but ``norm.row_weights``; second derivatives and forward-mode ones are
-    refused, use :func:`vlad_aggregate_reference` for them. In float16 the gradient of ``attention``
-    saturates at the largest finite value: a video without any attended frame has zero columns,
-    whose gradient of the order of ``eps ** -0.5`` must not turn into NaN when the mask multiplies
-    it by 0.
+    Under autocast the op is one of the matrix products: inputs are cast to autocast's dtype (except
+    float64, as everywhere in autocast), sums stay in float32. All inputs but ``norm.row_weights``
+    have a gradient; for second and forward-mode derivatives, which raise an error, use
+    :func:`vlad_aggregate_reference`. In float16 the gradient of ``attention`` saturates at the
+    largest finite value: a video without any attended frame has zero columns, whose gradient of the
+    order of ``eps ** -0.5`` must not become NaN when the mask multiplies it by 0.
 
     Args:
         features: (B, T, G, F) frame features in G groups; float32, float64, float16 or bfloat16.
         assignment: (B, T, G, K) scores of the K clusters, before the softmax over K.
         attention: (B, T, G) weight of every group of every frame, already 0 on padding.
         centers: (F, K) cluster centres, a column each.
-        norm: batch normalisation of the assignment before the softmax; its normalised values are
-            never written.
+        norm: batch normalisation of the assignment before the softmax; the normalised values are
+            never written to memory.
         eps: lower bound of a column's squared norm, at least the smallest normal float32.
 
     Returns:
@@ -146,7 +145,7 @@ def vlad_aggregate_reference(
 
 
 def _check(*tensors: Tensor, norm: AssignmentNorm | None, eps: float) -> dict[str, int]:
-    """Raises an error that names the first argument which does not fit; returns the sizes."""
+    """Checks the arguments and returns the sizes; the error names the first that does not fit."""
     sizes = _OP.check(*tensors)
     check_assignment(tensors[1], norm)
     check_at_least("eps", eps, _SMALLEST_EPS)

@@ -32,7 +32,7 @@ class PredictConfig:
         timeline: The .png or .html file of the timeline.
         timeline_classes: Classes with the highest scores to draw.
         batch_size: Segments scored at once.
-        on_error: At a damaged record: "raise" stops, "skip" leaves it out and reports it.
+        on_error: "raise" at a damaged record, or "skip" and report it.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Raises:

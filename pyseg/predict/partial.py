@@ -37,7 +37,7 @@ class PartialPrediction:
 
     Attributes:
         best: The best segments of each class.
-        position: Where reading goes on.
+        position: The position to resume reading from.
         videos: The ids of the videos.
         first_segments: The number of each video's first segment.
         first_frames: The frame at which that segment starts.

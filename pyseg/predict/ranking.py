@@ -56,7 +56,7 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> None:
         folders = [folder / f"{number + 1}-of-{processes}" for number in range(processes)]
     work = _begin(scorer, request, folders[rank])
     if work.resume():
-        print(f"going on from {folder}: {work.num_segments} segments are done")
+        print(f"continuing from {folder}: {work.num_segments} segments are done")
     # Consecutive shards keep the segments in the order of a single process.
     bounds = [len(shards) * n // processes for n in range(processes + 1)]
     report = ReadReport()
@@ -133,7 +133,7 @@ def _rank(
             bar.update(len(scores))
             if stopped():
                 work.save()
-                print(f"stopped after {work.num_segments} segments: the same command goes on")
+                print(f"stopped after {work.num_segments} segments: the same command continues")
                 raise KeyboardInterrupt
             work.save_if_due()
 

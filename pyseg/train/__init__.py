@@ -120,7 +120,7 @@ def _train(
         run.write_config(replace(config, resume=None))
     _print_task(config, collection, model, correlation, counted, blind)
     if trainer.resumes:
-        print(f"going on from {trainer.resumes}")
+        print(f"continuing from {trainer.resumes}")
     trainer.fit()
     _print_next_steps(config, run, evaluated=not blind)
     return run

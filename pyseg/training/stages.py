@@ -321,7 +321,7 @@ class StageRun:
                 trainer.save_weights(self.weights)
             print(
                 f"stopped at {self.stage.name}, step {self.step}: "
-                f"python -m pyseg.train --resume {trainer.run} goes on"
+                f"python -m pyseg.train --resume {trainer.run} continues"
             )
             distributed.wait()  # torchrun ends all processes as soon as one ends
             raise KeyboardInterrupt

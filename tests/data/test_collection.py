@@ -352,7 +352,7 @@ def test_vocabulary_beside_or_above_the_records(tmp_path: Path) -> None:
     vocabulary(tmp_path, ["x", "y", "z", "w"], "mine.csv")
     assert open_collection(data, vocabulary=tmp_path / "mine.csv").class_names == list("xyzw")
     vocabulary(tmp_path / "frames", ["a"] * 9, "segment_vocabulary.csv")
-    with pytest.raises(DataError, match="class 8 is none of the 3 classes"):
+    with pytest.raises(DataError, match="expected classes below 3, found 8"):
         open_collection(data)
 
 

@@ -224,7 +224,7 @@ def test_resuming_after_an_interruption(
     stop_after(None)
     capsys.readouterr()
     main(run, data, out, *options)
-    assert "going on from" in capsys.readouterr().out
+    assert "continuing from" in capsys.readouterr().out
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     with np.load(scores) as a, np.load(tmp_path / "whole.npz") as b:
         assert all(np.array_equal(a[name], b[name]) for name in b)

@@ -1,7 +1,7 @@
 """Fetches YouTube-8M: ``python -m pyseg.data download --subset segment --partition validate``.
 
-YouTube-8M is published as a plan a partition, which lists its shards with their MD5 checksums, and
-as the shards themselves, on three mirrors, together with a script that fetches them
+YouTube-8M is published on three mirrors as one plan per partition, which lists its shards with
+their MD5 checksums, and the shards themselves, together with a script that fetches them
 (https://research.google.com/youtube8m/download.html):
 
 =========  ===========================  ========================================================
@@ -13,15 +13,15 @@ segment    validate, test               3/frame/...: frames with rated segments,
 =========  ===========================  ========================================================
 
 Shards are written to ``<folder>/<subset>-<partition>/`` under the names that the script gives them
-(``trainaa.tfrecord`` becomes ``train0000.tfrecord``); one that is there under its published name
-keeps it. A shard appears under its name when it is complete and has the plan's checksum; until then
-it is ``<name>.part``, from which the next try, or the next run, goes on. The servers speak plain
-HTTP: the checksums guard against damage, not against forgery.
+(``trainaa.tfrecord`` becomes ``train0000.tfrecord``); an existing one with its published name keeps
+it. A shard appears under its name when it is complete and has the plan's checksum; until then it is
+``<name>.part``, which the next try, or the next run, continues. The servers use plain HTTP: the
+checksums protect against damage, not against forgery.
 
 Source: the script, http://data.yt8m.org/download.py, takes a partition in three parts, such as
 2/video/train; its plan is http://data.yt8m.org/<1>/download_plans/<2>_<3>.json, and a shard
-http://<mirror>.data.yt8m.org/<1>/<2>/<3>/<name>, for every release. That those of 2019 are
-3/frame/validate and 3/frame/test, and where both vocabularies lie, is told by
+http://<mirror>.data.yt8m.org/<1>/<2>/<3>/<name>, for every release. The source for the partitions
+of 2019, 3/frame/validate and 3/frame/test, and for the places of both vocabularies is
 https://medium.com/google-cloud/youtube-8m-dataset-c2ee9c79d136.
 """
 

@@ -1,4 +1,4 @@
-"""Files from HTTP servers that stall, fail and cut off: tried again, from where they ended."""
+"""Downloads from HTTP servers that stall, fail and disconnect: retries and resumes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pyseg.data.download.part import CHUNK, Part, StoppedError
 
 FIRST_WAIT = 1.0  # seconds, doubled with every failure
 LONGEST_WAIT = 60.0
-LONGEST_ASKED_WAIT = 600.0  # what a server may ask for by Retry-After
-SLOWEST = 1000  # bytes a second, over two timeouts, of a connection that does not count as dead
+LONGEST_ASKED_WAIT = 600.0  # seconds, the most that Retry-After may ask for
+SLOWEST = 1000  # bytes per second, over two timeouts, below which a connection counts as dead
 
-_PASSING = {408, 425, 429}  # the statuses that pass, as do all from 500
+_PASSING = {408, 425, 429}  # temporary statuses, besides all from 500
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _CHECKSUM_TRIES = 2
 _LARGEST_READ = 1 << 26
@@ -35,16 +35,16 @@ _Result = TypeVar("_Result")
 
 
 class LastingError(Exception):
-    """A file cannot be fetched: it failed too often, or in a way that another try will not mend."""
+    """A file cannot be fetched: it failed too often, or a retry would not help."""
 
 
 class PassingError(Exception):
-    """A failure that another try may mend."""
+    """A failure after which a retry may succeed."""
 
     def __init__(self, message: str, wait: float = 0.0, progress: float = 1) -> None:
         super().__init__(message)
-        self.wait = wait  # seconds that the server asks for
-        self.progress = progress  # new bytes that make up for it
+        self.wait = wait  # seconds that the server asks to wait
+        self.progress = progress  # new bytes after which it is not counted
 
 
 class _RangeError(PassingError):
@@ -56,11 +56,11 @@ class _SlowError(OSError):
 
 
 class _Watched(io.RawIOBase):
-    """The bytes of a connection, headers included; an error where they come too slowly.
+    """The bytes of a connection, headers included; raises an error if they come too slowly.
 
     Args:
         raw: The connection.
-        window: Seconds of waiting after which the rate is compared with `SLOWEST`.
+        window: Seconds of waiting after which the rate is checked.
     """
 
     def __init__(self, raw: io.RawIOBase, window: float) -> None:
@@ -112,18 +112,18 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
 
 
 class Client:
-    """Asks servers, again where that may help.
+    """Sends requests to servers, and retries them.
 
     Args:
-        timeout: Seconds without a byte after which a connection counts as dead; so does one that
-            brings fewer than 1,000 bytes a second over twice as long.
-        retries: Tries after the first that may fail in a row without a new byte.
+        timeout: Seconds without a byte after which a connection counts as dead; so does one with
+            fewer than 1,000 bytes per second over twice as long.
+        retries: Retries that may fail in a row without a new byte.
         stop: Ends all waits, except those for a server.
     """
 
     def __init__(self, timeout: float, retries: int, stop: threading.Event) -> None:
         self._timeout, self._retries, self.stop = timeout, retries, stop
-        # Not build_opener: its openers would follow a redirection to ftp: too.
+        # Not build_opener, whose openers would also follow redirections to ftp:.
         self._opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler,
@@ -141,8 +141,8 @@ class Client:
         """Opens the answer to a request.
 
         Raises:
-            PassingError: There was none; another try may succeed.
-            LastingError: There was none, nor will there be.
+            PassingError: It failed; a retry may succeed.
+            LastingError: It failed; a retry would fail too.
         """
         agent = {"User-Agent": f"pyseg/{pyseg.__version__}", "Accept-Encoding": "identity"}
         with self._errors(url):
@@ -152,11 +152,11 @@ class Client:
             yield response
 
     def _chunks(self, response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
-        """Yields the body as it comes.
+        """Yields the body as it arrives.
 
         Raises:
-            PassingError: It ended early, or nothing came for too long.
-            StoppedError: The work has been told to stop.
+            PassingError: It ended early, or nothing arrived for too long.
+            StoppedError: The user asked to stop.
         """
         expected, found = _length(response), 0
         while True:
@@ -194,22 +194,22 @@ class Client:
         url: str,
         part: Part,
         md5: str,
-        begun: Callable[[str | None, int], None],
-        came: Callable[[int], None],
+        on_start: Callable[[str | None, int], None],
+        on_bytes: Callable[[int], None],
     ) -> None:
         """Completes a file.
 
         Args:
-            url: Where it is.
-            part: What there is of it.
-            md5: The checksum of the whole.
-            begun: Called when the answer begins, with the server's name of the version and the
-                number of bytes that are to come, where they are known.
-            came: Called with the number of bytes of every chunk that has come.
+            url: Its address.
+            part: Its unfinished copy.
+            md5: The checksum of the complete file.
+            on_start: Called when the answer begins, with the server's version of the file and the
+                number of bytes to come, if known.
+            on_bytes: Called with the size of every chunk.
 
         Raises:
-            LastingError: It cannot be fetched, or has another checksum; then nothing of it is left.
-            StoppedError: The work has been told to stop.
+            LastingError: It cannot be fetched, or has another checksum and is deleted.
+            StoppedError: The user asked to stop.
             OSError: It cannot be written.
         """
         wrong = 0
@@ -218,7 +218,7 @@ class Client:
             nonlocal wrong
             if part.size and part.md5 == md5:
                 return
-            self._continue(url, part, begun, came)
+            self._continue(url, part, on_start, on_bytes)
             if (found := part.md5) != md5:
                 part.restart()
                 wrong += 1
@@ -231,8 +231,8 @@ class Client:
         self,
         url: str,
         part: Part,
-        begun: Callable[[str | None, int], None],
-        came: Callable[[int], None],
+        on_start: Callable[[str | None, int], None],
+        on_bytes: Callable[[int], None],
     ) -> None:
         headers = {}
         if part.size:
@@ -247,10 +247,10 @@ class Client:
                 else:
                     part.restart()
                     part.total, part.version = length, version
-                begun(part.version, length or 0)
+                on_start(part.version, length or 0)
                 for chunk in self._chunks(response, url):
                     part.write(chunk)
-                    came(len(chunk))
+                    on_bytes(len(chunk))
         except _RangeError:
             part.restart()
             raise
@@ -273,15 +273,15 @@ class Client:
         part.total, part.version = total or part.total, version or part.version
 
     def retried(self, attempt: Callable[[], _Result], reached: Callable[[], int]) -> _Result:
-        """Returns what an attempt returns, which is repeated after failures that may pass.
+        """Returns the result of an attempt, which is retried after temporary failures.
 
         Args:
-            attempt: What to do.
-            reached: How far it got; failures that got further than any before are not counted.
+            attempt: The function to call.
+            reached: Returns its progress; failures with more than any before are not counted.
 
         Raises:
-            LastingError: It failed too often, or in a way that will not pass.
-            StoppedError: The work has been told to stop.
+            LastingError: It failed too often, or a retry would not help.
+            StoppedError: The user asked to stop.
         """
         failures, furthest = 0, reached()
         while True:
@@ -302,7 +302,7 @@ class Client:
 
     @contextlib.contextmanager
     def _errors(self, url: str) -> Iterator[None]:
-        """Turns the errors of a request into errors that pass and errors that last."""
+        """Turns the errors of a request into a `PassingError` or a `LastingError`."""
         try:
             yield
         except urllib.error.HTTPError as error:
@@ -319,7 +319,7 @@ class Client:
                 text = f"{url}: nothing came for {self._timeout:g} s"
             else:
                 text = " ".join(f"{url}: {cause or type(cause).__name__}".split())
-            # The cause is a string where this is no URL, a ValueError where it is malformed.
+            # The cause is a string if this is not a URL, a ValueError if it is malformed.
             hopeless = (str, ValueError, http.client.InvalidURL, ssl.SSLCertVerificationError)
             if isinstance(cause, hopeless):
                 raise LastingError(text) from error
@@ -333,7 +333,7 @@ def _length(response: http.client.HTTPResponse) -> int | None:
 
 
 def retry_after(headers: Message) -> float:
-    """Returns the seconds that a server asks to wait, 0 where it says nothing."""
+    """Returns the seconds that a server asks to wait; default: 0."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -347,7 +347,7 @@ def retry_after(headers: Message) -> float:
 
 
 def _version(headers: Message) -> str | None:
-    """Returns what If-Range accepts as a version: a strong ETag, or else the time of the change."""
+    """Returns a version for If-Range: a strong ETag, or else the time of the last change."""
     etag: str = headers.get("ETag", "").strip()
     changed: str | None = headers.get("Last-Modified")
     return etag if etag.startswith('"') else changed

@@ -11,32 +11,30 @@ from typing import Literal
 from pyseg.errors import ArgumentError
 
 RELEASES = {"frame": "2/frame", "video": "2/video", "segment": "3/frame"}
-"""Where the files of a subset lie on the servers."""
+"""The path of each subset's files on the servers."""
 
 
 @dataclass
 class DownloadConfig:
-    """What to fetch, where from, and where to.
+    """What to fetch, from where, and to which folder.
 
     Args:
-        subset: "frame" (frame features of 2018), "video" (features of whole videos of 2018) or
-            "segment" (frame features with rated segments of 2019).
-        partition: "train", "validate" or "test"; segment has no train of its own.
-        folder: Where to write: <folder>/<subset>-<partition>/.
-        mirror: The mirror nearest to you: "us", "eu" or "asia".
-        server: A URL below which plans, shards and vocabularies lie as on the published servers
-            (2/download_plans/frame_train.json, 2/frame/train/..., csv/2/vocabulary.csv); default:
-            those.
-        shard: "i,n" takes the i-th of n parts of the shards, i from 1; the same shards as the
+        subset: Features to fetch: "frame" are those of frames of 2018, "video" those of whole
+            videos of 2018, "segment" those of frames with rated segments of 2019.
+        partition: Partition to fetch; segment has no train of its own.
+        folder: The folder to write; shards go to <folder>/<subset>-<partition>/.
+        mirror: The mirror nearest to you.
+        server: The URL of another server; its paths are those of the published ones
+            (2/download_plans/frame_train.json, 2/frame/train/..., csv/2/vocabulary.csv).
+        shard: "i,n" takes the i-th of n parts of the shards, from 1; the same shards as the
             published script takes.
         jobs: Files fetched at the same time.
-        retries: Tries after the first that may fail in a row, without a new byte, before a file is
-            given up.
-        timeout: Seconds without a byte after which a connection counts as dead; so does one that
-            brings fewer than 1,000 bytes a second over twice as long.
-        verify: Read the files that are there again, to see whether their checksums still hold.
-        vocabulary: Also fetch vocabulary.csv and, for segment, segment_vocabulary.csv into the
-            folder.
+        retries: Retries in a row without a new byte; then the file is given up.
+        timeout: Seconds without a byte until a connection counts as dead; so does one with fewer
+            than 1,000 bytes per second over twice as long.
+        verify: Verify existing files again; without it, those once verified are trusted.
+        vocabulary: Also fetch the vocabularies: vocabulary.csv and, for segment,
+            segment_vocabulary.csv, into the folder.
 
     Raises:
         ValueError: A value is out of its range.

@@ -1,4 +1,4 @@
-"""Fetching the shards of a partition that are not there yet."""
+"""Fetches the missing shards of a partition."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _PLANS = "http://data.yt8m.org"
 _MIRROR = "http://{}.data.yt8m.org"
 _VOCABULARIES = "https://research.google.com/youtube8m"
 
-_HOPELESS = 10  # shards missing in a row that end a run
+_HOPELESS = 10  # failures in a row after which a run ends
 
 
 @dataclass
 class DownloadReport:
-    """What `download` did.
+    """The result of `download`.
 
     Attributes:
-        folder: Where the shards lie.
-        files: How many files were asked for.
-        there: How many of them were there before.
-        damaged: Files that were there with another checksum than the plan's, to be fetched again.
-        fetched: How many were fetched.
-        bytes: How many bytes came, those that came twice included.
-        missing: Why each file that was tried is not there.
+        folder: The folder of the shards.
+        files: The number of requested files.
+        there: The number of them that existed before.
+        damaged: Existing files whose checksum differs from the plan's, to be fetched again.
+        fetched: The number of fetched files.
+        bytes: The number of bytes received, repetitions included.
+        missing: The reason for each file that could not be fetched.
     """
 
     folder: Path
@@ -54,29 +54,29 @@ class DownloadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether all that was asked for is there."""
+        """Whether all requested files exist."""
         return not self.missing and self.untried == 0
 
     @property
     def untried(self) -> int:
-        """How many files were not tried, after too many failures in a row."""
+        """The number of files that were not tried after too many failures in a row."""
         return self.files - self.there - self.fetched - len(self.missing)
 
 
 def download(config: DownloadConfig) -> DownloadReport:
-    """Fetches the shards of a partition that are not there yet.
+    """Fetches the missing shards of a partition.
 
-    An interruption at any time loses nothing: the same call goes on.
+    An interruption at any time loses nothing: the same call resumes.
 
     Returns:
-        What was fetched and what is missing. The others are fetched where a shard cannot be, until
-        ten in a row cannot.
+        What was fetched and what is missing. If a shard cannot be fetched, the others are, until
+        ten in a row fail.
 
     Raises:
         pyseg.errors.DataError: The plan is malformed.
         pyseg.errors.UserError: The plan cannot be fetched, ``shard`` takes none of its files, the
             folder is in use by another download, or a file cannot be written.
-        OSError: The folder cannot be made or written.
+        OSError: The folder cannot be created or written.
     """
     stop = threading.Event()
     client = Client(config.timeout, config.retries, stop)
@@ -99,7 +99,7 @@ def download(config: DownloadConfig) -> DownloadReport:
 
 
 def _read_shards(config: DownloadConfig, client: Client) -> list[Shard]:
-    """Fetches the plan, and returns those of its shards that are asked for."""
+    """Fetches the plan, and returns its requested shards."""
     number, features = RELEASES[config.subset].split("/")
     plans = (config.server or _PLANS).rstrip("/")
     url = f"{plans}/{number}/download_plans/{features}_{config.partition}.json"
@@ -125,7 +125,7 @@ def _fetch_all(
     progress: _Arrivals,
     report: DownloadReport,
 ) -> None:
-    """Fetches shards, until too many in a row cannot be."""
+    """Fetches shards, until too many in a row fail."""
     mirror = (config.server or _MIRROR.format(config.mirror)).rstrip("/")
     source = f"{mirror}/{RELEASES[config.subset]}/{config.partition}"
 
@@ -150,7 +150,7 @@ def _fetch_all(
 
 
 def _path(folder: Path, shard: Shard) -> Path:
-    """Returns where a shard lies or will lie."""
+    """Returns the path of a shard, which may not exist yet."""
     path, published = folder / shard.name, folder / shard.published
     return published if published.exists() and not path.exists() else path
 
@@ -189,7 +189,7 @@ def _fetch_vocabularies(config: DownloadConfig, client: Client, report: Download
 def _check(
     folder: Path, shards: Sequence[Shard], state: State, config: DownloadConfig
 ) -> tuple[set[Shard], set[Shard]]:
-    """Returns the shards that are there with the right checksum, and those with a wrong one."""
+    """Returns the existing shards with the right checksum, and those with a wrong one."""
     present = {shard: _path(folder, shard) for shard in shards if _path(folder, shard).is_file()}
     unsure = [
         shard
@@ -223,7 +223,7 @@ def _check(
 
 
 class _Arrivals:
-    """Shows the bytes that have come; their total is an estimate until all files have begun."""
+    """Shows the bytes received; their total is an estimate until all files have started."""
 
     def __init__(self, name: str, files: int) -> None:
         self.bytes = 0
@@ -241,7 +241,7 @@ class _Arrivals:
         self._bar.__exit__(*raised)
 
     def expect(self, path: Path, size: int) -> None:
-        """Notes how many bytes of a file are to come."""
+        """Sets the number of bytes still to come of a file."""
         with self._lock:
             self._expected[path] = self._came[path] + size
             known, total = len(self._expected), sum(self._expected.values())
@@ -265,7 +265,7 @@ def _fetch(
 
     Raises:
         LastingError: It cannot be fetched.
-        StoppedError: The work has been told to stop.
+        StoppedError: The user asked to stop.
         pyseg.errors.UserError: It cannot be written.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
@@ -285,15 +285,15 @@ def _fetch(
     except OSError as error:
         raise UserError(
             f"{unfinished}: {error.strerror or error}; what has come is kept, and the same command "
-            "goes on from there"
+            "continues from there"
         ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Fetches, and says what is there and what is missing.
+    """Fetches, and reports existing, fetched and missing files.
 
     Raises:
-        pyseg.errors.UserError: Something is missing.
+        pyseg.errors.UserError: Files are missing.
     """
     parser = _cli.make_parser(
         DownloadConfig, "pyseg.data download", "Fetches shards of YouTube-8M."
@@ -315,5 +315,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not report.complete:
         raise UserError(
             f"{report.files - report.there - report.fetched} of {report.files} files are missing; "
-            "the same command goes on from here"
+            "the same command continues from here"
         )

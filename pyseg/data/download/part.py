@@ -1,4 +1,4 @@
-"""The unfinished copies of files."""
+"""Unfinished copies of files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CHUNK = 1 << 18  # bytes read at once
 
 
 class StoppedError(Exception):
-    """The work has been told to stop."""
+    """The user asked to stop."""
 
 
 def open_to_append(path: Path, buffering: int = -1) -> BinaryIO:
-    """Opens a file that pyseg owns for reading and appending; creates it where it is missing.
+    """Opens a file that pyseg owns for reading and appending; creates it if missing.
 
     Raises:
-        pyseg.errors.UserError: It is a symbolic link: it would lead to a file of somebody else.
+        pyseg.errors.UserError: It is a symbolic link, whose target pyseg may not own.
         OSError: It cannot be opened.
     """
 
@@ -38,15 +38,15 @@ def open_to_append(path: Path, buffering: int = -1) -> BinaryIO:
 
 
 class Part:
-    """The unfinished copy of a file; it is removed again where it is left empty.
+    """The unfinished copy of a file; removed if it is left empty.
 
     Args:
-        path: Where it is; what is there already is its beginning.
-        version: How the server called the version that it belongs to, if that is known.
-        stop: Ends reading what is there already.
+        path: The file; existing content is its beginning.
+        version: The server's version of the file, if known.
+        stop: Stops the reading of existing content.
 
     Raises:
-        StoppedError: The work has been told to stop.
+        StoppedError: The user asked to stop.
         pyseg.errors.UserError: It is a symbolic link.
         OSError: It cannot be read or written.
     """
@@ -55,7 +55,7 @@ class Part:
         self.path = path
         self.version = version
         self.size = 0
-        self.total: int | None = None  # of the whole file, where the server has said it
+        self.total: int | None = None  # the size of the complete file, if the server has given it
         self._digest = hashlib.md5(usedforsecurity=False)
         self._file = open_to_append(path)
         try:
@@ -73,7 +73,7 @@ class Part:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file, and removes it where it is empty."""
+        """Closes the file, and removes it if it is empty."""
         with self._file:
             self._file.flush()
             empty = os.fstat(self._file.fileno()).st_size == 0
@@ -86,7 +86,7 @@ class Part:
 
     @property
     def md5(self) -> str:
-        """The checksum of what has come so far."""
+        """The checksum of the content so far."""
         return self._digest.hexdigest()
 
     def write(self, chunk: bytes) -> None:
@@ -95,14 +95,14 @@ class Part:
         self._count(chunk)
 
     def restart(self) -> None:
-        """Discards what has come so far."""
+        """Discards the content so far."""
         self._file.truncate(0)
         self.version = self.total = None
         self.size = 0
         self._digest = hashlib.md5(usedforsecurity=False)
 
     def finish(self, path: Path) -> None:
-        """Renames the file, once all of it is on the disk."""
+        """Renames the file, once all of it is on disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         os.replace(self.path, path)

@@ -12,7 +12,7 @@ from pyseg.data._tables import shown
 from pyseg.errors import DataError
 
 UNFINISHED = ".part"
-"""The end of the name of a file that is not complete."""
+"""The suffix of unfinished files."""
 
 _DIGITS = string.ascii_lowercase + string.ascii_uppercase + string.digits
 _PUBLISHED = re.compile(r"(train|validate|test)([A-Za-z0-9])([A-Za-z0-9])\.tfrecord")
@@ -40,7 +40,7 @@ def read_plan(content: bytes, name: str) -> list[Shard]:
 
     Args:
         content: The JSON of the plan: ``{"files": {"trainaa.tfrecord": "<MD5>", ...}}``.
-        name: What to call it in errors.
+        name: Its name in errors.
 
     Raises:
         pyseg.errors.DataError: It is not a plan, or names a file outside the folder.
@@ -79,7 +79,7 @@ def read_plan(content: bytes, name: str) -> list[Shard]:
 def _local_name(published: str) -> str:
     """Returns the name under which the published script saves a shard.
 
-    The script numbers them: trainaB and trainAb are two files even where case makes no difference.
+    The script numbers them, as trainaB and trainAb are one file if case does not matter.
     """
     match = _PUBLISHED.fullmatch(published)
     if match is None:

@@ -1,4 +1,4 @@
-"""What is known of the files in a folder, between one download and the next."""
+"""What is known of the files in a folder, kept between downloads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _STATE = ".download.jsonl"
 class State:
     """What is known of the files in a folder, kept there in a file, one line of JSON per fact.
 
-    Of a finished file: its size and time when its checksum was found right, so that it need not be
-    read again. Of an unfinished one: how the server called the version that it belongs to. A file
-    without facts, or with wrong ones, costs time but no data.
+    Of a finished file: its size and time when its checksum was verified, so that it need not be
+    read again. Of an unfinished one: the server's version of it. Missing or wrong facts cost time
+    but no data.
 
     Raises:
         pyseg.errors.UserError: Another process has the folder locked, or the file is a symbolic
@@ -35,7 +35,7 @@ class State:
             self._file.close()
             raise UserError(f"{folder}: another download is at work there") from None
         except OSError:
-            pass  # a file system without locks
+            pass  # the file system has no locks
         self._file.seek(0)
         content = self._file.read()
         for line in content.splitlines():
@@ -44,7 +44,7 @@ class State:
                 if isinstance(fact, dict) and isinstance(fact.get("name"), str):
                     self._facts[fact["name"]] = fact
         if content and not content.endswith(b"\n"):
-            self._file.write(b"\n")  # ends the line, which would take in the next one
+            self._file.write(b"\n")  # ends a partial line, to which the next one would be appended
 
     def __enter__(self) -> State:
         """Returns itself; the folder is unlocked at the end of the block."""
@@ -58,22 +58,22 @@ class State:
         self._file.write(json.dumps(fact).encode() + b"\n")
 
     def note_finished(self, path: Path, md5: str) -> None:
-        """Stores that a file is complete and has this checksum."""
+        """Records that a file is complete and has this checksum."""
         found = path.stat()
         self._note(name=path.name, md5=md5, size=found.st_size, mtime_ns=found.st_mtime_ns)
 
     def is_finished(self, path: Path, md5: str) -> bool:
-        """Returns whether a file had this checksum, and is the same as then."""
+        """Returns whether a file had this checksum and has not changed since."""
         fact, found = self._facts.get(path.name, {}), path.stat()
         wanted = {"md5": md5, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
         return wanted.items() <= fact.items()
 
     def note_begun(self, path: Path, md5: str, version: str | None) -> None:
-        """Stores which version of a file has begun to come, and the checksum of the whole."""
+        """Records the version of an unfinished file, and the checksum of the complete one."""
         self._note(name=path.name, md5=md5, version=version)
 
     def begun(self, path: Path, md5: str) -> tuple[bool, str | None]:
-        """Returns whether an unfinished file belongs to this checksum, and its version."""
+        """Returns whether an unfinished file is for this checksum, and its version."""
         fact = self._facts.get(path.name, {})
         version = fact.get("version")
         return fact.get("md5", md5) == md5, version if isinstance(version, str) else None

@@ -77,7 +77,7 @@ def _options(config: TrainConfig) -> dict[str, Any]:
 
 def _state(run: ReportedRun) -> str:
     if run.is_unfinished:
-        return "unfinished: python -m pyseg.train --resume goes on"
+        return "unfinished: python -m pyseg.train --resume continues"
     return "finished" if run.log else "nothing logged"
 
 
