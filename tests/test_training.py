@@ -194,7 +194,7 @@ def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path) -> No
 
 def test_checkpoints_hold_everything(data: Path, tmp_path: Path, monkeypatch) -> None:
     kept = []
-    save = training.save_checkpoint
+    save = training.stages.save_checkpoint
 
     def saved(folder, number, state, *, keep):
         path = save(folder, number, state, keep=keep)
@@ -577,7 +577,7 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard"
     )
-    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    monkeypatch.setattr("pyseg.training.stages.LOG_EVERY", 2)
     optimise = training.StageRun._take_step
 
     def fail(self, batch):  # after step 6 was logged, with step 5 as the last checkpoint
@@ -608,7 +608,7 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
 
 
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(training.distributed, "is_first", lambda: False)
+    monkeypatch.setattr("pyseg.distributed.is_first", lambda: False)
     log = training.Log(Run(tmp_path), tensorboard=True)
     log.write("pretrain", step=1, loss=0.5)
     log.close()
