@@ -77,7 +77,7 @@ def describe(
     for title, names in groups.items():
         rows = {f"{n} {n.upper()} ...": (_first(several[n]), "") for n in names if n in several}
         for name in names:
-            if name in options:
+            if name in options and name not in several:
                 rows[options[name].usage[2:]] = _first(options[name].text), options[name].note
             elif name not in several:  # a group
                 members = [key for key in options if key.startswith(f"{name}.")]
