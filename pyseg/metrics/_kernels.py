@@ -245,15 +245,6 @@ def _is_best(score, cutoff, equal):  # type: ignore[no-untyped-def]
 
 
 @njit
-def best_rows(scores, k, best):  # type: ignore[no-untyped-def]
-    """Writes which are the k best scores, of equal ones the first; 1 <= k <= len(scores)."""
-    cutoff, equal = _cutoff(scores, k, np.empty(k, scores.dtype))
-    for row in range(len(scores)):
-        best[row] = _is_best(scores[row], cutoff, equal)
-        equal -= scores[row] == cutoff
-
-
-@njit
 def best_of_rows(scores, relevant, best, hits, begin, end):  # type: ignore[no-untyped-def]
     """Writes the k best scores of some rows, the k columns of `best`, in the order of classes.
 

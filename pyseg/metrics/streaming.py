@@ -170,14 +170,11 @@ class MeanAveragePrecisionAtK(_Metric[MeanAveragePrecision]):
         full = np.flatnonzero(counts > self.k)
         kept = np.ones(len(classes), bool)
         if len(full):
-            best_rows = _ranking.load_kernels().best_rows
             order = np.argsort(classes, kind="stable")
             ends = np.cumsum(counts)
             for index in full.tolist():
                 rows = order[ends[index] - counts[index] : ends[index]]
-                best = np.empty(len(rows), bool)
-                best_rows(scores[rows], self.k, best)
-                kept[rows] = best
+                kept[rows] = _ranking.best_rows(scores[rows], self.k)
         self._blocks = [[classes[kept], scores[kept], relevant[kept]]]
         self._pending = 0
         return self._blocks[0]
