@@ -251,7 +251,9 @@ class Op:
                         f"use pyseg.ops.{reference}_reference for that"
                     )
                 if wants_gradient(*(value for value in args if isinstance(value, Tensor))):
-                    return gradient(*self._named(args).values(), keyset)
+                    if len(args) < len(self.defaults):
+                        args = tuple(self._named(args).values())
+                    return gradient(*args, keyset)
                 return self.below_autograd(keyset, *args)
 
             _LIBRARY.impl(self.name, kernel, "Autograd", with_keyset=True)
@@ -323,9 +325,18 @@ def _autograd_function(
     refused: Mapping[str, str],
 ) -> Callable[..., Any]:
     """Returns a function that calls `op` with `function` as its gradient, see `Op.gradient`."""
-    inputs = list(op.defaults)
-    results = [result.name for result in op.overload._schema.returns]
-    kept, constants = saved.split(), constant.split()
+    schema = op.overload._schema
+    inputs, results = list(op.defaults), [result.name for result in schema.returns]
+    # By position, as this runs in every step: results first, then arguments.
+    place = {name: number for number, name in enumerate(results)}
+    place |= {name: len(results) + number for number, name in enumerate(inputs)}
+    kinds = {argument.name: str(argument.type) for argument in schema.arguments}
+    names = sorted(saved.split(), key=lambda name: "Tensor" not in kinds.get(name, "Tensor"))
+    places = [place[name] for name in names]
+    num_tensors = sum("Tensor" in kinds.get(name, "Tensor") for name in names)
+    constants = [place[name] for name in constant.split()]
+    varying = [number for number in range(len(results)) if number not in constants]
+    refusals = [(inputs.index(name), text) for name, text in refused.items()]
 
     # A Function with one level of derivatives, as the dispatcher calls it for each level.
     class Gradient(_SingleLevelFunction):
@@ -336,33 +347,32 @@ def _autograd_function(
             *values, keyset = args
             with _outer_derivatives():
                 output = op.below_autograd(keyset, *values)
-            outputs = output if isinstance(output, tuple) else (output,)
-            named = dict(zip(results, outputs, strict=True)) | dict(
-                zip(inputs, values, strict=True)
-            )
-            ctx.mark_non_differentiable(*(named[name] for name in constants))
+            everything = [*(output if isinstance(output, tuple) else (output,)), *values]
+            kept = [everything[number] for number in places]
+            ctx.mark_non_differentiable(*[everything[number] for number in constants])
             ctx.set_materialize_grads(False)  # they would be as large as the saved tensors
-            tensors = [n for n in kept if named[n] is None or isinstance(named[n], Tensor)]
-            ctx.save_for_backward(*(named[name] for name in tensors))
-            ctx.tensors = tensors
-            ctx.others = {name: named[name] for name in kept if name not in tensors}
+            ctx.save_for_backward(*kept[:num_tensors])
+            ctx.others = kept[num_tensors:]
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            needed = dict(zip(inputs, ctx.needs_input_grad, strict=False))
-            for name in refused:
-                if needed[name]:
+            needs = ctx.needs_input_grad
+            for number, text in refusals:
+                if needs[number]:
                     raise RuntimeError(
-                        f"{op.name} has no gradient of {refused[name]}: "
+                        f"{op.name} has no gradient of {text}: "
                         f"use pyseg.ops.{op.name}_reference for that"
                     )
-            grads = tuple(g for g, n in zip(grads, results, strict=True) if n not in constants)
+            wanted = [grads[number] for number in varying]
             found: dict[str, Tensor | None] = {}
-            if any(grad is not None for grad in grads):
-                named = dict(zip(ctx.tensors, ctx.saved_tensors, strict=True)) | ctx.others
-                found = function(*grads, needed=needed, **named)
-            return *(found.get(name) if needed[name] else None for name in inputs), None
+            if any(grad is not None for grad in wanted):
+                named = dict(zip(names, (*ctx.saved_tensors, *ctx.others), strict=True))
+                needed = dict(zip(inputs, needs, strict=False))
+                found = function(*wanted, needed=needed, **named)
+            return *(
+                found.get(n) if need else None for n, need in zip(inputs, needs, strict=False)
+            ), None
 
     Gradient.__name__ = f"{op.name}_gradient"
 
