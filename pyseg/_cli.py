@@ -275,11 +275,23 @@ def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: typ
             yield word
 
 
+_plugins: list[str] = []  # of the command that runs
+
+
+def follow_up(words: str) -> str:
+    """Returns the command ``python -m <words>`` with the plugins of this one."""
+    plugins = f" --plugin {','.join(_plugins)}" if _plugins else ""
+    return f"python -m {words}{plugins}"
+
+
 def _import_plugins(modules: object) -> None:
     """Imports the modules of ``--plugin``, and the plugins of installed packages."""
+    _plugins[:] = [] if modules is None else str(modules).split(",")
+    if _plugins and not {"", os.getcwd()} & set(sys.path):  # as in the console script
+        sys.path.insert(0, os.getcwd())
     for point in importlib.metadata.entry_points(group="pyseg.plugins"):
         point.load()
-    for name in [] if modules is None else str(modules).split(","):
+    for name in _plugins:
         try:
             if not all(part.isidentifier() for part in name.split(".")):
                 raise ModuleNotFoundError(name=name)

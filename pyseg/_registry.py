@@ -77,12 +77,21 @@ def unknown(kind: str, found: object, known: Iterable[str]) -> str:
     return f"expected one of {', '.join(names)}; found the unknown {kind} {found!r}{hint}"
 
 
+def check_callable(kind: str, name: str, make: object) -> None:
+    """Checks what is registered.
+
+    Raises:
+        pyseg.errors.ArgumentError: It cannot be called.
+    """
+    if not callable(make):
+        raise ArgumentError(f"{kind} {name}: expected a class or function, found {make!r}")
+
+
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the parameters of `make`; ``**more`` of a class adds those of its base."""
     own = dict(inspect.signature(make).parameters)
     rest = [key for key, value in own.items() if value.kind is value.VAR_KEYWORD]
-    for key in rest:
-        del own[key]
+    own = {k: v for k, v in own.items() if v.kind not in (v.VAR_KEYWORD, v.VAR_POSITIONAL)}
     if rest and isinstance(make, type):
         own |= {k: v for k, v in parameters(make.__mro__[1]).items() if k not in own}
     return own

@@ -97,7 +97,7 @@ class Run:
         if self.is_unfinished:
             print(
                 f"{self}: its training has not ended: "
-                f"python -m pyseg.train --resume {self} continues"
+                f"{_cli.follow_up(f'pyseg.train --resume {self}')} continues"
             )
 
     def rated_classes(self) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pyseg import evaluate, predict, train
+from pyseg import cooccur, evaluate, models, predict, train
 from pyseg._registry import Registry
 from pyseg.data import (
     Format,
@@ -87,6 +88,26 @@ def test_losses_are_checked(plugin: list[str], options: list[str], message: str)
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        (lambda x: x.sum(1), r"shape \(8,\)"),
+        (lambda x: x.sum().detach(), "shape"),
+        (lambda x: 0.5, "<class 'float'>"),
+    ],
+    ids=["a row", "detached", "a number"],
+)
+def test_a_loss_is_a_scalar_with_a_gradient(plugin: list[str], result, found: str) -> None:
+    @register_loss("odd")
+    class Odd(nn.Module):  # without an __init__ of its own
+        def forward(self, logits, offsets, classes, scores):
+            return result(logits)
+
+    steps = ["--pretrain.steps", "0", "--finetune.batch_size", "8", "--finetune.loss", "odd"]
+    with pytest.raises(UserError, match=f"^Odd: expected a loss that is a scalar .* {found}"):
+        train.main([*plugin, "--data", "ticks", "--model", "mlp", *steps])
+
+
 def test_a_loss_gets_the_arguments_that_it_has_parameters_for() -> None:
     @register_loss("own")
     class Own(nn.Module):
@@ -133,6 +154,73 @@ def test_registries_refuse_registered_names() -> None:
         ArgumentError, match=r"name: expected .* new source of data, found 'sample'"
     ):
         register_source("sample", Path)
-    for name in ("map", "gap", "step"):
+    for name in ("map", "gap", "step", "stage", "after"):
         with pytest.raises(ArgumentError, match=rf"name: expected .* new metric, found '{name}'"):
             evaluate.register_metric(name, on="labels")(lambda num_classes: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": None}, "schema: expected a FrameSchema or a VideoSchema, found None"),
+        ({"open": 3}, "open: expected a function, found 3"),
+        ({"recognize": "x"}, "recognize: expected a function, found 'x'"),
+        ({"frame_seconds": 0}, "frame_seconds: expected above 0, found 0"),
+        ({"frame_seconds": "x"}, "frame_seconds: expected above 0, found 'x'"),
+    ],
+)
+def test_what_is_no_format(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{message}"):
+        register_format(dataclasses.replace(own_format("own"), **changes))
+    with pytest.raises(ArgumentError, match=r"^format: expected a Format, found None"):
+        register_format(None)
+    assert len(formats()) == 3
+
+
+def test_only_what_can_be_called_is_registered() -> None:
+    for register in (
+        models.register("own"),
+        models.register_head("own"),
+        register_loss("own"),
+        evaluate.register_metric("own", on="labels"),
+        lambda make: register_source("own", make),
+    ):
+        with pytest.raises(ArgumentError, match=r"own: expected a class or function, found 3"):
+            register(3)
+    with pytest.raises(ArgumentError, match=r"^on: expected 'ratings' or 'labels', found 'rating'"):
+        evaluate.register_metric("own", on="rating")(lambda num_classes: None)
+
+
+def test_the_console_script_finds_a_plugin_beside_it(
+    plugin: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    train.main([*plugin, "--data", "ticks", "--model", "mlp", *STEPS])
+    run = Path("runs", "ticks-mlp-1")
+    again = f"evaluate again: python -m pyseg.evaluate --run {run} --plugin stranger"
+    assert again in capsys.readouterr().out.splitlines()
+    cooccur.main([*plugin, "--data", "ticks", "--num_classes", "3", "--out", "c.npz"])
+    with pytest.raises(
+        FileNotFoundError, match=r"^tocks: no such .*sources sample, ticks; .*plugin"
+    ):
+        train.main([*plugin, "--data", "tocks"])
+
+
+def test_metrics_are_numbers(plugin: list[str]) -> None:
+    class Text:
+        def __init__(self, num_classes: int) -> None:
+            pass
+
+        def update(self, batch, logits) -> None:
+            pass
+
+        def compute(self) -> str:
+            return "much"
+
+    evaluate.register_metric("text", on="ratings")(Text)
+    with pytest.raises(
+        UserError, match=r"^metric text: expected a number of compute\(\), found 'mu"
+    ):
+        train.main([*plugin, "--data", "ticks", "--model", "mlp", *STEPS])
+    with pytest.raises(UserError, match=r"^--truth x.csv: expected --submission with it"):
+        evaluate.main(["--run", "run", "--truth", "x.csv"])

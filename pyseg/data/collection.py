@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from pyseg._registry import Registry
+from pyseg._registry import Registry, check_callable
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
     FrameDataset,
@@ -27,7 +27,7 @@ from pyseg.data.label_lists import read_label_records
 from pyseg.data.records import OnError, ReadReport, check_on_error, without_record_warnings
 from pyseg.data.shards import Paths
 from pyseg.data.vocabulary import read_segment_vocabulary, read_vocabulary
-from pyseg.errors import ArgumentError, DataError
+from pyseg.errors import ArgumentError, DataError, MissingFileError
 
 Part = Literal["train", "test", "all"]
 _SOURCES: Registry[Callable[[], str | os.PathLike[str]]] = Registry("source of data")
@@ -243,13 +243,25 @@ def register_source(name: str, make: Callable[[], str | os.PathLike[str]]) -> No
     Raises:
         pyseg.errors.ArgumentError: The name is taken.
     """
+    check_callable("source of data", name, make)
     _SOURCES.add(name, make)
 
 
 def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Returns the folder, glob or file of records for a path or the name of a source."""
-    make = _SOURCES.get(cast(str, data))
-    return data if make is None else make()
+    """Returns the folder, glob or file of the records that a path or the name of a source names.
+
+    Raises:
+        FileNotFoundError: It is a name, but neither a file nor registered.
+    """
+    name = os.fspath(data)
+    if name in _SOURCES:
+        return _SOURCES[name]()
+    if name.isidentifier() and not os.path.exists(name):
+        raise MissingFileError(
+            f"{name}: no such file or folder, nor one of the sources {', '.join(_SOURCES)}; your "
+            "own has to be registered (--plugin)"
+        )
+    return data
 
 
 def open_collection(
@@ -306,7 +318,11 @@ def open_collection(
             f"{found.format.title}"
         )
     options = OpenOptions(labels, vocabulary, test_fraction, seed, on_error)
-    collection = found.format.open(found, options)
+    collection: object = found.format.open(found, options)
+    if not isinstance(collection, Collection):
+        raise ArgumentError(
+            f"format {found.format.name}: expected a Collection of its open, found {collection!r}"
+        )
     name = str(data) if data in _SOURCES else collection.name
     return replace(collection, name=name, on_error=on_error)
 

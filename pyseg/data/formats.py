@@ -6,6 +6,7 @@ See :class:`Format`, :func:`register_format` and :func:`look`.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -119,8 +120,20 @@ def register_format(format: Format) -> Format:
         The format.
 
     Raises:
-        pyseg.errors.ArgumentError: The name is taken.
+        pyseg.errors.ArgumentError: The name is taken, or a field is not what it should be.
     """
+    if not isinstance(format, Format):
+        raise ArgumentError(f"format: expected a Format, found {format!r}")
+    if not isinstance(format.schema, FrameSchema | VideoSchema):
+        raise ArgumentError(
+            f"schema: expected a FrameSchema or a VideoSchema, found {format.schema!r}"
+        )
+    for name in ("open", "recognize"):
+        value = getattr(format, name)
+        if not callable(value) and (name, value) != ("recognize", None):
+            raise ArgumentError(f"{name}: expected a function, found {value!r}")
+    if not isinstance(format.frame_seconds, int | float) or not 0 < format.frame_seconds < math.inf:
+        raise ArgumentError(f"frame_seconds: expected above 0, found {format.frame_seconds!r}")
     _FORMATS.add(format.name, format)
     return format
 

@@ -12,6 +12,7 @@ MAP is that of the run that it comes from.
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.nn import functional
 from pyseg import _cli, distributed, metrics
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
-from pyseg._registry import Registry
+from pyseg._registry import Registry, check_callable
 from pyseg.data import Batch, Collection, loader, open_collection
 from pyseg.data.collection import Part
 from pyseg.data.loading import worker_errors
@@ -86,6 +87,8 @@ class EvaluateConfig:
         _cli.check_range("top", self.top, 1)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
         _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
+        if self.truth is not None and self.submission is None:
+            raise ArgumentError(f"truth {self.truth}: expected --submission with it, found none")
 
 
 def predictions(
@@ -152,6 +155,7 @@ class Metric(Protocol):
         """Returns the value; in a distributed run, over the examples of all processes."""
 
 
+_OTHER_NUMBERS = ("stage", "step", "after", "data", "part")  # of an evaluation in metrics.jsonl
 _METRICS: Registry[tuple[Callable[[int], Metric], str]] = Registry("metric")
 MakeMetric = TypeVar("MakeMetric", bound=Callable[[int], Metric])
 
@@ -188,7 +192,10 @@ def register_metric(
     """
 
     def decorator(make: MakeMetric) -> MakeMetric:
-        if any(name in {*kind.names(), "step"} for kind in KINDS):
+        check_callable("metric", name, make)
+        if on not in ("ratings", "labels"):
+            raise ArgumentError(f"on: expected 'ratings' or 'labels', found {on!r}")
+        if name in _OTHER_NUMBERS or any(name in kind.names() for kind in KINDS):
             raise ArgumentError(f"name: expected the name of a new metric, found {name!r}")
         _METRICS.add(name, (make, on))
         return make
@@ -306,7 +313,14 @@ def evaluate(
             result = RatedResult.of(ranked, _num_rated(collection))
         if report is not None:
             report += report_of_all(dataset)
-    return replace(result, more={name: float(metric.compute()) for name, metric in more.items()})
+    return replace(result, more={name: _value(name, metric) for name, metric in more.items()})
+
+
+def _value(name: str, metric: Metric) -> float:
+    value: object = metric.compute()
+    if not isinstance(value, numbers.Real):
+        raise UserError(f"metric {name}: expected a number of compute(), found {value!r}")
+    return float(value)
 
 
 def report_of_all(dataset: RecordDataset) -> ReadReport:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyseg._registry import Registry, check_types, parameters, unknown
+from pyseg._registry import Registry, check_callable, check_types, parameters, unknown
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, Mixture
@@ -55,6 +55,7 @@ def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
     """
 
     def decorator(make: Make) -> Make:
+        check_callable("preset", name, make)
         known = _known(cast(Any, make), arguments)
         for key in arguments:
             if key not in known:
@@ -90,6 +91,7 @@ def register_head(name: str) -> Callable[[Make], Make]:
     """
 
     def decorator(make: Make) -> Make:
+        check_callable("head", name, make)
         _HEADS.add(name, make)
         return make
 

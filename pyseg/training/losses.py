@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from pyseg._registry import Registry, check_types, parameters, unknown
+from pyseg._registry import Registry, check_callable, check_types, parameters, unknown
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
 from pyseg.ops import rated_bce_with_logits
@@ -43,6 +43,7 @@ def register_loss(name: str) -> Callable[[MakeLoss], MakeLoss]:
     """
 
     def decorator(make: MakeLoss) -> MakeLoss:
+        check_callable("loss", name, make)
         _LOSSES.add(name, make)
         return make
 

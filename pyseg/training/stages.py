@@ -50,7 +50,14 @@ class Step(nn.Module):
         """Returns the loss of a batch, with the L2 penalty."""
 
         def criterion(logits: Tensor) -> Tensor:
-            return cast(Tensor, self.loss(logits, offsets, classes, scores))
+            loss = self.loss(logits, offsets, classes, scores)
+            if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
+                kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
+                raise UserError(
+                    f"{type(self.loss).__name__}: expected a loss that is a scalar tensor with a "
+                    f"gradient, found {kind}"
+                )
+            return loss
 
         loss = self.model.training_loss(frames, num_frames, criterion)
         return loss + l2_penalty(self.model, self.l2) if self.l2 else loss
@@ -321,7 +328,7 @@ class StageRun:
                 trainer.save_weights(self.weights)
             print(
                 f"stopped at {self.stage.name}, step {self.step}: "
-                f"python -m pyseg.train --resume {trainer.run} continues"
+                f"{_cli.follow_up(f'pyseg.train --resume {trainer.run}')} continues"
             )
             distributed.wait()  # torchrun ends all processes as soon as one ends
             raise KeyboardInterrupt

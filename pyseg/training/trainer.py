@@ -131,5 +131,5 @@ class Trainer:
         except WorkerError as error:
             if not list_checkpoints(self.run.checkpoints_folder):
                 raise
-            hint = f"python -m pyseg.train --resume {self.run} continues"
+            hint = f"{_cli.follow_up(f'pyseg.train --resume {self.run}')} continues"
             raise WorkerError(f"{error}; {hint}") from error
