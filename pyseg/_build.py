@@ -318,7 +318,7 @@ def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str
     """Runs :func:`compile_library` in another process; returns success and log."""
     environment = {"MAX_JOBS": str(len(os.sched_getaffinity(0)))} | os.environ
     environment["LC_ALL"] = "C"
-    scripts = sysconfig.get_path("scripts")  # with the ninja that pip installed
+    scripts = sysconfig.get_path("scripts")  # which has the ninja of this environment
     environment["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     if library is CUDA:
         environment["CUDA_HOME"] = str(find_toolkit()[0])

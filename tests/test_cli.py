@@ -128,7 +128,7 @@ def test_option_converts_only_argument_errors():
         (train, "open_data", []),
         (evaluate, "Run", ["--run", "r"]),
         (predict, "scorer.Run", ["--run", "r"]),
-        (cooccur, "find_shards", ["--out", "o.npz", "--data", "d"]),
+        (cooccur, "find_shards", ["--out", "o.npz", "--data", "d.tfrecord"]),
     ],
 )
 @pytest.mark.parametrize("error", [ValueError, ArgumentError])
