@@ -1,11 +1,11 @@
-"""The sample as an experiment of some seconds."""
+"""The sample as an experiment of some seconds, and outcomes to write down."""
 
 from __future__ import annotations
 
 import pytest
 
-from pyseg.config import StageConfig
-from pyseg.reproduce import ModelSpec
+from pyseg.config import LossConfig, StageConfig
+from pyseg.reproduce import ModelSpec, Outcome, Variant
 from pyseg.reproduce.experiments import GeneratedSample
 
 
@@ -17,3 +17,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     monkeypatch.setattr(GeneratedSample, "pretrain", StageConfig(4, 1e-3, 8))
     monkeypatch.setattr(GeneratedSample, "finetune", StageConfig(8, 1e-3, 8))
     return model
+
+
+def outcomes_of(*values: list[float]) -> list[Outcome]:
+    model = ModelSpec("mlp")
+    return [
+        Outcome(Variant(f"row {number}", model, LossConfig()), {"map": own}, 1.0)
+        for number, own in enumerate(values)
+    ]

@@ -6,23 +6,13 @@ import math
 
 import pytest
 
-from pyseg.config import LossConfig
 from pyseg.reproduce import (
     Estimate,
-    ModelSpec,
-    Outcome,
-    Variant,
     differences,
     gaps_closed,
 )
 
-
-def outcomes_of(*values: list[float]) -> list[Outcome]:
-    model = ModelSpec("mlp")
-    return [
-        Outcome(Variant(f"row {number}", model, LossConfig()), {"map": own}, 1.0)
-        for number, own in enumerate(values)
-    ]
+from .conftest import outcomes_of
 
 
 def test_estimates() -> None:

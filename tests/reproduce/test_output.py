@@ -6,16 +6,9 @@ import json
 
 import pytest
 
-from pyseg.config import LossConfig
-from pyseg.reproduce import Comparison, ModelSpec, Outcome, Variant, describe, to_json
+from pyseg.reproduce import Comparison, describe, to_json
 
-
-def outcomes_of(*values: list[float]) -> list[Outcome]:
-    model = ModelSpec("mlp")
-    return [
-        Outcome(Variant(f"row {number}", model, LossConfig()), {"map": own}, 1.0)
-        for number, own in enumerate(values)
-    ]
+from .conftest import outcomes_of
 
 
 def test_markdown_and_json() -> None:

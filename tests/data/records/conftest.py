@@ -14,9 +14,12 @@ from pyseg.data.records import engine as engines
 
 # PYSEG_FAULTS=full runs the fault tests at full length: minutes instead of seconds.
 FULL = os.environ.get("PYSEG_FAULTS") == "full"
+needs_native = pytest.mark.skipif(
+    _ext.records is None, reason=f"no _records: {_ext.RECORDS_REASON}"
+)
 NATIVE = pytest.param(
     "native",
-    marks=pytest.mark.skipif(_ext.records is None, reason=f"no _records: {_ext.RECORDS_REASON}"),
+    marks=needs_native,
 )
 
 

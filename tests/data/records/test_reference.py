@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pyseg.data.records import (
 )
 from pyseg.data.records import engine as engines
 
-from .conftest import FULL, NATIVE, using
+from .conftest import FULL, NATIVE, needs_native, using
 from .encoding import (
     SMALL,
     TINY,
@@ -36,11 +37,14 @@ from .encoding import (
 )
 from .strategies import messages, mutated, shuffled_records
 
+# Every example writes its own file: the folder may be that of the example before.
+examples = functools.partial(
+    settings, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
 
 @pytest.mark.parametrize("name", [NATIVE, "reference"])
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(max_examples=60)
 @given(example=shuffled_records())
 def test_unusual_encodings_of_good_records(tmp_path, name, example):
     frames, payload = example
@@ -68,12 +72,8 @@ def check_engines_agree(path: Path, read, *arguments, **options) -> None:
     assert results[0][1] == results[1][1]
 
 
-@pytest.mark.skipif(_ext.records is None, reason=f"no _records: {_ext.RECORDS_REASON}")
-@settings(
-    max_examples=2000 if FULL else 300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@needs_native
+@examples(max_examples=2000 if FULL else 300)
 @given(
     payload=mutated(
         st.one_of(
@@ -92,12 +92,8 @@ def test_engines_agree_on_frames(tmp_path, payload, max_frames, extra):
     check_engines_agree(path, read_frames, SMALL, max_frames=max_frames, context_keys=extra)
 
 
-@pytest.mark.skipif(_ext.records is None, reason=f"no _records: {_ext.RECORDS_REASON}")
-@settings(
-    max_examples=1000 if FULL else 150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@needs_native
+@examples(max_examples=1000 if FULL else 150)
 @given(
     payloads=st.lists(
         mutated(
@@ -118,12 +114,8 @@ def test_engines_agree_on_videos(tmp_path, payloads, on_error):
     check_engines_agree(path, read_videos, TINY, block=2, on_error=on_error)
 
 
-@pytest.mark.skipif(_ext.records is None, reason=f"no _records: {_ext.RECORDS_REASON}")
-@settings(
-    max_examples=1000 if FULL else 150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@needs_native
+@examples(max_examples=1000 if FULL else 150)
 @given(
     data=mutated(st.just(framed(*sample_frames(3)))),
     compress=st.booleans(),
