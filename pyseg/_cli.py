@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -55,6 +55,19 @@ def option(name: str, value: object = None) -> Iterator[None]:
         _, named, rest = str(error).partition(": ")
         given = f"--{name}" if value is None else f"--{name} {value}"
         raise UserError(f"{given}: {rest if named else error}") from error
+
+
+@contextlib.contextmanager
+def option_group(prefix: str) -> Iterator[None]:
+    """Turns an `ArgumentError`, which names the option, into a `UserError`.
+
+    Args:
+        prefix: The group of the option, such as "finetune.".
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise UserError(f"--{prefix}{error}") from error
 
 
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
@@ -164,7 +177,7 @@ def make_parser(
     )
     for name, text in (several or {}).items():
         parser.add_argument(f"--{name}", nargs="+", required=True, help=text)
-    parser.add_class_arguments(config_class, as_group=True, skip=set(several or ()))
+    _add_options(parser, config_class, skip=several or ())
     return parser
 
 
@@ -179,6 +192,21 @@ def _new_parser(**arguments: Any) -> ArgumentParser:
         help="a module to import first, for what it registers, such as a model; several: a,b",
     )
     return parser
+
+
+def _add_options(parser: ArgumentParser, config_class: type, skip: Iterable[str] = ()) -> None:
+    """Adds the options of a dataclass; shells complete their values: a few words, or files."""
+    parser.add_class_arguments(config_class, as_group=True, skip=set(skip))
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    from argcomplete.completers import ChoicesCompleter, FilesCompleter
+
+    choices = _help.choices(config_class)
+    for action in parser._actions:
+        words = choices.get(action.dest)
+        cast(Any, action).completer = (
+            ChoicesCompleter(dict.fromkeys(words, "")) if words else FilesCompleter()
+        )
 
 
 Layer = Callable[["Namespace"], Mapping[str, Any]]
@@ -204,8 +232,6 @@ def parse(
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     _answer(words, parser, config_class)
     words = list(_with_values(words, parser, config_class))
-    if "_ARGCOMPLETE" in os.environ:
-        _complete_values(parser, config_class)
     for key, value in _pairs(words):
         if value == "" and key[:2] == "--":
             raise UserError(f"{key}: expected a value, found an empty one")
@@ -214,9 +240,7 @@ def parse(
         first = _new_parser(prog=parser.prog, add_help=False, print_config=None)
         first.add_argument("-h", "--help", action="store_true")
         first.add_argument("--print_config", nargs="?")
-        first.add_class_arguments(config_class, as_group=True)
-        if "_ARGCOMPLETE" in os.environ:
-            _complete_values(first, config_class)
+        _add_options(first, config_class)
         first.set_defaults(_defaults(parser))
         parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
     options = _parsed(parser, parser.parse_args, words)
@@ -244,18 +268,6 @@ def _answer(words: Sequence[str], parser: ArgumentParser, config_class: type) ->
         else:
             continue
         sys.exit(0)
-
-
-def _complete_values(parser: ArgumentParser, config_class: type) -> None:
-    """Lets argcomplete complete values: words where there are few, else files."""
-    from argcomplete.completers import ChoicesCompleter, FilesCompleter
-
-    choices = _help.choices(config_class)
-    for action in parser._actions:
-        words = choices.get(action.dest)
-        cast(Any, action).completer = (
-            ChoicesCompleter(dict.fromkeys(words, "")) if words else FilesCompleter()
-        )
 
 
 def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: type) -> Iterator[str]:
@@ -448,10 +460,8 @@ def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "
             if isinstance(text, str) and "\0" in text:
                 raise UserError(f"--{name} {text!r}: expected text without a NUL character")
         values[field.name] = value
-    try:
+    with option_group(prefix):
         return config_class(**values)
-    except ArgumentError as error:
-        raise UserError(f"--{prefix}{error}") from error
 
 
 def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:

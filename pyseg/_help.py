@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
+from pyseg._registry import suggestion
 from pyseg.errors import UserError
 
 _COMMON = {
@@ -44,6 +44,8 @@ class _Option:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values that it may have, where they are a few words."""
+        if self.kind is bool:
+            return ("true", "false")
         kinds = (self.kind, *get_args(self.kind))
         return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
@@ -69,17 +71,19 @@ def describe(
         several: Options that take several words, and their help.
         epilog: The last paragraph, if any.
     """
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = _width()
     options = {option.name: option for option in _options(config_class)}
     docs = _docs(config_class)
     groups = getattr(config_class, "GROUPS", {"Options": [f.name for f in fields(config_class)]})
     lines = [f"usage: {usage}", "", *textwrap.wrap(description, width)]
     for title, names in groups.items():
-        rows = {f"{n} {n.upper()} ...": (_first(several[n]), "") for n in names if n in several}
+        rows = {}
         for name in names:
-            if name in options and name not in several:
+            if name in several:
+                rows[f"{name} {name.upper()} ..."] = _first(several[name]), ""
+            elif name in options:
                 rows[options[name].usage[2:]] = _first(options[name].text), options[name].note
-            elif name not in several:  # a group
+            else:  # a group
                 members = [key for key in options if key.startswith(f"{name}.")]
                 rows[f"{name}.OPTION"] = _first(docs[name]), f": {len(members)} options"
         lines += ["", f"{title}:", *_rows(rows, width)]
@@ -95,18 +99,17 @@ def explain(config_class: type, topic: str) -> str:
     Raises:
         pyseg.errors.UserError: There is no such option.
     """
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = _width()
     name = topic.lstrip("-").replace("-", "_")
+    options = list(_options(config_class))
     found = [
         option
-        for option in _options(config_class)
+        for option in options
         if name == "all" or option.name == name or option.name.startswith(f"{name}.")
     ]
     if not found:
-        names = [option.name for option in _options(config_class)]
-        names += [field.name for field in fields(config_class)]
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        names = [option.name for option in options] + [f.name for f in fields(config_class)]
+        hint = suggestion(name, names, "{}")
         raise UserError(f"--help {topic}: expected an option, a group of options, or all{hint}")
     indent = " " * 6
     lines = []
@@ -117,12 +120,13 @@ def explain(config_class: type, topic: str) -> str:
     return "\n".join(lines)
 
 
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 100)
+
+
 def choices(config_class: type) -> dict[str, tuple[str, ...]]:
     """Returns the values that options may have, by name, where they are a few words."""
-    return {
-        option.name: ("true", "false") if option.kind is bool else option.choices
-        for option in _options(config_class)
-    }
+    return {option.name: option.choices for option in _options(config_class)}
 
 
 def _rows(rows: Mapping[str, tuple[str, str]], width: int) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from pyseg.errors import ArgumentError
 
 Entry = TypeVar("Entry")
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 class Registry(dict[str, Entry]):
@@ -52,6 +53,26 @@ class Registry(dict[str, Entry]):
             )
         self[name] = entry
 
+    def register(
+        self, name: str, entry_of: Callable[[Any], Entry] = lambda make: make
+    ) -> Callable[[Make], Make]:
+        """Returns a decorator that adds a class or function under a new name, and returns it.
+
+        Args:
+            name: The name.
+            entry_of: Returns the entry of what is registered; it may refuse it.
+        """
+
+        def decorator(make: Make) -> Make:
+            if not callable(make):
+                raise ArgumentError(
+                    f"{self.kind} {name}: expected a class or function, found {make!r}"
+                )
+            self.add(name, entry_of(make))
+            return make
+
+        return decorator
+
     def find(self, name: str, argument: str | None = None) -> Entry:
         """Returns the entry of a name.
 
@@ -72,27 +93,39 @@ class Registry(dict[str, Entry]):
 def unknown(kind: str, found: object, known: Iterable[str]) -> str:
     """Returns a message, after the argument, about a name that is not among the known ones."""
     names = list(known)
-    close = difflib.get_close_matches(str(found), names, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = suggestion(str(found), names, "{!r}")
     return f"expected one of {', '.join(names)}; found the unknown {kind} {found!r}{hint}"
 
 
-def check_callable(kind: str, name: str, make: object) -> None:
-    """Checks what is registered.
+def suggestion(found: str, known: Iterable[str], form: str) -> str:
+    """Returns " (did you mean ...?)" with the closest of the known names, if one is close."""
+    close = difflib.get_close_matches(found, list(known), n=1)
+    return f" (did you mean {form.format(close[0])}?)" if close else ""
+
+
+def check_known(argument: str, owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Checks that all given names are among an owner's arguments.
+
+    Args:
+        argument: The argument that holds the names, for the message.
+        owner: What has the arguments.
+        given: The names.
+        known: The names of the arguments.
 
     Raises:
-        pyseg.errors.ArgumentError: It cannot be called.
+        pyseg.errors.ArgumentError: One is not.
     """
-    if not callable(make):
-        raise ArgumentError(f"{kind} {name}: expected a class or function, found {make!r}")
+    for key in given:
+        if key not in known:
+            raise ArgumentError(f"{argument}: {unknown(f'argument of {owner}', key, known)}")
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the parameters of `make`; ``**more`` of a class adds those of its base."""
-    own = dict(inspect.signature(make).parameters)
-    rest = [key for key, value in own.items() if value.kind is value.VAR_KEYWORD]
-    own = {k: v for k, v in own.items() if v.kind not in (v.VAR_KEYWORD, v.VAR_POSITIONAL)}
-    if rest and isinstance(make, type):
+    every = inspect.signature(make).parameters
+    own = {k: v for k, v in every.items() if v.kind not in (v.VAR_KEYWORD, v.VAR_POSITIONAL)}
+    passes_on = any(value.kind is value.VAR_KEYWORD for value in every.values())
+    if passes_on and isinstance(make, type):
         own |= {k: v for k, v in parameters(make.__mro__[1]).items() if k not in own}
     return own
 

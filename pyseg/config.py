@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from pyseg import _cli
@@ -347,3 +349,18 @@ def make_parser() -> ArgumentParser:
 def recipe_defaults(options: Namespace) -> dict[str, Any]:
     """Returns the defaults of the recipe that the options name (`RECIPES`)."""
     return RECIPES[options["recipe"]]
+
+
+def flat_options(config: TrainConfig) -> dict[str, Any]:
+    """Returns the options by their names on the command line, with JSON values."""
+
+    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                found |= flat(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value
+        return found
+
+    return flat(json.loads(json.dumps(asdict(config))))

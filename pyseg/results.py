@@ -129,6 +129,9 @@ class LabelResult(Result):
         )
 
 
+LOG_KEYS = ("stage", "step", "after", "data", "part")
+"""What a line of metrics.jsonl says of an evaluation besides the numbers of its result."""
+
 KINDS: tuple[type[Result], ...] = (RatedResult, LabelResult)
 
 
@@ -146,6 +149,6 @@ def parse(entry: Mapping[str, Any]) -> Result:
         'GAP@20 0.5000, Hit@1 1.0000, PERR 1.0000, MAP 0.5000 (3 videos, 2 classes that occur)'
     """
     kind = kind_of(entry)
-    known = {*kind.names(), "step"}
+    known = {*kind.names(), *LOG_KEYS}
     more = {k: v for k, v in entry.items() if k not in known and type(v) in (int, float)}
     return kind(**{name: entry[name] for name in kind.names()}, more=more)

@@ -92,13 +92,15 @@ class Run:
         """Whether its training has not ended, and can be resumed."""
         return bool(list_checkpoints(self.checkpoints_folder))
 
+    @property
+    def how_to_resume(self) -> str:
+        """The command that resumes its training, for messages."""
+        return f"{_cli.follow_up(f'pyseg.train --resume {self}')} continues"
+
     def warn_unfinished(self) -> None:
         """Prints a line if its training has not ended, so that its weights are not final."""
         if self.is_unfinished:
-            print(
-                f"{self}: its training has not ended: "
-                f"{_cli.follow_up(f'pyseg.train --resume {self}')} continues"
-            )
+            print(f"{self}: its training has not ended: {self.how_to_resume}")
 
     def rated_classes(self) -> list[int] | None:
         """Returns the rated classes, by their numbers in the data, if the run stores them.

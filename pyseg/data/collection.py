@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from pyseg._registry import Registry, check_callable
+from pyseg._registry import Registry
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
     FrameDataset,
@@ -243,8 +243,7 @@ def register_source(name: str, make: Callable[[], str | os.PathLike[str]]) -> No
     Raises:
         pyseg.errors.ArgumentError: The name is taken.
     """
-    check_callable("source of data", name, make)
-    _SOURCES.add(name, make)
+    _SOURCES.register(name)(make)
 
 
 def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:

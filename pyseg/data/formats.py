@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pyseg._progress import Progress
 from pyseg._registry import Registry
@@ -218,7 +218,7 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
     near = [Path(data)] if os.path.isdir(data) else []
     near += [folder for path in used for folder in list(Path(path).parents)[:2]]
     return Found(
-        format=_with_id_key(_FORMATS[chosen.name], chosen.id_key),
+        format=_with_schema(_FORMATS[chosen.name], id_key=chosen.id_key),
         paths=used,
         rated=tuple(path for path in used if path in rated),
         folders=tuple(dict.fromkeys(near)),
@@ -271,8 +271,9 @@ def _may_be_rated(kind: Kind) -> bool:
     return format is not None and format.level == "frame" and not format.takes_labels
 
 
-def _with_id_key(format: Format, key: str) -> Format:
-    return replace(format, schema=replace(format.schema, id_key=key))
+def _with_schema(format: Format, **changes: Any) -> Format:
+    """Returns a format whose schema has other keys."""
+    return replace(format, schema=replace(format.schema, **changes))
 
 
 def _left_out(chosen: Kind, kind: Kind, paths: Sequence[str]) -> str:
@@ -376,6 +377,6 @@ def frame_format(feature_sizes: Sequence[int], paths: Sequence[str] = ()) -> For
     met = None if first is None else _recognize(first)
     for format in ([] if met is None else [met]) + known:
         if format.level == "frame" and format.feature_sizes == sizes:
-            return replace(format, schema=replace(format.schema, labels_key=None))
+            return _with_schema(format, labels_key=None)
     expected = " or ".join(str(format.feature_sizes) for format in known)
     raise ArgumentError(f"feature_sizes: expected {expected}, found {sizes}")

@@ -16,7 +16,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch.nn import functional
 from pyseg import _cli, distributed, metrics
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
-from pyseg._registry import Registry, check_callable
+from pyseg._registry import Make, Registry
 from pyseg.data import Batch, Collection, loader, open_collection
 from pyseg.data.collection import Part
 from pyseg.data.loading import worker_errors
@@ -34,7 +34,7 @@ from pyseg.data.memory import MOST_WORKERS
 from pyseg.data.records import OnError, ReadReport, is_record_file, without_record_warnings
 from pyseg.data.shards import named_as_records
 from pyseg.errors import ArgumentError, DataError, UserError
-from pyseg.results import KINDS, LabelResult, RatedResult, Result
+from pyseg.results import KINDS, LOG_KEYS, LabelResult, RatedResult, Result
 from pyseg.runs import Run, open_data
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
@@ -155,14 +155,10 @@ class Metric(Protocol):
         """Returns the value; in a distributed run, over the examples of all processes."""
 
 
-_OTHER_NUMBERS = ("stage", "step", "after", "data", "part")  # of an evaluation in metrics.jsonl
 _METRICS: Registry[tuple[Callable[[int], Metric], str]] = Registry("metric")
-MakeMetric = TypeVar("MakeMetric", bound=Callable[[int], Metric])
 
 
-def register_metric(
-    name: str, *, on: Literal["ratings", "labels"]
-) -> Callable[[MakeMetric], MakeMetric]:
+def register_metric(name: str, *, on: Literal["ratings", "labels"]) -> Callable[[Make], Make]:
     """Registers a metric, which results of evaluations have as ``more[name]``.
 
     It is made as ``make(num_classes)`` for an evaluation by rated segments (``on="ratings"``) or by
@@ -191,16 +187,14 @@ def register_metric(
         ...         return self.sum / self.count
     """
 
-    def decorator(make: MakeMetric) -> MakeMetric:
-        check_callable("metric", name, make)
+    def entry_of(make: Callable[[int], Metric]) -> tuple[Callable[[int], Metric], str]:
         if on not in ("ratings", "labels"):
             raise ArgumentError(f"on: expected 'ratings' or 'labels', found {on!r}")
-        if name in _OTHER_NUMBERS or any(name in kind.names() for kind in KINDS):
+        if name in LOG_KEYS or any(name in kind.names() for kind in KINDS):
             raise ArgumentError(f"name: expected the name of a new metric, found {name!r}")
-        _METRICS.add(name, (make, on))
-        return make
+        return make, on
 
-    return decorator
+    return _METRICS.register(name, entry_of)
 
 
 def _observed(

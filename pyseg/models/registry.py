@@ -8,19 +8,17 @@ import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyseg._registry import Registry, check_callable, check_types, parameters, unknown
+from pyseg._registry import Make, Registry, check_known, check_types, parameters, unknown
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, Mixture
 from pyseg.nn.head import HeadFactory
-
-Make = TypeVar("Make", bound=Callable[..., nn.Module])
 
 _PRESETS: Registry[tuple[Callable[..., FrameClassifier], dict[str, Any]]] = Registry("preset")
 _HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
@@ -54,16 +52,13 @@ def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
         'mlp-narrow'
     """
 
-    def decorator(make: Make) -> Make:
-        check_callable("preset", name, make)
-        known = _known(cast(Any, make), arguments)
-        for key in arguments:
-            if key not in known:
-                raise ArgumentError(f"arguments: {unknown(f'argument of {name}', key, known)}")
-        _PRESETS.add(name, (cast(Any, make), arguments))
-        return make
+    def entry_of(
+        make: Callable[..., FrameClassifier],
+    ) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
+        check_known("arguments", name, arguments, _known(make, arguments))
+        return make, arguments
 
-    return decorator
+    return _PRESETS.register(name, entry_of)
 
 
 def register_head(name: str) -> Callable[[Make], Make]:
@@ -89,13 +84,7 @@ def register_head(name: str) -> Callable[[Make], Make]:
         >>> models.create("mlp", num_classes=3, head="linear", bias=False).head
         Linear(in_features=1024, out_features=3, bias=False)
     """
-
-    def decorator(make: Make) -> Make:
-        check_callable("head", name, make)
-        _HEADS.add(name, make)
-        return make
-
-    return decorator
+    return _HEADS.register(name)
 
 
 Shapes = Sequence[int] | Mapping[str, Sequence[int]]
@@ -323,9 +312,7 @@ def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> M
         for name, given in zip(presets, own, strict=True)
     ]
     known = sorted({"branches", *of_mixture}.union(*of_branches))
-    for key in arguments:
-        if key not in known:
-            raise ArgumentError(f"overrides: {unknown('argument of the mixture', key, known)}")
+    check_known("overrides", "the mixture", arguments, known)
     check_types(Mixture, arguments)
     classifiers = []
     for name, overrides, takes in zip(presets, own, of_branches, strict=True):
@@ -344,9 +331,7 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
     if make is mixture:  # which checks its arguments itself
         return make(num_classes, **arguments)
     known = options(name, head=arguments.get("head"))
-    for key in overrides:
-        if key not in known:
-            raise ArgumentError(f"overrides: {unknown(f'argument of {name}', key, known)}")
+    check_known("overrides", name, overrides, known)
     check_types(make, arguments)
     if "head" in known:
         head: HeadFactory = _HEADS.find(arguments.get("head", "logistic"))

@@ -334,7 +334,7 @@ def _autograd_function(
     names = sorted(saved.split(), key=lambda name: "Tensor" not in kinds.get(name, "Tensor"))
     places = [place[name] for name in names]
     num_tensors = sum("Tensor" in kinds.get(name, "Tensor") for name in names)
-    constants = [place[name] for name in constant.split()]
+    constants = [results.index(name) for name in constant.split()]
     varying = [number for number in range(len(results)) if number not in constants]
     refusals = [(inputs.index(name), text) for name, text in refused.items()]
 
@@ -375,14 +375,15 @@ def _autograd_function(
             ), None
 
     Gradient.__name__ = f"{op.name}_gradient"
+    return functools.partial(_apply, Gradient)
 
-    def call(*args: Any) -> Any:
-        if not torch._C._are_functorch_transforms_active():
-            return Gradient.apply(*args)
-        with torch._functorch.utils.enable_single_level_autograd_function():
-            return Gradient.apply(*args)
 
-    return call
+def _apply(function: Any, *args: Any) -> Any:
+    """Applies a Function with one level of derivatives, also inside transforms of `torch.func`."""
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    with torch._functorch.utils.enable_single_level_autograd_function():
+        return function.apply(*args)
 
 
 @contextlib.contextmanager

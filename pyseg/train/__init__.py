@@ -94,10 +94,10 @@ def _train(
 
     collection = open_data(config) if collection is None else collection
     config, collection, blind = hold_out(config, collection)
-    counted, graph = ReadReport(), None
-    if "correlation" in known_overrides(config):
+    counted, graph, known = ReadReport(), None, known_overrides(config)
+    if "correlation" in known:
         graph = label_correlation(config.loss, collection, report=counted)
-    model = make_model(config, collection, graph, device)
+    model = make_model(config, collection, known, graph, device)
     if config.init is not None and checkpoint is None:
         start_from(model, Path(config.init))
     classes = classes_to_tune(config, collection)

@@ -13,12 +13,11 @@ from typing import Any, cast
 from pyseg import _cli, distributed
 from pyseg._files import sole_owner
 from pyseg.checkpoint import load_last_checkpoint
-from pyseg.config import TrainConfig
+from pyseg.config import TrainConfig, flat_options
 from pyseg.data import Collection
 from pyseg.errors import UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.runs import Run
-from pyseg.training import flat_options
 
 RESUMABLE = (
     "run",

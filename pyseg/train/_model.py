@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -42,15 +43,15 @@ _GIVEN = {
 def make_model(
     config: TrainConfig,
     collection: Collection,
+    known: Sequence[str],
     graph: LabelCorrelation | None,
     device: torch.device,
 ) -> FrameClassifier:
-    """Makes the model that the options describe.
+    """Makes the model that the options describe, whose overrides are those of `known_overrides`.
 
     Raises:
         pyseg.errors.UserError: There is no such model, or not enough memory for it.
     """
-    known = known_overrides(config)
     for key in config.overrides:
         if key in _GIVEN:
             raise UserError(f"--overrides.{key}: expected none, {_GIVEN[key]} decides this")

@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from pyseg import _cli
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Collection, ReadReport, RecordDataset
-from pyseg.errors import ArgumentError, UserError
+from pyseg.errors import UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.train._data import label_correlation
 from pyseg.training import Stage, make_loss
@@ -77,7 +78,5 @@ def make_stages(
 
 def _loss(stage: str, config: StageConfig, **given: Any) -> nn.Module:
     """Makes the loss of a stage; pretraining uses its defaults, as all classes are rated."""
-    try:
+    with _cli.option_group(f"{stage}."):
         return make_loss(config.loss, config.loss_overrides, **given)
-    except ArgumentError as error:
-        raise UserError(f"--{stage}.{error}") from error

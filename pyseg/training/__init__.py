@@ -4,7 +4,6 @@
 stopped or killed at any step and then resumed ends with the same weights.
 """
 
-from pyseg.training.identity import flat_options
 from pyseg.training.log import Log, summary_writer
 from pyseg.training.losses import Loss, make_loss, register_loss
 from pyseg.training.stages import Stage, StageRun, Step
@@ -17,7 +16,6 @@ __all__ = [
     "StageRun",
     "Step",
     "Trainer",
-    "flat_options",
     "make_loss",
     "register_loss",
     "summary_writer",

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from pyseg import distributed, models
-from pyseg.config import TrainConfig
+from pyseg.config import TrainConfig, flat_options
 from pyseg.errors import UserError
 from pyseg.nn import FrameClassifier
 
@@ -113,21 +112,6 @@ def _check_fingerprint(where: str, before: Mapping[str, Any], found: Mapping[str
             _check_fingerprint(f"{where}: {name}", old, new)
         expected, here = ("none" if value is None else value for value in (old, new))
         raise UserError(f"{where}: {name}: expected {expected}, as the run had, found {here}")
-
-
-def flat_options(config: TrainConfig) -> dict[str, Any]:
-    """Returns the options by their names on the command line, with JSON values."""
-
-    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                found |= flat(value, f"{prefix}{name}.")
-            else:
-                found[prefix + name] = value
-        return found
-
-    return flat(json.loads(json.dumps(asdict(config))))
 
 
 def digest(*parts: bytes) -> str:

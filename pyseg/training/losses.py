@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
-from pyseg._registry import Registry, check_callable, check_types, parameters, unknown
+from pyseg._registry import Make, Registry, check_known, check_types, parameters
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
 from pyseg.ops import rated_bce_with_logits
 
 _LOSSES: Registry[Callable[..., nn.Module]] = Registry("loss")
-MakeLoss = TypeVar("MakeLoss", bound=Callable[..., nn.Module])
 
 
-def register_loss(name: str) -> Callable[[MakeLoss], MakeLoss]:
+def register_loss(name: str) -> Callable[[Make], Make]:
     """Registers a loss, which ``--pretrain.loss NAME`` and ``--finetune.loss NAME`` choose.
 
     It is called as ``loss(logits, offsets, classes, scores)`` with logits (B, C) and the ratings of
@@ -41,13 +40,7 @@ def register_loss(name: str) -> Callable[[MakeLoss], MakeLoss]:
         >>> make_loss("focal", {"gamma": 1.0}, rated_weight=2.5, unrated_weight=0.1).rated_weight
         2.5
     """
-
-    def decorator(make: MakeLoss) -> MakeLoss:
-        check_callable("loss", name, make)
-        _LOSSES.add(name, make)
-        return make
-
-    return decorator
+    return _LOSSES.register(name)
 
 
 def make_loss(name: str, overrides: Mapping[str, Any], **given: Any) -> nn.Module:
@@ -64,9 +57,7 @@ def make_loss(name: str, overrides: Mapping[str, Any], **given: Any) -> nn.Modul
     """
     make = _LOSSES.find(name)
     known = parameters(make)
-    for key in overrides:
-        if key not in known:
-            raise ArgumentError(f"loss_overrides: {unknown(f'argument of {name}', key, known)}")
+    check_known("loss_overrides", name, overrides, known)
     arguments = {key: value for key, value in given.items() if key in known} | dict(overrides)
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in arguments:

@@ -326,10 +326,7 @@ class StageRun:
             self.save()
             if self.best is None:
                 trainer.save_weights(self.weights)
-            print(
-                f"stopped at {self.stage.name}, step {self.step}: "
-                f"{_cli.follow_up(f'pyseg.train --resume {trainer.run}')} continues"
-            )
+            print(f"stopped at {self.stage.name}, step {self.step}: {trainer.run.how_to_resume}")
             distributed.wait()  # torchrun ends all processes as soon as one ends
             raise KeyboardInterrupt
         by_step = options.checkpoint_steps and self.step % options.checkpoint_steps == 0

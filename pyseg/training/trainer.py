@@ -131,5 +131,4 @@ class Trainer:
         except WorkerError as error:
             if not list_checkpoints(self.run.checkpoints_folder):
                 raise
-            hint = f"{_cli.follow_up(f'pyseg.train --resume {self.run}')} continues"
-            raise WorkerError(f"{error}; {hint}") from error
+            raise WorkerError(f"{error}; {self.run.how_to_resume}") from error

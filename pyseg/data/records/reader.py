@@ -115,9 +115,7 @@ def read_frames(
             f"max_frames: expected a whole number of at least 1, or None, found {max_frames}"
         )
     decoder = engine().FrameDecoder(
-        [(name.encode(), width) for name, width in schema.features],
-        schema.id_key.encode(),
-        (schema.labels_key or "").encode(),
+        *_encoded(schema),
         schema.segment_size,
         max_frames or 0,
         [key.encode() for key in context_keys],
@@ -139,6 +137,12 @@ def read_frames(
             yield FrameRecord(name, frames, labels, ratings, context)
 
     return _read(path, on_error, report, shard, records)
+
+
+def _encoded(schema: FrameSchema | VideoSchema) -> tuple[list[tuple[bytes, int]], bytes, bytes]:
+    """Returns features, id and labels as the decoders take them; no name stands for no labels."""
+    features = [(name.encode(), width) for name, width in schema.features]
+    return features, schema.id_key.encode(), (schema.labels_key or "").encode()
 
 
 def _ratings(rated: RatingTuple, report: ReadReport) -> Ratings:
@@ -192,11 +196,7 @@ def read_videos(
     """
     if block < 1:
         raise ArgumentError(f"block: expected at least 1 record, found {block}")
-    decoder = engine().VideoDecoder(
-        [(name.encode(), width) for name, width in schema.features],
-        schema.id_key.encode(),
-        (schema.labels_key or "").encode(),
-    )
+    decoder = engine().VideoDecoder(*_encoded(schema))
 
     def records(file: RecordFile) -> Iterator[VideoRecords]:
         more = True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from pyseg import _charts
-from pyseg.config import TrainConfig
+from pyseg.config import TrainConfig, flat_options
 from pyseg.report.page import PageTable, Section
 from pyseg.report.runs import ReportedRun, correlation_size
 
@@ -66,13 +65,7 @@ def _changed_options(runs: Sequence[ReportedRun]) -> list[_Row]:
 
 def _options(config: TrainConfig) -> dict[str, Any]:
     """Returns options by their names on the command line, without those that have rows."""
-    options: dict[str, Any] = {}
-    for name, value in asdict(config).items():
-        if isinstance(value, dict):
-            options |= {f"{name}.{key}": inner for key, inner in value.items()}
-        elif name not in _OWN_ROWS:
-            options[name] = value
-    return options
+    return {key: value for key, value in flat_options(config).items() if key not in _OWN_ROWS}
 
 
 def _state(run: ReportedRun) -> str:
