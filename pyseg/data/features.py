@@ -1,0 +1,257 @@
+"""What the features of a collection are: ``features.json`` beside its records, and in every run.
+
+See :class:`FeatureSet`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyseg._containers import read_json
+from pyseg._files import atomic_write
+from pyseg.data.records import FrameSchema
+from pyseg.errors import ArgumentError, DataError
+
+FILE = "features.json"
+FORMAT_VERSION = 1
+RANGE = (-2.0, 2.0)
+"""The range of the values that YouTube-8M and AudioSet store in bytes."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The network that computed the features.
+
+    Attributes:
+        name: What ``--backbone`` was given, such as "timm:vit_small_patch14_dinov2".
+        sha256: The digest of its weights.
+        preprocessing: How an image becomes its input, as JSON values.
+    """
+
+    name: str
+    sha256: str
+    preprocessing: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of frames: names, widths, times, and how bytes stand for values.
+
+    Feature f stores a value x of its range [low, high] as the byte floor((x - low) * 255 / (high -
+    low)); byte q stands for q * (high - low) / 255 + low + (high - low) / 512. With the range
+    [-2, 2] these are the formulas of YouTube-8M's extractor and starter code.
+
+    Attributes:
+        features: The name and the width of each feature, in the order of a frame's values.
+        frame_seconds: The time from one frame to the next, in seconds.
+        segment_size: Frames of a segment, the unit of ratings and predictions.
+        ranges: (low, high) of each feature; default: [-2, 2].
+        backbone: The network that computed them, if known.
+        sampling: The rule by which frames were sampled from a video, in words, if known.
+        id_key: The context feature of a record with the id.
+
+    Example:
+        >>> clip = FeatureSet((("clip", 2),), frame_seconds=0.5, ranges=((0.0, 1.0),))
+        >>> stored, clipped = clip.quantize(np.array([[0.0, 0.25], [1.0, 1.5]]))
+        >>> stored.tolist(), clipped
+        ([[0, 63], [255, 255]], 1)
+        >>> print(clip.dequantize(stored)[0].round(3))
+        [0.002 0.249]
+    """
+
+    features: tuple[tuple[str, int], ...]
+    frame_seconds: float = 1.0
+    segment_size: int = 5
+    ranges: tuple[tuple[float, float], ...] = ()
+    backbone: Backbone | None = None
+    sampling: str | None = None
+    id_key: str = "id"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        _ = self.schema  # checks what it has
+        if not self.features:
+            raise ArgumentError("features: expected at least one, found none")
+        if not _is_number(self.frame_seconds) or self.frame_seconds <= 0:
+            raise ArgumentError(
+                f"frame_seconds: expected a number above 0, found {self.frame_seconds!r}"
+            )
+        if not self.ranges:
+            object.__setattr__(self, "ranges", (RANGE,) * len(self.features))
+        if len(self.ranges) != len(self.features):
+            raise ArgumentError(
+                f"ranges: expected one for each of {len(self.features)} features, found "
+                f"{len(self.ranges)}"
+            )
+        for (name, _), (low, high) in zip(self.features, self.ranges, strict=True):
+            if not (_is_number(low) and _is_number(high) and low < high < high + (high - low)):
+                raise ArgumentError(
+                    f"ranges: expected low < high for {name}, found {low!r}, {high!r}"
+                )
+
+    @property
+    def schema(self) -> FrameSchema:
+        """The schema of its records."""
+        return FrameSchema(self.features, self.id_key, segment_size=self.segment_size)
+
+    @property
+    def feature_sizes(self) -> tuple[int, ...]:
+        """The widths of the features."""
+        return tuple(width for _, width in self.features)
+
+    @property
+    def segment_seconds(self) -> float:
+        """The duration of a segment in seconds."""
+        return self.segment_size * self.frame_seconds
+
+    def quantize(self, values: npt.ArrayLike) -> tuple[npt.NDArray[np.uint8], int]:
+        """Returns the bytes of values, and how many values were outside of their range.
+
+        Args:
+            values: (T, width) numbers, the features side by side; those outside are clipped.
+
+        Returns:
+            (T, width) uint8, and the number of clipped values.
+
+        Raises:
+            pyseg.errors.ArgumentError: The shape differs, or a value is not finite.
+        """
+        array = np.asarray(values, dtype=np.float32)
+        width = sum(self.feature_sizes)
+        if array.ndim != 2 or array.shape[1] != width:
+            raise ArgumentError(f"values: expected shape (T, {width}), found {array.shape}")
+        if not np.isfinite(array).all():
+            raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
+        low, high = self._limits()
+        clipped = int(np.count_nonzero((array < low) | (array > high)))
+        steps = (array - low) * (np.float32(255) / (high - low))
+        return np.floor(np.clip(steps, 0, 255)).astype(np.uint8), clipped
+
+    def dequantize(self, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Returns the values that bytes (..., width) stand for."""
+        low, high = self._limits()
+        span = high - low
+        return stored * (span / np.float32(255)) + (low + span / np.float32(512))
+
+    def with_ranges_of(self, samples: Iterable[npt.ArrayLike]) -> FeatureSet:
+        """Returns the set with each feature's range from the least to the largest sample.
+
+        Args:
+            samples: Arrays (T, width) of finite values, the features side by side.
+
+        Raises:
+            pyseg.errors.ArgumentError: There is no value.
+        """
+        lows = np.full(len(self.features), np.inf)
+        highs = -lows
+        ends = np.cumsum(self.feature_sizes)[:-1]
+        for sample in samples:
+            for column, part in enumerate(np.split(np.asarray(sample), ends, axis=1)):
+                if part.size:
+                    lows[column] = min(lows[column], part.min())
+                    highs[column] = max(highs[column], part.max())
+        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+            raise ArgumentError("samples: expected finite values of every feature, found none")
+        ranges = []
+        for low, high in zip(lows.tolist(), highs.tolist(), strict=True):
+            if not high - low > 1e-6 * max(abs(low), abs(high)):  # a constant needs some width
+                low, high = low - max(1.0, abs(low)), high + max(1.0, abs(high))
+            ranges.append((low, high))
+        return replace(self, ranges=tuple(ranges))
+
+    def _limits(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Returns the lows and highs of a frame's values, (width,) each."""
+        limits = np.repeat(np.array(self.ranges, np.float32), self.feature_sizes, axis=0)
+        return limits[:, 0], limits[:, 1]
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the set as JSON."""
+        from pyseg import __version__
+
+        described: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "features": [
+                {"name": name, "width": width, "low": low, "high": high}
+                for (name, width), (low, high) in zip(self.features, self.ranges, strict=True)
+            ],
+            "frame_seconds": self.frame_seconds,
+            "segment_size": self.segment_size,
+            "id_key": self.id_key,
+            "sampling": self.sampling,
+            "backbone": None if self.backbone is None else dict(vars(self.backbone)),
+            "pyseg": __version__,
+        }
+        with atomic_write(Path(path)) as file:
+            file.write((json.dumps(described, indent=1) + "\n").encode())
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> FeatureSet:
+        """Reads what `write` has written.
+
+        Raises:
+            pyseg.errors.DataError: The content is something else; the message names the file.
+            OSError: The file cannot be read.
+
+        Example:
+            >>> import tempfile
+            >>> path = Path(tempfile.mkdtemp(), FILE)
+            >>> FeatureSet((("clip", 512),)).write(path)
+            >>> FeatureSet.read(path).segment_seconds
+            5.0
+        """
+        name = os.fspath(path)
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise DataError(f"{name}: expected a JSON object, found {type(content).__name__}")
+        if (version := content.get("format_version")) != FORMAT_VERSION:
+            raise DataError(f"{name}: format_version: expected {FORMAT_VERSION}, found {version!r}")
+        features = _get(content, "features", list, name)
+        columns = [
+            tuple(
+                _get(feature, key, kind, f"{name}: features")
+                for key, kind in (("name", str), ("width", int), ("low", float), ("high", float))
+            )
+            for feature in features
+        ]
+        backbone = _get(content, "backbone", dict, name, optional=True)
+        try:
+            return FeatureSet(
+                features=tuple((name, width) for name, width, _, _ in columns),
+                frame_seconds=_get(content, "frame_seconds", float, name),
+                segment_size=_get(content, "segment_size", int, name),
+                ranges=tuple((low, high) for _, _, low, high in columns),
+                backbone=backbone
+                and Backbone(
+                    _get(backbone, "name", str, f"{name}: backbone"),
+                    _get(backbone, "sha256", str, f"{name}: backbone"),
+                    _get(backbone, "preprocessing", dict, f"{name}: backbone"),
+                ),
+                sampling=_get(content, "sampling", str, name, optional=True),
+                id_key=_get(content, "id_key", str, name),
+            )
+        except ArgumentError as error:
+            raise DataError(f"{name}: {error}") from error
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _get(content: object, key: str, kind: type, name: str, *, optional: bool = False) -> Any:
+    """Returns an entry of a JSON object, of the given type; a float may be written as an int."""
+    value = content.get(key) if isinstance(content, dict) else content
+    kinds = (int, float) if kind is float else (kind,)
+    if optional and value is None:
+        return None
+    if type(value) not in kinds:
+        raise DataError(f"{name}: {key}: expected {kind.__name__}, found {value!r}")
+    return value
