@@ -20,7 +20,7 @@ _HIGHEST_FPS = 1000
 _ROUNDING = Fraction(1, 2000)  # seconds; containers round times to ticks of up to 1 ms
 _JUMP = 10  # seconds; times that jump further, out of the file's duration, are not believed
 _LONGEST_GAP = 3600  # likewise, in files that do not state their duration
-_MISSING = Fraction(1, 2)  # seconds at the end without which a file counts as truncated
+_MISSING = Fraction(1, 4)  # seconds at the end without which a file counts as truncated
 
 
 def sample_frames(
@@ -172,10 +172,10 @@ class _Clock:
         first = next(frames, None)
         if first is None:
             raise DataError(self._source.no_frame(self._stream))
-        self._first = _pts(first) or 0
+        self._first = first.pts or 0
         latest = self._latest()
         for frame in itertools.chain([first], frames):
-            time = self._time(frame, latest)
+            time = self._time(frame.pts, latest)
             if time < self._last:
                 continue  # another frame is on display by then
             self._last = time
@@ -183,9 +183,8 @@ class _Clock:
             yield time, frame
         yield self._finish(), None
 
-    def _time(self, frame: Any, latest: int) -> int:
+    def _time(self, pts: int | None, latest: int) -> int:
         """Returns the time of a frame; one that the file cannot mean follows the last frame."""
-        pts = _pts(frame)
         if pts is None:
             return self._next
         time = pts - self._first + self._shift
@@ -201,7 +200,9 @@ class _Clock:
         base = self._stream.time_base
         if stated is None:
             return int(_LONGEST_GAP / base)
-        return math.ceil(stated[0] / base) - self._first + self._jump
+        # The duration in an MP4 file is too low where times are irregular and frames are reordered.
+        more = _LONGEST_GAP if self._source.is_format("mp4") else _JUMP
+        return math.ceil((stated[0] + more) / base) - self._first
 
     def _finish(self) -> int:
         """Completes the report; returns the end of the last frame."""
@@ -220,7 +221,3 @@ class _Clock:
             if reached is not None and stated_end - reached > _MISSING:
                 report.truncated = True
         return end
-
-
-def _pts(frame: Any) -> int | None:
-    return frame.dts if frame.pts is None else frame.pts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,27 +100,34 @@ class Source:
         return None if stream is None else self._decodable(stream, "audio")
 
     def frames(self, stream: Any) -> Iterator[Any]:
-        """Yields the frames of a stream, in the order of their display; goes on after damage."""
+        """Yields the frames of a stream, in the order of their display; goes on after damage.
+
+        Where the container stores only when frames are decoded, as AVI does, these times are given
+        to the frames in order, and none may be left out.
+        """
         import av
 
         report = self.report
-        for packet in self._packets():
-            if packet.stream_index != stream.index:
-                continue
+        times: list[int] = []
+        packets = (packet for packet in self._packets() if packet.stream_index == stream.index)
+        for packet in itertools.chain(packets, [None]):
+            if packet is not None and packet.pts is None and packet.dts is not None:
+                stream.codec_context.skip_frame = "DEFAULT"
+                heapq.heappush(times, packet.dts)
             try:
-                decoded = packet.decode()
+                decoded = stream.decode(packet)
             except av.FFmpegError as error:
                 report.corrupt += 1
                 report.error = error.strerror
+                if times:
+                    heapq.heappop(times)
                 continue
             for frame in decoded:
                 report.frames += 1
                 report.corrupt += frame.is_corrupt
-                yield frame
-        with contextlib.suppress(av.FFmpegError):
-            for frame in stream.decode(None):
-                report.frames += 1
-                report.corrupt += frame.is_corrupt
+                if times:
+                    time = heapq.heappop(times)
+                    frame.pts = time if frame.pts is None else frame.pts
                 yield frame
 
     def stated_end(self, stream: Any) -> tuple[Fraction, bool] | None:
@@ -132,9 +141,14 @@ class Source:
         if stream.duration:
             return (start + stream.duration) * base, True
         if self.container.duration:
-            start = self.container.start_time or 0
+            # Writers of Matroska disagree whether its duration counts from 0 or from the start.
+            start = 0 if self.is_format("matroska") else self.container.start_time or 0
             return Fraction(start + self.container.duration, 1_000_000), False
         return None
+
+    def is_format(self, name: str) -> bool:
+        """Returns whether the container is of a format, by FFmpeg's name of it."""
+        return name in self.container.format.name.split(",")
 
     def end_of_packets(self, stream: Any | None = None) -> Fraction | None:
         """Returns the end, in seconds, of the packets of one stream or of all."""
@@ -146,23 +160,25 @@ class Source:
         """Yields the packets of all streams; goes on where the container is damaged."""
         import av
 
-        failures = 0
+        failures, damaged = 0, False
         while failures < _FAILURES:
             try:
                 for packet in self.container.demux():
                     if packet.size == 0:  # decoding it would end the stream
                         continue
-                    failures = 0
+                    failures, damaged = 0, packet.is_corrupt
                     if packet.pts is not None and not packet.is_discard:
                         index, end = packet.stream_index, packet.pts + (packet.duration or 0)
                         if end > self.ends.get(index, end - 1):
                             self.ends[index] = end
                     yield packet
                 break
+            except IndexError:  # PyAV's, at the end, if streams have appeared since the start
+                break
             except av.FFmpegError as error:
                 failures += 1
                 self.report.error = error.strerror
-        self.report.truncated |= failures > 0  # nothing came after an error
+        self.report.truncated |= damaged or failures > 0  # nothing came after an error
 
     def _decodable(self, stream: Any, kind: str) -> Any:
         if stream.codec_context is None:
