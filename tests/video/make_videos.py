@@ -211,3 +211,22 @@ def _sound_packets(stream: Any, sound: Sound) -> Iterable[Any]:
         frame.pts = first + round(sound.start * sound.rate)
         yield from stream.encode(frame)
     yield from stream.encode(None)
+
+
+def write_sound(path: Path, sound: Sound, cover: bool = False) -> Path:
+    """Writes a file without video; with `cover`, the picture of an album is in it."""
+    import av
+    from av.stream import Disposition
+
+    with av.open(str(path), "w") as container:
+        stream = _sound_stream(container, sound)
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 48, "yuvj420p"
+            picture.disposition = Disposition.attached_pic.value
+            frame = av.VideoFrame.from_ndarray(paint(0))
+            for packet in [*picture.encode(frame), *picture.encode(None)]:
+                container.mux(packet)
+        for packet in _sound_packets(stream, sound):
+            container.mux(packet)
+    return path
