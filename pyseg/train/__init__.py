@@ -34,16 +34,24 @@ from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 from pyseg.results import Result
 from pyseg.runs import Run, open_data
-from pyseg.train._data import classes_to_tune, hold_out, label_correlation
+from pyseg.train._data import (
+    classes_to_tune,
+    hold_out,
+    label_correlation,
+    ratings_per_class,
+)
 from pyseg.train._folder import RESUMABLE, check_new, check_resumed, create, resume
 from pyseg.train._model import known_overrides, make_model, start_from
 from pyseg.train._stages import make_stages
-from pyseg.training import Trainer, summary_writer
+from pyseg.training import Stage, Trainer, summary_writer
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-__all__ = ["RESUMABLE", "label_correlation", "main", "parse_options", "train"]
+FEW_RATINGS = 50
+"""Ratings of a class, the median over the rated classes, below which `train` suggests "linear"."""
+
+__all__ = ["FEW_RATINGS", "RESUMABLE", "label_correlation", "main", "parse_options", "train"]
 
 
 def train(config: TrainConfig, collection: Collection | None = None) -> Path:
@@ -119,6 +127,7 @@ def _train(
     elif distributed.is_first():  # the options that may have changed
         run.write_config(replace(config, resume=None))
     _print_task(config, collection, model, correlation, counted, blind)
+    _suggest_linear(config, stages)
     if trainer.resumes:
         print(f"continuing from {trainer.resumes}")
     trainer.fit()
@@ -150,6 +159,15 @@ def _print_task(
         print(f"label correlation: {len(correlation.values)} relations {where}")
     if summary := counted.summary():
         print(f"label correlation: {summary}")
+
+
+def _suggest_linear(config: TrainConfig, stages: Sequence[Stage]) -> None:
+    """Prints that a simpler model may do, if there are few ratings."""
+    for stage in stages:
+        if stage.name != "finetune" or not stage.config.steps or config.model == "linear":
+            continue
+        if stage.dataset.cached and (number := ratings_per_class(stage.dataset)) < FEW_RATINGS:
+            print(f"data: {number} ratings a class; with so few, --model linear is often as good")
 
 
 def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from pyseg.config import LossConfig, TrainConfig
-from pyseg.data import Collection, ReadReport
+from pyseg.data import Collection, ReadReport, RecordDataset
 from pyseg.errors import UserError
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
 
@@ -88,6 +90,18 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
     if config.pretrain.evaluate_every or config.finetune.evaluate_every:
         line += ", whatever evaluate_every says"
     return config, collection, line
+
+
+def ratings_per_class(segments: RecordDataset) -> int:
+    """Returns the number of ratings that half of the rated classes do not exceed, of all ranks.
+
+    Args:
+        segments: Rated segments in memory.
+    """
+    once = segments.subset(shuffle=False, repeat=False, rank=0, world_size=1)
+    rated = [np.empty(0, np.int64), *(example.classes for example in once)]
+    counts = np.bincount(np.concatenate(rated))
+    return int(np.median(counts[counts > 0])) if counts.any() else 0
 
 
 def classes_to_tune(config: TrainConfig, collection: Collection) -> Sequence[int] | None:

@@ -35,6 +35,9 @@ _GIVEN = {
     "generator": "--seed",
     "correlation": "--loss.correlation",
     "eigenvalues": "--eigenvalues",
+    "ranges": "the data",
+    "mean": "the data",
+    "deviation": "the data",
     "node_features": "--node_features",
     "name": "--model",
 }
