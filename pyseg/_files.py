@@ -15,7 +15,8 @@ from typing import BinaryIO
 from pyseg.errors import MissingFileError, UserError
 
 _UNFINISHED = ".part"
-_LOCK = ".lock"
+LOCK = ".lock"
+"""The name of the lock in a folder that a process owns (`sole_owner`)."""
 
 
 @contextlib.contextmanager
@@ -97,7 +98,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
         OSError: The folder cannot be created or written to.
     """
     with contextlib.ExitStack() as stack:
-        path, created = folder / _LOCK, False
+        path, created = folder / LOCK, False
         while True:
             try:
                 folder.mkdir()
