@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Backbone:
 
     name: str
     sha256: str
-    preprocessing: Mapping[str, Any]
+    preprocessing: Mapping[str, Any] = field(hash=False)
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,32 @@ class FeatureSet:
     def segment_seconds(self) -> float:
         """The duration of a segment in seconds."""
         return self.segment_size * self.frame_seconds
+
+    def differences(self, other: FeatureSet) -> list[str]:
+        """Returns in what another set differs, with the names of ``features.json``.
+
+        Weights of backbones are compared where both are known; the names of ids and the rule of
+        sampling are not.
+
+        Example:
+            >>> clip = FeatureSet((("clip", 512),))
+            >>> clip.differences(replace(clip, frame_seconds=0.5))
+            ['frame_seconds: expected 1.0, found 0.5']
+        """
+
+        def columns(features: FeatureSet) -> str:
+            return ", ".join(f"{name} ({width})" for name, width in features.features)
+
+        compared = {"features": (columns(self), columns(other))}
+        for name in ("frame_seconds", "segment_size", "ranges"):
+            compared[name] = getattr(self, name), getattr(other, name)
+        if self.backbone is not None and other.backbone is not None:
+            compared["backbone"] = self.backbone.sha256, other.backbone.sha256
+        return [
+            f"{name}: expected {expected}, found {found}"
+            for name, (expected, found) in compared.items()
+            if expected != found
+        ]
 
     def quantize(self, values: npt.ArrayLike) -> tuple[npt.NDArray[np.uint8], int]:
         """Returns the bytes of values, and how many values were outside of their range.
