@@ -86,8 +86,20 @@ class Run:
         _cli.write_config(make_parser(), config, self.config_file)
 
     def model(self, device: str | torch.device = "cpu") -> FrameClassifier:
-        """Returns the model, in eval mode; see `pyseg.models.load`."""
-        return models.load(self.folder, device=device)
+        """Returns the model, in eval mode; see `pyseg.models.load`.
+
+        Raises:
+            pyseg.errors.DataError: A file is damaged, or features.json is of another model.
+        """
+        model = models.load(self.folder, device=device)
+        if self.features_file.is_file():
+            expected, found = tuple(model.feature_sizes), self.features().feature_sizes
+            if expected != found:
+                raise DataError(
+                    f"{self.features_file}: expected features of the widths {expected}, which "
+                    f"{self.weights_file.name} takes, found {found}"
+                )
+        return model
 
     def features(self) -> FeatureSet:
         """Returns the features that its model was trained on.

@@ -506,18 +506,9 @@ def frames_like(
         if kind.features is None or _FORMATS[kind.name].level == "video":
             wrong = _misfit(record, trained, "frame", None)
             differences = [] if wrong is None else [wrong]
-        elif level == "video":
-            features = kind.features
-            differences = (
-                []
-                if features.feature_sizes == trained.feature_sizes
-                else [
-                    f"features: expected widths {trained.feature_sizes}, found "
-                    f"{features.feature_sizes}"
-                ]
-            )
         else:
-            differences = trained.differences(kind.features)
+            differences = trained.differences(kind.features, same_level=level == "frame")
+            features = kind.features if level == "video" else trained
         if differences:
             raise DataError(f"{path}: {'; '.join(differences)}")
     return features
