@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pyseg._sampling import sample_random_frames, sample_random_sequence
-from pyseg.data import audioset, youtube8m
+from pyseg.data import audioset, described, youtube8m
 from pyseg.data.annotations import Annotations, Interval, read_annotations
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
@@ -45,7 +45,7 @@ def _make_sample() -> Path:
 
 
 # The order of registration: of several formats that match a file, the last one is used.
-for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT):
+for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT, described.FORMAT):
     register_format(format)
 register_source("sample", _make_sample)
 
