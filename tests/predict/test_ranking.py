@@ -359,8 +359,8 @@ def test_odd_ids_round_trip_or_are_refused(
     # Records of other programs may have ids that `encode_frames` refuses.
     monkeypatch.setattr("pyseg.data.records.writer.why_not_an_id", lambda id: None)
     kept = [
-        "a,1", 'b"2"', '"', "c:5", "é\u200d", "x" * 1024, "my video", "50%", "50%25", "%20", "c\u00a0",
-        "\u3000全角 ", " ",
+        "a,1", 'b"2"', '"', "c:5", "é\u200d", "x" * 1024, "my video", "50%", "50%25", "%20",
+        "c\u00a0", "\u3000全角 ", " ",
     ]  # fmt: skip
     write_records(path, [encode_frames(id, frames, [1]) for id in kept])
     main(run, path, out)
