@@ -362,7 +362,10 @@ def open_records(
         names = read_vocabulary(path)
         num_classes = len(names)
     elif num_classes is None:
-        raise DataError(f"{found.paths[0]}: expected a vocabulary.csv beside it, found none")
+        raise DataError(
+            f"{found.paths[0]}: expected a vocabulary.csv beside it with the columns Index,Name, "
+            "which says what the classes are, found none"
+        )
     else:
         notes += (f"no vocabulary.csv: {num_classes} classes without names",)
     path = found.beside("segment_vocabulary.csv", "segment_label_ids.csv")
