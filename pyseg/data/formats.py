@@ -78,6 +78,7 @@ class Format:
         open: Makes the collection of such records: ``open(found, options)``.
         level: The level of a record's features: "frame", or "video" for means of whole videos.
         takes_labels: Whether it takes tables of ``--labels``.
+        standardize: Whether training standardises its frames unless the options say otherwise.
         recognize: Returns whether a file with this first record has the format, instead of its
             features' names.
         described_by: The name of the file that describes the features of a collection.
@@ -97,6 +98,7 @@ class Format:
     open: Callable[[Found, OpenOptions], Collection]
     level: Literal["frame", "video"] = "frame"
     takes_labels: bool = False
+    standardize: bool = False
     recognize: Callable[[RecordKind], bool] | None = None
     described_by: str | None = None
     describe: Callable[[Path], FeatureSet] = FeatureSet.read
@@ -245,6 +247,16 @@ class Inspector:
                 raise DataError(f"{path}: record 0: {wrong}")
             return record, Kind("unknown")
         return record, Kind(format.name, features)
+
+    def id_key(self, path: str) -> str:
+        """Returns the name of the id in a file: the described one, or one that it has.
+
+        Raises:
+            pyseg.errors.DataError: The file that describes it is malformed.
+            pyseg.errors.RecordError: The file cannot be read.
+        """
+        described = self._description(path)
+        return id_key(path) if described is None else described[1].id_key
 
     def _description(self, path: str) -> tuple[Format, FeatureSet, Path] | None:
         """Returns the format and the features of a file that is described, and the description."""
