@@ -38,12 +38,14 @@ from pyseg.train._data import (
     classes_to_tune,
     hold_out,
     label_correlation,
+    normalization,
     ratings_per_class,
 )
 from pyseg.train._folder import RESUMABLE, check_new, check_resumed, create, resume
 from pyseg.train._model import known_overrides, make_model, start_from
 from pyseg.train._stages import make_stages
 from pyseg.training import Stage, Trainer, summary_writer
+from pyseg.training.identity import check_features
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -101,11 +103,15 @@ def _train(
     torch.manual_seed(config.seed)
 
     collection = open_data(config) if collection is None else collection
+    run = None if checkpoint is None else Run(cast(str, config.run))
+    if run is not None:
+        check_features(f"--resume {config.resume}", run.features(), collection.features)
     config, collection, blind = hold_out(config, collection)
     counted, graph, known = ReadReport(), None, known_overrides(config)
     if "correlation" in known:
         graph = label_correlation(config.loss, collection, report=counted)
-    model = make_model(config, collection, known, graph, device)
+    given = normalization(config, collection, known, resumed=checkpoint is not None)
+    model = make_model(config, collection, known, graph, device, given)
     if config.init is not None and checkpoint is None:
         start_from(model, Path(config.init))
     classes = classes_to_tune(config, collection)
@@ -117,10 +123,8 @@ def _train(
         known = None if trained.num_classes == collection.num_classes else classes
         return evaluate(trained, collection, "test", classes=known, workers=config.workers)
 
-    if checkpoint is None:
+    if run is None:
         run = create(config, collection, correlation, owned)
-    else:
-        run = Run(cast(str, config.run))
     trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
     if checkpoint is None:
         trainer.save_weights(model)
