@@ -113,7 +113,11 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
                 yield (
                     path,
                     read_label_records(
-                        path, keep=keep, id_key=inspector.id_key(path), on_error=config.on_error, report=own
+                        path,
+                        keep=keep,
+                        id_key=inspector.id_key(path),
+                        on_error=config.on_error,
+                        report=own,
                     ),
                 )
                 bar.update(os.path.getsize(path))

@@ -117,9 +117,7 @@ def test_evaluate_reports_data_that_does_not_fit(segments_folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "validate0000.tfrecord").symlink_to(segments_folder / "validate0000.tfrecord")
-    with pytest.raises(
-        UserError, match=r"other: classes: expected 4, found 3862 \(exp"
-    ):
+    with pytest.raises(UserError, match=r"other: classes: expected 4, found 3862 \(exp"):
         evaluate.main(["--run", str(run), "--data", str(other)])
 
 
@@ -453,9 +451,7 @@ def test_a_run_of_described_features_resumes(clips: Path, tmp_path, monkeypatch)
             train.train(TrainConfig(str(data), run=str(tmp_path / "run"), **options))
     described = FeatureSet.read(data / "features.json")
     replace(described, frame_seconds=1.0).write(data / "features.json")
-    with pytest.raises(
-        UserError, match=r"--resume .*run: frame_seconds: expected 0\.5,"
-    ):
+    with pytest.raises(UserError, match=r"--resume .*run: frame_seconds: expected 0\.5,"):
         train.train(TrainConfig(resume=str(tmp_path / "run")))
     described.write(data / "features.json")
     run = train.train(TrainConfig(resume=str(tmp_path / "run")))
