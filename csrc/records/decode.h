@@ -134,6 +134,9 @@ struct Ratings {
   size_t dropped;     // segments that start at or past the end of the video
   size_t cut;         // segments, kept, that the end cuts short
   size_t duplicates;  // ratings overwritten by a later one
+  // Start and end of the first kept segment that ends elsewhere than `segment_size` frames after
+  // its start or at the end of the video; empty if there is none.
+  std::vector<int64_t> misfit;
 };
 
 // A context feature of one value.
@@ -309,7 +312,11 @@ class FrameDecoder : public Decoder {
     };
     check_size(classes_name_, classes.size());
     check_size(scores_name_, scores.size());
-    if (has_ends) check_size(ends_name_, value_.ints.size());
+    std::vector<int64_t> ends;
+    if (has_ends) {
+      ends.swap(value_.ints);
+      check_size(ends_name_, ends.size());
+    }
     check_not_negative(starts, context_[starts_name_]);
     check_not_negative(classes, context_[classes_name_]);
     for (const float score : scores) {
@@ -326,6 +333,7 @@ class FrameDecoder : public Decoder {
     r.classes.clear();
     r.scores.clear();
     r.duplicates = 0;
+    r.misfit.clear();
     std::map<std::pair<int64_t, int64_t>, size_t> rated;
     std::set<int64_t> dropped, cut;
     const auto end = static_cast<int64_t>(frames_);
@@ -335,6 +343,13 @@ class FrameDecoder : public Decoder {
         continue;
       }
       if (starts[i] > end - segment_size_) cut.insert(starts[i]);
+      // Unsigned, since a length of damaged numbers may overflow.
+      const auto length =
+          static_cast<uint64_t>(has_ends ? ends[i] : 0) - static_cast<uint64_t>(starts[i]);
+      const auto size = static_cast<uint64_t>(segment_size_);
+      if (has_ends && r.misfit.empty() && length != size && (ends[i] < end || length > size)) {
+        r.misfit = {starts[i], ends[i]};
+      }
       const auto [place, is_new] = rated.try_emplace({starts[i], classes[i]}, r.starts.size());
       if (!is_new) {
         ++r.duplicates;

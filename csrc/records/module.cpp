@@ -113,7 +113,7 @@ py::object next_frames(PythonReader& reader, FrameDecoder& decoder, uint64_t ind
   if (decoder.rated()) {
     const Ratings& r = decoder.ratings();
     ratings = py::make_tuple(array(r.starts), array(r.classes), array(r.scores), r.dropped, r.cut,
-                             r.duplicates);
+                             r.duplicates, array(r.misfit));
   }
   py::tuple extra(decoder.extra().size());
   for (size_t i = 0; i < extra.size(); ++i) {

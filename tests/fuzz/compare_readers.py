@@ -61,6 +61,7 @@ READERS: dict[str, tuple[Callable[..., Iterator[Any]], dict[str, Any]]] = {
     "AudioSet labels": (read_videos, {"schema": VideoSchema(features=(), id_key="video_id")}),
     "ids": (read_videos, {"schema": VideoSchema(features=(), labels_key=None)}),
     "small frames": (read_frames, {"schema": FRAMES}),
+    "ends": (read_frames, {"schema": FRAMES, "check_ends": True}),
     "cut frames": (read_frames, {"schema": FRAMES, "max_frames": 2, "context_keys": ("start",)}),
     "shard": (read_frames, {"schema": FRAMES, "shard": (1, 2)}),
     "audio": (read_frames, {"schema": FrameSchema(features=(("audio", 3),), labels_key=None)}),

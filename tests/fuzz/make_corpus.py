@@ -39,7 +39,7 @@ def seeds() -> dict[str, list[bytes]]:
         "frames": [encode_frames("06xy", frames(t), [4, 300], None, FRAMES) for t in (1, 2, 7)],
         "rated": [encode_frames("-Q7G", frames(8), [0], ratings, FRAMES)],
         "ends": [encode_frames("a,b", frames(6), [], ratings, FRAMES, segment_ends=starts + 2)],
-        "no_ratings": [encode_frames("", frames(1), [2**62], none, FRAMES)],
+        "no_ratings": [encode_frames("0", frames(1), [2**62], none, FRAMES)],
         "unlabelled": [encode_frames("\U0001f3a5", frames(3), [], None, unlabelled)],
         "context": [encode_frames("x" * 1024, frames(1), [1], ratings, FRAMES, context=context)],
         "videos": [

@@ -233,7 +233,11 @@ def _floats(message: Message, value: Value) -> np.ndarray:
 
 
 class RatingTuple(NamedTuple):
-    """Ratings as an engine returns them, with the numbers of its repairs."""
+    """Ratings as an engine returns them, with the numbers of its repairs.
+
+    ``misfit`` has start and end of the first kept segment that ends elsewhere than `segment_size`
+    frames after its start or at the end of the video; it is empty if there is none.
+    """
 
     starts: np.ndarray
     classes: np.ndarray
@@ -241,6 +245,7 @@ class RatingTuple(NamedTuple):
     dropped: int
     cut: int
     duplicates: int
+    misfit: np.ndarray
 
 
 def _ratings(message: Message, frames: int, segment_size: int) -> RatingTuple | None:
@@ -286,7 +291,18 @@ def _ratings(message: Message, frames: int, segment_size: int) -> RatingTuple | 
         len(dropped),
         len(cut),
         duplicates,
+        np.array(
+            _misfit(starts.ints, [] if ends is None else ends.ints, frames, segment_size), np.int64
+        ),
     )
+
+
+def _misfit(starts: list[int], ends: list[int], frames: int, size: int) -> list[int]:
+    """Returns `RatingTuple.misfit`."""
+    for start, end in zip(starts, ends, strict=False):
+        if start < frames and end != start + size and not frames <= end < start + size:
+            return [start, end]
+    return []
 
 
 # id, frames, labels, ratings, values of the context keys, whether the record lacks its labels
