@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -43,6 +44,18 @@ class Deadly(Numbers):
 
 def deadly() -> Backbone:
     return Deadly()
+
+
+class Slow(Numbers):
+    """Takes its time."""
+
+    def __call__(self, images: np.ndarray, windows: np.ndarray | None) -> np.ndarray:
+        time.sleep(0.1)
+        return super().__call__(images, windows)
+
+
+def slow() -> Backbone:
+    return Slow()
 
 
 class Infinite(Numbers):
