@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from pyseg import timeline as timeline
     from pyseg import train as train
     from pyseg import training as training
+    from pyseg import video as video
 
 # Modules, imported on first use; the operator libraries lie beside them but are no modules.
 _LAZY = [
