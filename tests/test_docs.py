@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import pkgutil
 import re
 from pathlib import Path
@@ -90,9 +91,9 @@ def test_links_lead_somewhere() -> None:
 def options(command: str) -> set[str]:
     """Returns the options that a command's help lists."""
     output = io.StringIO()
-    words = ["data", "download"] if command == "data" else [command]
+    doors = [["data", "download"], ["data", "import"]] if command == "data" else [[command]]
     with contextlib.redirect_stdout(output):
-        for more in ([], ["all"]):
+        for words, more in itertools.product(doors, ([], ["all"])):
             with contextlib.suppress(SystemExit):
                 door.main([*words, "--help", *more])
     presets = (models.options(name) for name in models.names())

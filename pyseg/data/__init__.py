@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pyseg._sampling import sample_random_frames, sample_random_sequence
-from pyseg.data import audioset, youtube8m
+from pyseg.data import audioset, described, youtube8m
 from pyseg.data.annotations import Annotations, Interval, read_annotations
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
@@ -17,6 +17,7 @@ from pyseg.data.importing import ImportReport, import_features
 from pyseg.data.incomplete import IncompleteVideoDataset
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.data.loading import loader
+from pyseg.data.moments import frame_moments
 from pyseg.data.records import (
     FrameRecord,
     FrameSchema,
@@ -45,7 +46,7 @@ def _make_sample() -> Path:
 
 
 # The order of registration: of several formats that match a file, the last one is used.
-for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT):
+for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT, described.FORMAT):
     register_format(format)
 register_source("sample", _make_sample)
 
@@ -85,6 +86,7 @@ __all__ = [
     "encode_video",
     "find_shards",
     "formats",
+    "frame_moments",
     "held_out",
     "import_features",
     "loader",

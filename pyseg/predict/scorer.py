@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyseg import _cli, distributed
-from pyseg.data import Example, collate, vocabulary
-from pyseg.data.formats import frame_format
-from pyseg.data.records import FrameSchema
+from pyseg import distributed
+from pyseg.data import Example, FeatureSet, collate, vocabulary
+from pyseg.data.collection import find_data
+from pyseg.data.formats import frames_like
 from pyseg.data.segments import SegmentBlock
-from pyseg.errors import UserError
+from pyseg.errors import DataError, RecordError, UserError
 from pyseg.predict.config import PredictConfig
 from pyseg.runs import Run, find_run_shards
 
@@ -32,8 +33,8 @@ class Scorer:
         trained: The options that it was trained with.
         model: Its model.
         shards: The records to score.
-        format: Their format.
-        schema: The names of their features.
+        features: Their features, with the length of frames and segments.
+        schema: The schema that reads them, with labels or without.
         column: The logits' column of each class of the model, by the class's number in the data.
         classes: The C classes to score.
         video_run: The run that scores whole videos, if any.
@@ -51,9 +52,8 @@ class Scorer:
         self.run.warn_unfinished()
         self.model = cast(Any, self.run.model().to(self.device))
         self.shards = find_run_shards(self.trained, config.data)
-        with _cli.option("run", config.run):
-            self.format = frame_format(self.model.feature_sizes, self.shards)
-        self.schema = cast(FrameSchema, self.format.schema)
+        self.features = self._find_features()
+        self.schema = replace(self.features.schema, labels_key=None)
         known = self.run.known_classes(self.model.num_classes) or range(self.model.num_classes)
         self.column = {number: column for column, number in enumerate(known)}
         self.classes = self._choose_classes(config.classes)
@@ -63,6 +63,18 @@ class Scorer:
         if config.video_top is not None or config.video_weight > 0:
             self.video_run, self.video_model = self._load_video_model(config.video_run)
             self._max_frames = self.video_run.config().max_frames
+
+    def _find_features(self) -> FeatureSet:
+        """Returns the features of the records, which must be those of the run."""
+        data = find_data(self.config.data or self.trained.data)
+        try:
+            return frames_like(
+                self.run.features(), self.model.config.level or "frame", data, self.shards
+            )
+        except RecordError:
+            raise
+        except DataError as error:
+            raise UserError(f"{error} (expected is what {self.run} was trained on)") from error
 
     def _choose_classes(self, file: str | None) -> list[int]:
         """Returns the classes of a vocabulary; default: the rated ones, or else all."""

@@ -56,8 +56,8 @@ def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating], to
         numbers=shown,
         names=[str(n) for n in shown] if names is None else [names[c] for c in columns],
         ratings=ratings,
-        frame_seconds=scorer.format.frame_seconds,
-        segment_size=scorer.schema.segment_size,
+        frame_seconds=scorer.features.frame_seconds,
+        segment_size=scorer.features.segment_size,
     )
 
 
