@@ -238,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             address = f"http://127.0.0.1:{server.server_port}"
             (root / "trained").mkdir()
-            finish(start(training("--stage=pretrain"), root / "trained"), "the model to predict by")
+            if "predict" in kinds:
+                finish(start(training("--stage=pretrain"), root / "trained"), "the model")
             for number, (name, make) in enumerate(kinds.items()):
                 kind = make(address)
                 whole, folder = root / f"whole{number}", root / f"killed{number}"
