@@ -99,9 +99,9 @@ def peak() -> float:
 def memory(path: Path) -> None:
     """Prints the peak after the imports and the network, and after an extraction."""
     made = backbone()
-    compute(made, 32, 32)
+    compute(made, 4, 4)
     before = peak()
-    extract(path, made, 32)
+    extract(path, made, 4)
     print(f"memory: {before:.0f} MB with the network, {peak() - before:.0f} MB more to extract")
 
 
