@@ -6,5 +6,13 @@ of them are; `register_backbone` adds a kind of your own.
 
 from pyseg.backbones.base import AudioWindows, Backbone
 from pyseg.backbones.registry import Request, make_backbone, register_backbone
+from pyseg.backbones.youtube8m import YouTube8M
 
-__all__ = ["AudioWindows", "Backbone", "Request", "make_backbone", "register_backbone"]
+__all__ = [
+    "AudioWindows",
+    "Backbone",
+    "Request",
+    "YouTube8M",
+    "make_backbone",
+    "register_backbone",
+]

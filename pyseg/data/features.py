@@ -133,8 +133,9 @@ class FeatureSet:
             raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
         low, high = self._limits()
         clipped = int(np.count_nonzero((array < low) | (array > high)))
-        steps = (array - low) * (np.float32(255) / (high - low))
-        return np.floor(np.clip(steps, 0, 255)).astype(np.uint8), clipped
+        # float64, in which a range's highest value always is the byte 255.
+        steps = (np.clip(array, low, high) - low) * np.float64(255) / (high - low)
+        return np.floor(steps).astype(np.uint8), clipped
 
     def dequantize(self, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Returns the values that bytes (..., width) stand for."""
