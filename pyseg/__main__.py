@@ -21,7 +21,7 @@ COMMANDS = {
     "cooccur": "count which labels occur together",
     "reproduce": "run the paper's experiments",
     "models": "list the models and what they cost",
-    "data": "download YouTube-8M",
+    "data": "import features and ratings, or download YouTube-8M",
     "info": "print what pyseg runs with, and why something is missing",
 }
 

@@ -4,15 +4,26 @@
 of them are; `register_backbone` adds a kind of your own.
 """
 
+from pyseg.backbones import module, onnx, open_clip, pt2, timm, transformers
 from pyseg.backbones.base import AudioWindows, Backbone
+from pyseg.backbones.module import ModuleBackbone
+from pyseg.backbones.preprocessing import Preprocessing
 from pyseg.backbones.registry import Request, make_backbone, register_backbone
 from pyseg.backbones.youtube8m import YouTube8M
 
 __all__ = [
     "AudioWindows",
     "Backbone",
+    "ModuleBackbone",
+    "Preprocessing",
     "Request",
     "YouTube8M",
     "make_backbone",
+    "module",
+    "onnx",
+    "open_clip",
+    "pt2",
     "register_backbone",
+    "timm",
+    "transformers",
 ]

@@ -6,7 +6,6 @@ See :class:`FeatureSet`.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyseg._containers import read_json
+from pyseg._containers import is_number, read_json
 from pyseg._files import atomic_write
 from pyseg.data.records import FrameSchema
 from pyseg.errors import ArgumentError, DataError
@@ -25,6 +24,8 @@ FILE = "features.json"
 FORMAT_VERSION = 1
 RANGE = (-2.0, 2.0)
 """The range of the values that YouTube-8M and AudioSet store in bytes."""
+
+_BLOCK = 1 << 20  # values quantized at once
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class FeatureSet:
         _ = self.schema  # checks what it has
         if not self.features:
             raise ArgumentError("features: expected at least one, found none")
-        if not _is_number(self.frame_seconds) or self.frame_seconds <= 0:
+        if not is_number(self.frame_seconds) or self.frame_seconds <= 0:
             raise ArgumentError(
                 f"frame_seconds: expected a number above 0, found {self.frame_seconds!r}"
             )
@@ -93,7 +94,7 @@ class FeatureSet:
                 f"{len(self.ranges)}"
             )
         for (name, _), (low, high) in zip(self.features, self.ranges, strict=True):
-            if not (_is_number(low) and _is_number(high) and low < high < high + (high - low)):
+            if not (is_number(low) and is_number(high) and low < high < high + (high - low)):
                 raise ArgumentError(
                     f"ranges: expected low < high for {name}, found {low!r}, {high!r}"
                 )
@@ -125,17 +126,22 @@ class FeatureSet:
         Raises:
             pyseg.errors.ArgumentError: The shape differs, or a value is not finite.
         """
-        array = np.asarray(values, dtype=np.float32)
+        array = np.asarray(values)
         width = sum(self.feature_sizes)
         if array.ndim != 2 or array.shape[1] != width:
             raise ArgumentError(f"values: expected shape (T, {width}), found {array.shape}")
-        if not np.isfinite(array).all():
-            raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
         low, high = self._limits()
-        clipped = int(np.count_nonzero((array < low) | (array > high)))
-        # float64, in which a range's highest value always is the byte 255.
-        steps = (np.clip(array, low, high) - low) * np.float64(255) / (high - low)
-        return np.floor(steps).astype(np.uint8), clipped
+        stored, clipped = np.empty(array.shape, np.uint8), 0
+        rows = max(1, _BLOCK // width)  # the values may be mapped from a file larger than memory
+        for first in range(0, len(array), rows):
+            block = array[first : first + rows].astype(np.float32)
+            if not np.isfinite(block).all():
+                raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
+            clipped += int(np.count_nonzero((block < low) | (block > high)))
+            # float64, in which a range's highest value always is the byte 255.
+            steps = (np.clip(block, low, high) - low) * np.float64(255) / (high - low)
+            stored[first : first + rows] = np.floor(steps)
+        return stored, clipped
 
     def dequantize(self, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Returns the values that bytes (..., width) stand for."""
@@ -241,10 +247,6 @@ class FeatureSet:
             )
         except ArgumentError as error:
             raise DataError(f"{name}: {error}") from error
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _get(content: object, key: str, kind: type, name: str, *, optional: bool = False) -> Any:

@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from pyseg.backbones import YouTube8M, make_backbone
-from pyseg.backbones.weights import digest_of, load, read_tensors
+from pyseg.backbones.module import file_digest
 from pyseg.backbones.youtube8m import files as youtube8m_files
 from pyseg.backbones.youtube8m.frozen_graph import read_frozen_graph
 from pyseg.backbones.youtube8m.inception import (
@@ -30,6 +30,7 @@ from pyseg.backbones.youtube8m.inception import (
     resize,
 )
 from pyseg.backbones.youtube8m.projection import Projection, whitening
+from pyseg.backbones.youtube8m.tensors import load, read_tensors
 from pyseg.backbones.youtube8m.vggish import SAMPLES, VGGish, log_mel
 from pyseg.data import FeatureSet
 from pyseg.data.records.wire import encode_varint
@@ -428,7 +429,7 @@ def test_a_video_without_sound_has_the_mean_of_sound_and_not_zero_bytes(
 
 
 def test_there_is_no_audio_without_vggish(copied: Path, images: np.ndarray) -> None:
-    whole = digest_of(youtube8m_files.find_files(copied).named)
+    whole = file_digest(*youtube8m_files.find_files(copied).paths)
     (copied / "vggish-0.pth").unlink()
     with pytest.raises(MissingFileError, match=r"expected a file vggish\*\.pth or .*, found none"):
         make_backbone("youtube8m", str(copied))
@@ -443,13 +444,13 @@ def test_there_is_no_audio_without_vggish(copied: Path, images: np.ndarray) -> N
 
 
 def test_the_digest_is_of_every_file_and_of_no_name(copied: Path) -> None:
-    whole = digest_of(youtube8m_files.find_files(copied).named)
+    whole = file_digest(*youtube8m_files.find_files(copied).paths)
     (copied / "vggish-0.pth").rename(copied / "vggish-renamed.pth")
-    assert digest_of(youtube8m_files.find_files(copied).named) == whole
+    assert file_digest(*youtube8m_files.find_files(copied).paths) == whole
     for path in copied.iterdir():
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert digest_of(youtube8m_files.find_files(copied).named) != whole
+        assert file_digest(*youtube8m_files.find_files(copied).paths) != whole
         path.write_bytes(content)
 
 
@@ -457,12 +458,17 @@ def test_the_digest_is_of_every_file_and_of_no_name(copied: Path) -> None:
 
 
 def test_files_are_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="weights: expected a folder with the files of youtube"):
-        make_backbone("youtube8m")
-    with pytest.raises(ArgumentError, match=r"weights: expected a folder .*gone, found nothing"):
+    for weights in (None, "random"):
+        with pytest.raises(ArgumentError, match="weights: expected a folder with the files of you"):
+            make_backbone("youtube8m", weights)
+    with pytest.raises(
+        ArgumentError, match=r"weights: expected a folder .*, found no folder at .*gone"
+    ):
         make_backbone("youtube8m", str(tmp_path / "gone"))
     (tmp_path / "w.pth").touch()
-    with pytest.raises(ArgumentError, match=r"weights: expected a folder .*w\.pth, found a file"):
+    with pytest.raises(
+        ArgumentError, match=r"weights: expected a folder .*, found a file at .*w\.pth"
+    ):
         make_backbone("youtube8m", str(tmp_path / "w.pth"))
     with pytest.raises(ArgumentError, match="backbone: expected youtube8m, found 'youtube8m:x'"):
         make_backbone("youtube8m:x", str(tmp_path))

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from pyseg.backbones.base import AudioWindows, Backbone
+from pyseg.backbones.module import file_digest
 from pyseg.backbones.registry import Request, register_backbone
-from pyseg.backbones.weights import digest_of
 from pyseg.backbones.youtube8m import files as _files
 from pyseg.backbones.youtube8m import vggish
 from pyseg.backbones.youtube8m.inception import prepare
@@ -43,7 +43,7 @@ class YouTube8M(Backbone):
         """
         files = _files.find_files(folder)
         self.device = torch.device(device)
-        self.sha256 = digest_of(files.named)
+        self.sha256 = file_digest(*files.paths)
         self.features = (("rgb", _files.RGB_WIDTH),)
         self._inception = _files.load_inception(files.inception).to(self.device)
         self._rgb = _files.load_rgb_projection(files).to(self.device)

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from pyseg._containers import read_array
-from pyseg.backbones.weights import load, read_tensors
 from pyseg.backbones.youtube8m.frozen_graph import read_frozen_graph
 from pyseg.backbones.youtube8m.inception import CLASSES, WIDTH, Inception
 from pyseg.backbones.youtube8m.projection import Projection, whitening
+from pyseg.backbones.youtube8m.tensors import load, read_tensors
 from pyseg.backbones.youtube8m.vggish import WIDTH as AUDIO_WIDTH
 from pyseg.backbones.youtube8m.vggish import VGGish
 from pyseg.errors import ArgumentError, DataError, MissingFileError
@@ -43,14 +43,9 @@ class Files(NamedTuple):
     vggish_pca: Path | None
 
     @property
-    def has_audio(self) -> bool:
-        """Whether there are files of VGGish."""
-        return self.vggish is not None
-
-    @property
-    def named(self) -> dict[str, Path]:
-        """The files by what they are for."""
-        return {use: path for use, path in self._asdict().items() if path is not None}
+    def paths(self) -> list[Path]:
+        """All files that are there."""
+        return [path for path in self if path is not None]
 
 
 def find_files(folder: str | os.PathLike[str]) -> Files:
@@ -62,8 +57,10 @@ def find_files(folder: str | os.PathLike[str]) -> Files:
     """
     place = Path(folder)
     if not place.is_dir():
-        found = "a file" if place.exists() else "nothing"
-        raise ArgumentError(f"weights: expected a folder {place}, found {found}")
+        found = "a file" if place.exists() else "no folder"
+        raise ArgumentError(
+            f"weights: expected a folder with the files of youtube8m, found {found} at {place}"
+        )
     found_files = {use: _find(place, use) for use in _PATTERNS}
     wanted = [use for use in _PATTERNS if use not in _AUDIO]
     if any(found_files[use] for use in _AUDIO):

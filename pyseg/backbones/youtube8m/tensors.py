@@ -1,8 +1,7 @@
-"""Files of weights that users name: safe reading, and digests."""
+"""Named tensors in files of users, and how modules get them."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pyseg._containers import read_arrays, text_error
+from pyseg.backbones.module import read_weights
 from pyseg.errors import DataError
-
-_BLOCK = 1 << 20
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -36,7 +34,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if suffix == ".npz":
         state: Any = read_arrays(path)
     elif suffix == ".safetensors":
-        state = _read_safetensors(name)
+        state = read_weights(name)
     else:
         state = _read_state_dict(name)
     if not isinstance(state, Mapping):
@@ -53,16 +51,6 @@ def _tensor(value: object) -> Tensor | None:
         return None
     ordinary = value.layout == torch.strided and value.device.type == "cpu"
     return value.detach() if ordinary and not value.is_quantized else None
-
-
-def _read_safetensors(name: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(name)
-    except SafetensorError as error:
-        raise DataError(f"{name}: expected a safetensors file, found: {error}") from error
 
 
 def _read_state_dict(name: str) -> Any:
@@ -111,22 +99,3 @@ def load(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
         # Copied, since a file's tensors have any strides and alignment.
         state[key] = found.to(torch.float32).clone(memory_format=torch.contiguous_format)
     module.load_state_dict(state, assign=True)
-
-
-def digest_of(files: Mapping[str, str | os.PathLike[str]]) -> str:
-    """Returns the SHA-256 of files: of what each is for, and of its bytes.
-
-    Args:
-        files: The files by what they are for, whatever their names are.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    whole = hashlib.sha256()
-    for use, path in sorted(files.items()):
-        part = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                part.update(block)
-        whole.update(f"{use} {part.hexdigest()}\n".encode())
-    return whole.hexdigest()
