@@ -14,6 +14,7 @@ from pyseg._registry import unknown
 from pyseg.errors import UserError
 
 COMMANDS = {
+    "extract": "compute features of videos with any network",
     "train": "train a model on video labels and rated segments",
     "evaluate": "measure a run or a submission",
     "predict": "score every segment of every video, or draw one video over time",

@@ -164,6 +164,24 @@ def frames_of_a_segment(fps: float, segment_seconds: float) -> int:
     return whole
 
 
+def complete_classes(text: str | None) -> str | list[str]:
+    """Returns the classes of an option ``complete``: names, which CSV's quotes may enclose, or all.
+
+    Raises:
+        pyseg.errors.ArgumentError: It is something else.
+
+    Example:
+        >>> complete_classes('dog,"cat, sleeping"')
+        ['dog', 'cat, sleeping']
+    """
+    if text is None or text == ALL:
+        return text or []
+    try:
+        return [name.strip() for name in next(csv.reader([text], strict=True))]
+    except (csv.Error, StopIteration):
+        raise ArgumentError(f"complete: expected names of classes as a,b, found {text!r}") from None
+
+
 class _File(NamedTuple):
     """A file of the features of a video.
 
@@ -413,15 +431,8 @@ class ImportConfig:
         self.completed()
 
     def completed(self) -> str | list[str]:
-        """Returns the names in ``complete``, which CSV's quotes may enclose."""
-        if self.complete is None or self.complete == ALL:
-            return self.complete or []
-        try:
-            return [name.strip() for name in next(csv.reader([self.complete], strict=True))]
-        except (csv.Error, StopIteration):
-            raise ArgumentError(
-                f"complete: expected names of classes as a,b, found {self.complete!r}"
-            ) from None
+        """Returns the classes of ``complete``."""
+        return complete_classes(self.complete)
 
     def parsed_ranges(self) -> Ranges | None:
         """Returns the numbers in ``ranges``."""
@@ -472,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             feature_name=config.feature_name,
             on_error=config.on_error,
         )
-    for line in itertools.chain(report.range_notes, report.lines(), _table(report)):
+    for line in itertools.chain(report.range_notes, report.lines(), class_table(report)):
         print(line)
     print(f"written to {config.out}; next:")
     print(_cli.follow_up(f"pyseg.train --data {shlex.quote(config.out)} --model linear"))
@@ -487,8 +498,8 @@ def _says_how_to_continue() -> Iterator[None]:
         raise
 
 
-def _table(report: WriteReport) -> Iterable[str]:
-    """Yields the lines of a table of the classes that most segments are rated for."""
+def class_table(report: WriteReport) -> Iterable[str]:
+    """Returns the lines of a table of the classes that most segments are rated for."""
     if not report.rated:
         return []
     most = report.rated.most_common(_SHOWN_CLASSES)

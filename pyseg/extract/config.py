@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyseg import _cli
+from pyseg.data.annotations import AnnotationFormat, ElanClasses
+from pyseg.data.importing import complete_classes, frames_of_a_segment
 from pyseg.errors import ArgumentError
 
 
@@ -21,12 +23,14 @@ class ExtractConfig:
             an untrained network, for trials.
         fps: Frames a second of which features are computed.
         segment_seconds: The length of a segment, the unit of ratings and predictions.
-        ratings: A file, folder or glob of rated intervals: a table video,start,end,class,score, or
-            an export of VIA, Label Studio, Audacity or ELAN.
-        labels: A table video,class of the labels of whole videos.
-        complete: Classes of which every segment without an interval is rated 0 in the rated videos,
-            separated by commas; "all": all classes.
-        annotation_fps: Frames a second by which Label Studio's ratings count.
+        ratings: Rated intervals: a file, a folder or a glob, in the formats that `python -m
+            pyseg.data import` reads, such as a table video,start,end,class,score.
+        labels: The labels of whole videos: a table video,class.
+        complete: Classes, as a,b or all, of which every segment without an interval is rated 0 in
+            videos with any rating; default: what nobody rated stays unrated.
+        format: The format of --ratings; default: each file's content decides.
+        annotation_fps: Frames a second of the videos; Label Studio counts frames.
+        elan_classes: Whether ELAN's tiers or the values of its annotations are the classes.
         processes: Videos worked on at the same time, each by a process of its own; default: one for
             every 4 cores; 0: one video at a time, in this process.
         batch_size: Frames that the network gets at once.
@@ -48,8 +52,10 @@ class ExtractConfig:
     segment_seconds: float = 5.0
     ratings: str | None = None
     labels: str | None = None
-    complete: str | None = None
+    complete: str | None = field(default=None, metadata={"word": True})
+    format: AnnotationFormat | None = None
     annotation_fps: float | None = None
+    elan_classes: ElanClasses = "tiers"
     processes: int | None = None
     batch_size: int = 32
     fast: bool = False
@@ -58,22 +64,20 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        _cli.check_above("fps", self.fps, 0)
         _cli.check_range("fps", self.fps, 0, 1000)
-        _cli.check_above("segment_seconds", self.segment_seconds, 0)
-        frames = self.segment_seconds * self.fps
-        if self.segment_size < 1 or abs(frames - self.segment_size) > 1e-6 * frames:
-            raise ArgumentError(
-                f"segment_seconds: expected a multiple of the {1 / self.fps:g} s from one frame to "
-                f"the next, found {self.segment_seconds:g}"
-            )
+        _ = self.segment_size
         _cli.check_above("annotation_fps", self.annotation_fps, 0)
         _cli.check_range("processes", self.processes, 0, 1024)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
         if self.complete is not None and self.ratings is None:
             raise ArgumentError("complete: expected --ratings with it, found none")
+        self.completed()
 
     @property
     def segment_size(self) -> int:
         """The number of frames of a segment."""
-        return round(self.segment_seconds * self.fps)
+        return frames_of_a_segment(self.fps, self.segment_seconds)
+
+    def completed(self) -> str | list[str]:
+        """Returns the classes of ``complete``."""
+        return complete_classes(self.complete)

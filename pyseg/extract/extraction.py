@@ -67,7 +67,9 @@ def extract(config: ExtractConfig) -> Extraction:
         config.ratings,
         config.labels,
         complete=config.completed(),
+        format=config.format,
         fps=config.annotation_fps,
+        elan_classes=config.elan_classes,
     )
     out, device = Path(config.out), distributed.pick_device(config.device)
     _cli.check_out_folder("out", out)

@@ -109,9 +109,7 @@ def inputs_only(name: str, content: bytes) -> bytes:
     return pickle.dumps(Bomb()) if "sample_inputs" in name else content
 
 
-def test_nothing_in_a_file_is_unpickled(
-    exported: Path, tmp_path: Path, images: np.ndarray
-) -> None:
+def test_nothing_in_a_file_is_unpickled(exported: Path, tmp_path: Path, images: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"expected a tensor stored as numbers, found a pickled"):
         make_backbone(rewritten(exported, tmp_path / "bomb.pt2", bombs))
     backbone = make_backbone(rewritten(exported, tmp_path / "inputs.pt2", inputs_only))
@@ -121,7 +119,12 @@ def test_nothing_in_a_file_is_unpickled(
 
 @pytest.mark.parametrize(
     "target",
-    ["torch.os.system", "torch.ops.load_library", "_operator.attrgetter", "torch.ops.aten.__init__"],
+    [
+        "torch.os.system",
+        "torch.ops.load_library",
+        "_operator.attrgetter",
+        "torch.ops.aten.__init__",
+    ],
 )
 def test_only_operators_of_torch_are_called(target: str, exported: Path, tmp_path: Path) -> None:
     def change(name: str, content: bytes) -> bytes:
