@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +64,7 @@ class YouTube8M(Backbone):
         self, images: npt.NDArray[np.uint8], windows: npt.NDArray[np.float32] | None
     ) -> npt.NDArray[np.float32]:
         """Returns the features (B, 1024) or, with audio, (B, 1152); see `Backbone`."""
-        with torch.inference_mode(), _full_precision():
+        with torch.inference_mode(), _full_precision(self.device):
             frames = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
             parts = [self._rgb(self._inception(prepare(frames))).cpu().numpy()]
             if self.audio is not None:
@@ -81,11 +80,11 @@ class YouTube8M(Backbone):
         return self._audio(self._vggish(spectra)).cpu().numpy()
 
 
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Lets CUDA's convolutions compute in float32, not in TF32, while the block runs."""
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        yield
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 @register_backbone("youtube8m")
