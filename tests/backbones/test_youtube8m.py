@@ -35,6 +35,7 @@ from pyseg.backbones.youtube8m.vggish import SAMPLES, VGGish, log_mel
 from pyseg.data import FeatureSet
 from pyseg.data.records.wire import encode_varint
 from pyseg.errors import ArgumentError, DataError, MissingFileError
+from pyseg.extract import extract_features, main
 
 YOUTUBE8M = FeatureSet((("rgb", 1024), ("audio", 128)))
 
@@ -452,6 +453,65 @@ def test_the_digest_is_of_every_file_and_of_no_name(copied: Path) -> None:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         assert file_digest(*youtube8m_files.find_files(copied).paths) != whole
         path.write_bytes(content)
+
+
+def _write_video(path: Path, seconds: int, *, sound: bool) -> None:
+    """Writes a video that is red, then green, then blue, a second each, with or without a tone."""
+    av = pytest.importorskip("av")
+    with av.open(path, "w") as container:
+        video = container.add_stream("mpeg4", rate=5)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream("aac", rate=44_100, layout="stereo") if sound else None
+        for number in range(5 * seconds):
+            image = np.zeros((48, 64, 3), np.uint8)
+            image[:, :, number // 5 % 3] = 255
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(video.encode())
+        if audio is not None:
+            time = np.arange(44_100 * seconds) / 44_100
+            tone = np.tile(np.float32(0.3 * np.sin(2 * np.pi * 440 * time)), (2, 1))
+            frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="stereo")
+            frame.rate = 44_100
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode())
+
+
+def test_videos_become_a_collection(
+    folder: Path, backbone: YouTube8M, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write_video(tmp_path / "a.mp4", 3, sound=True)
+    _write_video(tmp_path / "b.mp4", 2, sound=False)
+    out = tmp_path / "out"
+    main(
+        [
+            *["--videos", str(tmp_path), "--backbone", "youtube8m", "--weights", str(folder)],
+            *["--out", str(out), "--segment_seconds", "1", "--processes", "0"],
+            *["--max_seconds", "2.5", "--device", "cpu"],
+        ]
+    )
+    features = FeatureSet.read(out / "features.json")
+    assert features.features == YOUTUBE8M.features
+    assert features.ranges == YOUTUBE8M.ranges
+    assert features.frame_seconds == 1
+    assert features.backbone == backbone.description
+    assert features.sampling is not None
+    assert features.sampling.endswith("of the first 2.5 s")
+    told = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [video["frames"] for video in told] == [3, 2]
+    assert [video["duration"] for video in told] == [2.5, 2]
+
+    stored = extract_features(tmp_path / "a.mp4", backbone, features)
+    silent = extract_features(tmp_path / "b.mp4", backbone, features)
+    assert (stored.shape, silent.shape) == ((3, 1152), (2, 1152))
+    assert set(silent[:, 1024:].flat) == {127}
+    assert len(set(stored[0, 1024:])) > 10
+    colors = np.zeros((3, 48, 64, 3), np.uint8)
+    for number in range(3):
+        colors[number, :, :, number] = 255
+    expected = YOUTUBE8M.dequantize(YOUTUBE8M.quantize(backbone(colors, None))[0])[:, :1024]
+    found = YOUTUBE8M.dequantize(stored)[:, :1024]
+    distances = np.linalg.norm(found[:, None] - expected[None], axis=-1)
+    assert distances.argmin(1).tolist() == [0, 1, 2]  # red, green, blue
 
 
 # What is refused

@@ -93,7 +93,7 @@ def _make(request: Request) -> YouTube8M:
         raise ArgumentError(f"backbone: expected youtube8m, found {request.name!r}")
     if request.weights is None:
         raise ArgumentError(
-            "weights: expected a folder with the files of youtube8m, found none: "
-            "docs/youtube8m_features.md has their names"
+            "weights: expected a folder with the files of youtube8m, such as mean.npy (see "
+            "docs/youtube8m_features.md), found none"
         )
     return YouTube8M(request.weights, request.device)
