@@ -86,7 +86,9 @@ def test_the_manifest_has_a_line_a_video(videos: Path, tmp_path: Path) -> None:
     path = Video(range(60), rate=10).write(folder / "g.mkv")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     done = extract(config(folder, tmp_path / "out"))
-    lines = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()
+    ]
     assert [line["status"] for line in lines] == ["skipped", *["ok"] * 3, "skipped", "truncated"]
     assert [line["id"] for line in lines] == ["a", "b", "c d", "e", "f", "g"]
     assert "a.mp4: expected a video, found none that can be read" in lines[0]["reason"]
@@ -111,9 +113,7 @@ def test_ratings_and_labels_go_into_the_records(videos: Path, tmp_path: Path) ->
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     given = [str(videos), str(tmp_path / "bad.mp4")]
     out = tmp_path / "out"
-    done = extract(
-        config(given, out, ratings=str(ratings), labels=str(labels), complete="dog")
-    )
+    done = extract(config(given, out, ratings=str(ratings), labels=str(labels), complete="dog"))
     assert done.report.rated == {"dog": 3 + 6, "cat": 2}
     assert any("left out the annotations of 1 videos" in note for note in done.report.notes)
     records = {

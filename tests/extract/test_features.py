@@ -22,9 +22,7 @@ PITCH = "tests.extract.networks:pitch"
 
 def described(name: str, fps: float, **changes: object) -> FeatureSet:
     backbone = make_backbone(name)
-    made = FeatureSet(
-        backbone.features, frame_seconds=1 / fps, backbone=backbone.description
-    )
+    made = FeatureSet(backbone.features, frame_seconds=1 / fps, backbone=backbone.description)
     return replace(made, **changes)
 
 
