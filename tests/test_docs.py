@@ -18,7 +18,17 @@ from pyseg import models
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {path: path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMANDS = ("cooccur", "data", "evaluate", "extract", "models", "predict", "report", "reproduce", "train")
+COMMANDS = (
+    "cooccur",
+    "data",
+    "evaluate",
+    "extract",
+    "models",
+    "predict",
+    "report",
+    "reproduce",
+    "train",
+)
 COMMAND = re.compile(rf"\bpyseg[. ]({'|'.join(COMMANDS)})\b( [^`\n&#]*)")
 OTHERS = {"pdb", "keep_memory", "memory", "only"}  # options of pytest, benchmarks and long tests
 
