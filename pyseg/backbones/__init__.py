@@ -9,6 +9,7 @@ from pyseg.backbones.base import AudioWindows, Backbone
 from pyseg.backbones.module import ModuleBackbone
 from pyseg.backbones.preprocessing import Preprocessing
 from pyseg.backbones.registry import Request, make_backbone, register_backbone
+from pyseg.backbones.youtube8m import YouTube8M
 
 __all__ = [
     "AudioWindows",
@@ -16,6 +17,7 @@ __all__ = [
     "ModuleBackbone",
     "Preprocessing",
     "Request",
+    "YouTube8M",
     "make_backbone",
     "module",
     "onnx",

@@ -186,8 +186,9 @@ class FeatureSet:
             if not np.isfinite(block).all():
                 raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
             clipped += int(np.count_nonzero((block < low) | (block > high)))
-            steps = (block - low) * (np.float32(255) / (high - low))
-            stored[first : first + rows] = np.floor(np.clip(steps, 0, 255))
+            # float64, in which a range's highest value always is the byte 255.
+            steps = (np.clip(block, low, high) - low) * np.float64(255) / (high - low)
+            stored[first : first + rows] = np.floor(steps)
         return stored, clipped
 
     def dequantize(self, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -23,6 +23,8 @@ class ExtractConfig:
             an untrained network, for trials.
         fps: Frames a second of which features are computed.
         segment_seconds: The length of a segment, the unit of ratings and predictions.
+        max_seconds: Leave out what comes after so many seconds of a video, as YouTube-8M does after
+            360; default: nothing.
         ratings: Rated intervals: a file, a folder or a glob, in the formats that `python -m
             pyseg.data import` reads, such as a table video,start,end,class,score.
         labels: The labels of whole videos: a table video,class.
@@ -50,6 +52,7 @@ class ExtractConfig:
     weights: str | None = None
     fps: float = 1.0
     segment_seconds: float = 5.0
+    max_seconds: float | None = None
     ratings: str | None = None
     labels: str | None = None
     complete: str | None = field(default=None, metadata={"word": True})
@@ -66,6 +69,7 @@ class ExtractConfig:
         """Checks the values."""
         _cli.check_range("fps", self.fps, 0, 1000)
         _ = self.segment_size
+        _cli.check_above("max_seconds", self.max_seconds, 0)
         _cli.check_above("annotation_fps", self.annotation_fps, 0)
         _cli.check_range("processes", self.processes, 0, 1024)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)

@@ -117,13 +117,17 @@ def _check_other_collection(out: Path) -> None:
 
 def _describe(config: ExtractConfig, backbone: Backbone) -> FeatureSet:
     """Returns the features of the collection, without ranges."""
-    row = "the frame on display at k * frame_seconds after the first frame"
+    rule = "row k: the frame on display at k * frame_seconds after the first frame"
+    if config.fast:
+        rule += ", or a neighbor of it"
+    if config.max_seconds is not None:
+        rule += f", of the first {config.max_seconds:g} s"
     return FeatureSet(
         backbone.features,
         frame_seconds=1 / config.fps,
         segment_size=config.segment_size,
         backbone=backbone.description,
-        sampling=f"row k: {row}" + (", or a neighbor of it" if config.fast else ""),
+        sampling=rule,
     )
 
 
@@ -136,6 +140,7 @@ def _request(config: ExtractConfig, features: FeatureSet) -> dict[str, Any]:
         "features": features.features,
         "fps": config.fps,
         "fast": config.fast,
+        "max_seconds": config.max_seconds,
     }
 
 
@@ -151,6 +156,7 @@ def _work(config: ExtractConfig, parts: Parts, device: str) -> Work:
         config.fps,
         config.batch_size,
         config.fast,
+        config.max_seconds,
         parts,
         threads=max(1, min(threads, torch.get_num_threads())),
     )

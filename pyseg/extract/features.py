@@ -83,6 +83,7 @@ def read_rows(
     *,
     batch_size: int = 32,
     fast: bool = False,
+    max_seconds: float | None = None,
     report: DecodeReport | None = None,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Yields the features of a video's frames, some rows at a time; a thread decodes ahead.
@@ -93,6 +94,7 @@ def read_rows(
         fps: Rows a second: row k belongs to the frame on display at k / fps.
         batch_size: Frames that the network gets at once, fewer where images are large.
         fast: Decode only frames that others refer to; rows may show a neighboring frame.
+        max_seconds: Stop after the rows of so many seconds; None: at the video's end.
         report: Receives what was found while decoding.
 
     Yields:
@@ -104,7 +106,9 @@ def read_rows(
         OSError: The file cannot be read.
     """
     first = 0
-    for images, windows in read_ahead(_batches(path, backbone, fps, batch_size, fast, report)):
+    most = None if max_seconds is None else math.ceil(max_seconds * fps - 1e-9)
+    batches = _batches(path, backbone, fps, batch_size, fast, most, report)
+    for images, windows in read_ahead(batches):
         rows = np.asarray(backbone(images, windows), np.float32)
         if rows.shape != (len(images), backbone.width):
             raise ArgumentError(
@@ -127,9 +131,13 @@ def _batches(
     fps: float,
     batch_size: int,
     fast: bool,
+    most: int | None,
     report: DecodeReport | None,
 ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]]:
-    """Yields the images and, where the backbone takes them, the windows of sound of some rows."""
+    """Yields the images and, where the backbone takes them, the windows of sound of some rows.
+
+    It ends after `most` rows, unless that is None.
+    """
     from pyseg.video import read_audio, sample_frames
 
     frames = sample_frames(
@@ -140,9 +148,10 @@ def _batches(
         blocks = read_audio(path, rate=backbone.audio.rate, required=False)
         if (block := next(blocks, None)) is not None:
             sound = audio_windows(itertools.chain([block], blocks), backbone.audio, fps)
+    frames = itertools.islice(frames, most)
     for first in frames:
-        most = max(1, min(batch_size, _MOST_BYTES // first.nbytes))
-        images = [first, *itertools.islice(frames, most - 1)]
+        size = max(1, min(batch_size, _MOST_BYTES // first.nbytes))
+        images = [first, *itertools.islice(frames, size - 1)]
         windows = None if sound is None else np.stack([next(sound) for _ in images])
         yield np.stack(images), windows
 

@@ -46,6 +46,7 @@ class Work:
         fps: Frames a second.
         batch_size: Frames that the network gets at once.
         fast: See `pyseg.video.sample_frames`.
+        max_seconds: What comes after so many seconds of a video is left out; None: nothing.
         parts: Where the features go.
         threads: The threads of the network.
     """
@@ -56,6 +57,7 @@ class Work:
     fps: float
     batch_size: int
     fast: bool
+    max_seconds: float | None
     parts: Parts
     threads: int
 
@@ -122,15 +124,19 @@ def _blocks(video: Video, work: Work, backbone: Backbone, report: DecodeReport) 
     from pyseg.video import probe
 
     try:
-        yield (probe(video.path).duration or 0) * work.fps
+        duration = probe(video.path).duration or 0
+        yield min(duration, work.max_seconds or duration) * work.fps
         yield from read_rows(
             video.path,
             backbone,
             work.fps,
             batch_size=work.batch_size,
             fast=work.fast,
+            max_seconds=work.max_seconds,
             report=report,
         )
+        if work.max_seconds is not None and not report.duration:  # decoding stopped there
+            report.duration = work.max_seconds
     except (DataError, OSError) as error:
         raise _UnreadableError(str(error)) from error
 
