@@ -17,6 +17,7 @@ from pyseg.data.segments import SegmentBlock
 from pyseg.errors import UserError
 from pyseg.predict.config import PredictConfig
 from pyseg.runs import Run, find_run_shards
+from pyseg.timeline import Rating
 
 
 class Scorer:
@@ -91,6 +92,19 @@ class Scorer:
                     f"{found}"
                 )
         return run, model
+
+    def rating(self, segment: str, number: int, positive: bool) -> Rating:
+        """Returns a rating of a segment of the records.
+
+        Args:
+            segment: Its id, "video:frame".
+            number: The class.
+            positive: Whether the segment shows the class.
+        """
+        start = int(segment.rpartition(":")[2])
+        seconds = self.format.frame_seconds
+        end = start + self.schema.segment_size
+        return Rating(start * seconds, end * seconds, number, positive)
 
     @torch.inference_mode()
     def logits(self, block: SegmentBlock) -> Tensor:

@@ -48,16 +48,16 @@ def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating], to
     shown += sorted(rated & column.keys() - set(shown))
     columns = [column[number] for number in shown]
     names = scorer.model.config.class_names
+    frame_seconds = scorer.format.frame_seconds
     return Timeline(
         title=block.ids[0],
-        starts=block.starts,
-        ends=block.starts + block.num_frames,
-        probabilities=probabilities[:, columns],
+        starts=block.starts * frame_seconds,
+        ends=(block.starts + block.num_frames) * frame_seconds,
+        scores=probabilities[:, columns],
         numbers=shown,
         names=[str(n) for n in shown] if names is None else [names[c] for c in columns],
         ratings=ratings,
-        frame_seconds=scorer.format.frame_seconds,
-        segment_size=scorer.schema.segment_size,
+        segment_seconds=scorer.schema.segment_size * frame_seconds,
     )
 
 
@@ -77,11 +77,11 @@ def timeline(config: PredictConfig) -> Path:
         raise UserError(f"--video {config.video}: no such video in {len(scorer.shards)} shards")
     drawn.save(config.timeline)
     for column, number in enumerate(drawn.numbers[: config.timeline_classes]):
-        scores = drawn.probabilities[:, column]
+        scores = drawn.scores[:, column]
         best = int(scores.argmax())
         name = drawn.names[column]
         named = name if name == str(number) else f"{number} {name}"
-        print(f"{scores[best]:.3f} at {clock(drawn.starts[best] * drawn.frame_seconds)}  {named}")
+        print(f"{scores[best]:.3f} at {clock(drawn.starts[best])}  {named}")
     print(f"timeline: {config.timeline}")
     return Path(config.timeline)
 
@@ -94,7 +94,7 @@ def _ratings(scorer: Scorer, video: str) -> list[Rating]:
     except DataError:
         return []
     return [
-        Rating(number, int(example.id.rpartition(":")[2]), score > 0.5)
+        scorer.rating(example.id, number, score > 0.5)
         for example in (() if rated is None else rated)
         for number, score in zip(example.classes.tolist(), example.scores.tolist(), strict=True)
     ]

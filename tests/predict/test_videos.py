@@ -45,8 +45,8 @@ def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, mo
     monkeypatch.setattr("pyseg.timeline.Timeline.save", lambda self, _: drawn.append(self))
     words = ["--run", str(run), "--data", str(tmp_path), "--timeline", str(tmp_path / "t.png")]
     predict.main([*words, "--video", "1e1"])
-    assert (drawn[0].title, drawn[0].frame_seconds, drawn[0].segment_size) == ("1e1", 1.0, 5)
-    assert len(drawn[0].ratings) > 0
+    assert (drawn[0].title, drawn[0].segment_seconds) == ("1e1", 5.0)
+    assert {rating.end - rating.start for rating in drawn[0].ratings} == {5.0}
 
 
 def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:

@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pyseg import timeline
-from pyseg.timeline import Rating, Timeline
+from pyseg.timeline import Rating, Timeline, picture
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -18,28 +17,26 @@ def make(**changes) -> Timeline:
     """A video of 8 frames of half a second, in segments of 3 frames."""
     options = {
         "title": 'a "b" <c>',
-        "starts": np.array([0, 3, 6]),
-        "ends": np.array([3, 6, 8]),
-        "probabilities": np.array([[0.5, 0.0], [1.0, 0.0], [0.25, 0.0]]),
+        "starts": [0, 1.5, 3],
+        "ends": [1.5, 3, 4],
+        "scores": [[0.5, 0.0], [1.0, 0.0], [0.25, 0.0]],
         "numbers": [7, 2],
         "names": ["<seven>", "two"],
-        "ratings": [Rating(7, 3, True), Rating(9, 0, False)],
-        "frame_seconds": 0.5,
-        "segment_size": 3,
+        "ratings": [Rating(1.5, 3, 7, True), Rating(0, 1.5, 9, False)],
     }
     return Timeline(**(options | changes))
 
 
 def test_rated_segments_are_framed_at_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timeline, "png", lambda figure: figure)
+    monkeypatch.setattr(picture, "png", lambda figure: figure)
     [axes] = make().picture().axes
     frames = [patch for patch in axes.patches if not patch.get_fill()]
     assert [(f.get_x(), f.get_width(), f.get_y()) for f in frames] == [(1.5, 1.5, 1)]
     bars = [patch for patch in axes.patches if patch.get_fill()]
     assert [(b.get_x(), b.get_width()) for b in bars[:3]] == [(0, 1.5), (1.5, 1.5), (3, 1)]
-    np.testing.assert_allclose([b.get_height() for b in bars[:3]], [0.425, 0.85, 0.2125])
+    np.testing.assert_allclose([b.get_height() for b in bars[:3]], [0.425, 0.85, 0.2125], rtol=1e-6)
     assert axes.get_xlim() == (0, 4)
-    assert any("each 3-frame segment" in text.get_text() for text in axes.texts)
+    assert any("segments of 1.5 s" in text.get_text() for text in axes.texts)
 
 
 class Cells(HTMLParser):
