@@ -46,6 +46,13 @@ class Scale {
   }
 }
 
+// Ticks of a linear axis have equally many decimals.
+function tickText(tick, ticks, scale) {
+  if (scale.log) return number(tick);
+  const digits = Math.max(...ticks.map((other) => (String(other).split(".")[1] ?? "").length));
+  return tick.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
 class Chart {
   constructor(figure, data) {
     this.figure = figure;
@@ -192,15 +199,17 @@ class Chart {
   axes(width, height) {
     const [left, right, top, bottom] = this.inner;
     const group = draw("g");
-    for (const tick of this.x.ticks(clamp(width / 90, 3, 8))) {
+    const columns = this.x.ticks(clamp(width / 90, 3, 8));
+    const rows = this.y.ticks(clamp(height / 50, 3, 7));
+    for (const tick of columns) {
       const x = this.x.at(tick);
       group.append(draw("line", { class: "grid", x1: x, x2: x, y1: top, y2: bottom }));
-      group.append(draw("text", { x, y: bottom + 17, "text-anchor": "middle" }, number(tick)));
+      group.append(draw("text", { x, y: bottom + 17, "text-anchor": "middle" }, tickText(tick, columns, this.x)));
     }
-    for (const tick of this.y.ticks(clamp(height / 50, 3, 7))) {
+    for (const tick of rows) {
       const y = this.y.at(tick);
       group.append(draw("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
-      group.append(draw("text", { x: left - 7, y: y + 4, "text-anchor": "end" }, number(tick)));
+      group.append(draw("text", { x: left - 7, y: y + 4, "text-anchor": "end" }, tickText(tick, rows, this.y)));
     }
     group.append(draw("path", { class: "axis", d: `M${left} ${top}V${bottom}H${right}`, fill: "none" }));
     group.append(draw("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, this.data.x));
@@ -327,7 +336,8 @@ class Chart {
       height = Math.min(height, y);
       this.cursor.append(draw("circle", { class: "ring", cx: this.x.at(series.x[i]), cy: y, r: 5 }));
       const where = series.x[i] === value ? "" : ` at ${number(series.x[i])}`;
-      lines.push(swatch(`var(--c${series.color})`), `${series.name || this.data.y}: ${number(series.y[i])}${where}${series.names ? ` (${series.names[i]})` : ""}\n`);
+      const text = `${series.name || this.data.y}: ${number(series.y[i])}${where}${series.names ? ` (${series.names[i]})` : ""}`;
+      lines.push(make("div", {}, swatch(`var(--c${series.color})`), text));
     }
     this.tipAt(x, height, event, ...lines);
   }

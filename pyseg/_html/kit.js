@@ -26,7 +26,7 @@ function swatch(color) {
   return element;
 }
 
-function clock(seconds, decimals = 0) {
+function clock(seconds, decimals = 0, withHours = false) {
   const unit = 10 ** decimals;
   const total = Math.floor(Math.max(0, seconds) * unit + 1e-6);
   const whole = Math.floor(total / unit);
@@ -34,7 +34,7 @@ function clock(seconds, decimals = 0) {
   const hours = Math.floor(whole / 3600);
   const pad = (number, width = 2) => String(number).padStart(width, "0");
   const fraction = decimals ? "." + pad(total % unit, decimals) : "";
-  return (hours ? `${hours}:${pad(minutes)}` : `${minutes}`) + `:${pad(whole % 60)}${fraction}`;
+  return (hours || withHours ? `${hours}:${pad(minutes)}` : `${minutes}`) + `:${pad(whole % 60)}${fraction}`;
 }
 
 function number(value) {

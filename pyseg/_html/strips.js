@@ -76,6 +76,7 @@ class Strips {
         const row = this.rows[entry.target.dataset.row];
         row.near = entry.isIntersecting;
         if (row.near && row.stale) this.paint(row);
+        if (row.near) this.tellNow(row);
       }
     }, { rootMargin: "300px" });
     for (const row of this.rows) this.watch.observe(row.element);
@@ -166,7 +167,7 @@ class Strips {
   }
 
   tell(row, time, x, y) {
-    const content = [make("b", {}, clock(time, 1))];
+    const content = [make("b", {}, clock(time, 1, this.duration >= 3600))];
     const thumbnail = this.thumbnailAt(time);
     if (thumbnail) content.unshift(make("img", { src: thumbnail[1], alt: "" }));
     if (row) {
@@ -291,7 +292,7 @@ class Strips {
     context.fillStyle = this.colors.soft;
     for (let i = Math.ceil(low / step); i * step <= high; i++) {
       const x = this.x(i * step, width);
-      const text = clock(i * step, step < 1 ? 1 : 0);
+      const text = clock(i * step, step < 1 ? 1 : 0, this.duration >= 3600);
       const wide = context.measureText(text).width;
       context.fillRect(clamp(x, 0, width - 1), height - 5, 1, 5);
       context.fillText(text, clamp(x - wide / 2, 0, width - wide), 2);
@@ -355,13 +356,14 @@ class Strips {
     const x = this.x(this.time, axis.width);
     this.playhead.hidden = x < -1 || x > axis.width + 1;
     this.playhead.style.left = `${axis.left - area.left + x}px`;
-    for (const row of this.rows) {
-      if (!row.near) continue;
-      const score = this.scoreAt(row.row, this.time);
-      row.now.textContent = score === null ? "" : score.toFixed(2);
-      row.canvas.setAttribute("aria-valuenow", Math.round(this.time));
-      row.canvas.setAttribute("aria-valuetext", `${clock(this.time, 1)}, score ${row.now.textContent || "none"}`);
-    }
+    for (const row of this.rows) if (row.near) this.tellNow(row);
+  }
+
+  tellNow(row) {
+    const score = this.scoreAt(row.row, this.time);
+    row.now.textContent = score === null ? "" : score.toFixed(2);
+    row.canvas.setAttribute("aria-valuenow", Math.round(this.time));
+    row.canvas.setAttribute("aria-valuetext", `${clock(this.time, 1)}, score ${row.now.textContent || "none"}`);
   }
 
   // The playhead follows the video, smoothly while it plays.

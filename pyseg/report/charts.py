@@ -197,6 +197,7 @@ def class_bars(
     *,
     caption: str = "",
     signed: bool = False,
+    tall: bool = False,
 ) -> Figure:
     """Returns a value per class: bars from 0 for the first run, marks for the others.
 
@@ -208,6 +209,7 @@ def class_bars(
         caption: How to read it.
         signed: Values may be negative: 0 is in the middle, and the scale fits them; otherwise they
             are in [0, 1].
+        tall: Whether it stands beside two rows of charts.
     """
     every = [abs(value) for _, bars in groups for bar in bars for value in bar.values]
     most = max(every, default=0.0) or 1.0
@@ -222,7 +224,7 @@ def class_bars(
             for heading, bars in groups
         ],
     }
-    return Figure("bars", title, label, content, caption)
+    return Figure("bars", title, label, content, caption, tall=tall)
 
 
 def _bar_row(

@@ -20,11 +20,13 @@ class PageTable(Table):
         colors: The numbers of the runs of all columns but the first, which determine their colors.
         summary: The text shown while the table is folded; empty if it cannot be folded.
         searchable: Whether its rows can be sorted and searched.
+        unfolded: Whether it is unfolded at first.
     """
 
     colors: Sequence[int] = ()
     summary: str = ""
     searchable: bool = False
+    unfolded: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Figure:
         caption: How to read it.
         table: Its numbers, for readers without scripts.
         wide: Whether it spans the page.
-        first: Whether it starts a new row.
+        tall: Whether it stands beside two rows of figures.
     """
 
     kind: Literal["chart", "strips", "bars", "graph"]
@@ -50,7 +52,7 @@ class Figure:
     caption: str = ""
     table: PageTable | None = None
     wide: bool = False
-    first: bool = False
+    tall: bool = False
 
 
 @dataclass

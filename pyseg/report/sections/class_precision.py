@@ -60,8 +60,9 @@ class _Comparison:
         self.values = np.stack([member.evaluation.precision.per_class for member in group])
         self.shown = shown = np.flatnonzero(self.positives)
         self.chance = self.positives / np.maximum(self.rated, 1)
-        # What a ranking adds to chance: where every rating is positive, any ranking has AP 1.
-        self.gain = self.values - self.chance
+        # How far a ranking gets from chance to 1; where every rating is positive, any has AP 1.
+        self.gain = (self.values - self.chance) / np.maximum(1 - self.chance, 1e-9)
+        self.gain[:, self.chance >= 1] = 0.0
         ranked = shown[self.chance[shown] < 1]
         self.certain = len(shown) - len(ranked)
         # Ties go to the class with more positives, whose precision is more reliable.
@@ -112,7 +113,9 @@ class _Comparison:
             bars,
             [(member.number, member.run.name) for member in self.group],
             caption=f"Mean over {len(self.shown)} classes: {means}. In brackets: positives. "
-            f"Upright line: their share, which a random ranking reaches on average.{left_out}",
+            f"Upright line: their share, which a random ranking reaches on average. Order: "
+            f"(AP - chance) / (1 - chance).{left_out}",
+            tall=True,
         )
 
     def points(self) -> list[Figure]:
@@ -181,13 +184,14 @@ class _Comparison:
             caption=f"Change of AP, {run.name} against {self.first.name}: {more} classes better, "
             f"{less} worse.",
             signed=True,
+            tall=True,
         )
 
     def table(self) -> PageTable:
         """Returns all numbers, the classes with the highest AP over chance first."""
-        head = ["class", "name", "positives", "of", "chance"]
-        head += [f"AP {name}" for name in self.names]
+        head = ["class", "name", *(f"AP {name}" for name in self.names)]
         head += [f"over chance{f' {name}' if len(self.names) > 1 else ''}" for name in self.names]
+        head += ["chance", "positives", "of"]
         named = self.first.class_names is not None
         order = self.shown[
             np.lexsort((self.shown, -self.positives[self.shown], -self.gain[0, self.shown]))
@@ -196,11 +200,11 @@ class _Comparison:
             [
                 str(self.first.number_in_data(c)),
                 self.first.class_name(c) if named else "",
+                *(f"{value:.4f}" for value in self.values[:, c]),
+                *(f"{value:.4f}" for value in self.gain[:, c]),
+                f"{self.chance[c]:.4f}",
                 f"{self.positives[c]:,}",
                 f"{self.rated[c]:,}",
-                f"{self.chance[c]:.4f}",
-                *(f"{value:.4f}" for value in self.values[:, c]),
-                *(f"{value:+.4f}" for value in self.gain[:, c]),
             ]
             for c in order[:_TABLE_ROWS].tolist()
         ]
@@ -211,4 +215,5 @@ class _Comparison:
             numeric=(0, *range(2, len(head))),
             summary=f"{which} {len(self.shown)} classes as a table ({self.title})",
             searchable=True,
+            unfolded=True,
         )

@@ -36,7 +36,7 @@ def learning_curves(runs: Sequence[ReportedRun]) -> Section:
     borders = [(n, end) for n, run in numbered for end in list(run.stage_ends().values())[:-1]]
     for metric, name in _METRICS.items():
         drawable = _drawable(_evaluations(n, run, metric) for n, run in numbered)
-        if any(len(curve.x) > 1 for curve in drawable):  # a single evaluation is in the table
+        if any(len(curve.x) > len(runs[curve.run].stages()) for curve in drawable):
             section.figures.append(
                 curves(
                     f"{name} of held-out videos",
@@ -47,6 +47,12 @@ def learning_curves(runs: Sequence[ReportedRun]) -> Section:
                     marks=True,
                     borders=borders,
                 )
+            )
+        elif drawable:  # a line through the ends of the stages would be no curve
+            section.missing.append(
+                f"{name} was evaluated at the ends of the stages only: see the table above. "
+                "--pretrain.evaluate_every and --finetune.evaluate_every of pyseg.train evaluate "
+                "more often."
             )
     key = "examples_per_second"
     drawable = _drawable(_curve(n, run, run.stage_starts(), key) for n, run in numbered)
