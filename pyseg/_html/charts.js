@@ -240,11 +240,12 @@ class Chart {
     const dots = points.map(([x, y]) => (y === null ? "" : `M${x.toFixed(1)} ${y.toFixed(1)}h0`)).join("");
     const shapes = [draw("path", { d: dots, stroke: color, "stroke-width": 8, "stroke-linecap": "round", "stroke-opacity": this.found ? 0.25 : 0.65 })];
     if (!this.found) return shapes;
-    let labels = 0;
+    const labels = []; // where there is room
     points.forEach(([x, y], i) => {
       if (y === null || !series.names[i].toLowerCase().includes(this.found)) return;
       shapes.push(draw("circle", { cx: x, cy: y, r: 5, fill: color, stroke: "var(--text)" }));
-      if (labels++ < 12) {
+      if (!labels.some(([a, b]) => Math.abs(a - x) < 130 && Math.abs(b - y) < 14)) {
+        labels.push([x, y]);
         const left = x < (this.inner[0] + this.inner[1]) / 2;
         shapes.push(draw("text", { class: "note", x: x + (left ? 9 : -9), y: y + 4, "text-anchor": left ? "start" : "end" }, series.names[i].slice(0, 40)));
       }

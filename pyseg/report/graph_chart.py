@@ -160,8 +160,8 @@ def _lay_out(part: networkx.Graph, sizes: Mapping[Hashable, tuple[float, float]]
     length = np.mean([np.hypot(*(place[a] - place[b])) for a, b in part.edges])
     boxes = np.array([sizes[node] for node in nodes])
     places = separate_boxes(places / length * _EDGE_LENGTH, boxes)
-    room = _WIDTH - 2 * _MARGIN
-    if (across := np.ptp(places[:, 0]) + boxes[:, 0].max()) > room:
+    room = _WIDTH - 2 * _MARGIN - boxes[:, 0].max()
+    if (across := np.ptp(places[:, 0])) > room:
         places = separate_boxes(places * (room / across, 1.0), boxes, sideways=False)
     return _Part(nodes, places, boxes)
 
