@@ -31,7 +31,7 @@ def test_arrows_and_boxes_stay_within_the_picture() -> None:
             graph.add_edge(names[a], names[b], weight=float(rng.random()))
     graph.add_edge(names[1], names[0], weight=0.5)
     drawing = draw_graph(graph)
-    boxes = {number: node for number, node in enumerate(drawing["nodes"])}
+    boxes = drawing["nodes"]
     for node in drawing["nodes"]:
         assert 0 <= node["left"] <= node["left"] + node["width"] <= drawing["width"]
         assert 0 <= node["top"] <= node["top"] + node["height"] <= drawing["height"]
