@@ -1,4 +1,4 @@
-"""Atomic writes of files, and folders with one owning process at a time."""
+"""Files of globs and folders, atomic writes, and folders with one owning process at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,51 @@ import glob
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from pyseg.errors import MissingFileError, UserError
+from pyseg.errors import ArgumentError, MissingFileError, UserError
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _UNFINISHED = ".part"
 _LOCK = ".lock"
+
+
+def find_files(paths: Paths, of_folder: Callable[[str], list[str]], missing: str) -> list[str]:
+    """Returns the files of a glob, a folder, a file, or a list of these, each once.
+
+    Args:
+        paths: What the user named. A glob's files are in the order of their names.
+        of_folder: Returns the files that a folder stands for.
+        missing: The message where a folder has none.
+
+    Raises:
+        pyseg.errors.MissingFileError: One of `paths` matches nothing; the message names it.
+        pyseg.errors.ArgumentError: The list is empty.
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    found: dict[str, str] = {}
+    for path in paths:
+        text = os.fspath(path)
+        if os.path.isdir(text):
+            files, problem = of_folder(text), missing
+        elif os.path.exists(text):
+            files, problem = [text], ""
+        elif glob.has_magic(text):
+            files = sorted(p for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+            problem = "no file matches"
+        else:
+            files, problem = [], "no such file or folder"
+        if not files:
+            raise MissingFileError(f"{text}: {problem}")
+        for file in files:
+            found.setdefault(os.path.realpath(file), file)
+    if not found:
+        raise ArgumentError("paths: expected at least one file, found none")
+    return list(found.values())
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import re
@@ -10,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pyseg._files import Paths as Paths
+from pyseg._files import find_files
 from pyseg.data.records import is_record_file
-from pyseg.errors import ArgumentError, MissingFileError
-
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _RECORD_NAME = re.compile(r".+\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
 _END = 4096  # bytes at either end of a shard that its fingerprint covers
@@ -46,29 +44,13 @@ def find_shards(paths: Paths) -> list[str]:
         ...
         pyseg.errors.MissingFileError: no/such/*.tfrecord: no file matches
     """
-    if isinstance(paths, str | os.PathLike):
-        paths = [paths]
-    found: dict[str, str] = {}
-    for path in paths:
-        text = os.fspath(path)
-        if os.path.isdir(text):
-            every = sorted(str(p) for p in Path(text).rglob("*") if not p.is_dir())
-            files = list(filter(named_as_records, every)) or list(filter(_holds_records, every))
-            missing = "no file in this folder ends in .tfrecord or .tfrecord.gz, or holds records"
-        elif os.path.exists(text):
-            files, missing = [text], ""
-        elif glob.has_magic(text):
-            files = sorted(p for p in glob.glob(text, recursive=True) if os.path.isfile(p))
-            missing = "no file matches"
-        else:
-            files, missing = [], "no such file or folder"
-        if not files:
-            raise MissingFileError(f"{text}: {missing}")
-        for file in files:
-            found.setdefault(os.path.realpath(file), file)
-    if not found:
-        raise ArgumentError("paths: expected at least one file, found none")
-    return list(found.values())
+    missing = "no file in this folder ends in .tfrecord or .tfrecord.gz, or holds records"
+    return find_files(paths, _records_in, missing)
+
+
+def _records_in(folder: str) -> list[str]:
+    every = sorted(str(p) for p in Path(folder).rglob("*") if not p.is_dir())
+    return list(filter(named_as_records, every)) or list(filter(_holds_records, every))
 
 
 def _holds_records(path: str) -> bool:
