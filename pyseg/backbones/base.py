@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ class Backbone(ABC):
 
     Attributes:
         name: What ``--backbone`` was given, such as "timm:vit_small_patch14_dinov2".
+        weights: What ``--weights`` was given, with the whole path; None: nothing.
         features: The name and the width of each feature, in the order of a row's values.
         size: (H, W) of the images that it takes; None: any.
         crop: Whether images are resized to cover the size, and their center is cut out; otherwise
@@ -60,6 +61,7 @@ class Backbone(ABC):
     """
 
     name: str = ""
+    weights: str | None = None
     features: tuple[tuple[str, int], ...]
     size: tuple[int, int] | None = None
     crop: bool = False
@@ -76,7 +78,7 @@ class Backbone(ABC):
     @property
     def description(self) -> data.Backbone:
         """What `features.json` says about it."""
-        return data.Backbone(self.name, self.sha256, self.preprocessing)
+        return data.Backbone(self.name, self.sha256, self.preprocessing, self.weights)
 
     @abstractmethod
     def __call__(

@@ -25,6 +25,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -50,22 +51,26 @@ FORMATS: dict[str, Encode] = {}
 """What returns the content of a file, by suffix."""
 
 
-def suffix(path: Path) -> str:
+def suffix(path: str | os.PathLike[str], argument: str = "path") -> str:
     """Returns the suffix of a path if there is a format for it.
+
+    Args:
+        path: The path of a file to write.
+        argument: The argument that gives it, for the message.
 
     Raises:
         pyseg.errors.ArgumentError: There is none.
 
     Example:
-        >>> suffix(Path("a.VTT"))
+        >>> suffix("a.VTT")
         '.vtt'
-        >>> suffix(Path("a.doc"))
+        >>> suffix("a.doc")
         Traceback (most recent call last):
         pyseg.errors.ArgumentError: path: expected a file that ends in .png, ... found a.doc
     """
-    if (found := path.suffix.lower()) not in FORMATS:
+    if (found := Path(path).suffix.lower()) not in FORMATS:
         known = ", ".join(FORMATS)
-        raise ArgumentError(f"path: expected a file that ends in {known}; found {path}")
+        raise ArgumentError(f"{argument}: expected a file that ends in {known}; found {path}")
     return found
 
 
@@ -113,19 +118,8 @@ def stretches(events: Sequence[Event]) -> list[Stretch]:
     for event in events:
         start = max(round(event.start * 1000), ends.get(event.number, 0))
         end = ends[event.number] = max(round(event.end * 1000), start + 1)
-        found.append(Stretch(start, end, one_line(event), event))
+        found.append(Stretch(start, end, event.label, event))
     return found
-
-
-def one_line(event: Event) -> str:
-    r"""Returns the name of an event's class as one line of text, without control characters.
-
-    Example:
-        >>> one_line(Event(0.0, 1.0, 7, " a\n\tb\x00", 0.9))
-        'a b'
-    """
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]", " ", event.name)
-    return " ".join(text.split()) or f"class {event.number}"
 
 
 @_format(".png")
@@ -217,7 +211,7 @@ def _srt(timeline: Timeline, events: Sequence[Event]) -> bytes:
 
 @_format(".txt")
 def _audacity(timeline: Timeline, events: Sequence[Event]) -> bytes:
-    lines = [f"{e.start:.6f}\t{e.end:.6f}\t{one_line(e)}\n" for e in events]
+    lines = [f"{e.start:.6f}\t{e.end:.6f}\t{e.label}\n" for e in events]
     return "".join(lines).encode()
 
 
