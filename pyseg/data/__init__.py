@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pyseg._sampling import sample_random_frames, sample_random_sequence
-from pyseg.data import audioset, youtube8m
+from pyseg.data import audioset, described, youtube8m
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.collection import Collection, open_collection, open_records, register_source
@@ -42,7 +42,7 @@ def _make_sample() -> Path:
 
 
 # The order of registration: of several formats that match a file, the last one is used.
-for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT):
+for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT, described.FORMAT):
     register_format(format)
 register_source("sample", _make_sample)
 

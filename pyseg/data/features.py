@@ -40,7 +40,7 @@ class Backbone:
 
     name: str
     sha256: str
-    preprocessing: Mapping[str, Any]
+    preprocessing: Mapping[str, Any] = field(hash=False)
     weights: str | None = field(default=None, compare=False)
 
 
@@ -114,6 +114,49 @@ class FeatureSet:
     def segment_seconds(self) -> float:
         """The duration of a segment in seconds."""
         return self.segment_size * self.frame_seconds
+
+    def differences(self, other: FeatureSet, *, same_level: bool = True) -> list[str]:
+        """Returns in what another set differs, with the names of ``features.json``.
+
+        Weights of backbones are compared where both are known; the names of ids and the rule of
+        sampling are not.
+
+        Args:
+            other: The other set.
+            same_level: Whether both are of frames, or both of means of whole videos; if not, only
+                the widths are compared.
+
+        Example:
+            >>> clip = FeatureSet((("clip", 512),))
+            >>> clip.differences(replace(clip, frame_seconds=0.5))
+            ['frame_seconds: expected 1.0, found 0.5']
+        """
+        if not same_level:
+            compared: dict[str, tuple[object, object]] = {
+                "widths": (self.feature_sizes, other.feature_sizes)
+            }
+        else:
+            compared = {
+                "features": (self._columns(), other._columns()),
+                "frame_seconds": (self.frame_seconds, other.frame_seconds),
+                "segment_size": (self.segment_size, other.segment_size),
+            }
+            if self.features == other.features:
+                compared["ranges"] = self._named_ranges(), other._named_ranges()
+            if self.backbone is not None and other.backbone is not None:
+                compared["backbone"] = self.backbone.sha256, other.backbone.sha256
+        return [
+            f"{name}: expected {expected}, found {found}"
+            for name, (expected, found) in compared.items()
+            if expected != found
+        ]
+
+    def _columns(self) -> str:
+        return ", ".join(f"{name} ({width})" for name, width in self.features)
+
+    def _named_ranges(self) -> str:
+        pairs = zip(self.features, self.ranges, strict=True)
+        return ", ".join(f"{name} from {low!r} to {high!r}" for (name, _), (low, high) in pairs)
 
     def quantize(self, values: npt.ArrayLike) -> tuple[npt.NDArray[np.uint8], int]:
         """Returns the bytes of values, and how many values were outside of their range.

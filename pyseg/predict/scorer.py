@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyseg import _cli, distributed
-from pyseg.data import Example, collate
-from pyseg.data.formats import frame_format
-from pyseg.data.records import FrameSchema
+from pyseg import distributed
+from pyseg.data import Example, FeatureSet, collate
+from pyseg.data.collection import find_data
+from pyseg.data.formats import frames_like
 from pyseg.data.segments import SegmentBlock
-from pyseg.errors import UserError
+from pyseg.errors import DataError, RecordError, UserError
 from pyseg.predict.classes import scored_classes
 from pyseg.predict.config import PredictConfig
 from pyseg.runs import Run, find_run_shards
@@ -34,8 +35,8 @@ class Scorer:
         trained: The options that it was trained with.
         model: Its model.
         shards: The records to score.
-        format: Their format.
-        schema: The names of their features.
+        features: Their features, with the length of frames and segments.
+        schema: The schema that reads them, with labels or without.
         classes: The C classes to score, and those that the model knows.
         video_run: The run that scores whole videos, if any.
         video_model: Its model.
@@ -52,9 +53,8 @@ class Scorer:
         self.run.warn_unfinished()
         self.model = cast(Any, self.run.model().to(self.device))
         self.shards = find_run_shards(self.trained, config.data)
-        with _cli.option("run", config.run):
-            self.format = frame_format(self.model.feature_sizes, self.shards)
-        self.schema = cast(FrameSchema, self.format.schema)
+        self.features = self._find_features()
+        self.schema = replace(self.features.schema, labels_key=None)
         self.classes = scored_classes(self.run, self.model, config.classes)
         self._columns = torch.tensor(self.classes.columns(), device=self.device)
         self.video_run: Run | None = None
@@ -62,6 +62,18 @@ class Scorer:
         if config.video_top is not None or config.video_weight > 0:
             self.video_run, self.video_model = self._load_video_model(config.video_run)
             self._max_frames = self.video_run.config().max_frames
+
+    def _find_features(self) -> FeatureSet:
+        """Returns the features of the records, which must be those of the run."""
+        data = find_data(self.config.data or self.trained.data)
+        try:
+            return frames_like(
+                self.run.features(), self.model.config.level or "frame", data, self.shards
+            )
+        except RecordError:
+            raise
+        except DataError as error:
+            raise UserError(f"{error} (expected is what {self.run} was trained on)") from error
 
     def _load_video_model(self, folder: str | None) -> tuple[Run, nn.Module]:
         """Returns the run that scores whole videos, and its model."""
@@ -87,8 +99,8 @@ class Scorer:
             positive: Whether the segment shows the class.
         """
         start = int(segment.rpartition(":")[2])
-        seconds = self.format.frame_seconds
-        end = start + self.schema.segment_size
+        seconds = self.features.frame_seconds
+        end = start + self.features.segment_size
         return Rating(start * seconds, end * seconds, number, positive)
 
     @torch.inference_mode()

@@ -49,7 +49,7 @@ def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating]) ->
     rated = {rating.number for rating in ratings} & classes.column.keys()
     numbers = [*classes.numbers, *sorted(rated - set(classes.numbers))]
     probabilities = scorer.logits(block).sigmoid().cpu().numpy()
-    frame_seconds = scorer.format.frame_seconds
+    frame_seconds = scorer.features.frame_seconds
     return Timeline(
         title=block.ids[0],
         starts=block.starts * frame_seconds,
@@ -58,7 +58,7 @@ def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating]) ->
         names=classes.names(numbers),
         numbers=numbers,
         ratings=ratings,
-        segment_seconds=scorer.schema.segment_size * frame_seconds,
+        segment_seconds=scorer.features.segment_seconds,
     )
 
 

@@ -39,6 +39,7 @@ from pyseg.train._folder import RESUMABLE, check_new, check_resumed, create, res
 from pyseg.train._model import known_overrides, make_model, start_from
 from pyseg.train._stages import make_stages
 from pyseg.training import Trainer, summary_writer
+from pyseg.training.identity import check_features
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -93,6 +94,9 @@ def _train(
     torch.manual_seed(config.seed)
 
     collection = open_data(config) if collection is None else collection
+    run = None if checkpoint is None else Run(cast(str, config.run))
+    if run is not None:
+        check_features(f"--resume {config.resume}", run.features(), collection.features)
     config, collection, blind = hold_out(config, collection)
     counted, graph, known = ReadReport(), None, known_overrides(config)
     if "correlation" in known:
@@ -109,10 +113,8 @@ def _train(
         known = None if trained.num_classes == collection.num_classes else classes
         return evaluate(trained, collection, "test", classes=known, workers=config.workers)
 
-    if checkpoint is None:
+    if run is None:
         run = create(config, collection, correlation, owned)
-    else:
-        run = Run(cast(str, config.run))
     trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
     if checkpoint is None:
         trainer.save_weights(model)
