@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import difflib
 import errno
-import importlib
 import importlib.metadata
 import io
 import json
@@ -30,6 +29,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from pyseg import __version__, _help
+from pyseg._extras import find_module
 from pyseg._files import atomic_write, behind_links, why_not_a_file
 from pyseg.errors import ArgumentError, PysegError, UserError
 
@@ -317,22 +317,14 @@ def follow_up(words: str) -> str:
 def _import_plugins(modules: object) -> None:
     """Imports the modules of ``--plugin``, and the plugins of installed packages."""
     _plugins[:] = [] if modules is None else str(modules).split(",")
-    if _plugins and not {"", os.getcwd()} & set(sys.path):  # as in the console script
-        sys.path.insert(0, os.getcwd())
     for point in importlib.metadata.entry_points(group="pyseg.plugins"):
         point.load()
     for name in _plugins:
-        try:
-            if not all(part.isidentifier() for part in name.split(".")):
-                raise ModuleNotFoundError(name=name)
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module exists, but imports a missing one
+        if find_module(name) is None:
             raise UserError(
                 f"--plugin {name}: expected a module that can be imported, such as my_models for "
                 "my_models.py in this folder; found none"
-            ) from error
+            )
 
 
 def _words(config_class: type) -> list[str]:

@@ -54,6 +54,11 @@ def text_error(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def is_number(value: object) -> bool:
+    """Returns whether a value of a JSON text is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Returns the value of a JSON file.
 

@@ -21,22 +21,20 @@ class Request:
     Attributes:
         name: What ``--backbone`` was given.
         argument: The part after the kind and its colon; of a file its path; "" where there is none.
-        weights: What ``--weights`` was given, a file or folder.
-        random_weights: Whether weights may be drawn at random where none are given.
+        weights: What ``--weights`` was given: a file, a folder or "random".
         device: The device to compute on.
     """
 
     name: str
     argument: str
-    weights: str | None = None
-    random_weights: bool = False
-    device: torch.device = torch.device("cpu")
+    weights: str | None
+    device: torch.device
 
 
 Maker = Callable[[Request], Backbone]
 
 _KINDS: Registry[Maker] = Registry("kind of backbone")
-_OTHER = "module"
+_FACTORY = "module"  # module:factory, for every module that is not a kind
 
 
 def register_backbone(kind: str) -> Callable[[Make], Make]:
@@ -72,19 +70,15 @@ def register_backbone(kind: str) -> Callable[[Make], Make]:
 
 
 def make_backbone(
-    name: str,
-    weights: str | None = None,
-    *,
-    random_weights: bool = False,
-    device: str | torch.device = "cpu",
+    name: str, weights: str | None = None, *, device: str | torch.device = "cpu"
 ) -> Backbone:
     """Makes a backbone. Nothing is downloaded.
 
     Args:
         name: ``network.onnx``, ``network.pt2``, ``timm:NAME``, ``open_clip:NAME``,
             ``transformers:FOLDER``, ``youtube8m``, another registered kind, or ``module:factory``.
-        weights: A file of weights, for the kinds that need one.
-        random_weights: Draw weights at random where no file is given; only for trials.
+        weights: A file of weights for the kinds that need one; "random" draws them instead, the
+            same every time, for trials.
         device: The device to compute on.
 
     Raises:
@@ -95,7 +89,7 @@ def make_backbone(
         OSError: A file cannot be read.
     """
     kind, argument = _parse(name)
-    request = Request(name, argument, weights, random_weights, torch.device(device))
+    request = Request(name, argument, weights, torch.device(device))
     backbone = _KINDS.find(kind)(request)
     backbone.name = name
     backbone.weights = os.path.abspath(weights) if weights and os.path.exists(weights) else weights
@@ -113,6 +107,6 @@ def _parse(name: str) -> tuple[str, str]:
     if suffix in _KINDS:
         return suffix, name
     if colon and argument.isidentifier() and all(map(str.isidentifier, kind.split("."))):
-        return _OTHER, name
+        return _FACTORY, name
     forms = [k if k == "youtube8m" else f"FILE{k}" if k[0] == "." else f"{k}:NAME" for k in _KINDS]
     raise ArgumentError(f"backbone: expected one of {', '.join(forms)}; found {name!r}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pyseg._sampling import sample_random_frames, sample_random_sequence
 from pyseg.data import audioset, described, youtube8m
+from pyseg.data.annotations import Annotations, Interval, read_annotations
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.collection import Collection, open_collection, open_records, register_source
@@ -32,6 +33,7 @@ from pyseg.data.records import (
     write_records,
 )
 from pyseg.data.shards import find_shards
+from pyseg.data.writing import SourceVideo, WriteReport, write_collection
 from pyseg.errors import DataError, RecordError
 
 
@@ -47,6 +49,7 @@ for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT, described.FO
 register_source("sample", _make_sample)
 
 __all__ = [
+    "Annotations",
     "Backbone",
     "Batch",
     "Collection",
@@ -60,6 +63,7 @@ __all__ = [
     "FrameRecord",
     "FrameSchema",
     "IncompleteVideoDataset",
+    "Interval",
     "LabelLists",
     "OpenOptions",
     "Ratings",
@@ -68,10 +72,12 @@ __all__ = [
     "RecordError",
     "RecordWarning",
     "SegmentDataset",
+    "SourceVideo",
     "StrongSegmentDataset",
     "VideoDataset",
     "VideoRecords",
     "VideoSchema",
+    "WriteReport",
     "collate",
     "encode_frames",
     "encode_video",
@@ -81,6 +87,7 @@ __all__ = [
     "loader",
     "open_collection",
     "open_records",
+    "read_annotations",
     "read_frames",
     "read_label_records",
     "read_label_table",
@@ -91,5 +98,6 @@ __all__ = [
     "sample_random_frames",
     "sample_random_sequence",
     "sniff",
+    "write_collection",
     "write_records",
 ]

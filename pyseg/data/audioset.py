@@ -16,6 +16,7 @@ import numpy as np
 
 from pyseg._progress import Progress
 from pyseg.data._tables import read_table, shown
+from pyseg.data.annotations import merge_events
 from pyseg.data.batch import Example
 from pyseg.data.collection import Collection
 from pyseg.data.datasets import FrameDataset, SegmentDataset
@@ -109,22 +110,6 @@ def read_strong_labels(*paths: str | os.PathLike[str]) -> StrongLabels:
         name: {label: merge_events(intervals) for label, intervals in clip.items()}
         for name, clip in events.items()
     }
-
-
-def merge_events(intervals: Iterable[Interval]) -> list[Interval]:
-    """Returns the union of intervals as disjoint ones, in order.
-
-    Example:
-        >>> merge_events([(3, 4), (0, 2), (1, 3)])
-        [(0, 4)]
-    """
-    merged: list[Interval] = []
-    for onset, offset in sorted(intervals):
-        if merged and onset <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(merged[-1][1], offset)
-        else:
-            merged.append((onset, offset))
-    return merged
 
 
 def labels_by_id(

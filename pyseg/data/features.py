@@ -6,7 +6,6 @@ See :class:`FeatureSet`.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyseg._containers import read_json
+from pyseg._containers import is_number, read_json
 from pyseg._files import atomic_write
 from pyseg.data.records import FrameSchema
 from pyseg.errors import ArgumentError, DataError
@@ -83,7 +82,7 @@ class FeatureSet:
         _ = self.schema  # checks what it has
         if not self.features:
             raise ArgumentError("features: expected at least one, found none")
-        if not _is_number(self.frame_seconds) or self.frame_seconds <= 0:
+        if not is_number(self.frame_seconds) or self.frame_seconds <= 0:
             raise ArgumentError(
                 f"frame_seconds: expected a number above 0, found {self.frame_seconds!r}"
             )
@@ -95,7 +94,7 @@ class FeatureSet:
                 f"{len(self.ranges)}"
             )
         for (name, _), (low, high) in zip(self.features, self.ranges, strict=True):
-            if not (_is_number(low) and _is_number(high) and low < high < high + (high - low)):
+            if not (is_number(low) and is_number(high) and low < high < high + (high - low)):
                 raise ArgumentError(
                     f"ranges: expected low < high for {name}, found {low!r}, {high!r}"
                 )
@@ -286,10 +285,6 @@ class FeatureSet:
             )
         except ArgumentError as error:
             raise DataError(f"{name}: {error}") from error
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _get(content: object, key: str, kind: type, name: str, *, optional: bool = False) -> Any:

@@ -140,9 +140,7 @@ def read_frames(
                 continue
             if sound is not None and not sound(name):
                 found = quote(name.encode())
-                file.refuse(
-                    f"expected an id without white space and control characters, found {found}"
-                )
+                file.refuse(f"expected an id of one line without control characters, found {found}")
                 continue
             file.report.records += 1
             file.report.unlabelled += unlabelled
