@@ -76,8 +76,11 @@ def suffix(path: str | os.PathLike[str], argument: str = "path") -> str:
 
 def save(timeline: Timeline, path: Path, on: Thresholds, off: Thresholds | None) -> None:
     """Writes a timeline in the format of the path's suffix; see `Timeline.save`."""
-    encode = FORMATS[suffix(path)]
-    content = encode(timeline, timeline.events(on, off))
+    encode, events = FORMATS[suffix(path)], timeline.events(on, off)
+    if encode is _html:  # the video's address is relative to the page
+        content = _encode_page(page(timeline, events, path.parent))
+    else:
+        content = encode(timeline, events)
     with atomic_write(path) as file:
         file.write(content)
 
@@ -129,7 +132,11 @@ def _png(timeline: Timeline, events: Sequence[Event]) -> bytes:
 
 @_format(".html")
 def _html(timeline: Timeline, events: Sequence[Event]) -> bytes:
-    return page(timeline).encode()
+    return _encode_page(page(timeline, events))
+
+
+def _encode_page(text: str) -> bytes:
+    return text.encode("utf-8", "replace")  # names of files may have bytes that are not UTF-8
 
 
 @_format(".csv")
