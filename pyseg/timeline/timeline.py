@@ -100,9 +100,9 @@ class Timeline:
         if not ((scores >= 0) & (scores <= 1)).all():
             raise ArgumentError("scores: expected numbers in [0, 1], found others")
         numbers = self.numbers if len(self.numbers) else range(len(self.names))
-        if len(numbers) != len(self.names):
+        if len({*numbers}) != len(self.names):
             raise ArgumentError(
-                f"numbers: expected those of {len(self.names)} classes, found {len(numbers)}"
+                f"numbers: expected those of {len(self.names)} classes, found {len({*numbers})}"
             )
         seconds = self.segment_seconds or (float(ends[0] - starts[0]) if len(starts) else 0.0)
         checked = {
