@@ -12,6 +12,9 @@ import numpy.typing as npt
 from pyseg._registry import unknown
 from pyseg.errors import ArgumentError
 
+SAME = 1e-6
+"""Seconds by which equal times may differ, as they are computed in several ways."""
+
 ON = 0.5
 OFF_SHARE = 0.7
 """An event ends where the score falls below this share of the threshold that it reaches."""
@@ -76,7 +79,7 @@ def find_stretches(
     """
     inside = scores >= off
     follows = np.zeros(len(scores), bool)
-    follows[1:] = inside[:-1] & (starts[1:] <= ends[:-1])
+    follows[1:] = inside[:-1] & (starts[1:] <= ends[:-1] + SAME)
     firsts = np.flatnonzero(inside & ~follows)
     continues = np.zeros(len(scores), bool)
     continues[:-1] = follows[1:] & inside[1:]

@@ -286,6 +286,8 @@ def _ffmetadata(timeline: Timeline, events: Sequence[Event], path: Path) -> byte
     lines = [";FFMETADATA1"]
     for start, end, title in chapters(stretches(events)):
         times = ["[CHAPTER]", "TIMEBASE=1/1000", f"START={start}", f"END={end}"]
+        if title.endswith("\\"):
+            title += " "  # ffmpeg takes even an escaped backslash before a line break for an escape
         lines += [*times, "title=" + re.sub(r"([=;#\\])", r"\\\1", title)]
     return ("\n".join(lines) + "\n").encode()
 
