@@ -16,6 +16,7 @@ from pyseg.data.hashing import held_out
 from pyseg.data.incomplete import IncompleteVideoDataset
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.data.loading import loader
+from pyseg.data.moments import frame_moments
 from pyseg.data.records import (
     FrameRecord,
     FrameSchema,
@@ -83,6 +84,7 @@ __all__ = [
     "encode_video",
     "find_shards",
     "formats",
+    "frame_moments",
     "held_out",
     "loader",
     "open_collection",

@@ -90,6 +90,7 @@ class Collection:
         train_paths: Those of the shards of which no video is held out.
         within: The split to which videos are restricted, if any (`without_test`).
         on_error: The default of the data sets' option: "raise" or "skip" faulty records.
+        standardize: Whether training standardises frames unless the options say otherwise.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Collection:
     train_paths: frozenset[str] = field(repr=False, default=frozenset())
     within: Split | None = None
     on_error: OnError = "raise"
+    standardize: bool = False
     _caches: dict[Any, RecordDataset] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -328,7 +330,7 @@ def open_collection(
             f"format {found.format.name}: expected a Collection of its open, found {collection!r}"
         )
     name = str(data) if data in _SOURCES else collection.name
-    return replace(collection, name=name, on_error=on_error)
+    return replace(collection, name=name, on_error=on_error, standardize=found.format.standardize)
 
 
 def open_records(
@@ -362,7 +364,10 @@ def open_records(
         names = read_vocabulary(path)
         num_classes = len(names)
     elif num_classes is None:
-        raise DataError(f"{found.paths[0]}: expected a vocabulary.csv beside it, found none")
+        raise DataError(
+            f"{found.paths[0]}: expected a vocabulary.csv beside it with the columns Index,Name, "
+            "which says what the classes are, found none"
+        )
     else:
         notes += (f"no vocabulary.csv: {num_classes} classes without names",)
     path = found.beside("segment_vocabulary.csv", "segment_label_ids.csv")

@@ -8,5 +8,10 @@ from pyseg.data.features import FILE
 from pyseg.data.formats import Format
 
 FORMAT = Format(
-    "described", f"frames that {FILE} beside them describes", None, open_records, described_by=FILE
+    "described",
+    f"frames that {FILE} beside them describes",
+    None,
+    open_records,
+    standardize=True,
+    described_by=FILE,
 )

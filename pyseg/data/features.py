@@ -110,6 +110,11 @@ class FeatureSet:
         return tuple(width for _, width in self.features)
 
     @property
+    def has_own_ranges(self) -> bool:
+        """Whether the range of a feature is another than [-2, 2]."""
+        return any(limits != RANGE for limits in self.ranges)
+
+    @property
     def segment_seconds(self) -> float:
         """The duration of a segment in seconds."""
         return self.segment_size * self.frame_seconds

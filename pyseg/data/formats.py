@@ -78,6 +78,7 @@ class Format:
         open: Makes the collection of such records: ``open(found, options)``.
         level: The level of a record's features: "frame", or "video" for means of whole videos.
         takes_labels: Whether it takes tables of ``--labels``.
+        standardize: Whether training standardises its frames unless the options say otherwise.
         recognize: Returns whether a file with this first record has the format, instead of its
             features' names.
         described_by: The name of the file that describes the features of a collection.
@@ -97,6 +98,7 @@ class Format:
     open: Callable[[Found, OpenOptions], Collection]
     level: Literal["frame", "video"] = "frame"
     takes_labels: bool = False
+    standardize: bool = False
     recognize: Callable[[RecordKind], bool] | None = None
     described_by: str | None = None
     describe: Callable[[Path], FeatureSet] = FeatureSet.read

@@ -131,7 +131,13 @@ def read_frames(
         odd = _odd_segments(os.fsdecode(path), schema.segment_size) if check_ends else {}
         while (record := file.take("next_frames", decoder)) is not None:
             name, frames, labels, rated, extra, unlabelled = record
-            if wrong := [(a, b) for a, b in odd.get(file.record, ()) if not a < len(frames) <= b]:
+            cut = len(frames)  # segments may end where the video does
+            wrong = [
+                (start, end)
+                for start, end in odd.get(file.record, ())
+                if not (start < cut <= end < start + schema.segment_size)
+            ]
+            if wrong:
                 start, end = wrong[0]
                 file.refuse(
                     f"expected rated segments of {schema.segment_size} frames, found one of "
