@@ -245,7 +245,7 @@ def parse(
         first.set_defaults(_defaults(parser))
         parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
     options = _parsed(parser, parser.parse_args, words)
-    _import_plugins(options.get("plugin"))
+    import_plugins(options.get("plugin"))
     for name in _words(config_class):
         options[name] = _last_given(words, name, options[name])
     return _instantiate(config_class, options)
@@ -310,12 +310,21 @@ _plugins: list[str] = []  # of the command that runs
 
 def follow_up(words: str) -> str:
     """Returns the command ``python -m <words>`` with the plugins of this one."""
-    plugins = f" --plugin {','.join(_plugins)}" if _plugins else ""
-    return f"python -m {words}{plugins}"
+    given = f" --plugin {','.join(_plugins)}" if _plugins else ""
+    return f"python -m {words}{given}"
 
 
-def _import_plugins(modules: object) -> None:
-    """Imports the modules of ``--plugin``, and the plugins of installed packages."""
+def plugins() -> str | None:
+    """Returns the plugins of the command that runs, for its processes to import."""
+    return ",".join(_plugins) or None
+
+
+def import_plugins(modules: object) -> None:
+    """Imports the modules of ``--plugin``, and the plugins of installed packages.
+
+    Raises:
+        pyseg.errors.UserError: There is no such module.
+    """
     _plugins[:] = [] if modules is None else str(modules).split(",")
     for point in importlib.metadata.entry_points(group="pyseg.plugins"):
         point.load()

@@ -51,8 +51,8 @@ def read_beside(path: Path, size: Size | None) -> Preprocessing:
         return parse_preprocessing(read_json(beside), str(beside), size)
     if size is None:
         raise DataError(
-            f'{path}: expected a file {beside} with the size of its images, {{"size": [224, 224]}}, '
-            "as the network takes any; found none"
+            f"{path}: expected the size of its images, as the network takes any, in a file "
+            f'{beside}, such as {{"size": [224, 224]}}; found none'
         )
     _LOG.info(
         "%s: images are stretched to %d x %d and scaled with ImageNet's mean and deviation, as "

@@ -63,13 +63,13 @@ class OnnxBackbone(Backbone):
         self.sha256 = file_digest(path, *companions(path))
         outputs = self._session.get_outputs()
         self._output = next((o.name for o in outputs if len(o.shape) == 2), outputs[0].name)
-        found = self(np.zeros((1, *self.size, 3), np.uint8))
-        if found.ndim != 2:
+        rows = self(np.zeros((1, *self.size, 3), np.uint8))
+        if rows.ndim != 2:
             raise DataError(
                 f"{path}: expected an output of shape (B, N), found {self._output} of shape "
-                f"{found.shape}"
+                f"{rows.shape}"
             )
-        self.features = ((FEATURE, found.shape[1]),)
+        self.features = ((FEATURE, rows.shape[1]),)
 
     def __call__(
         self, images: npt.NDArray[np.uint8], windows: npt.NDArray[np.float32] | None = None
@@ -86,7 +86,7 @@ class OnnxBackbone(Backbone):
         return np.concatenate(rows).astype(np.float32, copy=False)
 
     def _run(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Returns the features of images in the form of the input, at most a fixed batch of them."""
+        """Returns the features of images in the input's form, at most a fixed batch of them."""
         count = len(pixels)
         if self._batch is not None and count < self._batch:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self._batch - count, 0)])

@@ -112,6 +112,16 @@ def parse_preprocessing(content: object, name: str, size: Size | None = None) ->
     for key in ("mean", "std"):
         if key in given:
             given[key] = _colors(given[key], f"{name}: {key}")
+    _check_numbers(given, name)
+    made = Preprocessing(**given)
+    if any(a < b for a, b in zip(made.image_size, made.size, strict=True)):
+        raise DataError(
+            f"{name}: resize: expected at least the size {made.size}, found {made.resize}"
+        )
+    return made
+
+
+def _check_numbers(given: Mapping[str, Any], name: str) -> None:
     if given["size"] is None:
         raise DataError(f"{name}: expected size, as [224, 224], found none")
     if not isinstance(given.get("crop", False), bool):
@@ -120,12 +130,6 @@ def parse_preprocessing(content: object, name: str, size: Size | None = None) ->
         raise DataError(f"{name}: scale: expected a number, found {given['scale']!r}")
     if 0 in given.get("std", ()):
         raise DataError(f"{name}: std: expected numbers other than 0, found {given['std']}")
-    made = Preprocessing(**given)
-    if any(a < b for a, b in zip(made.image_size, made.size, strict=True)):
-        raise DataError(
-            f"{name}: resize: expected at least the size {made.size}, found {made.resize}"
-        )
-    return made
 
 
 def _pair(value: object, name: str) -> Size:

@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -112,11 +113,12 @@ class ExportedNetwork(nn.Module):
     def _step(self, node: Mapping[str, Any]) -> tuple[Callable[..., Any], Any, Any, Any]:
         """Returns the operator of a node, its positional and named arguments, and its outputs."""
         target = node["target"]
-        if found := re.fullmatch(r"torch\.ops\.aten\.([a-z]\w*)\.(\w+)", target):
-            function = getattr(getattr(torch.ops.aten, found[1]), found[2])
-        elif (name := target.removeprefix("_operator.")) != target and name in _ON_NUMBERS:
-            function = _ON_NUMBERS[name]
-        else:
+        function: Any = None
+        if found := re.fullmatch(r"torch\.ops\.aten\.(_?[a-z]\w*)\.([a-zA-Z]\w*)", target):
+            function = getattr(getattr(torch.ops.aten, found[1], None), found[2], None)
+        elif target.startswith("_operator."):
+            function = _ON_NUMBERS.get(target.removeprefix("_operator."))
+        if not isinstance(function, torch._ops.OpOverload | BuiltinFunctionType):
             raise DataError(f"{self._name}: expected calls of torch.ops.aten, found {target!r}")
         named = {given["name"]: given["arg"] for given in node["inputs"] if given["kind"] == 2}
         plain = [given["arg"] for given in node["inputs"] if given["kind"] != 2]
@@ -124,7 +126,7 @@ class ExportedNetwork(nn.Module):
 
     def _find_last_uses(self, nodes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """Returns for each node the values that are not used after it."""
-        kept, seen, uses = {*self._values, self._output}, set(), []
+        kept, seen, uses = {*self._values, self._output}, set[str](), []
         for node in reversed(nodes):
             names = {
                 name

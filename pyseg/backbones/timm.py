@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pyseg._extras import requires_package
 from pyseg._registry import suggestion
@@ -15,14 +16,14 @@ from pyseg.errors import ArgumentError
 
 @register_backbone("timm")
 def make(request: Request) -> Backbone:
-    """Makes a network of timm, without its classifier; ``--weights`` is timm's model.safetensors."""
+    """Makes a network of timm without its classifier; ``--weights`` is its model.safetensors."""
     with requires_package("timm", f"--backbone {request.name}"):
         import timm
     name = request.argument
     if not timm.is_model(name):
         hint = suggestion(name, timm.list_models(), "{}")
         raise ArgumentError(f"backbone: expected a model of timm, found {name!r}{hint}")
-    module = seeded(lambda: timm.create_model(name, pretrained=False, num_classes=0))
+    module: Any = seeded(lambda: timm.create_model(name, pretrained=False, num_classes=0))
     config = timm.data.resolve_model_data_config(module)
     _, height, width = config["input_size"]
     classifier = module.pretrained_cfg.get("classifier") or ()

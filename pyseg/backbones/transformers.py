@@ -18,7 +18,7 @@ from pyseg.backbones.module import (
     seeded,
     state_digest,
 )
-from pyseg.backbones.preprocessing import MEAN, STD, Preprocessing, Size, parse_preprocessing
+from pyseg.backbones.preprocessing import MEAN, STD, Preprocessing, parse_preprocessing
 from pyseg.backbones.registry import Request, register_backbone
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 
@@ -50,7 +50,7 @@ def make(request: Request) -> Backbone:
     try:
         if request.weights == RANDOM:
             config = AutoConfig.from_pretrained(folder, **local)
-            module = seeded(lambda: AutoModel.from_config(config))
+            module: Any = seeded(lambda: AutoModel.from_config(config))
             digest = state_digest(module.state_dict())
         else:
             module, info = AutoModel.from_pretrained(
@@ -106,7 +106,8 @@ def read_processor(path: Path) -> Preprocessing:
     crops = shortest or size is not None
     if resize is not None and "crop_pct" in content and size is None:  # of ConvNeXt
         size, crops = resize, True
-        resize = tuple(int(side / content["crop_pct"]) for side in resize)
+        height, width = resize
+        resize = (int(height / content["crop_pct"]), int(width / content["crop_pct"]))
     given: dict[str, Any] = {
         "size": size or resize,
         "resize": resize or size,
@@ -122,7 +123,7 @@ def read_processor(path: Path) -> Preprocessing:
     return parse_preprocessing(given, str(path))
 
 
-def _size(value: Any) -> tuple[Size | None, bool]:
+def _size(value: Any) -> tuple[Any, bool]:
     """Returns (H, W) of an entry, and whether it is only the shortest edge that has this length."""
     if isinstance(value, int):
         return (value, value), True

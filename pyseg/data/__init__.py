@@ -13,6 +13,7 @@ from pyseg.data.features import Backbone, FeatureSet
 from pyseg.data.feed import Feed
 from pyseg.data.formats import Format, Found, OpenOptions, formats, register_format
 from pyseg.data.hashing import held_out
+from pyseg.data.importing import ImportReport, import_features
 from pyseg.data.incomplete import IncompleteVideoDataset
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.data.loading import loader
@@ -63,6 +64,7 @@ __all__ = [
     "FrameDataset",
     "FrameRecord",
     "FrameSchema",
+    "ImportReport",
     "IncompleteVideoDataset",
     "Interval",
     "LabelLists",
@@ -86,6 +88,7 @@ __all__ = [
     "formats",
     "frame_moments",
     "held_out",
+    "import_features",
     "loader",
     "open_collection",
     "open_records",

@@ -25,6 +25,8 @@ FORMAT_VERSION = 1
 RANGE = (-2.0, 2.0)
 """The range of the values that YouTube-8M and AudioSet store in bytes."""
 
+_BLOCK = 1 << 20  # values quantized at once
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -174,16 +176,21 @@ class FeatureSet:
         Raises:
             pyseg.errors.ArgumentError: The shape differs, or a value is not finite.
         """
-        array = np.asarray(values, dtype=np.float32)
+        array = np.asarray(values)
         width = sum(self.feature_sizes)
         if array.ndim != 2 or array.shape[1] != width:
             raise ArgumentError(f"values: expected shape (T, {width}), found {array.shape}")
-        if not np.isfinite(array).all():
-            raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
         low, high = self._limits()
-        clipped = int(np.count_nonzero((array < low) | (array > high)))
-        steps = (array - low) * (np.float32(255) / (high - low))
-        return np.floor(np.clip(steps, 0, 255)).astype(np.uint8), clipped
+        stored, clipped = np.empty(array.shape, np.uint8), 0
+        rows = max(1, _BLOCK // width)  # the values may be mapped from a file larger than memory
+        for first in range(0, len(array), rows):
+            block = array[first : first + rows].astype(np.float32)
+            if not np.isfinite(block).all():
+                raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
+            clipped += int(np.count_nonzero((block < low) | (block > high)))
+            steps = (block - low) * (np.float32(255) / (high - low))
+            stored[first : first + rows] = np.floor(np.clip(steps, 0, 255))
+        return stored, clipped
 
     def dequantize(self, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Returns the values that bytes (..., width) stand for."""

@@ -181,10 +181,11 @@ def write_collection(
             work.resume(replace)
             report = work.write()
             work.publish(report)
-    except PysegError:
-        if created and not os.listdir(folder):
-            folder.rmdir()
-        raise
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            work.folder.rmdir()
+            if created:
+                folder.rmdir()
     report.notes += annotations.notes
     return report
 
