@@ -91,11 +91,6 @@ class Predictor:
             )
         self.model = model
         self.features: FeatureSet = self.run.features()
-        if self.features.feature_sizes != model.feature_sizes:
-            raise UserError(
-                f"{self.run.features_file}: expected the widths {model.feature_sizes} of the run's "
-                f"model, found {self.features.feature_sizes}"
-            )
         self._classes = scored_classes(self.run, model, classes)
         self.class_names: Sequence[str] = tuple(self._classes.names())
         self._backbone, self._weights, self._batch_size = backbone, weights, batch_size
@@ -165,7 +160,7 @@ class Predictor:
             OSError: The file cannot be read.
         """
         if isinstance(video, np.ndarray | Tensor):
-            frames, path = self._checked(torch.as_tensor(video)), None
+            frames, path = self._checked(video), None
         elif isinstance(video, str | os.PathLike):
             path = os.fspath(video)
             frames = torch.from_numpy(self.extract(path))
@@ -192,8 +187,14 @@ class Predictor:
             segment_seconds=self.features.segment_seconds,
         )
 
-    def _checked(self, frames: Tensor) -> Tensor:
+    def _checked(self, given: np.ndarray | Tensor) -> Tensor:
         """Checks frames that a user passes."""
+        try:
+            frames = torch.as_tensor(given)
+        except TypeError as error:
+            raise ArgumentError(
+                f"video: expected frames of uint8 or floating values, found {given.dtype}"
+            ) from error
         width = sum(self.features.feature_sizes)
         if frames.ndim != 2 or frames.shape[1] != width or not len(frames):
             raise ArgumentError(
