@@ -14,6 +14,7 @@ from pyseg._registry import unknown
 from pyseg.errors import UserError
 
 COMMANDS = {
+    "extract": "compute features of videos with any network",
     "train": "train a model on video labels and rated segments",
     "evaluate": "measure a run or a submission",
     "predict": "score every segment of every video, or draw one video over time",
@@ -21,7 +22,7 @@ COMMANDS = {
     "cooccur": "count which labels occur together",
     "reproduce": "run the paper's experiments",
     "models": "list the models and what they cost",
-    "data": "download YouTube-8M",
+    "data": "import features and ratings, or download YouTube-8M",
     "info": "print what pyseg runs with, and why something is missing",
 }
 

@@ -10,9 +10,9 @@ import argparse
 import contextlib
 import difflib
 import errno
-import importlib
 import importlib.metadata
 import io
+import json
 import logging
 import math
 import os
@@ -29,6 +29,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from pyseg import __version__, _help
+from pyseg._extras import find_module
 from pyseg._files import atomic_write, behind_links, why_not_a_file
 from pyseg.errors import ArgumentError, PysegError, UserError
 
@@ -231,7 +232,7 @@ def parse(
     """
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     _answer(words, parser, config_class)
-    words = list(_with_values(words, parser, config_class))
+    words = _collected(list(_with_values(words, parser, config_class)), config_class)
     for key, value in _pairs(words):
         if value == "" and key[:2] == "--":
             raise UserError(f"{key}: expected a value, found an empty one")
@@ -244,7 +245,7 @@ def parse(
         first.set_defaults(_defaults(parser))
         parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
     options = _parsed(parser, parser.parse_args, words)
-    _import_plugins(options.get("plugin"))
+    import_plugins(options.get("plugin"))
     for name in _words(config_class):
         options[name] = _last_given(words, name, options[name])
     return _instantiate(config_class, options)
@@ -287,34 +288,52 @@ def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: typ
             yield word
 
 
+def _collected(words: Sequence[str], config_class: type) -> list[str]:
+    """Joins the values of an option that may be given several times into a list, at the end."""
+    names = [field.name for field in fields(config_class) if field.metadata.get("repeated")]
+    values: dict[str, list[str]] = {}
+    kept = []
+    left = iter(words)
+    for word in left:
+        name, equals, text = word[2:].partition("=")
+        given = word[:2] == "--" and name in names
+        value = text if equals or not given else next(left, None)
+        if given and value is not None:
+            values.setdefault(name, []).append(value)
+        else:
+            kept.append(word)
+    return kept + [f"--{name}={json.dumps(found)}" for name, found in values.items()]
+
+
 _plugins: list[str] = []  # of the command that runs
 
 
 def follow_up(words: str) -> str:
     """Returns the command ``python -m <words>`` with the plugins of this one."""
-    plugins = f" --plugin {','.join(_plugins)}" if _plugins else ""
-    return f"python -m {words}{plugins}"
+    given = f" --plugin {','.join(_plugins)}" if _plugins else ""
+    return f"python -m {words}{given}"
 
 
-def _import_plugins(modules: object) -> None:
-    """Imports the modules of ``--plugin``, and the plugins of installed packages."""
+def plugins() -> str | None:
+    """Returns the plugins of the command that runs, for its processes to import."""
+    return ",".join(_plugins) or None
+
+
+def import_plugins(modules: object) -> None:
+    """Imports the modules of ``--plugin``, and the plugins of installed packages.
+
+    Raises:
+        pyseg.errors.UserError: There is no such module.
+    """
     _plugins[:] = [] if modules is None else str(modules).split(",")
-    if _plugins and not {"", os.getcwd()} & set(sys.path):  # as in the console script
-        sys.path.insert(0, os.getcwd())
     for point in importlib.metadata.entry_points(group="pyseg.plugins"):
         point.load()
     for name in _plugins:
-        try:
-            if not all(part.isidentifier() for part in name.split(".")):
-                raise ModuleNotFoundError(name=name)
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module exists, but imports a missing one
+        if find_module(name) is None:
             raise UserError(
                 f"--plugin {name}: expected a module that can be imported, such as my_models for "
                 "my_models.py in this folder; found none"
-            ) from error
+            )
 
 
 def _words(config_class: type) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -54,6 +55,11 @@ def text_error(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def is_number(value: object) -> bool:
+    """Returns whether a value of a JSON text is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Returns the value of a JSON file.
 
@@ -80,11 +86,7 @@ def read_arrays(path: str | os.PathLike[str], name: str | None = None) -> dict[s
     """
     name = name or os.fspath(path)
     with open(path, "rb") as file:
-        start = file.read(6)
-        file.seek(0)
-        if start != b"\x93NUMPY" and start[:2] != b"PK":  # NumPy takes all else for pickles
-            found = f"a file that starts with {start!r}" if start else "an empty file"
-            raise DataError(f"{name}: expected a NumPy file, found {found}")
+        _check_start(file, name)
         try:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
@@ -97,6 +99,59 @@ def read_arrays(path: str | os.PathLike[str], name: str | None = None) -> dict[s
         if not isinstance(array, np.ndarray):
             raise DataError(f"{name}: expected arrays, found {key!r}, which is not one")
     return arrays
+
+
+def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Returns shape and type of the arrays that `read_arrays` returns, without reading them.
+
+    Raises:
+        DataError: See `read_arrays`.
+        OSError: The file cannot be opened.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "clip.npy")
+        >>> np.save(path, np.zeros((12, 512), np.float16))
+        >>> read_shapes(path)
+        {'': ((12, 512), dtype('float16'))}
+    """
+    name = os.fspath(path)
+    with open(path, "rb") as file:
+        _check_start(file, name)
+        try:
+            if file.read(2) != b"PK":
+                file.seek(0)
+                return {"": _header(file)}
+            with zipfile.ZipFile(file) as archive:
+                shapes = {}
+                for member in archive.namelist():
+                    with archive.open(member) as array:
+                        shapes[member.removesuffix(".npy")] = _header(array)
+                return shapes
+        except Exception as error:  # zipfile and NumPy raise anything on a damaged file
+            raise DataError(f"{name}: expected a NumPy file, found: {text_error(error)}") from error
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    else:  # of types with names that are not Latin
+        raise ValueError(f"an array of the format's version {version[0]}.{version[1]}")
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects")
+    return shape, dtype
+
+
+def _check_start(file: BinaryIO, name: str) -> None:
+    """Checks that a file begins as .npy and .npz files do, and returns to its beginning."""
+    start = file.read(6)
+    file.seek(0)
+    if start != b"\x93NUMPY" and start[:2] != b"PK":  # NumPy takes all else for pickles
+        found = f"a file that starts with {start!r}" if start else "an empty file"
+        raise DataError(f"{name}: expected a NumPy file, found {found}")
 
 
 def read_array(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from pyseg import _build
 from pyseg.errors import UserError
@@ -34,3 +38,45 @@ def requires(extra: str, what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise UserError(f"{what} needs {error.name}: {install_command(extra)} ({error})") from error
+
+
+@contextlib.contextmanager
+def requires_package(package: str, what: str, install: str | None = None) -> Iterator[None]:
+    """Turns a failed import of a package that no extra installs into the advice to install it.
+
+    Args:
+        package: The package that the block imports.
+        what: What it is needed for, for the message.
+        install: Its name for pip; default: the package's.
+
+    Raises:
+        pyseg.errors.UserError: It is missing, or fails when imported.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        advice = f"pip install {install or package}"
+        raise UserError(f"{what} needs {error.name}: {advice} ({error})") from error
+    except (ImportError, OSError, RuntimeError) as error:  # built for another torch
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{what} needs {package}, which is installed but fails when imported: {reason}"
+        ) from error
+
+
+def find_module(name: str) -> ModuleType | None:
+    """Returns a module by its name, which may lie in the working folder; None: there is none.
+
+    Raises:
+        ModuleNotFoundError: The module exists, but imports a missing one.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    if not {"", os.getcwd()} & set(sys.path):  # as in the console script
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        return None

@@ -17,7 +17,8 @@ from pyseg.errors import ArgumentError, MissingFileError, UserError
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _UNFINISHED = ".part"
-_LOCK = ".lock"
+LOCK = ".lock"
+"""The name of the lock in a folder that a process owns (`sole_owner`)."""
 
 
 def find_files(paths: Paths, of_folder: Callable[[str], list[str]], missing: str) -> list[str]:
@@ -134,7 +135,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
         OSError: The folder cannot be created or written to.
     """
     with contextlib.ExitStack() as stack:
-        path, created = folder / _LOCK, False
+        path, created = folder / LOCK, False
         while True:
             try:
                 folder.mkdir()

@@ -168,9 +168,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# The values that a preset needs; those of a recipe take precedence. Logistic regression is convex:
+# large steps, which end small, get near the minimum, and the penalty says which one.
+PRESET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "linear": {
+        f"{stage}.{name}": value
+        for stage in ("pretrain", "finetune")
+        for name, value in (("learning_rate", 1e-2), ("schedule", "cosine"), ("l2", 0.3))
+    },
+}
 
-def _takes_recipes(config_class: type[Options]) -> type[Options]:
-    """Makes a recipe's values the defaults of options that are not given, also in Python."""
+
+def _takes_defaults(config_class: type[Options]) -> type[Options]:
+    """Gives options that are not given the values of the recipe and the preset, in Python too."""
     make = config_class.__init__
     names = [option.name for option in fields(cast(Any, config_class))]
 
@@ -181,7 +191,9 @@ def _takes_recipes(config_class: type[Options]) -> type[Options]:
             known = ", ".join(RECIPES)
             raise ArgumentError(f"recipe: expected one of {known}, found {self.recipe!r}")
         given = {*names[: len(values)], *options}
-        for name, value in RECIPES[self.recipe].items():
+        if "model" not in given:
+            self.model = RECIPES[self.recipe].get("model", self.model)
+        for name, value in recipe_defaults(vars(self)).items():
             group, _, key = name.rpartition(".")
             if (group or key) not in given:
                 setattr(getattr(self, group) if group else self, key, value)
@@ -190,7 +202,7 @@ def _takes_recipes(config_class: type[Options]) -> type[Options]:
     return config_class
 
 
-@_takes_recipes
+@_takes_defaults
 @dataclass
 class TrainConfig:
     """What to train, and on which data.
@@ -201,7 +213,8 @@ class TrainConfig:
         labels: Tables of AudioSet's strong labels, file or glob; default: those beside the
             records.
         vocabulary: A vocabulary.csv that names the classes; default: the one beside the records.
-        model: A preset of pyseg.models, or a registered one.
+        model: A preset of pyseg.models, or a registered one. "linear", for few ratings, has a
+            learning rate, a schedule and an L2 penalty of its own.
         overrides: Arguments of the preset to change, as in --overrides.hidden_size 256.
         copies: Models of this kind to train together, each with its own weights: the mixture with
             distillation of the paper's section 3.1. Not for a model that is a mixture already.
@@ -346,9 +359,14 @@ def make_parser() -> ArgumentParser:
     )
 
 
-def recipe_defaults(options: Namespace) -> dict[str, Any]:
-    """Returns the defaults of the recipe that the options name (`RECIPES`)."""
-    return RECIPES[options["recipe"]]
+def recipe_defaults(options: Namespace | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the defaults of the recipe and the preset of the options.
+
+    Example:
+        >>> recipe_defaults({"recipe": "sample", "model": "linear"})["finetune.learning_rate"]
+        0.01
+    """
+    return PRESET_DEFAULTS.get(options["model"], {}) | RECIPES[options["recipe"]]
 
 
 def flat_options(config: TrainConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A run folder holds
 
 * ``config.yaml``: the options; ``--config`` reads them back;
 * ``model.safetensors``, ``model.json``: the weights, and what `pyseg.models.load` builds;
+* ``features.json``: the features that the model takes, and the length of frames and segments;
 * ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
 * ``correlation.npz``: the label correlation that was used, if any;
 * ``metrics.jsonl``: one JSON object per line; ``stage`` is the part of the run that wrote it;
@@ -26,7 +27,7 @@ from pyseg import _cli, models, results
 from pyseg._containers import parse_json
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
-from pyseg.data import Collection, find_shards, open_collection, vocabulary
+from pyseg.data import Collection, FeatureSet, features, find_shards, open_collection, vocabulary
 from pyseg.data.collection import find_data
 from pyseg.data.records import OnError
 from pyseg.errors import DataError, UserError
@@ -58,6 +59,7 @@ class Run:
         self.folder = Path(folder)
         self.config_file = self.folder / "config.yaml"
         self.weights_file = self.folder / models.WEIGHTS
+        self.features_file = self.folder / features.FILE
         self.vocabulary_file = self.folder / "segment_vocabulary.csv"
         self.correlation_file = self.folder / "correlation.npz"
         self.log_file = self.folder / "metrics.jsonl"
@@ -84,8 +86,34 @@ class Run:
         _cli.write_config(make_parser(), config, self.config_file)
 
     def model(self, device: str | torch.device = "cpu") -> FrameClassifier:
-        """Returns the model, in eval mode; see `pyseg.models.load`."""
-        return models.load(self.folder, device=device)
+        """Returns the model, in eval mode; see `pyseg.models.load`.
+
+        Raises:
+            pyseg.errors.DataError: A file is damaged, or features.json is of another model.
+        """
+        model = models.load(self.folder, device=device)
+        if self.features_file.is_file():
+            expected, found = tuple(model.feature_sizes), self.features().feature_sizes
+            if expected != found:
+                raise DataError(
+                    f"{self.features_file}: expected features of the widths {expected}, which "
+                    f"{self.weights_file.name} takes, found {found}"
+                )
+        return model
+
+    def features(self) -> FeatureSet:
+        """Returns the features that its model was trained on.
+
+        Raises:
+            pyseg.errors.UserError: The folder has no such file.
+            pyseg.errors.DataError: The file is malformed.
+        """
+        if not self.features_file.is_file():
+            raise UserError(
+                f"{self.features_file}: no such file, as pyseg 0.2 wrote none: train again, or "
+                "write the run's pyseg.data.FeatureSet there"
+            )
+        return FeatureSet.read(self.features_file)
 
     @property
     def is_unfinished(self) -> bool:

@@ -25,6 +25,32 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection that features.json describes: 512 values called clip, at 2 frames a second.
+
+    Segments have 3 seconds, and each of the 3 classes is shown in one half of every third video.
+    """
+    import numpy as np
+
+    from pyseg.data import FeatureSet, Ratings, encode_frames, write_records
+
+    features = FeatureSet((("clip", 512),), 0.5, 6, ranges=((-0.5, 3.5),))
+    folder, rng, records = tmp_path_factory.mktemp("clips"), np.random.default_rng(0), []
+    for video in range(24):
+        label, shown = video % 3, 12 * (video // 3 % 2)
+        frames = rng.integers(20, 60, (24, 512), np.uint8)
+        frames[shown : shown + 12, 8 * label : 8 * label + 8] += 150
+        starts = np.arange(0, 24, 6)
+        scores = (starts // 12 * 12 == shown).astype(np.float32)
+        ratings = Ratings(starts, np.full(4, label), scores)
+        records.append(encode_frames(f"v{video:02d}", frames, [label], ratings, features.schema))
+    write_records(folder / "videos-00000.tfrecord", records)
+    (folder / "vocabulary.csv").write_text("Index,Name\n0,Dog\n1,Cat\n2,Car\n")
+    features.write(folder / "features.json")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def grad_mode() -> Iterator[None]:
     """Fails a test that leaves gradients switched off, and not all that come after it."""

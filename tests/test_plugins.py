@@ -16,8 +16,8 @@ from torch import nn
 from pyseg import cooccur, evaluate, models, predict, train
 from pyseg._registry import Registry
 from pyseg.data import (
+    FeatureSet,
     Format,
-    FrameSchema,
     encode_frames,
     formats,
     open_collection,
@@ -26,7 +26,6 @@ from pyseg.data import (
     register_source,
     write_records,
 )
-from pyseg.data.formats import frame_format
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.training import make_loss, register_loss
 
@@ -122,32 +121,35 @@ def test_a_loss_gets_the_arguments_that_it_has_parameters_for() -> None:
 
 
 def own_format(name: str, **changes: Any) -> Format:
-    schema = FrameSchema(features=(("rgb", 3), ("audio", 2)))
-    return Format(name, "own records (rgb, audio)", schema, open_records, **changes)
+    features = FeatureSet((("rgb", 3), ("audio", 2)), frame_seconds=0.5)
+    return Format(name, "own records (rgb, audio)", features, open_records, **changes)
 
 
 def test_the_last_matching_format_is_used(tmp_path: Path) -> None:
     register_format(own_format("own"))
-    frames, schema = np.zeros((5, 5), np.uint8), own_format("own").schema
+    frames, schema = np.zeros((5, 5), np.uint8), own_format("own").features.schema
     write_records(tmp_path / "a.tfrecord", [encode_frames("a", frames, [1], schema=schema)])
     with pytest.raises(DataError, match=r"a.tfrecord: expected a vocabulary.csv beside it"):
         open_collection(tmp_path)
     (tmp_path / "vocabulary.csv").write_text("Index,Name\n0,a\n1,b\n")
     collection = open_collection(tmp_path, test_fraction=0.0)
     assert (collection.name, collection.feature_sizes) == ("own", (3, 2))
+    assert collection.features == own_format("own").features
     assert [example.classes.tolist() for example in collection.videos("train")] == [[1]]
-    assert frame_format((3, 2)).name == "own"
     register_format(own_format("none", recognize=lambda kind: False))
     register_format(own_format("id", recognize=lambda kind: "id" in kind.context))
     assert open_collection(tmp_path).name == "id"
-    assert frame_format((3, 2)).name == "own"
-    assert frame_format((3, 2), [str(tmp_path / "a.tfrecord")]).name == "id"
 
 
 def test_registries_refuse_registered_names() -> None:
     kinds = {registry.kind for registry in Registry.every}
     assert {"preset", "head", "format", "source of data", "metric", "loss"} <= kinds
-    assert [format.name for format in formats()] == ["youtube8m-videos", "youtube8m", "audioset"]
+    assert [format.name for format in formats()] == [
+        "youtube8m-videos",
+        "youtube8m",
+        "audioset",
+        "described",
+    ]
     with pytest.raises(ArgumentError, match=r"name: expected .* new format, found 'audioset'"):
         register_format(own_format("audioset"))
     with pytest.raises(
@@ -162,11 +164,12 @@ def test_registries_refuse_registered_names() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": None}, "schema: expected a FrameSchema or a VideoSchema, found None"),
+        ({"features": None}, "features: expected a FeatureSet, found None"),
+        ({"level": "clip"}, 'level: expected "frame" or "video", found \'clip\''),
+        ({"described_by": 3}, "described_by: expected a name, found 3"),
         ({"open": 3}, "open: expected a function, found 3"),
         ({"recognize": "x"}, "recognize: expected a function, found 'x'"),
-        ({"frame_seconds": 0}, "frame_seconds: expected above 0, found 0"),
-        ({"frame_seconds": "x"}, "frame_seconds: expected above 0, found 'x'"),
+        ({"describe": None}, "describe: expected a function, found None"),
     ],
 )
 def test_what_is_no_format(changes: dict[str, Any], message: str) -> None:
@@ -174,7 +177,7 @@ def test_what_is_no_format(changes: dict[str, Any], message: str) -> None:
         register_format(dataclasses.replace(own_format("own"), **changes))
     with pytest.raises(ArgumentError, match=r"^format: expected a Format, found None"):
         register_format(None)
-    assert len(formats()) == 3
+    assert len(formats()) == 4
 
 
 def test_only_what_can_be_called_is_registered() -> None:

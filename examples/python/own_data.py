@@ -24,8 +24,8 @@ from torch.nn import functional
 from pyseg import evaluate, predict, train
 from pyseg.data import (
     Batch,
+    FeatureSet,
     Format,
-    FrameSchema,
     Ratings,
     encode_frames,
     open_records,
@@ -40,15 +40,8 @@ CLASSES = ("tick", "tock", "silence")
 
 # Two frames per second, so that a segment of five seconds has ten. The records contain labels and
 # ratings, and vocabulary.csv names the classes: `open_records` opens such records.
-TICKS = register_format(
-    Format(
-        "ticks",
-        "clocks (ticks)",
-        FrameSchema(features=(("ticks", 12),), segment_size=10),
-        open_records,
-        frame_seconds=0.5,
-    )
-)
+TICKS = FeatureSet((("ticks", 12),), frame_seconds=0.5, segment_size=10)
+register_format(Format("ticks", "clocks (ticks)", TICKS, open_records))
 
 
 def make_ticks(folder: Path = Path("clocks")) -> Path:

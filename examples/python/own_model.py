@@ -44,8 +44,6 @@ class TemporalConv(FrameClassifier):
         torch.Size([2, 10])
     """
 
-    reads_bytes = False  # `classify` receives numbers, already dequantized
-
     def __init__(
         self,
         num_classes: int,

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from pyseg._sampling import sample_random_frames, sample_random_sequence
-from pyseg.data import audioset, youtube8m
+from pyseg.data import audioset, described, youtube8m
+from pyseg.data.annotations import Annotations, Interval, read_annotations
 from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.collection import Collection, open_collection, open_records, register_source
@@ -12,9 +13,11 @@ from pyseg.data.features import Backbone, FeatureSet
 from pyseg.data.feed import Feed
 from pyseg.data.formats import Format, Found, OpenOptions, formats, register_format
 from pyseg.data.hashing import held_out
+from pyseg.data.importing import ImportReport, import_features
 from pyseg.data.incomplete import IncompleteVideoDataset
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.data.loading import loader
+from pyseg.data.moments import frame_moments
 from pyseg.data.records import (
     FrameRecord,
     FrameSchema,
@@ -32,6 +35,7 @@ from pyseg.data.records import (
     write_records,
 )
 from pyseg.data.shards import find_shards
+from pyseg.data.writing import SourceVideo, WriteReport, write_collection
 from pyseg.errors import DataError, RecordError
 
 
@@ -42,11 +46,12 @@ def _make_sample() -> Path:
 
 
 # The order of registration: of several formats that match a file, the last one is used.
-for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT):
+for format in (youtube8m.VIDEOS, youtube8m.FRAMES, audioset.FORMAT, described.FORMAT):
     register_format(format)
 register_source("sample", _make_sample)
 
 __all__ = [
+    "Annotations",
     "Backbone",
     "Batch",
     "Collection",
@@ -59,7 +64,9 @@ __all__ = [
     "FrameDataset",
     "FrameRecord",
     "FrameSchema",
+    "ImportReport",
     "IncompleteVideoDataset",
+    "Interval",
     "LabelLists",
     "OpenOptions",
     "Ratings",
@@ -68,19 +75,24 @@ __all__ = [
     "RecordError",
     "RecordWarning",
     "SegmentDataset",
+    "SourceVideo",
     "StrongSegmentDataset",
     "VideoDataset",
     "VideoRecords",
     "VideoSchema",
+    "WriteReport",
     "collate",
     "encode_frames",
     "encode_video",
     "find_shards",
     "formats",
+    "frame_moments",
     "held_out",
+    "import_features",
     "loader",
     "open_collection",
     "open_records",
+    "read_annotations",
     "read_frames",
     "read_label_records",
     "read_label_table",
@@ -91,5 +103,6 @@ __all__ = [
     "sample_random_frames",
     "sample_random_sequence",
     "sniff",
+    "write_collection",
     "write_records",
 ]

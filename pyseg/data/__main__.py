@@ -1,4 +1,4 @@
-"""Commands that fetch data: ``python -m pyseg.data download ...``."""
+"""Commands that fetch and import data: ``python -m pyseg.data import ...``."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import argparse
 from collections.abc import Sequence
 
 from pyseg import _cli
-from pyseg.data import download
+from pyseg.data import download, importing
 
-_COMMANDS = {"download": download.main}
+_COMMANDS = {
+    "download": (download.main, "fetch YouTube-8M's shards"),
+    "import": (importing.main, "features from NumPy files and ratings to a collection"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command named by the first word of ``argv`` (default: the process's)."""
     parser = argparse.ArgumentParser(
         prog=_cli.program("pyseg.data"),
-        description="Fetches data. `python -m pyseg.data download --help` lists the options.",
+        description="Fetches or imports data. `python -m pyseg.data import --help` lists the "
+        "options of a command.",
     )
-    parser.add_argument("command", choices=_COMMANDS, help="download: YouTube-8M's shards")
+    does = "; ".join(f"{name}: {text}" for name, (_, text) in _COMMANDS.items())
+    parser.add_argument("command", choices=_COMMANDS, help=does)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the command")
     given = parser.parse_args(argv)
-    _COMMANDS[given.command](given.options)
+    command, _ = _COMMANDS[given.command]
+    command(given.options)
 
 
 if __name__ == "__main__":

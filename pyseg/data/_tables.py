@@ -12,7 +12,7 @@ import io
 import itertools
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn, cast
 
@@ -160,11 +160,12 @@ class _Lines:
     def fail(self, problem: str) -> NoReturn:
         raise DataError(f"{self.name}, line {self.number}: {problem}")
 
-    def quoted(self, line: str) -> list[str]:
+    def quoted(self, line: str, delimiter: str) -> list[str]:
         """Returns the fields of a line with quotes, which may continue on the next lines."""
         limit = csv.field_size_limit(MAX_LINE)  # global to the process
         try:
-            return next(csv.reader(itertools.chain([line], self), strict=True))
+            rest = itertools.chain([line], self)
+            return next(csv.reader(rest, strict=True, delimiter=delimiter))
         except csv.Error as error:
             self.fail(f"expected quotes as CSV has them, found: {error}")
         finally:
@@ -181,7 +182,7 @@ def read_rows(
 
     Args:
         path: The file, UTF-8, or UTF-16 with a byte order mark.
-        delimiter: ``","``, with quotes, or a tab, without.
+        delimiter: ``","`` or ``";"``, with quotes, or a tab, without.
 
     Raises:
         DataError: The file is not such a text, or a line is too long; the message names file
@@ -202,8 +203,8 @@ def read_rows(
             number = lines.number
             if not line.strip(" \r\n"):
                 continue
-            if delimiter == "," and '"' in line:
-                yield number, lines.quoted(line)
+            if delimiter != "\t" and '"' in line:
+                yield number, lines.quoted(line, delimiter)
             else:  # the result of csv.reader, in a third of the time
                 yield number, line.rstrip("\r\n").split(delimiter)
 
@@ -216,6 +217,28 @@ def read_ids(path: str | os.PathLike[str]) -> set[str]:
         OSError: It cannot be read.
     """
     return {fields[0].strip() for _, fields in read_rows(path)} - {""}
+
+
+def find_delimiter(path: str | os.PathLike[str], columns: Iterable[str]) -> str:
+    """Returns the character between the fields of a table: a comma, a semicolon or a tab.
+
+    It is the one that splits the first line into fields with these names of columns; if none does,
+    the comma.
+
+    Args:
+        path: The file, see `read_rows`.
+        columns: The names of some columns, without these characters.
+
+    Raises:
+        DataError: It is not a text table; the message names file and line.
+        OSError: It cannot be read.
+    """
+    _, fields = next(read_rows(path, "\t"), (1, []))
+    line = "\t".join(fields)
+    for delimiter in ",;\t":
+        if {*columns} <= {name.strip(' "') for name in line.split(delimiter)}:
+            return delimiter
+    return ","
 
 
 def read_table(
@@ -242,10 +265,11 @@ def read_table(
     """
     name = os.fspath(path)
     rows = read_rows(path, delimiter)
-    line, found = next(rows, (1, []))
+    line, first = next(rows, (1, []))
+    found = [name.strip() for name in first]
     known = {column for names in columns for column in names}
     if header is not None and not known & set(found) and len(found) == len(header):
-        rows = itertools.chain([(line, found)], rows)
+        rows = itertools.chain([(line, first)], rows)
         found = list(header)
     places = {}
     for names in columns:

@@ -16,9 +16,11 @@ import numpy as np
 
 from pyseg._progress import Progress
 from pyseg.data._tables import read_table, shown
+from pyseg.data.annotations import merge_events
 from pyseg.data.batch import Example
 from pyseg.data.collection import Collection
 from pyseg.data.datasets import FrameDataset, SegmentDataset
+from pyseg.data.features import FeatureSet
 from pyseg.data.formats import Format, Found, OpenOptions
 from pyseg.data.hashing import stable_hash
 from pyseg.data.records import (
@@ -34,7 +36,8 @@ from pyseg.errors import ArgumentError, DataError, MissingFileError
 
 NUM_CLASSES = 527  # weak labels
 FRAME_SECONDS = 0.96
-SCHEMA = FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")
+FEATURES = FeatureSet((("audio_embedding", 128),), FRAME_SECONDS, id_key="video_id")
+SCHEMA = FEATURES.schema
 STRONG_TABLES = ("strong_labels.tsv", "audioset_train_strong.tsv", "audioset_eval_strong.tsv")
 """File names of tables of strong labels, published ones included; .gz may follow."""
 
@@ -107,22 +110,6 @@ def read_strong_labels(*paths: str | os.PathLike[str]) -> StrongLabels:
         name: {label: merge_events(intervals) for label, intervals in clip.items()}
         for name, clip in events.items()
     }
-
-
-def merge_events(intervals: Iterable[Interval]) -> list[Interval]:
-    """Returns the union of intervals as disjoint ones, in order.
-
-    Example:
-        >>> merge_events([(3, 4), (0, 2), (1, 3)])
-        [(0, 4)]
-    """
-    merged: list[Interval] = []
-    for onset, offset in sorted(intervals):
-        if merged and onset <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(merged[-1][1], offset)
-        else:
-            merged.append((onset, offset))
-    return merged
 
 
 def labels_by_id(
@@ -414,13 +401,19 @@ class StrongSegmentDataset(SegmentDataset):
 
 def _open(found: Found, options: OpenOptions) -> Collection:
     """Opens clips; strong labels, if any, rate their segments."""
-    schema: Any = found.format.schema
+    schema: Any = found.schema
     notes = found.notes
     ids: list[str] = []
     names: list[str] | None = None
     path = options.vocabulary or found.beside("class_labels_indices.csv")
     if path is not None:
         ids, names = read_class_labels(path)
+    elif found.features.feature_sizes != FEATURES.feature_sizes:
+        raise MissingFileError(
+            f"class_labels_indices.csv is not beside {found.paths[0]}: without it the number of "
+            f"classes is unknown, as AudioSet's frames have {FEATURES.schema.width} bytes, these "
+            f"{found.features.schema.width}"
+        )
     make_segments, segment_classes = None, None
     tables = _strong_tables(found, options.labels)
     if not tables:
@@ -445,7 +438,7 @@ def _open(found: Found, options: OpenOptions) -> Collection:
         )
     return Collection(
         name=found.format.name,
-        feature_sizes=found.format.feature_sizes,
+        features=found.features,
         num_classes=len(ids) or NUM_CLASSES,
         class_names=names,
         segment_classes=segment_classes,
@@ -457,7 +450,6 @@ def _open(found: Found, options: OpenOptions) -> Collection:
         make_segments=make_segments,
         video_paths=found.paths,
         segment_paths=found.paths,
-        id_key=schema.id_key,
     )
 
 
@@ -471,8 +463,7 @@ def _strong_tables(found: Found, labels: Paths | None) -> list[str]:
 FORMAT = Format(
     "audioset",
     "AudioSet frames (audio_embedding)",
-    SCHEMA,
+    FEATURES,
     _open,
-    frame_seconds=FRAME_SECONDS,
     takes_labels=True,
 )

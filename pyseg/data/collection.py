@@ -21,6 +21,7 @@ from pyseg.data.datasets import (
     SegmentDataset,
     VideoDataset,
 )
+from pyseg.data.features import FeatureSet
 from pyseg.data.formats import Found, OpenOptions, look
 from pyseg.data.hashing import held_out
 from pyseg.data.label_lists import read_label_records
@@ -72,7 +73,8 @@ class Collection:
 
     Attributes:
         name: The name of the format or the source, such as "youtube8m" or "sample".
-        feature_sizes: Widths of the features that make up a frame, (1024, 128) for example.
+        features: The features of a frame: their names and widths, its duration, and the length of a
+            segment.
         num_classes: C, of video labels and ratings alike.
         class_names: C names, if known.
         segment_classes: The classes whose segments are rated, if known: a subset of the C.
@@ -86,13 +88,13 @@ class Collection:
         video_paths: The shards of videos.
         segment_paths: The shards of videos with rated segments.
         train_paths: Those of the shards of which no video is held out.
-        id_key: The feature with a video's id.
         within: The split to which videos are restricted, if any (`without_test`).
         on_error: The default of the data sets' option: "raise" or "skip" faulty records.
+        standardize: Whether training standardises frames unless the options say otherwise.
     """
 
     name: str
-    feature_sizes: tuple[int, ...]
+    features: FeatureSet
     num_classes: int
     class_names: list[str] | None
     segment_classes: list[int] | None
@@ -105,10 +107,15 @@ class Collection:
     video_paths: tuple[str, ...] = field(repr=False)
     segment_paths: tuple[str, ...] = field(repr=False)
     train_paths: frozenset[str] = field(repr=False, default=frozenset())
-    id_key: str = "id"
     within: Split | None = None
     on_error: OnError = "raise"
+    standardize: bool = False
     _caches: dict[Any, RecordDataset] = field(repr=False, compare=False, default_factory=dict)
+
+    @property
+    def feature_sizes(self) -> tuple[int, ...]:
+        """Widths of the features that make up a frame."""
+        return self.features.feature_sizes
 
     @property
     def has_segments(self) -> bool:
@@ -190,7 +197,7 @@ class Collection:
         for path in self.video_paths:
             keep = None if split is None else functools.partial(split, path)
             for lists in read_label_records(
-                path, keep=keep, id_key=self.id_key, on_error=self.on_error, report=report
+                path, keep=keep, id_key=self.features.id_key, on_error=self.on_error, report=report
             ):
                 yield lists.offsets, lists.labels
 
@@ -323,7 +330,7 @@ def open_collection(
             f"format {found.format.name}: expected a Collection of its open, found {collection!r}"
         )
     name = str(data) if data in _SOURCES else collection.name
-    return replace(collection, name=name, on_error=on_error)
+    return replace(collection, name=name, on_error=on_error, standardize=found.format.standardize)
 
 
 def open_records(
@@ -350,14 +357,17 @@ def open_records(
     Raises:
         pyseg.errors.DataError: A vocabulary is malformed, or required and missing.
     """
-    notes, schema = found.notes, cast(Any, found.format.schema)
+    notes, schema = found.notes, cast(Any, found.schema)
     names, rated = None, None
     path = options.vocabulary or found.beside("vocabulary.csv")
     if path is not None:
         names = read_vocabulary(path)
         num_classes = len(names)
     elif num_classes is None:
-        raise DataError(f"{found.paths[0]}: expected a vocabulary.csv beside it, found none")
+        raise DataError(
+            f"{found.paths[0]}: expected a vocabulary.csv beside it with the columns Index,Name, "
+            "which says what the classes are, found none"
+        )
     else:
         notes += (f"no vocabulary.csv: {num_classes} classes without names",)
     path = found.beside("segment_vocabulary.csv", "segment_label_ids.csv")
@@ -371,7 +381,7 @@ def open_records(
     train = {path for path in found.paths if is_train(path) and path not in found.rated}
     return Collection(
         name=name or found.format.name,
-        feature_sizes=found.format.feature_sizes,
+        features=found.features,
         num_classes=num_classes,
         class_names=names,
         segment_classes=rated if found.rated else None,
@@ -384,5 +394,4 @@ def open_records(
         video_paths=found.paths,
         segment_paths=found.rated,
         train_paths=frozenset(train) if len(train) < len(found.paths) else frozenset(),
-        id_key=schema.id_key,
     )

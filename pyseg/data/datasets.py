@@ -499,6 +499,7 @@ class SegmentDataset(RecordDataset):
             report=report,
             shard=shard,
             context_keys=self.context_keys,
+            check_ends=True,
         ):
             ratings = self.rate(record)
             if ratings is None:

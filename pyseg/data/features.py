@@ -6,17 +6,16 @@ See :class:`FeatureSet`.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyseg._containers import read_json
+from pyseg._containers import is_number, read_json
 from pyseg._files import atomic_write
 from pyseg.data.records import FrameSchema
 from pyseg.errors import ArgumentError, DataError
@@ -25,6 +24,8 @@ FILE = "features.json"
 FORMAT_VERSION = 1
 RANGE = (-2.0, 2.0)
 """The range of the values that YouTube-8M and AudioSet store in bytes."""
+
+_BLOCK = 1 << 20  # values quantized at once
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Backbone:
         name: What ``--backbone`` was given, such as "timm:vit_small_patch14_dinov2".
         sha256: The digest of its weights.
         preprocessing: How an image becomes its input, as JSON values.
+        weights: What ``--weights`` was given, with the whole path, if anything.
     """
 
     name: str
     sha256: str
-    preprocessing: Mapping[str, Any]
+    preprocessing: Mapping[str, Any] = field(hash=False)
+    weights: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class FeatureSet:
         _ = self.schema  # checks what it has
         if not self.features:
             raise ArgumentError("features: expected at least one, found none")
-        if not _is_number(self.frame_seconds) or self.frame_seconds <= 0:
+        if not is_number(self.frame_seconds) or self.frame_seconds <= 0:
             raise ArgumentError(
                 f"frame_seconds: expected a number above 0, found {self.frame_seconds!r}"
             )
@@ -93,7 +96,7 @@ class FeatureSet:
                 f"{len(self.ranges)}"
             )
         for (name, _), (low, high) in zip(self.features, self.ranges, strict=True):
-            if not (_is_number(low) and _is_number(high) and low < high < high + (high - low)):
+            if not (is_number(low) and is_number(high) and low < high < high + (high - low)):
                 raise ArgumentError(
                     f"ranges: expected low < high for {name}, found {low!r}, {high!r}"
                 )
@@ -109,9 +112,57 @@ class FeatureSet:
         return tuple(width for _, width in self.features)
 
     @property
+    def has_own_ranges(self) -> bool:
+        """Whether the range of a feature is another than [-2, 2]."""
+        return any(limits != RANGE for limits in self.ranges)
+
+    @property
     def segment_seconds(self) -> float:
         """The duration of a segment in seconds."""
         return self.segment_size * self.frame_seconds
+
+    def differences(self, other: FeatureSet, *, same_level: bool = True) -> list[str]:
+        """Returns in what another set differs, with the names of ``features.json``.
+
+        Weights of backbones are compared where both are known; the names of ids and the rule of
+        sampling are not.
+
+        Args:
+            other: The other set.
+            same_level: Whether both are of frames, or both of means of whole videos; if not, only
+                the widths are compared.
+
+        Example:
+            >>> clip = FeatureSet((("clip", 512),))
+            >>> clip.differences(replace(clip, frame_seconds=0.5))
+            ['frame_seconds: expected 1.0, found 0.5']
+        """
+        if not same_level:
+            compared: dict[str, tuple[object, object]] = {
+                "widths": (self.feature_sizes, other.feature_sizes)
+            }
+        else:
+            compared = {
+                "features": (self._columns(), other._columns()),
+                "frame_seconds": (self.frame_seconds, other.frame_seconds),
+                "segment_size": (self.segment_size, other.segment_size),
+            }
+            if self.features == other.features:
+                compared["ranges"] = self._named_ranges(), other._named_ranges()
+            if self.backbone is not None and other.backbone is not None:
+                compared["backbone"] = self.backbone.sha256, other.backbone.sha256
+        return [
+            f"{name}: expected {expected}, found {found}"
+            for name, (expected, found) in compared.items()
+            if expected != found
+        ]
+
+    def _columns(self) -> str:
+        return ", ".join(f"{name} ({width})" for name, width in self.features)
+
+    def _named_ranges(self) -> str:
+        pairs = zip(self.features, self.ranges, strict=True)
+        return ", ".join(f"{name} from {low!r} to {high!r}" for (name, _), (low, high) in pairs)
 
     def quantize(self, values: npt.ArrayLike) -> tuple[npt.NDArray[np.uint8], int]:
         """Returns the bytes of values, and how many values were outside of their range.
@@ -125,16 +176,21 @@ class FeatureSet:
         Raises:
             pyseg.errors.ArgumentError: The shape differs, or a value is not finite.
         """
-        array = np.asarray(values, dtype=np.float32)
+        array = np.asarray(values)
         width = sum(self.feature_sizes)
         if array.ndim != 2 or array.shape[1] != width:
             raise ArgumentError(f"values: expected shape (T, {width}), found {array.shape}")
-        if not np.isfinite(array).all():
-            raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
         low, high = self._limits()
-        clipped = int(np.count_nonzero((array < low) | (array > high)))
-        steps = (array - low) * (np.float32(255) / (high - low))
-        return np.floor(np.clip(steps, 0, 255)).astype(np.uint8), clipped
+        stored, clipped = np.empty(array.shape, np.uint8), 0
+        rows = max(1, _BLOCK // width)  # the values may be mapped from a file larger than memory
+        for first in range(0, len(array), rows):
+            block = array[first : first + rows].astype(np.float32)
+            if not np.isfinite(block).all():
+                raise ArgumentError("values: expected finite numbers, found NaN or infinite ones")
+            clipped += int(np.count_nonzero((block < low) | (block > high)))
+            steps = (block - low) * (np.float32(255) / (high - low))
+            stored[first : first + rows] = np.floor(np.clip(steps, 0, 255))
+        return stored, clipped
 
     def dequantize(self, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Returns the values that bytes (..., width) stand for."""
@@ -234,16 +290,13 @@ class FeatureSet:
                     _get(backbone, "name", str, f"{name}: backbone"),
                     _get(backbone, "sha256", str, f"{name}: backbone"),
                     _get(backbone, "preprocessing", dict, f"{name}: backbone"),
+                    _get(backbone, "weights", str, f"{name}: backbone", optional=True),
                 ),
                 sampling=_get(content, "sampling", str, name, optional=True),
                 id_key=_get(content, "id_key", str, name),
             )
         except ArgumentError as error:
             raise DataError(f"{name}: {error}") from error
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _get(content: object, key: str, kind: type, name: str, *, optional: bool = False) -> Any:

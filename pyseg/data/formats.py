@@ -6,18 +6,19 @@ See :class:`Format`, :func:`register_format` and :func:`look`.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyseg._progress import Progress
 from pyseg._registry import Registry
 from pyseg._threads import map_in_order
+from pyseg.data.features import FeatureSet
 from pyseg.data.records import (
+    FeatureKind,
     FrameSchema,
     OnError,
     RecordKind,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _SNIFFED = 16  # files of a series whose first record is read
 _THREADS = 8  # threads that wait for the disk
+_NOTHING = FeatureKind("nothing", 0)
 _ID_KEYS = ("id", "video_id")  # the second: YouTube-8M's releases of 2016 and 2017
 _USELESS = {
     "unlabelled": "records without labels",
@@ -66,48 +68,64 @@ class OpenOptions:
 class Format:
     """A kind of record that the commands can read.
 
+    Records have it if their features are called as ``features`` says, and then any widths; or if
+    the file ``described_by`` is beside them or above them, which takes precedence.
+
     Attributes:
         name: Its name.
         title: The name of its records in messages, in the plural.
-        schema: The names of a record's features; for frames also the length of a segment.
+        features: The features of its records; None: each collection has a file that describes them.
         open: Makes the collection of such records: ``open(found, options)``.
-        frame_seconds: The duration of a frame in seconds.
+        level: The level of a record's features: "frame", or "video" for means of whole videos.
         takes_labels: Whether it takes tables of ``--labels``.
-        recognize: Returns whether a file with this first record has the format; default: whether
-            the record has the schema's features.
+        standardize: Whether training standardises its frames unless the options say otherwise.
+        recognize: Returns whether a file with this first record has the format, instead of its
+            features' names.
+        described_by: The name of the file that describes the features of a collection.
+        describe: Reads that file.
 
     Example:
         >>> from pyseg.data import open_records
-        >>> schema = FrameSchema(features=(("clip", 512),))
-        >>> format = Format("clip", "CLIP features (clip)", schema, open_records, frame_seconds=0.5)
-        >>> register_format(format).feature_sizes
-        (512,)
+        >>> clip = FeatureSet((("clip", 512),), frame_seconds=0.5)
+        >>> format = Format("clip", "CLIP features (clip)", clip, open_records)
+        >>> register_format(format).level
+        'frame'
     """
 
     name: str
     title: str
-    schema: FrameSchema | VideoSchema
+    features: FeatureSet | None
     open: Callable[[Found, OpenOptions], Collection]
-    frame_seconds: float = 1.0
+    level: Literal["frame", "video"] = "frame"
     takes_labels: bool = False
+    standardize: bool = False
     recognize: Callable[[RecordKind], bool] | None = None
-
-    @property
-    def level(self) -> Literal["frame", "video"]:
-        """The level of a record's features: "frame", or "video" for means of whole videos."""
-        return "frame" if isinstance(self.schema, FrameSchema) else "video"
-
-    @property
-    def feature_sizes(self) -> tuple[int, ...]:
-        """Widths of the features that make up a frame."""
-        return tuple(width for _, width in self.schema.features)
+    described_by: str | None = None
+    describe: Callable[[Path], FeatureSet] = FeatureSet.read
 
     def matches(self, kind: RecordKind) -> bool:
-        """Returns whether a file with this first record has the format."""
+        """Returns whether a file with this first record has the format, by its features' names."""
+        if self.features is None:
+            return False
         if self.recognize is not None:
             return self.recognize(kind)
-        features = kind.lists if self.level == "frame" else kind.context
-        return {name for name, _ in self.schema.features} <= features.keys()
+        return {name for name, _ in self.features.features} <= self._holding(kind).keys()
+
+    def found_in(self, kind: RecordKind) -> FeatureSet:
+        """Returns the features with the widths that they have in a file with this first record."""
+        assert self.features is not None
+        holding, type = self._holding(kind), "bytes" if self.level == "frame" else "float"
+        widths = tuple(
+            (name, holding[name].size)
+            if holding.get(name, _NOTHING).type == type and holding[name].size
+            else (name, width)
+            for name, width in self.features.features
+        )
+        return replace(self.features, features=widths, id_key=_id_key(kind, self.features.id_key))
+
+    def _holding(self, kind: RecordKind) -> dict[str, FeatureKind]:
+        """Returns the part of a record that holds features of this level."""
+        return kind.lists if self.level == "frame" else kind.context
 
 
 def register_format(format: Format) -> Format:
@@ -124,16 +142,17 @@ def register_format(format: Format) -> Format:
     """
     if not isinstance(format, Format):
         raise ArgumentError(f"format: expected a Format, found {format!r}")
-    if not isinstance(format.schema, FrameSchema | VideoSchema):
-        raise ArgumentError(
-            f"schema: expected a FrameSchema or a VideoSchema, found {format.schema!r}"
-        )
-    for name in ("open", "recognize"):
+    described = format.described_by is not None
+    if not isinstance(format.features, FeatureSet) and (format.features, described) != (None, True):
+        raise ArgumentError(f"features: expected a FeatureSet, found {format.features!r}")
+    if format.level not in ("frame", "video"):
+        raise ArgumentError(f'level: expected "frame" or "video", found {format.level!r}')
+    if described and not (isinstance(format.described_by, str) and format.described_by):
+        raise ArgumentError(f"described_by: expected a name, found {format.described_by!r}")
+    for name in ("open", "recognize", "describe"):
         value = getattr(format, name)
         if not callable(value) and (name, value) != ("recognize", None):
             raise ArgumentError(f"{name}: expected a function, found {value!r}")
-    if not isinstance(format.frame_seconds, int | float) or not 0 < format.frame_seconds < math.inf:
-        raise ArgumentError(f"frame_seconds: expected above 0, found {format.frame_seconds!r}")
     _FORMATS.add(format.name, format)
     return format
 
@@ -153,11 +172,11 @@ class Kind(NamedTuple):
 
     Attributes:
         name: A format's name; or why the file cannot be used: "unlabelled", "empty" or "unknown".
-        id_key: The feature with the id.
+        features: The features of its records, if it has a format.
     """
 
     name: str
-    id_key: str = ""
+    features: FeatureSet | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +184,8 @@ class Found:
     """The files of a collection, all with labels and of one format.
 
     Attributes:
-        format: The format; its schema has these files' name of the id.
+        format: The format.
+        features: The features of these files' records.
         paths: The files.
         rated: The files of every series in which a record has ratings.
         folders: The folders to search for tables.
@@ -173,15 +193,75 @@ class Found:
     """
 
     format: Format
+    features: FeatureSet
     paths: tuple[str, ...]
     rated: tuple[str, ...]
     folders: tuple[Path, ...]
     notes: tuple[str, ...]
 
+    @property
+    def schema(self) -> FrameSchema | VideoSchema:
+        """The schema that reads the records."""
+        if self.format.level == "frame":
+            return self.features.schema
+        return VideoSchema(self.features.features, self.features.id_key)
+
     def beside(self, *names: str) -> Path | None:
         """Returns the first existing file of these names beside the records or above them."""
         places = (folder / name for folder in self.folders for name in names)
         return next((place for place in places if place.is_file()), None)
+
+
+class Inspector:
+    """Tells the kinds of files, from their first records and from files that describe them.
+
+    Args:
+        data: The folder, glob or file that was asked for.
+        on_error: "raise" an error at a damaged record or one that is not as described, or "skip".
+    """
+
+    def __init__(self, data: str | os.PathLike[str], on_error: OnError) -> None:
+        self._data = [Path(data)] if os.path.isdir(data) else []
+        self._on_error = on_error
+        self._described: dict[Path, tuple[Format, FeatureSet, Path] | None] = {}
+
+    def folders(self, path: str) -> list[Path]:
+        """Returns the folders with tables that belong to a file, the nearest one first."""
+        return [*list(Path(path).parents)[:2], *self._data]
+
+    def inspect(self, path: str) -> tuple[RecordKind | None, Kind]:
+        """Returns the first record of a file, and the kind that the file has if it has labels.
+
+        Raises:
+            pyseg.errors.DataError: The record does not fit the file that describes it.
+            pyseg.errors.RecordError: The file cannot be read.
+        """
+        record = sniff(path, self._on_error)
+        if record is None:
+            return None, Kind("empty")
+        format, features, source = self._description(path) or _recognize(record)
+        if format is None or features is None:
+            return record, Kind("unknown")
+        if wrong := _misfit(record, features, format.level, source):
+            if self._on_error == "raise":
+                raise DataError(f"{path}: record 0: {wrong}")
+            return record, Kind("unknown")
+        return record, Kind(format.name, features)
+
+    def _description(self, path: str) -> tuple[Format, FeatureSet, Path] | None:
+        """Returns the format and the features of a file that is described, and the description."""
+        folder = Path(path).parent
+        if folder not in self._described:
+            self._described[folder] = next(
+                (
+                    (format, format.describe(place), place)
+                    for near in self.folders(path)
+                    for format in reversed(_FORMATS.values())
+                    if format.described_by and (place := near / format.described_by).is_file()
+                ),
+                None,
+            )
+        return self._described[folder]
 
 
 def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
@@ -196,29 +276,32 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
 
     Raises:
         FileNotFoundError: There is nothing at ``data``.
-        pyseg.errors.DataError: There is no labelled record of a known format.
+        pyseg.errors.DataError: There is no labelled record of a known format, or a record does not
+            fit the file that describes it.
         pyseg.errors.RecordError: A file cannot be read as TFRecords.
     """
     # A glob such as folder/* also matches the tables beside the records.
     files = find_shards(data)
     records = [path for path in files if named_as_records(path) or is_record_file(path)] or files
-    kinds, rated, unusable = _sort(records, on_error)
+    inspector = Inspector(data, on_error)
+    kinds, rated, unusable = _sort(records, inspector)
     order = list(_FORMATS)
     chosen = max(
-        (kind for kind in kinds if kind.name in _FORMATS),
+        (kind for kind in kinds if kind.features is not None),
         key=lambda kind: (len(kinds[kind]), order.index(kind.name)),
         default=None,
     )
-    if chosen is None:
+    if chosen is None or chosen.features is None:
         expected = ", ".join(format.title for format in reversed(_FORMATS.values()))
         unusable = unusable or f"{kinds[Kind('empty')][0]} has no records"
         raise DataError(f"{os.fspath(data)}: expected {expected}; {unusable}")
     of_kind = set(kinds[chosen])
     used = tuple(path for path in records if path in of_kind)
     near = [Path(data)] if os.path.isdir(data) else []
-    near += [folder for path in used for folder in list(Path(path).parents)[:2]]
+    near += [folder for path in used for folder in inspector.folders(path)]
     return Found(
-        format=_with_schema(_FORMATS[chosen.name], id_key=chosen.id_key),
+        format=_FORMATS[chosen.name],
+        features=chosen.features,
         paths=used,
         rated=tuple(path for path in used if path in rated),
         folders=tuple(dict.fromkeys(near)),
@@ -228,7 +311,9 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
     )
 
 
-def _sort(paths: Sequence[str], on_error: OnError) -> tuple[dict[Kind, list[str]], set[str], str]:
+def _sort(
+    paths: Sequence[str], inspector: Inspector
+) -> tuple[dict[Kind, list[str]], set[str], str]:
     """Groups files by kind.
 
     Returns:
@@ -245,24 +330,38 @@ def _sort(paths: Sequence[str], on_error: OnError) -> tuple[dict[Kind, list[str]
     for path in filter(empty, paths):
         kinds.setdefault(Kind("empty"), []).append(path)
     for series in _series([path for path in paths if not empty(path)]):
-        seen = {path: sniff(path, on_error) for path in series[:: -(-len(series) // _SNIFFED)]}
-        if len({_kind(kind) for kind in seen.values()}) > 1 or None in seen.values():
-            seen = {path: sniff(path, on_error) for path in series}
+        seen = {path: inspector.inspect(path) for path in sample_of(series)}
+        kinds_seen = {_labelled(*found) for found in seen.values()}
+        if len(kinds_seen) > 1 or Kind("empty") in kinds_seen:
+            seen = {path: inspector.inspect(path) for path in series}
         first = seen[series[0]]
-        unlabelled = [p for p in series if _kind(seen.get(p, first)).name == "unlabelled"]
-        labelled = set(_holding("labels", unlabelled))
-        of_path = {path: _kind(seen.get(path, first), path in labelled) for path in series}
+        of_path = {path: _labelled(*seen.get(path, first)) for path in series}
+        unlabelled = [path for path in series if of_path[path].name == "unlabelled"]
+        for path in _holding("labels", unlabelled):
+            of_path[path] = seen.get(path, first)[1]
         for path, kind in of_path.items():
             kinds.setdefault(kind, []).append(path)
             if kind.name == "unknown":
-                unusable = unusable or f"{path} holds {_describe(seen.get(path, first))}"
+                unusable = unusable or f"{path} holds {_contents(seen.get(path, first)[0])}"
             if kind.name == "unlabelled":
                 unusable = unusable or f"{path} has no labels"
         frames = [path for path, kind in of_path.items() if _may_be_rated(kind)]
-        known = any(kind and "segment_labels" in kind.context for kind in seen.values())
+        known = any(record and "segment_labels" in record.context for record, _ in seen.values())
         if frames and (known or _holding("segment_labels", frames, first=True)):
             rated.update(frames)
     return kinds, rated, unusable
+
+
+def sample_of(series: Sequence[str]) -> Sequence[str]:
+    """Returns some files of a series, the first one included."""
+    return series[:: -(-len(series) // _SNIFFED)]
+
+
+def _labelled(record: RecordKind | None, kind: Kind) -> Kind:
+    """Returns the kind of a file, given whether its first record has labels."""
+    if kind.features is None or (record is not None and "labels" in record.context):
+        return kind
+    return Kind("unlabelled")
 
 
 def _may_be_rated(kind: Kind) -> bool:
@@ -271,16 +370,16 @@ def _may_be_rated(kind: Kind) -> bool:
     return format is not None and format.level == "frame" and not format.takes_labels
 
 
-def _with_schema(format: Format, **changes: Any) -> Format:
-    """Returns a format whose schema has other keys."""
-    return replace(format, schema=replace(format.schema, **changes))
-
-
 def _left_out(chosen: Kind, kind: Kind, paths: Sequence[str]) -> str:
     number = f"{len(paths)} file" + "s" * (len(paths) > 1)
     what = _USELESS.get(kind.name) or _FORMATS[kind.name].title
-    if kind.name == chosen.name:
-        what += f" with ids called {kind.id_key} instead of {chosen.id_key}"
+    if kind.name == chosen.name and chosen.features is not None and kind.features is not None:
+        differences = chosen.features.differences(kind.features)
+        if kind.features.id_key != chosen.features.id_key:
+            differences.append(
+                f"id_key: expected {chosen.features.id_key}, found {kind.features.id_key}"
+            )
+        what += f" ({'; '.join(differences)})"
     return f"left out {number} of {what}: {paths[0]}" + ", ..." * (len(paths) > 1)
 
 
@@ -329,54 +428,89 @@ def id_key(path: str, default: str = "id") -> str:
     return _id_key(sniff(path, "skip"), default)
 
 
-def _recognize(kind: RecordKind) -> Format | None:
-    """Returns the format of a file with this first record, if known."""
-    return next((format for format in reversed(_FORMATS.values()) if format.matches(kind)), None)
+def _recognize(record: RecordKind) -> tuple[Format | None, FeatureSet | None, None]:
+    """Returns the format of a file with this first record, and its features, if known.
+
+    Of several formats, one whose widths are those of the record has precedence.
+    """
+    best: tuple[Format | None, FeatureSet | None] = None, None
+    best_fits = False
+    for format in _FORMATS.values():
+        if format.features is not None and format.matches(record):
+            features = format.found_in(record)
+            fits = format.recognize is not None or features.features == format.features.features
+            if fits >= best_fits:
+                best, best_fits = (format, features), fits
+    return *best, None
 
 
-def _kind(kind: RecordKind | None, labelled: bool = False) -> Kind:
-    """Returns the kind of a file, from its first record and whether others have labels."""
-    if kind is None:
-        return Kind("empty")
-    format = _recognize(kind)
-    if format is None:
-        return Kind("unknown")
-    if labelled or "labels" in kind.context:
-        return Kind(format.name, _id_key(kind, format.schema.id_key))
-    return Kind("unlabelled")
+def _misfit(
+    record: RecordKind, features: FeatureSet, level: str, source: Path | None
+) -> str | None:
+    """Returns in what a record is not as its features say, if anything.
+
+    Args:
+        record: The record.
+        features: The features that it should have.
+        level: Their level.
+        source: The file that describes them, if any.
+    """
+    says = "" if source is None else f", as {source} says"
+    if record.context.get(features.id_key, _NOTHING).type != "bytes":
+        return (
+            f"expected the id in context feature {features.id_key!r}{says}, found "
+            f"{_contents(record)}"
+        )
+    if level == "video":
+        return None
+    for name, width in features.features:
+        found = record.lists.get(name)
+        if found is None or found != ("bytes", width):
+            what = _contents(record) if found is None else f"{found.size} {found.type}"
+            return f"expected {width} bytes a frame in feature list {name!r}{says}, found {what}"
+    return None
 
 
-def _describe(kind: RecordKind | None) -> str:
+def _contents(kind: RecordKind | None) -> str:
     if kind is None:
         return "no records"
     names = [f"{name} ({feature.size})" for name, feature in (kind.context | kind.lists).items()]
     return "the features " + ", ".join(names) if names else "no features"
 
 
-def frame_format(feature_sizes: Sequence[int], paths: Sequence[str] = ()) -> Format:
-    """Returns the frame format for a model of such features.
+def frames_like(
+    trained: FeatureSet,
+    level: Literal["frame", "video"],
+    data: str | os.PathLike[str],
+    paths: Sequence[str],
+) -> FeatureSet:
+    """Returns the features with which the frames of records are read for a model.
+
+    The first records of a sample of the files must have what the model was trained on. A model of
+    mean features of whole videos takes frames of the same widths.
 
     Args:
-        feature_sizes: Widths of the features that make up a frame.
-        paths: Files whose first record decides if its format is known; else the widths decide.
-
-    Returns:
-        The format, with a schema that reads records with labels or without.
+        trained: The features that the model was trained on.
+        level: Their level.
+        data: The folder, glob or file with the records, with labels or without.
+        paths: Its files.
 
     Raises:
-        pyseg.errors.ArgumentError: No format has such features.
+        pyseg.errors.DataError: The records have other features; the message says which.
         pyseg.errors.RecordError: A file cannot be read.
-
-    Example:
-        >>> frame_format((1024, 128)).schema.features
-        (('rgb', 1024), ('audio', 128))
     """
-    sizes = tuple(feature_sizes)
-    known = [format for format in _FORMATS.values() if format.level == "frame"]
-    first = next((kind for path in paths if (kind := sniff(path, "skip")) is not None), None)
-    met = None if first is None else _recognize(first)
-    for format in ([] if met is None else [met]) + known:
-        if format.level == "frame" and format.feature_sizes == sizes:
-            return _with_schema(format, labels_key=None)
-    expected = " or ".join(str(format.feature_sizes) for format in known)
-    raise ArgumentError(f"feature_sizes: expected {expected}, found {sizes}")
+    inspector = Inspector(data, "skip")
+    features = trained
+    for path in sample_of(paths):
+        record, kind = inspector.inspect(path)
+        if record is None:
+            continue
+        if kind.features is None or _FORMATS[kind.name].level == "video":
+            wrong = _misfit(record, trained, "frame", None)
+            differences = [] if wrong is None else [wrong]
+        else:
+            differences = trained.differences(kind.features, same_level=level == "frame")
+            features = kind.features if level == "video" else trained
+        if differences:
+            raise DataError(f"{path}: {'; '.join(differences)}")
+    return features

@@ -6,10 +6,13 @@ Their columns are those of the files that YouTube-8M publishes.
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from pyseg._files import atomic_write
 from pyseg.data._tables import read_table
 from pyseg.errors import DataError
 
@@ -71,10 +74,35 @@ def write_segment_vocabulary(
     Raises:
         OSError: It cannot be written.
     """
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["Index"] if names is None else ["Index", "Name"])
-        writer.writerows([c] if names is None else [c, names[c]] for c in classes)
+    header = ["Index"] if names is None else ["Index", "Name"]
+    _write(path, [header, *([c] if names is None else [c, names[c]] for c in classes)])
+
+
+def write_vocabulary(path: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """Writes a file that `read_vocabulary` reads.
+
+    Args:
+        path: The file.
+        names: The names of all classes, by number.
+
+    Raises:
+        OSError: It cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "vocabulary.csv")
+        >>> write_vocabulary(path, ["dog", "dog, barking"])
+        >>> read_vocabulary(path)
+        ['dog', 'dog, barking']
+    """
+    _write(path, [["Index", "Name"], *enumerate(names)])
+
+
+def _write(path: str | os.PathLike[str], rows: Iterable[Sequence[object]]) -> None:
+    table = io.StringIO(newline="")
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    with atomic_write(Path(path)) as file:
+        file.write(table.getvalue().encode())
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[list[int], list[str]]:

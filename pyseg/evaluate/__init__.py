@@ -339,12 +339,14 @@ def check_collection(model: Any, collection: Collection, run: Run, data: str) ->
         pyseg.errors.UserError: The model is for other features or classes.
     """
     classes = run.known_classes(model.num_classes)
-    expected = model.feature_sizes, model.num_classes
-    found = collection.feature_sizes, len(classes) if classes else collection.num_classes
-    if expected != found:
+    same_level = (model.config.level or collection.level) == collection.level
+    differences = run.features().differences(collection.features, same_level=same_level)
+    found = len(classes) if classes else collection.num_classes
+    if found != model.num_classes:
+        differences.append(f"classes: expected {model.num_classes}, found {found}")
+    if differences:
         raise UserError(
-            f"--data {data}: expected features of the sizes {expected[0]} and {expected[1]} "
-            f"classes, which {run} was trained on; found {found[0]} and {found[1]}"
+            f"--data {data}: {'; '.join(differences)} (expected is what {run} was trained on)"
         )
     return classes
 

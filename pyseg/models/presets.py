@@ -9,6 +9,7 @@ from pyseg.nn import (
     DBoF,
     LabelGCN,
     LogisticHead,
+    LogisticRegression,
     MixtureOfExperts,
     NeXtVLADClassifier,
 )
@@ -35,6 +36,9 @@ register("attention-gru", gru_size=1024, attention_size=512, hidden_size=2048, r
 register("dbof", normalization="l2", head="moe")(DBoF)
 register("dbof-gcn", normalization="l2", head="gcn")(DBoF)
 register("mlp")(MLP)
+
+# For few ratings; `pyseg.config` has the options of training that it needs.
+register("linear")(LogisticRegression)
 
 # For two CPU cores and a few hundred steps: with a momentum of 0.001 the running statistics would
 # stay near their initial values.

@@ -99,9 +99,9 @@ class ModelConfig:
         name: name of the preset.
         num_classes: number of classes C.
         overrides: the arguments in which the model differs from the preset, as JSON values.
-        tensors: shapes of those arguments that are tensors (``eigenvalues``, ``node_features``),
-            and of the three tensors of a `LabelCorrelation`; the model's weights and buffers are
-            computed from their values.
+        tensors: shapes of those arguments that are tensors (``eigenvalues``, ``mean``,
+            ``deviation``, ``node_features``), and of the three tensors of a `LabelCorrelation`;
+            the model's weights and buffers are computed from their values.
         class_names: the name of each class, by number, or ``None``.
         level: the level of its training data: "frame", or "video" for mean features of whole
             videos; ``None``: unknown.

@@ -15,6 +15,7 @@ from pyseg.nn.gru import GRU
 from pyseg.nn.head import LogisticHead, MixtureOfExperts
 from pyseg.nn.l2 import l2_penalty
 from pyseg.nn.label_gcn import LabelGCN
+from pyseg.nn.logistic_regression import LogisticRegression
 from pyseg.nn.mask import frame_mask
 from pyseg.nn.mixture import Mixture, MixtureOutputs
 from pyseg.nn.mlp import MLP
@@ -35,6 +36,7 @@ __all__ = [
     "FrameNormalization",
     "LabelGCN",
     "LogisticHead",
+    "LogisticRegression",
     "MaskedGaussianNoise",
     "Mixture",
     "MixtureOfExperts",

@@ -61,6 +61,8 @@ class AttentionGRU(FrameClassifier):
         torch.Size([2, 10])
     """
 
+    reads_bytes = True
+
     def __init__(
         self,
         num_classes: int,
@@ -101,7 +103,7 @@ class AttentionGRU(FrameClassifier):
         """Classifies prepared frames, see `FrameClassifier.classify`."""
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        states = self.gru(x, mask)
+        states = self.gru(x, mask, self.normalization.dequantization(x))
         # The state after the last valid frame; 0, the initial one, where there is none.
         steps = torch.arange(1, x.shape[1] + 1, device=x.device)
         last = (steps == mask.sum(1, keepdim=True)).unsqueeze(-1)

@@ -20,6 +20,9 @@ class FrameOptions(TypedDict, total=False):
     feature_sizes: Sequence[int]
     normalization: Convention
     eigenvalues: Tensor | np.ndarray | Sequence[float] | None
+    ranges: Sequence[Sequence[float]] | None
+    mean: Tensor | np.ndarray | Sequence[float] | None
+    deviation: Tensor | np.ndarray | Sequence[float] | None
     noise: float
 
 
@@ -34,6 +37,9 @@ class FrameClassifier(nn.Module):
         feature_sizes: widths of the features that make up a frame.
         normalization: how frames are normalised, see `FrameNormalization`.
         eigenvalues: for the normalization ``unwhiten``, see `FrameNormalization`.
+        ranges: (low, high) of each feature, the values that its bytes stand for. ``None``: [-2, 2].
+        mean: for the normalization ``standardize``, see `FrameNormalization`.
+        deviation: likewise.
         noise: standard deviation of the `MaskedGaussianNoise` that training adds to normalised
             frames; ``model.noise.sigma`` changes it later.
 
@@ -41,11 +47,12 @@ class FrameClassifier(nn.Module):
         ValueError: there is no class, a width is not positive, or another argument is out of range.
 
     Attributes:
-        reads_bytes: whether `classify` takes bytes and dequantises them itself; it gets bytes
-            unless the normalization or the noise changes them.
+        reads_bytes: whether `classify` takes bytes: it then gets them unless the normalization or
+            the noise needs values, and has to pass ``self.normalization.dequantization(x)`` to the
+            operator that reads them. By default it gets values.
     """
 
-    reads_bytes = True
+    reads_bytes = False
 
     def __init__(
         self,
@@ -54,6 +61,9 @@ class FrameClassifier(nn.Module):
         feature_sizes: Sequence[int] = (1024, 128),
         normalization: Convention = "dequantize",
         eigenvalues: Tensor | np.ndarray | Sequence[float] | None = None,
+        ranges: Sequence[Sequence[float]] | None = None,
+        mean: Tensor | np.ndarray | Sequence[float] | None = None,
+        deviation: Tensor | np.ndarray | Sequence[float] | None = None,
         noise: float = 0.0,
     ) -> None:
         super().__init__()
@@ -66,7 +76,14 @@ class FrameClassifier(nn.Module):
             raise ArgumentError(f"noise: expected a finite number of at least 0, found {noise}")
         self.num_classes = num_classes
         self.feature_sizes = feature_sizes
-        self.normalization = FrameNormalization(normalization, feature_sizes, eigenvalues)
+        self.normalization = FrameNormalization(
+            normalization,
+            feature_sizes,
+            eigenvalues,
+            ranges=ranges,
+            mean=mean,
+            deviation=deviation,
+        )
         self.noise = MaskedGaussianNoise(noise)
 
     def forward(self, frames: Tensor | np.ndarray, num_frames: Integers | None = None) -> Tensor:
@@ -137,8 +154,8 @@ class FrameClassifier(nn.Module):
         Args:
             x: (B, T, N) normalised frames of the dtype of the weights, with the padding of
                 `FrameNormalization`; or, where the class `reads_bytes` and the normalization is
-                ``dequantize``, the bytes themselves, which the first product dequantises
-                (`pyseg.ops.frame_linear`) and whose padding may hold anything.
+                ``dequantize`` or ``standardize``, the bytes themselves, which the first product
+                normalises (`pyseg.ops.frame_linear`) and whose padding may hold anything.
             mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
 
         Returns:

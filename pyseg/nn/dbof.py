@@ -101,7 +101,12 @@ class BagOfFrames(DerivedWeights):
         else:
             self.bias = nn.Parameter(torch.randn(clusters) / feature_size**0.5)
 
-    def forward(self, frames: Tensor, counts: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        frames: Tensor,
+        counts: Tensor | None = None,
+        dequantization: Tensor | None = None,
+    ) -> Tensor:
         """Pools a padded batch.
 
         Args:
@@ -109,16 +114,17 @@ class BagOfFrames(DerivedWeights):
                 count of 0 must be finite.
             counts: (B, T) how often a frame counts: a bool mask, True where the frame is valid, or
                 integers, as if the frame were repeated. ``None``: once each.
+            dequantization: (3, N), what bytes stand for, see `pyseg.ops.frame_linear`.
 
         Returns:
             (B, K).
         """
         if self.training:
-            y = self._project(frames, counts)
+            y = self._project(frames, counts, dequantization)
         else:
             weight, bias = self._cached(self._fold) if self._may_cache() else self._fold()
             if frames.dtype == torch.uint8:
-                y = frame_linear(frames, None, weight, bias)
+                y = frame_linear(frames, None, weight, bias, dequantization)
             else:
                 y = linear(frames, weight, bias)
         if y.shape[1] == 0:
@@ -134,10 +140,12 @@ class BagOfFrames(DerivedWeights):
         total = torch.bmm(counts.to(y.dtype).unsqueeze(1), y).squeeze(1)
         return total / counts.sum(1, keepdim=True).clamp(min=1)
 
-    def _project(self, frames: Tensor, counts: Tensor | None) -> Tensor:
+    def _project(
+        self, frames: Tensor, counts: Tensor | None, dequantization: Tensor | None
+    ) -> Tensor:
         """Returns the projections (B, T, K), normalised by the statistics of the batch."""
         if frames.dtype == torch.uint8:
-            frames = dequantize(frames, None, self.project.weight.dtype)
+            frames = dequantize(frames, None, self.project.weight.dtype, dequantization)
         if self.input_norm is None or self.cluster_norm is None:
             return linear(frames, self.project.weight, self.bias)
         return self.cluster_norm(self.project(self.input_norm(frames, counts)), counts)
@@ -202,6 +210,8 @@ class DBoF(FrameClassifier):
         torch.Size([2, 10])
     """
 
+    reads_bytes = True
+
     def __init__(
         self,
         num_classes: int,
@@ -245,7 +255,8 @@ class DBoF(FrameClassifier):
         """Classifies prepared frames, see `FrameClassifier.classify`."""
         if self.training or not self.every_frame:
             x, mask = self._draw(x, mask)
-        hidden = linear(self.bag(x, mask), self.hidden.weight, self.hidden_bias)
+        pooled = self.bag(x, mask, self.normalization.dequantization(x))
+        hidden = linear(pooled, self.hidden.weight, self.hidden_bias)
         if self.hidden_norm is not None:
             hidden = self.hidden_norm(hidden)
         return self.head(_ACTIVATIONS[self.bag.activation](hidden))

@@ -54,13 +54,16 @@ class GRU(nn.Module):
                 parameter = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
                 self.register_parameter(f"{name}_l{layer}", parameter)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, dequantization: Tensor | None = None
+    ) -> Tensor:
         """Reads a batch, starting from a state of 0.
 
         Args:
             x: (B, T, N), floating, or uint8 as YouTube-8M stores it: bytes are dequantised tile by
                 tile, inside the first product.
             mask: (B, T) bool, True where the frame is valid; bytes of other frames are read as 0.
+            dequantization: (3, N), what bytes stand for, see `pyseg.ops.frame_linear`.
 
         Returns:
             (B, T, H), the state of the last layer after every frame.
@@ -68,7 +71,7 @@ class GRU(nn.Module):
         for layer in range(self.num_layers):
             weight, bias = self._layer("ih", layer)
             if x.dtype == torch.uint8:
-                gates = frame_linear(x, mask, weight, bias)
+                gates = frame_linear(x, mask, weight, bias, dequantization)
             else:
                 gates = linear(x, weight, bias)
             x = gru_recurrence(gates, *self._layer("hh", layer))

@@ -87,7 +87,7 @@ class Mixture(FrameClassifier):
         torch.Size([2, 2])
     """
 
-    reads_bytes = False  # every branch would dequantise them again
+    # `reads_bytes` stays False: every branch would dequantise them again.
 
     def __init__(
         self,
@@ -120,6 +120,9 @@ class Mixture(FrameClassifier):
             feature_sizes=first.feature_sizes,
             normalization=first.normalization.convention,
             eigenvalues=first.normalization.eigenvalues,
+            ranges=first.normalization.ranges,
+            mean=first.normalization.mean,
+            deviation=first.normalization.deviation,
             noise=noise,
         )
         self.weights: Weighting = weights
@@ -241,16 +244,16 @@ def _check(branches: Sequence[FrameClassifier]) -> None:
                 branches[0].normalization.convention,
                 branch.normalization.convention,
             ),
+            ("ranges", branches[0].normalization.ranges, branch.normalization.ranges),
         ):
             if found != expected:
                 raise ArgumentError(
                     f"branches: expected the same {name} in all, found {expected!r} at index 0 "
                     f"and {found!r} at index {index}"
                 )
-        ours, theirs = branches[0].normalization.eigenvalues, branch.normalization.eigenvalues
-        if ours is None or theirs is None or ours.device.type == "meta":  # it has no values
-            continue
-        if not torch.equal(ours, theirs):
-            raise ArgumentError(
-                f"branches: expected the same eigenvalues in all, found others at index {index}"
-            )
+        buffers = dict(branch.normalization.named_buffers())
+        for name, ours in branches[0].normalization.named_buffers():
+            if ours.device.type != "meta" and not torch.equal(ours, buffers[name]):  # it has values
+                raise ArgumentError(
+                    f"branches: expected the same {name} in all, found others at index {index}"
+                )

@@ -43,8 +43,6 @@ class MLP(FrameClassifier):
         torch.Size([2, 10])
     """
 
-    reads_bytes = False
-
     def __init__(
         self,
         num_classes: int,

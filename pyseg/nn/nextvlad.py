@@ -7,6 +7,8 @@ followed where the two differ.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
@@ -158,7 +160,12 @@ class NeXtVLAD(DerivedWeights):
         he_truncated_normal_(self.centers, fan_in=group_size)
         self.norm = BatchNorm(self.out_features, momentum=batch_norm_momentum)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        frames: Tensor,
+        mask: Tensor | None = None,
+        dequantization: Tensor | None = None,
+    ) -> Tensor:
         """Aggregates a padded batch.
 
         Args:
@@ -167,6 +174,7 @@ class NeXtVLAD(DerivedWeights):
                 must be finite; padded bytes are ignored, padded floating frames change the result
                 in training only, through the statistics.
             mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
+            dequantization: (3, N), what bytes stand for, see `pyseg.ops.frame_linear`.
 
         Returns:
             (B, F*K), index f*K + k.
@@ -187,21 +195,22 @@ class NeXtVLAD(DerivedWeights):
                 f"mask: expected shape {tuple(frames.shape[:2])} as frames has, "
                 f"found {tuple(mask.shape)}"
             )
+        apply = functools.partial(_linear, frames, mask, dequantization)
         order = self._cheapest_order(frames)
         norm: AssignmentNorm | None = None
         pool: Tensor | None = None
         deferred_bias: Tensor | None = None  # not added to the assignment
         expanded: Tensor | None = None
         if order == "direct":
-            expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
+            expanded = apply(self.expand.weight, self.expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
             folded = self._cached(self._fold_with_norm) if self._may_cache() else self._fold()
             norm, pool, bias = folded.norm, folded.pool, folded.assign_bias
             if self.training:  # subtracting the mean of the batch would remove it again
                 bias, deferred_bias = None, bias
-            attention = _linear(frames, mask, folded.attention, folded.attention_bias)
-            assignment = _linear(frames, mask, folded.assign, bias)
+            attention = apply(folded.attention, folded.attention_bias)
+            assignment = apply(folded.assign, bias)
         if norm is None:
             counts = None if self.padded_statistics else mask
             norm = self.assign_norm.deferred(assignment, counts, deferred_bias=deferred_bias)
@@ -210,10 +219,11 @@ class NeXtVLAD(DerivedWeights):
             attention = attention.masked_fill(~mask.unsqueeze(-1), 0.0)
         assignment = assignment.unflatten(-1, (self.groups, self.clusters))
         if order == "reassociated":
-            vlad = self._pool(frames, soft_assign(assignment, attention, norm=norm), pool)
+            weights = soft_assign(assignment, attention, norm=norm)
+            vlad = self._pool(frames, weights, pool, dequantization)
         else:
             if expanded is None:
-                expanded = _linear(frames, mask, self.expand.weight, self.expand.bias)
+                expanded = apply(self.expand.weight, self.expand.bias)
             features = expanded.unflatten(-1, (self.groups, -1))
             vlad = vlad_aggregate(features, assignment, attention, self.centers, norm=norm)
         return self.norm(vlad.flatten(1))
@@ -290,7 +300,13 @@ class NeXtVLAD(DerivedWeights):
         pool = self.expand.weight.unflatten(0, (self.groups, -1)).permute(1, 2, 0).flatten(1)
         return folded._replace(assign_bias=None, norm=own, pool=pool)
 
-    def _pool(self, frames: Tensor, weights: Tensor, pool: Tensor | None) -> Tensor:
+    def _pool(
+        self,
+        frames: Tensor,
+        weights: Tensor,
+        pool: Tensor | None,
+        dequantization: Tensor | None,
+    ) -> Tensor:
         """Returns the descriptors of `vlad_aggregate`, from frames that are not expanded.
 
         v[f,k] = sum_{g,n} W[g,f,n] u[k,g,n] + sum_g b[g,f] m[g,k] - c[f,k] sum_g m[g,k], where
@@ -310,7 +326,7 @@ class NeXtVLAD(DerivedWeights):
             mass = weights.sum(1, dtype=sum_dtype(weights.dtype))  # (B, G, K)
         else:
             maps = self.expand.weight.unflatten(0, (groups, -1)).to(weights.dtype)
-            vlad, mass = frame_pool(frames, weights, maps)
+            vlad, mass = frame_pool(frames, weights, maps, dequantization)
         dtype = mass.dtype
         with torch.autocast(frames.device.type, enabled=False):
             bias = self.expand.bias.to(dtype).unflatten(0, (groups, -1))
@@ -328,9 +344,15 @@ class NeXtVLAD(DerivedWeights):
         )
 
 
-def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear(
+    frames: Tensor,
+    mask: Tensor | None,
+    dequantization: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
     if frames.dtype == torch.uint8:
-        return frame_linear(frames, mask, weight, bias)
+        return frame_linear(frames, mask, weight, bias, dequantization)
     return linear(frames, weight, bias)
 
 
@@ -370,6 +392,8 @@ class NeXtVLADClassifier(FrameClassifier):
         >>> model(frames, torch.tensor([12, 5])).shape
         torch.Size([2, 10])
     """
+
+    reads_bytes = True
 
     def __init__(
         self,
@@ -418,9 +442,13 @@ class NeXtVLADClassifier(FrameClassifier):
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Classifies prepared frames, see `FrameClassifier.classify`."""
+        parts = x.split(self.feature_sizes, -1)
+        scales: Sequence[Tensor | None] = [None] * len(parts)
+        if (dequantization := self.normalization.dequantization(x)) is not None:
+            scales = dequantization.split(self.feature_sizes, -1)
         aggregates = [
-            branch(part, mask)
-            for branch, part in zip(self.branches, x.split(self.feature_sizes, -1), strict=True)
+            branch(part, mask, scale)
+            for branch, part, scale in zip(self.branches, parts, scales, strict=True)
         ]
         hidden = self.hidden(self.dropout(torch.cat(aggregates, dim=-1)))
         return self.head(self.gate(self.hidden_norm(hidden)))

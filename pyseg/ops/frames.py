@@ -13,7 +13,7 @@ from pyseg.ops._op import SUMS, Argument, Op, check_dtype, misfit, wants_gradien
 
 # YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py dequantises it as
 # q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but all public
-# models were trained with it.
+# models were trained with it. Bytes that stand for other values bring their own `dequantization`.
 SCALE = 4.0 / 255.0
 OFFSET = 4.0 / 512.0 - 2.0
 
@@ -30,18 +30,22 @@ _BYTES = {
     "frames": Argument("(B, T, N)", "uint8"),
     "mask": Argument("(B, T)", "bool", optional=True),
 }
+_DEQUANTIZATION = {"dequantization": Argument("(3, N)", "floating", optional=True)}
 _LINEAR = Op(
     "frame_linear",
-    "(Tensor frames, Tensor? mask, Tensor weight, Tensor? bias) -> Tensor",
+    "(Tensor frames, Tensor? mask, Tensor weight, Tensor? bias, Tensor? dequantization=None) -> "
+    "Tensor",
     **_BYTES,
     weight=Argument("(M, N)"),
     bias=Argument("(M,)", optional=True),
+    **_DEQUANTIZATION,
 )
 _LINEAR_BACKWARD = Op(
     "frame_linear_backward",
-    "(Tensor grad, Tensor frames, Tensor? mask) -> Tensor",
+    "(Tensor grad, Tensor frames, Tensor? mask, Tensor? dequantization=None) -> Tensor",
     grad=Argument("(B, T, M)"),
     **_BYTES,
+    **_DEQUANTIZATION,
 )
 _POOLED = {
     "frames": Argument("(B, T, N)", "uint8 or floating"),
@@ -50,39 +54,58 @@ _POOLED = {
 }
 _POOL = Op(
     "frame_pool",
-    "(Tensor frames, Tensor weights, Tensor maps, bool keep) -> "
+    "(Tensor frames, Tensor weights, Tensor maps, bool keep, Tensor? dequantization=None) -> "
     "(Tensor sums, Tensor mass, Tensor kept)",
     **_POOLED,
+    **_DEQUANTIZATION,
 )
 _POOL_BACKWARD = Op(
     "frame_pool_backward",
     "(Tensor grad, Tensor grad_mass, Tensor frames, Tensor weights, Tensor maps, Tensor kept, "
-    "bool[3] needed) -> (Tensor frames, Tensor weights, Tensor maps)",
+    "bool[3] needed, Tensor? dequantization=None) -> (Tensor frames, Tensor weights, Tensor maps)",
     grad=Argument("(B, K, F)"),
     grad_mass=Argument("(B, G, K)", SUMS),
     **_POOLED,
+    **_DEQUANTIZATION,
 )
 
 
-def dequantize(frames: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Returns x = frames * 4/255 + (4/512 - 2) in `dtype`, 0 where `mask` is False.
+def dequantize(
+    frames: Tensor,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+    dequantization: Tensor | None = None,
+) -> Tensor:
+    """Returns the values that bytes stand for in `dtype`, 0 where `mask` is False.
 
     Args:
         frames: (..., N) uint8.
         mask: (...) bool, True where the frame is valid. ``None``: all frames are.
         dtype: of the result; a floating type.
+        dequantization: (3, N), floating: zero points z (whole numbers in 0..255), scales s and
+            offsets o. A byte q of column n stands for (q - z[n]) * s[n] + o[n]. The difference is
+            exact in every dtype, so that no digits cancel where z is near the mean of the bytes.
+            ``None``: it stands for q * 4/255 + (4/512 - 2).
 
     Returns:
         (..., N).
     """
     x = frames.to(dtype)  # a copy, so that the arithmetic may be in place
-    x.mul_(SCALE).add_(OFFSET)
+    if dequantization is None:
+        x.mul_(SCALE).add_(OFFSET)
+    else:
+        zero_point, scale, offset = dequantization.to(dtype).unbind()
+        x = torch.addcmul(offset, x.sub_(zero_point), scale)
     return x if mask is None else x.mul_(mask.unsqueeze(-1))
 
 
 @_LINEAR.autocast()
 def frame_linear(
-    frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None = None
+    frames: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    dequantization: Tensor | None = None,
 ) -> Tensor:
     """Returns x W^T + b for every frame, where x are the dequantised frames, 0 on padding.
 
@@ -96,6 +119,9 @@ def frame_linear(
         mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
         weight: (M, N), of any floating type: that of the result.
         bias: (M,), of the same type.
+        dequantization: (3, N), floating: what bytes stand for, (q - z) * s + o with zero points z
+            (whole numbers in 0..255), scales s and offsets o. It has no gradient. ``None``: values
+            in [-2, 2], as those of YouTube-8M.
 
     Returns:
         (B, T, M).
@@ -111,12 +137,16 @@ def frame_linear(
         >>> pyseg.ops.frame_linear(frames, mask, torch.tensor([[1.0, 1.0]])).flatten().tolist()
         [0.015625, 0.0]
     """
-    _LINEAR.check(frames, mask, weight, bias)
-    return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias)
+    _LINEAR.check(frames, mask, weight, bias, dequantization)
+    return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias, dequantization)
 
 
 def frame_linear_reference(
-    frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None = None
+    frames: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    dequantization: Tensor | None = None,
 ) -> Tensor:
     """Returns what :func:`frame_linear` returns, in plain PyTorch.
 
@@ -126,12 +156,15 @@ def frame_linear_reference(
         >>> pyseg.ops.frame_linear_reference(frames, None, torch.tensor([[1.0, 1.0]])).item()
         0.015625
     """
-    _LINEAR.check(frames, mask, weight, bias)
-    return torch.nn.functional.linear(dequantize(frames, mask, weight.dtype), weight, bias)
+    _LINEAR.check(frames, mask, weight, bias, dequantization)
+    x = dequantize(frames, mask, weight.dtype, dequantization)
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 @_POOL.autocast()
-def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+def frame_pool(
+    frames: Tensor, weights: Tensor, maps: Tensor, dequantization: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     r"""Returns weighted sums over the frames of every video, mapped to other features.
 
     .. math::
@@ -150,6 +183,7 @@ def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, T
         weights: (B, T, G, K), of any floating type: that of the sums. Autocast's matrix-product
             dtype applies.
         maps: (G, F, N), of the same type.
+        dequantization: what bytes stand for, see :func:`frame_linear`; floating frames need none.
 
     Returns:
         The sums s, (B, K, F), and the masses m, (B, G, K), which are float64 for float64 and
@@ -167,12 +201,15 @@ def frame_pool(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, T
         (3.0, 2.0)
     """
     tensors = frames, weights, maps
-    _POOL.check(*tensors)
-    sums, mass, _ = torch.ops.pyseg.frame_pool.default(*tensors, wants_gradient(*tensors))
+    _POOL.check(*tensors, dequantization)
+    keep = wants_gradient(*tensors)
+    sums, mass, _ = torch.ops.pyseg.frame_pool.default(*tensors, keep, dequantization)
     return sums, mass
 
 
-def frame_pool_reference(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+def frame_pool_reference(
+    frames: Tensor, weights: Tensor, maps: Tensor, dequantization: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns what :func:`frame_pool` returns, in plain PyTorch.
 
     Example:
@@ -182,8 +219,9 @@ def frame_pool_reference(frames: Tensor, weights: Tensor, maps: Tensor) -> tuple
         >>> pyseg.ops.frame_pool_reference(frames, weights, maps)[0].item()
         0.015625
     """
-    _POOL.check(frames, weights, maps)
-    pooled = torch.einsum("btgk,btn->bgkn", weights, _floating(frames, weights.dtype))
+    _POOL.check(frames, weights, maps, dequantization)
+    x = _floating(frames, weights.dtype, dequantization)
+    pooled = torch.einsum("btgk,btn->bgkn", weights, x)
     mass = weights.sum(1, dtype=sum_dtype(weights.dtype))
     return torch.einsum("bgkn,gfn->bkf", pooled, maps), mass
 
@@ -209,8 +247,14 @@ def _product_into(result: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 @_LINEAR.kernel
-def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    result = _linear_result(frames, mask, weight, bias)
+def _linear(
+    frames: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    dequantization: Tensor | None = None,
+) -> Tensor:
+    result = _linear_result(frames, mask, weight, bias, dequantization)
     if not result.numel():  # empty, even with frames
         return result
     rows, products = frames.flatten(0, 1), result.flatten(0, 1)
@@ -218,7 +262,8 @@ def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | 
     dtype = product_dtype(rows.device.type, weight.dtype)
     columns, shift = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
     for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device, _TILE_BYTES):
-        x = dequantize(rows[tile], None if valid is None else valid[tile], dtype)
+        kept = None if valid is None else valid[tile]
+        x = dequantize(rows[tile], kept, dtype, dequantization)
         with _product_into(products[tile], dtype) as y:
             if shift is None:
                 torch.mm(x, columns, out=y)
@@ -228,8 +273,10 @@ def _linear(frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | 
 
 
 @_LINEAR_BACKWARD.kernel
-def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
-    _LINEAR_BACKWARD.check(grad, frames, mask)
+def _linear_backward(
+    grad: Tensor, frames: Tensor, mask: Tensor | None, dequantization: Tensor | None = None
+) -> Tensor:
+    _LINEAR_BACKWARD.check(grad, frames, mask, dequantization)
     total = grad.new_zeros(grad.shape[2], frames.shape[2], dtype=sum_dtype(grad.dtype))
     if not total.numel():
         return total.to(grad.dtype)
@@ -237,7 +284,8 @@ def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tenso
     valid = None if mask is None else mask.flatten()
     dtype = product_dtype(rows.device.type, grad.dtype)
     for tile in _tiles(rows.shape[0], rows.shape[1] * dtype.itemsize, rows.device, _TILE_BYTES):
-        x = dequantize(rows[tile], None if valid is None else valid[tile], dtype)
+        kept = None if valid is None else valid[tile]
+        x = dequantize(rows[tile], kept, dtype, dequantization)
         if dtype == total.dtype:
             total.addmm_(grad[tile].to(dtype).t(), x)
         else:
@@ -247,9 +295,13 @@ def _linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tenso
 
 @_POOL.kernel
 def _pool(
-    frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
+    frames: Tensor,
+    weights: Tensor,
+    maps: Tensor,
+    keep: bool,
+    dequantization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sums, mass, kept = _pool_results(frames, weights, maps, keep)
+    sums, mass, kept = _pool_results(frames, weights, maps, keep, dequantization)
     if not (sums.numel() or mass.numel() or kept.numel()):  # empty, even with videos
         return sums, mass, kept
     groups, _, width = maps.shape
@@ -261,8 +313,8 @@ def _pool(
     for videos in tiles:
         torch.sum(weights[videos], 1, dtype=mass.dtype, out=mass[videos])
         pooled = kept[videos] if direct else scratch[: videos.stop - videos.start]
-        columns, x = _columns(weights[videos], dtype), _floating(frames[videos], dtype)
-        torch.bmm(columns.mT, x, out=pooled)
+        x = _floating(frames[videos], dtype, dequantization)
+        torch.bmm(_columns(weights[videos], dtype).mT, x, out=pooled)
         if keep and not direct:
             kept[videos] = pooled
         with _product_into(sums[videos].flatten(0, 1), dtype) as y:
@@ -279,9 +331,10 @@ def _pool_backward(
     maps: Tensor,
     kept: Tensor,
     needed: list[bool],
+    dequantization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_frames, grad_weights, grad_maps = results = _pool_backward_results(
-        grad, grad_mass, frames, weights, maps, kept, needed
+        grad, grad_mass, frames, weights, maps, kept, needed, dequantization
     )
     if not any(result.numel() for result in results):
         return results
@@ -306,7 +359,7 @@ def _pool_backward(
             with _product_into(grad_frames[videos], dtype) as y:
                 torch.bmm(_columns(weights[videos], dtype), inner, out=y)
         if needed[1]:
-            product = torch.bmm(_floating(frames[videos], dtype), inner.mT)
+            product = torch.bmm(_floating(frames[videos], dtype, dequantization), inner.mT)
             product = product.unflatten(2, (-1, groups)).transpose(2, 3)
             torch.add(product, grad_mass[videos].unsqueeze(1), out=grad_weights[videos])
     return grad_frames, grad_weights, grad_maps
@@ -314,10 +367,14 @@ def _pool_backward(
 
 @_POOL.fake
 def _pool_results(
-    frames: Tensor, weights: Tensor, maps: Tensor, keep: bool
+    frames: Tensor,
+    weights: Tensor,
+    maps: Tensor,
+    keep: bool,
+    dequantization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns memory for the results of `_pool`."""
-    _POOL.check(frames, weights, maps)
+    _POOL.check(frames, weights, maps, dequantization)
     batch, _, groups, clusters = weights.shape
     return (
         weights.new_empty(batch, clusters, maps.shape[1]),
@@ -344,8 +401,10 @@ def _columns(weights: Tensor, dtype: torch.dtype) -> Tensor:
     return columns.copy_(weights.mT).flatten(2)
 
 
-def _floating(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    return frames.to(dtype) if frames.is_floating_point() else dequantize(frames, None, dtype)
+def _floating(frames: Tensor, dtype: torch.dtype, dequantization: Tensor | None) -> Tensor:
+    if frames.is_floating_point():
+        return frames.to(dtype)
+    return dequantize(frames, None, dtype, dequantization)
 
 
 @_POOL_BACKWARD.fake
@@ -357,9 +416,10 @@ def _pool_backward_results(
     maps: Tensor,
     kept: Tensor,
     needed: list[bool],
+    dequantization: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns memory for the required gradients, empty tensors for the others."""
-    sizes = _POOL_BACKWARD.check(grad, grad_mass, frames, weights, maps)
+    sizes = _POOL_BACKWARD.check(grad, grad_mass, frames, weights, maps, dequantization)
     if needed[0] and not frames.is_floating_point():
         raise TypeError(f"frames: expected floating to have a gradient, found {frames.dtype}")
     if needed[2]:
@@ -376,20 +436,29 @@ def _pool_backward_results(
 
 @_LINEAR.fake
 def _linear_result(
-    frames: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
+    frames: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    dequantization: Tensor | None = None,
 ) -> Tensor:
     """Returns memory for the result of `_linear`."""
-    _LINEAR.check(frames, mask, weight, bias)
+    _LINEAR.check(frames, mask, weight, bias, dequantization)
     return weight.new_empty(*frames.shape[:2], weight.shape[0])
 
 
 @_LINEAR_BACKWARD.fake
-def _linear_backward_fake(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
-    _LINEAR_BACKWARD.check(grad, frames, mask)
+def _linear_backward_fake(
+    grad: Tensor, frames: Tensor, mask: Tensor | None, dequantization: Tensor | None = None
+) -> Tensor:
+    _LINEAR_BACKWARD.check(grad, frames, mask, dequantization)
     return grad.new_empty(grad.shape[2], frames.shape[2])
 
 
-@_LINEAR.gradient("frames mask")
+_REFUSED = {"dequantization": "the dequantization"}
+
+
+@_LINEAR.gradient("frames mask dequantization", refused=_REFUSED)
 def _linear_gradient(
     grad: Tensor, *, needed: dict[str, bool], **saved: Tensor
 ) -> dict[str, Tensor | None]:
@@ -401,14 +470,20 @@ def _linear_gradient(
     return {"weight": weight, "bias": bias}
 
 
-@_LINEAR_BACKWARD.gradient("frames mask")
+@_LINEAR_BACKWARD.gradient("frames mask dequantization", refused=_REFUSED)
 def _linear_twice(
-    grad: Tensor, *, needed: dict[str, bool], frames: Tensor, mask: Tensor | None
+    grad: Tensor,
+    *,
+    needed: dict[str, bool],
+    frames: Tensor,
+    mask: Tensor | None,
+    dequantization: Tensor | None,
 ) -> dict[str, Tensor]:
-    return {"grad": torch.ops.pyseg.frame_linear.default(frames, mask, grad, None)}
+    op = torch.ops.pyseg.frame_linear.default
+    return {"grad": op(frames, mask, grad, None, dequantization)}
 
 
-@_POOL.gradient("frames weights maps kept", constant="kept")
+@_POOL.gradient("frames weights maps kept dequantization", constant="kept", refused=_REFUSED)
 def _pool_gradient(
     grad: Tensor | None, grad_mass: Tensor | None, *, needed: dict[str, bool], **saved: Tensor
 ) -> dict[str, Tensor]:

@@ -54,7 +54,8 @@ def add_evaluation(run: ReportedRun, config: ReportConfig) -> None:
         ratings = evaluation.ratings
         chosen = sorted(ratings, key=lambda id: (*_by_ratings(ratings[id]), id))[: config.videos]
         wanted = {id: ratings[id] for id in chosen}
-        drawn = timelines(scorer, scorer.shards, wanted, TIMELINE_CLASSES)
+        found = timelines(scorer, scorer.shards, wanted)
+        drawn = [timeline.best(TIMELINE_CLASSES) for timeline in found]
         run.timelines = sorted(drawn, key=lambda timeline: chosen.index(timeline.title))
 
 

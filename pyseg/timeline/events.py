@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,9 +12,14 @@ import numpy.typing as npt
 from pyseg._registry import unknown
 from pyseg.errors import ArgumentError
 
+SAME = 1e-6
+"""Seconds by which equal times may differ, as they are computed in several ways."""
+
 ON = 0.5
 OFF_SHARE = 0.7
 """An event ends where the score falls below this share of the threshold that it reaches."""
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 Thresholds = float | Sequence[float] | npt.NDArray[np.floating] | Mapping[str, float]
 """A threshold of all classes, one for each, or those of some classes by name."""
@@ -35,6 +41,16 @@ class Event(NamedTuple):
     number: int
     name: str
     peak: float
+
+    @property
+    def label(self) -> str:
+        r"""The name as one line of text, without control characters.
+
+        Example:
+            >>> Event(0.0, 1.0, 7, " a\n\tb\x00", 0.9).label
+            'a b'
+        """
+        return " ".join(_CONTROLS.sub(" ", self.name).split()) or f"class {self.number}"
 
 
 def find_stretches(
@@ -63,7 +79,7 @@ def find_stretches(
     """
     inside = scores >= off
     follows = np.zeros(len(scores), bool)
-    follows[1:] = inside[:-1] & (starts[1:] <= ends[:-1])
+    follows[1:] = inside[:-1] & (starts[1:] <= ends[:-1] + SAME)
     firsts = np.flatnonzero(inside & ~follows)
     continues = np.zeros(len(scores), bool)
     continues[:-1] = follows[1:] & inside[1:]

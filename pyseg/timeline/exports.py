@@ -3,7 +3,7 @@
 =================== ================================================================================
 suffix              content
 =================== ================================================================================
-``.png``            the picture
+``.png``            the picture; of many classes, the best 60
 ``.html``           the page
 ``.csv``            events: ``start,end,class,peak``, times in seconds
 ``.json``           everything: windows, scores, events, ratings
@@ -25,6 +25,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -45,37 +46,42 @@ from pyseg.timeline.times import timecode
 if TYPE_CHECKING:
     from pyseg.timeline.timeline import Timeline
 
-Encode = Callable[["Timeline", Sequence[Event]], bytes]
+Encode = Callable[["Timeline", Sequence[Event], Path], bytes]
+"""Returns the content of a file, from a timeline, its events, and the path to write to."""
+
+_MOST_ROWS = 60
+
 FORMATS: dict[str, Encode] = {}
-"""What returns the content of a file, by suffix."""
+"""The formats by suffix."""
 
 
-def suffix(path: Path) -> str:
+def suffix(path: str | os.PathLike[str], argument: str = "path") -> str:
     """Returns the suffix of a path if there is a format for it.
+
+    Args:
+        path: The path of a file to write.
+        argument: The argument that gives it, for the message.
 
     Raises:
         pyseg.errors.ArgumentError: There is none.
 
     Example:
-        >>> suffix(Path("a.VTT"))
+        >>> suffix("a.VTT")
         '.vtt'
-        >>> suffix(Path("a.doc"))
+        >>> suffix("a.doc")
         Traceback (most recent call last):
         pyseg.errors.ArgumentError: path: expected a file that ends in .png, ... found a.doc
     """
-    if (found := path.suffix.lower()) not in FORMATS:
+    if (found := Path(path).suffix.lower()) not in FORMATS:
         known = ", ".join(FORMATS)
-        raise ArgumentError(f"path: expected a file that ends in {known}; found {path}")
+        raise ArgumentError(f"{argument}: expected a file that ends in {known}; found {path}")
     return found
 
 
 def save(timeline: Timeline, path: Path, on: Thresholds, off: Thresholds | None) -> None:
     """Writes a timeline in the format of the path's suffix; see `Timeline.save`."""
-    encode, events = FORMATS[suffix(path)], timeline.events(on, off)
-    if encode is _html:  # the video's address is relative to the page
-        content = _encode_page(page(timeline, events, path.parent))
-    else:
-        content = encode(timeline, events)
+    encode = FORMATS[suffix(path)]
+    content = encode(timeline, timeline.events(on, off), path)
     with atomic_write(path) as file:
         file.write(content)
 
@@ -116,37 +122,23 @@ def stretches(events: Sequence[Event]) -> list[Stretch]:
     for event in events:
         start = max(round(event.start * 1000), ends.get(event.number, 0))
         end = ends[event.number] = max(round(event.end * 1000), start + 1)
-        found.append(Stretch(start, end, one_line(event), event))
+        found.append(Stretch(start, end, event.label, event))
     return found
 
 
-def one_line(event: Event) -> str:
-    r"""Returns the name of an event's class as one line of text, without control characters.
-
-    Example:
-        >>> one_line(Event(0.0, 1.0, 7, " a\n\tb\x00", 0.9))
-        'a b'
-    """
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]", " ", event.name)
-    return " ".join(text.split()) or f"class {event.number}"
-
-
 @_format(".png")
-def _png(timeline: Timeline, events: Sequence[Event]) -> bytes:
-    return draw(timeline)
+def _png(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
+    return draw(timeline if len(timeline.names) <= _MOST_ROWS else timeline.best(_MOST_ROWS))
 
 
 @_format(".html")
-def _html(timeline: Timeline, events: Sequence[Event]) -> bytes:
-    return _encode_page(page(timeline, events))
-
-
-def _encode_page(text: str) -> bytes:
-    return text.encode("utf-8", "replace")  # names of files may have bytes that are not UTF-8
+def _html(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
+    # Names of files may have bytes that are not UTF-8.
+    return page(timeline, events, path.parent).encode("utf-8", "replace")
 
 
 @_format(".csv")
-def _csv(timeline: Timeline, events: Sequence[Event]) -> bytes:
+def _csv(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
     file = io.StringIO(newline="")
     table = csv.writer(file, lineterminator="\n")
     table.writerow(("start", "end", "class", "peak"))
@@ -161,7 +153,7 @@ def _number(seconds: float) -> str:
 
 
 @_format(".json")
-def _json(timeline: Timeline, events: Sequence[Event]) -> bytes:
+def _json(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
     content = {
         "title": timeline.title,
         "video": timeline.video,
@@ -183,18 +175,20 @@ def _json(timeline: Timeline, events: Sequence[Event]) -> bytes:
 
 
 @_format(".parquet")
-def _parquet(timeline: Timeline, events: Sequence[Event]) -> bytes:
+def _parquet(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
     with requires("tables", "a .parquet file"):
         import pyarrow
         from pyarrow import parquet
     windows, classes = timeline.scores.shape
     which = np.tile(np.arange(classes, dtype=np.int32), windows)
-    names = pyarrow.array(list(timeline.names), pyarrow.string())
+    names = [name.encode("utf-8", "replace").decode() for name in timeline.names]
     table = pyarrow.table(
         {
             "start": np.repeat(timeline.starts, classes),
             "end": np.repeat(timeline.ends, classes),
-            "class": pyarrow.DictionaryArray.from_arrays(which, names),
+            "class": pyarrow.DictionaryArray.from_arrays(
+                which, pyarrow.array(names, pyarrow.string())
+            ),
             "number": np.tile(np.array(timeline.numbers, np.int64), windows),
             "score": timeline.scores.ravel(),
         }
@@ -205,7 +199,7 @@ def _parquet(timeline: Timeline, events: Sequence[Event]) -> bytes:
 
 
 @_format(".vtt")
-def _vtt(timeline: Timeline, events: Sequence[Event]) -> bytes:
+def _vtt(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
     cues = ["WEBVTT\n"]
     for start, end, text, _ in stretches(events):
         text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -214,7 +208,7 @@ def _vtt(timeline: Timeline, events: Sequence[Event]) -> bytes:
 
 
 @_format(".srt")
-def _srt(timeline: Timeline, events: Sequence[Event]) -> bytes:
+def _srt(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
     cues = []
     for number, (start, end, text, _) in enumerate(stretches(events), 1):
         text = text.replace("-->", "→")  # the format has no escapes
@@ -223,13 +217,13 @@ def _srt(timeline: Timeline, events: Sequence[Event]) -> bytes:
 
 
 @_format(".txt")
-def _audacity(timeline: Timeline, events: Sequence[Event]) -> bytes:
-    lines = [f"{e.start:.6f}\t{e.end:.6f}\t{one_line(e)}\n" for e in events]
+def _audacity(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
+    lines = [f"{e.start:.6f}\t{e.end:.6f}\t{e.label}\n" for e in events]
     return "".join(lines).encode()
 
 
 @_format(".eaf")
-def _elan(timeline: Timeline, events: Sequence[Event]) -> bytes:
+def _elan(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
     """Returns annotations of ELAN; pympi-ling requires the attribute with the schema."""
     root = ElementTree.Element(
         "ANNOTATION_DOCUMENT",
@@ -288,10 +282,12 @@ def _mime_type(path: Path) -> str:
 
 
 @_format(".ffmeta", ".ffmetadata")
-def _ffmetadata(timeline: Timeline, events: Sequence[Event]) -> bytes:
+def _ffmetadata(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
     lines = [";FFMETADATA1"]
     for start, end, title in chapters(stretches(events)):
         times = ["[CHAPTER]", "TIMEBASE=1/1000", f"START={start}", f"END={end}"]
+        if title.endswith("\\"):
+            title += " "  # ffmpeg takes even an escaped backslash before a line break for an escape
         lines += [*times, "title=" + re.sub(r"([=;#\\])", r"\\\1", title)]
     return ("\n".join(lines) + "\n").encode()
 

@@ -15,12 +15,11 @@ from pyseg._extras import requires
 from pyseg.errors import ArgumentError
 from pyseg.timeline import exports, notebook, picture
 from pyseg.timeline import page as html
-from pyseg.timeline.events import OFF_SHARE, ON, Event, Thresholds, find_stretches, per_class
+from pyseg.timeline.events import OFF_SHARE, ON, SAME, Event, Thresholds, find_stretches, per_class
 
 if TYPE_CHECKING:
     import pandas
 
-_SAME = 1e-6  # seconds: moments that differ by less are the same
 _COLUMNS = 256  # averaged at once
 
 
@@ -100,9 +99,9 @@ class Timeline:
         if not ((scores >= 0) & (scores <= 1)).all():
             raise ArgumentError("scores: expected numbers in [0, 1], found others")
         numbers = self.numbers if len(self.numbers) else range(len(self.names))
-        if len(numbers) != len(self.names):
+        if len({*numbers}) != len(self.names):
             raise ArgumentError(
-                f"numbers: expected those of {len(self.names)} classes, found {len(numbers)}"
+                f"numbers: expected those of {len(self.names)} classes, found {len({*numbers})}"
             )
         seconds = self.segment_seconds or (float(ends[0] - starts[0]) if len(starts) else 0.0)
         checked = {
@@ -143,12 +142,12 @@ class Timeline:
 
     @functools.cached_property
     def _averaged(self) -> Timeline:
-        if (self.starts[1:] >= self.ends[:-1] - _SAME).all():
+        if (self.starts[1:] >= self.ends[:-1] - SAME).all():
             return self
         moments = np.unique(np.concatenate((self.starts, self.ends)))
-        moments = moments[np.diff(moments, prepend=-np.inf) > _SAME]
+        moments = moments[np.diff(moments, prepend=-np.inf) > SAME]
         first, last = (
-            np.searchsorted(moments, times + _SAME, side="right") - 1
+            np.searchsorted(moments, times + SAME, side="right") - 1
             for times in (self.starts, self.ends)
         )
         change = np.zeros(len(moments), np.int64)
@@ -188,14 +187,14 @@ class Timeline:
         if not len(self.starts):
             return self
         fine = self._averaged
-        count = int(np.ceil((self.duration - _SAME) / seconds))
+        count = int(np.ceil((self.duration - SAME) / seconds))
         edges = np.arange(count + 1) * seconds
         # The integral of the score up to each edge; it is linear between the ends of windows.
         lengths = fine.ends - fine.starts
         at = np.ravel(np.column_stack((fine.starts, fine.ends)))
         covered = np.diff(_interpolated(edges, at, lengths[:, None]), axis=0)[:, 0]
         areas = np.diff(_interpolated(edges, at, lengths[:, None] * fine.scores), axis=0)
-        kept = covered > _SAME
+        kept = covered > SAME
         means = np.clip(areas[kept] / covered[kept, None], 0.0, 1.0)
         ends = np.minimum(edges[1:][kept], self.duration)
         return replace(self, starts=edges[:-1][kept], ends=ends, scores=means)

@@ -34,16 +34,26 @@ from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 from pyseg.results import Result
 from pyseg.runs import Run, open_data
-from pyseg.train._data import classes_to_tune, hold_out, label_correlation
+from pyseg.train._data import (
+    classes_to_tune,
+    hold_out,
+    label_correlation,
+    normalization,
+    ratings_per_class,
+)
 from pyseg.train._folder import RESUMABLE, check_new, check_resumed, create, resume
 from pyseg.train._model import known_overrides, make_model, start_from
 from pyseg.train._stages import make_stages
-from pyseg.training import Trainer, summary_writer
+from pyseg.training import Stage, Trainer, summary_writer
+from pyseg.training.identity import check_features
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-__all__ = ["RESUMABLE", "label_correlation", "main", "parse_options", "train"]
+FEW_RATINGS = 50
+"""Ratings of a class, the median over the rated classes, below which `train` suggests "linear"."""
+
+__all__ = ["FEW_RATINGS", "RESUMABLE", "label_correlation", "main", "parse_options", "train"]
 
 
 def train(config: TrainConfig, collection: Collection | None = None) -> Path:
@@ -93,11 +103,15 @@ def _train(
     torch.manual_seed(config.seed)
 
     collection = open_data(config) if collection is None else collection
+    run = None if checkpoint is None else Run(cast(str, config.run))
+    if run is not None:
+        check_features(f"--resume {config.resume}", run.features(), collection.features)
     config, collection, blind = hold_out(config, collection)
     counted, graph, known = ReadReport(), None, known_overrides(config)
     if "correlation" in known:
         graph = label_correlation(config.loss, collection, report=counted)
-    model = make_model(config, collection, known, graph, device)
+    given = normalization(config, collection, known, resumed=checkpoint is not None)
+    model = make_model(config, collection, known, graph, device, given)
     if config.init is not None and checkpoint is None:
         start_from(model, Path(config.init))
     classes = classes_to_tune(config, collection)
@@ -109,16 +123,15 @@ def _train(
         known = None if trained.num_classes == collection.num_classes else classes
         return evaluate(trained, collection, "test", classes=known, workers=config.workers)
 
-    if checkpoint is None:
+    if run is None:
         run = create(config, collection, correlation, owned)
-    else:
-        run = Run(cast(str, config.run))
     trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
     if checkpoint is None:
         trainer.save_weights(model)
     elif distributed.is_first():  # the options that may have changed
         run.write_config(replace(config, resume=None))
     _print_task(config, collection, model, correlation, counted, blind)
+    _suggest_linear(config, stages)
     if trainer.resumes:
         print(f"continuing from {trainer.resumes}")
     trainer.fit()
@@ -150,6 +163,18 @@ def _print_task(
         print(f"label correlation: {len(correlation.values)} relations {where}")
     if summary := counted.summary():
         print(f"label correlation: {summary}")
+
+
+def _suggest_linear(config: TrainConfig, stages: Sequence[Stage]) -> None:
+    """Prints that a simpler model may do, if there are few ratings."""
+    for stage in stages:
+        if stage.name != "finetune" or not stage.config.steps or config.model == "linear":
+            continue
+        if stage.dataset.cached and (number := ratings_per_class(stage.dataset)) < FEW_RATINGS:
+            print(
+                f"data: {number} ratings a class: --model linear is often as good with so few, "
+                "and trains in seconds"
+            )
 
 
 def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:

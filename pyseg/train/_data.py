@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
+
+from pyseg import distributed
+from pyseg._progress import Progress
 from pyseg.config import LossConfig, TrainConfig
-from pyseg.data import Collection, ReadReport
+from pyseg.data import Collection, Example, ReadReport, RecordDataset, frame_moments
 from pyseg.errors import UserError
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
 
@@ -88,6 +93,70 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
     if config.pretrain.evaluate_every or config.finetune.evaluate_every:
         line += ", whatever evaluate_every says"
     return config, collection, line
+
+
+def ratings_per_class(segments: RecordDataset) -> int:
+    """Returns the number of ratings that half of the rated classes do not exceed, of all ranks.
+
+    Args:
+        segments: Rated segments in memory.
+    """
+    once = segments.subset(shuffle=False, repeat=False, rank=0, world_size=1)
+    rated = [np.empty(0, np.int64), *(example.classes for example in once)]
+    counts = np.bincount(np.concatenate(rated))
+    return int(np.median(counts[counts > 0])) if counts.any() else 0
+
+
+def normalization(
+    config: TrainConfig, collection: Collection, known: Sequence[str], *, resumed: bool
+) -> dict[str, Any]:
+    """Returns the arguments of `pyseg.nn.FrameNormalization` that the data decides.
+
+    They are the ranges of the features, unless these are the default; and where frames are to be
+    standardised, mean and deviation of the training videos' frames. All processes call it, and the
+    first one reads.
+
+    Args:
+        config: The options.
+        collection: The data.
+        known: The overrides that the model takes.
+        resumed: Whether a checkpoint will replace mean and deviation.
+
+    Raises:
+        pyseg.errors.UserError: The model does not take the ranges.
+        pyseg.errors.RecordError: A record is damaged.
+    """
+    features = collection.features
+    given: dict[str, Any] = {}
+    if features.has_own_ranges:
+        if "ranges" not in known:
+            raise UserError(
+                f"--model {config.model}: expected a model that takes ranges, as the bytes of "
+                f"{collection.name} do not stand for -2 to 2, found one that does not"
+            )
+        given["ranges"] = features.ranges
+    convention = config.overrides.get("normalization")
+    if convention is None and collection.standardize and "normalization" in known:
+        convention = given["normalization"] = "standardize"
+    if convention != "standardize" or "mean" not in known:
+        return given
+    width = sum(features.feature_sizes)
+    mean, deviation = np.zeros(width), np.ones(width)
+    if distributed.is_first() and not resumed:
+        frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
+        videos = collection.videos(
+            "train", shuffle=True, seed=config.seed, rank=0, world_size=1, **frames
+        )
+        with Progress("mean and deviation", "frames") as bar:
+            mean, deviation = frame_moments(_counted(videos, bar), features)
+    given["mean"], given["deviation"] = distributed.from_first((mean, deviation))
+    return given
+
+
+def _counted(examples: Iterable[Example], bar: Progress) -> Iterator[Example]:
+    for example in examples:
+        yield example
+        bar.update(len(example.frames))
 
 
 def classes_to_tune(config: TrainConfig, collection: Collection) -> Sequence[int] | None:

@@ -61,6 +61,7 @@ def create(
         return Run(distributed.from_first(Path()))
     run = _make_folder(config, collection)
     owned.enter_context(sole_owner(run.folder))
+    collection.features.write(run.features_file)
     run.write_config(replace(config, run=str(run)))
     if correlation is not None:
         correlation.save(run.correlation_file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,9 @@ _GIVEN = {
     "generator": "--seed",
     "correlation": "--loss.correlation",
     "eigenvalues": "--eigenvalues",
+    "ranges": "the data",
+    "mean": "the data",
+    "deviation": "the data",
     "node_features": "--node_features",
     "name": "--model",
 }
@@ -46,8 +49,17 @@ def make_model(
     known: Sequence[str],
     graph: LabelCorrelation | None,
     device: torch.device,
+    given: Mapping[str, Any],
 ) -> FrameClassifier:
-    """Makes the model that the options describe, whose overrides are those of `known_overrides`.
+    """Makes the model that the options describe.
+
+    Args:
+        config: The options.
+        collection: The data.
+        known: The overrides that the model takes, from `known_overrides`.
+        graph: The correlation of all classes, if the model has a label graph.
+        device: The device of its weights.
+        given: Overrides that the data decides, from `pyseg.train._data.normalization`.
 
     Raises:
         pyseg.errors.UserError: There is no such model, or not enough memory for it.
@@ -58,7 +70,11 @@ def make_model(
         if key == "branches" and config.copies > 1:
             raise UserError("--overrides.branches: expected none with --copies")
     name = config.model
-    arguments: dict[str, Any] = {"feature_sizes": collection.feature_sizes, **config.overrides}
+    arguments: dict[str, Any] = {
+        "feature_sizes": collection.feature_sizes,
+        **given,
+        **config.overrides,
+    }
     for option in ("eigenvalues", "node_features"):
         if (path := getattr(config, option)) is not None:
             arguments[option] = read_array(path, f"--{option} {path}")

@@ -14,6 +14,7 @@ import torch
 
 from pyseg import distributed, models
 from pyseg.config import TrainConfig, flat_options
+from pyseg.data import FeatureSet
 from pyseg.errors import UserError
 from pyseg.nn import FrameClassifier
 
@@ -34,6 +35,21 @@ def identify(config: TrainConfig, model: FrameClassifier, stages: Sequence[Stage
             "surroundings": _surroundings(next(model.parameters()).device),
         }
     return cast(Identity, distributed.from_first(identity))
+
+
+def check_features(prefix: str, trained: FeatureSet, found: FeatureSet) -> None:
+    """Compares the features of a resumed run with those of its data.
+
+    Args:
+        prefix: The start of the message, ``--resume <run>``.
+        trained: The features of the run.
+        found: The features of the data.
+
+    Raises:
+        pyseg.errors.UserError: They differ; the message says in what.
+    """
+    if differences := trained.differences(found):
+        raise UserError(f"{prefix}: {'; '.join(differences)}, as the run has")
 
 
 def check_resumed(

@@ -167,7 +167,7 @@ def test_ids_may_have_the_key_of_the_first_releases(tmp_path: Path, level: str) 
     if level == "frame":
         assert ids(collection.segments("all")) == set(IDS[:2])
     assert [labels.tolist() for _, labels in collection.label_lists("all")] == [[0], [1]]
-    assert "with ids called id instead of video_id" in collection.notes[0]
+    assert "(id_key: expected video_id, found id)" in collection.notes[0]
 
 
 def test_names_of_records(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_shards_without_records_are_passed_over(tmp_path: Path) -> None:
     assert collection.video_paths == (str(tmp_path / "part00.tfrecord"),)
     assert ids(collection.segments("all")) == set(IDS)
     with pytest.raises(
-        DataError, match=r"expected AudioSet frames.*; .*part01.tfrecord has no rec"
+        DataError, match=r"expected frames that .*AudioSet frames.*; .*part01.tfrecord has no rec"
     ):
         open_collection(tmp_path / "part01.tfrecord")
 
@@ -431,7 +431,10 @@ def test_records_of_no_known_kind(tmp_path: Path) -> None:
     schema = type(SCHEMA)(features=(("depth", 4),))
     path = tmp_path / "x00.tfrecord"
     write_records(path, [encode_frames("abcd", np.ones((3, 4), np.uint8), [1], None, schema)])
-    with pytest.raises(DataError, match=r"expected AudioSet .*x00.tfrecord holds the features id"):
+    with pytest.raises(
+        DataError,
+        match=r"features.json .*AudioSet .*x00.tfrecord holds the features id",
+    ):
         open_collection(tmp_path)
     path.unlink()
     unlabelled(tmp_path / "test00.tfrecord")

@@ -38,6 +38,7 @@ SMALL_PRESETS: dict[str, dict[str, Any]] = {
     "dbof": _DBOF,
     "dbof-gcn": _DBOF | _GCN,
     "mixture": _NEXTVLAD,
+    "linear": {"feature_sizes": (12, 6)},
     "mlp": _QUICK | {"dropout": 0.0},
     "nextvlad-small": _NEXTVLAD,
     "nextvlad1": _NEXTVLAD,
@@ -60,7 +61,7 @@ def unlike_presets(**overrides: Any) -> list[str]:
 
 
 # Together they have every part of every preset; tests/nn traces the parts separately.
-PRESETS_TO_TRACE = ("dbof-gcn", "mlp", "paper-mixture")
+PRESETS_TO_TRACE = ("dbof-gcn", "linear", "mlp", "paper-mixture")
 
 
 def make_batch(batch: int = 8, length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

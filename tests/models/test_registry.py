@@ -18,8 +18,6 @@ OWN_MODEL = Path(__file__).parents[2] / "examples" / "python" / "own_model.py"
 
 
 class Mean(FrameClassifier):
-    reads_bytes = False
-
     def __init__(
         self, num_classes: int, *, scale: float = 1.0, mode: Literal["a", "b"] = "a", **more: Any
     ) -> None:
@@ -34,7 +32,7 @@ class Mean(FrameClassifier):
 def test_a_model_of_ones_own(tmp_path: Path) -> None:
     assert models.register("mean", scale=2.0)(Mean) is Mean
     assert "mean" in models.names()
-    base = ["feature_sizes", "normalization", "eigenvalues", "noise"]
+    base = ["feature_sizes", "normalization", "eigenvalues", "ranges", "mean", "deviation", "noise"]
     assert models.options("mean") == ["scale", "mode", *base]
     model = models.create("mean", num_classes=3, feature_sizes=(4,), noise=0.5)
     assert (model.scale, model.noise.sigma) == (2.0, 0.5)

@@ -19,6 +19,8 @@ SIZES = (12, 6)
 class Probe(FrameClassifier):
     """Records its arguments, and classifies by the sum over the valid frames."""
 
+    reads_bytes = True
+
     def __init__(self, num_classes: int = 3, **options: object) -> None:
         super().__init__(num_classes, **({"feature_sizes": SIZES} | options))
         self.linear = nn.Linear(sum(self.feature_sizes), num_classes)
@@ -38,11 +40,13 @@ def make_frames(batch: int = 3, length: int = 5) -> Tensor:
 NUM_FRAMES = torch.tensor([5, 3, 1])
 MASK = torch.arange(5) < NUM_FRAMES[:, None]
 EIGENVALUES = torch.linspace(3, 0.1, 12)
+MEAN, DEVIATION = torch.linspace(-1, 1, 18), torch.linspace(0.5, 2, 18)
 CONVENTIONS = [
     {"normalization": "dequantize"},
     {"normalization": "l2"},
     {"normalization": "unwhiten", "eigenvalues": EIGENVALUES},
     {"normalization": "raw"},
+    {"normalization": "standardize", "mean": MEAN, "deviation": DEVIATION},
 ]
 
 
@@ -63,7 +67,16 @@ def test_bytes_stay_bytes_without_noise(training: bool) -> None:
     assert x is frames
     assert torch.equal(mask, MASK)
     for options in CONVENTIONS[1:]:
-        assert Probe(**options).prepare(frames, NUM_FRAMES)[0].is_floating_point()
+        kept = Probe(**options).prepare(frames, NUM_FRAMES)[0] is frames
+        assert kept == (options["normalization"] == "standardize")
+
+
+def test_a_classifier_gets_values_unless_it_reads_bytes() -> None:
+    class Values(Probe):
+        reads_bytes = FrameClassifier.reads_bytes
+
+    for options in CONVENTIONS:
+        assert Values(**options).prepare(make_frames(), NUM_FRAMES)[0].is_floating_point()
 
 
 def test_without_counts_every_frame_is_valid() -> None:
@@ -198,6 +211,8 @@ def test_bad_input() -> None:
         ({"noise": -1.0}, r"noise: expected a finite number of at least 0, found -1\.0"),
         ({"normalization": "none"}, "normalization: expected one of .*; found 'none'"),
         ({"normalization": "unwhiten"}, "eigenvalues: expected them with .* 'unwhiten'"),
+        ({"normalization": "standardize"}, "mean: expected them with .* 'standardize'"),
+        ({"ranges": [[0, 1]]}, "ranges: expected one for each of 2 features, found 1"),
     ],
 )
 def test_bad_arguments(options: dict, message: str) -> None:

@@ -316,7 +316,15 @@ def test_requests_to_stop_are_noted_once(number: int) -> None:
         (["--run", "nowhere"], "nowhere is not a run folder"),
         (["--data", "nowhere/*.tfrecord"], "no file matches"),
         (["--video", "none", "--timeline", "t.png"], "--video none: no such video in 3 shards"),
-        (["--video", "1e1"], "--video: expected --timeline with it, found none"),
+        (["--video", "1e1"], "--video: expected --timeline or --export with it, found none"),
+        (["--timeline", "t.png"], "--timeline: expected --video or --video_file with it, found"),
+        (["--export", "e.csv"], "--export: expected --video or --video_file with it, found none"),
+        (["--video", "1", "--export", "e.doc"], "--export: expected a file that ends in .png, .ht"),
+        (["--weights", "w"], "--weights: expected --video_file with it, found none"),
+        (["--video_file", "v", "--data", "d"], "--data: expected none with --video_file, found d"),
+        (["--video_file", "v", "--video", "1"], "--video: expected none with --video_file, found"),
+        (["--off", "0.6"], "--off: expected at most --on, 0.5, found 0.6"),
+        (["--on", "1.5"], r"--on: expected a number in \[0, 1\], found 1.5"),
         (["--video", "1e1", "--timeline", "t.gif"], r"timeline: expected a .png or .html file"),
         (["--top", "0"], "top: expected at least 1, found 0"),
         (["--video_weight", "1.5"], r"video_weight: expected in \[0, 1\], found 1.5"),
@@ -335,16 +343,20 @@ def test_options_that_cannot_be_carried_out(
 def test_data_that_does_not_fit(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.csv"
     write_records(tmp_path / "a.tfrecord", [encode_video("a", np.zeros(1152), [1])])
-    with pytest.raises(RecordError, match=r"a\.tfrecord: .*rgb"):
+    with pytest.raises(UserError, match=r"a\.tfrecord: expected 1024 bytes .*'rgb', found .*mean"):
         main(run, tmp_path / "a.tfrecord", out)
     narrow = FrameSchema(features=(("audio_embedding", 128),), id_key="video_id")
     frames = np.zeros((5, 128), np.uint8)
     write_records(tmp_path / "b.tfrecord", [encode_frames("b", frames, [1], schema=narrow)])
-    with pytest.raises(RecordError, match=r"b\.tfrecord: .*found .*audio_embedding"):
+    with pytest.raises(
+        UserError,
+        match=r"b\.tfrecord: features: expected rgb \(1024\), audio \(128\), found audio_embedding "
+        r"\(128\); frame_seconds: expected 1.0, found 0.96 \(expected is what .*run was trained on",
+    ):
         main(run, tmp_path / "b.tfrecord", out)
     (tmp_path / "classes.csv").write_text("Index\n6\n")
     with pytest.raises(UserError, match=r"classes\.csv: expected .* the 6 .* found class 6"):
-        main(run, tmp_path / "b.tfrecord", out, "--classes", str(tmp_path / "classes.csv"))
+        predict.main(["--run", str(run), "--classes", str(tmp_path / "classes.csv")])
 
 
 def test_odd_ids_round_trip_or_are_refused(run: Path, tmp_path: Path) -> None:

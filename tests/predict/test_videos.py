@@ -42,7 +42,7 @@ def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, mo
         predict.main(words)
     assert (tmp_path / "old.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
     drawn = []
-    monkeypatch.setattr("pyseg.timeline.Timeline.save", lambda self, _: drawn.append(self))
+    monkeypatch.setattr("pyseg.timeline.Timeline.save", lambda self, *_: drawn.append(self))
     words = ["--run", str(run), "--data", str(tmp_path), "--timeline", str(tmp_path / "t.png")]
     predict.main([*words, "--video", "1e1"])
     assert (drawn[0].title, drawn[0].segment_seconds) == ("1e1", 5.0)

@@ -1,21 +1,16 @@
-"""pyseg.timeline: what its pictures and pages show."""
+"""pyseg.timeline: scores at a time, what its pictures and tables show."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-from html.parser import HTMLParser
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pyseg.timeline import Rating, Timeline, page, picture, thumbnails
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
+from pyseg.errors import ArgumentError
+from pyseg.timeline import Rating, Timeline, picture
 
 
 def make(**changes) -> Timeline:
@@ -32,7 +27,111 @@ def make(**changes) -> Timeline:
     return Timeline(**(options | changes))
 
 
+@st.composite
+def overlapping(draw: st.DrawFn) -> Timeline:
+    """Windows on a grid of halves, with gaps and overlaps, in the order of time."""
+    steps = draw(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), max_size=12))
+    starts, ends, start, end = [], [], 0, 1
+    for forward, longer in steps:
+        start += forward
+        end = max(end, start + 1) + longer
+        starts.append(start / 2)
+        ends.append(end / 2)
+    scores = draw(
+        st.lists(st.lists(st.integers(0, 8), min_size=2, max_size=2), min_size=len(starts))
+    )
+    rows = np.array(scores[: len(starts)], float).reshape(-1, 2) / 8
+    return Timeline("a", starts, ends, rows, ["x", "y"])
+
+
+def at(timeline: Timeline, time: float) -> np.ndarray | None:
+    """The mean of the windows that cover a time."""
+    covering = (timeline.starts <= time) & (time < timeline.ends)
+    return timeline.scores[covering].mean(axis=0) if covering.any() else None
+
+
+@given(overlapping())
+def test_scores_at_a_time_are_means_of_the_windows_that_cover_it(timeline: Timeline) -> None:
+    averaged = timeline.averaged()
+    assert (averaged.starts[1:] >= averaged.ends[:-1]).all()
+    assert averaged.averaged() is averaged
+    for time in np.arange(0.25, timeline.duration + 1, 0.5):
+        expected, found = at(timeline, time), at(averaged, time)
+        assert (expected is None) == (found is None)
+        if expected is not None:
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(timeline.peaks, averaged.scores.max(axis=0, initial=0))
+
+
+@given(overlapping(), st.sampled_from([0.5, 1.0, 1.5]))
+def test_scores_of_seconds_are_means_over_time(timeline: Timeline, seconds: float) -> None:
+    found = timeline.per_second(seconds)
+    rows = iter(range(len(found.starts)))
+    for start in np.arange(0, timeline.duration, seconds):
+        times = np.arange(start + 0.125, min(start + seconds, timeline.duration), 0.25)
+        scores = [score for time in times if (score := at(timeline, time)) is not None]
+        if scores:
+            row = next(rows)
+            assert found.starts[row] == start
+            assert found.ends[row] == min(start + seconds, timeline.duration)
+            np.testing.assert_allclose(found.scores[row], np.mean(scores, axis=0), atol=1e-6)
+    assert next(rows, None) is None
+
+
+def test_best_classes_and_rated_ones() -> None:
+    names = ["a", "b", "c", "d"]
+    ratings = [Rating(0, 5, 4, False), Rating(0, 5, 1, True), Rating(0, 5, 99, True)]
+    timeline = Timeline("v", [0], [5], [[0.1, 0.9, 0.2, 0.3]], names, [4, 3, 2, 1], ratings)
+    best = timeline.best(1)
+    assert (best.names, best.numbers) == (("b", "d", "a"), (3, 1, 4))
+    np.testing.assert_allclose(best.scores, [[0.9, 0.3, 0.1]])
+    assert timeline.select([2]).numbers == (2,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"starts": [0, 1.5]}, r"^ends: expected the shape \(2,\), found \(3,\)"),
+        (
+            {"scores": [[0.5], [0.5], [0.5]]},
+            r"^scores: expected the shape \(3, 2\), found \(3, 1\)",
+        ),
+        ({"scores": [[0.5, 0.0], [1.5, 0], [0, 0]]}, r"^scores: expected numbers in \[0, 1\]"),
+        ({"scores": [[0.5, 0.0], [float("nan"), 0], [0, 0]]}, r"^scores: expected numbers in"),
+        ({"starts": [0, 3, 1.5]}, "^ends: expected finite times after starts"),
+        ({"ends": [3.5, 3, 4]}, "^starts: expected windows in the order of time"),
+        ({"ends": [1.5, 3, np.inf]}, "^ends: expected finite times"),
+        ({"numbers": [7]}, "^numbers: expected those of 2 classes, found 1"),
+        ({"numbers": [7, 7]}, "^numbers: expected those of 2 classes, found 1"),
+    ],
+)
+def test_values_that_do_not_fit(changes: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        make(**changes)
+
+
+def test_table_of_pandas() -> None:
+    pytest.importorskip("pandas")
+    table = make().to_pandas()
+    assert table.index.tolist() == [0, 1.5, 3]
+    assert table["<seven>"].tolist() == [0.5, 1.0, 0.25]
+    assert (table.index.name, table.columns.name) == ("start", "class")
+
+
+def test_table_in_notebooks() -> None:
+    root = ElementTree.fromstring(make()._repr_html_())
+    assert "".join(root.find("caption").itertext()) == 'a "b" <c>, 0:04'
+    rows = [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+    assert rows[1:] == [["<seven>", "1.00", "0:01", ""], ["two", "0.00", "0:00", ""]]
+    curve, _ = root.find(".//svg").iter("path")
+    assert curve.get("d") == "M0.0 28V14.0H180.0V28ZM180.0 28V0.0H360.0V28ZM360.0 28V21.0H480.0V28Z"
+    ElementTree.fromstring(Timeline("x", [], [], np.zeros((0, 1)), ["a"])._repr_html_())
+    many = Timeline("x", [0], [1], np.full((1, 30), 0.5), ["a"] * 30, ratings=make().ratings)
+    assert "20 more classes" in many._repr_html_()
+
+
 def test_rated_segments_are_framed_at_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr(picture, "png", lambda figure: figure)
     [axes] = make().picture().axes
     frames = [patch for patch in axes.patches if not patch.get_fill()]
@@ -42,121 +141,3 @@ def test_rated_segments_are_framed_at_their_length(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose([b.get_height() for b in bars[:3]], [0.425, 0.85, 0.2125], rtol=1e-6)
     assert axes.get_xlim() == (0, 4)
     assert any("segments of 1.5 s" in text.get_text() for text in axes.texts)
-
-
-class Page(HTMLParser):
-    """The cells, buttons and data of a page; checks that every element is closed."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.cells: list[str] = []
-        self.sources: list[str] = []
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attributes if name == "src"]
-        if tag not in ("meta", "input", "br", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th", "title"):
-            self.cells.append(data)
-        if self.open and self.open[-1] == "script" and data.startswith("{"):
-            self.data = json.loads(data)
-
-
-def test_page_lists_all_ratings_and_peaks() -> None:
-    page = Page(make().page())
-    assert page.cells[0] == 'a "b" <c>'
-    assert page.cells[1:10] == [
-        "class", "highest score", "at", "<seven>", "1.00", "0:01", "two", "0.00", "0:00"
-    ]  # fmt: skip
-    assert page.cells[10:14] == ["from", "to", "class", "shown"]
-    assert page.cells[14:] == ["0:00", "0:01", "9", "no", "0:01", "0:03", "<seven>", "yes"]
-    assert "details" not in Page(make(ratings=[]).page()).tags
-
-
-def test_page_has_scores_events_and_ratings() -> None:
-    rng = np.random.default_rng(0)
-    names = ["</script><script>", "a & b", "\u2028<!--", "\ud800"]
-    starts = np.arange(50) / 3
-    scores = rng.random((50, 4))
-    ratings = [Rating(1, 2.5, 1, True), Rating(1, 2, 77, False)]
-    timeline = Timeline("t", starts, starts + 1 / 3, scores, names, ratings=ratings)
-    data = Page(timeline.page()).data
-    assert data["names"] == names
-    decoded = np.frombuffer(base64.b64decode(data["scores"]), np.uint8).reshape(4, 50)
-    np.testing.assert_allclose(decoded.T / 255, scores, atol=0.51 / 255)
-    times = np.frombuffer(base64.b64decode(data["starts"]), "<u4")
-    np.testing.assert_allclose(times / 1000, starts, atol=6e-4)
-    assert data["duration"] == pytest.approx(50 / 3)
-    assert data["ratings"] == [[1, 1.0, 2.5, True]]
-    expected = [[e.number, e.start, e.end, e.peak] for e in timeline.events()]
-    np.testing.assert_allclose(data["events"], expected, atol=1e-3)
-
-
-def test_page_without_any_window(tmp_path: Path) -> None:
-    empty = Timeline("none", [], [], np.zeros((0, 1)), ["a"])
-    assert Page(empty.page()).data["duration"] == 0
-    empty.save(tmp_path / "t.html")
-    assert "No score reaches" in (tmp_path / "t.html").read_text()
-
-
-def test_page_of_hours_is_small() -> None:
-    """It has a byte for each score."""
-    starts = np.arange(36_000)
-    scores = np.random.default_rng(0).random((36_000, 20), np.float32)
-    names = [str(number) for number in range(20)]
-    timeline = Timeline("t", starts, starts + 1, scores, names)
-    assert len(page.page(timeline, events=[])) < 1.34 * 36_000 * (20 + 8) + 100_000
-
-
-def test_address_of_the_video(tmp_path: Path) -> None:
-    name = "javascript:a 'b' \"c\" <d> #1?&amp;.mp4"
-    (tmp_path / "films").mkdir()
-    video = tmp_path / "films" / name
-    video.write_bytes(b"no video")
-    timeline = make(video=str(video))
-    timeline.save(tmp_path / "t.html")
-    [source] = Page((tmp_path / "t.html").read_text()).sources
-    assert source.startswith("films/javascript%3Aa%20")
-    assert unquote(source) == f"films/{name}"
-    timeline.save(tmp_path / "films" / "t.html")
-    [source] = Page((tmp_path / "films" / "t.html").read_text()).sources
-    assert source.startswith("javascript%3A")  # a path, not an address with a scheme
-    [source] = Page(timeline.page()).sources
-    assert source.startswith("file:///")
-    assert Path(unquote(urlsplit(source).path)) == video
-
-
-def test_thumbnails_are_upright_and_in_order(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
-    image = pytest.importorskip("PIL.Image")
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 96, 48, "yuv420p"
-        stream.codec_context.gop_size = 250  # one key frame
-        for number in range(50):
-            frame = np.full((48, 96, 3), 5 * number, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
-        container.mux(stream.encode())
-    found = thumbnails.thumbnails(str(path))
-    assert len(found) >= 12
-    assert [thumbnail.time for thumbnail in found] == sorted({t.time for t in found})
-    for time, address, width in found:
-        kind, _, content = address.partition(",")
-        assert kind == "data:image/jpeg;base64"
-        picture = image.open(io.BytesIO(base64.b64decode(content)))
-        assert (picture.height, picture.width) == (108, 2 * width) == (108, 216)
-        assert np.asarray(picture).mean() == pytest.approx(25 * time, abs=8)
-    (tmp_path / "b.mp4").write_bytes(b"no video")
-    assert thumbnails.thumbnails(str(tmp_path / "b.mp4")) == []

@@ -37,6 +37,8 @@ from pyseg.data.records.schema import (
     Ratings,
     VideoRecords,
     VideoSchema,
+    is_line_of_text,
+    why_not_an_id,
 )
 from pyseg.data.records.sniffing import (
     FeatureKind,
@@ -65,11 +67,13 @@ __all__ = [
     "encode_frames",
     "encode_video",
     "find_features",
+    "is_line_of_text",
     "is_record_file",
     "read_frames",
     "read_records",
     "read_videos",
     "sniff",
+    "why_not_an_id",
     "without_record_warnings",
     "write_records",
 ]

@@ -105,6 +105,11 @@ class RecordFile:
         """Whether the file is gzip-compressed."""
         return self._unpacked is not None
 
+    @property
+    def record(self) -> int:
+        """The number of the last record."""
+        return int(self._reader.record)
+
     def begins_as_records(self) -> bool:
         """Returns whether the first 12 bytes are a record's length and its checksum."""
         if self._unpacked is None:
@@ -113,20 +118,21 @@ class RecordFile:
             self._unpacked.readinto(memoryview(bytearray(1)))
         return self._is_header(self._unpacked.head[:12])
 
-    def contexts(self) -> Iterator[bytes]:
-        """Yields the part of each record with its context features, unverified."""
+    def contexts(self) -> Iterator[tuple[int, bytes]]:
+        """Yields the number of each record, and its part with the context features, unverified."""
         if self.compressed or not self._file.seekable():
             while (record := self.take("next_record")) is not None:
-                yield record
+                yield self.record, record
             return
         size, largest = os.fstat(self._file.fileno()).st_size, _largest_record()
         with open(self._path, "rb", buffering=1 << 13) as file:
-            offset = 0
+            offset = number = 0
             while self._is_header(header := file.read(12)):
                 length = int.from_bytes(header[:8], "little")
                 if offset + 16 + length > size or length > largest:
                     return
-                yield _context(file, length)
+                yield number, _context(file, length)
+                number += 1
                 offset += 16 + length
                 file.seek(offset)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -13,13 +14,14 @@ from pyseg.data.records.file import RecordFile
 from pyseg.data.records.reference import RatingTuple
 from pyseg.data.records.report import ReadReport, check_on_error
 from pyseg.data.records.schema import (
+    RATING_KEYS,
     FrameRecord,
     FrameSchema,
     Ratings,
     VideoRecords,
     VideoSchema,
 )
-from pyseg.data.records.wire import quote
+from pyseg.data.records.wire import ContentError, Message, packed_ints, parse_feature, quote
 from pyseg.errors import ArgumentError, RecordError
 
 PathLike = str | os.PathLike[str]
@@ -70,6 +72,7 @@ def read_frames(
     shard: tuple[int, int] = (0, 1),
     context_keys: Sequence[str] = (),
     sound: Callable[[str], bool] | None = None,
+    check_ends: bool = False,
 ) -> Iterator[FrameRecord]:
     """Reads frame-level records (tf.SequenceExample), with rated segments if there are any.
 
@@ -87,6 +90,9 @@ def read_frames(
             records are verified.
         context_keys: Further context features of one value each, returned as `context`.
         sound: Returns whether an id is usable; a record with an unusable one is faulty.
+        check_ends: Whether a record is faulty if one of its rated segments ends elsewhere than
+            `schema.segment_size` frames after its start or at the end of the video. The ends are
+            read before the records; those of a pipe cannot be checked.
 
     Yields:
         The records.
@@ -122,13 +128,25 @@ def read_frames(
     )
 
     def records(file: RecordFile) -> Iterator[FrameRecord]:
+        odd = _odd_segments(os.fsdecode(path), schema.segment_size) if check_ends else {}
         while (record := file.take("next_frames", decoder)) is not None:
             name, frames, labels, rated, extra, unlabelled = record
+            cut = len(frames)  # segments may end where the video does
+            wrong = [
+                (start, end)
+                for start, end in odd.get(file.record, ())
+                if not (start < cut <= end < start + schema.segment_size)
+            ]
+            if wrong:
+                start, end = wrong[0]
+                file.refuse(
+                    f"expected rated segments of {schema.segment_size} frames, found one of "
+                    f"{end - start}, from frame {start} to {end}"
+                )
+                continue
             if sound is not None and not sound(name):
                 found = quote(name.encode())
-                file.refuse(
-                    f"expected an id without white space and control characters, found {found}"
-                )
+                file.refuse(f"expected an id of one line without control characters, found {found}")
                 continue
             file.report.records += 1
             file.report.unlabelled += unlabelled
@@ -137,6 +155,32 @@ def read_frames(
             yield FrameRecord(name, frames, labels, ratings, context)
 
     return _read(path, on_error, report, shard, records)
+
+
+def _odd_segments(path: str, size: int) -> dict[int, list[tuple[int, int]]]:
+    """Returns start and end of the rated segments of other lengths, by the record's number."""
+    odd: dict[int, list[tuple[int, int]]] = {}
+    if not os.path.isfile(path):
+        return odd
+    keys = [key.encode() for key in RATING_KEYS[:2]]
+
+    def other_lengths(starts: Sequence[int], ends: Sequence[int]) -> list[tuple[int, int]]:
+        pairs = zip(starts, ends, strict=False)
+        return [(start, end) for start, end in pairs if end - start != size]
+
+    with RecordFile(path, "skip") as file:
+        for number, data in file.contexts():
+            if keys[1] not in data:
+                continue
+            starts, ends = (packed_ints(data, key) for key in keys)
+            if starts is not None and ends is not None and not other_lengths(starts, ends):
+                continue
+            with contextlib.suppress(ContentError):  # decoding finds what is wrong
+                found = Message.parse(data).context
+                starts, ends = (parse_feature(data, found.get(key, ())).ints for key in keys)
+                if segments := other_lengths(starts, ends):
+                    odd[number] = segments
+    return odd
 
 
 def _encoded(schema: FrameSchema | VideoSchema) -> tuple[list[tuple[bytes, int]], bytes, bytes]:

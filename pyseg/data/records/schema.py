@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,12 +13,51 @@ import numpy.typing as npt
 from pyseg.errors import ArgumentError
 
 LONGEST_ID = 1024  # bytes
+# Control characters, surrogates, line and paragraph separators.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 RATING_KEYS = (
     "segment_start_times",
     "segment_end_times",
     "segment_labels",
     "segment_scores",
 )
+
+
+def is_line_of_text(text: str) -> bool:
+    r"""Returns whether a text fits on one line of a text file and is not empty.
+
+    It must not have line breaks, other control characters, or surrogates, which stand for bytes
+    that are not UTF-8.
+
+    Example:
+        >>> [is_line_of_text(text) for text in ("06xy", "my video, 2", "", "a\tb", "a\x00")]
+        [True, True, False, False, False]
+    """
+    return bool(text) and not _UNPRINTABLE.search(text)
+
+
+def why_not_an_id(id: object) -> str | None:
+    r"""Returns why a value cannot be written as an id; None: it can.
+
+    An id is a line of text of at most 1,024 bytes in UTF-8 that neither begins nor ends with white
+    space. Records of other programs may have other ids, and are read.
+
+    Example:
+        >>> why_not_an_id("my video, 2") is None
+        True
+        >>> why_not_an_id("two\nlines")
+        "expected a line of text without control characters, found 'two\\nlines'"
+    """
+    if not isinstance(id, str):
+        return f"expected text, found {id!r}"
+    if not is_line_of_text(id):
+        shown = id if len(id) <= 60 else id[:60] + "..."
+        return f"expected a line of text without control characters, found {shown!r}"
+    if len(id.encode()) > LONGEST_ID:
+        return f"expected at most {LONGEST_ID} bytes, found {len(id.encode())}"
+    if id != id.strip():
+        return f"expected text without white space at its ends, found {id!r}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str
     wanted = {name.encode(): name for name in names}
     left = set(wanted)
     with RecordFile(os.fsdecode(path), "skip") as file:
-        for data in file.contexts():
+        for _, data in file.contexts():
             # A name that is not in the bytes needs no parsing.
             if any(name in data for name in left):
                 with contextlib.suppress(wire.ContentError):

@@ -161,6 +161,40 @@ def _add_values(value: Value, data: bytes, content: Span) -> None:
             at = skip_field(data, field, wire, start, at, end)
 
 
+def packed_ints(data: bytes, key: bytes) -> list[int] | None:
+    """Returns the numbers of an int64 feature without parsing the rest of the record.
+
+    Returns:
+        What follows the last occurrence of the feature's name as common writers encode it, each
+        number at least 0; None if something else does.
+    """
+    name = b"\x0a" + encode_varint(len(key)) + key
+    at = data.rfind(name) + len(name)
+    end = len(data)
+    if at < len(name):
+        return None
+    for tag in b"\x12\x1a\x0a":  # the Feature in its entry, the list in it, the numbers in that
+        if data[at : at + 1] != bytes((tag,)):
+            return None
+        length = stop = 0
+        for stop in range(at + 1, min(at + 1 + LONGEST_VARINT, end)):
+            length |= (data[stop] & 0x7F) << 7 * (stop - at - 1)
+            if data[stop] < 0x80:
+                break
+        at = stop + 1
+        if tag != 0x12 and at + length != end:
+            return None
+        end = at + length
+    numbers, value, shift = [], 0, 0
+    for byte in data[at:end]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers.append(value)
+            value = shift = 0
+    return numbers
+
+
 def _signed(number: int) -> int:
     return number - (1 << 64) if number >> 63 else number
 

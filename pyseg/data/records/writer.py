@@ -17,7 +17,13 @@ import numpy.typing as npt
 from pyseg._files import atomic_write
 from pyseg.data.records.engine import engine
 from pyseg.data.records.framing import LARGEST_RECORD, mask
-from pyseg.data.records.schema import LONGEST_ID, RATING_KEYS, FrameSchema, Ratings, VideoSchema
+from pyseg.data.records.schema import (
+    RATING_KEYS,
+    FrameSchema,
+    Ratings,
+    VideoSchema,
+    why_not_an_id,
+)
 from pyseg.data.records.wire import encode_varint, row_header
 from pyseg.errors import ArgumentError
 
@@ -92,7 +98,7 @@ def encode_frames(
     """Encodes a frame-level record as tf.SequenceExample.
 
     Args:
-        id: Id of the video.
+        id: Id of the video: a line of text of at most 1,024 bytes, without white space at its ends.
         frames: (T, schema.width) uint8, T >= 1.
         labels: (L,) class numbers.
         ratings: Rated segments, stored unchanged, even those that a reader would drop.
@@ -144,7 +150,7 @@ def encode_video(
     """Encodes a video-level record as tf.Example.
 
     Args:
-        id: Id of the video.
+        id: Id of the video, as for `encode_frames`.
         features: (schema.width,) floats, stored as float32.
         labels: (L,) class numbers.
         schema: What the features are called.
@@ -173,13 +179,9 @@ def _identity(
 ) -> list[tuple[str, bytes]]:
     """Returns the features of every record."""
     numbers = _natural_numbers("labels", labels)
-    try:
-        name = id.encode()
-    except (AttributeError, UnicodeEncodeError):
-        raise ArgumentError(f"id: expected text, found {id!r}") from None
-    if len(name) > LONGEST_ID:
-        raise ArgumentError(f"id: expected at most {LONGEST_ID} bytes, found {len(name)}")
-    entries = [(schema.id_key, _field(1, _field(1, name)))]
+    if (wrong := why_not_an_id(id)) is not None:
+        raise ArgumentError(f"id: {wrong}")
+    entries = [(schema.id_key, _field(1, _field(1, id.encode())))]
     if schema.labels_key is not None:
         entries.append((schema.labels_key, _ints(numbers)))
     elif numbers.size:

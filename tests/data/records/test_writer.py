@@ -132,7 +132,10 @@ FRAMES = np.zeros((2, 9), dtype=np.uint8)
             "segment_ends: expected none without ratings",
         ),
         (lambda: encode_frames(b"a", FRAMES, [], schema=SMALL), "id: expected text, found b'a'"),
-        (lambda: encode_frames("\ud800", FRAMES, [], schema=SMALL), "id: expected text, found '"),
+        (lambda: encode_frames("\ud800", FRAMES, [], schema=SMALL), "id: expected a line of text"),
+        (lambda: encode_frames("a\nb", FRAMES, [], schema=SMALL), r"id: .* found 'a\\nb'"),
+        (lambda: encode_frames("", FRAMES, [], schema=SMALL), "id: expected a line of text"),
+        (lambda: encode_video(" a", np.zeros(5), [], TINY), "id: .* white space at its ends"),
         (
             lambda: encode_frames("a", FRAMES, [], schema=SMALL, context={"x": np.inf}),
             r"context\['x'\]: expected text or a finite number, found inf",

@@ -1,0 +1,145 @@
+"""Reading files of any of the known formats of annotations, recognized by content."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+from pyseg._registry import unknown
+from pyseg.data._tables import find_delimiter, read_rows, shown
+from pyseg.data.annotations.elan import ElanClasses, read_elan
+from pyseg.data.annotations.interval import AnnotationFile
+from pyseg.data.annotations.label_studio import read_label_studio
+from pyseg.data.annotations.tables import (
+    RATING_COLUMNS,
+    VIA_COLUMNS,
+    VIA_HEADER,
+    read_audacity,
+    read_ratings,
+    read_via,
+)
+from pyseg.errors import ArgumentError, DataError, MissingFileError
+
+AnnotationFormat = Literal["ratings", "via", "label_studio", "audacity", "elan"]
+Paths = str | os.PathLike[str] | list[str]
+
+_HEAD = 4096  # bytes that decide the format
+_EXPECTED = (
+    f"a table with the columns {','.join(RATING_COLUMNS)}, VIA's temporal segments as CSV, Label "
+    "Studio's JSON, Audacity's labels or an ELAN file"
+)
+
+
+def read_annotations(
+    paths: Paths,
+    *,
+    format: AnnotationFormat | None = None,
+    fps: float | None = None,
+    elan_classes: ElanClasses = "tiers",
+) -> AnnotationFile:
+    r"""Reads what people rated videos with.
+
+    * "ratings": pyseg's own table ``video,start,end,class,score``.
+    * "via": VIA's export "Only Temporal Segments as CSV".
+    * "label_studio": Label Studio's export "JSON" of TimelineLabels, whose times are the numbers of
+      frames.
+    * "audacity": Audacity's label files, each with the name of its video.
+    * "elan": ELAN's .eaf files.
+
+    All but the first only mark where a class is: the score is 1.
+
+    Args:
+        paths: A file, a folder of files, a glob, or a list of files.
+        format: The format of all files; default: each file's content decides.
+        fps: Frames a second, which Label Studio's numbers of frames need.
+        elan_classes: Whether the names of the "tiers" or the "values" of annotations are ELAN's
+            classes.
+
+    Raises:
+        pyseg.errors.MissingFileError: There is no such file.
+        pyseg.errors.DataError: A file is of no known format or malformed; the message names file
+            and line.
+        pyseg.errors.ArgumentError: ``fps`` is missing, or an argument is out of range.
+        OSError: A file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "holiday.txt")
+        >>> _ = path.write_text("2.0\t6.5\tdog\n")
+        >>> read_annotations(path).intervals[0][:5]
+        ('holiday', 2.0, 6.5, 'dog', 1.0)
+    """
+    if format is not None and format not in get_args(AnnotationFormat):
+        known = get_args(AnnotationFormat)
+        raise ArgumentError(f"format: {unknown('format of annotations', format, known)}")
+    if elan_classes not in get_args(ElanClasses):
+        raise ArgumentError(f"elan_classes: expected tiers or values, found {elan_classes!r}")
+    if fps is not None and not 0 < fps < float("inf"):
+        raise ArgumentError(f"annotation_fps: expected above 0, found {fps}")
+    readers: dict[str, Callable[[str], AnnotationFile]] = {
+        "ratings": read_ratings,
+        "via": read_via,
+        "label_studio": lambda path: read_label_studio(path, fps),
+        "audacity": read_audacity,
+        "elan": lambda path: read_elan(path, elan_classes),
+    }
+    found = AnnotationFile()
+    for path in _files(paths):
+        found.extend(readers[format or _recognize(path)](path))
+    return found
+
+
+def _files(paths: Paths) -> list[str]:
+    files: list[str] = []
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        text = os.fspath(path)
+        if os.path.isdir(text):
+            more = sorted(str(p) for p in Path(text).rglob("[!.]*") if p.is_file())
+            missing = "expected a folder with files of annotations, found none"
+        elif glob.has_magic(text) and not os.path.exists(text):
+            more = sorted(p for p in glob.glob(text, recursive=True) if os.path.isfile(p))
+            missing = "no file matches"
+        else:
+            more, missing = [text] if os.path.exists(text) else [], "no such file or folder"
+        if not more:
+            raise MissingFileError(f"{text}: {missing}")
+        files += more
+    return files
+
+
+def _recognize(path: str) -> str:
+    """Returns the name of a file's format.
+
+    Raises:
+        pyseg.errors.DataError: It is unknown.
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        raise DataError(f"{path}: expected {_EXPECTED}, found an empty file")
+    if head[:1] == b"<" or head[:4] in (b"\xff\xfe<\0", b"\xfe\xff\0<"):
+        return "elan"
+    if head[:1] in b"[{":
+        return "label_studio"
+    line, fields = next(read_rows(path, "\t"), (1, [""]))
+    text = "\t".join(fields)
+    if text.startswith((VIA_HEADER, "# Exported using VGG")) or text.startswith(VIA_COLUMNS[0]):
+        return "via"
+    delimiter = find_delimiter(path, RATING_COLUMNS[:3])
+    if {*RATING_COLUMNS[:3]} <= {name.strip(' "') for name in text.split(delimiter)}:
+        return "ratings"
+    if len(fields) >= 2 and all(map(_is_number, fields[:2])):
+        return "audacity"
+    raise DataError(f"{path}, line {line}: expected {_EXPECTED}; found {shown(text)}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

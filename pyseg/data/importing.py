@@ -1,0 +1,509 @@
+"""Features of any network and ratings of any tool to a collection: ``python -m pyseg.data import``.
+
+See :func:`import_features`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import itertools
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pyseg import _cli
+from pyseg._containers import read_arrays, read_shapes
+from pyseg._progress import Progress
+from pyseg._table import Table
+from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
+from pyseg.data.annotations.ratings import ALL
+from pyseg.data.annotations.reading import Paths
+from pyseg.data.features import RANGE, FeatureSet
+from pyseg.data.records import OnError, check_on_error, why_not_an_id
+from pyseg.data.writing import SourceVideo, WriteReport, write_collection
+from pyseg.errors import ArgumentError, DataError, MissingFileError
+
+RANGE_VIDEOS = 100
+"""The videos whose values determine the ranges of the features."""
+
+_SUFFIXES = (".npy", ".npz")
+_SHOWN_CLASSES = 20  # in the table of a command
+_CLOSE = 1e-6  # relative: segments are whole numbers of frames, as far as a decimal can say
+
+Ranges = Mapping[str, Sequence[float]] | Sequence[float]
+
+
+@dataclass
+class ImportReport(WriteReport):
+    """What `import_features` has written.
+
+    Attributes:
+        features: The features of the collection.
+        range_notes: Lines on where the ranges of the features come from.
+    """
+
+    features: FeatureSet | None = None
+    range_notes: list[str] = field(default_factory=list)
+
+
+def import_features(
+    features: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    ratings: Paths | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    fps: float = 1.0,
+    segment_seconds: float = 5.0,
+    complete: str | Sequence[str] = (),
+    format: AnnotationFormat | None = None,
+    annotation_fps: float | None = None,
+    elan_classes: ElanClasses = "tiers",
+    ranges: Ranges | None = None,
+    feature_name: str = "features",
+    on_error: OnError = "raise",
+) -> ImportReport:
+    r"""Writes features from NumPy files and the ratings of their videos as a collection.
+
+    Every ``.npy`` file has the features (T, N) of one video; an ``.npz`` file has several features
+    (T, N_i) by name, with the same T. The name of the file without its suffix is the id of the
+    video, with the subfolders before it. Values may be float16, float32 or float64; they are stored
+    as bytes, of which a feature's least and greatest value in the first 100 videos are the ends.
+    Values of type uint8 are taken for stored bytes, whose range is [-2, 2] unless ``ranges`` says
+    otherwise. What is written is described by `write_collection`.
+
+    Args:
+        features: The folder of the files.
+        out: The folder to write.
+        ratings: Rated intervals, see `read_annotations`.
+        labels: A table of the labels of whole videos, with the columns video and class.
+        fps: Frames a second of the features.
+        segment_seconds: The duration of a segment, a multiple of a frame's.
+        complete: Classes of which every segment without an interval is rated 0, in videos with any
+            rating: names, or "all". All else that nobody rated stays unrated.
+        format: The format of ``ratings``; default: each file's content decides.
+        annotation_fps: Frames a second, which Label Studio's numbers of frames need.
+        elan_classes: Whether the names of the "tiers" or the "values" of annotations are ELAN's
+            classes.
+        ranges: (low, high) of all features or by the name of a feature; default: see above.
+        feature_name: The name of the feature in ``.npy`` files.
+        on_error: "raise" at a file that cannot be read or an annotation that fits no video, or
+            "skip" and report it.
+
+    Raises:
+        pyseg.errors.DataError: A file is malformed, or does not fit the others; the message names
+            it. Or ``out`` has a collection.
+        pyseg.errors.MissingFileError: There is no such folder, or no file in it.
+        pyseg.errors.ArgumentError: An argument is out of range.
+        pyseg.errors.UserError: Another process is writing to the folder.
+        OSError: A file cannot be read or written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("garden", "street"):
+        ...     np.save(folder / f"{name}.npy", np.random.default_rng(0).normal(size=(20, 8)))
+        >>> table = folder / "ratings.csv"
+        >>> _ = table.write_text("video,start,end,class,score\ngarden,0,10,dog,1\n")
+        >>> report = import_features(folder, folder / "clips", ratings=table, feature_name="clip")
+        >>> report.videos, report.segments, report.rated["dog"]
+        (2, 2, 2)
+        >>> FeatureSet.read(folder / "clips" / "features.json").features
+        (('clip', 8),)
+    """
+    check_on_error(on_error)
+    frames = frames_of_a_segment(fps, segment_seconds)
+    files, left_out = _look(Path(features), feature_name, on_error)
+    names = list(files[0].shapes)
+    annotations = Annotations.read(
+        [file.id for file in files],
+        ratings,
+        labels,
+        complete=complete,
+        format=format,
+        fps=annotation_fps,
+        elan_classes=elan_classes,
+        on_error=on_error,
+    )
+    sizes = tuple((name, shape[1]) for name, (shape, _) in files[0].shapes.items())
+    described = FeatureSet(sizes, frame_seconds=1 / fps, segment_size=frames)
+    described, range_notes = _with_ranges(described, files, ranges, on_error)
+    videos = [file.video(names) for file in files]
+    written = write_collection(out, described, videos, annotations, on_error=on_error)
+    report = ImportReport(**vars(written), features=described, range_notes=range_notes)
+    report.left_out = left_out + report.left_out
+    return report
+
+
+def frames_of_a_segment(fps: float, segment_seconds: float) -> int:
+    """Returns the frames of a segment.
+
+    Raises:
+        pyseg.errors.ArgumentError: They are no whole number, or an argument is out of range.
+
+    Example:
+        >>> frames_of_a_segment(2.0, 2.5)
+        5
+    """
+    _cli.check_above("fps", fps, 0)
+    _cli.check_above("segment_seconds", segment_seconds, 0)
+    frames = segment_seconds * fps
+    whole = max(1, round(frames))
+    if abs(frames - whole) > _CLOSE * whole:
+        raise ArgumentError(
+            f"segment_seconds: expected a multiple of a frame of {1 / fps:g} s, such as "
+            f"{whole / fps:g}, found {segment_seconds:g}"
+        )
+    return whole
+
+
+def complete_classes(text: str | None) -> str | list[str]:
+    """Returns the classes of an option ``complete``: names, which CSV's quotes may enclose, or all.
+
+    Raises:
+        pyseg.errors.ArgumentError: It is something else.
+
+    Example:
+        >>> complete_classes('dog,"cat, sleeping"')
+        ['dog', 'cat, sleeping']
+    """
+    if text is None or text == ALL:
+        return text or []
+    try:
+        return [name.strip() for name in next(csv.reader([text], strict=True))]
+    except (csv.Error, StopIteration):
+        raise ArgumentError(f"complete: expected names of classes as a,b, found {text!r}") from None
+
+
+class _File(NamedTuple):
+    """A file of the features of a video.
+
+    Attributes:
+        path: The file.
+        id: The id of the video.
+        shapes: Shape and type by the name of the feature.
+    """
+
+    path: Path
+    id: str
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+    def widths(self) -> dict[str, tuple[int, str]]:
+        """Returns the width of each feature, and whether it has bytes or numbers."""
+        return {
+            name: (shape[1], "bytes" if dtype == np.uint8 else "numbers")
+            for name, (shape, dtype) in self.shapes.items()
+        }
+
+    def read(self, names: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """Returns the arrays of features: bytes as stored, or finite float32 values.
+
+        Raises:
+            pyseg.errors.DataError: It cannot be read, or a value is not finite.
+        """
+        arrays = read_arrays(self.path)
+        found = []
+        for name in names:
+            array = arrays.get(name, arrays.get(""))
+            if array is None or array.shape != self.shapes[name][0]:
+                raise DataError(f"{self.path}: expected the same arrays as before, found others")
+            if array.dtype != np.uint8:
+                with np.errstate(over="ignore"):
+                    array = array.astype(np.float32)
+                if not (finite := np.isfinite(array)).all():
+                    row, column = np.argwhere(~finite)[0]
+                    raise DataError(
+                        f"{self.path}: expected finite numbers, found {array[row, column]} in row "
+                        f"{row}, column {column} of {name}"
+                    )
+            found.append(array)
+        return found
+
+    def video(self, names: Sequence[str]) -> SourceVideo:
+        """Returns what `write_collection` takes."""
+        status = self.path.stat()
+        [num_frames, *_] = {shape[0] for shape, _ in self.shapes.values()}
+        stamp = f"{status.st_size} {status.st_mtime_ns}"
+        return SourceVideo(self.id, num_frames, functools.partial(self.read, names), stamp)
+
+
+def _look(folder: Path, feature_name: str, on_error: OnError) -> tuple[list[_File], list[str]]:
+    """Returns the files of features in a folder, which fit together, and why others are left out.
+
+    Raises:
+        pyseg.errors.DataError: One cannot be read, or does not fit the others.
+        pyseg.errors.MissingFileError: There is no file.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "none"
+        raise MissingFileError(f"{folder}: expected a folder of .npy or .npz files, found {found}")
+    paths = sorted(path for path in folder.rglob("*") if _holds_features(path, folder))
+    if not paths:
+        raise MissingFileError(f"{folder}: no file in this folder ends in .npy or .npz")
+    files: dict[str, _File] = {}
+    left_out = []
+    with Progress("looking at features", "files", len(paths)) as bar:
+        for path in paths:
+            bar.update()
+            try:
+                file = _File(path, _id(path, folder), _shapes(path, feature_name))
+                if (same := files.get(file.id)) is not None:
+                    raise DataError(
+                        f"{path}: expected one file a video, found {same.path.name} of the same "
+                        f"video {file.id!r}"
+                    )
+                _compare(file, next(iter(files.values()), file))
+            except (DataError, OSError) as error:
+                if on_error == "raise":
+                    raise
+                left_out.append(str(error))
+                continue
+            files[file.id] = file
+    if not files:
+        raise DataError(f"{folder}: expected a file that can be read; {left_out[0]}")
+    return list(files.values()), left_out
+
+
+def _holds_features(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix in _SUFFIXES and not hidden and path.is_file()
+
+
+def _id(path: Path, folder: Path) -> str:
+    id = path.relative_to(folder).with_suffix("").as_posix()
+    if (wrong := why_not_an_id(id)) is not None:
+        raise DataError(f"{os.fspath(path)!r}: the file's name is the id of the video: {wrong}")
+    return id
+
+
+def _shapes(path: Path, feature_name: str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Returns shape and type of the features in a file, by name."""
+    shapes = {name or feature_name: header for name, header in read_shapes(path).items()}
+    if not shapes:
+        raise DataError(f"{path}: expected arrays of features, found none")
+    for name, (shape, dtype) in shapes.items():
+        if len(shape) != 2 or 0 in shape:
+            raise DataError(
+                f"{path}: expected features of shape (T, N), found {name} of shape {shape}"
+            )
+        if dtype != np.uint8 and (dtype.kind != "f" or dtype.itemsize > 8):
+            raise DataError(
+                f"{path}: expected float16, float32, float64 or uint8, found {dtype} in {name}"
+            )
+    lengths = {name: shape[0] for name, (shape, _) in shapes.items()}
+    if len({*lengths.values()}) > 1:
+        raise DataError(f"{path}: expected as many frames of every feature, found {lengths}")
+    return shapes
+
+
+def _compare(file: _File, first: _File) -> None:
+    """Checks that a file has the same features as the first one."""
+    expected, found = first.widths(), file.widths()
+    if expected != found:
+        raise DataError(
+            f"{file.path}: expected {_described(expected)} as in {first.path}, found "
+            f"{_described(found)}"
+        )
+
+
+def _described(features: Mapping[str, tuple[int, str]]) -> str:
+    return ", ".join(f"{name} ({width} {kind})" for name, (width, kind) in features.items())
+
+
+def _with_ranges(
+    features: FeatureSet, files: Sequence[_File], ranges: Ranges | None, on_error: OnError
+) -> tuple[FeatureSet, list[str]]:
+    """Returns the features with the ranges of their values, and lines on where these come from."""
+    given = _given_ranges(ranges, [name for name, _ in features.features])
+    types = {name: dtype for name, (_, dtype) in files[0].shapes.items()}
+    measured = [
+        name for name, _ in features.features if name not in given and types[name] != np.uint8
+    ]
+    several = min(RANGE_VIDEOS, len(files))
+    if measured:
+        some = tuple((name, width) for name, width in features.features if name in measured)
+        samples = _samples(files[:RANGE_VIDEOS], measured, on_error)
+        found = FeatureSet(some).with_ranges_of(samples).ranges
+        given = {**given, **dict(zip(measured, found, strict=True))}
+    chosen, notes = [], []
+    for name, _ in features.features:
+        low, high = given.get(name, RANGE)
+        chosen.append((low, high))
+        source = "as given"
+        if name in measured:
+            source = f"the least and the greatest value of the first {several} videos"
+        elif name not in given:
+            source = "the default for bytes, see ranges"
+        notes.append(f"{name}: range {low:.6g} to {high:.6g}, {source}")
+    return replace(features, ranges=tuple(chosen)), notes
+
+
+def _samples(
+    files: Sequence[_File], names: Sequence[str], on_error: OnError
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yields the values of some videos, the features side by side."""
+    with Progress("finding ranges", "videos", len(files)) as bar:
+        for file in files:
+            bar.update()
+            try:
+                yield np.concatenate(file.read(names), axis=1)
+            except (DataError, OSError):
+                if on_error == "raise":
+                    raise
+
+
+def _given_ranges(ranges: Ranges | None, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Returns the given ranges by the names of features.
+
+    Raises:
+        pyseg.errors.ArgumentError: A name is unknown, or a range is no pair of numbers.
+    """
+    if ranges is None:
+        return {}
+    by_name = ranges if isinstance(ranges, Mapping) else dict.fromkeys(names, ranges)
+    found = {}
+    for name, pair in by_name.items():
+        if name not in names:
+            raise ArgumentError(f"ranges: expected the features {', '.join(names)}, found {name!r}")
+        try:
+            low, high = (float(number) for number in pair)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"ranges: expected low and high, found {pair!r}") from None
+        found[name] = (low, high)
+    return found
+
+
+@dataclass
+class ImportConfig:
+    """Which features and ratings to import, and what they are.
+
+    Args:
+        features: A folder of .npy files (T, N) or .npz files (named arrays (T, N)), one a video;
+            the name of the file without its suffix is the id of the video.
+        out: The folder to write.
+        ratings: Rated intervals: a file, a folder or a glob. A table video,start,end,class,score;
+            VIA's "Only Temporal Segments as CSV"; Label Studio's JSON; Audacity's labels; or .eaf
+            files of ELAN.
+        labels: The labels of whole videos: a table video,class.
+        fps: Frames a second of the features.
+        segment_seconds: The duration of a segment, the unit of ratings and predictions.
+        complete: Classes, as a,b or all, of which every segment without an interval is rated 0 in
+            videos with any rating; default: what nobody rated stays unrated.
+        format: The format of --ratings; default: each file's content decides.
+        annotation_fps: Frames a second of the videos; Label Studio counts frames.
+        elan_classes: Whether ELAN's tiers or the values of its annotations are the classes.
+        ranges: The least and the greatest value of a feature, as low,high of all features or
+            name:low,high;name:low,high; default: those of the first 100 videos, for bytes -2,2.
+        feature_name: The name of the feature in .npy files.
+        on_error: "raise" at a file that cannot be read or a rating that fits no video, or "skip"
+            and report it.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    features: str
+    out: str
+    ratings: str | None = None
+    labels: str | None = None
+    fps: float = 1.0
+    segment_seconds: float = 5.0
+    complete: str | None = field(default=None, metadata={"word": True})
+    format: AnnotationFormat | None = None
+    annotation_fps: float | None = None
+    elan_classes: ElanClasses = "tiers"
+    ranges: str | None = field(default=None, metadata={"word": True})
+    feature_name: str = field(default="features", metadata={"word": True})
+    on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        frames_of_a_segment(self.fps, self.segment_seconds)
+        _cli.check_above("annotation_fps", self.annotation_fps, 0)
+        self.parsed_ranges()
+        self.completed()
+
+    def completed(self) -> str | list[str]:
+        """Returns the classes of ``complete``."""
+        return complete_classes(self.complete)
+
+    def parsed_ranges(self) -> Ranges | None:
+        """Returns the numbers in ``ranges``."""
+        if self.ranges is None:
+            return None
+        pairs: dict[str, list[float]] = {}
+        parts = self.ranges.split(";")
+        for part in parts:
+            name, _, numbers = part.rpartition(":")
+            with contextlib.suppress(ValueError):
+                low, high = map(float, numbers.split(","))
+                pairs[name.strip()] = [low, high]
+        if len(pairs) != len(parts) or ("" in pairs and len(parts) > 1):
+            raise ArgumentError(
+                f"ranges: expected low,high or name:low,high;name:low,high, found {self.ranges!r}"
+            )
+        return pairs.get("", pairs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs ``python -m pyseg.data import``.
+
+    Raises:
+        pyseg.errors.UserError: An option is out of range.
+        pyseg.errors.DataError: See `import_features`.
+    """
+    parser = _cli.make_parser(
+        ImportConfig,
+        "pyseg.data import",
+        "Writes features from NumPy files and the ratings of their videos as a collection that "
+        "--data takes.",
+    )
+    config = _cli.parse(parser, ImportConfig, argv)
+    _cli.check_out_folder("out", Path(config.out))
+    with _cli.option_group(""), _says_how_to_continue():
+        report = import_features(
+            config.features,
+            config.out,
+            ratings=config.ratings,
+            labels=config.labels,
+            fps=config.fps,
+            segment_seconds=config.segment_seconds,
+            complete=config.completed(),
+            format=config.format,
+            annotation_fps=config.annotation_fps,
+            elan_classes=config.elan_classes,
+            ranges=config.parsed_ranges(),
+            feature_name=config.feature_name,
+            on_error=config.on_error,
+        )
+    for line in itertools.chain(report.range_notes, report.lines(), class_table(report)):
+        print(line)
+    print(f"written to {config.out}; next:")
+    print(_cli.follow_up(f"pyseg.train --data {shlex.quote(config.out)} --model linear"))
+
+
+@contextlib.contextmanager
+def _says_how_to_continue() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped: the same command continues")
+        raise
+
+
+def class_table(report: WriteReport) -> Iterable[str]:
+    """Returns the lines of a table of the classes that most segments are rated for."""
+    if not report.rated:
+        return []
+    most = report.rated.most_common(_SHOWN_CLASSES)
+    rows = [[name, str(count), str(report.positive[name])] for name, count in most]
+    table = Table(["class", "rated segments", "positive"], rows, numeric=(1, 2))
+    more = len(report.rated) - len(most)
+    return [table.markdown(), *([f"and {more} more classes"] if more else [])]

@@ -1,0 +1,58 @@
+"""The command ``python -m pyseg.extract``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from pyseg import _cli
+from pyseg._memory import keep_memory
+from pyseg.data.importing import class_table
+from pyseg.extract import manifest
+from pyseg.extract.config import ExtractConfig
+from pyseg.extract.extraction import Extraction, extract
+
+_TOLD = 5  # videos that are told of by name
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs ``python -m pyseg.extract``."""
+    keep_memory()
+    parser = _cli.make_parser(
+        ExtractConfig,
+        "pyseg.extract",
+        "Computes features of videos with any network, and writes them with their ratings as a "
+        "collection that --data takes.",
+        several={"videos": "Videos as files, folders or globs"},
+    )
+    config = _cli.parse(parser, ExtractConfig, argv)
+    with _cli.option_group(""):
+        done = extract(config)
+    for line in summary(done):
+        print(line)
+    print(f"written to {config.out}; what became of each video: {manifest.FILE}; next:")
+    out = shlex.quote(config.out)
+    if done.report.rated:
+        print(_cli.follow_up(f"pyseg.train --data {out}"))
+    else:
+        print(_cli.follow_up(f"pyseg.predict --run RUN --data {out}"))
+
+
+def summary(done: Extraction) -> Iterator[str]:
+    """Yields lines on what was done."""
+    for status, what in (("skipped", "could not be read"), ("truncated", "end early")):
+        found = [(video, o) for video, o in done.outcomes if o.status == status]
+        if found:
+            yield f"{len(found)} of {len(done.outcomes)} videos {what}:"
+            for video, outcome in found[:_TOLD]:
+                reason = str(outcome.reason)
+                yield "  " + (reason if video.path in reason else f"{video.path}: {reason}")
+            if len(found) > _TOLD:
+                yield f"  and {len(found) - _TOLD} more, see {manifest.FILE}"
+    corrupt = [outcome.corrupt_frames for _, outcome in done.outcomes if outcome.corrupt_frames]
+    if corrupt:
+        yield f"{sum(corrupt)} damaged frames in {len(corrupt)} videos"
+    if renamed := sum(video.note is not None for video, _ in done.outcomes):
+        yield f"{renamed} videos have an id other than their name, see {manifest.FILE}"
+    yield from done.report.lines()
+    yield from class_table(done.report)

@@ -1,0 +1,259 @@
+"""Features of many videos, and the collection that they become."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pyseg import _cli, distributed
+from pyseg._files import remove_unfinished, sole_owner
+from pyseg._progress import Progress
+from pyseg.backbones import Backbone, make_backbone
+from pyseg.data import Annotations, FeatureSet, SourceVideo, WriteReport, write_collection
+from pyseg.data import features as feature_set
+from pyseg.data.importing import RANGE_VIDEOS
+from pyseg.errors import DataError, UserError
+from pyseg.extract import manifest
+from pyseg.extract.config import ExtractConfig
+from pyseg.extract.manifest import Outcome, Video
+from pyseg.extract.parts import Parts
+from pyseg.extract.worker import StoppedError, Work, run_here, run_processes
+
+_LOG = logging.getLogger("pyseg")
+
+_PARTS = "parts"
+_CORES_PER_PROCESS = 4
+_BLOCK = 4096  # rows read at once
+
+
+@dataclass
+class Extraction:
+    """What `extract` has written.
+
+    Attributes:
+        features: The features of the collection.
+        outcomes: The videos, and what became of each.
+        report: What the collection has.
+    """
+
+    features: FeatureSet
+    outcomes: list[tuple[Video, Outcome]]
+    report: WriteReport
+
+
+def extract(config: ExtractConfig) -> Extraction:
+    """Computes the features of videos and writes them as a collection.
+
+    Raises:
+        pyseg.errors.UserError: The options do not fit what is there.
+        pyseg.errors.DataError: No video can be read, or annotations do not fit the videos.
+        OSError: A file cannot be read or written.
+        KeyboardInterrupt: The user asked to stop; finished videos are kept.
+    """
+    from pyseg.video import find_videos
+
+    videos = manifest.list_videos(find_videos(config.videos))
+    annotations = Annotations.read(
+        [video.id for video in videos],
+        config.ratings,
+        config.labels,
+        complete=config.completed(),
+        format=config.format,
+        fps=config.annotation_fps,
+        elan_classes=config.elan_classes,
+    )
+    out, device = Path(config.out), distributed.pick_device(config.device)
+    _cli.check_out_folder("out", out)
+    _check_other_collection(out)
+    backbone = make_backbone(config.backbone, config.weights, device=device)
+    features = _describe(config, backbone)
+    parts = Parts(out / _PARTS, backbone.width)
+    ranges = backbone.ranges
+    del backbone  # every process makes its own
+    created = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with sole_owner(parts.folder):
+            parts.begin(_request(config, features))
+            outcomes = _compute(config, videos, _work(config, parts, str(device)))
+            remove_unfinished(parts.folder)
+            manifest.write_manifest(out, outcomes, videos)
+            good = [video for video in videos if outcomes[video.key].status != "skipped"]
+            if not good:
+                parts.remove()
+                reason = outcomes[videos[0].key].reason
+                raise DataError(f"none of {len(videos)} videos can be read: {reason}")
+            features = _with_ranges(features, ranges, parts, good)
+            report = _write(out, features, parts, good, annotations)
+            if not config.keep_parts:
+                parts.remove()
+    finally:
+        if created and not os.listdir(out):
+            out.rmdir()
+    return Extraction(features, [(v, outcomes[v.key]) for v in videos], report)
+
+
+def _check_other_collection(out: Path) -> None:
+    """Checks that the collection in the folder, if any, can be continued.
+
+    Raises:
+        pyseg.errors.UserError: It is of another origin, or its parts were not kept.
+    """
+    if (out / feature_set.FILE).exists() and not (out / _PARTS).exists():
+        raise UserError(
+            f"--out {out}: expected a new folder or one with {_PARTS} to continue from, found a "
+            "finished collection; delete it or choose another folder"
+        )
+
+
+def _describe(config: ExtractConfig, backbone: Backbone) -> FeatureSet:
+    """Returns the features of the collection, without ranges."""
+    row = "the frame on display at k * frame_seconds after the first frame"
+    return FeatureSet(
+        backbone.features,
+        frame_seconds=1 / config.fps,
+        segment_size=config.segment_size,
+        backbone=backbone.description,
+        sampling=f"row k: {row}" + (", or a neighbor of it" if config.fast else ""),
+    )
+
+
+def _request(config: ExtractConfig, features: FeatureSet) -> dict[str, Any]:
+    """Returns everything but the videos that determines the parts."""
+    assert features.backbone is not None
+    return {
+        "backbone": features.backbone.sha256,
+        "preprocessing": features.backbone.preprocessing,
+        "features": features.features,
+        "fps": config.fps,
+        "fast": config.fast,
+    }
+
+
+def _work(config: ExtractConfig, parts: Parts, device: str) -> Work:
+    """Returns what is to be done with each video."""
+    cores = len(os.sched_getaffinity(0))
+    # One of the cores decodes while the others compute.
+    threads = cores // max(1, _processes(config)) - 1
+    return Work(
+        config.backbone,
+        config.weights,
+        device,
+        config.fps,
+        config.batch_size,
+        config.fast,
+        parts,
+        threads=max(1, min(threads, torch.get_num_threads())),
+    )
+
+
+def _processes(config: ExtractConfig) -> int:
+    if config.processes is not None:
+        return config.processes
+    return max(1, len(os.sched_getaffinity(0)) // _CORES_PER_PROCESS)
+
+
+def _compute(config: ExtractConfig, videos: Sequence[Video], work: Work) -> dict[str, Outcome]:
+    """Computes the features that are not there; returns what became of every video, by its key."""
+    outcomes: dict[str, Outcome] = {}
+    for video in videos:
+        if (outcome := work.parts.find(video)) is not None:
+            outcomes[video.key] = outcome
+        elif work.parts.has(video):
+            _LOG.info("%s has changed: its features are computed again", video.path)
+    todo = [video for video in videos if video.key not in outcomes]
+    if outcomes:
+        _LOG.info("%d of %d videos are done already", len(outcomes), len(videos))
+    done = sum(video.size for video in videos if video.key in outcomes)
+    total = sum(video.size for video in videos)
+    count = _processes(config)
+    with (
+        _cli.stop_requests() as stopped,
+        Progress("extract", "bytes", total, initial=done, scale=True) as bar,
+    ):
+        bar.note(videos=f"{len(outcomes)} of {len(videos)}")
+        run = partial(run_processes, count=count) if count else run_here
+        try:
+            _follow(run(todo, work, stopped), outcomes, bar, len(videos))
+        except StoppedError:
+            manifest.write_manifest(work.parts.folder.parent, outcomes, videos)
+            bar.write(f"stopped after {len(outcomes)} videos: the same command continues")
+            raise KeyboardInterrupt from None
+    return outcomes
+
+
+def _follow(
+    events: Iterator[tuple[Video, float | Outcome]],
+    outcomes: dict[str, Outcome],
+    bar: Progress,
+    total: int,
+) -> None:
+    """Notes what became of every video, and shows the progress."""
+    shares: dict[str, float] = {}
+    for video, said in events:
+        share = 1.0 if isinstance(said, Outcome) else said
+        before = shares.get(video.key, 0.0)
+        if share > before:
+            shares[video.key] = share
+            bar.update(round(video.size * share) - round(video.size * before))
+        if isinstance(said, Outcome):
+            outcomes[video.key] = said
+            bar.note(videos=f"{len(outcomes)} of {total}")
+
+
+def _with_ranges(
+    features: FeatureSet,
+    ranges: tuple[tuple[float, float], ...] | None,
+    parts: Parts,
+    videos: Sequence[Video],
+) -> FeatureSet:
+    """Returns the features with the given ranges, or else those of the values of the first videos.
+
+    They depend on the videos alone, not on the order in which these were done.
+    """
+    if ranges is not None:
+        return replace(features, ranges=ranges)
+
+    def samples() -> Iterator[npt.NDArray[np.float32]]:
+        for video in videos[:RANGE_VIDEOS]:
+            rows = parts.rows(video)
+            for first in range(0, len(rows), _BLOCK):
+                yield rows[first : first + _BLOCK]
+
+    return features.with_ranges_of(samples())
+
+
+def _write(
+    out: Path, features: FeatureSet, parts: Parts, videos: Sequence[Video], known: Annotations
+) -> WriteReport:
+    """Writes the collection."""
+    ends = np.cumsum(features.feature_sizes)[:-1]
+
+    def read(video: Video) -> list[npt.NDArray[np.float32]]:
+        return np.split(parts.rows(video), ends, axis=1)
+
+    sources = [
+        SourceVideo(video.id, len(parts.rows(video)), partial(read, video), f"{video.mtime}")
+        for video in videos
+    ]
+    ids = {video.id for video in videos}
+    lost = {*known.intervals, *known.labels} - ids
+    notes = known.notes
+    if lost:
+        notes = (*notes, f"left out the annotations of {len(lost)} videos that cannot be read")
+    kept = replace(
+        known,
+        intervals={id: some for id, some in known.intervals.items() if id in ids},
+        labels={id: some for id, some in known.labels.items() if id in ids},
+        notes=notes,
+    )
+    return write_collection(out, features, sources, kept, replace=True)
