@@ -19,15 +19,15 @@ from pyseg.predict.config import PredictConfig
 from pyseg.predict.predictor import Predictor
 from pyseg.predict.ranking import predict
 from pyseg.predict.scorer import Scorer
-from pyseg.predict.videos import timeline, timelines, video_file
+from pyseg.predict.videos import file_timeline, timeline, timelines
 
 __all__ = [
     "PredictConfig",
     "Predictor",
     "Scorer",
+    "file_timeline",
     "main",
     "predict",
     "timeline",
     "timelines",
-    "video_file",
 ]

@@ -8,7 +8,7 @@ from pyseg import _cli, distributed
 from pyseg._memory import keep_memory
 from pyseg.predict.config import PredictConfig
 from pyseg.predict.ranking import predict
-from pyseg.predict.videos import timeline, video_file
+from pyseg.predict.videos import file_timeline, timeline
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,10 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     config = _cli.parse(parser, PredictConfig, argv)
     read = {"data": config.data, "classes": config.classes}
-    one_video = config.video is not None or config.video_file is not None
+    one_video = config.video is not None or config.file is not None
     if not one_video:
         _cli.check_out("out", config.out, scores=config.scores, **read)
-    read["video_file"] = config.video_file
+    read |= {"video_file": config.video_file, "frames_file": config.frames_file}
     _cli.check_out("timeline", config.timeline, **read)
     for path in config.export:
         _cli.check_out("export", path, timeline=config.timeline, **read)
@@ -35,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not one_video:
             predict(config)
         elif distributed.is_first():
-            (timeline if config.video_file is None else video_file)(config)
+            (timeline if config.file is None else file_timeline)(config)

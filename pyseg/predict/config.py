@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pyseg import _cli
 from pyseg.data.records import OnError
@@ -33,6 +34,8 @@ class PredictConfig:
         video: Show when classes occur in the video with this id; no submission is written.
         video_file: Show when classes occur in this video file, from which the run's backbone
             computes the features; no submission is written.
+        frames_file: Show when classes occur in the frames of this file: an .npy file (T, N), or an
+            .npz file with an array (T, width) for each feature, of uint8 as stored or of values.
         timeline: A .png or .html file with the scores over time, of the best classes.
         timeline_classes: Classes with the highest scores to draw.
         export: A file with the events or scores of all classes; the suffix is the format: .csv,
@@ -51,6 +54,32 @@ class PredictConfig:
         ValueError: A value is out of its range.
     """
 
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What to score": ("run", "data", "classes", "on_error"),
+        "A submission": (
+            "out",
+            "top",
+            "skip_ends",
+            "scores",
+            "video_top",
+            "video_weight",
+            "video_run",
+        ),
+        "One video": (
+            "video",
+            "video_file",
+            "frames_file",
+            "timeline",
+            "timeline_classes",
+            "export",
+            "on",
+            "off",
+            "backbone",
+            "weights",
+        ),
+        "Computing": ("batch_size", "device"),
+    }
+
     run: str
     data: str | None = None
     out: str = "submission.csv"
@@ -63,6 +92,7 @@ class PredictConfig:
     video_run: str | None = None
     video: str | None = field(default=None, metadata={"word": True})
     video_file: str | None = field(default=None, metadata={"word": True})
+    frames_file: str | None = field(default=None, metadata={"word": True})
     timeline: str | None = None
     timeline_classes: int = 8
     export: list[str] = field(default_factory=list, metadata={"repeated": True})
@@ -95,18 +125,29 @@ class PredictConfig:
             raise ArgumentError(f"timeline: expected a .png or .html file, found {self.timeline}")
         for path in self.export:
             exports.suffix(path, "export")
-        if self.video_file is not None:
-            for name in ("video", "data", "scores"):
+        self._check_source()
+
+    def _check_source(self) -> None:
+        """Checks that the options fit the source of scores over time: records or a file."""
+        given = [name for name in self.GROUPS["One video"] if getattr(self, name) not in (None, [])]
+        files = [name for name in ("video_file", "frames_file") if name in given]
+        if files:
+            others = [*files[1:], "video", "data", "scores"]
+            for name in others:
                 if (value := getattr(self, name)) is not None:
-                    raise ArgumentError(f"{name}: expected none with --video_file, found {value}")
-            return
-        of_time = [name for name in ("timeline", "export") if getattr(self, name)]
-        if self.video is not None and not of_time:
+                    raise ArgumentError(f"{name}: expected none with --{files[0]}, found {value}")
+        outputs = [name for name in ("timeline", "export") if name in given]
+        if self.video is not None and not outputs:
             raise ArgumentError("video: expected --timeline or --export with it, found none")
-        if self.video is None and of_time:
+        if self.video is None and not files and outputs:
             raise ArgumentError(
-                f"{of_time[0]}: expected --video or --video_file with it, found none"
+                f"{outputs[0]}: expected --video, --video_file or --frames_file with it, found none"
             )
         for name in ("backbone", "weights"):
-            if getattr(self, name) is not None:
+            if name in given and "video_file" not in given:
                 raise ArgumentError(f"{name}: expected --video_file with it, found none")
+
+    @property
+    def file(self) -> str | None:
+        """The file that is scored instead of records, if any."""
+        return self.video_file if self.frames_file is None else self.frames_file

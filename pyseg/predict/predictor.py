@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyseg import distributed
+from pyseg._containers import read_arrays, read_named_arrays
 from pyseg._progress import Progress
 from pyseg.backbones import Backbone, make_backbone
 from pyseg.data import FeatureSet
@@ -24,6 +25,34 @@ from pyseg.runs import Run
 from pyseg.timeline import Timeline
 
 Frames = np.ndarray | Tensor | str | os.PathLike[str]
+
+
+def read_frames(path: str | os.PathLike[str], features: FeatureSet) -> np.ndarray:
+    """Reads the features of a video's frames from a NumPy file.
+
+    Args:
+        path: An .npy file of one array, or an .npz file with one for each feature, by name.
+        features: The features.
+
+    Returns:
+        (T, N), the features side by side. Their number and type are checked by whoever uses them.
+
+    Raises:
+        pyseg.errors.DataError: The file is damaged or of another kind, an array is missing, or the
+            arrays do not fit each other; the message names the file.
+        OSError: The file cannot be read.
+    """
+    arrays = read_arrays(path)
+    if "" in arrays:
+        return arrays[""]
+    names = [name for name, _ in features.features]
+    parts = read_named_arrays(path, names)
+    expected = [(len(parts[0]), width) for width in features.feature_sizes] if parts[0].ndim else []
+    if [part.shape for part in parts] != expected or len({part.dtype for part in parts}) > 1:
+        found = ", ".join(f"{n} {p.dtype}{p.shape}" for n, p in zip(names, parts, strict=True))
+        wanted = ", ".join(f"{name} (T, {width})" for name, width in features.features)
+        raise DataError(f"{os.fspath(path)}: expected arrays {wanted} of one type, found {found}")
+    return np.concatenate(parts, axis=1)
 
 
 class Predictor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from pyseg import _cli
 from pyseg.data.segments import SegmentBlock, read_segments
 from pyseg.errors import DataError, UserError
 from pyseg.predict.config import PredictConfig
-from pyseg.predict.predictor import Predictor
+from pyseg.predict.predictor import Predictor, read_frames
 from pyseg.predict.scorer import Scorer
 from pyseg.runs import open_data
 from pyseg.timeline import Event, Rating, Timeline, clock
@@ -83,26 +84,31 @@ def timeline(config: PredictConfig) -> Timeline:
     return found
 
 
-def video_file(config: PredictConfig) -> Timeline:
-    """Scores the video file of `config.video_file`, prints its events, and writes the exports.
+def file_timeline(config: PredictConfig) -> Timeline:
+    """Scores a video or its frames, from a file, prints its events, and writes the exports.
 
     Raises:
         pyseg.errors.UserError: The options do not fit the run, or a package is missing.
-        pyseg.errors.DataError: The file holds no video that can be decoded.
+        pyseg.errors.DataError: The file holds no video that can be decoded, or no such frames.
         OSError: It cannot be read.
     """
-    assert config.video_file is not None
-    with _cli.option_group(""):  # of the options backbone and weights
-        predictor = Predictor(
-            config.run,
-            classes=config.classes,
-            backbone=config.backbone,
-            weights=config.weights,
-            batch_size=config.batch_size,
-            device=config.device,
-        )
-        predictor.run.warn_unfinished()
-        found = predictor.predict(config.video_file)
+    predictor = Predictor(
+        config.run,
+        classes=config.classes,
+        backbone=config.backbone,
+        weights=config.weights,
+        batch_size=config.batch_size,
+        device=config.device,
+    )
+    predictor.run.warn_unfinished()
+    if config.frames_file is not None:
+        with _cli.option("frames_file", config.frames_file):
+            frames = read_frames(config.frames_file, predictor.features)
+            found = predictor.predict(frames, title=Path(config.frames_file).stem)
+    else:
+        assert config.video_file is not None
+        with _cli.option_group(""):  # of the options backbone and weights
+            found = predictor.predict(config.video_file)
     _write(found, config)
     events = found.events(config.on, config.off)
     for line in _event_lines(events):

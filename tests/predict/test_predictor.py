@@ -114,6 +114,48 @@ def test_frames_that_do_not_fit(run: Path, frames: object, message: str) -> None
         pyseg.load(run, device="cpu").predict(frames)
 
 
+def test_frames_of_a_file(run: Path, features: FeatureSet, tmp_path: Path, capsys) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (11, 7), np.uint8)
+    np.save(tmp_path / "a b.npy", frames)
+    np.savez(tmp_path / "c.npz", y=frames[:, 5:], x=frames[:, :5], more=np.zeros(3))
+    expected = pyseg.load(run, device="cpu").predict(frames)
+    for name in ("a b.npy", "c.npz"):
+        out = tmp_path / "out.json"
+        words = ["--run", str(run), "--frames_file", str(tmp_path / name), "--export", str(out)]
+        predict.main([*words, "--device", "cpu"])
+        content = json.loads(out.read_text())
+        assert content["title"] == name.rpartition(".")[0]
+        np.testing.assert_allclose(content["scores"], expected.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (np.zeros((4, 8), np.uint8), r"^--frames_file .*a\.npy: expected frames of shape \(T, 7\)"),
+        (np.zeros(()), r"^--frames_file .*a\.npy: expected frames of shape"),
+        ({"x": np.zeros((4, 5))}, r"a\.npz: expected the array y, found x$"),
+        ({"x": np.zeros((4, 5)), "y": np.zeros((3, 2))}, r"a\.npz: expected arrays x \(T, 5\), y"),
+        (
+            {"x": np.zeros((4, 5)), "y": np.zeros((4, 2), np.uint8)},
+            r"a\.npz: .* of one type, found",
+        ),
+        ({"x": np.zeros(()), "y": np.zeros(())}, r"a\.npz: expected arrays"),
+        (b"no array", r"a\.npy: expected a NumPy file"),
+        (None, r"a\.npy"),
+    ],
+)
+def test_files_of_other_frames(run: Path, tmp_path: Path, arrays: object, message: str) -> None:
+    path = tmp_path / ("a.npz" if isinstance(arrays, dict) else "a.npy")
+    if isinstance(arrays, dict):
+        np.savez(path, **arrays)
+    elif isinstance(arrays, bytes):
+        path.write_bytes(arrays)
+    elif arrays is not None:
+        np.save(path, arrays)
+    with pytest.raises((UserError, DataError, FileNotFoundError), match=message):
+        predict.main(["--run", str(run), "--frames_file", str(path)])
+
+
 def test_only_the_rated_classes_of_a_run(run: Path) -> None:
     everything = pyseg.load(run, device="cpu")
     frames = np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8)
