@@ -54,10 +54,10 @@ def requires_package(package: str, what: str, install: str | None = None) -> Ite
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        advice = f"pip install {install or package}"
-        raise UserError(f"{what} needs {error.name}: {advice} ({error})") from error
-    except (ImportError, OSError, RuntimeError) as error:  # built for another torch
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            advice = f"pip install {install or package}"
+            raise UserError(f"{what} needs {error.name}: {advice} ({error})") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{what} needs {package}, which is installed but fails when imported: {reason}"

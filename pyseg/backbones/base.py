@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ class Backbone(ABC):
     @property
     def description(self) -> data.Backbone:
         """What `features.json` says about it."""
-        return data.Backbone(self.name, self.sha256, self.preprocessing, self.weights)
+        told = {"size": self.size, "crop": self.crop, **self.preprocessing}
+        return data.Backbone(self.name, self.sha256, json.loads(json.dumps(told)), self.weights)
 
     @abstractmethod
     def __call__(

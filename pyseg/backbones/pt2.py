@@ -12,7 +12,6 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from pyseg.backbones.files import check_file, read_beside
 from pyseg.backbones.module import ModuleBackbone, file_digest
 from pyseg.backbones.preprocessing import Size
 from pyseg.backbones.registry import Request, register_backbone
-from pyseg.errors import DataError
+from pyseg.errors import DataError, PysegError
 
 # The numbers that stand for types and formats (torch/_export/serde/schema.py, version 8).
 _DTYPES = {
@@ -51,14 +50,14 @@ def make(request: Request) -> Backbone:
     path = check_file(request)
     try:
         network = ExportedNetwork(path, request.device)
+        preprocessing = read_beside(path, network.size)
+        return ModuleBackbone(network, preprocessing, request.device, sha256=file_digest(path))
+    except PysegError:
+        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"{path}: expected a network that torch.export.save wrote, found: {text_error(error)}"
         ) from error
-    preprocessing = read_beside(path, network.size)
-    return ModuleBackbone(network, preprocessing, request.device, sha256=file_digest(path))
 
 
 class ExportedNetwork(nn.Module):
@@ -115,10 +114,11 @@ class ExportedNetwork(nn.Module):
         target = node["target"]
         function: Any = None
         if found := re.fullmatch(r"torch\.ops\.aten\.(_?[a-z]\w*)\.([a-zA-Z]\w*)", target):
-            function = getattr(getattr(torch.ops.aten, found[1], None), found[2], None)
+            overload = getattr(getattr(torch.ops.aten, found[1], None), found[2], None)
+            function = overload if isinstance(overload, torch._ops.OpOverload) else None
         elif target.startswith("_operator."):
             function = _ON_NUMBERS.get(target.removeprefix("_operator."))
-        if not isinstance(function, torch._ops.OpOverload | BuiltinFunctionType):
+        if function is None:
             raise DataError(f"{self._name}: expected calls of torch.ops.aten, found {target!r}")
         named = {given["name"]: given["arg"] for given in node["inputs"] if given["kind"] == 2}
         plain = [given["arg"] for given in node["inputs"] if given["kind"] != 2]
@@ -146,12 +146,10 @@ class ExportedNetwork(nn.Module):
             arguments = [self._value(argument, values) for argument in plain]
             options = {name: self._value(argument, values) for name, argument in named.items()}
             result = function(*arguments, **options)
-            names = [_names(output) for output in outputs]
-            if len(names) == 1 and "as_tensors" not in outputs[0]:
-                values[names[0][0]] = result
-            else:
-                flat = [name for group in names for name in group]
-                values.update(zip(flat, result, strict=True))
+            results = result if len(outputs) > 1 else [result]
+            for output, found in zip(outputs, results, strict=False):  # none of an assertion
+                several = found if "as_tensors" in output else [found]
+                values.update(zip(_names(output), several, strict=False))
             for name in done:
                 del values[name]
         return values[self._output]
@@ -197,13 +195,14 @@ _CODES: dict[str, Mapping[int, Any]] = {
 
 def _names(argument: Mapping[str, Any]) -> list[str]:
     """Returns the names of the values in an argument."""
-    if "name" in argument:
-        return [argument["name"]]
-    if "as_name" in argument:
-        return [argument["as_name"]]
-    [content] = argument.values()
-    entries = content if isinstance(content, list) else [content]
-    return [name for entry in entries if isinstance(entry, dict) for name in _names(entry)]
+    [(kind, content)] = argument.items()
+    if kind in _PLAIN or kind in _CODES or kind in ("as_none", "as_device"):
+        return []
+    names = []
+    for entry in content if isinstance(content, list) else [content]:
+        entry = entry.get("as_tensor", entry)
+        names += [entry[key] for key in ("name", "as_name") if key in entry]
+    return names
 
 
 class _Members:

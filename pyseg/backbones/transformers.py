@@ -20,7 +20,7 @@ from pyseg.backbones.module import (
 )
 from pyseg.backbones.preprocessing import MEAN, STD, Preprocessing, parse_preprocessing
 from pyseg.backbones.registry import Request, register_backbone
-from pyseg.errors import ArgumentError, DataError, MissingFileError
+from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
 
 _PROCESSOR = "preprocessor_config.json"
 _POOLER = "pooler."
@@ -58,6 +58,10 @@ def make(request: Request) -> Backbone:
             )
             missing = sorted(info["missing_keys"])
             digest = file_digest(*sorted(folder.glob("*.safetensors")))
+    except ImportError as error:  # transformers imports a model's code when it is used
+        raise UserError(
+            f"--backbone {request.name}: transformers cannot import the model: {text_error(error)}"
+        ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(
             f"{folder}: expected a model of transformers with .safetensors weights, found: "

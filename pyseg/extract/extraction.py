@@ -181,9 +181,10 @@ def _compute(config: ExtractConfig, videos: Sequence[Video], work: Work) -> dict
         Progress("extract", "bytes", total, initial=done, scale=True) as bar,
     ):
         bar.note(videos=f"{len(outcomes)} of {len(videos)}")
+        hear = _Ledger(outcomes, bar, len(videos))
         run = partial(run_processes, count=count) if count else run_here
         try:
-            _follow(run(todo, work, stopped), outcomes, bar, len(videos))
+            run(todo, work, stopped, hear)
         except StoppedError:
             manifest.write_manifest(work.parts.folder.parent, outcomes, videos)
             bar.write(f"stopped after {len(outcomes)} videos: the same command continues")
@@ -191,23 +192,22 @@ def _compute(config: ExtractConfig, videos: Sequence[Video], work: Work) -> dict
     return outcomes
 
 
-def _follow(
-    events: Iterator[tuple[Video, float | Outcome]],
-    outcomes: dict[str, Outcome],
-    bar: Progress,
-    total: int,
-) -> None:
+class _Ledger:
     """Notes what became of every video, and shows the progress."""
-    shares: dict[str, float] = {}
-    for video, said in events:
-        share = 1.0 if isinstance(said, Outcome) else said
-        before = shares.get(video.key, 0.0)
-        if share > before:
-            shares[video.key] = share
-            bar.update(round(video.size * share) - round(video.size * before))
+
+    def __init__(self, outcomes: dict[str, Outcome], bar: Progress, total: int) -> None:
+        self._outcomes, self._bar, self._total = outcomes, bar, total
+        self._done: dict[str, int] = {}  # bytes, by the key of the video
+
+    def __call__(self, video: Video, said: float | Outcome) -> None:
         if isinstance(said, Outcome):
-            outcomes[video.key] = said
-            bar.note(videos=f"{len(outcomes)} of {total}")
+            self._outcomes[video.key] = said
+            self._bar.note(videos=f"{len(self._outcomes)} of {self._total}")
+        done = round(video.size * (said if isinstance(said, float) else 1.0))
+        before = self._done.get(video.key, 0)
+        if done > before:
+            self._done[video.key] = done
+            self._bar.update(done - before)
 
 
 def _with_ranges(

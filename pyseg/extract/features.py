@@ -61,12 +61,12 @@ def check_backbone(backbone: Backbone, features: FeatureSet) -> None:
     Raises:
         pyseg.errors.ArgumentError: It has other weights, preprocessing or features.
     """
-    made = features.backbone
+    made, here = features.backbone, backbone.description
     if made is None:
         raise ArgumentError("backbone: expected features of a known backbone, found none recorded")
     for what, expected, found in (
-        ("weights of the digest", made.sha256, backbone.sha256),
-        ("the preprocessing", dict(made.preprocessing), dict(backbone.preprocessing)),
+        ("weights of the digest", made.sha256, here.sha256),
+        ("the preprocessing", dict(made.preprocessing), dict(here.preprocessing)),
         ("the features", list(features.features), list(backbone.features)),
     ):
         if expected != found:
@@ -130,14 +130,16 @@ def _batches(
     report: DecodeReport | None,
 ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]]:
     """Yields the images and, where the backbone takes them, the windows of sound of some rows."""
-    from pyseg.video import probe, read_audio, sample_frames
+    from pyseg.video import read_audio, sample_frames
 
     frames = sample_frames(
         path, fps=fps, size=backbone.size, crop=backbone.crop, fast=fast, report=report
     )
     sound: Iterator[npt.NDArray[np.float32]] | None = None
-    if backbone.audio is not None and probe(path).has_audio:
-        sound = audio_windows(read_audio(path, rate=backbone.audio.rate), backbone.audio, fps)
+    if backbone.audio is not None:
+        blocks = read_audio(path, rate=backbone.audio.rate, required=False)
+        if (block := next(blocks, None)) is not None:
+            sound = audio_windows(itertools.chain([block], blocks), backbone.audio, fps)
     for first in frames:
         most = max(1, min(batch_size, _MOST_BYTES // first.nbytes))
         images = [first, *itertools.islice(frames, most - 1)]

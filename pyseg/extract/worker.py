@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -148,12 +149,12 @@ def _outcome(
     )
 
 
-Event = tuple[Video, "float | Outcome"]
-"""A video with the share of it that is done, or at last with what became of it."""
+Hear = Callable[[Video, "float | Outcome"], None]
+"""Gets a video with the share of it that is done, and at last with what became of it."""
 
 
-def run_here(videos: Sequence[Video], work: Work, stopped: Callable[[], bool]) -> Iterator[Event]:
-    """Works on one video at a time, in this process; yields only what became of each.
+def run_here(videos: Sequence[Video], work: Work, stopped: Callable[[], bool], hear: Hear) -> None:
+    """Works on one video at a time, in this process.
 
     Raises:
         StoppedError: The user asked to stop.
@@ -164,14 +165,14 @@ def run_here(videos: Sequence[Video], work: Work, stopped: Callable[[], bool]) -
     try:
         backbone = work.make_backbone()
         for video in videos:
-            yield video, process(video, work, backbone, lambda _: None, stopped)
+            hear(video, process(video, work, backbone, partial(hear, video), stopped))
     finally:
         torch.set_num_threads(threads)
 
 
 def run_processes(
-    videos: Sequence[Video], work: Work, stopped: Callable[[], bool], count: int
-) -> Iterator[Event]:
+    videos: Sequence[Video], work: Work, stopped: Callable[[], bool], hear: Hear, count: int
+) -> None:
     """Works on several videos at the same time, each in a process of its own.
 
     A process that dies, such as by a decoder's fault, loses only its video: another one takes its
@@ -199,7 +200,7 @@ def run_processes(
                 if said is None:  # it has died
                     said = member.epitaph()
                     team[team.index(member)] = member = _Member(work)
-                yield video, said
+                hear(video, said)
                 if isinstance(said, Outcome):
                     member.give(todo.popleft() if todo else None)
     finally:
