@@ -404,7 +404,7 @@ def _rewritten(parser: ArgumentParser, message: str) -> str:
     if found := re.match(
         r"argument (?:\S+/)?--(\S+): expected (one|at least one) argument", message
     ):
-        name = found[1]
+        name = found[1].removesuffix("+")  # jsonargparse's name of a list's option
         return (
             f"--{name}: expected a value, found none; one that begins with a dash is written "
             f"--{name}=-..."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from pyseg._files import atomic_write
 from pyseg.data._tables import Row, read_rows, read_table, shown, whole_number
 from pyseg.data.datasets import RecordDataset
+from pyseg.data.records import is_line_of_text
 from pyseg.errors import DataError
 from pyseg.metrics import MeanAveragePrecision, map_at_k
 
@@ -40,20 +42,24 @@ def segment_id(video: str, start: int) -> str:
 
 
 _SEGMENT = re.compile(r".+:(0|[1-9][0-9]{0,8})", re.DOTALL)
-_UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SPACES = [chr(code) for code in range(0x3001) if chr(code).isspace()]
+_ESCAPES = {text: urllib.parse.quote(text, safe="") for text in ("%", *_SPACES)}
+_UNESCAPES = {escape: text for text, escape in _ESCAPES.items()}
+_TO_ESCAPE = re.compile("[" + "".join(map(re.escape, set(_ESCAPES) - {"\n"})) + "]")
+_TO_UNESCAPE = re.compile("|".join(_UNESCAPES))
 
 
 def fits_submission(video: str) -> bool:
     r"""Returns whether a video's id can be written to a submission.
 
-    It must not be empty or have white space, control characters or surrogates, which stand for
-    bytes that are not UTF-8.
+    It must not be empty or have line breaks, other control characters, or surrogates, which stand
+    for bytes that are not UTF-8.
 
     Example:
         >>> [fits_submission(id) for id in ("06xy", 'a,"b"', "a b", "", "a\x00")]
-        [True, True, False, False, False]
+        [True, True, True, False, False]
     """
-    return bool(video) and not _UNFIT.search(video)
+    return is_line_of_text(video)
 
 
 def is_segment(text: str) -> bool:
@@ -73,21 +79,25 @@ def write_submission(
 
     Args:
         path: The file.
-        ranked: Classes with their segments, the best first.
+        ranked: Classes with their segments, the best first, whose ids all satisfy
+            `fits_submission`.
 
     Example:
         >>> import tempfile
         >>> path = os.path.join(tempfile.mkdtemp(), "submission.csv")
-        >>> write_submission(path, [(3, ["06xy:25", "1e10:0"]), (7, [])])
+        >>> write_submission(path, [(3, ["06xy:25", "my video:0"]), (7, [])])
         >>> print(Path(path).read_text(), end="")
         Class,Segments
-        3,06xy:25 1e10:0
+        3,06xy:25 my%20video:0
         7,
     """
     with atomic_write(Path(path)) as file:
         file.write(f"{HEADER}\n".encode())
         for number, segments in ranked:
-            field = " ".join(segments)
+            field = "\n".join(segments)  # no id has a line break
+            if "%" in field or " " in field or not field.isascii():
+                field = _TO_ESCAPE.sub(lambda found: _ESCAPES[found[0]], field)
+            field = field.replace("\n", " ")
             if "," in field or '"' in field:
                 field = '"' + field.replace('"', '""') + '"'
             file.write(f"{number},{field}\n".encode())
@@ -119,7 +129,10 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
             raise DataError(f"{name}, line {line}: expected {expected}")
 
         first = fields[0].strip()
-        segments = fields[1].split() if len(fields) > 1 else []
+        text = fields[1] if len(fields) > 1 else ""
+        segments = text.split()
+        if "%" in text:
+            segments = [_TO_UNESCAPE.sub(_unescape, segment) for segment in segments]
         if row == 0 and not _is_number(first) and segments and not any(map(is_segment, segments)):
             continue
         if len(fields) != 2:
@@ -133,6 +146,10 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
         yield number, segments
     if row is None:
         raise DataError(f"{name}: expected a submission, found no line")
+
+
+def _unescape(found: re.Match[str]) -> str:
+    return _UNESCAPES[found[0]]
 
 
 def _is_number(text: str) -> bool:

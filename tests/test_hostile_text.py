@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyseg import models
-from pyseg._containers import read_array, read_arrays, read_json
-from pyseg.data import audioset, read_label_table, vocabulary
+from pyseg._containers import read_array, read_arrays, read_json, read_shapes
+from pyseg.data import audioset, read_annotations, read_label_table, vocabulary
 from pyseg.data._tables import read_ids
+from pyseg.data.annotations.tables import read_video_labels
 from pyseg.data.download import read_plan
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
@@ -77,6 +78,31 @@ def submission(path: Path) -> object:
     return list(judge(read_submission(path), read_truth(truth))[1].lines())
 
 
+TASK = {
+    "id": 1, "data": {"video": "v1.mp4"},
+    "annotations": [
+        {"result": [{"value": {"ranges": [{"start": 1, "end": 9}], "timelinelabels": ["a"]}}]}
+    ],
+}  # fmt: skip
+VIA = (
+    b"# Exported using VGG Image Annotator\n"
+    b"# CSV_HEADER = metadata_id,file_list,temporal_segment_start,temporal_segment_end,metadata\n"
+    b'"1_a","[""v1.mp4""]",1.5,2,"{""TEMPORAL-SEGMENTS"":""a""}"\n'
+)
+ELAN = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<ANNOTATION_DOCUMENT>'
+    b'<HEADER TIME_UNITS="milliseconds"><MEDIA_DESCRIPTOR MEDIA_URL="v1.mp4" TIME_ORIGIN="5"/>'
+    b'</HEADER><TIME_ORDER><TIME_SLOT TIME_SLOT_ID="t1" TIME_VALUE="15"/>'
+    b'<TIME_SLOT TIME_SLOT_ID="t2" TIME_VALUE="40"/></TIME_ORDER>\n<TIER TIER_ID="a"><ANNOTATION>'
+    b'<ALIGNABLE_ANNOTATION TIME_SLOT_REF1="t1" TIME_SLOT_REF2="t2"><ANNOTATION_VALUE>b'
+    b"</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION></TIER></ANNOTATION_DOCUMENT>\n"
+)
+
+
+def annotations(format: str) -> Callable[[Path], object]:
+    return lambda path: read_annotations(path, format=format, fps=25, elan_classes="values")
+
+
 class Reader(NamedTuple):
     read: Callable[[Path], object]
     good: bytes
@@ -97,6 +123,15 @@ READERS = {
         audioset.read_strong_labels,
         b"segment_id\tstart_time_seconds\tend_time_seconds\tlabel\na_0\t0.5\t1.5\t/m/a\n",
     ),
+    "ratings": Reader(
+        annotations("ratings"), b'video;start;end;class;score\n"v;1";0;1.5;a;1\nv2;1;2;b;0\n'
+    ),
+    "video labels": Reader(read_video_labels, b"video,class\nv1,a\n"),
+    "audacity": Reader(annotations("audacity"), b"1.5\t2.5\ta\n\\\t1\t2\n3\t4\tb c\n"),
+    "via": Reader(annotations("via"), VIA),
+    "label studio": Reader(annotations("label_studio"), json.dumps([TASK]).encode()),
+    "elan": Reader(annotations("elan"), ELAN),
+    "any annotations": Reader(lambda p: read_annotations(p, fps=25), VIA),
     "json": Reader(read_json, json.dumps(MODEL).encode()),
     "model.json": Reader(model, json.dumps(MODEL).encode()),
     "config.yaml": Reader(
@@ -106,6 +141,8 @@ READERS = {
     "plan": Reader(lambda p: read_plan(p.read_bytes(), str(p)), json.dumps(PLAN).encode()),
     "array": Reader(read_array, single(np.arange(4.0))),
     "arrays": Reader(read_arrays, packed(a=np.arange(3), b=np.ones((2, 2), np.float32))),
+    "shapes": Reader(read_shapes, packed(a=np.arange(3), b=np.ones((2, 2), np.float32))),
+    "shape": Reader(read_shapes, single(np.arange(4.0))),
     "correlation": Reader(
         LabelCorrelation.load,
         packed(offsets=np.array([0, 1, 1]), columns=np.array([1]), values=np.array([0.5])),

@@ -75,7 +75,7 @@ class WriteReport:
         positive: The number of those with a score above 0.5.
         values: The number of values of each feature that were quantized.
         clipped: The number of those that were outside of the feature's range.
-        conflicts: The number of ratings that are the mean of contradictory ones.
+        conflicts: A line for each video with contradictory ratings, whose mean counts.
         too_short: The number of intervals that cover no segment.
         left_out: The reasons why videos were left out.
         notes: Lines on annotations that were left out or repeated.
@@ -88,7 +88,7 @@ class WriteReport:
     positive: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)
     clipped: Counter[str] = field(default_factory=Counter)
-    conflicts: int = 0
+    conflicts: list[str] = field(default_factory=list)
     too_short: int = 0
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -116,7 +116,10 @@ class WriteReport:
         for name, values in self.values.items():
             yield f"{name}: {self.clipped[name] / max(values, 1):.2%} of the values were clipped"
         if self.conflicts:
-            yield f"{self.conflicts} ratings are the mean of contradictory ones"
+            yield (
+                f"contradictory ratings in {len(self.conflicts)} videos count as their mean: "
+                f"{self.conflicts[0]}"
+            )
         if self.too_short:
             yield f"{self.too_short} rated intervals cover less than half of every segment"
         yield from self.notes
@@ -367,14 +370,18 @@ class _Work:
             np.array(labels, np.int64),
             ratings if scores else None,
             self._features.schema,
-            segment_ends=np.minimum(ratings.starts + size, len(frames)) if scores else None,
         )
         report.videos += 1
         report.frames += len(frames)
         report.segments += len({segment for segment, _ in scores})
         report.rated.update(name for _, name in scores)
         report.positive.update(name for (_, name), score in scores.items() if score > 0.5)
-        report.conflicts += len(conflicts)
+        if conflicts:
+            segment, name = conflicts[0]
+            report.conflicts.append(
+                f"{len(conflicts)} in {video.id!r}, such as {name} in the segment at "
+                f"{segment * self._features.segment_seconds:g} s"
+            )
         report.too_short += too_short
         return record
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pyseg import predict
+from pyseg import models, predict
 from pyseg.data import FrameSchema, encode_frames, read_frames, write_records
 from pyseg.submission import read_submission
 
@@ -27,6 +29,26 @@ def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "data:image/png;base64," in page
     [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
     assert page.count("<tr>") == 1 + len(record.ratings.starts)
+
+
+def test_exports_of_a_video_of_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "a.json"
+    predict.main(["--run", str(run), "--video", "1e1", "--export", str(out), "--on", "0.3"])
+    assert capsys.readouterr().out.splitlines()[-1] == f"export: {out}"
+    content = json.loads(out.read_text())
+    [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
+    starts = list(range(0, len(record.frames), 5))
+    assert content["starts"] == starts
+    assert content["ends"] == [min(start + 5, len(record.frames)) for start in starts]
+    assert [found["number"] for found in content["classes"]] == [4, 1, 3]
+    model = models.load(run)
+    with torch.inference_mode():
+        first = model(torch.from_numpy(record.frames[None, :5])).sigmoid()[0, [4, 1, 3]]
+    np.testing.assert_allclose(content["scores"][0], first, atol=1e-5)
+    ratings = zip(*record.ratings, strict=True)
+    expected = sorted((start, start + 5, number, score > 0.5) for start, number, score in ratings)
+    found = [(r["start"], r["end"], r["number"], r["positive"]) for r in content["ratings"]]
+    assert sorted(found) == expected
 
 
 def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
