@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert len(printed) == 3
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "t.html").read_text()
-    assert "data:image/png;base64," in page
+    assert "<title>1e1</title>" in page
     [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
-    assert page.count("<tr>") == 1 + len(record.ratings.starts)
+    shown = len(re.findall("<td>yes</td>|<td>no</td>", page))
+    assert shown == len(record.ratings.starts) > 0
 
 
 def test_exports_of_a_video_of_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
@@ -82,7 +84,7 @@ def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, c
     predict.main([*arguments, "--video", "a<b", "--timeline", str(tmp_path / "t.html")])
     page = (tmp_path / "t.html").read_text()
     assert "<title>a&lt;b</title>" in page
-    assert "<table>" not in page
+    assert not re.findall("<td>yes</td>|<td>no</td>", page)
     predict.main([*arguments, "--out", str(tmp_path / "s.csv")])
     submission = read_submission(tmp_path / "s.csv")
     assert all(sorted(segments) == ["a<b:0", "a<b:5"] for _, segments in submission)
