@@ -175,7 +175,7 @@ class _Clock:
             if time < self._last:
                 continue  # another frame is on display by then
             self._last = time
-            self._next = time + (getattr(frame, "duration", 0) or self._nominal)
+            self._next = time + (frame.duration or self._nominal)
             yield time, frame
         yield self._finish(jumps), None
 
