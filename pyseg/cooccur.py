@@ -18,7 +18,7 @@ from pyseg._progress import Progress
 from pyseg.data import ReadReport, vocabulary, youtube8m
 from pyseg.data._tables import read_ids
 from pyseg.data.collection import find_data
-from pyseg.data.formats import id_key
+from pyseg.data.formats import Inspector
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.data.records import OnError
 from pyseg.data.shards import find_shards
@@ -91,7 +91,9 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
     own = None if report is None else ReadReport()
 
     exclude = read_ids(config.exclude_ids) if config.exclude_ids else set()
-    paths = find_shards(find_data(config.data)) if config.data else []
+    data = find_data(config.data) if config.data else ""
+    paths = find_shards(data) if data else []
+    inspector = Inspector(data, "skip")
     if config.labels is None and not paths:
         raise UserError("expected --labels or --data, found neither")
     counter = CooccurrenceCounter(config.num_classes)
@@ -111,7 +113,11 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
                 yield (
                     path,
                     read_label_records(
-                        path, keep=keep, id_key=id_key(path), on_error=config.on_error, report=own
+                        path,
+                        keep=keep,
+                        id_key=inspector.id_key(path),
+                        on_error=config.on_error,
+                        report=own,
                     ),
                 )
                 bar.update(os.path.getsize(path))

@@ -148,7 +148,7 @@ def test_registries_refuse_registered_names() -> None:
         "youtube8m-videos",
         "youtube8m",
         "audioset",
-        "described",
+        "features",
     ]
     with pytest.raises(ArgumentError, match=r"name: expected .* new format, found 'audioset'"):
         register_format(own_format("audioset"))

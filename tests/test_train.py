@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyseg import _cli, evaluate, models, predict, train
+from pyseg import _cli, evaluate, models, predict, report, train
 from pyseg.config import (
     LossConfig,
     StageConfig,
@@ -18,16 +20,22 @@ from pyseg.config import (
     make_parser,
 )
 from pyseg.data import (
+    Backbone,
+    FeatureSet,
     Ratings,
     VideoSchema,
     encode_frames,
     encode_video,
     held_out,
+    open_collection,
     write_records,
 )
+from pyseg.data.youtube8m import FRAMES
 from pyseg.errors import DataError, RecordError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.runs import Run, open_data
+from pyseg.submission import read_submission
+from pyseg.training.identity import check_features
 
 CLASSES = 4
 QUICK = {"pretrain": StageConfig(3, 1e-3, 8), "finetune": StageConfig(2, 1e-3, 8)}
@@ -82,8 +90,10 @@ def log_of(run: Path) -> list[dict]:
 def test_trains_both_stages_and_leaves_a_run(segments_folder, tmp_path, capsys):
     run = train.train(config(segments_folder, tmp_path / "run"))
     assert sorted(path.name for path in run.iterdir()) == [
-        "config.yaml", "correlation.npz", "metrics.jsonl", "model.json", "model.safetensors"
+        "config.yaml", "correlation.npz", "features.json", "metrics.jsonl", "model.json",
+        "model.safetensors",
     ]  # fmt: skip
+    assert Run(run).features() == FRAMES.features
     assert [line["stage"] for line in log_of(run)] == [
         "pretrain", "evaluate", "finetune", "evaluate"
     ]  # fmt: skip
@@ -107,7 +117,7 @@ def test_evaluate_reports_data_that_does_not_fit(segments_folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "validate0000.tfrecord").symlink_to(segments_folder / "validate0000.tfrecord")
-    with pytest.raises(UserError, match=r"4 classes, which .* found \(1024, 128\) and 3862"):
+    with pytest.raises(UserError, match=r"other: classes: expected 4, found 3862 \(exp"):
         evaluate.main(["--run", str(run), "--data", str(other)])
 
 
@@ -315,6 +325,139 @@ def test_a_run_of_mean_features_that_meets_frames(videos_folder, segments_folder
     assert capsys.readouterr().out.count(message) == 2
     evaluate.main(options[:2])
     assert "was trained on" not in capsys.readouterr().out
+    assert Run(run).features().features == (("mean_rgb", 1024), ("mean_audio", 128))
+
+
+def test_features_that_a_file_describes(clips: Path, tmp_path, capsys) -> None:
+    """512 values at 2 frames a second, in segments of 3 seconds: no command assumes others."""
+    stages = {"pretrain": StageConfig(10, 1e-2, 8), "finetune": StageConfig(20, 1e-2, 8)}
+    folder = tmp_path / "run"
+    run = train.train(TrainConfig(str(clips), model="linear", run=str(folder), **stages))
+    features = open_collection(clips).features
+    assert Run(run).features() == features
+    assert (features.feature_sizes, features.segment_seconds) == ((512,), 3.0)
+    model = Run(run).model()
+    assert model.normalization.convention == "standardize"
+    assert model.normalization.ranges == ((-0.5, 3.5),)
+    videos = open_collection(clips).videos("train")
+    values = np.concatenate([features.dequantize(video.frames) for video in videos])
+    np.testing.assert_allclose(model.normalization.mean, values.mean(0), rtol=1e-5)
+    assert log_of(run)[-1]["map"] == 1.0
+    evaluate.main(["--run", str(run)])
+    assert log_of(run)[-1]["map"] == 1.0
+    predict.main(["--run", str(run), "--out", str(tmp_path / "s.csv")])
+    _, ranked = next(read_submission(tmp_path / "s.csv"))
+    assert {int(segment.rpartition(":")[2]) for segment in ranked} == {0, 6, 12, 18}
+    capsys.readouterr()
+    timeline = tmp_path / "t.png"
+    predict.main(["--run", str(run), "--video", "v03", "--timeline", str(timeline)])
+    assert re.search(r"at 0:0[69]  0 Dog", capsys.readouterr().out)  # shown from frame 12: 6 s
+    report.main(["--run", str(run), "--out", str(tmp_path / "r.html")])
+    assert "Scores over time" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("convention", ["dequantize", "l2"])
+def test_options_choose_the_normalization_of_described_features(clips, tmp_path, convention):
+    overrides = {"normalization": convention}
+    options = {"model": "mlp", "overrides": {**overrides, "hidden_size": 4}, **ONE}
+    run = Run(train.train(TrainConfig(str(clips), run=str(tmp_path / "r"), **options)))
+    assert run.model().normalization.convention == convention
+    assert run.model().normalization.ranges == run.features().ranges
+
+
+def test_a_model_without_ranges_is_refused(clips, tmp_path, monkeypatch) -> None:
+    options = models.options("mlp")
+    monkeypatch.setattr(models, "options", lambda *_, **__: sorted({*options} - {"ranges"}))
+    with pytest.raises(UserError, match=r"--model mlp: expected a model that takes ranges"):
+        train.train(TrainConfig(str(clips), model="mlp", run=str(tmp_path / "r"), **ONE))
+
+
+CHANGES = [
+    ({"frame_seconds": 1.0}, r"frame_seconds: expected 0\.5, found 1\.0"),
+    ({"segment_size": 4}, r"segment_size: expected 6, found 4"),
+    ({"ranges": ((0.0, 1.0),)}, r"ranges: expected clip from -0\.5 to 3\.5, found clip from 0\.0"),
+    ({"features": (("dino", 512),)}, r"features: expected clip \(512\), found dino \(512\)"),
+    (
+        {"backbone": Backbone("b", "1" * 64, {})},
+        "backbone: expected 0{64}, found 1{64}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGES, ids=[next(iter(c)) for c, _ in CHANGES])
+def test_features_of_other_data_are_named(clips: Path, tmp_path, changes, message: str) -> None:
+    """By evaluate, predict and a resumed run."""
+    trained = replace(
+        open_collection(clips).features, backbone=Backbone("b", "0" * 64, {"size": 224})
+    )
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    config = TrainConfig(str(clips), model="mlp", run=str(run))
+    run.write_config(config)
+    trained.write(run.features_file)
+    model = models.create("mlp", num_classes=3, feature_sizes=(512,), hidden_size=4)
+    models.save(model, run.folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    found = replace(trained, **changes)
+    frames = np.zeros((12, 512), np.uint8)
+    write_records(other / "a.tfrecord", [encode_frames("a", frames, [1], schema=found.schema)])
+    (other / "vocabulary.csv").write_text((clips / "vocabulary.csv").read_text())
+    found.write(other / "features.json")
+    options = ["--run", str(run), "--data", str(other)]
+    with pytest.raises(UserError, match=f"{message}.*expected is what .*run was trained on"):
+        evaluate.main(options)
+    with pytest.raises(UserError, match=f"{message}.*expected is what .*run was trained on"):
+        predict.main([*options, "--out", str(tmp_path / "s.csv")])
+    assert not (tmp_path / "s.csv").exists()
+    with pytest.raises(UserError, match=f"^--resume run: {message}.*, as the run has"):
+        check_features("--resume run", trained, open_collection(other).features)
+
+
+def test_predict_on_records_that_nothing_describes(clips: Path, tmp_path) -> None:
+    """Unlabelled records, whose features are called as those of the run."""
+    run = train.train(TrainConfig(str(clips), model="linear", run=str(tmp_path / "run"), **ONE))
+    schema = replace(Run(run).features().schema, labels_key=None)
+    frames = np.zeros((8, 512), np.uint8)
+    write_records(tmp_path / "a.tfrecord", [encode_frames("a", frames, [], schema=schema)])
+    options = ["--run", str(run), "--data", str(tmp_path / "a.tfrecord")]
+    predict.main([*options, "--out", str(tmp_path / "s.csv")])
+    assert "a:6" in (tmp_path / "s.csv").read_text()
+    Run(run).features_file.unlink()
+    with pytest.raises(UserError, match=r"features\.json: no such file, as pyseg 0\.2 wrote none"):
+        predict.main([*options, "--out", str(tmp_path / "s.csv")])
+
+
+def test_a_run_of_described_features_resumes(clips: Path, tmp_path, monkeypatch) -> None:
+    """With the mean and deviation of the checkpoint, and not on other features."""
+    data = tmp_path / "data"
+    shutil.copytree(clips, data)
+    options = {
+        "model": "linear",
+        "pretrain": StageConfig(4, 1e-3, 8),
+        "finetune": StageConfig(0, 1e-3),
+        "checkpoint_steps": 1,
+    }
+    whole = train.train(TrainConfig(str(data), run=str(tmp_path / "whole"), **options))
+
+    def stop(self, *_):
+        if self.step == 2:
+            self.save()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyseg.training.StageRun._save_if_due", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(TrainConfig(str(data), run=str(tmp_path / "run"), **options))
+    described = FeatureSet.read(data / "features.json")
+    replace(described, frame_seconds=1.0).write(data / "features.json")
+    with pytest.raises(UserError, match=r"--resume .*run: frame_seconds: expected 0\.5,"):
+        train.train(TrainConfig(resume=str(tmp_path / "run")))
+    described.write(data / "features.json")
+    run = train.train(TrainConfig(resume=str(tmp_path / "run")))
+    first, second = (models.load(folder).state_dict() for folder in (whole, run))
+    assert first["normalization.mean"].any()
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_default_run_folders_are_numbered(segments_folder, tmp_path, monkeypatch):

@@ -281,12 +281,14 @@ def open_collection(
 ) -> Collection:
     """Opens the collection in a folder; its records determine the format.
 
+    * ``features.json`` beside the records, or above them, describes the features of their frames.
+      ``vocabulary.csv`` names the classes.
     * Feature list ``audio_embedding``: AudioSet. Beside the records, ``class_labels_indices.csv``
       names the classes, and all of ``strong_labels.tsv``, ``audioset_train_strong.tsv`` and
       ``audioset_eval_strong.tsv`` (or .gz) that exist have the times of the sounds.
     * Feature lists ``rgb`` and ``audio``: YouTube-8M, frames, with rated segments if there are any.
       ``vocabulary.csv`` beside the records, or above them, names the classes (without it there are
-      3,862), ``segment_vocabulary.csv`` the rated ones.
+      3,862, if the widths are YouTube-8M's), ``segment_vocabulary.csv`` the rated ones.
     * ``mean_rgb`` and ``mean_audio``: YouTube-8M, mean features of whole videos.
     * Formats that `pyseg.data.register_format` has added.
 

@@ -8,7 +8,7 @@ from pyseg.data.features import FILE
 from pyseg.data.formats import Format
 
 FORMAT = Format(
-    "described",
+    "features",
     f"frames that {FILE} beside them describes",
     None,
     open_records,

@@ -248,6 +248,16 @@ class Inspector:
             return record, Kind("unknown")
         return record, Kind(format.name, features)
 
+    def id_key(self, path: str) -> str:
+        """Returns the name of the id in a file: the described one, or one that it has.
+
+        Raises:
+            pyseg.errors.DataError: The file that describes it is malformed.
+            pyseg.errors.RecordError: The file cannot be read.
+        """
+        described = self._description(path)
+        return id_key(path) if described is None else described[1].id_key
+
     def _description(self, path: str) -> tuple[Format, FeatureSet, Path] | None:
         """Returns the format and the features of a file that is described, and the description."""
         folder = Path(path).parent

@@ -1,7 +1,8 @@
 """Scores of all segments: ``python -m pyseg.predict --run <folder> --data <...>``.
 
-Every video is cut into segments of five frames. All of them are scored, and the best 100,000 of
-each class are written as a submission of the YouTube-8M segment challenge (`pyseg.submission`).
+Every video is cut into segments of the length that the model was trained on (YouTube-8M: five
+frames). All of them are scored, and the best 100,000 of each class are written as a submission of
+the YouTube-8M segment challenge (`pyseg.submission`).
 
 With ``--video ID --timeline out.png`` the command draws the scores of one video over time instead;
 with ``--video_file a.mp4`` it computes the features of a video file, and prints and exports when

@@ -49,7 +49,7 @@ def make_model(
     known: Sequence[str],
     graph: LabelCorrelation | None,
     device: torch.device,
-    given: Mapping[str, Any],
+    decided: Mapping[str, Any],
 ) -> FrameClassifier:
     """Makes the model that the options describe.
 
@@ -59,7 +59,7 @@ def make_model(
         known: The overrides that the model takes, from `known_overrides`.
         graph: The correlation of all classes, if the model has a label graph.
         device: The device of its weights.
-        given: Overrides that the data decides, from `pyseg.train._data.normalization`.
+        decided: Overrides that the data decides, from `pyseg.train._data.normalization`.
 
     Raises:
         pyseg.errors.UserError: There is no such model, or not enough memory for it.
@@ -72,7 +72,7 @@ def make_model(
     name = config.model
     arguments: dict[str, Any] = {
         "feature_sizes": collection.feature_sizes,
-        **given,
+        **decided,
         **config.overrides,
     }
     for option in ("eigenvalues", "node_features"):

@@ -83,7 +83,7 @@ def test_a_description_has_precedence_over_names(tmp_path: Path) -> None:
     features = FeatureSet((("rgb", 3), ("audio", 2)), frame_seconds=0.5)
     described(tmp_path, features)
     collection = open_collection(tmp_path)
-    assert (collection.name, collection.features) == ("described", features)
+    assert (collection.name, collection.features) == ("features", features)
 
 
 @pytest.mark.parametrize(
