@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import pkgutil
 import re
 from pathlib import Path
@@ -18,7 +19,17 @@ from pyseg import models
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {path: path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMANDS = ("cooccur", "data", "evaluate", "models", "predict", "report", "reproduce", "train")
+COMMANDS = (
+    "cooccur",
+    "data",
+    "evaluate",
+    "extract",
+    "models",
+    "predict",
+    "report",
+    "reproduce",
+    "train",
+)
 COMMAND = re.compile(rf"\bpyseg[. ]({'|'.join(COMMANDS)})\b( [^`\n&#]*)")
 OTHERS = {"pdb", "keep_memory", "memory", "only"}  # options of pytest, benchmarks and long tests
 
@@ -80,9 +91,9 @@ def test_links_lead_somewhere() -> None:
 def options(command: str) -> set[str]:
     """Returns the options that a command's help lists."""
     output = io.StringIO()
-    words = ["data", "download"] if command == "data" else [command]
+    doors = [["data", "download"], ["data", "import"]] if command == "data" else [[command]]
     with contextlib.redirect_stdout(output):
-        for more in ([], ["all"]):
+        for words, more in itertools.product(doors, ([], ["all"])):
             with contextlib.suppress(SystemExit):
                 door.main([*words, "--help", *more])
     presets = (models.options(name) for name in models.names())

@@ -185,10 +185,9 @@ def write_collection(
             report = work.write()
             work.publish(report)
     finally:
-        with contextlib.suppress(OSError):  # not empty
-            work.folder.rmdir()
-            if created:
-                folder.rmdir()
+        for empty in (work.folder, folder) if created else (work.folder,):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                empty.rmdir()
     report.notes += annotations.notes
     return report
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pyseg import _files
-from pyseg.data import FeatureSet, read_frames
+from pyseg.data import FeatureSet, open_collection, read_frames
 from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
 from pyseg.extract import ExtractConfig, extract, main
 from pyseg.extract import worker as working
@@ -123,7 +123,7 @@ def test_ratings_and_labels_go_into_the_records(videos: Path, tmp_path: Path) ->
     assert records["b"].ratings.starts.tolist() == [0, 5, 10]
     assert records["b"].ratings.scores.tolist() == [1, 0, 0]
     assert records["e"].labels.tolist() == [2]
-    assert FeatureSet.read(out / "features.json") == done.features
+    assert open_collection(out).features == done.features
 
 
 def test_a_repeated_command_computes_only_what_is_missing(

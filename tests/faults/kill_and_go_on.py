@@ -34,6 +34,11 @@ from safetensors.numpy import load_file
 
 from pyseg.data import Ratings, encode_frames, write_records
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.video.make_videos import Video  # noqa: E402
+
 TRAIN = [
     *("--overrides.clusters=4", "--overrides.groups=2", "--overrides.hidden_size=8"),
     *("--overrides.reduction=2", "--overrides.dropout=0.2", "--pretrain.learning_rate=1e-2"),
@@ -66,6 +71,7 @@ def command(*words: str, results: list[str]) -> Kind:
 
 PREDICT = ["pyseg.predict", "--run", "../trained/run", "--out", "s.csv", "--scores", "s.npz"]
 COUNT = ["pyseg.cooccur", "--data", "../data", "--num_classes", "4", "--out", "c.npz"]
+EXTRACT = ["pyseg.extract", "--videos", "../videos", "--backbone", "tests.extract.networks:slow"]
 DOWNLOAD = ["pyseg.data", "download", "--subset", "frame", "--partition", "validate"]
 
 KINDS: dict[str, Callable[[str], Kind]] = {
@@ -78,6 +84,10 @@ KINDS: dict[str, Callable[[str], Kind]] = {
     "train, 2 ranks": lambda _: training(processes=2),
     "predict": lambda _: command(*PREDICT, results=["s.csv", "s.npz"]),
     "cooccur": lambda _: command(*COUNT, results=["c.npz"]),
+    "extract": lambda _: command(
+        *[*EXTRACT, "--out", "out", "--fps", "5", "--processes", "2", "--batch_size", "8"],
+        results=["out/videos-00000.tfrecord", "out/features.json"],
+    ),
     "download": lambda server: command(
         *[*DOWNLOAD, "--folder", ".", "--server", server, "--vocabulary", "false"],
         results=[f"frame-validate/validate{n:04d}.tfrecord" for n in range(3)],
@@ -101,6 +111,14 @@ def write_data(folder: Path) -> None:
         write_records(folder / f"validate{shard:04d}.tfrecord", records)
     lines = ["Index,Name", *(f"{i},class {i}" for i in range(4))]
     (folder / "vocabulary.csv").write_text("\n".join(lines))
+
+
+def write_videos(folder: Path) -> None:
+    """Writes videos whose frames show their number."""
+    folder.mkdir()
+    for number in range(5):
+        frames = range(100 * number, 100 * number + 100)
+        Video(frames, rate=25).write(folder / f"{number}.mp4")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -154,7 +172,7 @@ def start(kind: Kind, folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -214,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as text:
         root = Path(text)
         write_data(root / "data")
+        write_videos(root / "videos")
         handler = functools.partial(Handler, directory=str(root / "data"))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
