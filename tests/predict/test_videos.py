@@ -24,9 +24,8 @@ def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert len(printed) == 3
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "t.html").read_text()
-    assert "data:image/png;base64," in page
     [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
-    assert page.count("<tr>") == 1 + len(record.ratings.starts)
+    assert f"{len(record.ratings.starts)} ratings as a table" in page
 
 
 def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
@@ -60,7 +59,7 @@ def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, c
     predict.main([*arguments, "--video", "a<b", "--timeline", str(tmp_path / "t.html")])
     page = (tmp_path / "t.html").read_text()
     assert "<title>a&lt;b</title>" in page
-    assert "<table>" not in page
+    assert "ratings as a table" not in page
     predict.main([*arguments, "--out", str(tmp_path / "s.csv")])
     submission = read_submission(tmp_path / "s.csv")
     assert all(sorted(segments) == ["a<b:0", "a<b:5"] for _, segments in submission)
