@@ -2,7 +2,8 @@
 
     pytest benchmarks/bench_step.py [-k "segments and float32"] [--benchmark-json FILE]
 
-A step takes bytes and gives new weights. The peers are the plain formula in PyTorch, with dense
+A step takes bytes and gives new weights, from values in [-2, 2] or, "standardised", from features
+with ranges, mean and deviation. The peers are the plain formula in PyTorch, with dense
 targets and `torch.optim.Adam`, torch.compile of it, and in float32 on a CPU the same in TensorFlow,
 which must give the same loss. 16-bit types mean autocast. The floor is that of the products in the
 order of the layers, or of the weights: Adam reads four numbers per weight and writes three. The
@@ -28,6 +29,12 @@ SHAPES = {"videos": (80 if GPU else 16, 300), "segments": (80, 5)}
 STEPS = {"videos": 200_000, "segments": 250_000}
 PAPER_BATCH = 80
 RATE = 2e-4
+STANDARDISED = {
+    "normalization": "standardize",
+    "ranges": ((-1.0, 3.0), (0.0, 30.0)),
+    "mean": torch.linspace(0.0, 1.0, 1152),
+    "deviation": torch.linspace(0.5, 2.0, 1152),
+}
 
 
 def flop_of(model: nn.Module, batch: int, length: int) -> float:
@@ -47,6 +54,7 @@ def test_step(compare, benchmark, request, lines, name, dtype):
     batch, length = SHAPES[name]
     torch.manual_seed(0)
     model = models.create("nextvlad1", num_classes=CLASSES).to(DEVICE)
+    standardised = models.create("nextvlad1", num_classes=CLASSES, **STANDARDISED).to(DEVICE)
     plain = PlainClassifier(models.create("nextvlad1", num_classes=CLASSES)).to(DEVICE)
     frames = torch.randint(0, 256, (batch, length, 1152), dtype=torch.uint8, device=DEVICE)
     num_frames = torch.randint(length // 2 + 1, length + 1, (batch,), device=DEVICE)
@@ -57,10 +65,13 @@ def test_step(compare, benchmark, request, lines, name, dtype):
     targets = torch.zeros(batch, CLASSES, device=DEVICE).index_put((rows, classes), scores)
     loss_of = Loss()
 
-    def own_loss() -> Tensor:
-        return model.training_loss(
-            frames, num_frames, lambda logits: loss_of(logits, offsets, classes, scores)
-        )
+    def own_loss(module: nn.Module):
+        def loss() -> Tensor:
+            return module.training_loss(
+                frames, num_frames, lambda logits: loss_of(logits, offsets, classes, scores)
+            )
+
+        return loss
 
     def plain_loss(classify):
         def loss() -> Tensor:
@@ -82,7 +93,10 @@ def test_step(compare, benchmark, request, lines, name, dtype):
 
         return step
 
-    contenders = {"pyseg": contender(own_loss, model, fused=True)}
+    contenders = {
+        name: contender(own_loss(module), module, fused=True)
+        for name, module in (("pyseg", model), ("pyseg, standardised", standardised))
+    }
     peers = {"plain PyTorch": plain} | compilations(request, plain)
     contenders |= {name: contender(plain_loss(f), plain) for name, f in peers.items()}
     if not GPU and dtype == torch.float32 and tensorflow() is not None:

@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from pyseg import timeline as timeline
     from pyseg import train as train
     from pyseg import training as training
+    from pyseg import video as video
     from pyseg.predict import Predictor
 
 # Modules, imported on first use; the operator libraries lie beside them but are no modules.

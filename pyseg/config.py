@@ -169,12 +169,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # The values that a preset needs; those of a recipe take precedence. Logistic regression is convex:
-# large steps, which end small, get near the minimum, and the penalty says which one.
+# steps that start large and end small reach the minimum, and the penalty decides which one.
 PRESET_DEFAULTS: dict[str, dict[str, Any]] = {
     "linear": {
-        f"{stage}.{name}": value
-        for stage in ("pretrain", "finetune")
-        for name, value in (("learning_rate", 1e-2), ("schedule", "cosine"), ("l2", 0.3))
+        "pretrain.learning_rate": 3e-2,
+        "pretrain.schedule": "cosine",
+        "pretrain.l2": 1e-3,
+        "finetune.learning_rate": 3e-2,
+        "finetune.schedule": "cosine",
+        "finetune.l2": 0.1,
     },
 }
 
@@ -364,7 +367,7 @@ def recipe_defaults(options: Namespace | Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> recipe_defaults({"recipe": "sample", "model": "linear"})["finetune.learning_rate"]
-        0.01
+        0.03
     """
     return PRESET_DEFAULTS.get(options["model"], {}) | RECIPES[options["recipe"]]
 

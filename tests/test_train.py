@@ -566,6 +566,34 @@ def test_recipes_are_defaults(segments_folder, tmp_path, capsys):
         train.main(["--recipe", "papers"])
 
 
+def test_a_preset_has_defaults(capsys, tmp_path):
+    """Those of a recipe, and given ones, take precedence."""
+    linear = TrainConfig(model="linear")
+    assert (linear.finetune.learning_rate, linear.finetune.schedule) == (0.03, "cosine")
+    assert (linear.pretrain.l2, linear.finetune.l2) == (1e-3, 0.1)
+    assert TrainConfig().finetune.l2 == 0
+    assert TrainConfig(model="linear", recipe="paper").finetune.l2 == 1e-5
+    given = StageConfig(10, 0.5)
+    assert TrainConfig(model="linear", finetune=given).finetune == given
+    with pytest.raises(SystemExit):
+        train.main(["--model", "linear", "--finetune.l2", "0.25", "--print_config"])
+    printed = tmp_path / "config.yaml"
+    printed.write_text(capsys.readouterr().out)
+    found = _cli.read_config(make_parser(), TrainConfig, printed)
+    assert (found.finetune.l2, found.finetune.learning_rate) == (0.25, 0.03)
+
+
+def test_few_ratings_suggest_the_linear_model(segments_folder, tmp_path, capsys, monkeypatch):
+    """The fixture has two ratings of one class in each of 40 videos."""
+    line = "ratings a class; with so few, --model linear is often as good"
+    for model, few, said in (("mlp", 50, True), ("mlp", 2, False), ("linear", 50, False)):
+        monkeypatch.setattr(train, "FEW_RATINGS", few)
+        written = config(segments_folder, tmp_path / f"{model}{few}", model=model)
+        written.overrides = {"hidden_size": 4} if model == "mlp" else {}
+        train.train(written)
+        assert (line in capsys.readouterr().out) == said
+
+
 def test_copies_are_trained_together(segments_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [f"--overrides.{key}={value}" for key, value in TINY.items()]

@@ -171,10 +171,7 @@ def _suggest_linear(config: TrainConfig, stages: Sequence[Stage]) -> None:
         if stage.name != "finetune" or not stage.config.steps or config.model == "linear":
             continue
         if stage.dataset.cached and (number := ratings_per_class(stage.dataset)) < FEW_RATINGS:
-            print(
-                f"data: {number} ratings a class: --model linear is often as good with so few, "
-                "and trains in seconds"
-            )
+            print(f"data: {number} ratings a class; with so few, --model linear is often as good")
 
 
 def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:

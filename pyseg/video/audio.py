@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg.errors import ArgumentError, DataError
-from pyseg.video.source import DecodeReport, Source, check_is_file, opened
+from pyseg.video.source import DecodeReport, Jumps, Source, check_is_file, opened
 
 _DRIFT = Fraction(1, 20)  # seconds between a frame's time and the samples so far that are corrected
 
@@ -89,35 +89,50 @@ def _first_frame_time(path: str | os.PathLike[str]) -> Fraction | None:
 
 def _placed(source: Source, stream: Any, start: Fraction | None, rate: int) -> Iterator[Samples]:
     """Yields samples such that each stands at its time after `start`."""
-    resampler = _Resampler(rate)
-    emitted = skip = 0
-    clock: Fraction | None = None  # the end of the samples so far, in seconds
+    resampler, track = _Resampler(rate), _Track(rate)
+    clock: Fraction | None = None  # the end of the samples so far, in seconds after the start
+    jumps: Jumps | None = None
+    base = stream.time_base
     for frame in source.frames(stream):
-        time = clock or Fraction(0) if frame.pts is None else frame.pts * stream.time_base
-        start = time if start is None else start
+        pts = frame.pts
+        if jumps is None:
+            jumps = Jumps(source, stream, (pts or 0) if start is None else round(start / base))
+        time = clock or Fraction(0)
+        if pts is not None:
+            time = jumps.corrected(pts, round(time / base)) * base
         if clock is None or abs(time - clock) > _DRIFT:
-            for piece in resampler.flush():
-                emitted += len(piece)
-                yield piece
-            position = round((time - start) * rate)
-            yield from _silence(position - emitted, rate)
-            skip = max(0, emitted - position)
-            emitted = max(emitted, position)
+            yield from track.append(resampler.flush())
+            yield from track.move(round(time * rate))
             clock = time
         clock += Fraction(frame.samples, frame.sample_rate)
-        for piece in resampler(frame):
-            kept = piece[skip:]
-            skip -= len(piece) - len(kept)
-            emitted += len(kept)
+        yield from track.append(resampler(frame))
+    yield from track.append(resampler.flush())
+
+
+class _Track:
+    """Places samples: moves ahead by silence, and back by leaving out the next samples."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._length = 0
+        self._excess = 0  # samples to leave out
+
+    def move(self, position: int) -> Iterator[Samples]:
+        """Makes `position` that of the next sample."""
+        self._excess = max(0, self._length - position)
+        while self._length < position:
+            count = min(self._rate, position - self._length)
+            self._length += count
+            yield np.zeros(count, np.float32)
+
+    def append(self, pieces: Iterable[Samples]) -> Iterator[Samples]:
+        """Yields the pieces, but for the samples to leave out."""
+        for piece in pieces:
+            kept = piece[self._excess :]
+            self._excess -= len(piece) - len(kept)
+            self._length += len(kept)
             if len(kept):
                 yield kept
-    yield from (piece[skip:] for piece in resampler.flush())
-
-
-def _silence(count: int, rate: int) -> Iterator[Samples]:
-    while count > 0:
-        yield np.zeros(min(count, rate), np.float32)
-        count -= rate
 
 
 class _Resampler:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 Size = tuple[int, int]
 """Height and width."""
 
+_PLAUSIBLE = 0.1, 10  # of a pixel; another aspect is a mistake in the file
+
 
 @dataclass(frozen=True)
 class Orientation:
@@ -67,7 +69,10 @@ class Orientation:
 
 def display_size(frame: Any, pixel_aspect: Fraction | None) -> Size:
     """Returns the size of a frame as it is shown: upright, the pixels square, the height kept."""
-    width = max(1, round(frame.width * (pixel_aspect or 1)))
+    aspect = pixel_aspect or 1
+    if not _PLAUSIBLE[0] <= aspect <= _PLAUSIBLE[1]:
+        aspect = 1
+    width = max(1, round(frame.width * aspect))
     return Orientation.of(frame).shown((frame.height, width))
 
 
@@ -85,7 +90,6 @@ class Converter:
         self._size = size
         self._crop = crop
         self._reformatter = VideoReformatter()
-        self._options = _one_thread()
 
     def __call__(self, frame: Any, pixel_aspect: Fraction | None) -> npt.NDArray[np.uint8]:
         """Returns a frame as an array (H, W, 3), contiguous and its own."""
@@ -95,7 +99,7 @@ class Converter:
         orientation = Orientation.of(frame)
         height, width = orientation.shown(scaled)
         image = self._reformatter.reformat(
-            frame, width, height, "rgb24", interpolation="BILINEAR", **self._options
+            frame, width, height, "rgb24", interpolation="BILINEAR", threads=1
         )
         pixels: Any = image.to_ndarray()
         array = orientation.apply(pixels)
@@ -107,10 +111,3 @@ def _covering(shown: Size, size: Size) -> Size:
     """Returns the smallest size of the aspect of `shown` that covers `size`."""
     scale = max(Fraction(size[0], shown[0]), Fraction(size[1], shown[1]))
     return max(size[0], round(shown[0] * scale)), max(size[1], round(shown[1] * scale))
-
-
-def _one_thread() -> dict[str, int]:
-    """Returns the options of a conversion that starts no threads of its own."""
-    import av
-
-    return {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}

@@ -14,13 +14,11 @@ import numpy.typing as npt
 
 from pyseg.errors import ArgumentError, DataError
 from pyseg.video.display import Converter, Size
-from pyseg.video.source import DecodeReport, Source, check_is_file, opened
+from pyseg.video.source import DecodeReport, Jumps, Source, check_is_file, opened
 
 _HIGHEST_FPS = 1000
 _ROUNDING = Fraction(1, 2000)  # seconds; containers round times to ticks of up to 1 ms
-_JUMP = 10  # seconds; times that jump further, out of the file's duration, are not believed
-_LONGEST_GAP = 3600  # likewise, in files that do not state their duration
-_MISSING = Fraction(1, 2)  # seconds at the end without which a file counts as truncated
+_MISSING = Fraction(1, 4)  # seconds at the end without which a file counts as truncated
 
 
 def sample_frames(
@@ -156,11 +154,9 @@ class _Clock:
         self._fast = fast
         rate = stream.average_rate or stream.guessed_rate
         self._nominal = max(1, round(1 / (rate * stream.time_base))) if rate else 1
-        self._jump = int(_JUMP / stream.time_base)
         self._first = 0
         self._last = 0  # the time of the last frame
         self._next = 0  # the time at which it ends
-        self._shift = 0  # added to the file's times since a jump
 
     def timed(self) -> Iterator[tuple[int, Any]]:
         """Yields frames with their times, which never decrease, and None with the end of the last.
@@ -172,45 +168,25 @@ class _Clock:
         first = next(frames, None)
         if first is None:
             raise DataError(self._source.no_frame(self._stream))
-        self._first = _pts(first) or 0
-        latest = self._latest()
+        self._first = first.pts or 0
+        jumps = Jumps(self._source, self._stream, self._first)
         for frame in itertools.chain([first], frames):
-            time = self._time(frame, latest)
+            time = self._next if frame.pts is None else jumps.corrected(frame.pts, self._next)
             if time < self._last:
                 continue  # another frame is on display by then
             self._last = time
-            self._next = time + (getattr(frame, "duration", 0) or self._nominal)
+            self._next = time + (frame.duration or self._nominal)
             yield time, frame
-        yield self._finish(), None
+        yield self._finish(jumps), None
 
-    def _time(self, frame: Any, latest: int) -> int:
-        """Returns the time of a frame; one that the file cannot mean follows the last frame."""
-        pts = _pts(frame)
-        if pts is None:
-            return self._next
-        time = pts - self._first + self._shift
-        ahead = time - self._last
-        if ahead < -self._jump or (ahead > self._jump and time > latest):
-            self._shift += self._next - time
-            return self._next
-        return time
-
-    def _latest(self) -> int:
-        """Returns the last time that is believed after a jump."""
-        stated = self._source.stated_end(self._stream)
-        base = self._stream.time_base
-        if stated is None:
-            return int(_LONGEST_GAP / base)
-        return math.ceil(stated[0] / base) - self._first + self._jump
-
-    def _finish(self) -> int:
+    def _finish(self, jumps: Jumps) -> int:
         """Completes the report; returns the end of the last frame."""
         source, stream, report = self._source, self._stream, self._source.report
         base = stream.time_base
         end = self._next
         came = source.end_of_packets(stream)
         if self._fast and came is not None:  # the last frames may have been left out
-            end = max(end, int(came / base) - self._first + self._shift)
+            end = max(end, jumps.corrected(int(came / base), end))
         report.duration = float(end * base)
         stated = source.stated_end(stream)
         if stated is not None:
@@ -220,7 +196,3 @@ class _Clock:
             if reached is not None and stated_end - reached > _MISSING:
                 report.truncated = True
         return end
-
-
-def _pts(frame: Any) -> int | None:
-    return frame.dts if frame.pts is None else frame.pts

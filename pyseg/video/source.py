@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 _FAILURES = 100  # reads in a row that may fail before a file counts as truncated
 _NO_TIMESTAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS
+_DISCONTINUOUS = 0x200  # FFmpeg's AVFMT_TS_DISCONT
+_JUMP = 10  # seconds; FFmpeg takes longer jumps for discontinuities
+_LONGEST_GAP = 3600  # seconds; likewise, where nothing says how long the file is
 _TEXT = ("tty",)  # FFmpeg renders text files as pictures of a terminal
 
 
@@ -60,6 +66,7 @@ class Source:
         self.container = container
         self.report = report
         self.ends: dict[int, int] = {}
+        self._is_avi = self.is_format("avi")  # it has no times of display; FFmpeg makes some up
 
     def video_stream(self) -> Any:
         """Returns the video stream that players show: the default one, else the first.
@@ -98,27 +105,33 @@ class Source:
         return None if stream is None else self._decodable(stream, "audio")
 
     def frames(self, stream: Any) -> Iterator[Any]:
-        """Yields the frames of a stream, in the order of their display; goes on after damage."""
+        """Yields the frames of a stream, in the order of their display; goes on after damage.
+
+        Where the container stores only when frames are decoded, as AVI does, these times are given
+        to the frames in order, and none may be left out.
+        """
         import av
 
         report = self.report
-        for packet in self._packets():
-            if packet.stream_index != stream.index:
-                continue
+        times: list[int] = []
+        packets = (packet for packet in self._packets() if packet.stream_index == stream.index)
+        for packet in itertools.chain(packets, [None]):
+            if packet is not None and not self._has_display_time(packet):
+                stream.codec_context.skip_frame = "DEFAULT"
+                heapq.heappush(times, packet.dts)
             try:
-                decoded = packet.decode()
+                decoded = stream.decode(packet)
             except av.FFmpegError as error:
                 report.corrupt += 1
                 report.error = error.strerror
+                if times:
+                    heapq.heappop(times)
                 continue
             for frame in decoded:
                 report.frames += 1
                 report.corrupt += frame.is_corrupt
-                yield frame
-        with contextlib.suppress(av.FFmpegError):
-            for frame in stream.decode(None):
-                report.frames += 1
-                report.corrupt += frame.is_corrupt
+                if times:
+                    frame.pts = heapq.heappop(times)
                 yield frame
 
     def stated_end(self, stream: Any) -> tuple[Fraction, bool] | None:
@@ -132,9 +145,14 @@ class Source:
         if stream.duration:
             return (start + stream.duration) * base, True
         if self.container.duration:
-            start = self.container.start_time or 0
+            # Writers of Matroska disagree whether its duration counts from 0 or from the start.
+            start = 0 if self.is_format("matroska") else self.container.start_time or 0
             return Fraction(start + self.container.duration, 1_000_000), False
         return None
+
+    def is_format(self, name: str) -> bool:
+        """Returns whether the container is of a format, by FFmpeg's name of it."""
+        return name in self.container.format.name.split(",")
 
     def end_of_packets(self, stream: Any | None = None) -> Fraction | None:
         """Returns the end, in seconds, of the packets of one stream or of all."""
@@ -146,23 +164,31 @@ class Source:
         """Yields the packets of all streams; goes on where the container is damaged."""
         import av
 
-        failures = 0
+        failures, damaged = 0, False
         while failures < _FAILURES:
             try:
                 for packet in self.container.demux():
                     if packet.size == 0:  # decoding it would end the stream
                         continue
-                    failures = 0
-                    if packet.pts is not None and not packet.is_discard:
-                        index, end = packet.stream_index, packet.pts + (packet.duration or 0)
+                    failures, damaged = 0, packet.is_corrupt
+                    time = packet.pts if self._has_display_time(packet) else packet.dts
+                    if time is not None and not packet.is_discard:
+                        index, end = packet.stream_index, time + (packet.duration or 0)
                         if end > self.ends.get(index, end - 1):
                             self.ends[index] = end
                     yield packet
                 break
+            except IndexError:  # PyAV's, at the end, if streams have appeared since the start
+                break
             except av.FFmpegError as error:
                 failures += 1
                 self.report.error = error.strerror
-        self.report.truncated |= failures > 0  # nothing came after an error
+        self.report.truncated |= damaged or failures > 0  # nothing came after an error
+
+    def _has_display_time(self, packet: Any) -> bool:
+        if packet.dts is None:
+            return True  # nor a time of decoding, so that there is nothing better
+        return packet.pts is not None and not self._is_avi
 
     def _decodable(self, stream: Any, kind: str) -> Any:
         if stream.codec_context is None:
@@ -175,6 +201,42 @@ class Source:
         kinds = sorted({s.type for s in self.container.streams if not _is_cover(s)})
         found = f"only {' and '.join(kinds)}" if kinds else "no stream"
         return f"{found} ({self.container.format.name})"
+
+
+class Jumps:
+    """Corrects the times of a stream where they jump: in joined recordings, or by damage.
+
+    After a jump back, or one ahead that the file cannot mean, times continue from what came before.
+
+    Args:
+        source: The file.
+        stream: One of its streams.
+        first: The time from which times are counted, in units of the stream's time base.
+    """
+
+    def __init__(self, source: Source, stream: Any, first: int) -> None:
+        base = stream.time_base
+        stated = source.stated_end(stream)
+        more, latest = _JUMP, Fraction(0)
+        if stated is None:
+            more = _LONGEST_GAP
+        elif not source.container.format.flags & _DISCONTINUOUS:
+            latest = stated[0]
+            # MP4 files state too little where times are irregular and frames are reordered.
+            more = _LONGEST_GAP if source.is_format("mp4") else _JUMP
+        self._first = first
+        self._latest = math.ceil((latest + more) / base) - first
+        self._jump = int(_JUMP / base)
+        self._shift = 0
+
+    def corrected(self, pts: int, following: int) -> int:
+        """Returns the time since the first one; what came before ends at `following`."""
+        time = pts - self._first + self._shift
+        ahead = time - following
+        if ahead < -self._jump or (ahead > self._jump and time > self._latest):
+            self._shift -= ahead
+            return following
+        return time
 
 
 def _is_cover(stream: Any) -> bool:

@@ -51,6 +51,7 @@ def valid_calls() -> dict[str, list[list[Any]]]:
     saved = [ops.vlad_aggregate(*vlad, *some, EPS, False) for some in norms]
     frames = torch.arange(B * T * N, dtype=torch.uint8).view(B, T, N)
     mask = torch.tensor([[True, True, False], [True, True, True]])
+    dequantization = 10 * random(3, N)
     pool = [random(B, T, N), random(B, T, G, K), random(G, F, N)]
     recurrence = [random(B, T, 3 * H), random(3 * H, H), random(3 * H)]
     relations = [
@@ -83,10 +84,13 @@ def valid_calls() -> dict[str, list[list[Any]]]:
         "rated_bce_with_logits_backward": [[torch.tensor(2.0), random(B, C), None]],
         "frame_linear": [
             [frames, None, random(F, N), None],
-            [frames, mask, random(F, N), random(F)],
+            [frames, mask, random(F, N), random(F), dequantization],
         ],
-        "frame_linear_backward": [[random(B, T, F), frames, some] for some in (None, mask)],
-        "frame_pool": [[*pool, True], [frames, *pool[1:], False]],
+        "frame_linear_backward": [
+            [random(B, T, F), frames, None],
+            [random(B, T, F), frames, mask, dequantization],
+        ],
+        "frame_pool": [[*pool, True], [frames, *pool[1:], False, dequantization]],
         "frame_pool_backward": [
             [random(B, K, F), random(B, G, K), *pool, ops.frame_pool(*pool, True)[2], [True] * 3]
         ],
@@ -137,9 +141,11 @@ def definitions() -> dict[str, Any]:
             absent_evidence=absent_evidence,
         )
 
-    def linear_backward(grad: Tensor, frames: Tensor, mask: Tensor | None) -> Tensor:
+    def linear_backward(
+        grad: Tensor, frames: Tensor, mask: Tensor | None, dequantization: Tensor | None = None
+    ) -> Tensor:
         weight = torch.zeros(grad.shape[2], frames.shape[2], dtype=grad.dtype).requires_grad_()
-        products = pyseg.ops.frame_linear_reference(frames, mask, weight)
+        products = pyseg.ops.frame_linear_reference(frames, mask, weight, None, dequantization)
         return torch.autograd.grad(products, weight, grad.detach())[0]
 
     return {
@@ -150,7 +156,7 @@ def definitions() -> dict[str, Any]:
         "rated_bce_with_logits_backward": lambda scale, grad, _: scale * grad,
         "frame_linear": pyseg.ops.frame_linear_reference,
         "frame_linear_backward": linear_backward,
-        "frame_pool": lambda *args: pyseg.ops.frame_pool_reference(*args[:3]),
+        "frame_pool": lambda *args: pyseg.ops.frame_pool_reference(*args[:3], *args[4:]),
         "gru_recurrence": lambda *args: pyseg.ops.gru_recurrence_reference(*args[:3]),
     }
 

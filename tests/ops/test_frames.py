@@ -152,6 +152,92 @@ def test_pool(
     assert (len(tiles) > 0) == (shape[0] > 0 and not floating)
 
 
+RANGES = {"small": (-0.2, 0.3), "wide": (0.0, 30.0)}
+
+
+def make_dequantization(width: int, limits: tuple[float, float]) -> tuple[Tensor, ...]:
+    """Returns mean and deviation of each column, far from the middle of the range; and the rows."""
+    low, high = limits
+    step, start = (high - low) / 255, low + (high - low) / 512
+    mean = torch.linspace(low, high, width, dtype=torch.float64)
+    deviation = torch.linspace(step, (high - low) / 3, width, dtype=torch.float64)
+    zero_point = ((mean - start) / step).round().clamp(0, 255)
+    rows = zero_point, step / deviation, (start + zero_point * step - mean) / deviation
+    return mean, deviation, torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [512, 640])
+@pytest.mark.parametrize("device", DEVICES)
+def test_bytes_with_a_dequantization_of_their_own(
+    device: str, width: int, dtype: torch.dtype, name: str
+) -> None:
+    """Values and gradients are at most twice as far from the truth as plain PyTorch's."""
+    low, high = RANGES[name]
+    mean, deviation, rows = make_dequantization(width, RANGES[name])
+    q, mask, weight, bias = make((3, 20, width, 7), dtype, device)
+    _, weights, maps = make_pool((3, 20, width, 3), dtype, device)
+    rows = rows.to(device)
+    exact = q.cpu().double() * (high - low) / 255 + low + (high - low) / 512
+
+    def normalized(kind: torch.dtype) -> Tensor:
+        return ((exact.to(kind) - mean.to(kind)) / deviation.to(kind)).to(device)
+
+    leaves = [weight, bias, weights, maps]
+    double = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    inner = torch.promote_types(dtype, torch.float32)
+
+    def plain(kind: torch.dtype, given: list[Tensor]) -> list[Tensor]:
+        x = normalized(kind).to(given[0].dtype)
+        w, b, u, m = given
+        first = functional.linear(x.where(mask.unsqueeze(-1), 0.0), w, b)
+        return [first, pooled(frame_pool, x, u, m)]
+
+    fused = [
+        frame_linear(q, mask, weight, bias, rows),
+        pooled(lambda *given: frame_pool(*given, rows), q, weights, maps),
+    ]
+    results = []
+    for outputs, given in (
+        (fused, leaves),
+        (plain(inner, leaves), leaves),
+        (plain(torch.float64, double), double),
+    ):
+        loss = sum(
+            (output * torch.linspace(-1, 1, output.numel(), device=device).view(output.shape)).sum()
+            for output in outputs
+        )
+        results.append([*outputs, *torch.autograd.grad(loss, given)])
+    for own, other, truth in zip(*results, strict=True):
+        truth = truth.detach()
+        error, allowed = ((x.detach() - truth).norm() / truth.norm() for x in (own, other))
+        assert error <= 2 * allowed + 1e-12, (own.shape, error, allowed)
+    reference = frame_linear_reference(q, mask, weight, bias, rows).detach()
+    atol = 0.02 * reference.abs().max().item()
+    torch.testing.assert_close(fused[0].detach(), reference, rtol=0.02, atol=atol)
+
+
+def test_the_dequantization_has_no_gradient() -> None:
+    x, mask, weight, bias = make((2, 5, 6, 3), torch.float64, "cpu")
+    _, weights, maps = make_pool((2, 5, 6, 3), torch.float64, "cpu")
+    rows = make_dequantization(6, (0.0, 1.0))[-1].requires_grad_()
+    for result in (
+        frame_linear(x, mask, weight, bias, rows),
+        frame_pool(x, weights, maps, rows)[0],
+    ):
+        with pytest.raises(RuntimeError, match="has no gradient of the dequantization: use"):
+            result.sum().backward()
+    for reference in (
+        frame_linear_reference(x, mask, weight, bias, rows),
+        frame_pool_reference(x, weights, maps, rows)[0],
+    ):
+        reference.sum().backward()
+    assert rows.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"dequantization: expected shape \(3, N\) = \(3, 6\)"):
+        frame_linear(x, mask, weight, bias, rows[:, :5])
+
+
 def test_references_take_bytes() -> None:
     x, mask, weight, bias = make((2, 5, 6, 3), torch.float64, "cpu")
     _, weights, maps = make_pool((2, 5, 6, 3), torch.float64, "cpu")
