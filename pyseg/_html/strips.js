@@ -85,7 +85,7 @@ class Strips {
   }
 
   buildRow(name, row) {
-    const canvas = make("canvas", { role: "slider", tabindex: 0, "aria-label": `Time in ${name}`, "aria-valuemin": 0, "aria-valuemax": Math.round(this.duration) });
+    const canvas = make("canvas", { role: "slider", tabindex: -1, "aria-label": `Time in ${name}`, "aria-valuemin": 0, "aria-valuemax": Math.round(this.duration) });
     const now = make("span", { class: "now" });
     const element = make("div", { class: "strip-row", "data-row": row }, make("span", { class: "name", title: name }, name), canvas,
       make("span", { class: "values" }, now, make("span", { title: "highest score" }, this.peaks[row].toFixed(2))));
@@ -200,6 +200,7 @@ class Strips {
     const shown = found.slice(0, this.shown);
     const empty = make("p", { class: "empty" }, "No class has this name.");
     this.body.replaceChildren(...(shown.length ? shown.map((row) => row.element) : [empty]));
+    for (const row of this.rows) row.canvas.tabIndex = row === shown[0] ? 0 : -1; // one stop for the tab key
     this.status.textContent = `${found.length} of ${this.names.length}`;
     this.more.hidden = shown.length === found.length;
     this.more.textContent = `Show ${found.length - shown.length} more classes`;

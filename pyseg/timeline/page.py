@@ -18,6 +18,9 @@ from pyseg.timeline.times import clock
 if TYPE_CHECKING:
     from pyseg.timeline.timeline import Timeline
 
+_MOST_SCORES = 8_000_000  # in a page, of a byte each; ten hours of 200 classes have fewer
+_FEWEST_CLASSES = 20  # of the longest videos
+
 
 def page(
     timeline: Timeline,
@@ -27,7 +30,8 @@ def page(
     """Returns an HTML page of the scores over time.
 
     It contains everything but the video, which it plays from its file where there is one. Without
-    scripts it lists the events, the highest scores and the ratings.
+    scripts it lists the events, the highest scores and the ratings. Of classes too many for a page
+    it shows those with the highest scores, and the rated ones.
 
     Args:
         timeline: The scores.
@@ -38,8 +42,13 @@ def page(
     Raises:
         pyseg.errors.UserError: A package of the extra `report` is not installed.
     """
-    found = timeline.events() if events is None else list(events)
     fine = timeline.averaged()
+    most = max(_FEWEST_CLASSES, _MOST_SCORES // max(1, len(fine.starts)))
+    total = len(timeline.names)
+    if total > most:
+        fine = timeline = fine.best(most)
+    shown = set(timeline.numbers)
+    found = timeline.events() if events is None else [e for e in events if e.number in shown]
     has_video = timeline.video is not None and Path(timeline.video).is_file()
     pictures = thumbnails(timeline.video) if has_video and timeline.video else []
     columns = {number: column for column, number in enumerate(timeline.numbers)}
@@ -47,6 +56,7 @@ def page(
         Path(__file__).with_name("timeline.html.jinja"),
         title=timeline.title,
         duration=clock(timeline.duration),
+        total=total,
         video=_address(timeline.video, folder) if has_video and timeline.video else None,
         missing=timeline.video if timeline.video and not has_video else None,
         events=[
@@ -88,11 +98,7 @@ def data(
             for rating in timeline.ratings
             if rating.number in columns
         ],
-        events=[
-            (columns[event.number], event.start, event.end, event.peak)
-            for event in events
-            if event.number in columns
-        ],
+        events=[(columns[event.number], event.start, event.end, event.peak) for event in events],
         thumbnails=pictures,
     )
 

@@ -81,7 +81,7 @@ def _key_frames(video: str, duration: float) -> Pictures:
                 frame = _next_frame(source, stream)
             except av.FFmpegError:
                 continue
-            if frame is None:
+            if frame is None or (number and first is None):
                 continue
             first = frame.pts if first is None else first
             time = float((frame.pts - first) * stream.time_base)

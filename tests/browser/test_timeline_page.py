@@ -82,6 +82,9 @@ def test_strips_events_and_keys_seek(page) -> None:
     page.command("Input.dispatchMouseEvent", type="mouseMoved", x=700, y=10, button="left")
     page.wait("document.querySelector('video').currentTime > 3")  # dragged
     page.pointer(STRIP, 0.9, kind="mouseReleased")
+    page.run("location.hash = 't=7'")
+    page.browser.refresh()
+    at(page, 7)
     assert page.run("typeof hacked") == "undefined"
     assert page.texts("h1") == ['"film" <b>']
 

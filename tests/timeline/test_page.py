@@ -106,6 +106,23 @@ def test_page_of_hours_is_small() -> None:
     assert len(page.page(timeline, events=[])) < 1.34 * 36_000 * (20 + 8) + 100_000
 
 
+def test_page_of_too_many_classes_has_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "_MOST_SCORES", 90)
+    scores = np.linspace(0.0, 1.0, 30)[None].repeat(3, axis=0)
+    names = [f"class {number}" for number in range(30)]
+    starts = np.arange(3)
+    ratings = [Rating(0, 1, 2, True)]
+    timeline = Timeline("t", starts, starts + 1, scores, names, ratings=ratings)
+    assert len(Page(timeline.page()).data["names"]) == 30
+    monkeypatch.setattr(page, "_MOST_SCORES", 75)
+    text = page.page(timeline, timeline.events())
+    data = Page(text).data
+    assert data["names"] == [*names[:4:-1], "class 2"]
+    assert "the 26 of 30 classes with the highest scores" in text
+    assert data["ratings"] == [[25, 0, 1, True]]
+    assert sorted(event[0] for event in data["events"]) == list(range(15))
+
+
 def test_address_of_the_video(tmp_path: Path) -> None:
     name = "javascript:a 'b' \"c\" <d> #1?&amp;.mp4"
     (tmp_path / "films").mkdir()
