@@ -71,6 +71,7 @@ if not (sys.argv[:1] == ["-m"] and "pyseg._build" in sys.orig_argv):
     from pyseg import ops as ops
 
 if TYPE_CHECKING:
+    from pyseg import backbones as backbones
     from pyseg import checkpoint as checkpoint
     from pyseg import config as config
     from pyseg import convert as convert
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from pyseg import distributed as distributed
     from pyseg import errors as errors
     from pyseg import evaluate as evaluate
+    from pyseg import extract as extract
     from pyseg import info as info
     from pyseg import labels as labels
     from pyseg import metrics as metrics
