@@ -497,7 +497,8 @@ def frames_like(
     """Returns the features with which the frames of records are read for a model.
 
     The first records of a sample of the files must have what the model was trained on. A model of
-    mean features of whole videos takes frames of the same widths.
+    mean features of whole videos takes frames of the same widths; that records have means, too, is
+    found when their frames are read.
 
     Args:
         trained: The features that the model was trained on.
@@ -515,12 +516,13 @@ def frames_like(
         record, kind = inspector.inspect(path)
         if record is None:
             continue
-        if kind.features is None or _FORMATS[kind.name].level == "video":
+        found = None if kind.features is None else _FORMATS[kind.name].level
+        if kind.features is not None and (found, level) != ("video", "frame"):
+            differences = trained.differences(kind.features, same_level=found == level)
+            features = trained if found == level else kind.features
+        else:  # without a format, or means instead of frames
             wrong = _misfit(record, trained, "frame", None)
             differences = [] if wrong is None else [wrong]
-        else:
-            differences = trained.differences(kind.features, same_level=level == "frame")
-            features = kind.features if level == "video" else trained
         if differences:
             raise DataError(f"{path}: {'; '.join(differences)}")
     return features

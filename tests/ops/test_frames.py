@@ -80,19 +80,17 @@ def dequantized(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.fixture(params=["one tile", "a row each", "some rows"])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Runs a test with tiles of several sizes; returns the bytes of every tile made."""
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Runs a test with tiles of several sizes; returns every tile made."""
     limit = {"one tile": 2**22, "a row each": 1, "some rows": 600}[request.param]
     monkeypatch.setattr(frames, "_TILE_BYTES", {"cpu": limit, "cuda": limit})
     monkeypatch.setattr(frames, "_POOLED_BYTES", {"cpu": 2 * limit, "cuda": 2 * limit})
-    made: list[int] = []
+    made: list[Tensor] = []
     original = frames.dequantize
 
     def dequantize(*arguments: Tensor) -> Tensor:
         x = original(*arguments)
-        row = x.shape[1:].numel() * x.element_size()
-        assert x.nbytes <= max(limit, row)
-        made.append(x.nbytes)
+        made.append(x)
         return x
 
     monkeypatch.setattr(frames, "dequantize", dequantize)
@@ -116,7 +114,7 @@ def compare(function, reference, leaves: list[Tensor], dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("device", DEVICES)
-def test_linear(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: list[int]) -> None:
+def test_linear(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: list[Tensor]) -> None:
     x, mask, weight, bias = make(shape, dtype, device)
     for valid, shift in ((mask, bias), (None, bias), (mask, None)):
         compare(
@@ -126,6 +124,8 @@ def test_linear(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: 
             dtype,
         )
     assert (len(tiles) > 0) == (x.numel() > 0)
+    for tile in tiles:
+        assert tile.nbytes <= max(frames._TILE_BYTES[device], tile[:1].nbytes)
 
 
 @pytest.mark.parametrize("floating", [False, True])
@@ -133,7 +133,7 @@ def test_linear(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_pool(
-    device: str, shape: tuple[int, ...], dtype: torch.dtype, floating: bool, tiles: list[int]
+    device: str, shape: tuple[int, ...], dtype: torch.dtype, floating: bool, tiles: list[Tensor]
 ) -> None:
     """Values and gradients, for floating frames too, a few videos at a time."""
     x, weights, maps = make_pool(shape, dtype, device)
@@ -150,6 +150,10 @@ def test_pool(
             dtype,
         )
     assert (len(tiles) > 0) == (shape[0] > 0 and not floating)
+    pooled_values = weights.shape[2:].numel() * shape[2]  # of a video
+    for tile in tiles:
+        pooled_bytes = pooled_values * tile.element_size()
+        assert len(tile) <= max(1, frames._POOLED_BYTES[device] // pooled_bytes)
 
 
 RANGES = {"small": (-0.2, 0.3), "wide": (0.0, 30.0)}
