@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -31,12 +32,46 @@ def include_path() -> str:
     return str(_ROOT / "csrc" / "include")
 
 
+def load(
+    run: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
+) -> Predictor:
+    """Loads a run for predictions: when do its classes occur in a video?
+
+    Args:
+        run: The run folder that `pyseg.train` wrote.
+        device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
+        backbone: The network that computes the features of video files; default: the one that
+            computed those of the training data.
+        weights: Its file of weights; default: the one that the training data were extracted with.
+
+    Raises:
+        pyseg.errors.UserError: The folder is not a run, its model takes no frames, or there is no
+            such device.
+        pyseg.errors.DataError: A file of the run is damaged.
+
+    Example:
+        .. code-block:: python
+
+            model = pyseg.load("runs/films")
+            timeline = model.predict("a.mp4")  # or of frames, an array (T, N)
+            timeline.events()
+            timeline.save("a.vtt")
+    """
+    make: type[Predictor] = importlib.import_module("pyseg.predict").Predictor
+    return make(run, device=device, backbone=backbone, weights=weights)
+
+
 # `python -m pyseg._build` must not load the libraries, which may be older than this code.
 if not (sys.argv[:1] == ["-m"] and "pyseg._build" in sys.orig_argv):
     from pyseg import _ext as _ext
     from pyseg import ops as ops
 
 if TYPE_CHECKING:
+    from pyseg import backbones as backbones
     from pyseg import checkpoint as checkpoint
     from pyseg import config as config
     from pyseg import convert as convert
@@ -45,6 +80,7 @@ if TYPE_CHECKING:
     from pyseg import distributed as distributed
     from pyseg import errors as errors
     from pyseg import evaluate as evaluate
+    from pyseg import extract as extract
     from pyseg import info as info
     from pyseg import labels as labels
     from pyseg import metrics as metrics
@@ -60,6 +96,7 @@ if TYPE_CHECKING:
     from pyseg import train as train
     from pyseg import training as training
     from pyseg import video as video
+    from pyseg.predict import Predictor
 
 # Modules, imported on first use; the operator libraries lie beside them but are no modules.
 _LAZY = [

@@ -79,8 +79,17 @@ def label(name: str, limit: int = 32) -> str:
         >>> print(label("a  b\n$x$y", 6))
         a b \$…
     """
-    name = " ".join(name.split())
-    if len(name) > limit:
-        name = name[: limit - 1] + "…"
+    name = shorten(name, limit)
     # A dollar would start a formula, and legends omit names that start with an underscore.
     return ("\N{HAIR SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def shorten(name: str, limit: int) -> str:
+    """Returns a name as one line of at most `limit` characters.
+
+    Example:
+        >>> shorten("a  b c d", 6)
+        'a b c…'
+    """
+    name = " ".join(name.split())
+    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -12,6 +12,7 @@ import difflib
 import errno
 import importlib.metadata
 import io
+import json
 import logging
 import math
 import os
@@ -231,7 +232,7 @@ def parse(
     """
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     _answer(words, parser, config_class)
-    words = list(_with_values(words, parser, config_class))
+    words = _collected(list(_with_values(words, parser, config_class)), config_class)
     for key, value in _pairs(words):
         if value == "" and key[:2] == "--":
             raise UserError(f"{key}: expected a value, found an empty one")
@@ -285,6 +286,23 @@ def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: typ
             yield f"--{name[3:]}=false"
         else:
             yield word
+
+
+def _collected(words: Sequence[str], config_class: type) -> list[str]:
+    """Joins the values of an option that may be given several times into a list, at the end."""
+    names = [field.name for field in fields(config_class) if field.metadata.get("repeated")]
+    values: dict[str, list[str]] = {}
+    kept = []
+    left = iter(words)
+    for word in left:
+        name, equals, text = word[2:].partition("=")
+        given = word[:2] == "--" and name in names
+        value = text if equals or not given else next(left, None)
+        if given and value is not None:
+            values.setdefault(name, []).append(value)
+        else:
+            kept.append(word)
+    return kept + [f"--{name}={json.dumps(found)}" for name, found in values.items()]
 
 
 _plugins: list[str] = []  # of the command that runs
@@ -386,7 +404,7 @@ def _rewritten(parser: ArgumentParser, message: str) -> str:
     if found := re.match(
         r"argument (?:\S+/)?--(\S+): expected (one|at least one) argument", message
     ):
-        name = found[1]
+        name = found[1].removesuffix("+")  # jsonargparse's name of a list's option
         return (
             f"--{name}: expected a value, found none; one that begins with a dash is written "
             f"--{name}=-..."

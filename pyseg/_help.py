@@ -52,7 +52,7 @@ class _Option:
     @property
     def note(self) -> str:
         """The default in parentheses, unless the text contains it."""
-        shown = self.default not in (None, False, MISSING, {}) and "default:" not in self.text
+        shown = self.default not in (None, False, MISSING, {}, []) and "default:" not in self.text
         return f" ({self.default})" if shown else ""
 
 

@@ -115,6 +115,25 @@ def test_an_id_may_be_any_word(id):
     assert _cli.parse(parser, PredictConfig, options).video == id
 
 
+def test_an_option_may_be_given_several_times(tmp_path):
+    def exports(*words):
+        parser = _cli.make_parser(PredictConfig, "pyseg.predict", "")
+        return _cli.parse(parser, PredictConfig, ["--run", "r", "--video=v", *words]).export
+
+    hostile = 'a, [b]: "c".csv'
+    assert exports("--export", hostile, "--top", "3", "--export=null.json") == [
+        hostile,
+        "null.json",
+    ]
+    assert exports("--export", "1.csv") == ["1.csv"]
+    (tmp_path / "c.yaml").write_text("export: [a.csv, b.csv]\n")
+    assert exports("--config", str(tmp_path / "c.yaml")) == ["a.csv", "b.csv"]
+    assert exports("--config", str(tmp_path / "c.yaml"), "--export", "c.csv") == ["c.csv"]
+    for words in (["--export"], ["--export="], ["--export", "a.csv", "--export"]):
+        with pytest.raises(UserError, match="--export: expected a value, found"):
+            exports(*words)
+
+
 def test_option_converts_only_argument_errors():
     with pytest.raises(UserError, match=r"^--model x: expected y$"), _cli.option("model", "x"):
         raise ArgumentError("name: expected y")

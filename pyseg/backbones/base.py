@@ -49,6 +49,7 @@ class Backbone(ABC):
 
     Attributes:
         name: What ``--backbone`` was given, such as "timm:vit_small_patch14_dinov2".
+        weights: What ``--weights`` was given, with the whole path; None: nothing.
         features: The name and the width of each feature, in the order of a row's values.
         size: (H, W) of the images that it takes; None: any.
         crop: Whether images are resized to cover the size, and their center is cut out; otherwise
@@ -61,6 +62,7 @@ class Backbone(ABC):
     """
 
     name: str = ""
+    weights: str | None = None
     features: tuple[tuple[str, int], ...]
     size: tuple[int, int] | None = None
     crop: bool = False
@@ -78,7 +80,7 @@ class Backbone(ABC):
     def description(self) -> data.Backbone:
         """What `features.json` says about it."""
         told = {"size": self.size, "crop": self.crop, **self.preprocessing}
-        return data.Backbone(self.name, self.sha256, json.loads(json.dumps(told)))
+        return data.Backbone(self.name, self.sha256, json.loads(json.dumps(told)), self.weights)
 
     @abstractmethod
     def __call__(

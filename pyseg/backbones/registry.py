@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -91,6 +92,7 @@ def make_backbone(
     request = Request(name, argument, weights, torch.device(device))
     backbone = _KINDS.find(kind)(request)
     backbone.name = name
+    backbone.weights = os.path.abspath(weights) if weights and os.path.exists(weights) else weights
     return backbone
 
 

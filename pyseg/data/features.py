@@ -36,11 +36,13 @@ class Backbone:
         name: What ``--backbone`` was given, such as "timm:vit_small_patch14_dinov2".
         sha256: The digest of its weights.
         preprocessing: How an image becomes its input, as JSON values.
+        weights: What ``--weights`` was given, with the whole path, if anything.
     """
 
     name: str
     sha256: str
     preprocessing: Mapping[str, Any] = field(hash=False)
+    weights: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,7 @@ class FeatureSet:
                     _get(backbone, "name", str, f"{name}: backbone"),
                     _get(backbone, "sha256", str, f"{name}: backbone"),
                     _get(backbone, "preprocessing", dict, f"{name}: backbone"),
+                    _get(backbone, "weights", str, f"{name}: backbone", optional=True),
                 ),
                 sampling=_get(content, "sampling", str, name, optional=True),
                 id_key=_get(content, "id_key", str, name),

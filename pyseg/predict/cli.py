@@ -8,7 +8,7 @@ from pyseg import _cli, distributed
 from pyseg._memory import keep_memory
 from pyseg.predict.config import PredictConfig
 from pyseg.predict.ranking import predict
-from pyseg.predict.videos import timeline
+from pyseg.predict.videos import file_timeline, timeline
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,19 +17,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _cli.make_parser(
         PredictConfig,
         "pyseg.predict",
-        "Scores every segment of every video and writes a submission, or draws one video's scores "
-        "over time.",
+        "Scores every segment of every video and writes a submission; or shows when classes occur "
+        "in one video.",
         torchrun=True,
     )
     config = _cli.parse(parser, PredictConfig, argv)
     read = {"data": config.data, "classes": config.classes}
-    if config.video is None:
+    one_video = config.video is not None or config.file is not None
+    if not one_video:
         _cli.check_out("out", config.out, scores=config.scores, **read)
-    else:
-        _cli.check_out("timeline", config.timeline, **read)
+    read |= {"video_file": config.video_file, "frames_file": config.frames_file}
+    _cli.check_out("timeline", config.timeline, **read)
+    for path in config.export:
+        _cli.check_out("export", path, timeline=config.timeline, **read)
     _cli.check_out("scores", config.scores, **read)
     with distributed.session(distributed.pick_device(config.device)):
-        if config.video is None:
+        if not one_video:
             predict(config)
         elif distributed.is_first():
-            timeline(config)
+            (timeline if config.file is None else file_timeline)(config)

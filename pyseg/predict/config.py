@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pyseg import _cli
 from pyseg.data.records import OnError
 from pyseg.errors import ArgumentError
 from pyseg.submission import TOP
+from pyseg.timeline import exports
+from pyseg.timeline.events import ON
 
 
 @dataclass
@@ -28,9 +31,21 @@ class PredictConfig:
         video_top: Rank only the N best classes of each whole video.
         video_weight: Rank by p(segment)^(1 - w) * p(video)^w instead of p(segment).
         video_run: The run that scores whole videos; default: --run.
-        video: Draw the timeline of the video with this id; no submission is written.
-        timeline: The .png or .html file of the timeline.
+        video: Show when classes occur in the video with this id; no submission is written.
+        video_file: Show when classes occur in this video file, from which the run's backbone
+            computes the features; no submission is written.
+        frames_file: Show when classes occur in the frames of this file: an .npy file (T, N), or an
+            .npz file with an array (T, width) for each feature, of uint8 as stored or of values.
+        timeline: A .png or .html file with the scores over time, of the best classes.
         timeline_classes: Classes with the highest scores to draw.
+        export: A file with the events or scores of all classes; the suffix is the format: .csv,
+            .json, .parquet, .vtt, .srt, .txt (Audacity), .eaf (ELAN), .ffmetadata (chapters), .png
+            or .html. May be given several times.
+        on: The score that an event reaches.
+        off: The score below which an event ends; default: 0.7 of --on.
+        backbone: The network that computes the features of --video_file; default: that of the
+            training data. It must have the same weights.
+        weights: Its file of weights; default: the one that the training data were extracted with.
         batch_size: Segments scored at once.
         on_error: "raise" at a damaged record, or "skip" and report it.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
@@ -38,6 +53,32 @@ class PredictConfig:
     Raises:
         ValueError: A value is out of its range.
     """
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "What to score": ("run", "data", "classes", "on_error"),
+        "A submission": (
+            "out",
+            "top",
+            "skip_ends",
+            "scores",
+            "video_top",
+            "video_weight",
+            "video_run",
+        ),
+        "One video": (
+            "video",
+            "video_file",
+            "frames_file",
+            "timeline",
+            "timeline_classes",
+            "export",
+            "on",
+            "off",
+            "backbone",
+            "weights",
+        ),
+        "Computing": ("batch_size", "device"),
+    }
 
     run: str
     data: str | None = None
@@ -50,8 +91,15 @@ class PredictConfig:
     video_weight: float = 0.0
     video_run: str | None = None
     video: str | None = field(default=None, metadata={"word": True})
+    video_file: str | None = field(default=None, metadata={"word": True})
+    frames_file: str | None = field(default=None, metadata={"word": True})
     timeline: str | None = None
     timeline_classes: int = 8
+    export: list[str] = field(default_factory=list, metadata={"repeated": True})
+    on: float = ON
+    off: float | None = None
+    backbone: str | None = None
+    weights: str | None = None
     batch_size: int = 512
     on_error: OnError = "raise"
     device: str | None = None
@@ -65,8 +113,41 @@ class PredictConfig:
             raise ArgumentError(f"video_weight: expected in [0, 1], found {self.video_weight}")
         if self.scores is not None and not self.scores.endswith(".npz"):
             raise ArgumentError(f"scores: expected the name of an .npz file, found {self.scores}")
-        if (self.video is None) != (self.timeline is None):
-            given, other = ("video", "timeline")[:: 1 if self.timeline is None else -1]
-            raise ArgumentError(f"{given}: expected --{other} with it, found none")
+        self._check_times()
+
+    def _check_times(self) -> None:
+        """Checks the options of scores over time."""
+        _cli.check_range("on", self.on, 0, 1)
+        _cli.check_range("off", self.off, 0, 1)
+        if self.off is not None and self.off > self.on:
+            raise ArgumentError(f"off: expected at most --on, {self.on:g}, found {self.off:g}")
         if self.timeline is not None and not self.timeline.endswith((".png", ".html")):
             raise ArgumentError(f"timeline: expected a .png or .html file, found {self.timeline}")
+        for path in self.export:
+            exports.suffix(path, "export")
+        self._check_source()
+
+    def _check_source(self) -> None:
+        """Checks that the options fit the source of scores over time: records or a file."""
+        given = [name for name in self.GROUPS["One video"] if getattr(self, name) not in (None, [])]
+        files = [name for name in ("video_file", "frames_file") if name in given]
+        if files:
+            others = [*files[1:], "video", "data", "scores"]
+            for name in others:
+                if (value := getattr(self, name)) is not None:
+                    raise ArgumentError(f"{name}: expected none with --{files[0]}, found {value}")
+        outputs = [name for name in ("timeline", "export") if name in given]
+        if self.video is not None and not outputs:
+            raise ArgumentError("video: expected --timeline or --export with it, found none")
+        if self.video is None and not files and outputs:
+            raise ArgumentError(
+                f"{outputs[0]}: expected --video, --video_file or --frames_file with it, found none"
+            )
+        for name in ("backbone", "weights"):
+            if name in given and "video_file" not in given:
+                raise ArgumentError(f"{name}: expected --video_file with it, found none")
+
+    @property
+    def file(self) -> str | None:
+        """The file that is scored instead of records, if any."""
+        return self.video_file if self.frames_file is None else self.frames_file

@@ -77,7 +77,7 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> None:
 
 def _begin(scorer: Scorer, request: dict[str, Any], folder: Path) -> PartialPrediction:
     """Returns this process's prediction, resumed if its state was saved."""
-    config, num_classes = scorer.config, len(scorer.classes)
+    config, num_classes = scorer.config, len(scorer.classes.numbers)
     path = config.scores
     scores = None if path is None else ScoreFile(Path(path), folder, num_classes)
     return PartialPrediction(folder, request, num_classes, config.top, scores)
@@ -88,7 +88,7 @@ def _request(scorer: Scorer) -> dict[str, Any]:
     request = {
         **asdict(scorer.config),
         "shards": [[os.path.realpath(path), os.path.getsize(path)] for path in scorer.shards],
-        "classes": scorer.classes,
+        "classes": list(scorer.classes.numbers),
         "weights": _digest(scorer.run.weights_file),
     }
     if scorer.video_run is not None:
@@ -147,8 +147,8 @@ def _finish(
         work.append(other)
     segments = work.segments(scorer.schema.segment_size)
     if work.scores is not None:
-        work.scores.finish(segments, scorer.classes)
-    write_submission(out, work.ranked(segments, scorer.classes))
+        work.scores.finish(segments, scorer.classes.numbers)
+    write_submission(out, work.ranked(segments, scorer.classes.numbers))
 
 
 def _print_summary(
@@ -159,7 +159,7 @@ def _print_summary(
         print(f"records: {summary}")
     note_level(scorer.model, "frame", scorer.run, config.data or scorer.trained.data)
     print(
-        f"{work.num_segments} segments of {len(work.videos)} videos, {len(scorer.classes)} "
+        f"{work.num_segments} segments of {len(work.videos)} videos, {len(scorer.classes.numbers)} "
         f"classes, {rate:.0f} segments/s"
     )
     if config.scores is not None:

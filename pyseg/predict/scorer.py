@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg import distributed
-from pyseg.data import Example, FeatureSet, collate, vocabulary
+from pyseg.data import Example, FeatureSet, collate
 from pyseg.data.collection import find_data
 from pyseg.data.formats import frames_like
 from pyseg.data.segments import SegmentBlock
 from pyseg.errors import DataError, RecordError, UserError
+from pyseg.predict.classes import scored_classes
 from pyseg.predict.config import PredictConfig
 from pyseg.runs import Run, find_run_shards
+from pyseg.timeline import Rating
 
 
 class Scorer:
@@ -35,8 +37,7 @@ class Scorer:
         shards: The records to score.
         features: Their features, with the length of frames and segments.
         schema: The schema that reads them, with labels or without.
-        column: The logits' column of each class of the model, by the class's number in the data.
-        classes: The C classes to score.
+        classes: The C classes to score, and those that the model knows.
         video_run: The run that scores whole videos, if any.
         video_model: Its model.
 
@@ -54,10 +55,8 @@ class Scorer:
         self.shards = find_run_shards(self.trained, config.data)
         self.features = self._find_features()
         self.schema = replace(self.features.schema, labels_key=None)
-        known = self.run.known_classes(self.model.num_classes) or range(self.model.num_classes)
-        self.column = {number: column for column, number in enumerate(known)}
-        self.classes = self._choose_classes(config.classes)
-        self._columns = torch.tensor([self.column[n] for n in self.classes], device=self.device)
+        self.classes = scored_classes(self.run, self.model, config.classes)
+        self._columns = torch.tensor(self.classes.columns(), device=self.device)
         self.video_run: Run | None = None
         self.video_model: nn.Module | None = None
         if config.video_top is not None or config.video_weight > 0:
@@ -76,19 +75,6 @@ class Scorer:
         except DataError as error:
             raise UserError(f"{error} (expected is what {self.run} was trained on)") from error
 
-    def _choose_classes(self, file: str | None) -> list[int]:
-        """Returns the classes of a vocabulary; default: the rated ones, or else all."""
-        classes = self.run.rated_classes()
-        if file is not None:
-            classes = vocabulary.read_segment_vocabulary(file).classes
-        for number in classes or ():
-            if number not in self.column:
-                raise UserError(
-                    f"{file or self.run}: expected classes of the {len(self.column)} that "
-                    f"the model knows, found class {number}"
-                )
-        return list(self.column) if classes is None else classes
-
     def _load_video_model(self, folder: str | None) -> tuple[Run, nn.Module]:
         """Returns the run that scores whole videos, and its model."""
         if not folder:
@@ -103,6 +89,19 @@ class Scorer:
                     f"{found}"
                 )
         return run, model
+
+    def rating(self, segment: str, number: int, positive: bool) -> Rating:
+        """Returns a rating of a segment of the records.
+
+        Args:
+            segment: Its id, "video:frame".
+            number: The class.
+            positive: Whether the segment shows the class.
+        """
+        start = int(segment.rpartition(":")[2])
+        seconds = self.features.frame_seconds
+        end = start + self.features.segment_size
+        return Rating(start * seconds, end * seconds, number, positive)
 
     @torch.inference_mode()
     def logits(self, block: SegmentBlock) -> Tensor:
@@ -119,7 +118,7 @@ class Scorer:
         """Returns the scores by which segments are ranked.
 
         Returns:
-            (S, C) float32 scores of the classes in ``classes``: logits or, with a video weight,
+            (S, C) float32 scores of the classes to score: logits or, with a video weight,
             logarithms of the merged probability; and (S, C) bool, the pairs that may be ranked,
             or None where all may.
         """

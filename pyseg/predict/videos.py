@@ -1,28 +1,34 @@
-"""The scores of single videos over time."""
+"""The scores of single videos over time, of records or a video file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pyseg import _cli
 from pyseg.data.segments import SegmentBlock, read_segments
 from pyseg.errors import DataError, UserError
 from pyseg.predict.config import PredictConfig
+from pyseg.predict.predictor import Predictor, read_frames
 from pyseg.predict.scorer import Scorer
 from pyseg.runs import open_data
-from pyseg.timeline import Rating, Timeline, clock
+from pyseg.timeline import Event, Rating, Timeline, clock
+
+_MOST_EVENTS = 50  # to print
 
 
 def timelines(
-    scorer: Scorer, shards: Sequence[str], ratings: Mapping[str, Sequence[Rating]], top: int
+    scorer: Scorer, shards: Sequence[str], ratings: Mapping[str, Sequence[Rating]]
 ) -> Iterator[Timeline]:
     """Yields the scores of some videos over time, in the order of the records.
+
+    They have a window for each segment of a submission, and the classes that the scorer scores; the
+    rated ones that the model knows are there in addition.
 
     Args:
         scorer: Scores their segments.
         shards: The records to look for them in.
         ratings: The ratings of every requested video, by id.
-        top: Classes to show, those with the highest scores; rated classes are shown in addition.
 
     Raises:
         pyseg.errors.RecordError: A record is damaged.
@@ -34,56 +40,123 @@ def timelines(
     while left and (block := next(blocks, None)) is not None:
         [video] = block.ids
         left.remove(video)
-        yield _timeline(scorer, block, ratings[video], top)
+        yield _timeline(scorer, block, ratings[video])
 
 
-def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating], top: int) -> Timeline:
+def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating]) -> Timeline:
     """Returns the scores over time of the only video of a block."""
-    probabilities = scorer.logits(block).sigmoid().cpu().numpy()
-    column = scorer.column
-    peaks = {number: probabilities[:, column[number]].max() for number in scorer.classes}
-    shown = sorted(peaks, key=lambda number: -peaks[number])[:top]
+    classes = scorer.classes
     # Ratings may be of any class of the model, not only of those in a submission.
-    rated = {rating.number for rating in ratings}
-    shown += sorted(rated & column.keys() - set(shown))
-    columns = [column[number] for number in shown]
-    names = scorer.model.config.class_names
+    rated = {rating.number for rating in ratings} & classes.column.keys()
+    numbers = [*classes.numbers, *sorted(rated - set(classes.numbers))]
+    probabilities = scorer.logits(block).sigmoid().cpu().numpy()
+    frame_seconds = scorer.features.frame_seconds
     return Timeline(
         title=block.ids[0],
-        starts=block.starts,
-        ends=block.starts + block.num_frames,
-        probabilities=probabilities[:, columns],
-        numbers=shown,
-        names=[str(n) for n in shown] if names is None else [names[c] for c in columns],
+        starts=block.starts * frame_seconds,
+        ends=(block.starts + block.num_frames) * frame_seconds,
+        scores=probabilities[:, classes.columns(numbers)],
+        names=classes.names(numbers),
+        numbers=numbers,
         ratings=ratings,
-        frame_seconds=scorer.features.frame_seconds,
-        segment_size=scorer.features.segment_size,
+        segment_seconds=scorer.features.segment_seconds,
     )
 
 
-def timeline(config: PredictConfig) -> Path:
-    """Draws the scores of one video over time; returns the path of the picture.
+def timeline(config: PredictConfig) -> Timeline:
+    """Writes the scores over time of the video of `config.video`, and prints the highest ones.
 
     Raises:
         pyseg.errors.UserError: There is no such video, or the options do not fit the run.
         pyseg.errors.RecordError: A record is damaged.
     """
     assert config.video is not None
-    assert config.timeline is not None
     scorer = Scorer(config)
     ratings = {config.video: _ratings(scorer, config.video)}
-    drawn = next(timelines(scorer, scorer.shards, ratings, config.timeline_classes), None)
-    if drawn is None:
+    found = next(timelines(scorer, scorer.shards, ratings), None)
+    if found is None:
         raise UserError(f"--video {config.video}: no such video in {len(scorer.shards)} shards")
-    drawn.save(config.timeline)
-    for column, number in enumerate(drawn.numbers[: config.timeline_classes]):
-        scores = drawn.probabilities[:, column]
-        best = int(scores.argmax())
-        name = drawn.names[column]
-        named = name if name == str(number) else f"{number} {name}"
-        print(f"{scores[best]:.3f} at {clock(drawn.starts[best] * drawn.frame_seconds)}  {named}")
-    print(f"timeline: {config.timeline}")
-    return Path(config.timeline)
+    _write(found, config)
+    best = found.best(config.timeline_classes)
+    for column in range(min(config.timeline_classes, len(best.numbers))):
+        print(_peak(best, column))
+    _print_files(config)
+    return found
+
+
+def file_timeline(config: PredictConfig) -> Timeline:
+    """Scores a video or its frames, from a file, prints its events, and writes the exports.
+
+    Raises:
+        pyseg.errors.UserError: The options do not fit the run, or a package is missing.
+        pyseg.errors.DataError: The file holds no video that can be decoded, or no such frames.
+        OSError: It cannot be read.
+    """
+    predictor = Predictor(
+        config.run,
+        classes=config.classes,
+        backbone=config.backbone,
+        weights=config.weights,
+        batch_size=config.batch_size,
+        device=config.device,
+    )
+    predictor.run.warn_unfinished()
+    if config.frames_file is not None:
+        with _cli.option("frames_file", config.frames_file):
+            frames = read_frames(config.frames_file, predictor.features)
+            found = predictor.predict(frames, title=Path(config.frames_file).stem)
+    else:
+        assert config.video_file is not None
+        with _cli.option_group(""):  # of the options backbone and weights
+            found = predictor.predict(config.video_file)
+    _write(found, config)
+    events = found.events(config.on, config.off)
+    for line in _event_lines(events):
+        print(line)
+    if not events:
+        print(f"no class reaches {config.on:g}; the highest scores are:")
+        best = found.best(3)
+        for column in range(len(best.numbers)):
+            print(_peak(best, column))
+    _print_files(config)
+    return found
+
+
+def _event_lines(events: Sequence[Event]) -> Iterator[str]:
+    """Yields the lines of a table of events."""
+    shown = events[:_MOST_EVENTS]
+    tenths = any(time % 1 for event in shown for time in event[:2])
+    times = [[clock(time, tenths=tenths) for time in event[:2]] for event in shown]
+    width = max((len(text) for pair in times for text in pair), default=0)
+    for (start, end), event in zip(times, shown, strict=True):
+        yield f"{start:>{width}} to {end:>{width}}  {event.peak:.2f}  {event.label}"
+    if more := len(events) - len(shown):
+        yield f"... and {more} more, which --export events.csv lists"
+
+
+def _peak(timeline: Timeline, column: int) -> str:
+    """Returns a line on the highest score of a class."""
+    fine = timeline.averaged()
+    best = int(fine.scores[:, column].argmax())
+    number, name = fine.numbers[column], fine.names[column]
+    named = name if name == str(number) else f"{number} {name}"
+    return f"{fine.scores[best, column]:.3f} at {clock(fine.starts[best])}  {named}"
+
+
+def _write(timeline: Timeline, config: PredictConfig) -> None:
+    """Writes the picture or page of the best classes, and the exports of all."""
+    if config.timeline is not None:
+        best = timeline.best(config.timeline_classes)
+        best.save(config.timeline, config.on, config.off)
+    for path in config.export:
+        timeline.save(path, config.on, config.off)
+
+
+def _print_files(config: PredictConfig) -> None:
+    if config.timeline is not None:
+        print(f"timeline: {config.timeline}")
+    for path in config.export:
+        print(f"export: {path}")
 
 
 def _ratings(scorer: Scorer, video: str) -> list[Rating]:
@@ -94,7 +167,7 @@ def _ratings(scorer: Scorer, video: str) -> list[Rating]:
     except DataError:
         return []
     return [
-        Rating(number, int(example.id.rpartition(":")[2]), score > 0.5)
+        scorer.rating(example.id, number, score > 0.5)
         for example in (() if rated is None else rated)
         for number, score in zip(example.classes.tolist(), example.scores.tolist(), strict=True)
     ]

@@ -1,37 +1,60 @@
-"""The charts of the report, as PNG pictures."""
+"""The charts of the report: what the page's template and its script ``charts.js`` draw."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyseg._charts import color, label, new_axes, new_figure, png
+from pyseg.report.page import Figure, PageTable
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+COLORS = 7
+"""The colors of runs and other series; more of them repeat."""
 
-_HALF = (5.6, 3.5)  # inches: two charts of this size fit side by side
 _LOG_RATIO = 10.0  # curves with a larger ratio of values have a logarithmic scale
+_TABLE_ROWS = 40  # of each curve in a table
+_DIGITS = 5
+
+_Borders = Sequence[tuple[int, float]]
 
 
-class Series(NamedTuple):
-    """A curve of a run.
+def color(number: int) -> int:
+    """Returns the color of a run or another series, by its number."""
+    return number % COLORS
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve or the points of a run.
 
     Attributes:
         run: The number of the run, which determines the color.
         name: Its name in the legend.
-        x: (n,) increasing.
-        y: (n,).
+        x: (n,) numbers.
+        y: (n,) numbers; those that are not finite leave gaps.
+        names: A text for each point, shown with its values; may be empty.
+        notes: A second one.
     """
 
     run: int
     name: str
     x: np.ndarray
     y: np.ndarray
+    names: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    def data(self, **options: Any) -> dict[str, Any]:
+        """Returns it as values of JSON, with options of its drawing."""
+        texts = {
+            key: list(value)
+            for key, value in (("names", self.names), ("notes", self.notes))
+            if value
+        }
+        values = {"x": _numbers(self.x), "y": _numbers(self.y)}
+        return {"name": self.name, "color": color(self.run), **values, **texts, **options}
 
 
 class ClassBar(NamedTuple):
@@ -50,70 +73,216 @@ class ClassBar(NamedTuple):
     chance: float | None = None
 
 
-def draw_curves(
+def curves(
     title: str,
+    label: str,
     x_label: str,
     series: Sequence[Series],
     *,
+    caption: str = "",
     smooth: bool = False,
     marks: bool = False,
     from_zero: bool = False,
-    borders: Sequence[tuple[int, float]] = (),
-) -> bytes:
-    """Draws curves over steps.
+    borders: _Borders = (),
+) -> Figure:
+    """Returns curves over steps.
 
     Args:
         title: What the y axis shows.
+        label: The same in a sentence.
         x_label: What the x axis shows.
-        series: The curves; numbers that are not finite leave gaps.
+        series: The curves.
+        caption: How to read them.
         smooth: Draw a moving average, and the curve itself pale.
-        marks: Mark every point, and write the value of the last one; otherwise the y axis is
-            logarithmic where the values differ by orders of magnitude.
+        marks: Mark every point; otherwise the y axis is logarithmic where the values differ by
+            orders of magnitude.
         from_zero: Start the y axis at 0, unless it is logarithmic.
         borders: A run and the x at which one of its stages ends, for each dotted line.
     """
-    figure = new_figure(*_HALF)
-    axes = new_axes(figure, title, x_label)
-    for run, end in borders:
-        axes.axvline(end, color=color(run), linestyle=":", linewidth=1)
-    lowest, highest = math.inf, -math.inf
-    for run, name, x, values in series:
-        y = moving_average(values) if smooth else values
+    lines = []
+    for one in series:
         if smooth:
-            axes.plot(x, values, color=color(run), alpha=0.3, linewidth=1)
-        finite = y[np.isfinite(y)]
-        if len(finite):
-            lowest, highest = min(lowest, float(finite.min())), max(highest, float(finite.max()))
-        marker = "o" if marks or len(x) == 1 else None
-        axes.plot(x, y, color=color(run), marker=marker, markersize=4, label=label(name))
-        if marks and len(x) and np.isfinite(y[-1]):
-            axes.annotate(
-                f"{float(y[-1]):.3f}",
-                (x[-1], y[-1]),
-                xytext=(0, 5),
-                textcoords="offset points",
-                ha="right",
-                color=color(run),
-            )
-    if not marks and 0 < lowest * _LOG_RATIO < highest:
-        _set_log_scale(axes)
-    elif from_zero:
-        axes.set_ylim(bottom=0)
-    else:
-        axes.margins(y=0.12)
-    axes.set_xlim(left=0)
-    if len(series) > 1:
-        axes.legend(fontsize=8, frameon=False)
-    return png(figure)
+            lines.append(one.data(pale=True))
+        shown = Series(one.run, one.name, one.x, moving_average(one.y)) if smooth else one
+        lines.append(shown.data(marks=marks))
+    values = np.concatenate([np.asarray(one.y, np.float64) for one in series])
+    values = values[np.isfinite(values)]
+    lowest, highest = values.min(initial=math.inf), values.max(initial=-math.inf)
+    content = {
+        "kind": "lines",
+        "x": x_label,
+        "y": title,
+        "series": lines,
+        "log": [False, bool(not marks and 0 < lowest * _LOG_RATIO < highest)],
+        "fromZero": [True, from_zero],
+        "borders": [{"x": float(end), "color": color(run)} for run, end in borders],
+    }
+    return Figure("chart", title, label, content, caption, _table(x_label, title, series))
 
 
-def _set_log_scale(axes: Axes) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+def steps(
+    title: str,
+    label: str,
+    x_label: str,
+    series: Sequence[Series],
+    points: Sequence[tuple[float, float]] = (),
+    *,
+    caption: str = "",
+    borders: _Borders = (),
+    stepped: bool = True,
+) -> Figure:
+    """Returns functions in the unit square.
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    Args:
+        title: What the y axis shows.
+        label: The same in a sentence.
+        x_label: What the x axis shows.
+        series: The curves.
+        points: A marked point of each curve.
+        caption: How to read them.
+        borders: A run and the x of each dotted line.
+        stepped: Draw step functions, in which a step has the value at its right end.
+    """
+    lines = [one.data(step=stepped) for one in series]
+    for one, (x, y) in zip(series, points, strict=False):
+        lines.append(Series(one.run, one.name, np.array([x]), np.array([y])).data(pale=True))
+    content = {
+        "kind": "lines",
+        "x": x_label,
+        "y": title,
+        "series": lines,
+        "log": [False, False],
+        "domain": [[0, 1], [0, 1.02]],
+        "borders": [{"x": float(x), "color": color(run)} for run, x in borders],
+        "legend": True,
+    }
+    return Figure("chart", title, label, content, caption, _table(x_label, title, series))
+
+
+def points(
+    title: str,
+    label: str,
+    axes: tuple[str, str],
+    series: Sequence[Series],
+    *,
+    caption: str = "",
+    log: bool = False,
+) -> Figure:
+    """Returns a point per class, which can be searched by name.
+
+    Args:
+        title: What the chart shows.
+        label: The same in a sentence.
+        axes: What the x axis and the y axis show.
+        series: The points of each run, with their names.
+        caption: How to read it.
+        log: Whether the x axis is logarithmic.
+    """
+    content = {
+        "kind": "points",
+        "x": axes[0],
+        "y": axes[1],
+        "series": [one.data() for one in series],
+        "log": [log, False],
+        "search": True,
+    }
+    return Figure("chart", title, label, content, caption)
+
+
+def class_bars(
+    title: str,
+    label: str,
+    groups: Sequence[tuple[str, Sequence[ClassBar]]],
+    runs: Sequence[tuple[int, str]],
+    *,
+    caption: str = "",
+    signed: bool = False,
+    tall: bool = False,
+) -> Figure:
+    """Returns a value per class: bars from 0 for the first run, marks for the others.
+
+    Args:
+        title: What the chart shows.
+        label: The same in a sentence.
+        groups: Headings, and their classes from top to bottom.
+        runs: Number and name of every run, in the order of each class's values.
+        caption: How to read it.
+        signed: Values may be negative: 0 is in the middle, and the scale fits them; otherwise they
+            are in [0, 1].
+        tall: Whether it stands beside two rows of charts.
+    """
+    every = [abs(value) for _, bars in groups for bar in bars for value in bar.values]
+    most = max(every, default=0.0) or 1.0
+
+    def at(value: float) -> float:
+        return round(50 + 50 * value / most if signed else 100 * value, 2)
+
+    content = {
+        "runs": [{"name": name, "color": color(number)} for number, name in runs],
+        "groups": [
+            {"title": heading, "rows": [_bar_row(bar, runs, at, signed) for bar in bars]}
+            for heading, bars in groups
+        ],
+    }
+    return Figure("bars", title, label, content, caption, tall=tall)
+
+
+def _bar_row(
+    bar: ClassBar, runs: Sequence[tuple[int, str]], at: Any, signed: bool
+) -> dict[str, Any]:
+    texts = [f"{value:+.3f}" if signed else f"{value:.3f}" for value in bar.values]
+    tip = [bar.name, *(f"{name}: {text}" for (_, name), text in zip(runs, texts, strict=True))]
+    tip.append(f"positives: {bar.positives:,}")
+    if bar.chance is not None:
+        tip.append(f"chance: {bar.chance:.3f}")
+    low, high = sorted((at(0.0), at(bar.values[0])))
+    return {
+        "name": bar.name,
+        "positives": f"{bar.positives:,}",
+        "left": low,
+        "width": round(high - low, 2),
+        "others": [
+            {"left": at(value), "color": color(number)}
+            for (number, _), value in zip(runs[1:], bar.values[1:], strict=True)
+        ],
+        "chance": None if bar.chance is None else at(bar.chance),
+        "text": texts[0],
+        "tip": "\n".join(tip),
+    }
+
+
+def _table(x_label: str, y_label: str, series: Sequence[Series]) -> PageTable:
+    """Returns the values of curves, of long ones some at equal distances."""
+    rows = []
+    for one in series:
+        finite = np.flatnonzero(np.isfinite(one.y))
+        for i in thin(finite, _TABLE_ROWS).tolist():
+            rows.append((one.name, f"{one.x[i]:.{_DIGITS}g}", f"{one.y[i]:.{_DIGITS}g}"))
+    return PageTable(("", x_label, y_label), rows, numeric=(1, 2), summary="Numbers as a table")
+
+
+def thin(values: np.ndarray, most: int) -> np.ndarray:
+    """Returns at most some of the values, at equal distances, both ends included.
+
+    Example:
+        >>> thin(np.arange(101), 3).tolist()
+        [0, 50, 100]
+    """
+    kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), most)).astype(np.int64))
+    return values[kept]
+
+
+def _numbers(values: np.ndarray) -> list[float | int | None]:
+    """Returns numbers as JSON has them: of few digits, and null where they are not finite."""
+    found: list[float | int | None] = []
+    for value in np.asarray(values, np.float64).tolist():
+        if not math.isfinite(value):
+            found.append(None)
+        elif value.is_integer():
+            found.append(int(value))
+        else:
+            found.append(float(f"{value:.{_DIGITS}g}"))
+    return found
 
 
 def moving_average(values: np.ndarray) -> np.ndarray:
@@ -137,110 +306,3 @@ def moving_average(values: np.ndarray) -> np.ndarray:
         if weight:
             averages[i] = total / weight
     return averages
-
-
-def draw_class_bars(
-    title: str,
-    x_label: str,
-    groups: Sequence[Sequence[ClassBar]],
-    runs: Sequence[tuple[int, str]],
-) -> bytes:
-    """Draws a value per class: bars from 0 for the first run, marks for the others.
-
-    Args:
-        title: What the chart shows.
-        x_label: The name of the value.
-        groups: Classes from top to bottom, with a gap between the groups.
-        runs: Number and name of every run, in the order of each class's values.
-    """
-    rows = sum(map(len, groups)) + len(groups) - 1
-    figure = new_figure(_HALF[0], 1.0 + 0.21 * rows)
-    axes = new_axes(figure, title, x_label)
-    axes.grid(visible=False, axis="y")
-    places, names = [], []
-    at = 0
-    for group in groups:
-        for name, positives, values, chance in group:
-            axes.barh(at, values[0], 0.7, color=color(runs[0][0]), alpha=0.75)
-            for (run, _), value in zip(runs[1:], values[1:], strict=True):
-                axes.plot(value, at, "D", color=color(run), markersize=4)
-            if chance is not None:
-                axes.plot([chance] * 2, [at - 0.35, at + 0.35], color="black", linewidth=1.5)
-            places.append(at)
-            names.append(f"{label(name)} ({positives:,})")
-            at += 1
-        at += 1
-    axes.set_yticks(places, names, fontsize=8)
-    axes.set_ylim(at - 1.4, -0.6)
-    if len(runs) > 1:
-        _add_legend(figure, runs)
-    return png(figure)
-
-
-def _add_legend(figure: Figure, runs: Sequence[tuple[int, str]]) -> None:
-    """Adds a legend of runs below a chart of bars for the first run and marks for the others."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles: list[Any] = [Patch(color=color(runs[0][0]), alpha=0.75)]
-    handles += [
-        Line2D([], [], color=color(run), marker="D", markersize=4, linewidth=0)
-        for run, _ in runs[1:]
-    ]
-    names = [label(name) for _, name in runs]
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
-
-
-def draw_class_points(
-    titles: tuple[str, str], x_labels: tuple[str, str], series: Sequence[Series]
-) -> bytes:
-    """Draws a value in [0, 1] per class: in decreasing order, and against a count.
-
-    Args:
-        titles: What the two charts show, one below the other.
-        x_labels: What their x axes show.
-        series: Counts, at least 1, and values.
-    """
-    figure = new_figure(_HALF[0], 1.9 * _HALF[1])
-    above, below = (
-        new_axes(figure, *texts, place=(2, 1, number))
-        for number, texts in enumerate(zip(titles, x_labels, strict=True), 1)
-    )
-    for run, name, x, y in series:
-        ranks = np.arange(1, len(y) + 1)
-        above.plot(ranks, -np.sort(-y), color=color(run), marker=".", label=label(name))
-        below.plot(x, y, "o", color=color(run), alpha=0.5, markersize=4, linewidth=0)
-    below.set_xscale("log")
-    for axes in (above, below):
-        axes.set_ylim(-0.03, 1.03)
-    if len(series) > 1:
-        above.legend(fontsize=8, frameon=False)
-    return png(figure)
-
-
-def draw_steps(
-    title: str,
-    x_label: str,
-    series: Sequence[Series],
-    points: Sequence[tuple[float, float]] = (),
-) -> bytes:
-    """Draws step functions in the unit square; a step has the value at its right end.
-
-    Args:
-        title: What the y axis shows.
-        x_label: What the x axis shows.
-        series: The curves.
-        points: A marked point of each curve.
-    """
-    figure = new_figure(_HALF[0], 0.8 * _HALF[0])
-    axes = new_axes(figure, title, x_label)
-    for run, name, x, y in series:
-        axes.plot(
-            x, y, color=color(run), drawstyle="steps-pre", linewidth=1.5, label=label(name, 60)
-        )
-    for (run, *_), point in zip(series, points, strict=False):
-        axes.plot(*point, "o", color=color(run), markersize=5, markeredgecolor="white")
-    axes.set_xlim(0, 1.01)
-    axes.set_ylim(0, 1.02)
-    axes.legend(fontsize=8, frameon=False, loc="best")
-    return png(figure)

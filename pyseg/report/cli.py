@@ -67,9 +67,8 @@ def _versions() -> str:
     """Returns the versions of the packages in use; raises before any work if one is missing."""
     with requires("report", "a report"):
         import jinja2  # noqa: F401
-        import matplotlib
         import networkx
-    packages = {"torch": torch, "numpy": np, "matplotlib": matplotlib, "networkx": networkx}
+    packages = {"torch": torch, "numpy": np, "networkx": networkx}
     versions = ", ".join(f"{name} {module.__version__}" for name, module in packages.items())
     return f"Made by pyseg {pyseg.__version__} with Python {platform.python_version()}, {versions}"
 

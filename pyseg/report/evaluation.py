@@ -45,7 +45,7 @@ def add_evaluation(run: ReportedRun, config: ReportConfig) -> None:
             raise
         run.missing = str(error)
         return
-    evaluation = _evaluate(scorer.model, collection, config, classes)
+    evaluation = _evaluate(scorer, collection, config, classes)
     if not evaluation.precision.positives.any():
         run.missing = f"part {config.part} of its data has no positive rating or label"
         return
@@ -54,7 +54,8 @@ def add_evaluation(run: ReportedRun, config: ReportConfig) -> None:
         ratings = evaluation.ratings
         chosen = sorted(ratings, key=lambda id: (*_by_ratings(ratings[id]), id))[: config.videos]
         wanted = {id: ratings[id] for id in chosen}
-        drawn = timelines(scorer, scorer.shards, wanted, TIMELINE_CLASSES)
+        found = timelines(scorer, scorer.shards, wanted)
+        drawn = [timeline.best(TIMELINE_CLASSES) for timeline in found]
         run.timelines = sorted(drawn, key=lambda timeline: chosen.index(timeline.title))
 
 
@@ -64,12 +65,12 @@ def _by_ratings(ratings: Sequence[Rating]) -> tuple[int, int]:
 
 
 def _evaluate(
-    model: torch.nn.Module,
+    scorer: Scorer,
     collection: Collection,
     config: ReportConfig,
     known: Sequence[int] | None,
 ) -> Evaluation:
-    """Evaluates a model of some of a collection's classes, by default all."""
+    """Evaluates a scorer's model of some of a collection's classes, by default all."""
     segments = collection.segments(config.part, cache=False, classes=known)
     dataset = collection.videos(config.part, classes=known) if segments is None else segments
     num_classes = collection.num_classes if known is None else len(known)
@@ -79,11 +80,11 @@ def _evaluate(
     relevant: list[np.ndarray] = [np.zeros(0, bool)]
     complete = MeanAveragePrecisionAtK(num_classes)
     for batch, logits in predictions(
-        model, dataset, batch_size=config.batch_size, progress="evaluate"
+        scorer.model, dataset, batch_size=config.batch_size, progress="evaluate"
     ):
         if segments is not None:
             rows, columns, truth = _rated_pairs(batch)
-            _add_ratings(ratings, batch, known)
+            _add_ratings(ratings, scorer, batch, known)
         else:
             labels = batch.targets(num_classes).numpy() > 0
             complete.update_dense(logits, labels)
@@ -113,10 +114,10 @@ def _rated_pairs(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _add_ratings(
-    ratings: dict[str, list[Rating]], batch: Batch, known: Sequence[int] | None
+    ratings: dict[str, list[Rating]], scorer: Scorer, batch: Batch, known: Sequence[int] | None
 ) -> None:
     """Adds a batch's ratings to those of their videos, with the classes' numbers in the data."""
     for row, column, positive in zip(*(p.tolist() for p in _rated_pairs(batch)), strict=True):
-        video, _, start = batch.ids[row].rpartition(":")
+        video = batch.ids[row].rpartition(":")[0]
         number = column if known is None else known[column]
-        ratings.setdefault(video, []).append(Rating(number, int(start), positive))
+        ratings.setdefault(video, []).append(scorer.rating(batch.ids[row], number, positive))

@@ -1,4 +1,4 @@
-"""The chart of a graph of labels, as a PNG picture.
+"""The chart of a graph of labels, as the parts of an SVG picture.
 
 networkx lays out points; this module moves them until the boxes of their names do not overlap.
 """
@@ -6,24 +6,31 @@ networkx lays out points; this module moves them until the boxes of their names 
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyseg._charts import color, label, new_figure, png, without_glyph_warnings
+from pyseg._charts import shorten
 from pyseg._extras import requires
 
 if TYPE_CHECKING:
     import networkx
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
-_WIDTH = 11.0  # inches
-_MARGIN = 0.2
-_EDGE_LENGTH = (1.3, 0.8)  # horizontal and vertical, on average
-_FONT_SIZE = 9
+# Pixels.
+_WIDTH = 1120.0
+_MARGIN = 20.0
+_EDGE_LENGTH = (135.0, 85.0)  # horizontal and vertical, on average
+_GAP = (36.0, 31.0)  # between boxes
+_PADDING = (9.0, 7.0)
+_LINE = 16.0
+_CHARACTER = 7.3  # the width of most characters; others are twice as wide
+
+_BEND = 0.15  # of an arrow's length, where there is one in reverse
+_POINTS = 64  # at which an arrow is searched for the borders of its boxes
+
+_Place = tuple[float, float]
 
 
 class _Part(NamedTuple):
@@ -34,45 +41,99 @@ class _Part(NamedTuple):
     sizes: np.ndarray
 
 
-def draw_graph(graph: networkx.DiGraph) -> bytes:
-    """Draws a graph whose edges have a weight in [0, 1], the width of their arrows.
+def draw_graph(graph: networkx.DiGraph) -> dict[str, Any]:
+    """Returns the drawing of a graph whose edges have a weight in [0, 1], the width of arrows.
 
     Names are boxes that do not overlap. Every connected part has a spring layout, always from
     the same start, and the parts stand side by side, the largest first.
+
+    Returns:
+        ``width`` and ``height`` in pixels; ``nodes`` with their boxes, lines of text and tips;
+        ``edges`` with their paths, widths, tips, and the numbers of the nodes that they join.
     """
-    figure = new_figure(_WIDTH, _WIDTH)
-    figure.set_layout_engine("none")
     texts = {node: _wrap(str(node)) for node in graph}
-    sizes = {node: _box_size(figure, text) for node, text in texts.items()}
+    sizes = {node: _box_size(lines) for node, lines in texts.items()}
     where, height = _pack([_lay_out(part, sizes) for part in _connected_parts(graph)])
-    figure.set_size_inches(_WIDTH, height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set_xlim(0, _WIDTH)
-    axes.set_ylim(height, 0)
-    names = {node: _draw_name(axes, place, texts[node]) for node, place in where.items()}
-    for a, b, weight in graph.edges(data="weight"):
-        _draw_arrow(axes, names[a], names[b], weight, graph.has_edge(b, a))
-    return png(figure)
+    order = {node: number for number, node in enumerate(graph)}
+    return {
+        "width": _WIDTH,
+        "height": round(height, 1),
+        "nodes": [_node(graph, n, where[n], sizes[n], texts[n]) for n in graph],
+        "edges": [
+            {
+                "start": order[a],
+                "end": order[b],
+                "both": (both := graph.has_edge(b, a)),
+                "width": round(0.6 + 3.4 * weight**2, 2),
+                "path": _path(where[a], where[b], sizes[a], sizes[b], _BEND if both else 0.0),
+                "tip": f"{a} → {b}\nprobability: {weight:.3f}",
+            }
+            for a, b, weight in graph.edges(data="weight")
+        ],
+    }
 
 
-def _wrap(name: str) -> str:
-    return "\n".join([label(line, 24) for line in textwrap.wrap(name, 18)[:3]] or [" "])
+def _node(
+    graph: networkx.DiGraph, node: Hashable, place: _Place, size: _Place, lines: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the drawing of a name."""
+    x, y = place
+    to = sorted(graph.out_edges(node, data="weight"), key=lambda edge: -edge[2])
+    implied = [f"→ {b} {weight:.2f}" for _, b, weight in to[:8]]
+    top = y - _LINE * (len(lines) - 1) / 2
+    return {
+        "x": round(x, 1),
+        "left": round(x - size[0] / 2, 1),
+        "top": round(y - size[1] / 2, 1),
+        "width": round(size[0], 1),
+        "height": round(size[1], 1),
+        "lines": [
+            {"text": line, "y": round(top + _LINE * number, 1)} for number, line in enumerate(lines)
+        ],
+        "tip": "\n".join([str(node), *implied]),
+    }
 
 
-def _box_size(figure: Figure, text: str) -> tuple[float, float]:
-    """Returns width and height of a name's box in inches."""
-    from matplotlib.font_manager import FontProperties
+def _path(start: _Place, end: _Place, first: _Place, last: _Place, bend: float) -> str:
+    """Returns the path of an arrow between the borders of two boxes.
 
-    font = FontProperties(size=_FONT_SIZE)
-    renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    lines = text.split("\n")
-    with without_glyph_warnings():
-        width = max(
-            renderer.get_text_width_height_descent(line.replace(r"\$", "$"), font, False)[0]
-            for line in lines
-        )
-    return width / figure.dpi + 0.16, 0.16 * len(lines) + 0.14
+    Args:
+        start: The center of the first box.
+        end: The center of the last one.
+        first: Width and height of the first box.
+        last: Those of the last one.
+        bend: How far the arrow is bent to its right, relative to its length.
+    """
+    a, b = np.array(start), np.array(end)
+    across = (b - a)[::-1] * (-1, 1)
+    middle = (a + b) / 2 + 2 * bend * across
+    t = np.linspace(0, 1, _POINTS)[:, None]
+    line = (1 - t) ** 2 * a + 2 * t * (1 - t) * middle + t**2 * b
+    outside_first = (np.abs(line - a) > np.array(first) / 2).any(axis=1)
+    outside_last = (np.abs(line - b) > np.array(last) / 2 + 1).any(axis=1)
+    kept = np.flatnonzero(outside_first & outside_last)
+    low, high = (float(t[i, 0]) for i in (kept[[0, -1]] if len(kept) else (0, -1)))
+    # The part of the curve from one border to the other, by de Casteljau's construction.
+    p, q = (_at(a, middle, b, s) for s in (low, high))
+    control = (1 - low) * ((1 - high) * a + high * middle) + low * ((1 - high) * middle + high * b)
+    (x0, y0), (x1, y1), (x2, y2) = (point.round(1).tolist() for point in (p, control, q))
+    return f"M{x0} {y0}Q{x1} {y1} {x2} {y2}"
+
+
+def _at(a: np.ndarray, middle: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
+    return (1 - t) ** 2 * a + 2 * t * (1 - t) * middle + t**2 * b
+
+
+def _wrap(name: str) -> list[str]:
+    return [shorten(line, 24) for line in textwrap.wrap(name, 18)[:3]] or [" "]
+
+
+def _box_size(lines: Sequence[str]) -> _Place:
+    """Returns width and height of a name's box."""
+    widest = max(
+        sum(2 if unicodedata.east_asian_width(c) in "FW" else 1 for c in line) for line in lines
+    )
+    return _CHARACTER * widest + 2 * _PADDING[0], _LINE * len(lines) + 2 * _PADDING[1]
 
 
 def _connected_parts(graph: networkx.DiGraph) -> Iterator[networkx.Graph]:
@@ -99,8 +160,8 @@ def _lay_out(part: networkx.Graph, sizes: Mapping[Hashable, tuple[float, float]]
     length = np.mean([np.hypot(*(place[a] - place[b])) for a, b in part.edges])
     boxes = np.array([sizes[node] for node in nodes])
     places = separate_boxes(places / length * _EDGE_LENGTH, boxes)
-    room = _WIDTH - 2 * _MARGIN
-    if (across := np.ptp(places[:, 0]) + boxes[:, 0].max()) > room:
+    room = _WIDTH - 2 * _MARGIN - boxes[:, 0].max()
+    if (across := np.ptp(places[:, 0])) > room:
         places = separate_boxes(places * (room / across, 1.0), boxes, sideways=False)
     return _Part(nodes, places, boxes)
 
@@ -127,13 +188,13 @@ def separate_boxes(places: np.ndarray, sizes: np.ndarray, *, sideways: bool = Tr
         The centers, (n, 2).
     """
     places = places.copy()
-    gap = np.array([0.35, 0.3])
+    gap = np.array(_GAP)
     first, second = np.triu_indices(len(places), 1)
     room = (sizes[first] + sizes[second]) / 2 + gap
     for _ in range(500):
         apart = places[second] - places[first]
         overlap = room - np.abs(apart)
-        pairs = np.flatnonzero((overlap > 1e-3).all(axis=1))
+        pairs = np.flatnonzero((overlap > 0.1).all(axis=1))
         if not len(pairs):
             break
         for pair in pairs.tolist():
@@ -165,38 +226,3 @@ def _pack(parts: Sequence[_Part]) -> tuple[dict[Hashable, tuple[float, float]], 
         for node, place in zip(nodes, places - low, strict=True):
             where[node] = (float(x + place[0]), float(y + place[1]))
     return where, max([_MARGIN, *(end - _MARGIN for _, _, end in taken)])
-
-
-def _draw_name(axes: Axes, place: tuple[float, float], text: str) -> Text:
-    return axes.text(
-        *place,
-        text,
-        ha="center",
-        va="center",
-        fontsize=_FONT_SIZE,
-        zorder=3,
-        bbox={"boxstyle": "round,pad=0.25", "facecolor": "#eef4fa", "edgecolor": "#7f9db9"},
-    )
-
-
-def _draw_arrow(axes: Axes, start: Text, end: Text, weight: float, both_ways: bool) -> None:
-    """Draws an arrow between the boxes of two names, bent if there is one in reverse."""
-    from matplotlib.patches import FancyArrowPatch
-
-    axes.add_patch(
-        FancyArrowPatch(
-            start.get_position(),
-            end.get_position(),
-            arrowstyle="-|>",
-            mutation_scale=9 + 3 * weight,
-            linewidth=0.4 + 2.4 * weight**2,
-            color=color(1) if both_ways else color(0),
-            alpha=0.75,
-            connectionstyle=f"arc3,rad={0.15 if both_ways else 0.0}",
-            patchA=start.get_bbox_patch(),
-            patchB=end.get_bbox_patch(),
-            shrinkA=1,
-            shrinkB=1,
-            zorder=2,
-        )
-    )

@@ -114,7 +114,9 @@ def compare(function, reference, leaves: list[Tensor], dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("device", DEVICES)
-def test_linear(device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: list[Tensor]) -> None:
+def test_linear(
+    device: str, shape: tuple[int, ...], dtype: torch.dtype, tiles: list[Tensor]
+) -> None:
     x, mask, weight, bias = make(shape, dtype, device)
     for valid, shift in ((mask, bias), (None, bias), (mask, None)):
         compare(

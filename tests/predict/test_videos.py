@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pyseg import predict
+from pyseg import models, predict
 from pyseg.data import FrameSchema, encode_frames, read_frames, write_records
 from pyseg.submission import read_submission
 
@@ -24,9 +27,30 @@ def test_timeline(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert len(printed) == 3
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "t.html").read_text()
-    assert "data:image/png;base64," in page
+    assert "<title>1e1</title>" in page
     [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
-    assert page.count("<tr>") == 1 + len(record.ratings.starts)
+    shown = len(re.findall("<td>yes</td>|<td>no</td>", page))
+    assert shown == len(record.ratings.starts) > 0
+
+
+def test_exports_of_a_video_of_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "a.json"
+    predict.main(["--run", str(run), "--video", "1e1", "--export", str(out), "--on", "0.3"])
+    assert capsys.readouterr().out.splitlines()[-1] == f"export: {out}"
+    content = json.loads(out.read_text())
+    [record] = [r for r in read_frames(data / "validate1.tfrecord") if r.id == "1e1"]
+    starts = list(range(0, len(record.frames), 5))
+    assert content["starts"] == starts
+    assert content["ends"] == [min(start + 5, len(record.frames)) for start in starts]
+    assert [found["number"] for found in content["classes"]] == [4, 1, 3]
+    model = models.load(run)
+    with torch.inference_mode():
+        first = model(torch.from_numpy(record.frames[None, :5])).sigmoid()[0, [4, 1, 3]]
+    np.testing.assert_allclose(content["scores"][0], first, atol=1e-5)
+    ratings = zip(*record.ratings, strict=True)
+    expected = sorted((start, start + 5, number, score > 0.5) for start, number, score in ratings)
+    found = [(r["start"], r["end"], r["number"], r["positive"]) for r in content["ratings"]]
+    assert sorted(found) == expected
 
 
 def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
@@ -42,11 +66,11 @@ def test_records_of_the_first_releases(run: Path, data: Path, tmp_path: Path, mo
         predict.main(words)
     assert (tmp_path / "old.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
     drawn = []
-    monkeypatch.setattr("pyseg.timeline.Timeline.save", lambda self, _: drawn.append(self))
+    monkeypatch.setattr("pyseg.timeline.Timeline.save", lambda self, *_: drawn.append(self))
     words = ["--run", str(run), "--data", str(tmp_path), "--timeline", str(tmp_path / "t.png")]
     predict.main([*words, "--video", "1e1"])
-    assert (drawn[0].title, drawn[0].frame_seconds, drawn[0].segment_size) == ("1e1", 1.0, 5)
-    assert len(drawn[0].ratings) > 0
+    assert (drawn[0].title, drawn[0].segment_seconds) == ("1e1", 5.0)
+    assert {rating.end - rating.start for rating in drawn[0].ratings} == {5.0}
 
 
 def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, capsys) -> None:
@@ -60,7 +84,7 @@ def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, c
     predict.main([*arguments, "--video", "a<b", "--timeline", str(tmp_path / "t.html")])
     page = (tmp_path / "t.html").read_text()
     assert "<title>a&lt;b</title>" in page
-    assert "<table>" not in page
+    assert not re.findall("<td>yes</td>|<td>no</td>", page)
     predict.main([*arguments, "--out", str(tmp_path / "s.csv")])
     submission = read_submission(tmp_path / "s.csv")
     assert all(sorted(segments) == ["a<b:0", "a<b:5"] for _, segments in submission)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
+import re
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -14,7 +17,6 @@ import torch
 
 from pyseg.errors import DataError, UserError
 
-pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")
 pytest.importorskip("jinja2")
 
@@ -22,6 +24,9 @@ from pyseg import evaluate, models, report, train
 from pyseg.checkpoint import save_checkpoint
 from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, encode_video, write_records
+from pyseg.metrics import MeanAveragePrecision
+from pyseg.report.runs import Evaluation, ReportedRun
+from pyseg.report.sections.class_precision import class_precision
 
 CLASSES = 6
 NAMES = ["<b>&", "$x_1$ and $", "_hidden", 'a "quote"', "plain", "日本"]
@@ -56,14 +61,13 @@ class Page(HTMLParser):
     def words(self) -> str:
         return " ".join(" ".join(self.text).split())
 
-    def images(self) -> list[str]:
-        """The descriptions of the images, which are embedded PNG files."""
-        images = [attributes for tag, attributes in self.tags if tag == "img"]
-        for image in images:
-            kind, _, content = image["src"].partition(",")
-            assert kind == "data:image/png;base64"
-            assert base64.b64decode(content).startswith(b"\x89PNG")
-        return [image["alt"] for image in images]
+    def figures(self) -> list[str]:
+        """The descriptions of the figures."""
+        return [attributes["aria-label"] for tag, attributes in self.tags if tag == "figure"]
+
+    def data(self) -> list[dict]:
+        """What the script draws, by figure."""
+        return [json.loads(text) for text in self.text if text.startswith("{")]
 
 
 def write_vocabulary(folder: Path) -> None:
@@ -128,35 +132,85 @@ def both(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_page_of_two_runs(both: Path) -> None:
     page = Page(both)
-    assert [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")] == []
-    for tag, attributes in page.tags:
-        assert not {"href", "onclick", "srcset"} & attributes.keys(), tag
-    text = both.read_text(encoding="utf-8")
-    assert "http" not in text
-    assert "url(" not in text
-    assert "@import" not in text
-    assert len(text) < 3e6
-    alts = page.images()
+    check_self_contained(both, page)
+    alts = page.figures()
     expected = [
         "Training loss over the steps of pretrain",
         "Training loss over the steps of finetune",
         "MAP@100k over steps",
         "Examples a second over steps",
         "Average precision of all classes: first, other",
-        "Average precision of every class, and against its number of positives: first, other",
+        "Average precision of every class, best first: first, other",
+        "Average precision of every class against its number of positives: first, other",
         "Classes whose average precision differs most between other and first",
         "Micro-averaged precision over recall: first, other",
+        "Precision, recall and F1 over the threshold of the probability: first",
+        "Precision, recall and F1 over the threshold of the probability: other",
         "Precision over recall of the classes with the most positives: first",
     ]
-    assert alts[:9] == expected
-    assert alts[9].startswith("Label graph of first: ")
-    videos = [alt for alt in alts[10:] if alt.startswith("Scores of v0")]
-    assert len(videos) == len(alts[10:]) == 4
+    assert alts[:12] == expected
+    assert alts[12].startswith("Label graph of first: ")
+    videos = [alt for alt in alts[13:] if alt.startswith("Scores of v0")]
+    assert len(videos) == len(alts[13:]) == 4
     assert "other used no label correlation" in page.words
     assert "pretrain.steps (default 200)" in page.words
     # Names are escaped: otherwise the parser would find an element.
     assert "b" not in {tag for tag, _ in page.tags}
     assert {"<b>&", "$x_1$ and $", 'a "quote"', "日本"} <= set(page.text)
+
+
+def check_self_contained(path: Path, page: Page) -> None:
+    """Checks that a page loads nothing, and runs the script that its policy names alone."""
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object"), tag
+        assert not {"srcset"} & attributes.keys(), tag
+        assert not any(name.startswith("on") for name in attributes), tag
+        assert attributes.get("href", "#").startswith("#")
+    text = path.read_text(encoding="utf-8")
+    assert set(re.findall(r"https?://[^\s\"']+", text)) == {"http://www.w3.org/2000/svg"}
+    assert "@import" not in text
+    assert len(text) < 3e6
+    [policy] = [a["content"] for tag, a in page.tags if a.get("http-equiv")]
+    [script] = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ")
+    assert policy.endswith(f"script-src 'sha256-{digest}'")
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    assert [a for a in scripts if a != {"type": "application/json"}] == [{}]
+
+
+def test_charts_have_the_numbers_of_the_log(both: Path, runs: list[Path]) -> None:
+    page = Page(both)
+    charts = {chart.get("y"): chart for chart in page.data()}
+    curves = charts["MAP@100k of held-out videos"]
+    assert [curve["name"] for curve in curves["series"]] == ["first", "other"]
+    log = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    found = [line["map"] for line in log if line["stage"] == "evaluate"]
+    np.testing.assert_allclose(curves["series"][0]["y"], found, rtol=1e-4)
+    assert curves["series"][0]["x"] == [6, 12, 15]
+    ranked = charts["AP"]["series"][0]
+    assert sorted(ranked["names"]) == sorted(" ".join(n.split()) for n in NAMES)
+    for value in ranked["y"]:  # also without scripts
+        assert f" {value:.4f} " in page.words
+
+
+def test_a_class_that_is_always_positive_is_not_praised(tmp_path: Path) -> None:
+    """Its average precision is 1 whatever the model does."""
+    precision = MeanAveragePrecision(
+        0.6, np.array([1.0, 0.8, 0.6, 0.0]), np.array([5, 2, 3, 0]), np.array([5, 10, 10, 4])
+    )
+    none = np.zeros(0)
+    evaluation = Evaluation(True, precision, none, none, none, {}, True)
+    names = ["certain", "good", "poor", "no positive"]
+    run = ReportedRun(tmp_path, "run", TrainConfig(), [], False, 1, 4, names)
+    run.evaluation = evaluation
+    section = class_precision([run], report.ReportConfig(["run"]))
+    bars = section.figures[0]
+    assert [row["name"] for row in bars.content["groups"][0]["rows"]] == ["good", "poor"]
+    assert "Left out: 1 with positive ratings only" in bars.caption
+    assert [(row[1], row[3]) for row in section.tables[0].rows] == [
+        ("good", "0.7500"), ("poor", "0.4286"), ("certain", "0.0000")
+    ]  # fmt: skip
 
 
 def test_numbers_are_those_of_evaluate(both: Path, runs: list[Path]) -> None:
@@ -183,11 +237,11 @@ def test_a_model_of_the_rated_classes(data: Path, tmp_path: Path) -> None:
     for number in (4, 1, 3):
         assert f" {number} {' '.join(NAMES[number].split())} " in page.words
     assert NAMES[0] not in page.text
-    assert sum(alt.startswith("Scores of v") for alt in page.images()) == 4
+    assert sum(alt.startswith("Scores of v") for alt in page.figures()) == 4
     # Until it is fine-tuned, the model has all classes, the correlation these three.
     models.save(models.create("nextvlad-small", num_classes=CLASSES, **TINY), run)
     page = draw(run, out=tmp_path / "r.html", evaluate=False)
-    [graph] = [alt for alt in page.images() if alt.startswith("Label graph")]
+    [graph] = [alt for alt in page.figures() if alt.startswith("Label graph")]
     assert "class 0" in graph
     assert not any(name in graph for name in NAMES)
 
@@ -199,7 +253,14 @@ def test_without_evaluation(runs: list[Path], tmp_path: Path, capsys) -> None:
     assert f"report: {run / 'report.html'} (" in capsys.readouterr().out
     page = Page(run / "report.html")
     assert page.words.count("run was not evaluated: left out with --evaluate false") == 3
-    assert len(page.images()) == 5
+    assert len(page.figures()) == 5
+    assert [chart["y"] for chart in page.data()][-1] == "examples/s"
+
+
+def test_two_points_are_no_curve(runs: list[Path], tmp_path: Path) -> None:
+    page = draw(runs[1], out=tmp_path / "r.html", evaluate=False)
+    assert "MAP@100k over steps" not in page.figures()
+    assert "MAP@100k was evaluated at the ends of the stages only" in page.words
 
 
 def test_missing_data(runs: list[Path], tmp_path: Path, capsys) -> None:
@@ -221,7 +282,7 @@ def test_a_run_that_has_just_begun(data: Path, runs: list[Path], tmp_path: Path)
     run.mkdir()
     shutil.copy(runs[0] / "config.yaml", run)
     page = draw(run, out=tmp_path / "r.html")
-    assert page.images() == []
+    assert page.figures() == []
     assert "Nothing is logged yet: begun." in page.words
     assert "model.json: no such file" in page.words
     assert f" nextvlad-small on {data} " in page.words
@@ -237,7 +298,7 @@ def test_a_run_that_has_just_begun(data: Path, runs: list[Path], tmp_path: Path)
     page = draw(run, out=tmp_path / "r.html")
     assert "unfinished" in page.words
     assert "10 of 12 steps" in page.words
-    assert page.images() == [
+    assert page.figures() == [
         "Training loss over the steps of pretrain",
         "Examples a second over steps",
     ]
@@ -256,9 +317,9 @@ def test_mean_features_without_names(tmp_path: Path) -> None:
     page = draw(run, copy, out=tmp_path / "r.html")
     assert "mean features of whole videos have no time" in page.words
     assert "GAP@20" in page.words
-    assert "GAP@20 over steps" not in page.images()  # of one evaluation
+    assert "GAP@20 over steps" not in page.figures()
     assert "No class differs between copy and run." in page.words
-    assert not any(alt.startswith("Scores of") for alt in page.images())
+    assert not any(alt.startswith("Scores of") for alt in page.figures())
 
 
 @pytest.mark.parametrize(
@@ -286,7 +347,7 @@ def test_folders_that_are_no_run(runs: list[Path], tmp_path: Path) -> None:
     assert not (tmp_path / "r.html").exists()
 
 
-@pytest.mark.parametrize("package", ["jinja2", "matplotlib", "networkx"])
+@pytest.mark.parametrize("package", ["jinja2", "networkx"])
 def test_missing_packages(
     runs: list[Path], tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

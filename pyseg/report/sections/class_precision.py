@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pyseg.report.charts import ClassBar, Series, draw_class_bars, draw_class_points
+from pyseg.report.charts import ClassBar, Series, class_bars, points
 from pyseg.report.config import ReportConfig
-from pyseg.report.page import PageTable, Picture, Section
+from pyseg.report.page import Figure, PageTable, Section
 from pyseg.report.runs import EvaluatedRun, ReportedRun, comparable, not_evaluated
 
 _BARS = 12  # classes drawn from either end of the ranking
-_TABLE_ROWS = 1000
+_TABLE_ROWS = 5000
 
 
 def class_precision(runs: Sequence[ReportedRun], config: ReportConfig) -> Section:
@@ -31,11 +31,11 @@ def class_precision(runs: Sequence[ReportedRun], config: ReportConfig) -> Sectio
         )
     for group in groups:
         comparison = _Comparison(group)
-        section.pictures += [comparison.bars(), comparison.points()]
+        section.figures += [comparison.bars(), *comparison.points()]
         for place in range(1, len(group)):
             change = comparison.changes(place)
-            if isinstance(change, Picture):
-                section.pictures.append(change)
+            if isinstance(change, Figure):
+                section.figures.append(change)
             else:
                 section.missing.append(change)
         section.tables.append(comparison.table())
@@ -59,59 +59,102 @@ class _Comparison:
         self.rated = evaluation.precision.rated
         self.values = np.stack([member.evaluation.precision.per_class for member in group])
         self.shown = shown = np.flatnonzero(self.positives)
-        # By precision; ties go to the class with more positives, whose precision is more reliable.
-        self.best = shown[np.lexsort((shown, -self.positives[shown], -self.values[0, shown]))]
-        self.worst = shown[np.lexsort((shown, -self.positives[shown], self.values[0, shown]))]
+        self.chance = self.positives / np.maximum(self.rated, 1)
+        # How far a ranking gets from chance to 1; where every rating is positive, any has AP 1.
+        self.gain = (self.values - self.chance) / np.maximum(1 - self.chance, 1e-9)
+        self.gain[:, self.chance >= 1] = 0.0
+        ranked = shown[self.chance[shown] < 1]
+        self.certain = len(shown) - len(ranked)
+        # Ties go to the class with more positives, whose precision is more reliable.
+        self.best = ranked[np.lexsort((ranked, -self.positives[ranked], -self.gain[0, ranked]))]
+        self.worst = ranked[np.lexsort((ranked, -self.positives[ranked], self.gain[0, ranked]))]
 
-    def bars(self) -> Picture:
-        """Draws the best and the worst classes."""
-        every = len(self.shown) <= 2 * _BARS
-        parts = [self.best] if every else [self.best[:_BARS], self.worst[:_BARS][::-1]]
+    def bars(self) -> Figure:
+        """Draws the classes that are ranked best and worst, measured by AP over chance."""
+        every = len(self.best) <= 2 * _BARS
+        parts = (
+            [("", self.best)]
+            if every
+            else [
+                ("best, by AP over chance", self.best[:_BARS]),
+                ("worst", self.worst[:_BARS][::-1]),
+            ]
+        )
         which = "all classes" if every else f"the {_BARS} best and the {_BARS} worst classes"
         bars = [
-            [
-                ClassBar(
-                    self.first.class_name(c),
-                    int(self.positives[c]),
-                    self.values[:, c].tolist(),
-                    self.positives[c] / self.rated[c],
-                )
-                for c in part.tolist()
-            ]
-            for part in parts
+            (
+                heading,
+                [
+                    ClassBar(
+                        self.first.class_name(c),
+                        int(self.positives[c]),
+                        self.values[:, c].tolist(),
+                        float(self.chance[c]),
+                    )
+                    for c in part.tolist()
+                ],
+            )
+            for heading, part in parts
         ]
-        runs = [(member.number, member.run.name) for member in self.group]
         means = ", ".join(
             f"{name} {value:.4f}"
             for name, value in zip(
                 self.names, self.values[:, self.shown].mean(axis=1).tolist(), strict=True
             )
         )
-        return Picture(
-            draw_class_bars(f"AP of {which}", "average precision", bars, runs),
+        left_out = (
+            f" Left out: {self.certain} with positive ratings only, of which any ranking has AP 1."
+            if self.certain
+            else ""
+        )
+        return class_bars(
+            f"AP of {which}",
             f"Average precision of {which}: {self.title}",
-            f"Mean over {len(self.shown)} classes: {means}. In brackets: positives. Black: their "
-            "share, which a random ranking reaches on average.",
-            first=True,
+            bars,
+            [(member.number, member.run.name) for member in self.group],
+            caption=f"Mean over {len(self.shown)} classes: {means}. In brackets: positives. "
+            f"Upright line: their share, which a random ranking reaches on average. Order: "
+            f"(AP - chance) / (1 - chance).{left_out}",
+            tall=True,
         )
 
-    def points(self) -> Picture:
+    def points(self) -> list[Figure]:
         """Draws every class, by rank and against its number of positives."""
-        series = [
-            Series(member.number, member.run.name, self.positives[self.shown], own[self.shown])
-            for member, own in zip(self.group, self.values, strict=True)
-        ]
-        return Picture(
-            draw_class_points(
-                ("AP of every class, best first", "AP and positives of every class"),
-                ("classes", f"positive {self.truth}"),
-                series,
+        ranked: list[Series] = []
+        counted: list[Series] = []
+        for member, own in zip(self.group, self.values, strict=True):
+            order = self.shown[np.argsort(-own[self.shown], kind="stable")]
+            ranks = np.arange(1, len(order) + 1)
+            for found, classes, x in (
+                (ranked, order, ranks),
+                (counted, self.shown, self.positives[self.shown]),
+            ):
+                names = [self.first.class_name(c) for c in classes.tolist()]
+                notes = [
+                    f"positives: {self.positives[c]:,} of {self.rated[c]:,} (chance "
+                    f"{self.chance[c]:.3f})"
+                    for c in classes.tolist()
+                ]
+                series = Series(member.number, member.run.name, x, own[classes], names, notes)
+                found.append(series)
+        return [
+            points(
+                "AP of every class, best first",
+                f"Average precision of every class, best first: {self.title}",
+                ("rank", "AP"),
+                ranked,
             ),
-            f"Average precision of every class, and against its number of positives: {self.title}",
-            "With few positives an average precision says little.",
-        )
+            points(
+                "AP and positives of every class",
+                f"Average precision of every class against its number of positives: {self.title}",
+                (f"positive {self.truth}", "AP"),
+                counted,
+                caption="With few positives an average precision says little.",
+                log=True,
+            ),
+        ]
 
-    def changes(self, place: int) -> Picture | str:
+    def changes(self, place: int) -> Figure | str:
         """Draws the classes in which a run differs most from the first one, if any does."""
         number, run = self.group[place].number, self.group[place].run
         change, shown = self.values[place] - self.values[0], self.shown
@@ -119,35 +162,51 @@ class _Comparison:
         up = [c for c in order[:_BARS].tolist() if change[c] > 0]
         down = [c for c in order[-_BARS:].tolist() if change[c] < 0]
         groups = [
-            [ClassBar(self.first.class_name(c), int(self.positives[c]), [change[c]]) for c in part]
-            for part in (up, down)
+            (
+                heading,
+                [
+                    ClassBar(self.first.class_name(c), int(self.positives[c]), [float(change[c])])
+                    for c in part
+                ],
+            )
+            for heading, part in (("better", up), ("worse", down))
             if part
         ]
         if not groups:
             return f"No class differs between {run.name} and {self.first.name}."
         more, less = int((change[shown] > 0).sum()), int((change[shown] < 0).sum())
-        return Picture(
-            draw_class_bars(
-                "classes that changed most", "change of AP", groups, [(number, run.name)]
-            ),
+        return class_bars(
+            f"classes that changed most: {run.name}",
             "Classes whose average precision differs most between "
             f"{run.name} and {self.first.name}",
-            f"{run.name} against {self.first.name}: {more} classes better, {less} worse.",
+            groups,
+            [(number, run.name)],
+            caption=f"Change of AP, {run.name} against {self.first.name}: {more} classes better, "
+            f"{less} worse.",
+            signed=True,
+            tall=True,
         )
 
     def table(self) -> PageTable:
-        """Returns all numbers, the best classes first."""
-        head = ["class", "name", "positives", "of", *(f"AP {name}" for name in self.names)]
+        """Returns all numbers, the classes with the highest AP over chance first."""
+        head = ["class", "name", *(f"AP {name}" for name in self.names)]
+        head += [f"over chance{f' {name}' if len(self.names) > 1 else ''}" for name in self.names]
+        head += ["chance", "positives", "of"]
         named = self.first.class_names is not None
+        order = self.shown[
+            np.lexsort((self.shown, -self.positives[self.shown], -self.gain[0, self.shown]))
+        ]
         rows = [
             [
                 str(self.first.number_in_data(c)),
                 self.first.class_name(c) if named else "",
+                *(f"{value:.4f}" for value in self.values[:, c]),
+                *(f"{value:.4f}" for value in self.gain[:, c]),
+                f"{self.chance[c]:.4f}",
                 f"{self.positives[c]:,}",
                 f"{self.rated[c]:,}",
-                *(f"{value:.4f}" for value in self.values[:, c]),
             ]
-            for c in self.best[:_TABLE_ROWS].tolist()
+            for c in order[:_TABLE_ROWS].tolist()
         ]
         which = "All" if len(rows) == len(self.shown) else f"The best {len(rows)} of"
         return PageTable(
@@ -155,4 +214,6 @@ class _Comparison:
             rows,
             numeric=(0, *range(2, len(head))),
             summary=f"{which} {len(self.shown)} classes as a table ({self.title})",
+            searchable=True,
+            unfolded=True,
         )

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pyseg import _charts
 from pyseg.config import TrainConfig, flat_options
+from pyseg.report.charts import color
 from pyseg.report.page import PageTable, Section
 from pyseg.report.runs import ReportedRun, correlation_size
 
@@ -24,7 +24,7 @@ def facts(runs: Sequence[ReportedRun]) -> Section:
     table = PageTable(
         head=["", *(run.name for run in runs)],
         rows=[row for row in texts if set(row[1:]) != {"–"}],
-        colors=[_charts.color(number) for number in range(len(runs))],
+        colors=[color(number) for number in range(len(runs))],
     )
     return Section(
         "Runs",

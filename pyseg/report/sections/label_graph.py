@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyseg.labels import LabelCorrelation
 from pyseg.report.graph_chart import draw_graph
-from pyseg.report.page import Picture, Section
+from pyseg.report.page import Figure, PageTable, Section
 from pyseg.report.runs import ReportedRun, correlation_size
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def label_graphs(runs: Sequence[ReportedRun]) -> Section:
             parts = (correlation.offsets, correlation.columns, correlation.values)
             key = b"".join(part.numpy().tobytes() for part in parts)
             drawn.setdefault(key, []).append(run)
-    section.pictures += [_picture(same) for same in drawn.values()]
+    section.figures += [_figure(same) for same in drawn.values()]
     return section
 
 
-def _picture(runs: Sequence[ReportedRun]) -> Picture:
+def _figure(runs: Sequence[ReportedRun]) -> Figure:
     """Draws the correlation of runs that have the same one."""
     correlation = runs[0].correlation
     assert correlation is not None
@@ -53,10 +53,21 @@ def _picture(runs: Sequence[ReportedRun]) -> Picture:
         f"{graph.number_of_edges():,} of {correlation_size(correlation)}, those between the "
         f"{graph.number_of_nodes()} labels of the strongest ones"
     )
-    return Picture(
+    rows = [(a, b, f"{weight:.3f}") for a, b, weight in _by_weight(graph)]
+    return Figure(
+        "graph",
+        f"strongest relations: {names}",
+        f"Label graph of {names}: "
+        + "; ".join(f"{a} → {b} {weight:.2f}" for a, b, weight in _by_weight(graph)[:10]),
         draw_graph(graph),
-        f"Label graph of {names}: " + "; ".join(_strongest_edges(graph)),
         f"{names}: {shown}. Width: probability; orange: both ways.",
+        PageTable(
+            ("label", "implies", "P"),
+            rows,
+            numeric=(2,),
+            summary=f"{len(rows):,} relations as a table",
+            searchable=True,
+        ),
         wide=True,
     )
 
@@ -106,6 +117,6 @@ def _subgraph(run: ReportedRun, correlation: LabelCorrelation) -> networkx.DiGra
     return graph
 
 
-def _strongest_edges(graph: networkx.DiGraph) -> Iterator[str]:
-    edges = sorted(graph.edges(data="weight"), key=lambda edge: -edge[2])
-    return (f"{a} → {b} {weight:.2f}" for a, b, weight in edges[:10])
+def _by_weight(graph: networkx.DiGraph) -> list[tuple[str, str, float]]:
+    """Returns the relations as two names and a probability, the strongest first."""
+    return sorted(graph.edges(data="weight"), key=lambda edge: -edge[2])

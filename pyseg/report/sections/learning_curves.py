@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from pyseg.report.charts import Series, draw_curves
-from pyseg.report.page import Picture, Section
+from pyseg.report.charts import Series, curves
+from pyseg.report.page import Section
 from pyseg.report.runs import ReportedRun
 
 _METRICS = {"map": "MAP@100k", "gap": "GAP@20"}
@@ -21,29 +21,52 @@ def learning_curves(runs: Sequence[ReportedRun]) -> Section:
     )
     numbered = list(enumerate(runs))
     for stage in dict.fromkeys(stage for run in runs for stage in run.stages()):
-        curves = _drawable(_curve(n, run, {stage: 0}, "loss") for n, run in numbered)
-        if curves:
-            section.pictures.append(
-                Picture(
-                    draw_curves(f"loss: {stage}", f"step of {stage}", curves, smooth=True),
+        drawable = _drawable(_curve(n, run, {stage: 0}, "loss") for n, run in numbered)
+        if drawable:
+            section.figures.append(
+                curves(
+                    f"loss: {stage}",
                     f"Training loss over the steps of {stage}",
-                    "Means of some steps (pale) and their moving average.",
+                    f"step of {stage}",
+                    drawable,
+                    caption="Means of some steps (pale) and their moving average.",
+                    smooth=True,
                 )
             )
     borders = [(n, end) for n, run in numbered for end in list(run.stage_ends().values())[:-1]]
     for metric, name in _METRICS.items():
-        curves = _drawable(_evaluations(n, run, metric) for n, run in numbered)
-        if any(len(curve.x) > 1 for curve in curves):  # a single evaluation is in the table
-            title = f"{name} of held-out videos"
-            picture = draw_curves(title, "step", curves, marks=True, borders=borders)
-            caption = "Dotted: where the next stage begins." if borders else ""
-            section.pictures.append(Picture(picture, f"{name} over steps", caption))
+        drawable = _drawable(_evaluations(n, run, metric) for n, run in numbered)
+        if any(len(curve.x) > len(runs[curve.run].stages()) for curve in drawable):
+            section.figures.append(
+                curves(
+                    f"{name} of held-out videos",
+                    f"{name} over steps",
+                    "step",
+                    drawable,
+                    caption="Dotted: where the next stage begins." if borders else "",
+                    marks=True,
+                    borders=borders,
+                )
+            )
+        elif drawable:  # a line through the ends of the stages would be no curve
+            section.missing.append(
+                f"{name} was evaluated at the ends of the stages only: see the table above. "
+                "--pretrain.evaluate_every and --finetune.evaluate_every of pyseg.train evaluate "
+                "more often."
+            )
     key = "examples_per_second"
-    curves = _drawable(_curve(n, run, run.stage_starts(), key) for n, run in numbered)
-    if curves:
-        picture = draw_curves("examples/s", "step", curves, from_zero=True, borders=borders)
-        section.pictures.append(
-            Picture(picture, "Examples a second over steps", "Mean since the stage began.")
+    drawable = _drawable(_curve(n, run, run.stage_starts(), key) for n, run in numbered)
+    if drawable:
+        section.figures.append(
+            curves(
+                "examples/s",
+                "Examples a second over steps",
+                "step",
+                drawable,
+                caption="Mean since the stage began.",
+                from_zero=True,
+                borders=borders,
+            )
         )
     empty = [run.name for run in runs if not run.stages()]
     if empty:

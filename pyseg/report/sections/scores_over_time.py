@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyseg.report.config import ReportConfig
-from pyseg.report.page import Picture, Section
+from pyseg.report.page import Figure, PageTable, Section
 from pyseg.report.runs import ReportedRun, not_evaluated
+from pyseg.timeline import Timeline, clock
+from pyseg.timeline.page import data
 
 
 def scores_over_time(runs: Sequence[ReportedRun], config: ReportConfig) -> Section:
@@ -22,13 +24,28 @@ def scores_over_time(runs: Sequence[ReportedRun], config: ReportConfig) -> Secti
             section.missing.append(f"{run.name}: mean features of whole videos have no time.")
         elif run.evaluation is not None and not run.evaluation.rated:
             section.missing.append(f"{run.name}: no segment is rated; the first videos by id.")
-        section.pictures += [
-            Picture(
-                timeline.picture(),
+        section.figures += [
+            Figure(
+                "strips",
+                f"{timeline.title}, by {run.name}" if len(runs) > 1 else timeline.title,
                 f"Scores of {timeline.title} over time by {run.name}",
-                f"{timeline.title}, by {run.name}" if len(runs) > 1 else "",
+                data(timeline, timeline.events()),
+                "Height: score, 0 to 1. Line below: event. Frames: rated positive (solid green), "
+                "rated negative (dotted red).",
+                _peaks(timeline),
                 wide=True,
             )
             for timeline in run.timelines
         ]
     return section
+
+
+def _peaks(timeline: Timeline) -> PageTable:
+    """Returns the highest score of each class and its time."""
+    fine = timeline.averaged()
+    rows = [
+        (name, f"{scores.max():.3f}", clock(fine.starts[scores.argmax()]))
+        for name, scores in zip(fine.names, fine.scores.T, strict=True)
+    ]
+    head = ("class", "highest score", "at")
+    return PageTable(head, rows, numeric=(1, 2), summary="Highest scores as a table")
