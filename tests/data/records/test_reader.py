@@ -379,9 +379,13 @@ def test_segments_that_are_cut_are_no_reason_to_warn(engine, write):
 
 @pytest.mark.parametrize(
     ("start", "end", "fits"),
-    [(0, 5, True), (0, 4, False), (0, 6, False), (0, 0, False), (5, 3, False), (8, -(2**63), False)]
-    # In 12 frames, at the end of the video; past it nothing counts.
-    + [(9, 14, True), (9, 12, True), (9, 13, True), (9, 11, False), (9, 15, False), (12, 1, True)],
+    [
+        *((0, 5, True), (0, 4, False), (0, 6, False), (0, 0, False)),
+        *((5, 3, False), (8, -(2**63), False)),
+        # In 12 frames, at the end of the video; past it nothing counts.
+        *((9, 14, True), (9, 12, True), (9, 13, True), (9, 11, False), (9, 15, False)),
+        (12, 1, True),
+    ],
 )
 def test_ends_of_segments(engine, write, start, end, fits):
     payload = sequence(*rated_parts([2, start], [3, 3], [1, 1], frames=12, ends=[7, end]))
