@@ -177,7 +177,7 @@ PRESET_DEFAULTS: dict[str, dict[str, Any]] = {
         "pretrain.l2": 1e-3,
         "finetune.learning_rate": 3e-2,
         "finetune.schedule": "cosine",
-        "finetune.l2": 0.1,
+        "finetune.l2": 0.02,
     },
 }
 

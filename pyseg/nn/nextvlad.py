@@ -139,9 +139,10 @@ class NeXtVLAD(DerivedWeights):
                 raise ArgumentError(f"{name}: expected at least 1, found {value}")
         expanded = expansion * feature_size
         if expanded % groups:
+            nearest = max(d for d in range(1, min(groups, expanded + 1)) if expanded % d == 0)
             raise ArgumentError(
-                f"groups: expected a divisor of expansion * feature_size = {expanded}, "
-                f"found {groups}"
+                f"groups: expected a divisor of expansion * feature_size = {expanded}, such as "
+                f"{nearest}, found {groups}"
             )
         self.feature_size = feature_size
         self.clusters = clusters
