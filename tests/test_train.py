@@ -20,7 +20,7 @@ from pyseg.config import (
     make_parser,
 )
 from pyseg.data import (
-    Backbone,
+    BackboneInfo,
     FeatureSet,
     Ratings,
     VideoSchema,
@@ -378,7 +378,7 @@ CHANGES = [
     ({"ranges": ((0.0, 1.0),)}, r"ranges: expected clip from -0\.5 to 3\.5, found clip from 0\.0"),
     ({"features": (("dino", 512),)}, r"features: expected clip \(512\), found dino \(512\)"),
     (
-        {"backbone": Backbone("b", "1" * 64, {})},
+        {"backbone": BackboneInfo("b", "1" * 64, {})},
         "backbone: expected 0{64}, found 1{64}",
     ),
 ]
@@ -388,7 +388,7 @@ CHANGES = [
 def test_features_of_other_data_are_named(clips: Path, tmp_path, changes, message: str) -> None:
     """By evaluate, predict and a resumed run."""
     trained = replace(
-        open_collection(clips).features, backbone=Backbone("b", "0" * 64, {"size": 224})
+        open_collection(clips).features, backbone=BackboneInfo("b", "0" * 64, {"size": 224})
     )
     run = Run(tmp_path / "run")
     run.folder.mkdir()

@@ -1,7 +1,7 @@
 """Networks that compute the features of frames.
 
-`make_backbone` makes the one that ``--backbone`` of `pyseg.extract` names; `Backbone` is what all
-of them are; `register_backbone` adds a kind of your own.
+`make_backbone` makes the one that ``--backbone`` of `pyseg.extract` names; all of them are a
+`pyseg.backbones.Backbone`; `register_backbone` adds a kind of your own.
 """
 
 from pyseg.backbones import module, onnx, open_clip, pt2, timm, transformers

@@ -1,4 +1,4 @@
-"""What a backbone is; see `Backbone`."""
+"""What a backbone is; see `pyseg.backbones.Backbone`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyseg import data
+from pyseg.data import BackboneInfo
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Backbone(ABC):
 
     @property
     def width(self) -> int:
-        """The number of values of a row: the widths of all features together."""
+        """The length of a row, the sum of the features' widths."""
         return sum(width for _, width in self.features)
 
     @property
-    def description(self) -> data.Backbone:
+    def description(self) -> BackboneInfo:
         """What `features.json` says about it."""
         told = {"size": self.size, "crop": self.crop, **self.preprocessing}
-        return data.Backbone(self.name, self.sha256, json.loads(json.dumps(told)), self.weights)
+        return BackboneInfo(self.name, self.sha256, json.loads(json.dumps(told)), self.weights)
 
     @abstractmethod
     def __call__(

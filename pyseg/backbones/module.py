@@ -181,7 +181,7 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
 
 @register_backbone("module")
 def make(request: Request) -> Backbone:
-    """Calls ``factory`` of ``module``, which returns a `Backbone` or a PyTorch module.
+    """Calls ``factory`` of ``module``, which returns a backbone or a PyTorch module.
 
     A factory with a parameter ``weights`` gets ``--weights``; otherwise a .safetensors file is
     loaded into the PyTorch module. That takes images (B, 3, H, W) and returns features (B, N); its

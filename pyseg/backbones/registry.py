@@ -40,9 +40,9 @@ _FACTORY = "module"  # module:factory, for every module that is not a kind
 def register_backbone(kind: str) -> Callable[[Make], Make]:
     """Registers a kind of backbones: ``--backbone KIND:ARGUMENT`` then makes one.
 
-    It is called as ``make(request)``, with a `Request`, and returns a `Backbone`. A kind that
-    begins with a dot stands for the files that end so, ``--backbone network.onnx``. A kind may go
-    without argument: ``--backbone youtube8m``.
+    It is called as ``make(request)``, with a `Request`, and returns a
+    `pyseg.backbones.Backbone`. A kind that begins with a dot stands for the files that end so,
+    ``--backbone network.onnx``. A kind may go without argument: ``--backbone youtube8m``.
 
     Args:
         kind: The name of the kind, which must be new.

@@ -9,7 +9,7 @@ from pyseg.data.audioset import StrongSegmentDataset
 from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.collection import Collection, open_collection, open_records, register_source
 from pyseg.data.datasets import FrameDataset, RecordDataset, SegmentDataset, VideoDataset
-from pyseg.data.features import Backbone, FeatureSet
+from pyseg.data.features import BackboneInfo, FeatureSet
 from pyseg.data.feed import Feed
 from pyseg.data.formats import Format, Found, OpenOptions, formats, register_format
 from pyseg.data.hashing import held_out
@@ -52,7 +52,7 @@ register_source("sample", _make_sample)
 
 __all__ = [
     "Annotations",
-    "Backbone",
+    "BackboneInfo",
     "Batch",
     "Collection",
     "DataError",

@@ -29,7 +29,7 @@ _BLOCK = 1 << 20  # values quantized at once
 
 
 @dataclass(frozen=True)
-class Backbone:
+class BackboneInfo:
     """The network that computed the features.
 
     Attributes:
@@ -75,7 +75,7 @@ class FeatureSet:
     frame_seconds: float = 1.0
     segment_size: int = 5
     ranges: tuple[tuple[float, float], ...] = ()
-    backbone: Backbone | None = None
+    backbone: BackboneInfo | None = None
     sampling: str | None = None
     id_key: str = "id"
 
@@ -287,7 +287,7 @@ class FeatureSet:
                 segment_size=_get(content, "segment_size", int, name),
                 ranges=tuple((low, high) for _, _, low, high in columns),
                 backbone=backbone
-                and Backbone(
+                and BackboneInfo(
                     _get(backbone, "name", str, f"{name}: backbone"),
                     _get(backbone, "sha256", str, f"{name}: backbone"),
                     _get(backbone, "preprocessing", dict, f"{name}: backbone"),

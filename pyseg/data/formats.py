@@ -82,7 +82,7 @@ class Format:
         recognize: Returns whether a file with this first record has the format, instead of its
             features' names.
         described_by: The name of the file that describes the features of a collection.
-        describe: Reads that file.
+        describe: Reads that file; default: `FeatureSet.read`.
 
     Example:
         >>> from pyseg.data import open_records
@@ -101,7 +101,7 @@ class Format:
     standardize: bool = False
     recognize: Callable[[RecordKind], bool] | None = None
     described_by: str | None = None
-    describe: Callable[[Path], FeatureSet] = FeatureSet.read
+    describe: Callable[[Path], FeatureSet] | None = None
 
     def matches(self, kind: RecordKind) -> bool:
         """Returns whether a file with this first record has the format, by its features' names."""
@@ -151,7 +151,7 @@ def register_format(format: Format) -> Format:
         raise ArgumentError(f"described_by: expected a name, found {format.described_by!r}")
     for name in ("open", "recognize", "describe"):
         value = getattr(format, name)
-        if not callable(value) and (name, value) != ("recognize", None):
+        if not callable(value) and (name == "open" or value is not None):
             raise ArgumentError(f"{name}: expected a function, found {value!r}")
     _FORMATS.add(format.name, format)
     return format
@@ -264,7 +264,7 @@ class Inspector:
         if folder not in self._described:
             self._described[folder] = next(
                 (
-                    (format, format.describe(place), place)
+                    (format, (format.describe or FeatureSet.read)(place), place)
                     for near in self.folders(path)
                     for format in reversed(_FORMATS.values())
                     if format.described_by and (place := near / format.described_by).is_file()

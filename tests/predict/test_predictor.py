@@ -14,7 +14,7 @@ import torch
 
 import pyseg
 from pyseg import extract, models, predict, train
-from pyseg.data import Backbone, FeatureSet
+from pyseg.data import BackboneInfo, FeatureSet
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.runs import Run
 
@@ -346,4 +346,4 @@ def test_weights_are_found_where_extraction_found_them(
     with pytest.raises(ArgumentError, match=r"^backbone: expected weights of the digest 222"):
         pyseg.load(run, device="cpu").predict(video)
     assert len(pyseg.load(run, device="cpu", weights=str(moved)).predict(video).starts) == 2
-    assert Backbone("a", "b", {}, "c") == Backbone("a", "b", {}, "d")
+    assert BackboneInfo("a", "b", {}, "c") == BackboneInfo("a", "b", {}, "d")

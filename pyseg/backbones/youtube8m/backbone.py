@@ -63,7 +63,7 @@ class YouTube8M(Backbone):
     def __call__(
         self, images: npt.NDArray[np.uint8], windows: npt.NDArray[np.float32] | None
     ) -> npt.NDArray[np.float32]:
-        """Returns the features (B, 1024) or, with audio, (B, 1152); see `Backbone`."""
+        """Returns the features (B, 1024) or, with audio, (B, 1152)."""
         with torch.inference_mode(), _full_precision(self.device):
             frames = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
             parts = [self._rgb(self._inception(prepare(frames))).cpu().numpy()]
