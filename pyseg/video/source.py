@@ -259,12 +259,15 @@ def opened(path: str | os.PathLike[str], report: DecodeReport) -> Iterator[Sourc
     check_is_file(text)
     with requires("video", "reading videos"):
         import av
+    # PyAV 19 always replaces what is not UTF-8.
+    older = int(av.__version__.split(".")[0]) < 19
+    errors: dict[str, Any] = {"metadata_errors": "replace"} if older else {}
     try:
         container = av.open(
             # Absolute, as FFmpeg takes what precedes a colon for a protocol.
             str(Path(text).absolute()),
-            metadata_errors="replace",
             options={"protocol_whitelist": "file"},  # playlists must not reach the network
+            **errors,
         )
     except (av.FFmpegError, OSError) as error:
         message = getattr(error, "strerror", None) or str(error)
