@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from pyseg import _cli, distributed
-from pyseg._files import remove_unfinished, sole_owner
+from pyseg._files import remove_unfinished
 from pyseg._progress import Progress
 from pyseg.backbones import Backbone, make_backbone
 from pyseg.data import Annotations, FeatureSet, SourceVideo, WriteReport, write_collection
@@ -82,14 +82,12 @@ def extract(config: ExtractConfig) -> Extraction:
     created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with sole_owner(parts.folder):
-            parts.begin(_request(config, features))
-            outcomes = _compute(config, videos, _work(config, parts, str(device)))
+        with parts.owned(_request(config, features)):
+            outcomes = _compute(config, videos, _work(config, features, parts, str(device)))
             remove_unfinished(parts.folder)
             manifest.write_manifest(out, outcomes, videos)
             good = [video for video in videos if outcomes[video.key].status != "skipped"]
             if not good:
-                parts.remove()
                 reason = outcomes[videos[0].key].reason
                 raise DataError(f"none of {len(videos)} videos can be read: {reason}")
             features = _with_ranges(features, ranges, parts, good)
@@ -144,7 +142,7 @@ def _request(config: ExtractConfig, features: FeatureSet) -> dict[str, Any]:
     }
 
 
-def _work(config: ExtractConfig, parts: Parts, device: str) -> Work:
+def _work(config: ExtractConfig, features: FeatureSet, parts: Parts, device: str) -> Work:
     """Returns what is to be done with each video."""
     cores = len(os.sched_getaffinity(0))
     # One of the cores decodes while the others compute.
@@ -159,6 +157,7 @@ def _work(config: ExtractConfig, parts: Parts, device: str) -> Work:
         config.max_seconds,
         parts,
         threads=max(1, min(threads, torch.get_num_threads())),
+        expected=features,
     )
 
 

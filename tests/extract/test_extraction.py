@@ -277,6 +277,16 @@ def test_a_dead_process_loses_only_its_video(videos: Path, tmp_path: Path) -> No
     assert list(numbers(tmp_path / "out")) == ["b", "c d"]
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_weights_that_differ_between_processes_are_refused(
+    processes: int, videos: Path, tmp_path: Path
+) -> None:
+    options = {"backbone": "tests.extract.networks:unseeded", "processes": processes}
+    with pytest.raises(UserError, match=r"makes other weights every time: seed or load them$"):
+        extract(config(videos, tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()
+
+
 def test_ids(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["x/film", "y/film", "ünïcode, with comma", "two\nlines"]
     for name in names:
