@@ -34,8 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = shlex.quote(config.out)
     if done.report.rated:
         print(_cli.follow_up(f"pyseg.train --data {out}"))
-    else:
-        print(_cli.follow_up(f"pyseg.predict --run RUN --data {out}"))
+        return
+    if config.like is None and done.features.has_own_ranges:
+        print(
+            "this command with --like RUN, the folder of a run that is to predict the videos; then:"
+        )
+    run = "RUN" if config.like is None else shlex.quote(config.like)
+    print(_cli.follow_up(f"pyseg.predict --run {run} --data {out}"))
 
 
 def summary(done: Extraction) -> Iterator[str]:

@@ -21,14 +21,17 @@ from pyseg.backbones import Backbone, make_backbone
 from pyseg.data import Annotations, FeatureSet, SourceVideo, WriteReport, write_collection
 from pyseg.data import features as feature_set
 from pyseg.data.importing import RANGE_VIDEOS
-from pyseg.errors import DataError, UserError
+from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
 from pyseg.extract import manifest
 from pyseg.extract.config import ExtractConfig
+from pyseg.extract.features import check_backbone
 from pyseg.extract.manifest import Outcome, Video
 from pyseg.extract.parts import Parts
 from pyseg.extract.worker import StoppedError, Work, run_here, run_processes
 
 _LOG = logging.getLogger("pyseg")
+
+Ranges = tuple[tuple[float, float], ...]
 
 _PARTS = "parts"
 _CORES_PER_PROCESS = 4
@@ -77,12 +80,14 @@ def extract(config: ExtractConfig) -> Extraction:
     backbone = make_backbone(config.backbone, config.weights, device=device)
     features = _describe(config, backbone)
     parts = Parts(out / _PARTS, backbone.width)
-    ranges = backbone.ranges
+    like = None if config.like is None else _ranges_like(Path(config.like), features, backbone)
+    fixed = backbone.ranges
     del backbone  # every process makes its own
     created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         with parts.owned(_request(config, features)):
+            ranges = like or _ranges_before(out, parts) or fixed
             outcomes = _compute(config, videos, _work(config, features, parts, str(device)))
             remove_unfinished(parts.folder)
             manifest.write_manifest(out, outcomes, videos)
@@ -91,6 +96,7 @@ def extract(config: ExtractConfig) -> Extraction:
                 reason = outcomes[videos[0].key].reason
                 raise DataError(f"none of {len(videos)} videos can be read: {reason}")
             features = _with_ranges(features, ranges, parts, good)
+            features.write(parts.features)  # `out` has no such file while it is replaced
             report = _write(out, features, parts, good, annotations)
             if not config.keep_parts:
                 parts.remove()
@@ -127,6 +133,45 @@ def _describe(config: ExtractConfig, backbone: Backbone) -> FeatureSet:
         backbone=backbone.description,
         sampling=rule,
     )
+
+
+def _ranges_like(folder: Path, features: FeatureSet, backbone: Backbone) -> Ranges:
+    """Returns the ranges of a run or a collection in a folder, whose features are the same.
+
+    Raises:
+        pyseg.errors.ArgumentError: Its features are others.
+        pyseg.errors.MissingFileError: The folder has no features.json.
+    """
+    path = folder / feature_set.FILE
+    if not path.is_file():
+        raise MissingFileError(f"like: expected a folder with {feature_set.FILE}, found {folder}")
+    other = FeatureSet.read(path)
+    try:
+        # The network of imported features is unknown.
+        check_backbone(
+            backbone, replace(other, backbone=other.backbone or backbone.description, ranges=())
+        )
+    except ArgumentError as error:
+        raise ArgumentError(f"like: {path}: {error}") from error
+    times = [
+        f"--fps {1 / one.frame_seconds:.10g} --segment_seconds {one.segment_seconds:.10g}"
+        for one in (other, features)
+    ]
+    if times[0] != times[1]:
+        raise ArgumentError(f"like: expected {times[0]} as in {path}, found {times[1]}")
+    return other.ranges
+
+
+def _ranges_before(out: Path, parts: Parts) -> Ranges | None:
+    """Returns the ranges that the collection has, or had before it was being replaced, if any.
+
+    Raises:
+        pyseg.errors.DataError: Its description cannot be read.
+    """
+    for path in (out / feature_set.FILE, parts.features):
+        if path.exists():
+            return FeatureSet.read(path).ranges
+    return None
 
 
 def _request(config: ExtractConfig, features: FeatureSet) -> dict[str, Any]:
@@ -217,7 +262,7 @@ class _Ledger:
 
 def _with_ranges(
     features: FeatureSet,
-    ranges: tuple[tuple[float, float], ...] | None,
+    ranges: Ranges | None,
     parts: Parts,
     videos: Sequence[Video],
 ) -> FeatureSet:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pyseg._containers import read_json
 from pyseg._files import LOCK, atomic_write, remove_unfinished, sole_owner
+from pyseg.data import features as feature_set
 from pyseg.errors import DataError, UserError
 from pyseg.extract.manifest import Outcome, Video
 
@@ -31,6 +32,11 @@ class Parts:
 
     folder: Path
     width: int
+
+    @property
+    def features(self) -> Path:
+        """The file that describes the features of the collection."""
+        return self.folder / feature_set.FILE
 
     @contextlib.contextmanager
     def owned(self, request: Mapping[str, Any]) -> Iterator[None]:
