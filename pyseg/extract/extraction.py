@@ -27,6 +27,7 @@ from pyseg.extract.config import ExtractConfig
 from pyseg.extract.features import check_backbone
 from pyseg.extract.manifest import Outcome, Video
 from pyseg.extract.parts import Parts
+from pyseg.extract.snapshot import Snapshot
 from pyseg.extract.worker import StoppedError, Work, run_here, run_processes
 
 _LOG = logging.getLogger("pyseg")
@@ -74,6 +75,9 @@ def extract(config: ExtractConfig) -> Extraction:
         fps=config.annotation_fps,
         elan_classes=config.elan_classes,
     )
+    if config.ratings is not None and not any(annotations.intervals.values()):
+        notes = (*annotations.notes, f"{config.ratings} has no ratings")
+        annotations = replace(annotations, notes=notes)
     out, device = Path(config.out), distributed.pick_device(config.device)
     _cli.check_out_folder("out", out)
     _check_other_collection(out)
@@ -87,6 +91,7 @@ def extract(config: ExtractConfig) -> Extraction:
     out.mkdir(parents=True, exist_ok=True)
     try:
         with parts.owned(_request(config, features)):
+            before = Snapshot.read(out)
             ranges = like or _ranges_before(out, parts) or fixed
             outcomes = _compute(config, videos, _work(config, features, parts, str(device)))
             remove_unfinished(parts.folder)
@@ -98,6 +103,7 @@ def extract(config: ExtractConfig) -> Extraction:
             features = _with_ranges(features, ranges, parts, good)
             features.write(parts.features)  # `out` has no such file while it is replaced
             report = _write(out, features, parts, good, annotations)
+            report.notes += before.losses(Snapshot.read(out), out)
             if not config.keep_parts:
                 parts.remove()
     finally:

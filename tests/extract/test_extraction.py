@@ -167,6 +167,35 @@ def test_more_videos_keep_the_ranges(videos: Path, tmp_path: Path) -> None:
     assert extract(config(folder, out)).features.ranges[0] == (0, 618)
 
 
+def test_a_repetition_tells_what_it_leaves_out(videos: Path, tmp_path: Path) -> None:
+    ratings, labels = tmp_path / "ratings.csv", tmp_path / "labels.csv"
+    ratings.write_text("video,start,end,class,score\nb,0,1,dog,1\nb,1,3,cat,0\n")
+    labels.write_text("video,class\nb,rain\n")
+    out, some = tmp_path / "out", [str(videos / "b.mp4")]
+    assert extract(config(videos, out)).report.notes == []
+    done = extract(config(videos, out, ratings=str(ratings), labels=str(labels)))
+    assert done.report.notes == []
+    assert extract(config(some, out, ratings=str(ratings), labels=str(labels))).report.notes == [
+        f"left out 2 videos that {out} had: c d, e"
+    ]
+    assert extract(config(some, out)).report.notes == [
+        f"left out all ratings of 2 classes that {out} had: cat, dog",
+        f"left out 1 classes that {out} had: rain",
+    ]
+    ratings.write_text("video,start,end,class,score\n")
+    done = extract(config(videos, out, ratings=str(ratings)))
+    assert done.report.notes == [f"{ratings} has no ratings"]
+
+
+def test_a_damaged_manifest_is_written_again(videos: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for text in ("[]", "{", '{"id": 3}', "\xff"):
+        (out / "manifest.jsonl").write_text(text, "latin-1")
+        assert extract(config(videos, out)).report.notes == []
+    assert content(out) == content(whole)
+
+
 def test_like_takes_the_ranges_of_a_run(
     videos: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +203,7 @@ def test_like_takes_the_ranges_of_a_run(
     run = tmp_path / "my run"
     run.mkdir()
     shutil.copy(whole / "features.json", run)
+    (run / "config.yaml").touch()
     given = [f"--videos={videos / 'b.mp4'}", f"--backbone={NUMBERS}", f"--out={tmp_path / 'out'}"]
     command = [*given, "--fps=5", "--segment_seconds=1", "--processes=0"]
     main(command)
