@@ -169,8 +169,13 @@ def test_only_the_rated_classes_of_a_run(run: Path) -> None:
 
 
 def test_runs_that_cannot_score_frames(tmp_path: Path, run: Path, features: FeatureSet) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere/model\.json: no such file"):
-        pyseg.load(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "nowhere", tmp_path / "file", tmp_path):
+        with pytest.raises(UserError, match=rf"^{path} is not a run folder: .*no model.json$"):
+            pyseg.load(path)
+    for wrong in (None, 3):
+        with pytest.raises(ArgumentError, match=f"^run: expected the path of a run .* {wrong}$"):
+            pyseg.load(wrong)  # type: ignore[arg-type]
     FeatureSet((("x", 6),)).write(run / "features.json")
     with pytest.raises(DataError, match=r"features\.json: expected .* widths \(5, 2\), .* \(6,\)"):
         pyseg.load(run)
