@@ -70,6 +70,7 @@ def extract(config: ExtractConfig) -> Extraction:
         format=config.format,
         fps=config.annotation_fps,
         elan_classes=config.elan_classes,
+        paths={video.id: video.path for video in videos},
     )
     out, device = Path(config.out), distributed.pick_device(config.device)
     _cli.check_out_folder("out", out)
