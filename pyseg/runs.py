@@ -118,8 +118,8 @@ class Run:
         """
         if not self.features_file.is_file():
             raise UserError(
-                f"{self.features_file}: no such file, as pyseg 0.2 wrote none: train again, or "
-                "write the run's pyseg.data.FeatureSet there"
+                f"{self.features_file}: expected the features of the run's data, which training "
+                "writes, found no such file: train again, or write a pyseg.data.FeatureSet there"
             )
         return FeatureSet.read(self.features_file)
 

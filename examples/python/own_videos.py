@@ -29,9 +29,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-import pyseg
-from pyseg import extract, train
-
 CLASSES = ("sun", "car", "fence", "night", "snow")
 HEIGHT, WIDTH, RATE = 96, 128, 8  # pixels, frames a second
 SECONDS, SEGMENT = 60, 3  # of a film, of a rated segment
@@ -138,7 +135,11 @@ def main() -> None:
     """Makes films, learns from the ratings, and finds the events of the film that nobody rated."""
     if sys.argv[1:]:
         make_films(Path(sys.argv[1]))
+        print(f"{sys.argv[1]}: {FILMS} films, {RATINGS} ratings, and a film that nobody rated")
         return
+    import pyseg
+    from pyseg import extract, train
+
     sys.path.insert(0, str(Path(__file__).parent))  # for own_videos:backbone
     with tempfile.TemporaryDirectory() as folder:
         films, features, run = (str(Path(folder, name)) for name in ("films", "features", "run"))

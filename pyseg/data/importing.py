@@ -485,6 +485,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for line in itertools.chain(report.range_notes, report.lines(), class_table(report)):
         print(line)
+    if not report.rated and config.labels is None:
+        print(f"written to {config.out}; it has no ratings to train on")
+        return
     print(f"written to {config.out}; next:")
     print(_cli.follow_up(f"pyseg.train --data {shlex.quote(config.out)} --model linear"))
 

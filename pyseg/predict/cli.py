@@ -23,8 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     config = _cli.parse(parser, PredictConfig, argv)
     read = {"data": config.data, "classes": config.classes}
-    one_video = config.video is not None or config.file is not None
-    if not one_video:
+    if not config.is_of_one_video:
         _cli.check_out("out", config.out, scores=config.scores, **read)
     read |= {"video_file": config.video_file, "frames_file": config.frames_file}
     _cli.check_out("timeline", config.timeline, **read)
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _cli.check_out("export", path, timeline=config.timeline, **read)
     _cli.check_out("scores", config.scores, **read)
     with distributed.session(distributed.pick_device(config.device)):
-        if not one_video:
+        if not config.is_of_one_video:
             predict(config)
         elif distributed.is_first():
             (timeline if config.file is None else file_timeline)(config)

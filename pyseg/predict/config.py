@@ -125,6 +125,8 @@ class PredictConfig:
             raise ArgumentError(f"timeline: expected a .png or .html file, found {self.timeline}")
         for path in self.export:
             exports.suffix(path, "export")
+            if self.export.count(path) > 1:
+                raise ArgumentError(f"export: expected each file once, found {path} again")
         self._check_source()
 
     def _check_source(self) -> None:
@@ -137,15 +139,21 @@ class PredictConfig:
                 if (value := getattr(self, name)) is not None:
                     raise ArgumentError(f"{name}: expected none with --{files[0]}, found {value}")
         outputs = [name for name in ("timeline", "export") if name in given]
-        if self.video is not None and not outputs:
-            raise ArgumentError("video: expected --timeline or --export with it, found none")
-        if self.video is None and not files and outputs:
+        if self.is_of_one_video and self.out != PredictConfig.out:
+            source = files[0] if files else "video"
+            raise ArgumentError(f"out: expected no submission with --{source}, found {self.out}")
+        if not self.is_of_one_video and outputs:
             raise ArgumentError(
                 f"{outputs[0]}: expected --video, --video_file or --frames_file with it, found none"
             )
         for name in ("backbone", "weights"):
             if name in given and "video_file" not in given:
                 raise ArgumentError(f"{name}: expected --video_file with it, found none")
+
+    @property
+    def is_of_one_video(self) -> bool:
+        """Whether the scores of one video over time are wanted, instead of a submission."""
+        return self.video is not None or self.file is not None
 
     @property
     def file(self) -> str | None:

@@ -174,9 +174,9 @@ class Predictor:
         """Returns the scores of a video over time.
 
         Args:
-            video: A video file; or its frames (T, N), an array or a tensor: uint8 as the training
-                data store them, or floating values as the network computes them. N is the width of
-                `features`, T at least 1.
+            video: A video file; or its frames (T, N), an array, a tensor or an .npy or .npz file:
+                uint8 as the training data store them, or floating values as the network computes
+                them. N is the width of `features`, T at least 1.
             title: The title of the timeline; default: the file's name without its suffix.
 
         Returns:
@@ -191,6 +191,9 @@ class Predictor:
         """
         if isinstance(video, np.ndarray | Tensor):
             frames, path = self._checked(video), None
+        elif isinstance(video, str | os.PathLike) and Path(video).suffix in (".npy", ".npz"):
+            title = title or Path(video).stem
+            frames, path = self._checked(read_frames(video, self.features)), None
         elif isinstance(video, str | os.PathLike):
             path = os.fspath(video)
             frames = torch.from_numpy(self.extract(path))
@@ -219,6 +222,8 @@ class Predictor:
 
     def _checked(self, given: np.ndarray | Tensor) -> Tensor:
         """Checks frames that a user passes."""
+        if isinstance(given, np.ndarray):  # torch takes neither other byte orders nor strides < 0
+            given = np.ascontiguousarray(given, given.dtype.newbyteorder("="))
         try:
             frames = torch.as_tensor(given)
         except TypeError as error:

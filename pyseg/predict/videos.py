@@ -64,7 +64,7 @@ def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating]) ->
 
 
 def timeline(config: PredictConfig) -> Timeline:
-    """Writes the scores over time of the video of `config.video`, and prints the highest ones.
+    """Scores the video of `config.video` over time, prints its events, and writes the exports.
 
     Raises:
         pyseg.errors.UserError: There is no such video, or the options do not fit the run.
@@ -76,11 +76,7 @@ def timeline(config: PredictConfig) -> Timeline:
     found = next(timelines(scorer, scorer.shards, ratings), None)
     if found is None:
         raise UserError(f"--video {config.video}: no such video in {len(scorer.shards)} shards")
-    _write(found, config)
-    best = found.best(config.timeline_classes)
-    for column in range(min(config.timeline_classes, len(best.numbers))):
-        print(_peak(best, column))
-    _print_files(config)
+    _report(found, config)
     return found
 
 
@@ -109,17 +105,29 @@ def file_timeline(config: PredictConfig) -> Timeline:
         assert config.video_file is not None
         with _cli.option_group(""):  # of the options backbone and weights
             found = predictor.predict(config.video_file)
-    _write(found, config)
-    events = found.events(config.on, config.off)
+    _report(found, config)
+    return found
+
+
+def _report(timeline: Timeline, config: PredictConfig) -> None:
+    """Prints the events, and writes the picture or page of the best classes and the exports."""
+    if config.timeline is not None:
+        best = timeline.best(config.timeline_classes)
+        best.save(config.timeline, config.on, config.off)
+    for path in config.export:
+        timeline.save(path, config.on, config.off)
+    events = timeline.events(config.on, config.off)
     for line in _event_lines(events):
         print(line)
     if not events:
         print(f"no class reaches {config.on:g}; the highest scores are:")
-        best = found.best(3)
+        best = timeline.best(3)
         for column in range(len(best.numbers)):
             print(_peak(best, column))
-    _print_files(config)
-    return found
+    if config.timeline is not None:
+        print(f"timeline: {config.timeline}")
+    for path in config.export:
+        print(f"export: {path}")
 
 
 def _event_lines(events: Sequence[Event]) -> Iterator[str]:
@@ -141,22 +149,6 @@ def _peak(timeline: Timeline, column: int) -> str:
     number, name = fine.numbers[column], fine.names[column]
     named = name if name == str(number) else f"{number} {name}"
     return f"{fine.scores[best, column]:.3f} at {clock(fine.starts[best])}  {named}"
-
-
-def _write(timeline: Timeline, config: PredictConfig) -> None:
-    """Writes the picture or page of the best classes, and the exports of all."""
-    if config.timeline is not None:
-        best = timeline.best(config.timeline_classes)
-        best.save(config.timeline, config.on, config.off)
-    for path in config.export:
-        timeline.save(path, config.on, config.off)
-
-
-def _print_files(config: PredictConfig) -> None:
-    if config.timeline is not None:
-        print(f"timeline: {config.timeline}")
-    for path in config.export:
-        print(f"export: {path}")
 
 
 def _ratings(scorer: Scorer, video: str) -> list[Rating]:

@@ -44,6 +44,8 @@ class ReportConfig:
             raise ArgumentError("run: expected at least one folder, found none")
         if len({Path(run).resolve() for run in self.run}) < len(self.run):
             raise ArgumentError(f"run: expected each folder once, found {', '.join(self.run)}")
+        if self.out is not None and not self.out.endswith((".html", ".htm")):
+            raise ArgumentError(f"out: expected an .html file, found {self.out}")
         _cli.check_range("videos", self.videos, 0)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
 

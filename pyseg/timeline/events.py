@@ -119,7 +119,12 @@ def per_class(
             [thresholds.get(name, other) for name, other in zip(names, defaults, strict=True)]
         )
     else:
-        values = np.asarray(thresholds, np.float64)
+        try:
+            values = np.asarray(thresholds, np.float64)
+        except (TypeError, ValueError):
+            raise ArgumentError(
+                f"{argument}: expected numbers in [0, 1], found {thresholds!r}"
+            ) from None
         if values.ndim and values.shape != (len(names),):
             raise ArgumentError(
                 f"{argument}: expected one number, or one for each of {len(names)} classes, found "

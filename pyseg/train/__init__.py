@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from pyseg import _cli, distributed
+from pyseg import _cli, _ext, distributed
 from pyseg._memory import keep_memory
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
 from pyseg.data import Collection, ReadReport
@@ -154,6 +154,8 @@ def _print_task(
         f"data: {collection.name}, {collection.num_classes} classes; "
         f"model: {config.trained}, {parameters:,} parameters, on {weight.device}"
     )
+    if _ext.CPU_REASON:
+        print(f"operators: plain PyTorch, which is slower: {_ext.CPU_REASON}")
     for note in (*collection.notes, blind):
         if note:
             print(f"data: {note}")

@@ -213,11 +213,20 @@ def test_audacity(write) -> None:
     ]
 
 
+def test_audacity_points_and_labels_without_text_rate_nothing(write) -> None:
+    path = write("a.txt", "1\t1\tpoint\n2\t3\t\n3\t4\tdog\n5\t5\t\n")
+    found = read_annotations(path)
+    assert [interval.name for interval in found.intervals] == ["dog"]
+    assert found.notes == [
+        f"left out 2 points in time of {path}",
+        f"left out 1 labels without text of {path}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("2\t2\tdog", "line 1: expected 0 <= start < end, found 2 and 2"),
-        ("2\t3\t", "line 1: expected a value for label, found none"),
+        ("3\t2\tdog", "line 1: expected 0 <= start < end, found 3 and 2"),
         ("2\t3", "line 1: expected start, end and label"),
     ],
 )

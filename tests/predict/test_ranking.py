@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -156,11 +157,10 @@ def test_a_model_of_the_rated_classes_alone(data: Path, tmp_path: Path, capsys) 
     pytest.importorskip("matplotlib")
     options = ["--video", "1e1", "--timeline", str(tmp_path / "t.png"), "--timeline-classes", "1"]
     predict.main(["--run", str(run), *options])
-    first = capsys.readouterr().out.splitlines()[0]
+    printed = capsys.readouterr().out
     probabilities = 1 / (1 + np.exp(-rows[[name.startswith("1e1:") for name in names]]))
     best = int(probabilities.max(axis=0).argmax())
-    assert first.startswith(f"{probabilities[:, best].max():.3f} at 0:")
-    assert first.endswith(f"{RATED[best]} class {RATED[best]}")
+    assert re.search(rf"{probabilities[:, best].max():.2f}  class {RATED[best]}\n", printed)
 
 
 def test_evaluating_against_a_table_or_records(
@@ -316,7 +316,14 @@ def test_requests_to_stop_are_noted_once(number: int) -> None:
         (["--run", "nowhere"], "nowhere is not a run folder"),
         (["--data", "nowhere/*.tfrecord"], "no file matches"),
         (["--video", "none", "--timeline", "t.png"], "--video none: no such video in 3 shards"),
-        (["--video", "1e1"], "--video: expected --timeline or --export with it, found none"),
+        (
+            ["--video", "1e1", "--out", "x.csv"],
+            "--out: expected no submission with --video",
+        ),
+        (
+            ["--video", "1e1", "--export", "e.csv", "--export", "e.csv"],
+            "--export: expected each file once, found e.csv again",
+        ),
         (["--timeline", "t.png"], "--timeline: expected --video, --video_file or --frames_file"),
         (["--export", "e.csv"], "--export: expected --video, --video_file or --frames_file"),
         (["--video", "1", "--export", "e.doc"], "--export: expected a file that ends in .png, .ht"),

@@ -56,6 +56,11 @@ class AnnotationFile:
         self.intervals.append(interval)
         self.videos.setdefault(interval.video, interval.source)
 
+    def left_out(self, number: int, what: str, path: str) -> None:
+        """Notes that a file has parts which rate nothing."""
+        if number:
+            self.notes.append(f"left out {number} {what} of {path}")
+
     def extend(self, other: AnnotationFile) -> None:
         """Adds the content of another file."""
         self.intervals += other.intervals

@@ -67,7 +67,8 @@ def read_audacity(path: str) -> AnnotationFile:
     r"""Reads a label file of Audacity; the video has the file's name, the classes are the labels.
 
     A line has start and end in seconds and the text of the label, with tabs between them. A line
-    that begins with a backslash has the frequencies of the label before it, and is ignored.
+    that begins with a backslash has the frequencies of the label before it, and is ignored. Points,
+    which end where they start, and labels without text are left out and counted.
 
     Source: https://manual.audacityteam.org/man/importing_and_exporting_labels.html
 
@@ -77,6 +78,7 @@ def read_audacity(path: str) -> AnnotationFile:
     """
     video = stem(path)
     found = AnnotationFile(videos={video: path})
+    points = unnamed = 0
     for line, fields in read_rows(path, "\t"):
         if fields[0] == "\\":
             continue
@@ -85,16 +87,16 @@ def read_audacity(path: str) -> AnnotationFile:
                 f"{path}, line {line}: expected start, end and label with tabs between them, "
                 f"found {shown(' '.join(fields))}"
             )
-        row = Row(path, line, {"start": fields[0], "end": fields[1], "label": " ".join(fields[2:])})
-        found.add(
-            Interval(
-                video=video,
-                start=row.number("start"),
-                end=row.number("end"),
-                name=row.text("label"),
-                source=f"{path}, line {line}",
-            )
-        )
+        label = " ".join(fields[2:]).strip()
+        row = Row(path, line, {"start": fields[0], "end": fields[1], "label": label})
+        start, end = row.number("start"), row.number("end")
+        points += start == end
+        unnamed += start != end and not label
+        if start != end and label:
+            source = f"{path}, line {line}"
+            found.add(Interval(video, start, end, row.text("label"), source=source))
+    found.left_out(points, "points in time", path)
+    found.left_out(unnamed, "labels without text", path)
     return found
 
 
