@@ -30,7 +30,7 @@ from pyseg.config import TrainConfig, make_parser, recipe_defaults
 from pyseg.data import Collection, FeatureSet, features, find_shards, open_collection, vocabulary
 from pyseg.data.collection import find_data
 from pyseg.data.records import OnError
-from pyseg.errors import DataError, UserError
+from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 
@@ -50,12 +50,17 @@ class Run:
     Attributes:
         folder: The folder.
 
+    Raises:
+        pyseg.errors.ArgumentError: The folder is no path.
+
     Example:
         >>> Run("runs/sample-mlp-1").log_file.name
         'metrics.jsonl'
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise ArgumentError(f"run: expected the path of a run folder, found {folder!r:.60}")
         self.folder = Path(folder)
         self.config_file = self.folder / "config.yaml"
         self.weights_file = self.folder / models.WEIGHTS
@@ -89,8 +94,11 @@ class Run:
         """Returns the model, in eval mode; see `pyseg.models.load`.
 
         Raises:
+            pyseg.errors.UserError: The folder is not a run.
             pyseg.errors.DataError: A file is damaged, or features.json is of another model.
         """
+        if not (self.config_file.is_file() or (self.folder / models.CONFIG).is_file()):
+            raise UserError(f"{self} is not a run folder: it has no {models.CONFIG}")
         model = models.load(self.folder, device=device)
         if self.features_file.is_file():
             expected, found = tuple(model.feature_sizes), self.features().feature_sizes

@@ -23,8 +23,12 @@ def test_a_folder_with_nothing_in_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=rf"^{tmp_path} is not a run folder: it has no config\.y"):
         run.config()
+    with pytest.raises(UserError, match=rf"^{tmp_path} is not a run folder: .*no model.json$"):
+        run.model()
+    run.config_file.touch()  # a run whose training has just begun
     with pytest.raises(FileNotFoundError, match=r"model\.json: no such file"):
         run.model()
+    run.config_file.unlink()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -379,7 +379,7 @@ CHANGES = [
     ({"features": (("dino", 512),)}, r"features: expected clip \(512\), found dino \(512\)"),
     (
         {"backbone": BackboneInfo("b", "1" * 64, {})},
-        "backbone: expected 0{64}, found 1{64}",
+        r"backbone: expected b \(digest 0{12}\), found b \(digest 1{12}\)",
     ),
 ]
 

@@ -8,7 +8,7 @@ from pyseg.backbones import module, onnx, open_clip, pt2, timm, transformers
 from pyseg.backbones.base import AudioWindows, Backbone
 from pyseg.backbones.module import ModuleBackbone
 from pyseg.backbones.preprocessing import Preprocessing
-from pyseg.backbones.registry import Request, make_backbone, register_backbone
+from pyseg.backbones.registry import Request, find_backbone, make_backbone, register_backbone
 from pyseg.backbones.youtube8m import YouTube8M
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Preprocessing",
     "Request",
     "YouTube8M",
+    "find_backbone",
     "make_backbone",
     "module",
     "onnx",

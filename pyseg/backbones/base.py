@@ -50,6 +50,7 @@ class Backbone(ABC):
     Attributes:
         name: What ``--backbone`` was given, such as "timm:vit_small_patch14_dinov2".
         weights: What ``--weights`` was given, with the whole path; None: nothing.
+        location: The whole path of the file or folder that the name gives; None: it gives none.
         features: The name and the width of each feature, in the order of a row's values.
         size: (H, W) of the images that it takes; None: any.
         crop: Whether images are resized to cover the size, and their center is cut out; otherwise
@@ -63,6 +64,7 @@ class Backbone(ABC):
 
     name: str = ""
     weights: str | None = None
+    location: str | None = None
     features: tuple[tuple[str, int], ...]
     size: tuple[int, int] | None = None
     crop: bool = False
@@ -80,7 +82,8 @@ class Backbone(ABC):
     def description(self) -> BackboneInfo:
         """What `features.json` says about it."""
         told = {"size": self.size, "crop": self.crop, **self.preprocessing}
-        return BackboneInfo(self.name, self.sha256, json.loads(json.dumps(told)), self.weights)
+        plain = json.loads(json.dumps(told))
+        return BackboneInfo(self.name, self.sha256, plain, self.weights, self.location)
 
     @abstractmethod
     def __call__(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyseg._containers import text_error
 from pyseg._extras import find_module
+from pyseg._registry import suggestion
 from pyseg.backbones.base import Backbone
 from pyseg.backbones.preprocessing import Preprocessing, parse_preprocessing
 from pyseg.backbones.registry import Request, register_backbone
@@ -219,7 +220,16 @@ def _import(name: str) -> Callable[..., Any]:
         raise ArgumentError(
             f"backbone: expected a module {module} that can be imported, found none"
         )
-    factory = getattr(found, attribute, None)
-    if not callable(factory):
-        raise ArgumentError(f"backbone: expected a function {attribute} in {module}, found none")
-    return factory
+    if not hasattr(found, attribute):
+        functions = [key for key, value in vars(found).items() if inspect.isroutine(value)]
+        raise ArgumentError(
+            f"backbone: expected a function {attribute} in {module}, found none"
+            f"{suggestion(attribute, functions, '{}')}"
+        )
+    factory = getattr(found, attribute)
+    if not callable(factory) or isinstance(factory, nn.Module | Backbone):
+        raise ArgumentError(
+            f"backbone: expected that {attribute} in {module} is a function that returns the "
+            f"network, found {type(factory).__name__}"
+        )
+    return cast(Callable[..., Any], factory)

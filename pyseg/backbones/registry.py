@@ -11,7 +11,8 @@ import torch
 
 from pyseg._registry import Make, Registry
 from pyseg.backbones.base import Backbone
-from pyseg.errors import ArgumentError
+from pyseg.data import BackboneInfo
+from pyseg.errors import ArgumentError, MissingFileError
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Request:
 Maker = Callable[[Request], Backbone]
 
 _KINDS: Registry[Maker] = Registry("kind of backbone")
+_FOLDERS = ("transformers",)  # the kinds whose argument is a folder
 _FACTORY = "module"  # module:factory, for every module that is not a kind
 
 
@@ -93,7 +95,35 @@ def make_backbone(
     backbone = _KINDS.find(kind)(request)
     backbone.name = name
     backbone.weights = os.path.abspath(weights) if weights and os.path.exists(weights) else weights
+    backbone.location = os.path.abspath(argument) if kind[0] == "." or kind in _FOLDERS else None
     return backbone
+
+
+def find_backbone(made: BackboneInfo) -> str:
+    """Returns the name with which `make_backbone` makes a recorded backbone in any working folder.
+
+    The file or folder of a backbone is looked for where it was first, then where its name says.
+
+    Args:
+        made: The backbone, as ``features.json`` records it.
+
+    Raises:
+        pyseg.errors.ArgumentError: There is no such kind of backbone.
+        pyseg.errors.MissingFileError: Its file or folder is not there.
+
+    Example:
+        >>> find_backbone(BackboneInfo("timm:vit_small_patch14_dinov2", "0" * 64, {}))
+        'timm:vit_small_patch14_dinov2'
+    """
+    if made.location is None:
+        return made.name
+    _, argument = _parse(made.name)
+    for path in (made.location, argument):
+        if os.path.exists(path):
+            return made.name.removesuffix(argument) + path
+    raise MissingFileError(
+        f"the run's backbone {made.name} ({made.location}) is not there: name it with --backbone"
+    )
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -106,6 +136,11 @@ def _parse(name: str) -> tuple[str, str]:
     suffix = PurePath(name).suffix
     if suffix in _KINDS:
         return suffix, name
+    if colon and kind.endswith(".py"):
+        raise ArgumentError(
+            f"backbone: expected a module without .py, {PurePath(kind).stem}:{argument}, that can "
+            f"be imported from the working folder or PYTHONPATH; found {name!r}"
+        )
     if colon and argument.isidentifier() and all(map(str.isidentifier, kind.split("."))):
         return _FACTORY, name
     forms = [k if k == "youtube8m" else f"FILE{k}" if k[0] == "." else f"{k}:NAME" for k in _KINDS]

@@ -37,12 +37,24 @@ class BackboneInfo:
         sha256: The digest of its weights.
         preprocessing: How an image becomes its input, as JSON values.
         weights: What ``--weights`` was given, with the whole path, if anything.
+        location: The whole path of the file or folder that the name gives, if it gives one.
+
+    Example:
+        >>> print(BackboneInfo("net.onnx", "0" * 64, {}, location="/films/net.onnx"))
+        net.onnx (/films/net.onnx, digest 000000000000)
     """
 
     name: str
     sha256: str
     preprocessing: Mapping[str, Any] = field(hash=False)
     weights: str | None = field(default=None, compare=False)
+    location: str | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        """Its name, where it lies, and the beginning of the digest."""
+        place = self.location or self.weights
+        where = f"{place}, " if place and place != self.name else ""
+        return f"{self.name} ({where}digest {self.sha256[:12]})"
 
 
 @dataclass(frozen=True)
@@ -149,8 +161,9 @@ class FeatureSet:
             }
             if self.features == other.features:
                 compared["ranges"] = self._named_ranges(), other._named_ranges()
-            if self.backbone is not None and other.backbone is not None:
-                compared["backbone"] = self.backbone.sha256, other.backbone.sha256
+            mine, others = self.backbone, other.backbone
+            if mine is not None and others is not None and mine.sha256 != others.sha256:
+                compared["backbone"] = mine, others
         return [
             f"{name}: expected {expected}, found {found}"
             for name, (expected, found) in compared.items()
@@ -292,6 +305,7 @@ class FeatureSet:
                     _get(backbone, "sha256", str, f"{name}: backbone"),
                     _get(backbone, "preprocessing", dict, f"{name}: backbone"),
                     _get(backbone, "weights", str, f"{name}: backbone", optional=True),
+                    _get(backbone, "location", str, f"{name}: backbone", optional=True),
                 ),
                 sampling=_get(content, "sampling", str, name, optional=True),
                 id_key=_get(content, "id_key", str, name),

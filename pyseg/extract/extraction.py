@@ -74,6 +74,7 @@ def extract(config: ExtractConfig) -> Extraction:
         format=config.format,
         fps=config.annotation_fps,
         elan_classes=config.elan_classes,
+        paths={video.id: video.path for video in videos},
     )
     if config.ratings is not None and not any(annotations.intervals.values()):
         notes = (*annotations.notes, f"{config.ratings} has no ratings")

@@ -64,15 +64,16 @@ def check_backbone(backbone: Backbone, features: FeatureSet) -> None:
     made, here = features.backbone, backbone.description
     if made is None:
         raise ArgumentError("backbone: expected features of a known backbone, found none recorded")
+    if made.sha256 != here.sha256:
+        raise ArgumentError(f"backbone: expected the collection's {made}, found {here}")
     for what, expected, found in (
-        ("weights of the digest", made.sha256, here.sha256),
         ("the preprocessing", dict(made.preprocessing), dict(here.preprocessing)),
         ("the features", list(features.features), list(backbone.features)),
     ):
         if expected != found:
             raise ArgumentError(
                 f"backbone: expected {what} {expected}, as the collection's {made.name} has, found "
-                f"{found}"
+                f"{found} of {here.name}"
             )
 
 

@@ -21,7 +21,7 @@ Example:
 """
 
 from pyseg.models import presets as presets
-from pyseg.models.files import FORMAT_VERSION, WEIGHTS, load, save
+from pyseg.models.files import CONFIG, FORMAT_VERSION, WEIGHTS, load, save
 from pyseg.models.registry import (
     ModelConfig,
     Shapes,
@@ -35,6 +35,7 @@ from pyseg.models.registry import (
 )
 
 __all__ = [
+    "CONFIG",
     "FORMAT_VERSION",
     "WEIGHTS",
     "ModelConfig",

@@ -27,7 +27,8 @@ FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 """The file of weights that `save` writes."""
 
-_CONFIG = "model.json"
+CONFIG = "model.json"
+"""The file of the arguments of `create` that `save` writes."""
 
 
 def save(
@@ -72,7 +73,7 @@ def save(
     if config.level is not None:
         description["level"] = config.level
     _write(folder / WEIGHTS, weights)
-    _write(folder / _CONFIG, (json.dumps(description, indent=2) + "\n").encode())
+    _write(folder / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FrameClassifier:
@@ -92,7 +93,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
             other; the message names the file, what was expected and what was found.
     """
     folder = Path(folder)
-    config = _read_config(folder / _CONFIG)
+    config = _read_config(folder / CONFIG)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise MissingFileError(f"{weights}: no such file")
@@ -111,7 +112,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
             json.dumps(value, sort_keys=True) for value in (_description(config), described)
         )
         raise DataError(
-            f"{weights}: expected the weights that {_CONFIG} describes, {expected}; "
+            f"{weights}: expected the weights that {CONFIG} describes, {expected}; "
             f"found {found if described else 'no description: not written by pyseg.models.save'}"
         )
     try:
@@ -121,11 +122,11 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
                 config.name, num_classes=config.num_classes, **config.overrides, **tensors
             )
     except (TypeError, ValueError) as error:
-        raise DataError(f"{folder / _CONFIG}: {error}") from error
+        raise DataError(f"{folder / CONFIG}: {error}") from error
     _check_shapes(weights, model.state_dict(), state)
     if digest != (found := _digest(config, state)):
         raise DataError(
-            f"{weights}: expected weights, and class names in {_CONFIG}, of the digest {digest}, "
+            f"{weights}: expected weights, and class names in {CONFIG}, of the digest {digest}, "
             f"found {found}: one of the files is damaged"
         )
     model.load_state_dict({key: value.to(device) for key, value in state.items()}, assign=True)

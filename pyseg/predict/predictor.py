@@ -16,8 +16,8 @@ from torch import Tensor
 from pyseg import distributed
 from pyseg._containers import read_arrays, read_named_arrays
 from pyseg._progress import Progress
-from pyseg.backbones import Backbone, make_backbone
-from pyseg.data import FeatureSet
+from pyseg.backbones import Backbone, find_backbone, make_backbone
+from pyseg.data import BackboneInfo, FeatureSet
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.extract import extract_features
 from pyseg.predict.classes import scored_classes
@@ -137,6 +137,7 @@ class Predictor:
             pyseg.errors.ArgumentError: There is no such network, or its weights are missing; the
                 message names the argument, ``backbone`` or ``weights``.
             pyseg.errors.UserError: The run does not know its backbone, or a package is missing.
+            pyseg.errors.MissingFileError: Its file is not where it was.
             pyseg.errors.DataError: A file is damaged, or of another network.
         """
         made = self.features.backbone
@@ -145,7 +146,7 @@ class Predictor:
                 f"{self.run.features_file}: expected the backbone that computed the features, "
                 "found none: name it, or predict from frames"
             )
-        name = self._backbone or cast(Any, made).name
+        name = self._backbone or find_backbone(cast(BackboneInfo, made))
         weights = self._weights
         if weights is None and made is not None and made.weights is not None:
             there = os.path.exists(made.weights) or not os.path.isabs(made.weights)

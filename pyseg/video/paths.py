@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 
 from pyseg._files import Paths, find_files
+
+_LOG = logging.getLogger("pyseg")
+_TOLD = 5  # suffixes of files that are left out
 
 SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
@@ -16,8 +21,9 @@ SUFFIXES = (
 def find_videos(paths: Paths) -> list[str]:
     """Returns the files of a glob, a folder, a file, or a list of these.
 
-    A folder stands for every file in it, at any depth, that has the suffix of a video. The order is
-    that of the names (of a list: of its elements), and repeated files are listed once.
+    A folder stands for every file in it, at any depth, that has the suffix of a video, in lower or
+    upper case; a line is logged on the others. Hidden files are none of them. The order is that of
+    the names (of a list: of its elements), and repeated files are listed once.
 
     Raises:
         pyseg.errors.MissingFileError: One of ``paths`` matches nothing; the message names it.
@@ -33,5 +39,18 @@ def find_videos(paths: Paths) -> list[str]:
 
 
 def _videos_in(folder: str) -> list[str]:
-    every = (path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path) for path in every if path.is_file() and path.name[0] != ".")
+    found, others = [], Counter[str]()
+    for path in Path(folder).rglob("*"):
+        if path.name[0] == "." or not path.is_file():
+            continue
+        if (suffix := path.suffix.lower()) in SUFFIXES:
+            found.append(str(path))
+        else:
+            others[suffix or "no suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(_TOLD))
+        _LOG.info(
+            "%s: left out %d files without the suffix of a video: %s%s",
+            *(folder, others.total(), kinds, ", ..." * (len(others) > _TOLD)),
+        )
+    return sorted(found)

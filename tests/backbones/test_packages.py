@@ -117,6 +117,7 @@ def test_transformers(tmp_path: Path) -> None:
     with torch.no_grad():  # a classifier has no pooled output: its weights would be random
         expected = model.vit(pixels).last_hidden_state.mean(1).numpy()
     np.testing.assert_allclose(backbone(images, None), expected, atol=1e-4)
+    assert backbone.description.location == str(folder)
     assert make_backbone(name, "random").sha256 != backbone.sha256
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"vit: expected a model of transformers with"):

@@ -364,6 +364,42 @@ def test_names_of_videos() -> None:
         assert names.find(name) == expected, name
 
 
+def test_names_of_video_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = {
+        "same-1": "v/a/same.mp4",
+        "same-2": str(tmp_path / "v/b/same.mp4"),
+        "same-3": "v/b/same.mkv",
+        "same-4": "a/same.mp4",
+        "only": "v/only.mp4",
+        "video-9": "v/two\nlines.mp4",
+    }
+    names = VideoNames(paths, paths)
+    for name, expected in {
+        "same-1": ["same-1"],
+        "same": ["same-1", "same-2", "same-3", "same-4"],
+        "same.mp4": ["same-1", "same-2", "same-4"],
+        "same.mkv": ["same-3"],
+        "v/a/same.mp4": ["same-1"],
+        "v/a/same": ["same-1"],
+        "./v//a/same.mp4": ["same-1"],
+        "v/b/same": ["same-2", "same-3"],
+        "b/same.mp4": ["same-2"],
+        str(tmp_path / "v/a/same.mp4"): ["same-1"],
+        f"file://{tmp_path}/v/b/same.mkv": ["same-3"],
+        "/elsewhere/v/b/same.mp4": ["same-2"],  # rated on another machine
+        "a/same.mp4": ["same-4"],  # of the working folder
+        "v/../a/same.mp4": ["same-4"],
+        "only": ["only"],
+        "v/only.mp4": ["only"],
+        "/x/only.avi": ["only"],
+        "v/two\nlines.mp4": ["video-9"],
+        "two\nlines": ["video-9"],
+        "sam": [],
+    }.items():
+        assert names.find(name) == expected, name
+
+
 def test_which_segments_are_covered() -> None:
     def rated(*intervals: tuple[float, float, float], frames: int = 20, **options: Any) -> Any:
         some = [Interval("a", start, end, "dog", score) for start, end, score in intervals]
@@ -421,7 +457,7 @@ def test_labels_of_videos(write) -> None:
     assert found.classes == ["cat", "dog", "zebra"]
     assert found.rated_classes == ["dog"]
     assert Annotations.match("abc", intervals).classes == ["dog"]
-    with pytest.raises(DataError, match=r"labels\.csv, line 2: expected a video of these features"):
+    with pytest.raises(DataError, match=r"labels\.csv, line 2: expected one of 1 videos, found"):
         Annotations.read("b", None, path)
 
 
@@ -438,8 +474,25 @@ def test_unknown_and_ambiguous_videos(write) -> None:
     found = Annotations.read(ids, path, on_error="skip")
     assert list(found.intervals) == ["home"]
     assert found.notes[0].startswith(f"left out annotations of unknown videos: {path}, line 2")
-    with pytest.raises(DataError, match=r"expected the name of one video.* 'x/b' or 'y/b'"):
+    with pytest.raises(DataError, match=r"that 2 videos are called 'b': x/b, y/b$"):
         Annotations.match(ids, [Interval("b", 0, 1, "dog")])
+
+
+def test_unknown_and_ambiguous_video_files() -> None:
+    paths = {"film-1": "v/a/film.mp4", "film-2": "v/b/film.mp4", "x": "v/x.mp4"}
+
+    def match(name: str) -> Annotations:
+        return Annotations.match(paths, [Interval(name, 0, 1, "dog")], paths=paths)
+
+    assert list(match("b/film.mp4").intervals) == ["film-2"]
+    for name, message in {
+        "film": r"that 2 videos are called 'film': film-1 \(v/a/film\.mp4\), film-2 \(v/b/film\.m",
+        "fim.mp4": r"^expected one of 3 videos, found 'fim\.mp4' \(did you mean 'film\.mp4'\?\)$",
+        "v/b/fim.mp4": r"found 'v/b/fim\.mp4' \(did you mean 'v/b/film\.mp4'\?\)$",
+        "film-3": r"\(did you mean 'film-[12]'\?\)$",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            match(name)
 
 
 def test_repeated_ratings_count_once() -> None:

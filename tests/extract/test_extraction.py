@@ -390,12 +390,31 @@ def test_ids(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "have an id other than their name, see manifest.jsonl" in capsys.readouterr().out
 
 
+def test_ratings_name_videos_by_their_paths(videos: Path, tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(videos / "b.mp4", tmp_path / folder / "b.mp4")
+    ratings = tmp_path / "ratings.csv"
+    paths = [str(tmp_path / folder) for folder in "xy"]
+    given = config(paths, tmp_path / "out", ratings=str(ratings))
+    ratings.write_text("video,start,end,class,score\nb.mp4,0,1,dog,1\n")
+    with pytest.raises(DataError, match=r"2 videos are called 'b\.mp4': b-\w{8} \(\S+/b\.mp4\)"):
+        extract(given)
+    ratings.write_text("video,start,end,class,score\ny/b.mp4,0,1,dog,1\n")
+    outcomes = extract(given).outcomes
+    [id] = [video.id for video, _ in outcomes if video.path == str(tmp_path / "y" / "b.mp4")]
+    schema = FeatureSet.read(tmp_path / "out" / "features.json").schema
+    records = read_frames(tmp_path / "out" / "videos-00000.tfrecord", schema)
+    rated = {record.id for record in records if record.ratings is not None}
+    assert (rated, len(outcomes)) == ({id}, 2)
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "match"),
     [
         ({"videos": ["none/*.mp4"]}, MissingFileError, "none/.*: no file matches"),
         ({"backbone": "resnet"}, ArgumentError, "backbone: expected one of"),
-        ({"ratings": "ratings.csv"}, DataError, "ratings.csv, line 2: expected a video of these"),
+        ({"ratings": "ratings.csv"}, DataError, "ratings.csv, line 2: expected one of 3 videos"),
         ({"ratings": "no.csv"}, MissingFileError, "no.csv: no such file"),
         ({"videos": ["bad.mp4"]}, DataError, "none of 1 videos can be read: bad.mp4: expected"),
     ],

@@ -55,8 +55,11 @@ def test_another_backbone_is_refused(videos: Path) -> None:
     assert made is not None
     for wrong, match in (
         (None, "expected features of a known backbone, found none recorded"),
-        (replace(made, sha256="3" * 64), "expected weights of the digest 333.*, found 111"),
-        (replace(made, preprocessing={}), "expected the preprocessing {}"),
+        (
+            replace(made, name="n.onnx", sha256="3" * 64, location="/x/n.onnx"),
+            rf"expected the collection's n.onnx \(/x/n.onnx, digest 3+\), found {NUMBERS} \(dig",
+        ),
+        (replace(made, preprocessing={}), f"expected the preprocessing {{}}.* of {NUMBERS}$"),
     ):
         with pytest.raises(ArgumentError, match=f"backbone: {match}"):
             extract_features(

@@ -169,8 +169,13 @@ def test_only_the_rated_classes_of_a_run(run: Path) -> None:
 
 
 def test_runs_that_cannot_score_frames(tmp_path: Path, run: Path, features: FeatureSet) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere/model\.json: no such file"):
-        pyseg.load(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "nowhere", tmp_path / "file", tmp_path):
+        with pytest.raises(UserError, match=rf"^{path} is not a run folder: .*no model.json$"):
+            pyseg.load(path)
+    for wrong in (None, 3):
+        with pytest.raises(ArgumentError, match=f"^run: expected the path of a run .* {wrong}$"):
+            pyseg.load(wrong)  # type: ignore[arg-type]
     FeatureSet((("x", 6),)).write(run / "features.json")
     with pytest.raises(DataError, match=r"features\.json: expected .* widths \(5, 2\), .* \(6,\)"):
         pyseg.load(run)
@@ -291,7 +296,10 @@ def test_page_of_a_video_file(films: Path, tmp_path: Path, capsys) -> None:
         (["--video_file", "ratings.csv"], r"ratings\.csv: expected a video"),
         (["--backbone", "nothing"], "^--backbone: expected one of .* found 'nothing'"),
         (["--backbone", "nothing:make"], "^--backbone: expected a module nothing"),
-        (["--weights", "WEIGHTS"], "^--backbone: expected weights of the digest 000.*, found 111"),
+        (
+            ["--weights", "WEIGHTS"],
+            r"^--backbone: expected .*digest 000.*, found .*other\.txt, digest 111",
+        ),
         (["--export", "nowhere/a.csv"], "^--export nowhere/a.csv: expected a folder nowhere"),
         (["--export", "e.csv", "--export", "e.doc"], "^--export: expected a file that ends in"),
         (
@@ -343,7 +351,38 @@ def test_weights_are_found_where_extraction_found_them(
     assert pyseg.load(run, device="cpu").backbone.sha256 == "2" * 64
     assert len(pyseg.load(run, device="cpu").predict(video).starts) == 2
     moved = weights.rename(tmp_path / "moved.txt")
-    with pytest.raises(ArgumentError, match=r"^backbone: expected weights of the digest 222"):
+    with pytest.raises(ArgumentError, match=r"^backbone: expected .*weights\.txt, digest 222"):
         pyseg.load(run, device="cpu").predict(video)
     assert len(pyseg.load(run, device="cpu", weights=str(moved)).predict(video).starts) == 2
-    assert BackboneInfo("a", "b", {}, "c") == BackboneInfo("a", "b", {}, "d")
+    assert BackboneInfo("a", "b", {}, "c", "e") == BackboneInfo("a", "b", {}, "d", "f")
+
+
+def test_a_network_in_a_file_is_found_from_any_folder(
+    factory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mean_color import MeanColor
+
+    from pyseg.backbones import make_backbone, registry
+
+    monkeypatch.setitem(registry._KINDS, ".color", lambda request: MeanColor(request.argument))
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, digest in ((here, "3"), (there, "4")):
+        folder.mkdir()
+        (folder / "net.color").write_text(digest * 64)
+    monkeypatch.chdir(here)
+    made = make_backbone("net.color").description
+    color = FeatureSet((("color", 3),), 0.5, SEGMENT, ((0.0, 256.0),), made)
+    run = make_run(tmp_path / "run", color)
+    video = write_video(tmp_path / "a.mp4", [RED] * 4)
+    monkeypatch.chdir(there)  # where another network has the same name
+    assert len(pyseg.load(run, device="cpu").predict(video).starts) == 2
+    moved = (here / "net.color").rename(tmp_path / "moved.color")
+    both = r"expected .* net\.color \(\S+/here/net.color, digest 333.* found net\.color \(\S+there"
+    with pytest.raises(ArgumentError, match=both):
+        pyseg.load(run, device="cpu").predict(video)
+    (there / "net.color").unlink()
+    words = ["--run", str(run), "--video_file", str(video)]
+    gone = rf"^the run's backbone net\.color \({here}/net\.color\) is not there: name it with --"
+    with pytest.raises(FileNotFoundError, match=gone):
+        predict.main(words)
+    predict.main([*words, "--backbone", str(moved)])

@@ -8,6 +8,7 @@ import pytest
 
 from pyseg.errors import ArgumentError, MissingFileError
 from pyseg.video import find_videos
+from pyseg.video.paths import SUFFIXES
 
 
 def test_find_videos(tmp_path: Path) -> None:
@@ -27,6 +28,25 @@ def test_find_videos(tmp_path: Path) -> None:
     assert find_videos(str(tmp_path / "b.mp4")) == [str(tmp_path / "b.mp4")]
 
 
+def test_other_files_of_a_folder_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pyseg")
+    (tmp_path / "deep").mkdir()
+    for name in ("a.mp4", ".hidden.txt"):
+        (tmp_path / name).touch()
+    find_videos(tmp_path)
+    assert caplog.messages == []
+    for name in ("b.RM", "deep/c.rm", "deep/film"):
+        (tmp_path / name).touch()
+    assert find_videos(tmp_path) == [str(tmp_path / "a.mp4")]
+    told = "left out 3 files without the suffix of a video: 2 .rm, 1 no suffix"
+    assert caplog.messages == [f"{tmp_path}: {told}"]
+    for number in range(5):
+        (tmp_path / f"x.{number}").touch()
+    find_videos(str(tmp_path))
+    assert caplog.messages[1].startswith(f"{tmp_path}: left out 8 files")
+    assert caplog.messages[1].endswith(", ...")
+
+
 def test_nothing_found(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no file in this folder has the suffix of a video"):
         find_videos(tmp_path)
@@ -34,3 +54,9 @@ def test_nothing_found(tmp_path: Path) -> None:
         find_videos(str(tmp_path / "*.mp4"))
     with pytest.raises(ArgumentError, match="at least one file"):
         find_videos([])
+
+
+def test_the_suffixes_are_documented() -> None:
+    page = Path(__file__).parents[2] / "docs" / "own_videos.md"
+    words = page.read_text(encoding="utf-8")
+    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in words] == []

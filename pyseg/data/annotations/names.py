@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _UPLOAD = re.compile("[0-9a-f]{8}-")  # Label Studio puts it before the names of uploaded files
 
@@ -13,10 +13,12 @@ _UPLOAD = re.compile("[0-9a-f]{8}-")  # Label Studio puts it before the names of
 class VideoNames:
     r"""Finds the id of a video by the name that a tool gives it: an id, a path or a URL.
 
-    The folders and the suffix of a name, or the folders of an id, may be missing in the other.
+    The first folders and the suffix of a name, or of a video, may be missing in the other. Where
+    several videos have the same name, the folders before it tell them apart.
 
     Args:
         ids: The ids of all videos.
+        paths: The file of each video, by id, where names may also be those of files.
 
     Example:
         >>> names = VideoNames(["a", "films/b", "more/b"])
@@ -24,31 +26,50 @@ class VideoNames:
         (['a'], ['films/b'])
         >>> names.find("b.mp4"), names.find("c.mp4")
         (['films/b', 'more/b'], [])
+        >>> names = VideoNames(["b-1", "b-2"], {"b-1": "films/b.mp4", "b-2": "more/b.mp4"})
+        >>> names.find("b"), names.find("more/b.mp4"), names.find("b-1")
+        (['b-1', 'b-2'], ['b-2'], ['b-1'])
     """
 
-    def __init__(self, ids: Iterable[str]) -> None:
+    def __init__(self, ids: Iterable[str], paths: Mapping[str, str] | None = None) -> None:
         self._ids = set(ids)
-        self._ends: dict[str, list[str]] = {}
-        for id in self._ids:
-            for end in set(_forms(id.rpartition("/")[2])):
-                self._ends.setdefault(end, []).append(id)
+        self._has_paths = bool(paths)
+        self._ends: dict[str, set[str]] = {}  # ids by the last parts of ids and paths
+        files = ((id, os.path.abspath(path)) for id, path in (paths or {}).items())
+        every = [(id, _parts(name)) for id, name in (*((id, id) for id in self._ids), *files)]
+        for id, parts in every:
+            self._add(id, parts[-1:])
+        for id, parts in every:
+            if any(len(self._ends[form]) > 1 for form in _forms("/".join(parts[-1:]))):
+                for first in range(len(parts) - 1):
+                    self._add(id, parts[first:])
+
+    def _add(self, id: str, parts: Sequence[str]) -> None:
+        for form in _forms("/".join(parts)):
+            self._ends.setdefault(form, set()).add(id)
 
     def find(self, name: str) -> list[str]:
         """Returns the ids that a name may stand for: one, none, or several."""
         if name in self._ids:
             return [name]
-        parts = _path(name).split("/")
-        for first in range(len(parts)):
-            for form in _forms("/".join(parts[first:])):
-                if form in self._ids:
-                    return [form]
-        for last in (parts[-1], _UPLOAD.sub("", parts[-1], count=1)):
-            for form in _forms(last):
+        path = _path(name)
+        parts = _parts(path)
+        ends = ["/".join(parts[first:]) for first in range(len(parts))]
+        if self._has_paths and "/" in path:
+            ends.insert(0, "/".join(_parts(os.path.abspath(path))))
+        if parts:
+            ends.append(_UPLOAD.sub("", parts[-1], count=1))
+        for end in ends:
+            for form in _forms(end):
                 if form in self._ids:
                     return [form]
                 if form in self._ends:
                     return sorted(self._ends[form])
         return []
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 def _path(name: str) -> str:

@@ -20,6 +20,9 @@ from pyseg.errors import ArgumentError, DataError
 
 ALL = "all"
 
+_TOLD = 3  # videos of the same name
+_COMPARED = 10_000  # ids that an unknown name is compared with
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -104,6 +107,7 @@ class Annotations:
         *,
         complete: str | Sequence[str] = (),
         on_error: OnError = "raise",
+        paths: Mapping[str, str] | None = None,
     ) -> Annotations:
         """Returns the annotations of the videos with the given ids.
 
@@ -116,9 +120,11 @@ class Annotations:
             complete: Classes of which every segment without an interval is rated 0, in videos that
                 were looked at: names, or "all".
             on_error: "raise" at annotations of an unknown video, or "skip" and note it.
+            paths: The file of each video, by id, where names may also be those of files.
 
         Raises:
-            pyseg.errors.DataError: A video is unknown, or a value is out of its range.
+            pyseg.errors.DataError: A video is unknown, several have its name, or a value is out of
+                its range.
             pyseg.errors.ArgumentError: A class of ``complete`` is unknown.
         """
         check_on_error(on_error)
@@ -128,7 +134,7 @@ class Annotations:
             content = AnnotationFile()
             for interval in intervals:
                 content.add(Interval(*interval))
-        matching = _Matching(ids)
+        matching = _Matching(ids, paths or {})
         by_video: dict[str, list[Interval]] = {}
         for name, source in content.videos.items():
             if (id := matching.find(name, source)) is not None:
@@ -159,6 +165,7 @@ class Annotations:
         fps: float | None = None,
         elan_classes: ElanClasses = "tiers",
         on_error: OnError = "raise",
+        paths: Mapping[str, str] | None = None,
     ) -> Annotations:
         """Returns the annotations in files, of the videos with the given ids.
 
@@ -171,9 +178,11 @@ class Annotations:
             fps: See `read_annotations`.
             elan_classes: See `read_annotations`.
             on_error: See `match`.
+            paths: See `match`.
 
         Raises:
-            pyseg.errors.DataError: A file is malformed, or a video is unknown.
+            pyseg.errors.DataError: A file is malformed, a video is unknown, or several have its
+                name.
             pyseg.errors.ArgumentError: An argument is missing or out of range.
             OSError: A file cannot be read.
         """
@@ -181,15 +190,17 @@ class Annotations:
         if ratings is not None:
             content = read_annotations(ratings, format=format, fps=fps, elan_classes=elan_classes)
         rows = [] if labels is None else read_video_labels(os.fspath(labels))
-        return Annotations.match(ids, content, rows, complete=complete, on_error=on_error)
+        return Annotations.match(
+            ids, content, rows, complete=complete, on_error=on_error, paths=paths
+        )
 
 
 class _Matching:
     """Finds the videos of annotations, and collects the problems."""
 
-    def __init__(self, ids: Iterable[str]) -> None:
-        self._ids = list(ids)
-        self._names = VideoNames(self._ids)
+    def __init__(self, ids: Iterable[str], paths: Mapping[str, str]) -> None:
+        self._ids, self._paths = list(ids), paths
+        self._names = VideoNames(self._ids, paths)
         self._found: dict[str, str | None] = {}
         self.problems: list[str] = []
 
@@ -198,16 +209,28 @@ class _Matching:
             ids = self._names.find(name)
             self._found[name] = ids[0] if len(ids) == 1 else None
             if len(ids) > 1:
+                some = ", ".join(map(self._described, ids[:_TOLD])) + ", ..." * (len(ids) > _TOLD)
                 self.problems.append(
-                    f"{_where(source)}expected the name of one video, found {shown(name)}, which "
-                    f"may be {' or '.join(map(repr, ids[:3]))}"
+                    f"{_where(source)}expected the name of one video, found that {len(ids)} videos "
+                    f"are called {shown(name)}: {some}"
                 )
             elif not ids:
-                hint = suggestion(name, self._ids[:10_000], "{!r}")
                 self.problems.append(
-                    f"{_where(source)}expected a video of these features, found {shown(name)}{hint}"
+                    f"{_where(source)}expected one of {len(self._ids)} videos, found {shown(name)}"
+                    f"{self._suggestion(name)}"
                 )
         return self._found[name]
+
+    def _described(self, id: str) -> str:
+        return f"{id} ({self._paths[id]})" if id in self._paths else id
+
+    def _suggestion(self, name: str) -> str:
+        """Returns the closest id, or the closest path where the name is one."""
+        known = self._ids[:_COMPARED]
+        files = [self._paths[id] for id in known if id in self._paths]
+        if "/" not in name:
+            files = [os.path.basename(path) for path in files]
+        return suggestion(name, [*files, *known], "{!r}")
 
 
 def _where(source: str) -> str:
