@@ -52,6 +52,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores the words of the command, which `pyseg.__main__` replaces, after every test."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+
+@pytest.fixture(autouse=True)
 def grad_mode() -> Iterator[None]:
     """Fails a test that leaves gradients switched off, and not all that come after it."""
     yield

@@ -355,6 +355,11 @@ def test_names_of_videos() -> None:
         "b": ["films/b", "more/b"],
         "c.v2": ["c.v2"],
         "c.v2.mp4": ["c.v2"],
+        "c.v3": [],  # another video, not c with a suffix
+        "c": [],
+        "films2/b": [],  # of another folder
+        "/x/films/b.mp4": ["films/b"],
+        "/x/b.mp4": [],
         "/data/upload/3/89abcdef-a.mp4": ["a"],
         "0123abcd-d.mp4": ["0123abcd-d"],
         "aa": [],

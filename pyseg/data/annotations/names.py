@@ -7,14 +7,19 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from pyseg.video.paths import SUFFIXES as VIDEO_SUFFIXES
+
 _UPLOAD = re.compile("[0-9a-f]{8}-")  # Label Studio puts it before the names of uploaded files
+# What may be missing at the end of a name: `.2` of `talk.2` is no suffix.
+_SUFFIXES = {*VIDEO_SUFFIXES, *(".npy", ".npz", ".gif"), *(".wav", ".mp3", ".m4a", ".flac", ".ogg")}
 
 
 class VideoNames:
     r"""Finds the id of a video by the name that a tool gives it: an id, a path or a URL.
 
-    The first folders and the suffix of a name, or of a video, may be missing in the other. Where
-    several videos have the same name, the folders before it tell them apart.
+    The first folders and the suffix of a name, or of a video, may be missing in the other; folders
+    that both have must agree. Where several videos have the same name, the folders before it tell
+    them apart.
 
     Args:
         ids: The ids of all videos.
@@ -34,10 +39,12 @@ class VideoNames:
     def __init__(self, ids: Iterable[str], paths: Mapping[str, str] | None = None) -> None:
         self._ids = set(ids)
         self._has_paths = bool(paths)
+        self._places: dict[str, list[list[str]]] = {}  # the parts of each id, and of its path
         self._ends: dict[str, set[str]] = {}  # ids by the last parts of ids and paths
         files = ((id, os.path.abspath(path)) for id, path in (paths or {}).items())
         every = [(id, _parts(name)) for id, name in (*((id, id) for id in self._ids), *files)]
         for id, parts in every:
+            self._places.setdefault(id, []).append(parts)
             self._add(id, parts[-1:])
         for id, parts in every:
             if any(len(self._ends[form]) > 1 for form in _forms("/".join(parts[-1:]))):
@@ -63,9 +70,18 @@ class VideoNames:
             for form in _forms(end):
                 if form in self._ids:
                     return [form]
-                if form in self._ends:
-                    return sorted(self._ends[form])
+                found = [id for id in self._ends.get(form, ()) if self._agrees(id, parts)]
+                if found:
+                    return sorted(found)
         return []
+
+    def _agrees(self, id: str, parts: Sequence[str]) -> bool:
+        """Returns whether a name has the folders of a video, as far as both have some."""
+        for place in self._places[id]:
+            shared = min(len(place), len(parts)) - 1
+            if place[len(place) - 1 - shared : -1] == list(parts[len(parts) - 1 - shared : -1]):
+                return True
+        return False
 
 
 def _parts(path: str) -> list[str]:
@@ -87,4 +103,6 @@ def _path(name: str) -> str:
 
 def _forms(path: str) -> Iterator[str]:
     yield path
-    yield os.path.splitext(path)[0]
+    stem, suffix = os.path.splitext(path)
+    if suffix.lower() in _SUFFIXES:
+        yield stem
