@@ -11,6 +11,7 @@ from pyseg.data.importing import class_table
 from pyseg.extract import manifest
 from pyseg.extract.config import ExtractConfig
 from pyseg.extract.extraction import Extraction, extract
+from pyseg.runs import Run
 
 _TOLD = 5  # videos that are told of by name
 
@@ -31,11 +32,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in summary(done):
         print(line)
     print(f"written to {config.out}; what became of each video: {manifest.FILE}; next:")
+    for line in _next(config, done):
+        print(line)
+
+
+def _next(config: ExtractConfig, done: Extraction) -> Iterator[str]:
+    """Yields lines on what to do with the collection."""
     out = shlex.quote(config.out)
     if done.report.rated:
-        print(_cli.follow_up(f"pyseg.train --data {out}"))
-    else:
-        print(_cli.follow_up(f"pyseg.predict --run RUN --data {out}"))
+        yield _cli.follow_up(f"pyseg.train --data {out}")
+        return
+    if config.like is None and done.features.has_own_ranges:
+        where = "" if config.keep_parts else " and another --out"
+        yield f"this command with --like RUN{where}, RUN being the run to predict with; then:"
+    is_run = config.like is not None and Run(config.like).config_file.exists()
+    run = shlex.quote(str(config.like)) if is_run else "RUN"
+    yield _cli.follow_up(f"pyseg.predict --run {run} --data {out}")
 
 
 def summary(done: Extraction) -> Iterator[str]:

@@ -33,6 +33,8 @@ class ExtractConfig:
         format: The format of --ratings; default: each file's content decides.
         annotation_fps: Frames a second of the videos; Label Studio counts frames.
         elan_classes: Whether ELAN's tiers or the values of its annotations are the classes.
+        like: A run's folder or a collection, whose ranges the features get, so that the run can
+            predict the videos; network, --fps and --segment_seconds must be the same.
         processes: Videos worked on at the same time, each by a process of its own; default: one for
             every 4 cores; 0: one video at a time, in this process.
         batch_size: Frames that the network gets at once.
@@ -59,6 +61,7 @@ class ExtractConfig:
     format: AnnotationFormat | None = None
     annotation_fps: float | None = None
     elan_classes: ElanClasses = "tiers"
+    like: str | None = None
     processes: int | None = None
     batch_size: int = 32
     fast: bool = False

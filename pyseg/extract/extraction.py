@@ -15,20 +15,24 @@ import numpy.typing as npt
 import torch
 
 from pyseg import _cli, distributed
-from pyseg._files import remove_unfinished, sole_owner
+from pyseg._files import remove_unfinished
 from pyseg._progress import Progress
 from pyseg.backbones import Backbone, make_backbone
 from pyseg.data import Annotations, FeatureSet, SourceVideo, WriteReport, write_collection
 from pyseg.data import features as feature_set
 from pyseg.data.importing import RANGE_VIDEOS
-from pyseg.errors import DataError, UserError
+from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
 from pyseg.extract import manifest
 from pyseg.extract.config import ExtractConfig
+from pyseg.extract.features import check_backbone
 from pyseg.extract.manifest import Outcome, Video
 from pyseg.extract.parts import Parts
+from pyseg.extract.snapshot import Snapshot
 from pyseg.extract.worker import StoppedError, Work, run_here, run_processes
 
 _LOG = logging.getLogger("pyseg")
+
+Ranges = tuple[tuple[float, float], ...]
 
 _PARTS = "parts"
 _CORES_PER_PROCESS = 4
@@ -72,29 +76,35 @@ def extract(config: ExtractConfig) -> Extraction:
         elan_classes=config.elan_classes,
         paths={video.id: video.path for video in videos},
     )
+    if config.ratings is not None and not any(annotations.intervals.values()):
+        notes = (*annotations.notes, f"{config.ratings} has no ratings")
+        annotations = replace(annotations, notes=notes)
     out, device = Path(config.out), distributed.pick_device(config.device)
     _cli.check_out_folder("out", out)
     _check_other_collection(out)
     backbone = make_backbone(config.backbone, config.weights, device=device)
     features = _describe(config, backbone)
     parts = Parts(out / _PARTS, backbone.width)
-    ranges = backbone.ranges
+    like = None if config.like is None else _ranges_like(Path(config.like), features, backbone)
+    fixed = backbone.ranges
     del backbone  # every process makes its own
     created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with sole_owner(parts.folder):
-            parts.begin(_request(config, features))
-            outcomes = _compute(config, videos, _work(config, parts, str(device)))
+        with parts.owned(_request(config, features)):
+            before = Snapshot.read(out)
+            ranges = like or _ranges_before(out, parts) or fixed
+            outcomes = _compute(config, videos, _work(config, features, parts, str(device)))
             remove_unfinished(parts.folder)
             manifest.write_manifest(out, outcomes, videos)
             good = [video for video in videos if outcomes[video.key].status != "skipped"]
             if not good:
-                parts.remove()
                 reason = outcomes[videos[0].key].reason
                 raise DataError(f"none of {len(videos)} videos can be read: {reason}")
             features = _with_ranges(features, ranges, parts, good)
+            features.write(parts.features)  # `out` has no such file while it is replaced
             report = _write(out, features, parts, good, annotations)
+            report.notes += before.losses(Snapshot.read(out), out)
             if not config.keep_parts:
                 parts.remove()
     finally:
@@ -132,6 +142,45 @@ def _describe(config: ExtractConfig, backbone: Backbone) -> FeatureSet:
     )
 
 
+def _ranges_like(folder: Path, features: FeatureSet, backbone: Backbone) -> Ranges:
+    """Returns the ranges of a run or a collection in a folder, whose features are the same.
+
+    Raises:
+        pyseg.errors.ArgumentError: Its features are others.
+        pyseg.errors.MissingFileError: The folder has no features.json.
+    """
+    path = folder / feature_set.FILE
+    if not path.is_file():
+        raise MissingFileError(f"like: expected a folder with {feature_set.FILE}, found {folder}")
+    other = FeatureSet.read(path)
+    try:
+        # The network of imported features is unknown.
+        check_backbone(
+            backbone, replace(other, backbone=other.backbone or backbone.description, ranges=())
+        )
+    except ArgumentError as error:
+        raise ArgumentError(f"like: {path}: {error}") from error
+    times = [
+        f"--fps {1 / one.frame_seconds:.10g} --segment_seconds {one.segment_seconds:.10g}"
+        for one in (other, features)
+    ]
+    if times[0] != times[1]:
+        raise ArgumentError(f"like: expected {times[0]} as in {path}, found {times[1]}")
+    return other.ranges
+
+
+def _ranges_before(out: Path, parts: Parts) -> Ranges | None:
+    """Returns the ranges that the collection has, or had before it was being replaced, if any.
+
+    Raises:
+        pyseg.errors.DataError: Its description cannot be read.
+    """
+    for path in (out / feature_set.FILE, parts.features):
+        if path.exists():
+            return FeatureSet.read(path).ranges
+    return None
+
+
 def _request(config: ExtractConfig, features: FeatureSet) -> dict[str, Any]:
     """Returns everything but the videos that determines the parts."""
     assert features.backbone is not None
@@ -145,7 +194,7 @@ def _request(config: ExtractConfig, features: FeatureSet) -> dict[str, Any]:
     }
 
 
-def _work(config: ExtractConfig, parts: Parts, device: str) -> Work:
+def _work(config: ExtractConfig, features: FeatureSet, parts: Parts, device: str) -> Work:
     """Returns what is to be done with each video."""
     cores = len(os.sched_getaffinity(0))
     # One of the cores decodes while the others compute.
@@ -160,6 +209,7 @@ def _work(config: ExtractConfig, parts: Parts, device: str) -> Work:
         config.max_seconds,
         parts,
         threads=max(1, min(threads, torch.get_num_threads())),
+        expected=features,
     )
 
 
@@ -219,7 +269,7 @@ class _Ledger:
 
 def _with_ranges(
     features: FeatureSet,
-    ranges: tuple[tuple[float, float], ...] | None,
+    ranges: Ranges | None,
     parts: Parts,
     videos: Sequence[Video],
 ) -> FeatureSet:

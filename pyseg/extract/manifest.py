@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pyseg._containers import parse_json
 from pyseg._files import atomic_write
 from pyseg.data.records import why_not_an_id
+from pyseg.errors import DataError
 
 FILE = "manifest.jsonl"
 
@@ -112,3 +114,24 @@ def write_manifest(folder: Path, outcomes: Mapping[str, Outcome], videos: Iterab
         for video in videos:
             if (outcome := outcomes.get(video.key)) is not None:
                 file.write((json.dumps(line(video, outcome)) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> list[tuple[str, str, str]]:
+    """Returns the id, the path and the status of every video.
+
+    Raises:
+        pyseg.errors.DataError: The file has something else.
+        OSError: It cannot be read.
+    """
+    path = folder / FILE
+    found: list[tuple[str, str, str]] = []
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        told = parse_json(text, f"{path}, line {number}")
+        match told:
+            case {"id": str(id), "path": str(name), "status": str(status)}:
+                found.append((id, name, status))
+            case _:
+                raise DataError(
+                    f"{path}, line {number}: expected id, path and status, found {told!r:.60}"
+                )
+    return found

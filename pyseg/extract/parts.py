@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg._containers import read_json
-from pyseg._files import LOCK, atomic_write, remove_unfinished
+from pyseg._files import LOCK, atomic_write, remove_unfinished, sole_owner
+from pyseg.data import features as feature_set
 from pyseg.errors import DataError, UserError
 from pyseg.extract.manifest import Outcome, Video
 
@@ -32,7 +33,31 @@ class Parts:
     folder: Path
     width: int
 
-    def begin(self, request: Mapping[str, Any]) -> None:
+    @property
+    def features(self) -> Path:
+        """The file that describes the features of the collection."""
+        return self.folder / feature_set.FILE
+
+    @contextlib.contextmanager
+    def owned(self, request: Mapping[str, Any]) -> Iterator[None]:
+        """Keeps other processes out while the block runs; then nothing is left if there is no part.
+
+        Args:
+            request: What the parts are of.
+
+        Raises:
+            pyseg.errors.UserError: Another process is at work there, or the parts belong to another
+                request.
+        """
+        with sole_owner(self.folder):
+            self._begin(request)
+            try:
+                yield
+            finally:
+                if not any(self.folder.glob("*.npy")):
+                    self.remove()
+
+    def _begin(self, request: Mapping[str, Any]) -> None:
         """Checks that the parts are those of a request, or makes them so where there are none.
 
         Raises:

@@ -20,8 +20,9 @@ import torch
 
 from pyseg import _cli
 from pyseg.backbones import Backbone, make_backbone
-from pyseg.errors import DataError, PysegError, WorkerError
-from pyseg.extract.features import read_rows
+from pyseg.data import FeatureSet
+from pyseg.errors import DataError, PysegError, UserError, WorkerError
+from pyseg.extract.features import check_backbone, read_rows
 from pyseg.extract.manifest import Outcome, Status, Video
 from pyseg.extract.parts import Parts
 
@@ -49,6 +50,7 @@ class Work:
         max_seconds: What comes after so many seconds of a video is left out; None: nothing.
         parts: Where the features go.
         threads: The threads of the network.
+        expected: The features, and the network that the first process made.
     """
 
     backbone: str
@@ -60,10 +62,25 @@ class Work:
     max_seconds: float | None
     parts: Parts
     threads: int
+    expected: FeatureSet
 
     def make_backbone(self) -> Backbone:
-        """Makes the network."""
-        return make_backbone(self.backbone, self.weights, device=self.device)
+        """Makes the network.
+
+        Raises:
+            pyseg.errors.UserError: It differs from that of the first process.
+            pyseg.errors.PysegError: It cannot be made.
+        """
+        made = make_backbone(self.backbone, self.weights, device=self.device)
+        expected = self.expected.backbone
+        assert expected is not None
+        if made.sha256 != expected.sha256:
+            raise UserError(
+                f"backbone: expected the same weights from {self.backbone} in every process, found "
+                "others: the factory makes other weights every time: seed or load them"
+            )
+        check_backbone(made, self.expected)
+        return made
 
 
 Tell = Callable[[float], None]
@@ -164,7 +181,7 @@ def run_here(videos: Sequence[Video], work: Work, stopped: Callable[[], bool], h
 
     Raises:
         StoppedError: The user asked to stop.
-        pyseg.errors.PysegError: The backbone cannot be made.
+        pyseg.errors.PysegError: The backbone cannot be made, or is another one than before.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(work.threads)

@@ -112,6 +112,12 @@ def means() -> nn.Module:
     return Means()
 
 
+def unseeded() -> nn.Module:
+    module = Means()
+    nn.init.normal_(module.weight)
+    return module
+
+
 def weighted(weights: str | None = None) -> nn.Module:
     module = Means()
     if weights is not None:

@@ -127,7 +127,7 @@ def test_ratings_and_labels_go_into_the_records(videos: Path, tmp_path: Path) ->
 
 
 def test_a_repeated_command_computes_only_what_is_missing(
-    videos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, folder = tmp_path / "out", tmp_path / "videos"
     shutil.copytree(videos, folder)
@@ -143,11 +143,96 @@ def test_a_repeated_command_computes_only_what_is_missing(
     (tmp_path / "later.mp4").rename(folder / "e.mp4")
     extract(config(folder, out))
     assert computed == ["e"]
-    for name in ("features.json", "videos-00000.tfrecord"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert list(numbers(out)) == ["b", "c d", "e"]
     os.utime(folder / "b.mp4", ns=(0, 0))
     extract(config(folder, out))
     assert computed == ["e", "b"]
+
+
+def test_more_videos_keep_the_ranges(videos: Path, tmp_path: Path) -> None:
+    """A run that was trained before fits what the folder has afterwards."""
+    from tests.video.make_videos import Video
+
+    out, folder = tmp_path / "out", tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    before = extract(config(folder, out)).features
+    Video(range(600, 620), rate=10).write(folder / "a.mp4")
+    done = extract(config(folder, out))
+    assert done.features == before == FeatureSet.read(out / "features.json")
+    assert done.report.clipped["number"] == 10
+    (out / "features.json").unlink()  # as after a crash while the collection is replaced
+    assert extract(config(folder, out)).features == before
+    for path in (out / "features.json", out / "parts/features.json"):
+        path.unlink()
+    assert extract(config(folder, out)).features.ranges[0] == (0, 618)
+
+
+def test_a_repetition_tells_what_it_leaves_out(videos: Path, tmp_path: Path) -> None:
+    ratings, labels = tmp_path / "ratings.csv", tmp_path / "labels.csv"
+    ratings.write_text("video,start,end,class,score\nb,0,1,dog,1\nb,1,3,cat,0\n")
+    labels.write_text("video,class\nb,rain\n")
+    out, some = tmp_path / "out", [str(videos / "b.mp4")]
+    assert extract(config(videos, out)).report.notes == []
+    done = extract(config(videos, out, ratings=str(ratings), labels=str(labels)))
+    assert done.report.notes == []
+    assert extract(config(some, out, ratings=str(ratings), labels=str(labels))).report.notes == [
+        f"left out 2 videos that {out} had: c d, e"
+    ]
+    assert extract(config(some, out)).report.notes == [
+        f"left out all ratings of 2 classes that {out} had: cat, dog",
+        f"left out 1 classes that {out} had: rain",
+    ]
+    ratings.write_text("video,start,end,class,score\n")
+    done = extract(config(videos, out, ratings=str(ratings)))
+    assert done.report.notes == [f"{ratings} has no ratings"]
+
+
+def test_a_damaged_manifest_is_written_again(videos: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for text in ("[]", "{", '{"id": 3}', "\xff"):
+        (out / "manifest.jsonl").write_text(text, "latin-1")
+        assert extract(config(videos, out)).report.notes == []
+    assert content(out) == content(whole)
+
+
+def test_like_takes_the_ranges_of_a_run(
+    videos: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = FeatureSet.read(whole / "features.json")
+    run = tmp_path / "my run"
+    run.mkdir()
+    shutil.copy(whole / "features.json", run)
+    (run / "config.yaml").touch()
+    given = [f"--videos={videos / 'b.mp4'}", f"--backbone={NUMBERS}", f"--out={tmp_path / 'out'}"]
+    command = [*given, "--fps=5", "--segment_seconds=1", "--processes=0"]
+    main(command)
+    assert FeatureSet.read(tmp_path / "out/features.json").ranges[0] == (0, 28)
+    assert "this command with --like RUN, " in capsys.readouterr().out
+    main([*command, f"--like={run}"])
+    assert FeatureSet.read(tmp_path / "out/features.json") == expected
+    out = capsys.readouterr().out
+    assert "--like RUN" not in out
+    assert f"pyseg.predict --run '{run}' --data {tmp_path / 'out'}" in out
+    main(command)  # as before, it keeps them
+    assert FeatureSet.read(tmp_path / "out/features.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"fps": 10}, "like: expected --fps 5 --segment_seconds 1 as in .*, found --fps 10 --seg"),
+        ({"segment_seconds": 2}, "like: expected --fps 5 --segment_seconds 1 as in .*, found"),
+        ({"backbone": "tests.extract.networks:pitch"}, "like: .*features.json: backbone: expected"),
+        ({"like": "none"}, "like: expected a folder with features.json, found none"),
+    ],
+)
+def test_like_refuses_other_features(
+    options: dict[str, Any], match: str, videos: Path, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises((ArgumentError, MissingFileError), match=match):
+        extract(config(videos, tmp_path / "out", **{"like": str(whole), **options}))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("options", [{"fps": 10}, {"fast": True}])
@@ -275,6 +360,16 @@ def test_a_dead_process_loses_only_its_video(videos: Path, tmp_path: Path) -> No
     assert [outcome.status for outcome in outcomes.values()] == ["ok", "ok", "skipped"]
     assert outcomes["e"].reason == "the process that read it has died: SIGKILL"
     assert list(numbers(tmp_path / "out")) == ["b", "c d"]
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_weights_that_differ_between_processes_are_refused(
+    processes: int, videos: Path, tmp_path: Path
+) -> None:
+    options = {"backbone": "tests.extract.networks:unseeded", "processes": processes}
+    with pytest.raises(UserError, match=r"makes other weights every time: seed or load them$"):
+        extract(config(videos, tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()
 
 
 def test_ids(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
