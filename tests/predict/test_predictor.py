@@ -180,7 +180,7 @@ def test_runs_that_cannot_score_frames(tmp_path: Path, run: Path, features: Feat
     with pytest.raises(DataError, match=r"features\.json: expected .* widths \(5, 2\), .* \(6,\)"):
         pyseg.load(run)
     (run / "features.json").unlink()
-    with pytest.raises(UserError, match=r"features\.json: no such file"):
+    with pytest.raises(UserError, match=r"features\.json: expected the features .*, found no such"):
         pyseg.load(run)
     model = models.create("mlp", num_classes=2, feature_sizes=(5, 2), hidden_size=8)
     model.config = type(model.config)(**(vars(model.config) | {"level": "video"}))
