@@ -15,7 +15,8 @@ class ExtractConfig:
     """Which videos to compute features of, with which network, and where to write them.
 
     Args:
-        videos: Videos as files, folders or globs.
+        videos: Videos as files, folders or globs; a folder stands for its files that end as videos
+            do, such as .mp4, .mkv, .mov, .webm, .avi or .ts.
         backbone: The network: network.onnx, network.pt2, timm:NAME, open_clip:NAME,
             transformers:FOLDER, youtube8m or module:factory.
         out: The folder to write, which ``--data`` of the other commands takes.
