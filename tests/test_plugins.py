@@ -169,7 +169,7 @@ def test_registries_refuse_registered_names() -> None:
         ({"described_by": 3}, "described_by: expected a name, found 3"),
         ({"open": 3}, "open: expected a function, found 3"),
         ({"recognize": "x"}, "recognize: expected a function, found 'x'"),
-        ({"describe": None}, "describe: expected a function, found None"),
+        ({"describe": 3}, "describe: expected a function, found 3"),
     ],
 )
 def test_what_is_no_format(changes: dict[str, Any], message: str) -> None:

@@ -424,7 +424,7 @@ def test_predict_on_records_that_nothing_describes(clips: Path, tmp_path) -> Non
     predict.main([*options, "--out", str(tmp_path / "s.csv")])
     assert "a:6" in (tmp_path / "s.csv").read_text()
     Run(run).features_file.unlink()
-    with pytest.raises(UserError, match=r"features\.json: no such file, as pyseg 0\.2 wrote none"):
+    with pytest.raises(UserError, match=r"features\.json: expected the features of the run's data"):
         predict.main([*options, "--out", str(tmp_path / "s.csv")])
 
 

@@ -76,7 +76,11 @@ def make_film(path: Path, seed: int) -> Events:
 
 
 def shows(events: Events, name: str, begin: int) -> int:
-    """Returns 1 if at least half of a segment shows a class, else 0."""
+    """Returns 1 if at least half of a segment shows a class, else 0.
+
+    >>> [shows([("sun", 4, 9)], "sun", begin) for begin in (0, 3, 6, 8)]
+    [0, 1, 1, 0]
+    """
     end = begin + SEGMENT
     shown = [min(end, e) - max(begin, s) for label, s, e in events if label == name]
     return int(2 * max(shown, default=0) >= SEGMENT)

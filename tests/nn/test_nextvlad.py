@@ -320,7 +320,7 @@ def test_layer_checks_its_arguments() -> None:
         layer(torch.zeros(2, 3, 11))
     with pytest.raises(ValueError, match=r"mask: expected shape \(2, 3\).*, found \(2, 4\)"):
         layer(torch.zeros(2, 3, 12), torch.ones(2, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"groups: expected a divisor .* = 24, found 5"):
+    with pytest.raises(ValueError, match=r"groups: expected a divisor .* = 24, such as 4, found 5"):
         NeXtVLAD(12, clusters=4, groups=5)
     with pytest.raises(TypeError, match=r"frames: expected uint8 or floating, found torch\.int64"):
         layer(torch.zeros(2, 3, 12, dtype=torch.int64))
@@ -476,7 +476,7 @@ def test_odd_clusters_and_groups_are_halved_downwards() -> None:
             make_model(**{name: 1})
     single = make_model(feature_sizes=(18,), clusters=1, groups=1)
     assert len(single.branches) == 1
-    with pytest.raises(ValueError, match=r"groups: expected a divisor .* = 6, found 4"):
+    with pytest.raises(ValueError, match=r"groups: expected a divisor .* = 6, such as 3, found 4"):
         make_model(feature_sizes=(12, 3), groups=8)
 
 
