@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from pyseg._files import atomic_write
-from pyseg.data._tables import Row, read_rows, read_table, shown, whole_number
+from pyseg.data._tables import Row, is_numeric, read_rows, read_table, shown, whole_number
 from pyseg.data.datasets import RecordDataset
 from pyseg.data.records import is_line_of_text
 from pyseg.errors import DataError
@@ -133,7 +133,7 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
         segments = text.split()
         if "%" in text:
             segments = [_TO_UNESCAPE.sub(_unescape, segment) for segment in segments]
-        if row == 0 and not _is_number(first) and segments and not any(map(is_segment, segments)):
+        if row == 0 and not is_numeric(first) and segments and not any(map(is_segment, segments)):
             continue
         if len(fields) != 2:
             fail(f'two columns, "class,segment segment ...", found {len(fields)}')
@@ -150,14 +150,6 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
 
 def _unescape(found: re.Match[str]) -> str:
     return _UNESCAPES[found[0]]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

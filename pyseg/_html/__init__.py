@@ -28,8 +28,7 @@ _SCRIPTS = ("kit.js", "charts.js", "strips.js", "start.js")
 def render(template: Path, **values: Any) -> str:
     """Renders a template with values.
 
-    Text is escaped. The filter ``base64`` encodes binary content such as a picture, ``data``
-    encodes a value as JSON that can stand in a script element.
+    Text is escaped. The filter ``data`` encodes a value as JSON that can stand in a script element.
 
     Args:
         template: A file in jinja's syntax.
@@ -48,7 +47,6 @@ def render(template: Path, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.filters["data"] = lambda value: Markup(script_json(value))
     script = "\n".join(['(() => {\n"use strict";', *(_read(name) for name in _SCRIPTS), "})();\n"])
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -33,6 +33,15 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
+def is_numeric(text: str) -> bool:
+    """Returns whether a text is a number, as `float` reads it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def whole_number(text: str) -> int | None:
     """Returns the value of up to 9 ASCII digits, None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None

@@ -19,12 +19,10 @@ from pyseg._containers import is_number, read_json
 from pyseg._files import atomic_write
 from pyseg.data.records import FrameSchema
 from pyseg.errors import ArgumentError, DataError
+from pyseg.ops.frames import RANGE, values_of_bytes
 
 FILE = "features.json"
 FORMAT_VERSION = 1
-RANGE = (-2.0, 2.0)
-"""The range of the values that YouTube-8M and AudioSet store in bytes."""
-
 _BLOCK = 1 << 20  # values quantized at once
 
 
@@ -193,7 +191,7 @@ class FeatureSet:
         width = sum(self.feature_sizes)
         if array.ndim != 2 or array.shape[1] != width:
             raise ArgumentError(f"values: expected shape (T, {width}), found {array.shape}")
-        low, high = self._limits()
+        low, high = self.limits()
         stored, clipped = np.empty(array.shape, np.uint8), 0
         rows = max(1, _BLOCK // width)  # the values may be mapped from a file larger than memory
         for first in range(0, len(array), rows):
@@ -208,9 +206,8 @@ class FeatureSet:
 
     def dequantize(self, stored: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Returns the values that bytes (..., width) stand for."""
-        low, high = self._limits()
-        span = high - low
-        return stored * (span / np.float32(255)) + (low + span / np.float32(512))
+        scale, offset = values_of_bytes(*self.limits())
+        return stored * scale + offset
 
     def with_ranges_of(self, samples: Iterable[npt.ArrayLike]) -> FeatureSet:
         """Returns the set with each feature's range from the least to the largest sample.
@@ -238,9 +235,11 @@ class FeatureSet:
             ranges.append((low, high))
         return replace(self, ranges=tuple(ranges))
 
-    def _limits(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def limits(
+        self, dtype: npt.DTypeLike = np.float32
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Returns the lows and highs of a frame's values, (width,) each."""
-        limits = np.repeat(np.array(self.ranges, np.float32), self.feature_sizes, axis=0)
+        limits = np.repeat(np.array(self.ranges, dtype), self.feature_sizes, axis=0)
         return limits[:, 0], limits[:, 1]
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -26,10 +26,11 @@ from pyseg._table import Table
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
 from pyseg.data.annotations.ratings import ALL
 from pyseg.data.annotations.reading import Paths
-from pyseg.data.features import RANGE, FeatureSet
+from pyseg.data.features import FeatureSet
 from pyseg.data.records import OnError, check_on_error, why_not_an_id
 from pyseg.data.writing import SourceVideo, WriteReport, write_collection
 from pyseg.errors import ArgumentError, DataError, MissingFileError
+from pyseg.ops.frames import RANGE
 
 RANGE_VIDEOS = 100
 """The videos whose values determine the ranges of the features."""

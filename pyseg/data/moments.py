@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pyseg.data.batch import Example
 from pyseg.data.features import FeatureSet
 from pyseg.errors import ArgumentError, DataError
+from pyseg.ops.frames import values_of_bytes
 
 # What rounding to steps of 1 adds to a deviation: that of a uniform distribution of width 1.
 _ROUNDING = 12**-0.5
@@ -83,6 +84,5 @@ def frame_moments(
     deviation = np.sqrt(np.maximum(count * sums[1] - sums[0] ** 2, 0.0)) / count
     if not stored:
         return start + mean, deviation
-    low, high = np.repeat(np.array(features.ranges), features.feature_sizes, axis=0).T
-    step = (high - low) / 255
-    return low + (high - low) / 512 + step * mean, step * np.maximum(deviation, _ROUNDING)
+    step, offset = values_of_bytes(*features.limits(np.float64))
+    return offset + step * mean, step * np.maximum(deviation, _ROUNDING)

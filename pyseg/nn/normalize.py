@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from pyseg.errors import ArgumentError
 from pyseg.ops._dispatch import sum_dtype
-from pyseg.ops.frames import dequantize
+from pyseg.ops.frames import RANGE, dequantize, values_of_bytes
 
 Convention = Literal["dequantize", "l2", "unwhiten", "raw", "standardize"]
-
-_RANGE = (-2.0, 2.0)  # of the values of YouTube-8M and AudioSet
 
 # How far from the middle of their range floating frames may be, in widths of the range: 16 for
 # [-2, 2]. Features that were never bytes are not far outside of it.
@@ -202,7 +200,7 @@ class FrameNormalization(nn.Module):
             (3, N) float64, the argument ``dequantization`` of `pyseg.ops.frame_linear`, on the
             device of `frames`; ``None`` where its default fits.
         """
-        default = all(limits == _RANGE for limits in self.ranges)
+        default = all(limits == RANGE for limits in self.ranges)
         if frames.dtype != torch.uint8 or (default and self.mean is None):
             return None
 
@@ -211,8 +209,10 @@ class FrameNormalization(nn.Module):
             sizes = zip(self.feature_sizes, values, strict=True)
             return torch.cat([fill((size,), value) for size, value in sizes])
 
-        start = of_features([low + (high - low) / 512.0 for low, high in self.ranges])
-        step = of_features([(high - low) / 255.0 for low, high in self.ranges])
+        step, start = (
+            of_features(list(values))
+            for values in zip(*(values_of_bytes(*limits) for limits in self.ranges), strict=True)
+        )
         if self.mean is None:
             mean, deviation = torch.zeros_like(start), torch.ones_like(start)
         else:
@@ -289,7 +289,7 @@ class FrameNormalization(nn.Module):
 
     def extra_repr(self) -> str:
         """Returns the arguments for `repr`."""
-        ranges = "" if all(r == _RANGE for r in self.ranges) else f", ranges={self.ranges}"
+        ranges = "" if all(r == RANGE for r in self.ranges) else f", ranges={self.ranges}"
         return f"{self.convention!r}, feature_sizes={self.feature_sizes}{ranges}"
 
 
@@ -298,7 +298,7 @@ def _checked_ranges(
 ) -> tuple[tuple[float, float], ...]:
     """Returns the ranges of the features, checked."""
     if ranges is None:
-        return (_RANGE,) * len(feature_sizes)
+        return (RANGE,) * len(feature_sizes)
     try:
         pairs = tuple((float(low), float(high)) for low, high in ranges)
     except (TypeError, ValueError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,8 +16,22 @@ from pyseg.ops._op import SUMS, Argument, Op, check_dtype, misfit, wants_gradien
 # YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py dequantises it as
 # q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but all public
 # models were trained with it. Bytes that stand for other values bring their own `dequantization`.
-SCALE = 4.0 / 255.0
-OFFSET = 4.0 / 512.0 - 2.0
+RANGE = (-2.0, 2.0)
+
+Limit = TypeVar("Limit", float, npt.NDArray[Any])
+
+
+def values_of_bytes(low: Limit, high: Limit) -> tuple[Limit, Limit]:
+    """Returns scale and offset of the values that bytes stand for: q * scale + offset.
+
+    Args:
+        low: The least value of the range, or an array of them.
+        high: The greatest one.
+    """
+    return (high - low) / 255.0, low + (high - low) / 512.0
+
+
+SCALE, OFFSET = values_of_bytes(*RANGE)
 
 # Bytes of a dequantised tile: small compared with the frames, but large enough that the products,
 # which read the whole weight for every tile, lose at most a few per cent.

@@ -30,6 +30,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -202,8 +203,7 @@ def _parquet(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
 def _vtt(timeline: Timeline, events: Sequence[Event], path: Path) -> bytes:
     cues = ["WEBVTT\n"]
     for start, end, text, _ in stretches(events):
-        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        cues.append(f"{timecode(start)} --> {timecode(end)}\n{text}\n")
+        cues.append(f"{timecode(start)} --> {timecode(end)}\n{escape(text, quote=False)}\n")
     return "\n".join(cues).encode()
 
 

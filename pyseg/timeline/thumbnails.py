@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg.errors import DataError
-from pyseg.video import DecodeReport, probe, sample_frames
+from pyseg.video import DecodeReport, VideoInfo, probe, sample_frames
 from pyseg.video.display import Converter, display_size
 from pyseg.video.source import Source, opened
 
@@ -54,10 +54,11 @@ def thumbnails(video: str) -> list[Thumbnail]:
     if any(importlib.util.find_spec(package) is None for package in ("av", "PIL")):
         return []
     try:
-        duration = probe(video).duration or 0.0
+        info = probe(video)
+        duration = info.duration or 0.0
         found = {time: _encode(time, image) for time, image in _key_frames(video, duration)}
         if len(found) < _FEW and 0 < duration <= _SHORT:
-            found = {time: _encode(time, image) for time, image in _frames(video, duration)}
+            found = {time: _encode(time, image) for time, image in _frames(video, info, duration)}
     except DataError:
         return []
     return [found[time] for time in sorted(found)]
@@ -99,9 +100,8 @@ def _next_frame(source: Source, stream: Any) -> Any:
     return next((frame for frame in frames if frame.pts is not None), None)
 
 
-def _frames(video: str, duration: float) -> Pictures:
+def _frames(video: str, info: VideoInfo, duration: float) -> Pictures:
     """Yields frames at equally spaced times."""
-    info = probe(video)
     rate = _FEW / duration
     size = _size(info.height, info.width)
     for row, image in enumerate(sample_frames(video, fps=rate, size=size)):

@@ -226,10 +226,10 @@ def test_preset_predictions_do_not_depend_on_the_batch(name: str) -> None:
 ONE_FEATURE = {"feature_sizes": (18,)}  # half of the graph of a NeXtVLAD
 
 
-@pytest.mark.parametrize("name", PRESETS_TO_TRACE)
-def test_preset_compiles(name: str) -> None:
+def assert_compiles_whole(make: Callable[[], nn.Module]) -> None:
+    """Compares logits, gradients and buffers of a compiled model with those of a plain one."""
     torch._dynamo.reset()
-    model, plain = (make_preset(name, **ONE_FEATURE) for _ in range(2))
+    model, plain = make(), make()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     results = []
     for call, each in ((compiled, model), (plain, plain)):
@@ -239,6 +239,11 @@ def test_preset_compiles(name: str) -> None:
         results.append([logits, *(p.grad for p in each.parameters()), *each.buffers()])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", PRESETS_TO_TRACE)
+def test_preset_compiles(name: str) -> None:
+    assert_compiles_whole(lambda: make_preset(name, **ONE_FEATURE))
 
 
 @pytest.mark.parametrize("name", PRESETS_TO_TRACE)

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from pyseg import models
 from pyseg.data import FeatureSet
 from pyseg.nn import FrameClassifier
-from tests.models.test_models import SMALL_PRESETS, make_batch, unlike_presets
+from tests.models.test_models import (
+    SMALL_PRESETS,
+    assert_compiles_whole,
+    make_batch,
+    unlike_presets,
+)
 
 FEATURES = FeatureSet((("a", 12), ("b", 6)), ranges=((-0.2, 0.3), (0.0, 30.0)))
 # Far from 0, and from the middle of the ranges, relative to the deviation.
@@ -137,14 +142,4 @@ def test_bytes_stay_bytes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["attention-gru", "linear"])
 def test_compiles_whole(name: str) -> None:
-    torch._dynamo.reset()
-    model, plain = (make_preset(name, **OPTIONS["standardize"]) for _ in range(2))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    results = []
-    for call, each in ((compiled, model), (plain, plain)):
-        torch.manual_seed(0)
-        logits = call(*make_batch())
-        logits.square().sum().backward()
-        results.append([logits, *(p.grad for p in each.parameters()), *each.buffers()])
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected)
+    assert_compiles_whole(lambda: make_preset(name, **OPTIONS["standardize"]))

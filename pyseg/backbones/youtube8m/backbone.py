@@ -14,8 +14,8 @@ from pyseg.backbones.registry import Request, register_backbone
 from pyseg.backbones.youtube8m import files as _files
 from pyseg.backbones.youtube8m import vggish
 from pyseg.backbones.youtube8m.inception import prepare
-from pyseg.data.features import RANGE
 from pyseg.errors import ArgumentError
+from pyseg.ops.frames import RANGE
 
 
 class YouTube8M(Backbone):

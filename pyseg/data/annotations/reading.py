@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
+from pyseg._files import Paths as Paths
+from pyseg._files import find_files
 from pyseg._registry import unknown
-from pyseg.data._tables import find_delimiter, read_rows, shown
+from pyseg.data._tables import find_delimiter, is_numeric, read_rows, shown
 from pyseg.data.annotations.elan import ElanClasses, read_elan
 from pyseg.data.annotations.interval import AnnotationFile
 from pyseg.data.annotations.label_studio import read_label_studio
@@ -21,10 +21,9 @@ from pyseg.data.annotations.tables import (
     read_ratings,
     read_via,
 )
-from pyseg.errors import ArgumentError, DataError, MissingFileError
+from pyseg.errors import ArgumentError, DataError
 
 AnnotationFormat = Literal["ratings", "via", "label_studio", "audacity", "elan"]
-Paths = str | os.PathLike[str] | list[str]
 
 _HEAD = 4096  # bytes that decide the format
 _EXPECTED = (
@@ -87,27 +86,14 @@ def read_annotations(
         "elan": lambda path: read_elan(path, elan_classes),
     }
     found = AnnotationFile()
-    for path in _files(paths):
+    missing = "expected a folder with files of annotations, found none"
+    for path in find_files(paths, _files_in, missing) if paths != [] else []:
         found.extend(readers[format or _recognize(path)](path))
     return found
 
 
-def _files(paths: Paths) -> list[str]:
-    files: list[str] = []
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-        text = os.fspath(path)
-        if os.path.isdir(text):
-            more = sorted(str(p) for p in Path(text).rglob("[!.]*") if p.is_file())
-            missing = "expected a folder with files of annotations, found none"
-        elif glob.has_magic(text) and not os.path.exists(text):
-            more = sorted(p for p in glob.glob(text, recursive=True) if os.path.isfile(p))
-            missing = "no file matches"
-        else:
-            more, missing = [text] if os.path.exists(text) else [], "no such file or folder"
-        if not more:
-            raise MissingFileError(f"{text}: {missing}")
-        files += more
-    return files
+def _files_in(folder: str) -> list[str]:
+    return sorted(str(path) for path in Path(folder).rglob("[!.]*") if path.is_file())
 
 
 def _recognize(path: str) -> str:
@@ -132,14 +118,6 @@ def _recognize(path: str) -> str:
     delimiter = find_delimiter(path, RATING_COLUMNS[:3])
     if {*RATING_COLUMNS[:3]} <= {name.strip(' "') for name in text.split(delimiter)}:
         return "ratings"
-    if len(fields) >= 2 and all(map(_is_number, fields[:2])):
+    if len(fields) >= 2 and all(map(is_numeric, fields[:2])):
         return "audacity"
     raise DataError(f"{path}, line {line}: expected {_EXPECTED}; found {shown(text)}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
