@@ -65,7 +65,7 @@ class Run:
         self.config_file = self.folder / "config.yaml"
         self.weights_file = self.folder / models.WEIGHTS
         self.features_file = self.folder / features.FILE
-        self.vocabulary_file = self.folder / "segment_vocabulary.csv"
+        self.vocabulary_file = self.folder / vocabulary.SEGMENT_FILE
         self.correlation_file = self.folder / "correlation.npz"
         self.log_file = self.folder / "metrics.jsonl"
         self.tensorboard_folder = self.folder / "tensorboard"

@@ -77,7 +77,6 @@ class Chart {
   buildTools() {
     const { data } = this;
     const tools = make("div", { class: "tools" });
-    const button = (text, label, onclick) => make("button", { type: "button", title: label, "aria-label": label, onclick }, text);
     if (data.search) {
       const input = make("input", { type: "search", placeholder: "find a class", "aria-label": "Find a class in the chart", size: 14 });
       input.addEventListener("input", () => {
@@ -87,7 +86,7 @@ class Chart {
       tools.append(input);
     }
     if (data.kind === "lines" && data.series.every((s) => s.y.every((y) => y === null || y > 0)) && !data.domain) {
-      const toggle = button("log", "Logarithmic values", () => {
+      const toggle = toolButton("log", "Logarithmic values", () => {
         this.log[1] = !this.log[1];
         this.zoomed = null;
         toggle.setAttribute("aria-pressed", this.log[1]);
@@ -96,8 +95,8 @@ class Chart {
       toggle.setAttribute("aria-pressed", this.log[1]);
       tools.append(toggle);
     }
-    this.reset = button("reset", "Show everything", () => this.zoomTo(null));
-    tools.append(button("+", "Zoom in", () => this.zoomBy(0.5)), button("−", "Zoom out", () => this.zoomBy(2)), this.reset);
+    this.reset = toolButton("reset", "Show everything", () => this.zoomTo(null));
+    tools.append(toolButton("+", "Zoom in", () => this.zoomBy(0.5)), toolButton("−", "Zoom out", () => this.zoomBy(2)), this.reset);
     this.figure.querySelector(".figure-head").append(tools);
     const named = data.series.map((series, place) => [series, place]).filter(([series]) => series.name && !series.pale);
     if (named.length < 2 && !data.legend) return;

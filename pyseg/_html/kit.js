@@ -11,6 +11,17 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// A button with a short text or a sign, and a label that says what it does.
+function toolButton(text, label, onclick) {
+  return make("button", { type: "button", title: label, "aria-label": label, onclick }, text);
+}
+
+// Returns whether a text has all words of a search.
+function matcher(query) {
+  const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+  return (text) => words.every((word) => text.toLowerCase().includes(word));
+}
+
 function draw(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -164,12 +175,12 @@ function startTable(table) {
   if (!search) return;
   const count = make("span", { class: "soft", role: "status" });
   search.after(count);
-  const texts = new Map([...body.rows].map((row) => [row, row.textContent.toLowerCase()]));
+  const texts = new Map([...body.rows].map((row) => [row, row.textContent]));
   const filter = () => {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const matches = matcher(search.value);
     let shown = 0;
     for (const [row, text] of texts) {
-      row.hidden = !words.every((word) => text.includes(word));
+      row.hidden = !matches(text);
       shown += !row.hidden;
     }
     count.textContent = `${shown} of ${texts.size}`;

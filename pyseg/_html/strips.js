@@ -1,8 +1,8 @@
 // Scores of classes over time, one strip a class, with a playhead, events, ratings and thumbnails.
 //
 // The data: {duration, starts, ends: base64 of uint32 (S), milliseconds, scores: base64 of uint8 (C, S),
-// names, labels: C texts, ratings: [[class, start, end, positive]], events: [[class, start, end, peak]],
-// thumbnails: [[time, source]]}. Times without a unit are seconds.
+// names: C texts, ratings: [[class, start, end, positive]], events: [[class, start, end, peak]], by time,
+// thumbnails: [[time, source, width]]}. Times without a unit are seconds.
 
 const FIRST_ROWS = 60;
 
@@ -30,14 +30,15 @@ class Strips {
     const count = this.starts.length;
     this.scores = data.names.map((_, row) => scores.subarray(row * count, (row + 1) * count));
     this.peaks = this.scores.map((row) => row.reduce((a, b) => Math.max(a, b), 0) / 255);
-    this.events = data.events;
-    this.ratings = data.ratings;
+    const byClass = (items) => data.names.map((_, row) => items.filter((item) => item[0] === row));
+    this.events = byClass(data.events);
+    this.ratings = byClass(data.ratings);
     this.thumbnails = data.thumbnails;
     this.time = 0;
     this.view = [0, this.duration];
     this.shown = FIRST_ROWS;
     this.listeners = [];
-    this.firsts = data.names.map((_, row) => this.events.find((event) => event[0] === row)?.[1] ?? this.duration + 1);
+    this.firsts = data.names.map((_, row) => this.events[row][0]?.[1] ?? this.duration + 1);
     this.build();
     this.arrange();
     new ResizeObserver(() => this.refresh()).observe(root);
@@ -55,10 +56,9 @@ class Strips {
       make("option", { value: "peak" }, "highest score first"), make("option", { value: "first" }, "first event first"),
       make("option", { value: "name" }, "by name"), make("option", { value: "given" }, "as given"));
     this.status = make("span", { class: "soft", role: "status" });
-    const button = (text, label, onclick) => make("button", { type: "button", title: label, "aria-label": label, onclick }, text);
-    this.fit = button("fit", "Show the whole video", () => this.show(0, this.duration));
+    this.fit = toolButton("fit", "Show the whole video", () => this.show(0, this.duration));
     const tools = make("div", { class: "bar-row" }, ...(count > 1 ? [this.search, this.order, this.status] : []),
-      make("div", { class: "tools" }, button("+", "Zoom in", () => this.zoom(0.5)), button("−", "Zoom out", () => this.zoom(2)), this.fit));
+      make("div", { class: "tools" }, toolButton("+", "Zoom in", () => this.zoom(0.5)), toolButton("−", "Zoom out", () => this.zoom(2)), this.fit));
     this.axis = make("canvas", { "aria-hidden": "true" });
     this.range = make("i");
     this.overview = make("div", { class: "overview", title: "Drag to move the part that is shown" }, this.range);
@@ -173,7 +173,7 @@ class Strips {
     if (row) {
       const score = this.scoreAt(row.row, time);
       content.push(`${row.name}: ${score === null ? "not scored" : score.toFixed(2)}`);
-      for (const [, start, end, positive] of this.ratings.filter((r) => r[0] === row.row && r[1] <= time && time < r[2])) {
+      for (const [, start, end, positive] of this.ratings[row.row].filter((r) => r[1] <= time && time < r[2])) {
         content.push(`\nrated ${positive ? "positive" : "negative"}, ${clock(start)} to ${clock(end)}`);
       }
     } else {
@@ -184,8 +184,8 @@ class Strips {
   }
 
   matching() {
-    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    return this.rows.filter(({ name }) => words.every((word) => name.toLowerCase().includes(word)));
+    const matches = matcher(this.search.value);
+    return this.rows.filter(({ name }) => matches(name));
   }
 
   arrange() {
@@ -206,10 +206,6 @@ class Strips {
     this.more.textContent = `Show ${found.length - shown.length} more classes`;
     for (const listener of this.listeners) listener();
     this.refresh();
-  }
-
-  isShown(row) {
-    return this.matching().some((found) => found.row === row);
   }
 
   refresh() {
@@ -271,10 +267,10 @@ class Strips {
     }
     context.globalAlpha = 1;
     context.fillStyle = this.colors.head;
-    for (const [, start, end] of this.events.filter((event) => event[0] === row.row)) {
+    for (const [, start, end] of this.events[row.row]) {
       context.fillRect(this.x(start, width), height - 3, Math.max(2, this.x(end, width) - this.x(start, width)), 3);
     }
-    for (const [, start, end, positive] of this.ratings.filter((rating) => rating[0] === row.row)) {
+    for (const [, start, end, positive] of this.ratings[row.row]) {
       context.strokeStyle = positive ? this.colors.good : this.colors.bad;
       context.lineWidth = 2;
       context.setLineDash(positive ? [] : [2, 2]);

@@ -27,7 +27,12 @@ from pyseg.data.hashing import held_out
 from pyseg.data.label_lists import read_label_records
 from pyseg.data.records import OnError, ReadReport, check_on_error, without_record_warnings
 from pyseg.data.shards import Paths
-from pyseg.data.vocabulary import read_segment_vocabulary, read_vocabulary
+from pyseg.data.vocabulary import FILE as VOCABULARY
+from pyseg.data.vocabulary import SEGMENT_FILE as SEGMENT_VOCABULARY
+from pyseg.data.vocabulary import (
+    read_segment_vocabulary,
+    read_vocabulary,
+)
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 
 Part = Literal["train", "test", "all"]
@@ -361,7 +366,7 @@ def open_records(
     """
     notes, schema = found.notes, cast(Any, found.schema)
     names, rated = None, None
-    path = options.vocabulary or found.beside("vocabulary.csv")
+    path = options.vocabulary or found.beside(VOCABULARY)
     if path is not None:
         names = read_vocabulary(path)
         num_classes = len(names)
@@ -372,7 +377,7 @@ def open_records(
         )
     else:
         notes += (f"no vocabulary.csv: {num_classes} classes without names",)
-    path = found.beside("segment_vocabulary.csv", "segment_label_ids.csv")
+    path = found.beside(SEGMENT_VOCABULARY, "segment_label_ids.csv")
     if path is not None:
         rated = read_segment_vocabulary(path).classes
         if max(rated) >= num_classes:

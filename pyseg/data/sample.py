@@ -37,6 +37,7 @@ from pyseg._build import user_cache
 from pyseg._containers import read_json
 from pyseg._files import sole_owner
 from pyseg._progress import Progress
+from pyseg.data import vocabulary
 from pyseg.data.records import FrameSchema, Ratings, encode_frames, write_records
 from pyseg.errors import ArgumentError, DataError, UserError
 
@@ -282,11 +283,11 @@ def _write_tables(folder: Path, world: _World, videos: np.ndarray, rated: np.nda
     for number, name in enumerate(world.names):
         topic = topics.get(name, "Style")
         lines.append(f"{number},{videos[number]},/sample/{number:02d},{name},{topic}")
-    _write(folder / "vocabulary.csv", "\n".join(lines) + "\n")
+    _write(folder / vocabulary.FILE, "\n".join(lines) + "\n")
     lines = ["Index,KnowledgeGraphId,Name,PositiveSegmentCount,TotalSegmentCount"]
     for number, name in enumerate(world.names[: world.rated]):
         lines.append(f"{number},/sample/{number:02d},{name},{rated[1, number]},{rated[0, number]}")
-    _write(folder / "segment_vocabulary.csv", "\n".join(lines) + "\n")
+    _write(folder / vocabulary.SEGMENT_FILE, "\n".join(lines) + "\n")
     edges = [
         {"class": i, "implies": j, "probability": probability}
         for i, targets in world.edges.items()

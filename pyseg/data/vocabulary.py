@@ -16,6 +16,12 @@ from pyseg._files import atomic_write
 from pyseg.data._tables import read_table
 from pyseg.errors import DataError
 
+FILE = "vocabulary.csv"
+"""The name of the file of all classes, beside records."""
+
+SEGMENT_FILE = "segment_vocabulary.csv"
+"""The name of the file of the rated classes, beside records and in a run."""
+
 
 class SegmentVocabulary(NamedTuple):
     """The classes whose segments are rated.

@@ -23,6 +23,7 @@ from pyseg._containers import read_json
 from pyseg._files import LOCK, atomic_write, sole_owner
 from pyseg._progress import Progress
 from pyseg.data import features as feature_set
+from pyseg.data import vocabulary
 from pyseg.data.annotations import Annotations
 from pyseg.data.features import FeatureSet
 from pyseg.data.records import (
@@ -34,7 +35,6 @@ from pyseg.data.records import (
     write_records,
 )
 from pyseg.data.shards import named_as_records
-from pyseg.data.vocabulary import write_segment_vocabulary, write_vocabulary
 from pyseg.errors import ArgumentError, DataError, PysegError
 
 SHARD_BYTES = 1 << 26
@@ -42,7 +42,7 @@ SHARD_BYTES = 1 << 26
 
 _WORK = ".collection"
 _REQUEST = "request.json"
-_TABLES = ("vocabulary.csv", "segment_vocabulary.csv")
+_TABLES = (feature_set.FILE, vocabulary.FILE, vocabulary.SEGMENT_FILE)
 
 
 class SourceVideo(NamedTuple):
@@ -275,7 +275,7 @@ class _Work:
 
     def _existing(self) -> list[Path]:
         """Returns the files of a collection in the final folder."""
-        tables = [self._out / name for name in (feature_set.FILE, *_TABLES)]
+        tables = [self._out / name for name in _TABLES]
         records = sorted(path for path in self._out.iterdir() if named_as_records(path.name))
         return [path for path in tables + records if path.exists()]
 
@@ -405,16 +405,18 @@ class _Work:
 
     def publish(self, report: WriteReport) -> None:
         """Moves the shards to the final folder, and writes the tables; features.json is last."""
-        names = {shard.name for shard in self._shards}
+        shards = {shard.name for shard in self._shards}
         for path in self._existing():
-            if path.name not in names:
+            if path.name not in shards:
                 path.unlink()
         for shard in self._shards:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self._unfinished(shard), self._out / shard.name)
-        if self._numbers:
-            write_vocabulary(self._out / _TABLES[0], list(self._numbers))
-        if rated := [self._numbers[name] for name in self._numbers if report.rated[name]]:
-            write_segment_vocabulary(self._out / _TABLES[1], rated, list(self._numbers))
+        names = list(self._numbers)
+        if names:
+            vocabulary.write_vocabulary(self._out / vocabulary.FILE, names)
+        if rated := [self._numbers[name] for name in names if report.rated[name]]:
+            path = self._out / vocabulary.SEGMENT_FILE
+            vocabulary.write_segment_vocabulary(path, rated, names)
         self._features.write(self._out / feature_set.FILE)
         self._clear()

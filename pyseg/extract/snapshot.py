@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyseg.data import features as feature_set
-from pyseg.data.vocabulary import read_segment_vocabulary, read_vocabulary
+from pyseg.data import vocabulary
 from pyseg.errors import DataError
 from pyseg.extract import manifest
 
@@ -43,9 +43,9 @@ class Snapshot:
             with contextlib.suppress(FileNotFoundError, DataError):
                 lines = manifest.read_manifest(folder)
             with contextlib.suppress(FileNotFoundError, DataError):
-                classes = read_vocabulary(folder / "vocabulary.csv")
+                classes = vocabulary.read_vocabulary(folder / vocabulary.FILE)
             with contextlib.suppress(FileNotFoundError, DataError):
-                rated = read_segment_vocabulary(folder / "segment_vocabulary.csv").names
+                rated = vocabulary.read_segment_vocabulary(folder / vocabulary.SEGMENT_FILE).names
         return Snapshot(
             {id: path for id, path, status in lines if status != "skipped"},
             {name for id, path, _ in lines for name in (id, path)},

@@ -49,8 +49,6 @@ _TEST_SEED, _VALIDATION_SEED = 0, 1
 _PRIOR = 0.002  # a video has about two of the 1,000 labels
 
 _LABEL_LISTS = "labelsets.csv.gz"
-_VOCABULARY = "vocabulary.csv"
-_RATED = "segment_vocabulary.csv"
 
 
 @dataclass(frozen=True)
@@ -214,14 +212,14 @@ class IncompleteVideos(Experiment):
         """
         super().__init__(folder, part)
         self._saved: set[Path] = set()
-        for name in (_LABEL_LISTS, _VOCABULARY, _RATED):
+        for name in (_LABEL_LISTS, vocabulary.FILE, vocabulary.SEGMENT_FILE):
             if not (folder / name).is_file():
                 raise MissingFileError(f"{folder / name}: no such file")
         self._opened = open_collection(
             folder / "video_level*.tfrecord*", test_fraction=TEST_FRACTION, seed=_TEST_SEED
         )
         self._lists = folder / _LABEL_LISTS
-        self._classes = vocabulary.read_segment_vocabulary(folder / _RATED).classes
+        self._classes = vocabulary.read_segment_vocabulary(folder / vocabulary.SEGMENT_FILE).classes
 
     @functools.cached_property
     def counts(self) -> Cooccurrence:

@@ -158,11 +158,11 @@ def _path(folder: Path, shard: Shard) -> Path:
 def _fetch_vocabularies(config: DownloadConfig, client: Client, report: DownloadReport) -> None:
     server = (config.server or _VOCABULARIES).rstrip("/")
     tables: list[tuple[str, str, Callable[[Path], object]]] = [
-        ("vocabulary.csv", "csv/2/vocabulary.csv", vocabulary.read_vocabulary)
+        (vocabulary.FILE, "csv/2/vocabulary.csv", vocabulary.read_vocabulary)
     ]
     if config.subset == "segment":
         published = "csv/segments/vocabulary.csv"
-        tables.append(("segment_vocabulary.csv", published, vocabulary.read_segment_vocabulary))
+        tables.append((vocabulary.SEGMENT_FILE, published, vocabulary.read_segment_vocabulary))
     for name, source, read in tables:
         report.files += 1
         path, url = Path(config.folder) / name, f"{server}/{source}"

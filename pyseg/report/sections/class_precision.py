@@ -65,9 +65,13 @@ class _Comparison:
         self.gain[:, self.chance >= 1] = 0.0
         ranked = shown[self.chance[shown] < 1]
         self.certain = len(shown) - len(ranked)
-        # Ties go to the class with more positives, whose precision is more reliable.
-        self.best = ranked[np.lexsort((ranked, -self.positives[ranked], -self.gain[0, ranked]))]
-        self.worst = ranked[np.lexsort((ranked, -self.positives[ranked], self.gain[0, ranked]))]
+        self.best = self._sorted(ranked, -self.gain[0])
+        self.worst = self._sorted(ranked, self.gain[0])
+
+    def _sorted(self, classes: np.ndarray, key: np.ndarray) -> np.ndarray:
+        """Sorts classes by a key, and of equal ones by positives: more are more reliable."""
+        order = np.lexsort((classes, -self.positives[classes], key[classes]))
+        return classes[order]
 
     def bars(self) -> Figure:
         """Draws the classes that are ranked best and worst, measured by AP over chance."""
@@ -193,9 +197,7 @@ class _Comparison:
         head += [f"over chance{f' {name}' if len(self.names) > 1 else ''}" for name in self.names]
         head += ["chance", "positives", "of"]
         named = self.first.class_names is not None
-        order = self.shown[
-            np.lexsort((self.shown, -self.positives[self.shown], -self.gain[0, self.shown]))
-        ]
+        order = self._sorted(self.shown, -self.gain[0])
         rows = [
             [
                 str(self.first.number_in_data(c)),

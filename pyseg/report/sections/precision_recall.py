@@ -40,36 +40,42 @@ def precision_recall_curves(runs: Sequence[ReportedRun], config: ReportConfig) -
     for rated in (True, False):
         group = [member for member in evaluated(runs) if member.evaluation.rated == rated]
         if group:
-            section.figures.append(_all_classes(group, _PAIRS[rated]))
-            section.figures += [_thresholds(member) for member in group]
+            curves = [_micro_averaged(member) for member in group]
+            section.figures.append(_all_classes(group, curves, _PAIRS[rated]))
+            section.figures += list(map(_thresholds, group, curves))
     section.figures += [_single_classes(group[0]) for group in comparable(runs)]
     return section
 
 
-def _all_classes(group: Sequence[EvaluatedRun], pairs: str) -> Figure:
+_Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _micro_averaged(member: EvaluatedRun) -> _Curve:
+    """Returns the curve of all pairs together, see `precision_recall`."""
+    own = member.evaluation
+    return precision_recall(own.scores, own.relevant, int(own.precision.positives.sum()))
+
+
+def _all_classes(group: Sequence[EvaluatedRun], curves: Sequence[_Curve], pairs: str) -> Figure:
     """Draws the micro-averaged curves of runs with the same kind of truth."""
-    curves, points = [], []
-    for number, run, own in group:
-        total = int(own.precision.positives.sum())
-        curve = precision_recall(own.scores, own.relevant, total)
+    series, points = [], []
+    for (number, run, _), curve in zip(group, curves, strict=True):
         best = _best_f1(*curve)
-        curves.append(_series(number, f"{run.name}: {best.text}", *curve))
+        series.append(_series(number, f"{run.name}: {best.text}", *curve))
         points.append((best.recall, best.precision))
     return steps(
         "precision, all classes",
         "Micro-averaged precision over recall: " + ", ".join(member.run.name for member in group),
         "recall",
-        curves,
+        series,
         points,
         caption=f"Over {pairs}. Dot: the best F1, and the probabilities p taken for it.",
     )
 
 
-def _thresholds(member: EvaluatedRun) -> Figure:
+def _thresholds(member: EvaluatedRun, curve: _Curve) -> Figure:
     """Draws precision, recall and F1 over the threshold."""
-    _, run, own = member
-    total = int(own.precision.positives.sum())
-    curve = precision_recall(own.scores, own.relevant, total)
+    run = member.run
     best = _best_f1(*curve)
     values = at_thresholds(*curve, _THRESHOLDS)
     names = ("precision", "recall", "F1")
