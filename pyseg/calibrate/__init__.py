@@ -1,0 +1,1 @@
+"""Calibrates a run."""
