@@ -101,8 +101,8 @@ class SessionProtocol(Protocol):
         """Returns the question that is asked now, the same until it is answered.
 
         Args:
-            ahead: 0 for the question that is asked now; 1 for the one that follows unless training
-                changes it, so that its video can be loaded before.
+            ahead: 0 for the question that is asked now; 1 for the one that will follow, so that its
+                video can be loaded before. Once told, it does follow, unless `undo` comes between.
 
         Returns:
             The question; None if there is none.
