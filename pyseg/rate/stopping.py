@@ -1,0 +1,254 @@
+"""Says when further answers no longer pay; see `Stopping`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pyseg.rate.learner import Beliefs, Learner
+from pyseg.rate.questions import Answers
+
+LEAST_ANSWERS = 20
+"""The answers of a class with which a gain can be estimated."""
+
+LEAST_OF_EACH = 3
+"""The answers yes, and the answers no, that this also takes."""
+
+HOPELESS = 100
+"""The answers of a class after which it counts as absent if hardly any of them was yes."""
+
+_SEGMENTS = 20_000  # that predictions are compared on, at most
+_HALVES = 2  # random halves of the answers
+_ROUND = 10  # numbers of further answers are multiples of it
+_NAMED = 5  # classes that are named in a sentence
+
+
+class ClassAdvice(NamedTuple):
+    """Whether further answers about a class pay.
+
+    Attributes:
+        name: The class.
+        answers: The answers about it.
+        gain: What twice as many would add to its average precision, at most; NaN where there are
+            too few answers to say.
+        more: About how many more pay, 0 if none do; None where there are too few to say.
+    """
+
+    name: str
+    answers: int
+    gain: float
+    more: int | None
+
+
+class Advice(NamedTuple):
+    """Whether further answers pay.
+
+    Attributes:
+        gain: What twice as many answers would add to the mean average precision, at most; NaN where
+            there are too few answers of some class to say.
+        threshold: The gain from which on answers pay.
+        enough: Whether the gain was below the threshold twice in a row.
+        classes: The advice on each class with answers.
+    """
+
+    gain: float
+    threshold: float
+    enough: bool
+    classes: tuple[ClassAdvice, ...]
+
+    def __str__(self) -> str:
+        """Says it in a few sentences."""
+        few = [one.name for one in self.classes if one.more is None]
+        if math.isnan(self.gain):
+            if not few:
+                return "Too early to say whether further answers pay."
+            return f"Too early to say whether further answers pay: too few about {_some(few)}."
+        gain = f"twice as many would add at most {self.gain:.3f} to the mean average precision"
+        if self.enough:
+            return f"Enough: {gain}."
+        wanted = sorted((one for one in self.classes if one.more), key=lambda one: -one.gain)
+        named = [f"{one.name} ({one.more} more)" for one in wanted]
+        most = f" Most for {_some(named)}." if named else ""
+        return f"Further answers pay: {gain}.{most}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Lists the first names."""
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more classes" if rest > 0 else "")
+
+
+class Stopping:
+    """Says whether further answers pay, from how much the last ones have changed the predictions.
+
+    A model that learned from half of the answers is compared with the one that learned from all, by
+    the average precision that each is expected to have on all segments if the probabilities of the
+    latter are true. These are calibrated on cross-fitted logits, so that neither their level nor
+    their sharpness is taken on trust. What the last doubling of the answers has added bounds what
+    the next one will, as long as learning curves flatten. Of the first half of the answers and of
+    random halves, the one with the larger difference counts.
+
+    No labels other than the answers are needed, and no answers need to be held back.
+
+    Args:
+        learner: The learner whose beliefs are judged.
+        threshold: The gain in mean average precision of twice as many answers that is worth them.
+        seed: The seed of the halves.
+    """
+
+    def __init__(self, learner: Learner, *, threshold: float = 0.02, seed: int = 0) -> None:
+        self._learner = Learner(
+            learner.pool,
+            correlation=learner.correlation,
+            offsets=learner.offsets,
+            folds=0,
+            model=learner.model,
+            seed=learner.seed,
+        )
+        self._names = learner.pool.class_names
+        self.threshold, self._rng = threshold, np.random.default_rng(seed)
+        size = len(learner.pool)
+        self._sample = np.arange(size)
+        if size > _SEGMENTS:
+            self._sample = np.sort(self._rng.choice(size, _SEGMENTS, replace=False))
+        self._below = 0  # times in a row that the gain was below the threshold
+
+    def advise(self, beliefs: Beliefs) -> Advice:
+        """Returns whether further answers pay.
+
+        Args:
+            beliefs: The beliefs after all answers, in the order in which these were given.
+        """
+        answers = beliefs.answers
+        classes = len(self._names)
+        yes = np.bincount(answers.labels[answers.scores > 0.5], minlength=classes)
+        counts = np.bincount(answers.labels, minlength=classes)
+        absent = (counts >= HOPELESS) & (yes < LEAST_OF_EACH)
+        ready = (counts >= LEAST_ANSWERS) & (np.minimum(yes, counts - yes) >= LEAST_OF_EACH)
+        gains = np.full(classes, np.nan)
+        if ready.any():
+            gains[ready] = self._gains(beliefs, np.flatnonzero(ready))
+        asked = counts > 0
+        known = asked & ~absent
+        gain = float(np.mean(gains[known])) if known.any() and ready[known].all() else math.nan
+        self._below = self._below + 1 if gain < self.threshold else 0
+        advices = [
+            ClassAdvice(name, int(counts[c]), float(gains[c]), self._more(gains[c], counts[c]))
+            if not absent[c]
+            else ClassAdvice(name, int(counts[c]), 0.0, 0)
+            for c, name in enumerate(self._names)
+            if asked[c]
+        ]
+        return Advice(gain, self.threshold, self._below >= 2, tuple(advices))
+
+    def _gains(self, beliefs: Beliefs, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Returns what the last doubling of the answers has added to each class, at most."""
+        answers = beliefs.answers
+        logits = beliefs.logits[self._sample][:, classes]
+        true = np.empty(logits.shape)
+        for column, label in enumerate(classes.tolist()):
+            of_class = answers.labels == label
+            scale, shift = calibrate(beliefs.held_out[of_class], answers.scores[of_class])
+            true[:, column] = _sigmoid(scale * logits[:, column] + shift)
+        now = expected_precision(logits, true)
+        first, *halves = self._halves(answers)
+        added = [now - self._precision(half, classes, true) for half in (first, *halves)]
+        return np.maximum(added[0], np.mean(added[1:], axis=0))
+
+    def _precision(
+        self,
+        answers: Answers,
+        classes: npt.NDArray[np.int64],
+        true: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        logits = self._learner.fit(answers).logits[self._sample][:, classes]
+        return expected_precision(logits, true)
+
+    def _halves(self, answers: Answers) -> list[Answers]:
+        """Returns the first half of the answers of each class, and random ones."""
+        number = np.arange(len(answers))
+        keys = [number, *(self._rng.permutation(len(answers)) for _ in range(_HALVES))]
+        halves = []
+        for key in keys:
+            order = np.lexsort((key, answers.labels))
+            labels = answers.labels[order]
+            begins = np.searchsorted(labels, labels)
+            ends = np.searchsorted(labels, labels, side="right")
+            half = np.sort(order[2 * (number - begins) < ends - begins])
+            halves.append(Answers(*(column[half] for column in answers)))
+        return halves
+
+    def _more(self, gain: float, answers: int) -> int | None:
+        """Returns how many more answers pay, if gains fall with the root of the answers."""
+        if math.isnan(gain):
+            return None
+        if gain < self.threshold:
+            return 0
+        wanted = min(answers * ((gain / self.threshold) ** 2 - 1), answers)
+        return max(_ROUND, _ROUND * math.ceil(wanted / _ROUND))
+
+
+def calibrate(
+    logits: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
+) -> tuple[float, float]:
+    """Returns the scale and the shift of logits that fit answers best (Platt, 1999).
+
+    A weak prior keeps them near 1 and 0, so that a few answers suffice.
+
+    Args:
+        logits: (A,), of a model that has not seen the answers.
+        scores: (A,), the answers.
+
+    Example:
+        >>> scale, shift = calibrate(np.float32([9, 9, -9, -9]), np.float32([1, 0, 0, 1]))
+        >>> scale < 0.1
+        True
+    """
+    z, y = logits.astype(np.float64), scores.astype(np.float64)
+    scale, shift, prior = 1.0, 0.0, 2.0
+    for _ in range(30):
+        p = _sigmoid(scale * z + shift)
+        slope = np.array([((p - y) * z).sum() + prior * (scale - 1), (p - y).sum() + prior * shift])
+        weight = p * (1 - p)
+        mixed = (weight * z).sum()
+        curve = np.array([[(weight * z * z).sum() + prior, mixed], [mixed, weight.sum() + prior]])
+        step = np.linalg.solve(curve, slope)
+        scale, shift = max(float(scale - step[0]), 0.01), float(shift - step[1])
+        if np.abs(step).max() < 1e-6:
+            break
+    return scale, shift
+
+
+def expected_precision(
+    scores: npt.NDArray[np.floating], probabilities: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Returns the average precision that is expected of scores if probabilities are true.
+
+    Labels are independent given the probabilities; the number of positives counts as known.
+
+    Args:
+        scores: (S, C), which rank the segments of each class.
+        probabilities: (S, C), those that the segments show the classes.
+
+    Returns:
+        (C,).
+
+    Example:
+        >>> true = np.array([[0.9], [0.1]])
+        >>> expected_precision(true, true) > expected_precision(-true, true)
+        array([ True])
+    """
+    order = np.argsort(-scores, axis=0, kind="stable")
+    ranked = np.take_along_axis(probabilities, order, 0)
+    above = np.cumsum(ranked, axis=0) - ranked
+    rank = np.arange(1, len(ranked) + 1)[:, None]
+    found: npt.NDArray[np.float64] = ((1 + above) / rank * ranked).sum(0) / ranked.sum(0)
+    return found
+
+
+def _sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    return 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -60, 60)))
