@@ -1,0 +1,123 @@
+"""The answers that the model doubts most; see `rank_doubts`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pyseg.errors import ArgumentError
+from pyseg.rate.learner import Beliefs
+from pyseg.rate.stopping import calibrate
+
+LEAST_ANSWERS = 20
+"""The answers from which on the model's doubts are worth anything."""
+
+_PRIOR = 5.0  # answers of the mean over all classes that a class's own mean is mixed with
+_FEWEST, _SHARE = 5, 0.1  # answers to look at again: at least, and of all at most
+
+
+class Doubt(NamedTuple):
+    """An answer, and how much the model doubts it.
+
+    Attributes:
+        answer: The number of the answer.
+        segment: Its segment.
+        label: Its class.
+        score: Its score.
+        confidence: The probability that a model which learned from other videos gives the answer.
+        doubt: By how much that is below what the model gives such answers of the class on average;
+            below 0 where it is above.
+    """
+
+    answer: int
+    segment: int
+    label: int
+    score: float
+    confidence: float
+    doubt: float
+
+
+def rank_doubts(beliefs: Beliefs) -> list[Doubt]:
+    """Ranks answers by how much the model doubts them, the most doubted first.
+
+    This is the normalised self-confidence of confident learning (Northcutt, Jiang and Chuang,
+    "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021): the probability of an
+    answer, by a model that has not seen its video, less the mean of this probability over the same
+    answers about the same class. So neither rare classes nor hard ones are doubted throughout.
+    Answers on which raters disagree are left out.
+
+    Args:
+        beliefs: The beliefs, with cross-fitting.
+
+    Raises:
+        pyseg.errors.ArgumentError: There are no cross-fitted logits.
+
+    Example:
+        >>> from pyseg.rate.questions import Answers
+        >>> none = np.zeros(3, np.int64)
+        >>> answers = Answers(np.arange(3), none, np.float32([1, 1, 1]), none == 1)
+        >>> logits = np.float32([2, -1, 3])
+        >>> doubts = rank_doubts(Beliefs(logits[:, None], logits, answers))
+        >>> [doubt.answer for doubt in doubts]
+        [1, 0, 2]
+    """
+    answers = beliefs.answers
+    if len(beliefs.held_out) != len(answers):
+        raise ArgumentError("beliefs: expected cross-fitted logits, found none")
+    yes = answers.scores > 0.5
+    confidence = np.empty(len(answers))
+    for label in np.unique(answers.labels).tolist():
+        rows = np.flatnonzero(answers.labels == label)
+        scale, shift = calibrate(beliefs.held_out[rows], answers.scores[rows])
+        logits = np.clip(scale * beliefs.held_out[rows].astype(np.float64) + shift, -60, 60)
+        confidence[rows] = 1 / (1 + np.exp(np.where(yes[rows], -logits, logits)))
+    doubt = _expected(answers.labels, yes, confidence) - confidence
+    order = np.argsort(-doubt, kind="stable")
+    return [
+        Doubt(
+            answer,
+            int(answers.segments[answer]),
+            int(answers.labels[answer]),
+            float(answers.scores[answer]),
+            float(confidence[answer]),
+            float(doubt[answer]),
+        )
+        for answer in order[answers.scores[order] != 0.5].tolist()
+    ]
+
+
+def _expected(
+    labels: npt.NDArray[np.int64], yes: npt.NDArray[np.bool_], confidence: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Returns the mean confidence in the same answers about the same class, (A,).
+
+    The few answers of a class are helped out by those of all.
+    """
+    expected = np.empty(len(labels))
+    for said in (False, True):
+        of_all = yes == said
+        if not of_all.any():
+            continue
+        overall = confidence[of_all].mean()
+        for label in np.unique(labels[of_all]).tolist():
+            rows = np.flatnonzero(of_all & (labels == label))
+            total = confidence[rows].sum() + _PRIOR * overall
+            expected[rows] = total / (len(rows) + _PRIOR)
+    return expected
+
+
+def worth_a_look(doubts: Sequence[Doubt]) -> list[Doubt]:
+    """Returns the doubts that justify a second look, the greatest first.
+
+    They are the answers that the model finds less likely than their opposite; at least a few, and
+    at most a tenth of all.
+
+    Args:
+        doubts: From `rank_doubts`.
+    """
+    most = max(_FEWEST, int(len(doubts) * _SHARE))
+    against = sum(doubt.confidence < 0.5 for doubt in doubts[:most])
+    return list(doubts[: max(_FEWEST, against)])
