@@ -89,7 +89,7 @@ class Ledger:
         standing = _standing(rows)
         own: dict[Pair, Verdict] = {}
         for row in standing.get(self._rater, ()):
-            own |= dict.fromkeys(self.pairs(row), verdict(row.score))
+            own |= dict.fromkeys(self.pairs(row), verdict_of(row.score))
         said = {pair for lines in standing.values() for row in lines for pair in self.pairs(row)}
         scores: dict[Pair, tuple[float, bool]] = {}
         settled = settle(rows)
@@ -131,7 +131,7 @@ def _standing(rows: Iterable[Answer]) -> dict[str, list[Answer]]:
     return standing
 
 
-def verdict(score: float | None) -> Verdict:
+def verdict_of(score: float | None) -> Verdict:
     """Returns the answer that a score in the file stands for."""
     if score is None:
         return "skip"

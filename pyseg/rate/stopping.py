@@ -179,7 +179,14 @@ class Stopping:
             begins = np.searchsorted(labels, labels)
             ends = np.searchsorted(labels, labels, side="right")
             half = np.sort(order[2 * (number - begins) < ends - begins])
-            halves.append(Answers(*(column[half] for column in answers)))
+            halves.append(
+                Answers(
+                    answers.segments[half],
+                    answers.labels[half],
+                    answers.scores[half],
+                    answers.random[half],
+                )
+            )
         return halves
 
     def _more(self, gain: float, answers: int) -> int | None:
