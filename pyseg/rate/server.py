@@ -164,15 +164,14 @@ def serve(
         pyseg.errors.ArgumentError: The port is invalid, taken or not allowed.
         pyseg.errors.UserError: jinja2 is not installed.
     """
-    with RatingServer(session, media, port=port) as server:
+    with RatingServer(session, media, port=port) as server, _cli.stop_requests() as stopped:
         print(f"rating page: {server.url}")
         print("every answer is stored at once; Ctrl-C ends", flush=True)
         if open_browser and _has_display():
             url = server.ticket()
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        with _cli.stop_requests() as stopped:
-            while not stopped():
-                time.sleep(0.2)
+        while not stopped():
+            time.sleep(0.2)
 
 
 def _has_display() -> bool:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from pyseg._containers import parse_json
 from pyseg.errors import ArgumentError, DataError, PysegError
@@ -78,7 +78,7 @@ class LocalServer(ThreadingHTTPServer):
       header ``Referrer-Policy`` keeps it from links. A browser is started with a ticket, an address
       that works once and for a minute, as other users can read the arguments of a process.
     - Requests that change something are POST with JSON, from this origin: ``Origin`` is required,
-      and ``Sec-Fetch-Site``, where it is sent, must agree.
+      and ``Sec-Fetch-Site``, where it is sent, must agree, except where a link is followed.
     - The length and duration of requests and the number of connections are limited. What is wrong
       is answered with a short text, and its connection is closed.
 
@@ -277,7 +277,8 @@ class Handler(BaseHTTPRequestHandler):
         if host.lower() not in self.server.hosts:
             allowed = " or ".join(sorted(self.server.hosts))
             raise RefusedError(HTTPStatus.FORBIDDEN, f"expected the host {allowed}")
-        if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        followed = self.command == "GET" and headers.get("Sec-Fetch-Dest") == "document"
+        if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") and not followed:
             raise RefusedError(HTTPStatus.FORBIDDEN, "expected a request of the page itself")
         if self.command == "POST":
             if headers.get("Origin") != f"http://{host}":
@@ -450,15 +451,19 @@ def _byte_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
-    """Opens a regular file; opening anything else might block."""
+def _opened(path: str) -> Iterator[tuple[io.FileIO, os.stat_result]]:
+    """Opens a regular file, and nothing else: a pipe would wait for its writer."""
     gone = RefusedError(HTTPStatus.NOT_FOUND, "the file is gone")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115
     except OSError as error:
         raise gone from error
-    with open(descriptor, "rb", buffering=0) as file:
-        found = os.fstat(descriptor)
+    with file:
+        found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise gone
         yield file, found
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -1,15 +1,17 @@
 // Plays the part of a video that a question is about, in a loop: the file, its frames, or a link.
 
 const AROUND = 3; // seconds before and after the part, on demand
-const PATIENCE = 8000; // milliseconds without a picture, after which frames are shown instead
+const PATIENCE = 8000; // milliseconds without a picture, after which frames of a file are shown instead
+const FAR = 30000; // likewise of a file elsewhere, whose link is shown then
 const stillMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 class LostError extends Error {}
 
 // A video element that repeats a range of seconds. `fail` is called once if it shows no picture.
 class VideoClip {
-  constructor(source, offset, range, fail) {
+  constructor(source, offset, range, patience, fail) {
     this.offset = offset;
+    this.patience = patience;
     this.range = range;
     this.fail = () => {
       if (!this.gone) fail();
@@ -71,7 +73,7 @@ class VideoClip {
     const { time } = this;
     if (this.ready && !this.video.seeking && (time >= this.range[1] - 0.01 || time < this.range[0] - 0.5)) this.restart();
     if (this.isShowing || document.hidden) this.since = null;
-    else if (performance.now() - (this.since ??= performance.now()) > PATIENCE) this.fail();
+    else if (performance.now() - (this.since ??= performance.now()) > this.patience) this.fail();
   }
 
   remove() {
@@ -95,6 +97,7 @@ class FramesClip {
   async setRange(range) {
     const [from, to] = range.map((seconds) => Math.round(Math.max(0, seconds) * 1000));
     this.range = range;
+    this.images = null;
     let answer;
     try {
       answer = await fetch(`frames/${this.number}/${from}-${to}`);
@@ -233,7 +236,7 @@ class Player {
       if (question === this.question) this.update();
     };
     if (media.kind === "file" && !frames && !this.unplayable.has(media.number)) {
-      set(new VideoClip(`video/${media.number}`, 0, range, () => this.load(question, true)));
+      set(new VideoClip(`video/${media.number}`, 0, range, PATIENCE, () => this.load(question, true)));
     } else if (media.kind === "file") {
       const clip = new FramesClip(media.number, range, (error) => {
         const lost = error instanceof LostError;
@@ -243,7 +246,7 @@ class Player {
       if (frames) clip.reason = media.number;
       set(clip);
     } else if (media.kind === "stream" && !frames) {
-      set(new VideoClip(media.url, media.offset, range, () => this.load(question, true)));
+      set(new VideoClip(media.url, media.offset, range, FAR, () => this.load(question, true)));
     } else if (media.kind === "none") {
       set(new CardClip(range, "There is no file and no link of this video."));
     } else {

@@ -13,7 +13,7 @@ async function request(path, body) {
 }
 
 class Queue {
-  // `confirmed(item, value)`, `refused(item, answer)` and `trouble(text, since)` tell what happens.
+  // The handlers `confirmed`, `refused`, `trouble` and `recovered` are told what happens.
   constructor(handlers) {
     this.handlers = handlers;
     this.items = [];
@@ -73,10 +73,10 @@ class Queue {
       if (answer.value) this.handlers.confirmed(item, answer.value);
       else this.handlers.refused(item, answer);
     }
-    this.send_later(again);
+    this.sendLater(again);
   }
 
-  send_later(again) {
+  sendLater(again) {
     if (this.isEmpty) return;
     if (!again) return this.send();
     this.timer = setTimeout(() => this.send(), Math.min(4000, 250 * 2 ** Math.min(this.failures, 5)));

@@ -52,9 +52,11 @@ class Rater {
       event.preventDefault();
       action();
     });
-    document.addEventListener("visibilitychange", () => {
-      if (!document.hidden) this.poll();
-    });
+    for (const [target, event] of [[document, "visibilitychange"], [window, "focus"]]) {
+      target.addEventListener(event, () => {
+        if (!document.hidden) this.poll();
+      });
+    }
   }
 
   answer(verdict) {
@@ -122,6 +124,7 @@ class Rater {
     this.find(".question").hidden = !question;
     this.find(".screen").hidden = ended;
     this.find(".end").hidden = !ended;
+    this.find(".answers").hidden = ended;
     if (!question && !ended) this.player.waiting.textContent = "Waiting for the next question…";
     else this.player.waiting.textContent = "Loading…";
     for (const button of this.root.querySelectorAll(".answers button")) button.disabled = !question;
@@ -190,7 +193,7 @@ class Rater {
     let text = "The connection is lost; trying again.";
     if (answer?.status === 403) {
       text = "The command was started anew. Open the address that it prints in this window.";
-    } else if (answer) text = `The answer could not be stored; trying again. ${answer.text}`;
+    } else if (answer) text = `The command reports a problem; trying again. ${answer.text}.`;
     else if (time > LONG) {
       text = "The connection has been lost for long. Is the command still running? Otherwise start it again, with --port " +
         `${location.port}, and open the address that it prints in this window.`;
