@@ -173,7 +173,7 @@ class AnswerFile:
             while True:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 file = stack.enter_context(open(descriptor, "r+b", buffering=0))
-                stack.enter_context(locked(file, self.path))
+                stack.enter_context(locked(file))
                 if self._is_at_path(file) and self._read(file):
                     break
                 stack.close()  # the path has another file now
@@ -262,9 +262,9 @@ class AnswerFile:
             pyseg.errors.DataError: A line is malformed.
             OSError: The folder cannot be written to; the file is as it was before.
         """
-        rows, size = read_answers(self.path, content)
+        rows, _ = read_answers(self.path, content)
         wider = self._table.with_answers(content)
-        if size < len(content) or read_answers(self.path, wider)[0] != rows:
+        if read_answers(self.path, wider)[0] != rows:
             raise DataError(
                 f"{self.path}: expected the columns {','.join(ANSWER_COLUMNS)} at the end, found "
                 "none; add them, or choose another file"
