@@ -174,9 +174,17 @@ def test_the_majority_of_last_lines_settles(path: Path) -> None:
         "\ufeffvideo;start;end;class;score\r\na;0;5;dog;1\r\nb;0;5;cat;0.5\r\n",
         "class\tscore\tvideo\tstart\tend\ndog\t1\ta\t0\t5\n\ncat\t0.5\tb\t0\t5\n",
         'video,note,start,end,class,score\na,"two\nlines, ""quoted""",0,5,dog,1\nb,,0,5,cat,.5',
+        "video,start,end,class,score,rater\na,0,5,dog,1,\nb,0,5,cat,0.5,",
         '\nvideo,start,end,"class",score\ra,0,5,dog,1\rb,0,5,cat,0.5\r',
     ],
-    ids=["no line end", "mark, semicolons, CR LF", "tabs", "line ends in quotes", "CR"],
+    ids=[
+        "no line end",
+        "mark, semicolons, CR LF",
+        "tabs",
+        "line ends in quotes",
+        "some columns",
+        "CR",
+    ],
 )
 def test_a_persons_table_goes_on_in_its_own_way(path: Path, content: str) -> None:
     path.write_text(content, newline="")
