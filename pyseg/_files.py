@@ -8,7 +8,6 @@ import glob
 import os
 import secrets
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -172,33 +171,13 @@ def sole_owner(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(file: IO[bytes], path: Path, seconds: float = 30.0) -> Iterator[None]:
-    """Locks an open file while the block runs, against all others that lock it, in any process.
+def locked(file: IO[bytes]) -> Iterator[None]:
+    """Locks an open file while the block runs; waits until no other has locked it, in any process.
 
     A file system without locks excludes nobody.
-
-    Args:
-        file: The file.
-        path: Its name, for the message.
-        seconds: How long to wait for another to release it.
-
-    Raises:
-        pyseg.errors.UserError: Another process held it all the time.
     """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise UserError(
-                    f"{path}: another process has locked this file for {seconds:g} s"
-                ) from None
-            time.sleep(0.005)
-            continue
-        except OSError:
-            pass  # a file system without locks
-        break
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ See :func:`import_features`.
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import itertools
 import os
@@ -24,7 +23,6 @@ from pyseg._containers import read_arrays, read_shapes
 from pyseg._progress import Progress
 from pyseg._table import Table
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
-from pyseg.data.annotations.ratings import ALL
 from pyseg.data.annotations.reading import Paths
 from pyseg.data.features import FeatureSet
 from pyseg.data.records import OnError, check_on_error, why_not_an_id
@@ -163,24 +161,6 @@ def frames_of_a_segment(fps: float, segment_seconds: float) -> int:
             f"{whole / fps:g}, found {segment_seconds:g}"
         )
     return whole
-
-
-def complete_classes(text: str | None) -> str | list[str]:
-    """Returns the classes of an option ``complete``: names, which CSV's quotes may enclose, or all.
-
-    Raises:
-        pyseg.errors.ArgumentError: It is something else.
-
-    Example:
-        >>> complete_classes('dog,"cat, sleeping"')
-        ['dog', 'cat, sleeping']
-    """
-    if text is None or text == ALL:
-        return text or []
-    try:
-        return [name.strip() for name in next(csv.reader([text], strict=True))]
-    except (csv.Error, StopIteration):
-        raise ArgumentError(f"complete: expected names of classes as a,b, found {text!r}") from None
 
 
 class _File(NamedTuple):
@@ -396,7 +376,8 @@ class ImportConfig:
         fps: Frames a second of the features.
         segment_seconds: The duration of a segment, the unit of ratings and predictions.
         complete: Classes, as a,b or all, of which every segment without an interval is rated 0 in
-            videos with any rating; default: what nobody rated stays unrated.
+            videos with any rating; may be repeated, for names with commas; default: what nobody
+            rated stays unrated.
         format: The format of --ratings; default: each file's content decides.
         annotation_fps: Frames a second of the videos; Label Studio counts frames.
         elan_classes: Whether ELAN's tiers or the values of its annotations are the classes.
@@ -416,7 +397,7 @@ class ImportConfig:
     labels: str | None = None
     fps: float = 1.0
     segment_seconds: float = 5.0
-    complete: str | None = field(default=None, metadata={"word": True})
+    complete: list[str] = field(default_factory=list, metadata={"repeated": True})
     format: AnnotationFormat | None = None
     annotation_fps: float | None = None
     elan_classes: ElanClasses = "tiers"
@@ -429,11 +410,6 @@ class ImportConfig:
         frames_of_a_segment(self.fps, self.segment_seconds)
         _cli.check_above("annotation_fps", self.annotation_fps, 0)
         self.parsed_ranges()
-        self.completed()
-
-    def completed(self) -> str | list[str]:
-        """Returns the classes of ``complete``."""
-        return complete_classes(self.complete)
 
     def parsed_ranges(self) -> Ranges | None:
         """Returns the numbers in ``ranges``."""
@@ -476,7 +452,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             labels=config.labels,
             fps=config.fps,
             segment_seconds=config.segment_seconds,
-            complete=config.completed(),
+            complete=config.complete,
             format=config.format,
             annotation_fps=config.annotation_fps,
             elan_classes=config.elan_classes,

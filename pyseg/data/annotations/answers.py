@@ -150,9 +150,10 @@ def header_of(path: str | os.PathLike[str], content: bytes | None = None) -> tup
 def read_answers(
     path: str | os.PathLike[str], content: bytes | None = None
 ) -> tuple[list[Answer], int]:
-    """Reads a table of ratings with a column rater: the file of answers.
+    """Reads a table of ratings.
 
-    A killed writer may have left a part of its last line, which is left out.
+    In a file of answers, with a column rater, a killed process may have left a part of the last
+    line, which is left out.
 
     Args:
         path: The file.
@@ -171,13 +172,17 @@ def read_answers(
         return list(_answers(name, content)), len(content)
     except DataError:
         whole = max(content.rfind(end) for end in (b"\n", b"\r")) + 1
-        if whole in (0, len(content)):
+        if whole in (0, len(content)) or not _has_raters(name, content):
             raise
         try:
             return list(_answers(name, content[:whole])), whole
         except DataError:
             pass
         raise
+
+
+def _has_raters(path: str, content: bytes | None = None) -> bool:
+    return ANSWER_COLUMNS[0] in header_of(path, content)[1]
 
 
 def _answers(path: str, content: bytes | None = None) -> Iterator[Answer]:
@@ -231,7 +236,7 @@ def read_ratings(path: str) -> AnnotationFile:
         OSError: The file cannot be read.
     """
     found = AnnotationFile()
-    if ANSWER_COLUMNS[0] not in header_of(path)[1]:
+    if not _has_raters(path):
         for answer in _answers(path):
             found.add(interval_of(answer, path))
         return found
