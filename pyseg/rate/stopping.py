@@ -22,7 +22,6 @@ HOPELESS = 100
 """The answers of a class after which it counts as absent if hardly any of them was yes."""
 
 _SEGMENTS = 20_000  # that predictions are compared on, at most
-_HALVES = 2  # random halves of the answers
 _ROUND = 10  # numbers of further answers are multiples of it
 _NAMED = 5  # classes that are named in a sentence
 
@@ -33,8 +32,8 @@ class ClassAdvice(NamedTuple):
     Attributes:
         name: The class.
         answers: The answers about it.
-        gain: What twice as many would add to its average precision, at most; NaN where there are
-            too few answers to say.
+        gain: What twice as many would add to its average precision; NaN where there are too few
+            answers to say.
         more: About how many more pay, 0 if none do; None where there are too few to say.
     """
 
@@ -49,7 +48,7 @@ class Advice(NamedTuple):
 
     Attributes:
         gain: What twice as many answers would add to the mean average precision, at most; NaN where
-            there are too few answers of some class to say.
+            there are too few answers about some class to say.
         threshold: The gain from which on answers pay.
         enough: Whether the gain was below the threshold twice in a row.
         classes: The advice on each class with answers.
@@ -85,19 +84,19 @@ def _some(names: Sequence[str]) -> str:
 class Stopping:
     """Says whether further answers pay, from how much the last ones have changed the predictions.
 
-    A model that learned from half of the answers is compared with the one that learned from all, by
-    the average precision that each is expected to have on all segments if the probabilities of the
-    latter are true. These are calibrated on cross-fitted logits, so that neither their level nor
-    their sharpness is taken on trust. What the last doubling of the answers has added bounds what
-    the next one will, as long as learning curves flatten. Of the first half of the answers and of
-    random halves, the one with the larger difference counts.
+    A model that learned from the first half of the answers is compared with the one that learned
+    from all, by the average precision that each is expected to have on all segments if the
+    probabilities of the latter are true. These are calibrated on cross-fitted logits, so that
+    neither their level nor their sharpness is taken on trust. As learning curves flatten, the last
+    doubling of the answers has added at least what the next one will. A standard error is added:
+    the root mean square of the classes' gains, divided by the root of their number.
 
     No labels other than the answers are needed, and no answers need to be held back.
 
     Args:
         learner: The learner whose beliefs are judged.
         threshold: The gain in mean average precision of twice as many answers that is worth them.
-        seed: The seed of the halves.
+        seed: The seed of the sample of segments, where there are very many.
     """
 
     def __init__(self, learner: Learner, *, threshold: float = 0.02, seed: int = 0) -> None:
@@ -110,11 +109,12 @@ class Stopping:
             seed=learner.seed,
         )
         self._names = learner.pool.class_names
-        self.threshold, self._rng = threshold, np.random.default_rng(seed)
+        self.threshold = threshold
         size = len(learner.pool)
         self._sample = np.arange(size)
         if size > _SEGMENTS:
-            self._sample = np.sort(self._rng.choice(size, _SEGMENTS, replace=False))
+            rng = np.random.default_rng(seed)
+            self._sample = np.sort(rng.choice(size, _SEGMENTS, replace=False))
         self._below = 0  # times in a row that the gain was below the threshold
 
     def advise(self, beliefs: Beliefs) -> Advice:
@@ -132,21 +132,30 @@ class Stopping:
         gains = np.full(classes, np.nan)
         if ready.any():
             gains[ready] = self._gains(beliefs, np.flatnonzero(ready))
-        asked = counts > 0
-        known = asked & ~absent
-        gain = float(np.mean(gains[known])) if known.any() and ready[known].all() else math.nan
+        known = (counts > 0) & ~absent
+        gain = math.nan
+        if known.any() and ready[known].all():
+            error = np.sqrt(np.mean(gains[known] ** 2) / known.sum())
+            gain = float(np.mean(gains[known]) + error)
         self._below = self._below + 1 if gain < self.threshold else 0
-        advices = [
-            ClassAdvice(name, int(counts[c]), float(gains[c]), self._more(gains[c], counts[c]))
-            if not absent[c]
-            else ClassAdvice(name, int(counts[c]), 0.0, 0)
-            for c, name in enumerate(self._names)
-            if asked[c]
-        ]
-        return Advice(gain, self.threshold, self._below >= 2, tuple(advices))
+        gains[absent] = 0.0
+        return Advice(
+            gain,
+            self.threshold,
+            self._below >= 2,
+            tuple(
+                ClassAdvice(
+                    self._names[label],
+                    int(counts[label]),
+                    float(gains[label]),
+                    self._more(float(gains[label]), int(counts[label])),
+                )
+                for label in np.flatnonzero(counts).tolist()
+            ),
+        )
 
     def _gains(self, beliefs: Beliefs, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Returns what the last doubling of the answers has added to each class, at most."""
+        """Returns what the last doubling of the answers has added to each class."""
         answers = beliefs.answers
         logits = beliefs.logits[self._sample][:, classes]
         true = np.empty(logits.shape)
@@ -154,40 +163,8 @@ class Stopping:
             of_class = answers.labels == label
             scale, shift = calibrate(beliefs.held_out[of_class], answers.scores[of_class])
             true[:, column] = _sigmoid(scale * logits[:, column] + shift)
-        now = expected_precision(logits, true)
-        first, *halves = self._halves(answers)
-        added = [now - self._precision(half, classes, true) for half in (first, *halves)]
-        return np.maximum(added[0], np.mean(added[1:], axis=0))
-
-    def _precision(
-        self,
-        answers: Answers,
-        classes: npt.NDArray[np.int64],
-        true: npt.NDArray[np.float64],
-    ) -> npt.NDArray[np.float64]:
-        logits = self._learner.fit(answers).logits[self._sample][:, classes]
-        return expected_precision(logits, true)
-
-    def _halves(self, answers: Answers) -> list[Answers]:
-        """Returns the first half of the answers of each class, and random ones."""
-        number = np.arange(len(answers))
-        keys = [number, *(self._rng.permutation(len(answers)) for _ in range(_HALVES))]
-        halves = []
-        for key in keys:
-            order = np.lexsort((key, answers.labels))
-            labels = answers.labels[order]
-            begins = np.searchsorted(labels, labels)
-            ends = np.searchsorted(labels, labels, side="right")
-            half = np.sort(order[2 * (number - begins) < ends - begins])
-            halves.append(
-                Answers(
-                    answers.segments[half],
-                    answers.labels[half],
-                    answers.scores[half],
-                    answers.random[half],
-                )
-            )
-        return halves
+        half = self._learner.fit(_first_half(answers)).logits[self._sample][:, classes]
+        return expected_precision(logits, true) - expected_precision(half, true)
 
     def _more(self, gain: float, answers: int) -> int | None:
         """Returns how many more answers pay, if gains fall with the root of the answers."""
@@ -197,6 +174,19 @@ class Stopping:
             return 0
         wanted = min(answers * ((gain / self.threshold) ** 2 - 1), answers)
         return max(_ROUND, _ROUND * math.ceil(wanted / _ROUND))
+
+
+def _first_half(answers: Answers) -> Answers:
+    """Returns the first half of the answers about each class."""
+    number = np.arange(len(answers))
+    order = np.argsort(answers.labels, kind="stable")
+    labels = answers.labels[order]
+    begins = np.searchsorted(labels, labels)
+    ends = np.searchsorted(labels, labels, side="right")
+    half = np.sort(order[2 * (number - begins) < ends - begins])
+    return Answers(
+        answers.segments[half], answers.labels[half], answers.scores[half], answers.random[half]
+    )
 
 
 def calibrate(
