@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -81,8 +82,8 @@ def rate(config: RateConfig) -> None:
     if config.run is not None:
         run = RunKnowledge.of(config.run, config.data, config.on_error, config.device)
     media, notes = _find_media(config, records)
-    file = AnswerFile(config.out, rater)
-    names = class_names(config.classes, [row.name for row in file.rows()], records, run)
+    rows = AnswerFile(config.out, rater).rows() if Path(config.out).exists() else []
+    names = class_names(config.classes, [row.name for row in rows], records, run)
     known = [*records.names, *(() if run is None else run.names)]
     notes += tuple(unknown_classes(names, known) if config.classes else ())
     pool = Pool.read(config.data, names, ids=media.ids, on_error=config.on_error)
@@ -90,7 +91,7 @@ def rate(config: RateConfig) -> None:
     ledger = Ledger(pool, rater, rated)
     correlation = None if run is None else run.correlation(names)
     if correlation is None:
-        correlation = count_correlation(records, pool, ledger.read(file.rows()).answers)
+        correlation = count_correlation(records, pool, ledger.read(rows).answers)
     offsets = None if run is None else run.logits(pool)
     learner = Learner(
         pool, correlation=correlation, offsets=offsets, model=config.model, seed=config.seed
@@ -99,8 +100,9 @@ def rate(config: RateConfig) -> None:
         print(note)
     print(
         f"{len(pool):,} segments of {len(pool.ids):,} videos, {len(names):,} classes, "
-        f"{len(rated):,} ratings of the data, {len(file.rows()):,} lines in {config.out}"
+        f"{len(rated):,} ratings of the data, {len(rows):,} lines in {config.out}"
     )
+    file = AnswerFile(config.out, rater)
     setting = _Setting(records, media, file, pool, learner, ledger)
     doubts = _second_look(config, setting, rater) if config.check else None
     _ask(config, setting, rated=rated, doubts=doubts)

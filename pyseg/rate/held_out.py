@@ -50,10 +50,12 @@ def held_out_score(pool: Pool, beliefs: Beliefs, *, seed: int = 0) -> HeldOutVie
         rows = rows[np.lexsort((yes[rows], -logits[rows]))]  # of equal logits, no first
         scores.append(_precisions(yes[rows], weights[:, videos[rows]]))
         chances.append(by_chance(int(yes[rows].sum()), len(rows)))
-    means = np.nanmean(np.stack(scores), axis=0)
+    drawn = np.stack(scores)
+    drawn = drawn[:, np.isfinite(drawn).any(0)]  # without samples that have no yes or no no
+    means = np.nanmean(drawn, axis=0)
     return HeldOutView(
         score=float(means[0]),
-        error=float(np.nanstd(means[1:])),
+        error=float(np.std(means[1:])),
         answers=int(used.sum()),
         metric=(
             f"mean average precision over {len(both)} of {len(pool.class_names)} classes; a random "

@@ -301,6 +301,8 @@ def count_correlation(records: Records, pool: Pool, answers: Answers) -> LabelCo
     ):
         sets[pool.ids[pool.videos[segment]]].add(label)
     lists = [sorted(found) for found in sets.values() if found]
+    if max(map(len, lists), default=0) < 2:
+        return None
     offsets = np.cumsum([0, *map(len, lists)])
     flat = np.array([label for found in lists for label in found], np.int64)
     counted = count_cooccurrence(offsets, flat, len(pool.class_names))

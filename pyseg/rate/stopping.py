@@ -87,9 +87,10 @@ class Stopping:
     A model that learned from the first half of the answers is compared with the one that learned
     from all, by the average precision that each is expected to have on all segments if the
     probabilities of the latter are true. These are calibrated on cross-fitted logits, so that
-    neither their level nor their sharpness is taken on trust. As learning curves flatten, the last
-    doubling of the answers has added at least what the next one will. A standard error is added:
-    the root mean square of the classes' gains, divided by the root of their number.
+    neither their level nor their sharpness is taken on trust. What the last doubling of the answers
+    has added bounds what the next one will, as learning curves flatten: it is reduced in the ratio
+    in which the last two doublings have, by half at most. A standard error is added: the root mean
+    square of the classes' gains, divided by the root of their number.
 
     No labels other than the answers are needed, and no answers need to be held back.
 
@@ -155,7 +156,7 @@ class Stopping:
         )
 
     def _gains(self, beliefs: Beliefs, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Returns what the last doubling of the answers has added to each class."""
+        """Returns what twice as many answers would add to each class."""
         answers = beliefs.answers
         logits = beliefs.logits[self._sample][:, classes]
         true = np.empty(logits.shape)
@@ -163,8 +164,17 @@ class Stopping:
             of_class = answers.labels == label
             scale, shift = calibrate(beliefs.held_out[of_class], answers.scores[of_class])
             true[:, column] = _sigmoid(scale * logits[:, column] + shift)
-        half = self._learner.fit(_first_half(answers)).logits[self._sample][:, classes]
-        return expected_precision(logits, true) - expected_precision(half, true)
+        half, quarter = _first(answers, 2), _first(answers, 4)
+        precisions = [
+            expected_precision(self._learner.fit(part).logits[self._sample][:, classes], true)
+            for part in (quarter, half)
+        ]
+        before = precisions[1] - precisions[0]
+        last = expected_precision(logits, true) - precisions[1]
+        decline = 1.0
+        if min(before.sum(), last.sum()) > 0:
+            decline = float(np.clip(last.sum() / before.sum(), 0.5, 1.0))
+        return decline * last
 
     def _more(self, gain: float, answers: int) -> int | None:
         """Returns how many more answers pay, if gains fall with the root of the answers."""
@@ -176,16 +186,16 @@ class Stopping:
         return max(_ROUND, _ROUND * math.ceil(wanted / _ROUND))
 
 
-def _first_half(answers: Answers) -> Answers:
-    """Returns the first half of the answers about each class."""
+def _first(answers: Answers, part: int) -> Answers:
+    """Returns the first half, third, ... of the answers about each class."""
     number = np.arange(len(answers))
     order = np.argsort(answers.labels, kind="stable")
     labels = answers.labels[order]
     begins = np.searchsorted(labels, labels)
     ends = np.searchsorted(labels, labels, side="right")
-    half = np.sort(order[2 * (number - begins) < ends - begins])
+    kept = np.sort(order[part * (number - begins) < ends - begins])
     return Answers(
-        answers.segments[half], answers.labels[half], answers.scores[half], answers.random[half]
+        answers.segments[kept], answers.labels[kept], answers.scores[kept], answers.random[kept]
     )
 
 
