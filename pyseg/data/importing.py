@@ -22,7 +22,6 @@ from pyseg import _cli
 from pyseg._containers import read_arrays, read_shapes
 from pyseg._progress import Progress
 from pyseg._table import Table
-from pyseg.data import features as feature_set
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
 from pyseg.data.annotations.reading import Paths
 from pyseg.data.features import FeatureSet
@@ -148,13 +147,15 @@ def import_features(
 def holds_collection(folder: Path) -> bool:
     """Returns whether a folder has the records of a collection, not NumPy files to import.
 
-    A collection that features.json describes may have such files besides.
+    A collection may have NumPy files besides, and a folder of these may have one that was made of
+    them in a folder of its own.
     """
-    if not any(named_as_records(path.name) for path in folder.rglob("*")):
+    if not folder.is_dir():
         return False
-    if (folder / feature_set.FILE).is_file():
+    if any(named_as_records(path.name) for path in folder.iterdir()):
         return True
-    return not any(_holds_features(path, folder) for path in folder.rglob("*"))
+    has_files = any(_holds_features(path, folder) for path in folder.rglob("*"))
+    return not has_files and any(named_as_records(path.name) for path in folder.rglob("*"))
 
 
 def frames_of_a_segment(fps: float, segment_seconds: float) -> int:

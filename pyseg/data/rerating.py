@@ -118,7 +118,7 @@ def rate_collection(
             segment_classes=collection.segment_classes or (),
         )
     report.left_out = left_out + report.left_out
-    report.notes = [*collection.notes, *report.notes]
+    report.notes = [*(f"{os.fspath(data)}: {note}" for note in collection.notes), *report.notes]
     return report
 
 
