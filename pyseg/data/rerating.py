@@ -212,7 +212,7 @@ class _Records:
 
     def _read(self, path: str, number: int) -> list[npt.NDArray[np.uint8]]:
         """Returns the features of a record."""
-        if path != self._path or number <= self._number:
+        if path != self._path:
             self.close()
             self._path, self._number = path, -1
             self._rest = self._frames(path, ReadReport())
