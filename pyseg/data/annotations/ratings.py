@@ -52,8 +52,8 @@ class Annotations:
     @property
     def rated_classes(self) -> list[str]:
         """The names of the classes of intervals, sorted."""
-        of_intervals = {rated.name for some in self.intervals.values() for rated in some}
-        return sorted(of_intervals)
+        every = (rated for some in self.intervals.values() for rated in some)
+        return sorted({rated.name for rated in every if rated.score is not None})
 
     @property
     def classes(self) -> list[str]:
@@ -63,7 +63,7 @@ class Annotations:
 
     def of_video(self, id: str) -> list[str]:
         """Returns the labels of a video: its own, and the classes with an interval above 0.5."""
-        rated = {rated.name for rated in self.intervals.get(id, ()) if rated.score > 0.5}
+        rated = {rated.name for rated in self.intervals.get(id, ()) if (rated.score or 0) > 0.5}
         return sorted(rated.union(self.labels.get(id, ())))
 
     def of_segments(self, id: str, num_frames: int, features: FeatureSet) -> SegmentRatings:
