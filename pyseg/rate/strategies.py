@@ -142,7 +142,7 @@ def choose(state: State, count: int, strategy: Strategy | str = "change") -> lis
     rng = state.rng
     classes = len(state.pool.class_names)
     labels = state.asked[:, 1]
-    counts = np.bincount(labels, minlength=classes)
+    counts = _counts(state, labels, classes)
     order = np.lexsort((rng.random(classes), counts))
     places = _random_places(state, count)
     questions: list[Question] = []
@@ -165,6 +165,10 @@ def choose(state: State, count: int, strategy: Strategy | str = "change") -> lis
                 left.append(label)
         order = np.array(left, np.int64)
     return questions
+
+
+def _counts(state: State, labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    return np.bincount(labels, minlength=classes)
 
 
 def _random_places(state: State, count: int) -> Iterator[bool]:
