@@ -10,10 +10,10 @@ import numpy as np
 from pyseg.rate.views import ClassView, HeldOutView, ProgressView, QuestionView, Verdict
 
 QUESTIONS = [
-    QuestionView("q0", "film-0", 2.0, 4.0, "sun", "change"),
-    QuestionView("q1", "film-1", 1.0, 3.0, "car", "random"),
-    QuestionView("q2", "film-0", 6.0, 8.0, "<b>night</b>", "change"),
-    QuestionView("q3", "film-1", 6.0, 8.0, "sun", "change"),
+    QuestionView("q0", "film-0", 2.0, 3.0, "sun", "change"),
+    QuestionView("q1", "film-1", 1.0, 2.0, "car", "random"),
+    QuestionView("q2", "film-0", 6.0, 7.0, "<b>night</b>", "change"),
+    QuestionView("q3", "film-1", 6.0, 7.0, "sun", "change"),
 ]
 
 

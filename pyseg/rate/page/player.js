@@ -291,7 +291,7 @@ class Player {
 
   tick(now) {
     const { clip } = this;
-    this.waiting.hidden = !clip || clip.isShowing;
+    this.waiting.hidden = Boolean(clip?.isShowing);
     if (!clip) return;
     clip.tick(now);
     if (clip.isShowing && clip.reason !== undefined) this.unplayable.add(clip.reason);

@@ -112,6 +112,7 @@ class Rater {
       this.tellQueue();
     }
     this.showProgress();
+    this.pollLater();
   }
 
   show(question, next) {
@@ -221,13 +222,17 @@ class Rater {
     }
     if (!answer?.value) this.queue.fail(answer);
     else {
-      this.queue.recover();
-      this.queue.send();
+      if (this.queue.isEmpty) this.queue.recover();
+      else this.queue.send();
       if (version === this.queue.version) this.adopt(answer.value);
     }
-    const pause = document.hidden ? 15000 : !answer?.value || this.progress?.learning ? 1000 : 4000;
+    this.pollLater();
+  }
+
+  pollLater() {
+    const isSoon = this.queue.failures || this.progress?.learning;
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.poll(), pause);
+    this.timer = setTimeout(() => this.poll(), document.hidden ? 15000 : isSoon ? 1000 : 4000);
   }
 }
 
