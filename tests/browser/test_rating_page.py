@@ -105,6 +105,7 @@ def test_keys(page: Page) -> None:
     assert view.run("Math.max(...times)") < 3.1
     view.wait("document.querySelectorAll('.pictures > *').length === 2")  # the next one is loaded
     view.wait("document.querySelector('.pictures > .off')?.naturalWidth === 64")
+    assert view.run("document.querySelectorAll('.pictures > :not(.off)').length") == 1
     page.press("y")
     page.asks("car")
     page.saved("Saved: sun, film-0, 0:02 – 0:03: yes")

@@ -232,6 +232,7 @@ class Player {
     const set = (clip) => {
       this.clips.get(question.id)?.remove();
       this.clips.set(question.id, clip);
+      clip.element.classList.add("off");
       this.pictures.append(clip.element);
       if (question === this.question) this.update();
     };
