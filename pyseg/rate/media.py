@@ -166,7 +166,7 @@ class Media:
         if not files and not linked:
             raise ArgumentError(
                 f"videos: expected files or links of the {len(ids)} videos of the features "
-                f"({_some(ids)}), found none"
+                f"({_some(map(shown, ids))}), found none"
             )
         return Media(files, linked), tuple(notes)
 
@@ -288,7 +288,7 @@ def _read_links(
         elif links.setdefault(found[0], Link(url, offset)) != Link(url, offset):
             row.fail(f"one link of the video {shown(found[0])}")
     if unknown:
-        notes.append(f"{os.fspath(path)}: links of no known video: {_some(unknown)}")
+        notes.append(f"{os.fspath(path)}: links of no known video: {_some(map(shown, unknown))}")
     return links
 
 
@@ -305,4 +305,4 @@ def _check_url(url: str, where: str) -> None:
 def _some(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     more = len(names) - most
-    return ", ".join(map(shown, names[:most])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
