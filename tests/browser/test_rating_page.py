@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from pyseg.errors import UserError
+from pyseg.rate import web
 from pyseg.rate.media import Link, Media
 from pyseg.rate.server import RatingServer
 from pyseg.rate.views import QuestionView
 from tests.rate.fake_session import QUESTIONS, FakeSession, write_film
+from tests.video.make_videos import Sound, Video
 
 pytest.importorskip("jinja2")
 pytest.importorskip("av")
@@ -233,8 +236,6 @@ def test_answers_that_wait_survive_a_reload_and_a_new_address(page: Page) -> Non
 
 
 def test_answers_that_cannot_be_stored(page: Page) -> None:
-    from pyseg.errors import UserError
-
     page.open()
     page.session.error = UserError("ratings.csv: no space is left")
     page.press("y")
@@ -248,16 +249,29 @@ def test_answers_that_cannot_be_stored(page: Page) -> None:
     page.errors()
 
 
+def test_a_large_file_comes_in_pieces(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_film(tmp_path / "film.webm", seconds=20, noise=120)
+    assert path.stat().st_size > 10 * 10_000
+    monkeypatch.setattr(web, "_LONGEST_PIECE", 10_000)
+    page.media = Media({"film-0": path, "film-1": path})
+    page.open([QUESTIONS[0]._replace(start=17.0, end=18.0), *QUESTIONS[1:]])
+    page.view.wait(f"{SHOWN}.tagName === 'VIDEO' && {SHOWN}.currentTime > 17.5")
+    page.press("y")
+    page.asks("car")
+    page.view.wait(f"{SHOWN}.tagName === 'VIDEO' && {SHOWN}.currentTime > 1.5")
+
+
 def test_files_that_the_browser_cannot_play(page: Page, films, tmp_path: Path) -> None:
+    """Those without a picture, those with sound that plays and a picture that does not."""
     (tmp_path / "no film.mp4").write_text("no film")
-    (tmp_path / "film.mkv").write_bytes(films["film-1"].read_bytes())
-    page.media = Media({"film-1": tmp_path / "film.mkv", "film-2": tmp_path / "no film.mp4"})
-    questions = [
-        QuestionView("a", "film-1", 1.0, 3.0, "sun", "change"),
-        QuestionView("b", "film-2", 1.0, 3.0, "car", "change"),
-        QuestionView("c", "film-3", 1.0, 3.0, "night", "change"),
-    ]
-    page.open(questions)
+    silent = tmp_path / "silent.mkv"
+    silent.write_bytes(films["film-1"].read_bytes())
+    sounding = Video(range(100), codec="libx265", sound=Sound(4)).write(tmp_path / "hevc.mp4")
+    page.media = Media({"silent": silent, "hevc": sounding, "none": tmp_path / "no film.mp4"})
+    names = ["silent", "hevc", "none", "unknown"]
+    page.open([QuestionView(name, name, 1.0, 3.0, name, "change") for name in names])
     view = page.view
     view.wait(f"{SHOWN}.naturalWidth === 64")
     first = view.run(f"{SHOWN}.src")
@@ -268,10 +282,13 @@ def test_files_that_the_browser_cannot_play(page: Page, films, tmp_path: Path) -
     view.wait(f"{SHOWN}.src !== {still!r}")  # now from a second before
     view.wait("document.querySelector('.badge').textContent === 'before the segment'")
     page.press("y")
-    page.asks("car")
+    page.asks("hevc")
+    view.wait(f"{SHOWN}.naturalWidth === 64")
+    page.press("n")
+    page.asks("none")
     view.wait(f"{SHOWN}.textContent.includes('no film.mp4: expected a video')")
     page.press("s")
-    page.asks("night")
+    page.asks("unknown")
     assert view.texts(".card") == ["There is no file and no link of this video."]
     assert all("404" in error for error in page.errors())  # the frames of what is no film
 

@@ -85,16 +85,18 @@ class FakeSession:
         )
 
 
-def write_film(path: Path, codec: str = "libvpx", seconds: int = 10, brightness: int = 2) -> Path:
-    """Writes a film of 5 frames a second that becomes brighter."""
+def write_film(path: Path, codec: str = "libvpx", seconds: int = 10, noise: int = 0) -> Path:
+    """Writes a film of 5 frames a second that becomes brighter; noise makes its file large."""
     import av
 
+    dice = np.random.default_rng(0)
     options = {"deadline": "realtime"} if "vpx" in codec else {}
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=5, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(5 * seconds):
-            image = np.full((48, 64, 3), brightness * number, np.uint8)
+            image = np.full((48, 64, 3), 2 * number, np.uint8)
+            image += dice.integers(0, noise + 1, image.shape, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
         container.mux(stream.encode())
     return path

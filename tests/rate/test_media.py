@@ -42,9 +42,7 @@ def test_files_whose_ids_have_a_digest(tmp_path: Path) -> None:
     one, two = touch(tmp_path, "x/a.mp4", "y/a.mp4")
     media, _ = Media.find(["a-1", "a-2"], [one, two], known={"a-1": one, "a-2": two})
     assert media.file(media.ids.index("a-2")) == two
-    with pytest.raises(
-        DataError, match=r"a.mp4: expected one file of the video 'a', found .*a.mp4"
-    ):
+    with pytest.raises(DataError, match=r"a.mp4: expected one file of .*, found .*a.mp4"):
         Media.find(["a"], [one, two])
 
 
