@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pyseg.errors import UserError
 from pyseg.rate import web
 from pyseg.rate.media import Link, Media
 from pyseg.rate.server import RatingServer
-from pyseg.rate.views import QuestionView
+from pyseg.rate.views import QuestionView, Verdict
 from tests.rate.fake_session import QUESTIONS, FakeSession, write_film
 from tests.video.make_videos import Sound, Video
 
@@ -249,6 +252,39 @@ def test_answers_that_cannot_be_stored(page: Page) -> None:
     page.errors()
 
 
+def test_an_answer_is_stored_once_though_its_confirmation_is_lost(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.open()
+    lost: list[str] = []
+
+    def answer(id: str, verdict: Verdict) -> bool:
+        holds = FakeSession.answer(page.session, id, verdict)
+        if len(lost) < 2:
+            lost.append(id)
+            raise ConnectionError
+        return holds
+
+    monkeypatch.setattr(page.session, "answer", answer)
+    page.press("y")
+    page.saved("Saved: sun, film-0, 0:02 – 0:03: yes")
+    assert lost == ["q0", "q0"]
+    assert page.session.stored == [("q0", "yes")]
+    page.asks("car")
+    page.errors()
+
+
+def test_many_classes(page: Page) -> None:
+    """Those with answers are listed, and the one that is asked about."""
+    names = ["sun", *(f"class {number}" for number in range(500))]
+    page.open([QuestionView(name, "film-0", 2.0, 3.0, name, "change") for name in names])
+    page.press("y")
+    page.asks("class 0")
+    page.view.wait("document.querySelectorAll('.classes tbody tr').length === 2")
+    assert page.view.texts(".classes td") == ["sun", "1", "0", "class 0", "0", "0"]
+    assert page.view.texts(".others") == ["499 classes have no answer yet."]
+
+
 def test_a_large_file_comes_in_pieces(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +327,29 @@ def test_files_that_the_browser_cannot_play(page: Page, films, tmp_path: Path) -
     page.asks("unknown")
     assert view.texts(".card") == ["There is no file and no link of this video."]
     assert all("404" in error for error in page.errors())  # the frames of what is no film
+
+
+NUMBER = """(() => {
+  const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 48});
+  const context = canvas.getContext("2d", {willReadFrequently: true});
+  context.drawImage(document.querySelector(".pictures video:not(.off)"), 0, 0);
+  const isWhite = (place) =>
+    context.getImageData(16 * (place % 4) + 8, 16 * Math.floor(place / 4) + 8, 1, 1).data[1] > 127;
+  return [...Array(10).keys()].reduce((sum, bit) => sum + (isWhite(bit + 1) << bit), 0);
+})()"""
+"""The number that a frame of `make_videos` shows."""
+
+
+def test_the_picture_is_that_of_the_segment(page: Page, tmp_path: Path) -> None:
+    """The sound begins a second before the picture, whose first frame is second 0."""
+    sound = Sound(4, codec="libopus", rate=48000)
+    video = Video(range(100), codec="libvpx-vp9", start=1.0, sound=sound)
+    page.media = Media({"late": video.write(tmp_path / "late.webm")})
+    page.open([QuestionView("a", "late", 2.0, 3.0, "sun", "change")])
+    page.view.wait(f"{SHOWN}.currentTime > 3.3 && {SHOWN}.currentTime < 3.7")
+    page.press(" ")
+    number, time = page.view.run(f"[{NUMBER}, {SHOWN}.currentTime]")
+    assert number / 25 + 1 == pytest.approx(time, abs=0.15)
 
 
 def test_links(page: Page, films) -> None:
@@ -377,3 +436,44 @@ def test_learning_advice_and_little_motion(page: Page) -> None:
     page.session.learning = False
     view.wait("!document.querySelector('.learning').checkVisibility()")
     page.view.command("Emulation.setEmulatedMedia", features=[])
+
+
+@pytest.mark.skipif("PYSEG_PICTURES" not in os.environ, reason="PYSEG_PICTURES names no folder")
+def test_pictures_of_the_documentation(page: Page, tmp_path: Path) -> None:
+    """Writes rating-light.png and rating-dark.png, of the films of the example."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "python"))
+    try:
+        from own_videos import CLASSES, make_film
+    finally:
+        del sys.path[0]
+    films = {f"film-{number}": tmp_path / f"film-{number}.mp4" for number in range(2)}
+    shown = {id: make_film(path, int(id[-1])) for id, path in films.items()}
+    page.media = Media(films)
+    questions = [
+        QuestionView(f"{film}-{name}-{start}", film, start, start + 3, name, "change")
+        for film, events in shown.items()
+        for start in range(0, 60, 3)
+        for name in CLASSES
+    ]
+    verdicts = {
+        question.id: any(
+            name == question.name and start <= question.start and question.end <= end
+            for name, start, end in shown[question.video]
+        )
+        for question in questions
+    }
+    dice = np.random.default_rng(1)
+    questions = [questions[place] for place in dice.permutation(len(questions))]
+    page.open(questions, width=1200)
+    for question in questions[:60]:
+        page.session.answer(question.id, "yes" if verdicts[question.id] else "no")
+    page.session.is_measured = False  # nothing has learned from these answers
+    asked = next(q for q in questions[60:] if q.name == "car" and verdicts[q.id])
+    page.session.questions = [*questions[:60], asked, *questions[60:]]
+    for dark in (False, True):
+        page.view.open(page.server.url, dark=dark)
+        page.asks("car")
+        page.view.wait(f"{SHOWN}.currentTime > {asked.start + 1}")
+        path = Path(os.environ["PYSEG_PICTURES"]) / f"rating-{'dark' if dark else 'light'}.png"
+        page.view.browser.save_screenshot(str(path))
+        assert path.stat().st_size < 150_000

@@ -32,6 +32,7 @@ class FakeSession:
         self.undone: list[str] = []
         self.stored: list[tuple[str, str]] = []
         self.error: Exception | None = None
+        self.is_measured = True
         self.learning = False
         self.advice = ""
 
@@ -73,12 +74,13 @@ class FakeSession:
         names = dict.fromkeys(question.name for question in self.questions)
         given = [(q.name, self.held.get(q.id)) for q in self.questions]
         counts = [ClassView(n, given.count((n, "yes")), given.count((n, "no"))) for n in names]
+        measured = self.is_measured and answered > 1
         return ProgressView(
             asked=len(verdicts),
             answered=answered,
             skipped=verdicts.count("skip"),
             classes=tuple(counts),
-            held_out=HeldOutView(0.75, 0.03, answered, "mean AP") if answered > 1 else None,
+            held_out=HeldOutView(0.75, 0.03, answered, "mean AP") if measured else None,
             advice=self.advice,
             learning=self.learning,
             undoable=self.order[-1] if self.order else None,

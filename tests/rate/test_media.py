@@ -11,7 +11,7 @@ import pytest
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 from pyseg.rate.media import Link, Media, media_type
 from tests.rate.fake_session import write_film
-from tests.video.make_videos import Video, numbers_of
+from tests.video.make_videos import Sound, Video, numbers_of
 
 pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
@@ -32,7 +32,9 @@ def test_files_are_found_by_their_names(tmp_path: Path) -> None:
     assert "d" not in media
     assert {media.file(number) for number in range(len(media))} == {a, b}
     assert notes == (f"files of no known video, which are not shown: {other}",)
-    assert media.describe("a", 1, 2) == {"kind": "file", "number": media.ids.index("a")}
+    number = media.ids.index("a")
+    shown = {"kind": "file", "number": number, "offset": 0.0, "plays": True}
+    assert media.describe("a", 1, 2) == shown
     assert media.describe("d", 1, 2) == {"kind": "none"}
     assert media.file(-1) is None
     assert media.file(2) is None
@@ -172,6 +174,19 @@ def test_frames_show_the_segment(tmp_path: Path) -> None:
     assert media.frames(0, 4.0, 6.0) is found  # kept
     with pytest.raises(MissingFileError, match=r"a.mp4"):
         media.frames(0, 5.0, 6.0)
+
+
+def test_the_clock_of_the_player(tmp_path: Path) -> None:
+    """A player counts from where the file begins, which is before the first frame if sound is."""
+    videos = {
+        "plain.mp4": Video(range(50)),
+        "late.mp4": Video(range(50), start=0.6, sound=Sound(3)),
+        "cut.mkv": Video(range(50), start=3.0),
+    }
+    media = Media({name: video.write(tmp_path / name) for name, video in videos.items()})
+    found = [media.describe(name, 0, 1) for name in videos]
+    assert [media["offset"] for media in found] == [0.0, pytest.approx(0.6, abs=0.03), 3.0]
+    assert [media["plays"] for media in found] == [True, True, False]
 
 
 def test_large_frames_are_scaled_down(tmp_path: Path) -> None:

@@ -236,8 +236,8 @@ class Player {
       this.pictures.append(clip.element);
       if (question === this.question) this.update();
     };
-    if (media.kind === "file" && !frames && !this.unplayable.has(media.number)) {
-      set(new VideoClip(`video/${media.number}`, 0, range, PATIENCE, () => this.load(question, true)));
+    if (media.kind === "file" && media.plays && !frames && !this.unplayable.has(media.number)) {
+      set(new VideoClip(`video/${media.number}`, media.offset, range, PATIENCE, () => this.load(question, true)));
     } else if (media.kind === "file") {
       const clip = new FramesClip(media.number, range, (error) => {
         const lost = error instanceof LostError;
@@ -286,7 +286,7 @@ class Player {
     part.style.left = percent(this.question.start);
     part.style.right = `${100 - parseFloat(percent(this.question.end))}%`;
     clip.setSound(this.sound);
-    if (this.paused) clip.stop();
+    if (this.paused || document.hidden) clip.stop();
     else clip.start();
   }
 
