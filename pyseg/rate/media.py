@@ -17,8 +17,8 @@ from pyseg._extras import requires
 from pyseg._files import Paths
 from pyseg.data._tables import read_table, shown
 from pyseg.data.annotations.names import VideoNames
-from pyseg.errors import ArgumentError, DataError
-from pyseg.video import find_videos, read_excerpt
+from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
+from pyseg.video import find_videos, probe, read_excerpt
 
 _TYPES = {
     **dict.fromkeys((".mp4", ".m4v"), "video/mp4"),
@@ -41,6 +41,7 @@ _FASTEST = 8.0  # frames a second
 _LONGEST_SIDE = 640  # pixels
 _LONGEST_PART = 3600.0  # seconds
 _CACHED = 8  # parts
+_SAME = 0.1  # seconds between clocks that nobody notices
 
 
 class Link(NamedTuple):
@@ -118,6 +119,7 @@ class Media:
         self._numbers = {id: number for number, id in enumerate(self._ids)}
         self._decoding = threading.Semaphore(2)
         self._frames = functools.lru_cache(_CACHED)(self._read_frames)
+        self._clock = functools.cache(self._read_clock)
 
     @staticmethod
     def find(
@@ -166,7 +168,7 @@ class Media:
         if not files and not linked:
             raise ArgumentError(
                 f"videos: expected files or links of the {len(ids)} videos of the features "
-                f"({_some(ids)}), found none"
+                f"({_some(map(shown, ids))}), found none"
             )
         return Media(files, linked), tuple(notes)
 
@@ -192,9 +194,10 @@ class Media:
     def describe(self, id: str, start: float, end: float) -> dict[str, Any]:
         """Returns how a page shows a part of a video, as values of JSON.
 
-        ``kind`` is "file" (``number`` names it to the server), "stream" (``url`` is a media file
-        elsewhere, ``offset`` the second at which the video begins in it), "page" (``url`` is to be
-        opened) or "none".
+        ``kind`` is "file" (``number`` names it to the server; ``plays`` tells whether a browser may
+        be able to play it), "stream" (``url`` is a media file elsewhere), "page" (to be opened) or
+        "none". ``offset`` is the second of the player's clock at which the video begins, and
+        ``page`` the address of a link that starts at the part.
 
         Args:
             id: The id of the video.
@@ -202,7 +205,9 @@ class Media:
             end: Its end.
         """
         if id in self._files:
-            return {"kind": "file", "number": self._numbers[id]}
+            number = self._numbers[id]
+            offset, plays = self._clock(number)
+            return {"kind": "file", "number": number, "offset": offset, "plays": plays}
         link = self._links.get(id)
         if link is None:
             return {"kind": "none"}
@@ -236,6 +241,18 @@ class Media:
         if self.file(number) is None or not 0 <= start < end <= start + _LONGEST_PART:
             return None
         return self._frames(number, start, end)
+
+    def _read_clock(self, number: int) -> tuple[float, bool]:
+        """Returns the second of a player's clock at which a file's first frame is shown.
+
+        The clock of a player begins at 0 or where the file begins, depending on the browser: where
+        these differ, single frames are shown instead. The flag tells whether they are the same.
+        """
+        try:
+            info = probe(self._files[self._ids[number]])
+        except (DataError, MissingFileError, UserError):  # the page will tell
+            return 0.0, True
+        return info.begin + info.delay, abs(info.begin) < _SAME
 
     def _read_frames(self, number: int, start: float, end: float) -> Frames:
         path = self._files[self._ids[number]]
@@ -288,7 +305,7 @@ def _read_links(
         elif links.setdefault(found[0], Link(url, offset)) != Link(url, offset):
             row.fail(f"one link of the video {shown(found[0])}")
     if unknown:
-        notes.append(f"{os.fspath(path)}: links of no known video: {_some(unknown)}")
+        notes.append(f"{os.fspath(path)}: links of no known video: {_some(map(shown, unknown))}")
     return links
 
 
@@ -305,4 +322,4 @@ def _check_url(url: str, where: str) -> None:
 def _some(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     more = len(names) - most
-    return ", ".join(map(shown, names[:most])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

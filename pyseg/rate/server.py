@@ -39,6 +39,8 @@ class RatingServer(LocalServer):
         media: See above.
         html: The page.
         policy: Its content security policy.
+        changing: Held while an answer is stored or taken back.
+        has_ended: Whether nothing may be stored any more.
 
     Raises:
         pyseg.errors.ArgumentError: The port is invalid, taken or not allowed.
@@ -52,13 +54,14 @@ class RatingServer(LocalServer):
         self.media = media
         self.html, self.policy = page(media.schemes)
         self.changing = threading.Lock()
+        self.has_ended = False
         super().__init__(_Handler, port, token)
 
     def __exit__(self, *error: object) -> None:
-        """Stops; an answer that is being stored is stored."""
+        """Stops; an answer that is being stored is stored, and none after it."""
         super().__exit__(*error)
         with self.changing:
-            pass
+            self.has_ended = True
 
 
 class _Handler(Handler):
@@ -72,6 +75,8 @@ class _Handler(Handler):
             self.expect("POST")
             body = self.read_texts()
             with self.server.changing:
+                if self.server.has_ended:
+                    raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the command has ended")
                 done = self._store(body) if path == "answer" else self._undo(body)
                 state = self._state()
             self.send_json({"holds": done, **state})

@@ -106,6 +106,7 @@ class LocalServer(ThreadingHTTPServer):
         self.token = token or secrets.token_urlsafe(24)
         self._tickets: dict[str, float] = {}
         self._free = threading.Semaphore(_CONNECTIONS)
+        self._connections: set[socket.socket] = set()
         self._thread: threading.Thread | None = None
         try:
             super().__init__((_HOST, port), handler)
@@ -126,11 +127,14 @@ class LocalServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stops."""
+        """Stops, and ends all connections."""
         if self._thread is not None:
             self.shutdown()
             self._thread.join()
         self.server_close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
 
     def ticket(self) -> str:
         """Returns an address that leads to the first page once, within a minute."""
@@ -160,9 +164,11 @@ class LocalServer(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answers a connection."""
+        self._connections.add(request)
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._connections.discard(request)
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 from pyseg.rate.views import ClassView, HeldOutView, ProgressView, QuestionView, Verdict
 
 QUESTIONS = [
-    QuestionView("q0", "film-0", 2.0, 4.0, "sun", "change"),
-    QuestionView("q1", "film-1", 1.0, 3.0, "car", "random"),
-    QuestionView("q2", "film-0", 6.0, 8.0, "<b>night</b>", "change"),
-    QuestionView("q3", "film-1", 6.0, 8.0, "sun", "change"),
+    QuestionView("q0", "film-0", 2.0, 3.0, "sun", "change"),
+    QuestionView("q1", "film-1", 1.0, 2.0, "car", "random"),
+    QuestionView("q2", "film-0", 6.0, 7.0, "<b>night</b>", "change"),
+    QuestionView("q3", "film-1", 6.0, 7.0, "sun", "change"),
 ]
 
 
@@ -32,6 +32,7 @@ class FakeSession:
         self.undone: list[str] = []
         self.stored: list[tuple[str, str]] = []
         self.error: Exception | None = None
+        self.is_measured = True
         self.learning = False
         self.advice = ""
 
@@ -73,28 +74,31 @@ class FakeSession:
         names = dict.fromkeys(question.name for question in self.questions)
         given = [(q.name, self.held.get(q.id)) for q in self.questions]
         counts = [ClassView(n, given.count((n, "yes")), given.count((n, "no"))) for n in names]
+        measured = self.is_measured and answered > 1
         return ProgressView(
             asked=len(verdicts),
             answered=answered,
             skipped=verdicts.count("skip"),
             classes=tuple(counts),
-            held_out=HeldOutView(0.75, 0.03, answered, "mean AP") if answered > 1 else None,
+            held_out=HeldOutView(0.75, 0.03, answered, "mean AP") if measured else None,
             advice=self.advice,
             learning=self.learning,
             undoable=self.order[-1] if self.order else None,
         )
 
 
-def write_film(path: Path, codec: str = "libvpx", seconds: int = 10, brightness: int = 2) -> Path:
-    """Writes a film of 5 frames a second that becomes brighter."""
+def write_film(path: Path, codec: str = "libvpx", seconds: int = 10, noise: int = 0) -> Path:
+    """Writes a film of 5 frames a second that becomes brighter; noise makes its file large."""
     import av
 
+    dice = np.random.default_rng(0)
     options = {"deadline": "realtime"} if "vpx" in codec else {}
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=5, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(5 * seconds):
-            image = np.full((48, 64, 3), brightness * number, np.uint8)
+            image = np.full((48, 64, 3), 2 * number, np.uint8)
+            image += dice.integers(0, noise + 1, image.shape, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
         container.mux(stream.encode())
     return path

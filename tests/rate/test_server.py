@@ -142,7 +142,7 @@ def test_a_session(ask, server) -> None:
     state = ask("state").json
     assert state["question"] == {
         **QUESTIONS[0]._asdict(),
-        "media": {"kind": "file", "number": 0},
+        "media": {"kind": "file", "number": 0, "offset": 0.0, "plays": True},
     }
     assert state["next"]["id"] == "q1"
     assert state["progress"]["classes"][0] == {"name": "sun", "yes": 0, "no": 0}

@@ -28,6 +28,7 @@ VIDEOS = {
     "no-times.h264": Video(range(100)),
 }
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("videos")
@@ -86,5 +87,5 @@ def test_arguments(arguments: dict, message: str) -> None:
 
 def test_files_that_are_no_video(folder: Path) -> None:
     (folder / "text.mp4").write_text("no video")
-    with pytest.raises(DataError, match="text.mp4: expected a video"):
+    with pytest.raises(DataError, match=r"text.mp4: expected a video"):
         read_excerpt(folder / "text.mp4", 0, 1)

@@ -232,11 +232,12 @@ class Player {
     const set = (clip) => {
       this.clips.get(question.id)?.remove();
       this.clips.set(question.id, clip);
+      clip.element.classList.add("off");
       this.pictures.append(clip.element);
       if (question === this.question) this.update();
     };
-    if (media.kind === "file" && !frames && !this.unplayable.has(media.number)) {
-      set(new VideoClip(`video/${media.number}`, 0, range, PATIENCE, () => this.load(question, true)));
+    if (media.kind === "file" && media.plays && !frames && !this.unplayable.has(media.number)) {
+      set(new VideoClip(`video/${media.number}`, media.offset, range, PATIENCE, () => this.load(question, true)));
     } else if (media.kind === "file") {
       const clip = new FramesClip(media.number, range, (error) => {
         const lost = error instanceof LostError;
@@ -285,13 +286,13 @@ class Player {
     part.style.left = percent(this.question.start);
     part.style.right = `${100 - parseFloat(percent(this.question.end))}%`;
     clip.setSound(this.sound);
-    if (this.paused) clip.stop();
+    if (this.paused || document.hidden) clip.stop();
     else clip.start();
   }
 
   tick(now) {
     const { clip } = this;
-    this.waiting.hidden = !clip || clip.isShowing;
+    this.waiting.hidden = Boolean(clip?.isShowing);
     if (!clip) return;
     clip.tick(now);
     if (clip.isShowing && clip.reason !== undefined) this.unplayable.add(clip.reason);

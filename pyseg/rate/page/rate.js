@@ -2,6 +2,7 @@
 
 const QUICK = 150; // milliseconds in which nobody can have seen a new question
 const LONG = 20000; // milliseconds without a connection, after which the page says what to do
+const FEW = 20; // classes, all of which are listed
 const WORDS = { yes: "yes", no: "no", skip: "skipped" };
 
 class Rater {
@@ -52,11 +53,11 @@ class Rater {
       event.preventDefault();
       action();
     });
-    for (const [target, event] of [[document, "visibilitychange"], [window, "focus"]]) {
-      target.addEventListener(event, () => {
-        if (!document.hidden) this.poll();
-      });
-    }
+    document.addEventListener("visibilitychange", () => {
+      this.player.update();
+      if (!document.hidden) this.poll();
+    });
+    addEventListener("focus", () => this.poll());
   }
 
   answer(verdict) {
@@ -112,6 +113,7 @@ class Rater {
       this.tellQueue();
     }
     this.showProgress();
+    this.pollLater();
   }
 
   show(question, next) {
@@ -130,7 +132,7 @@ class Rater {
     for (const button of this.root.querySelectorAll(".answers button")) button.disabled = !question;
     this.find(".undo").disabled = this.undoable === null;
     if (question && isNew) this.showQuestion(question);
-    this.markClass();
+    this.showClasses();
   }
 
   where({ video, start, end }) {
@@ -147,8 +149,16 @@ class Rater {
     second.textContent = `${question.second_look ? "A second look." : ""}${before} ${question.note}`.trim();
   }
 
-  markClass() {
-    for (const row of this.find(".classes tbody").rows) row.classList.toggle("asked", row.dataset.name === this.question?.name);
+  // Of many classes, those with answers, and the one that is asked about.
+  showClasses() {
+    const { classes } = this.progress ?? { classes: [] };
+    const asked = this.question?.name;
+    const shown = classes.filter(({ name, yes, no }) => classes.length <= FEW || yes || no || name === asked);
+    const rows = shown.map(({ name, yes, no }) =>
+      make("tr", { class: name === asked ? "asked" : null }, make("td", {}, name), make("td", { class: "number" }, number(yes)), make("td", { class: "number" }, number(no))));
+    this.find(".classes tbody").replaceChildren(...rows);
+    const others = classes.length - shown.length;
+    this.find(".others").textContent = others ? `${number(others)} ${others === 1 ? "class has" : "classes have"} no answer yet.` : "";
   }
 
   showProgress() {
@@ -167,10 +177,7 @@ class Rater {
       if (this.find(selector).textContent !== text) this.find(selector).textContent = text;
     }
     this.find(".notes").replaceChildren(...progress.notes.map((note) => make("li", {}, note)));
-    const rows = progress.classes.map(({ name, yes, no }) =>
-      make("tr", { "data-name": name }, make("td", {}, name), make("td", { class: "number" }, number(yes)), make("td", { class: "number" }, number(no))));
-    this.find(".classes tbody").replaceChildren(...rows);
-    this.markClass();
+    this.showClasses();
   }
 
   say(text, state = "saved") {
@@ -221,13 +228,17 @@ class Rater {
     }
     if (!answer?.value) this.queue.fail(answer);
     else {
-      this.queue.recover();
-      this.queue.send();
+      if (this.queue.isEmpty) this.queue.recover();
+      else this.queue.send();
       if (version === this.queue.version) this.adopt(answer.value);
     }
-    const pause = document.hidden ? 15000 : !answer?.value || this.progress?.learning ? 1000 : 4000;
+    this.pollLater();
+  }
+
+  pollLater() {
+    const isSoon = this.queue.failures || this.progress?.learning;
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.poll(), pause);
+    this.timer = setTimeout(() => this.poll(), document.hidden ? 15000 : isSoon ? 1000 : 4000);
   }
 }
 
