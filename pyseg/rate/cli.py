@@ -31,7 +31,11 @@ from pyseg.rate.sources import (
     files_of,
     unknown_classes,
 )
+from pyseg.rate.stopping import Stopping
 from pyseg.rate.strategies import find_strategy
+
+FOLDS = 5
+"""Parts of the videos for cross-fitting."""
 
 _SHOWN_CLASSES = 20  # in the table at the end
 
@@ -56,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 class _Setting:
     """All that a session is made of."""
 
-    records: Records
     media: Media
     file: AnswerFile
     pool: Pool
     learner: Learner
+    stopping: Stopping
     ledger: Ledger
 
 
@@ -93,8 +97,16 @@ def rate(config: RateConfig) -> None:
     if correlation is None:
         correlation = count_correlation(records, pool, ledger.read(rows).answers)
     offsets = None if run is None else run.logits(pool)
-    learner = Learner(
-        pool, correlation=correlation, offsets=offsets, model=config.model, seed=config.seed
+    learner, judge = (
+        Learner(
+            pool,
+            correlation=correlation,
+            offsets=offsets,
+            folds=folds,
+            model=config.model,
+            seed=config.seed,
+        )
+        for folds in (FOLDS, 0)
     )
     for note in notes:
         print(note)
@@ -103,7 +115,8 @@ def rate(config: RateConfig) -> None:
         f"{len(rated):,} ratings of the data, {len(rows):,} lines in {config.out}"
     )
     file = AnswerFile(config.out, rater)
-    setting = _Setting(records, media, file, pool, learner, ledger)
+    stopping = Stopping(judge, threshold=config.gain, seed=config.seed)
+    setting = _Setting(media, file, pool, learner, stopping, ledger)
     doubts = _second_look(config, setting, rater) if config.check else None
     _ask(config, setting, rated=rated, doubts=doubts)
 
@@ -166,7 +179,7 @@ def _ask(
         setting.learner,
         strategy=config.strategy,
         every=config.every,
-        threshold=config.gain,
+        stopping=setting.stopping,
         rated=rated,
         second_look=doubts,
         seed=config.seed,
@@ -179,7 +192,7 @@ def _ask(
         session.close()
         for line in _summary(session):
             print(line)
-        for line in _next(config, setting.records):
+        for line in _next(config):
             print(line)
 
 
@@ -209,22 +222,12 @@ def _summary(session: Session) -> Iterator[str]:
     yield from progress.notes
 
 
-def _next(config: RateConfig, records: Records) -> Iterator[str]:
+def _next(config: RateConfig) -> Iterator[str]:
     """Yields lines on how to go on, and how to learn from the answers."""
-    out = shlex.quote(config.out)
+    data, out = shlex.quote(config.data), shlex.quote(config.out)
+    rated = "rated"
+    if Path(config.data).is_dir():
+        rated = shlex.quote(f"{Path(config.data)}-rated")
     yield f"answers: {config.out}; the same command goes on; to learn from them:"
-    if records.paths:
-        videos = " ".join(shlex.quote(path) for path in config.videos) or "..."
-        backbone = records.features.backbone
-        name = "..." if backbone is None else shlex.quote(backbone.name)
-        yield _cli.follow_up(
-            f"pyseg.extract --videos {videos} --backbone {name} --out {shlex.quote(config.data)} "
-            f"--ratings {out}"
-        )
-    elif records.features.backbone is None and records.features.has_own_ranges:
-        yield _cli.follow_up(f"pyseg.data import --features ... --out ... --ratings {out}")
-    if config.run is not None:
-        yield _cli.follow_up(
-            f"pyseg.calibrate --run {shlex.quote(config.run)} --data {shlex.quote(config.data)} "
-            f"--ratings {out}"
-        )
+    yield _cli.follow_up(f"pyseg.data import --features {data} --ratings {out} --out {rated}")
+    yield _cli.follow_up(f"pyseg.train --data {rated} --model linear")

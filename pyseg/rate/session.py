@@ -55,7 +55,7 @@ class Session:
         learner: Learns from the answers; with cross-fitting.
         strategy: The strategy that chooses questions, or its name.
         every: Answers after which the model is trained again, at least 1.
-        threshold: See `Stopping`.
+        stopping: Says whether further answers pay; None: nothing is said.
         rated: The ratings of the data, which are learned from and not asked again.
         second_look: Answers to look at again, in this order, instead of new questions.
         seed: The seed of random choices.
@@ -74,7 +74,7 @@ class Session:
         *,
         strategy: Strategy | str = "change",
         every: int = 20,
-        threshold: float = 0.02,
+        stopping: Stopping | None = None,
         rated: Answers | None = None,
         second_look: Sequence[Doubt] | None = None,
         seed: int = 0,
@@ -85,7 +85,7 @@ class Session:
         self._strategy, self._every, self._seed = strategy, every, seed
         self._rated = 0 if rated is None else len(rated)
         self._ledger = Ledger(pool, file.rater, rated)
-        self._stopping = Stopping(learner, threshold=threshold, seed=seed)
+        self._stopping = stopping
         self._doubts = {(d.segment, d.label): d for d in second_look or ()}
         self._is_check = second_look is not None
         self._lock = threading.RLock()
@@ -365,7 +365,9 @@ class Session:
             self._beliefs = beliefs
         self._choose(2 * self._every)
         held_out = held_out_score(self._pool, beliefs, seed=self._seed)
-        advice = self._stopping.advise(beliefs) if len(known.answers) else None
+        advice = None
+        if self._stopping is not None and len(known.answers):
+            advice = self._stopping.advise(beliefs)
         with self._lock:
             self._held_out, self._advice, self._problem = held_out, advice, ""
 
@@ -382,10 +384,10 @@ class Session:
             )
         if known.elsewhere:
             notes.append(
-                f"{known.elsewhere} lines of {self._file.path} are about other videos or classes."
+                f"Lines of {self._file.path} about other videos or classes: {known.elsewhere}."
             )
         if self._rated:
-            notes.append(f"{self._rated} ratings of the data are learned from, too.")
+            notes.append(f"Ratings of the data, which are learned from, too: {self._rated:,}.")
         if self._held_out is None and not self._is_check:
             random = known.answers.random & (known.answers.scores != 0.5)
             yes = int((known.answers.scores[random] > 0.5).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -248,9 +249,9 @@ class RunKnowledge:
             for block in blocks:
                 found = scorer.logits(block)[:, torch.tensor(columns, device=scorer.device)]
                 scores = found.cpu().numpy()
-                for id, start, end in zip(block.ids, block.offsets, block.offsets[1:], strict=True):
-                    rows = slice(begin[id], begin[id] + int(end - start))
-                    logits[rows, labels] = scores[start:end]
+                bounds = itertools.pairwise(block.offsets.tolist())
+                for id, (start, end) in zip(block.ids, bounds, strict=True):
+                    logits[begin[id] : begin[id] + end - start, labels] = scores[start:end]
                 bar.update(len(scores))
         return logits
 

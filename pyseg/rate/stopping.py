@@ -95,22 +95,15 @@ class Stopping:
     No labels other than the answers are needed, and no answers need to be held back.
 
     Args:
-        learner: The learner whose beliefs are judged.
+        learner: Learns from parts of the answers, as that of the beliefs does from all. It needs no
+            cross-fitting, and nobody else may use it.
         threshold: The gain in mean average precision of twice as many answers that is worth them.
         seed: The seed of the sample of segments, where there are very many.
     """
 
     def __init__(self, learner: Learner, *, threshold: float = 0.02, seed: int = 0) -> None:
-        self._learner = Learner(
-            learner.pool,
-            correlation=learner.correlation,
-            offsets=learner.offsets,
-            folds=0,
-            model=learner.model,
-            seed=learner.seed,
-        )
+        self._learner, self.threshold = learner, threshold
         self._names = learner.pool.class_names
-        self.threshold = threshold
         size = len(learner.pool)
         self._sample = np.arange(size)
         if size > _SEGMENTS:

@@ -25,23 +25,18 @@ class World(NamedTuple):
 
     pool: Pool
     truth: np.ndarray  # (S, C) bool
-    test_means: np.ndarray  # (T, N)
-    test_truth: np.ndarray  # (T, C) bool
+    held: np.ndarray  # (S,) bool, whole videos
 
-    def precision(self, learner: Learner) -> float:
+    def precision(self, beliefs: Beliefs) -> float:
         """Returns the mean average precision of what was learned on the held-out segments."""
-        held = Pool(
-            ["held"],
-            np.zeros(len(self.test_means), np.int64),
-            np.arange(len(self.test_means)),
-            np.ones(len(self.test_means), np.int64),
-            self.test_means,
-            self.pool.class_names,
-            self.pool.features,
+        return map_at_k_dense(beliefs.logits[self.held], self.truth[self.held]).map
+
+    def held_pairs(self) -> np.ndarray:
+        """Returns the pairs that are never asked about, (P, 2)."""
+        segments, labels = np.meshgrid(
+            np.flatnonzero(self.held), np.arange(self.truth.shape[1]), indexing="ij"
         )
-        judge = Learner(held, folds=learner.folds, seed=learner.seed)
-        judge._parameters = learner._parameters
-        return map_at_k_dense(judge.fit(NOTHING).logits, self.test_truth).map
+        return np.stack((segments.ravel(), labels.ravel()), axis=1)
 
 
 def make_pool(means: np.ndarray, videos: np.ndarray, names: list[str], size: int = 5) -> Pool:
@@ -59,7 +54,7 @@ def make_pool(means: np.ndarray, videos: np.ndarray, names: list[str], size: int
 
 
 def generated(
-    seed: int, *, segments: int = 800, test: int = 2000, width: int = 24, noise: float = 0.2
+    seed: int, *, segments: int = 800, test: int = 0, width: int = 24, noise: float = 0.2
 ) -> World:
     """Draws four classes of falling frequency, each a direction in feature space and noise."""
     rng = np.random.default_rng(seed)
@@ -69,8 +64,8 @@ def generated(
     means = rng.normal(size=(segments + test, width)).astype(np.float32)
     values = means @ directions + noise * rng.normal(size=(len(means), len(names)))
     truth = values > np.array([0.3, 0.7, 1.0, 1.4])
-    pool = make_pool(means[:segments], np.arange(segments) // 4, names)
-    return World(pool, truth[:segments], means[segments:], truth[segments:])
+    number = np.arange(segments + test)
+    return World(make_pool(means, number // 4, names), truth, number >= segments)
 
 
 def audioset(folder: Path, classes: int = 6, shards: str = "0[0-3]") -> World:
@@ -89,10 +84,8 @@ def audioset(folder: Path, classes: int = 6, shards: str = "0[0-3]") -> World:
     _, videos = np.unique(ids, return_inverse=True)
     order = np.argsort(videos, kind="stable")
     rows, truth, videos = rows[order], truth[order][:, frequent], videos[order]
-    held = videos % 5 == 0
     names = [str(number) for number in frequent]
-    pool = make_pool(rows[~held], np.unique(videos[~held], return_inverse=True)[1], names)
-    return World(pool, truth[~held], rows[held], truth[held])
+    return World(make_pool(rows, videos, names), truth, videos % 5 == 0)
 
 
 def answering(
@@ -107,9 +100,10 @@ def answering(
     """Yields beliefs after every ``step`` answers, and which answers were wrong on purpose."""
     rng = np.random.default_rng(seed)
     asked, random = np.zeros((0, 2), np.int64), np.zeros(0, np.bool_)
+    held = world.held_pairs()
     slips, beliefs = np.zeros(0, np.bool_), learner.fit(NOTHING)
     while True:
-        state = State(world.pool, beliefs, asked, None, seed)
+        state = State(world.pool, beliefs, np.concatenate((asked, held)), None, seed)
         questions = choose(state, step, strategy)
         if not questions:
             return

@@ -154,7 +154,7 @@ def test_what_cannot_be_asked_is_refused(
             cli.main(words)
     assert not Path("ratings.csv").exists()
     Path("ratings.csv").write_text("a,b\n")
-    with pytest.raises(DataError, match="ratings.csv, line 1: expected"):
+    with pytest.raises(DataError, match=r"ratings\.csv, line 1: expected"):
         cli.main([*data, *videos])
     with pytest.raises(ArgumentError, match="rater: "):
         RateConfig(str(clips), rater=" ")
@@ -171,7 +171,7 @@ def test_links_instead_of_files(
     assert {view.video for view in asked} == {"v03"}
     assert len(asked) == 8  # 4 segments, 2 classes that are not rated
     assert "23 of 24 videos of" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--out links.csv: expected another file"):
+    with pytest.raises(UserError, match=r"--out links\.csv: expected another file"):
         cli.main(["--data", str(clips), "--links", "links.csv", "--out", "links.csv"])
 
 

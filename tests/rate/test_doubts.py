@@ -27,7 +27,7 @@ def found(world: World, count: int, seed: int) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_wrong_answers_are_among_the_most_doubted(seed: int) -> None:
-    assert found(generated(seed, test=10), 800, seed) >= 0.5
+    assert found(generated(seed), 800, seed) >= 0.5
 
 
 def test_wrong_answers_about_real_segments_are_among_the_most_doubted(shared: Path) -> None:
@@ -57,7 +57,8 @@ def test_ties_are_left_out_and_rare_classes_are_not_doubted_throughout() -> None
 
 
 def test_a_second_look_is_at_a_few() -> None:
-    beliefs, _ = next(answering(generated(0, test=10), Learner(generated(0).pool), step=200))
+    world = generated(0)
+    beliefs, _ = next(answering(world, Learner(world.pool), step=200))
     ranked = rank_doubts(beliefs)
     looked = worth_a_look(ranked)
     assert looked == ranked[: len(looked)]

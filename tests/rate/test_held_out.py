@@ -11,7 +11,7 @@ from pyseg.rate.learner import Beliefs
 from pyseg.rate.questions import Answers
 from tests.rate.simulation import generated
 
-WORLD = generated(0, segments=400, test=10, width=8)
+WORLD = generated(0, segments=400, width=8)
 
 
 def beliefs(logits: np.ndarray, scores: np.ndarray, labels: np.ndarray, random: bool) -> Beliefs:

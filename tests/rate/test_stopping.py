@@ -18,12 +18,12 @@ def until_enough(
 ) -> tuple[dict[int, float], dict[int, Advice]]:
     """Answers until it is enough, then as many again; returns the true scores and the advice."""
     learner = Learner(world.pool, folds=3, seed=seed)
-    stopping = Stopping(learner, threshold=threshold)
+    stopping = Stopping(Learner(world.pool, folds=0), threshold=threshold)
     scores: dict[int, float] = {}
     advice: dict[int, Advice] = {}
     for beliefs, _ in answering(world, learner, step=step, seed=seed):
         count = len(beliefs.answers)
-        scores[count] = world.precision(learner)
+        scores[count] = world.precision(beliefs)
         enough = [number for number, given in advice.items() if given.enough]
         if not enough and count >= first:
             advice[count] = stopping.advise(beliefs)
@@ -64,9 +64,9 @@ def test_it_is_honest_on_audioset(shared: Path) -> None:
 
 
 def test_few_answers_are_too_few_to_say() -> None:
-    world = generated(0, segments=200, test=10, width=8)
+    world = generated(0, segments=200, width=8)
     learner = Learner(world.pool)
-    stopping = Stopping(learner)
+    stopping = Stopping(Learner(world.pool, folds=0))
     assert str(stopping.advise(learner.fit(NOTHING))).startswith("Too early to say")
     beliefs, _ = next(answering(world, learner, step=60))
     advice = stopping.advise(beliefs)
@@ -77,10 +77,10 @@ def test_few_answers_are_too_few_to_say() -> None:
 
 
 def test_a_class_that_never_occurs_does_not_hold_it_up() -> None:
-    world = generated(0, segments=600, test=10, width=8)
+    world = generated(0, segments=600, width=8)
     world.truth[:, 3] = False
     learner = Learner(world.pool, folds=2)
-    stopping = Stopping(learner)
+    stopping = Stopping(Learner(world.pool, folds=0))
     for beliefs, _ in answering(world, learner, step=440):  # noqa: B007
         break
     advice = stopping.advise(beliefs)
