@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 class _Setting:
     """All that a session is made of."""
 
+    records: Records
     media: Media
     file: AnswerFile
     pool: Pool
@@ -116,7 +117,7 @@ def rate(config: RateConfig) -> None:
     )
     file = AnswerFile(config.out, rater)
     stopping = Stopping(judge, threshold=config.gain, seed=config.seed)
-    setting = _Setting(media, file, pool, learner, stopping, ledger)
+    setting = _Setting(records, media, file, pool, learner, stopping, ledger)
     doubts = _second_look(config, setting, rater) if config.check else None
     _ask(config, setting, rated=rated, doubts=doubts)
 
@@ -190,9 +191,13 @@ def _ask(
         pass  # before the page was open
     finally:
         session.close()
+        if doubts is not None:
+            own = setting.ledger.read(setting.file.rows()).own
+            changed = sum(own[d.segment, d.label] != verdict_of(d.score) for d in doubts)
+            print(f"{changed} of {len(doubts)} answers have changed at the second look")
         for line in _summary(session):
             print(line)
-        for line in _next(config):
+        for line in _next(config, setting.records):
             print(line)
 
 
@@ -222,12 +227,16 @@ def _summary(session: Session) -> Iterator[str]:
     yield from progress.notes
 
 
-def _next(config: RateConfig) -> Iterator[str]:
+def _next(config: RateConfig, records: Records) -> Iterator[str]:
     """Yields lines on how to go on, and how to learn from the answers."""
     data, out = shlex.quote(config.data), shlex.quote(config.out)
+    yield f"answers: {config.out}; the same command goes on; to learn from them:"
+    if records.paths and not records.names:
+        yield f"the pyseg.extract command that wrote {config.data}, with --ratings {out}; then:"
+        yield _cli.follow_up(f"pyseg.train --data {data} --model linear")
+        return
     rated = "rated"
     if Path(config.data).is_dir():
         rated = shlex.quote(f"{Path(config.data)}-rated")
-    yield f"answers: {config.out}; the same command goes on; to learn from them:"
     yield _cli.follow_up(f"pyseg.data import --features {data} --ratings {out} --out {rated}")
     yield _cli.follow_up(f"pyseg.train --data {rated} --model linear")

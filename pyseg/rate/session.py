@@ -57,7 +57,8 @@ class Session:
         every: Answers after which the model is trained again, at least 1.
         stopping: Says whether further answers pay; None: nothing is said.
         rated: The ratings of the data, which are learned from and not asked again.
-        second_look: Answers to look at again, in this order, instead of new questions.
+        second_look: Answers to look at again, in this order, instead of new questions. What they
+            were is told once there is a second answer, which replaces the first.
         seed: The seed of random choices.
 
     Raises:
@@ -93,6 +94,7 @@ class Session:
         self._closed = self._learning = self._exhausted = False
         self._ahead: list[Question] = []  # what is asked now, and what the rater knows to follow
         self._taken_back: dict[Pair, Verdict] = {}
+        self._looked: Question | None = None  # the last one that had a second look
         self._beliefs: Beliefs | None = None
         self._held_out: HeldOutView | None = None
         self._advice: Advice | None = None
@@ -161,6 +163,7 @@ class Session:
             self._ahead = [other for other in self._ahead if other[:2] != pair]
             self._taken_back.pop(pair, None)
             self._known = self._read()
+            self._looked = question if self._is_check else None
             self._wake.notify_all()
             return True
 
@@ -188,6 +191,7 @@ class Session:
             if taken is not None:
                 self._taken_back[pair] = verdict_of(taken.score)
             self._known = self._read()
+            self._looked = None
             self._ahead = [question, *(other for other in self._ahead if other[:2] != pair)]
             return self._view(question)
 
@@ -270,12 +274,6 @@ class Session:
     def _view(self, question: Question) -> QuestionView:
         pair = question.segment, question.label
         start, end = self._pool.times(question.segment)
-        doubt = self._doubts.get(pair)
-        before = self._taken_back.get(pair)
-        note = ""
-        if doubt is not None:
-            before = self._known.own.get(pair, before)
-            note = f"The model gives this answer a probability of {doubt.confidence:.2f}."
         return QuestionView(
             id=self._id(question),
             video=self._pool.ids[self._pool.videos[question.segment]],
@@ -283,9 +281,8 @@ class Session:
             end=end,
             name=self._pool.class_names[question.label],
             reason=question.reason,
-            second_look=doubt is not None,
-            before=before,
-            note=note,
+            second_look=pair in self._doubts,
+            before=self._taken_back.get(pair),
         )
 
     def _undoable(self) -> Question | None:
@@ -371,11 +368,23 @@ class Session:
         with self._lock:
             self._held_out, self._advice, self._problem = held_out, advice, ""
 
+    def _comparison(self, question: Question) -> str:
+        """Says what the first look and the model had made of a question."""
+        view, pair = self._view(question), (question.segment, question.label)
+        doubt = self._doubts[pair]
+        first, now = verdict_of(doubt.score), self._known.own[pair]
+        return (
+            f"{view.name} in {view.video} from {view.start:g} to {view.end:g} s: {first} at the "
+            f"first look, which the model gives a probability of {doubt.confidence:.2f}, {now} now."
+        )
+
     def _notes(self) -> list[str]:
         """Returns sentences that the rater should know."""
         known, notes = self._known, []
         if self._problem:
             notes.append(self._problem)
+        if self._looked is not None:
+            notes.append(self._comparison(self._looked))
         if known.ties:
             one = known.ties[0]
             notes.append(

@@ -118,6 +118,7 @@ def test_a_second_look_finds_slips(
     found = {(view.video, view.start, view.name) for view in asked} & wrong
     assert len(found) >= len(wrong) / 2
     assert all(view.second_look for view in asked)
+    assert f"{len(found)} of {len(asked)} answers have changed at the second look" in output
     rows = AnswerFile("ratings.csv", "ann").rows()
     assert len(rows) == 160 + len(asked)
     assert {row.reason for row in rows[160:]} == {"check"}
@@ -201,6 +202,7 @@ def test_an_interrupt_ends_cleanly(clips: Path, films: Path) -> None:
         process.wait()
         process.stdout.close()
     assert "answers: ratings.csv; the same command goes on; to learn from them:" in rest
+    assert f"python -m pyseg.data import --features {clips} --ratings ratings.csv --out" in rest
     assert "Traceback" not in rest
 
 

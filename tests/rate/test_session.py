@@ -222,9 +222,8 @@ def test_intervals_of_people_count_for_the_segments_they_cover(
     session = begin(made, world, tmp_path)
     progress = session.progress()
     assert progress.answered == 3  # dog from 0 to 10 s, and sun
-    assert any(
-        "1 lines of" in note and "other videos or classes" in note for note in progress.notes
-    )
+    [note] = [note for note in progress.notes if "other videos or classes" in note]
+    assert note.endswith(": 1.")
     assert progress.undoable is None
     asked = answer(session, world, 80)
     assert not {("v0000", 0.0, "dog"), ("v0000", 5.0, "dog")} & {pair(view) for view in asked}
@@ -238,25 +237,32 @@ def test_a_second_look(world: World, tmp_path: Path, made: Made) -> None:
         segment = world.pool.find(view.video, view.start, view.end)
         assert segment is not None
         label = world.pool.class_names.index(view.name)
-        doubts.append(Doubt(0, segment, label, 1.0, 0.25, 2.0))
+        score = float(truth(world, view) == "yes")
+        doubts.append(Doubt(0, segment, label, score, 0.25, 2.0))
     session = begin(made, world, tmp_path, second_look=doubts)
     first = session.question()
     assert first is not None
     assert first.second_look
-    assert (first.before, first.reason) == (truth(world, views[4]), "check")
-    assert "0.25" in first.note
+    assert (first.before, first.reason, first.note) == (None, "check", "")
+    assert session.progress().notes == ()
     assert pair(first) == pair(views[4])
     assert session.progress().remaining == 2
     assert session.undo() is None  # the first look's answers stay
-    other = "no" if first.before == "yes" else "yes"
+    earlier = truth(world, views[4])
+    other: Any = "no" if earlier == "yes" else "yes"
     assert session.answer(first.id, other)
+    assert session.progress().notes == (
+        f"{first.name} in {first.video} from {first.start:g} to {first.end:g} s: {earlier} at the "
+        f"first look, which the model gives a probability of 0.25, {other} now.",
+    )
     second = session.question()
     assert second is not None
     assert pair(second) == pair(views[1])
     assert session.progress().remaining == 1
     back = session.undo()
     assert back is not None
-    assert (back.id, back.before) == (first.id, first.before)
+    assert (back.id, back.before) == (first.id, other)
+    assert session.progress().notes == ()
     assert session.answer(first.id, other)
     session.answer(second.id, "skip")
     assert session.question() is None
