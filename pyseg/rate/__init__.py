@@ -3,8 +3,8 @@
 A local web page plays segments of videos, and asks of each whether it shows a class. Every answer
 is appended to a table of ratings at once (`AnswerFile`), and the table is all that is kept: the
 same command goes on where it ended. A model learns meanwhile (`Learner`), chooses what to ask next
-(`register_strategy`), and says when further answers no longer pay (`Stopping`). With ``--check`` the
-command asks again about the answers that the model doubts most (`rank_doubts`).
+(`register_strategy`), and says when further answers no longer pay (`Stopping`). With ``--check``
+the command asks again about the answers that the model doubts most (`rank_doubts`).
 """
 
 from pyseg.rate.answers import AnswerFile, settle
