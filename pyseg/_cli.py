@@ -28,7 +28,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
-from pyseg import __version__, _help
+from pyseg import __version__, _command, _help
 from pyseg._extras import find_module
 from pyseg._files import atomic_write, behind_links, why_not_a_file
 from pyseg.errors import ArgumentError, PysegError, UserError
@@ -535,6 +535,7 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # class names in any script, on any terminal
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
+        _command.raise_on_interrupt()
         _show_log(first=rank == "0")
         main()
     except ArgumentError:
@@ -552,8 +553,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         # Only one of several processes gets here (`pyseg.distributed.session`).
-        after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C
-        print(f"{after_echo}pyseg: interrupted", file=sys.stderr, flush=True)
+        _command.tell_interrupted()
         sys.exit(130)
 
 
