@@ -1,7 +1,8 @@
 """Frames and sound of video files, on one exact clock; it needs the extra ``video`` (PyAV).
 
 `sample_frames` yields the frames that a player shows at regular times, `read_audio` the sound from
-the first frame on, `probe` tells what a file holds, `stated_duration` only how long it is, and `find_videos` lists files.
+the first frame on, `probe` tells what a file holds, `stated_duration` only how long it is, and
+`find_videos` lists files.
 """
 
 from pyseg.video.audio import read_audio as read_audio

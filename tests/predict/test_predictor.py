@@ -102,7 +102,12 @@ def test_videos_no_longer_than_a_segment(run: Path, length: int) -> None:
         (np.zeros((0, 7), np.uint8), r"^video: expected frames of shape \(T, 7\) .* \(0, 7\)"),
         (np.zeros((4, 8), np.uint8), r"^video: expected frames of shape \(T, 7\) .* \(4, 8\)"),
         (np.zeros(7, np.uint8), r"^video: expected frames of shape .* \(7,\)"),
-        (np.zeros((4, 7), np.int64), "^video: expected frames of uint8 or floating values, found"),
+        (
+            np.zeros((4, 7), np.int64),
+            r"^video: expected frames of uint8 or floating values, found int64: convert them with "
+            r"\.astype\(np\.uint8\) if they are bytes .*, with \.astype\(np\.float32\) if",
+        ),
+        (torch.zeros(4, 7, dtype=torch.int16), r"found int16: convert .* \.to\(torch\.uint8\) if"),
         (np.full((4, 7), np.nan), "^video: expected finite values, found NaN"),
         (np.zeros((4, 7), object), "^video: expected frames of uint8 or floating values, found"),
         (np.full((4, 7), 200.0, np.float32), "^frames: expected bytes .*, or floats"),
