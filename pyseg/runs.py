@@ -25,12 +25,13 @@ import torch
 
 from pyseg import _cli, models, results
 from pyseg._containers import parse_json
+from pyseg._paths import path_text
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
 from pyseg.data import Collection, FeatureSet, features, find_shards, open_collection, vocabulary
 from pyseg.data.collection import find_data
 from pyseg.data.records import OnError
-from pyseg.errors import ArgumentError, DataError, UserError
+from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 
@@ -59,9 +60,7 @@ class Run:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        if not isinstance(folder, str | os.PathLike):
-            raise ArgumentError(f"run: expected the path of a run folder, found {folder!r:.60}")
-        self.folder = Path(folder)
+        self.folder = Path(path_text(folder, "run"))
         self.config_file = self.folder / "config.yaml"
         self.weights_file = self.folder / models.WEIGHTS
         self.features_file = self.folder / features.FILE

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pyseg._extras import requires
+from pyseg._paths import path_text
 from pyseg.errors import ArgumentError
 from pyseg.timeline import exports, notebook, picture
 from pyseg.timeline import page as html
@@ -316,7 +317,7 @@ class Timeline:
             pyseg.errors.ArgumentError: The suffix is unknown, or a threshold is wrong.
             pyseg.errors.UserError: A package that the format needs is not installed.
         """
-        exports.save(self, Path(path), on, off)
+        exports.save(self, Path(path_text(path)), on, off)
 
     def _repr_html_(self) -> str:
         """Returns the table that notebooks show."""
