@@ -101,9 +101,7 @@ def ratings_per_class(segments: RecordDataset) -> int:
     Args:
         segments: Rated segments in memory.
     """
-    once = segments.subset(shuffle=False, repeat=False, rank=0, world_size=1)
-    rated = [np.empty(0, np.int64), *(example.classes for example in once)]
-    counts = np.bincount(np.concatenate(rated))
+    counts = segments.class_counts()
     return int(np.median(counts[counts > 0])) if counts.any() else 0
 
 
