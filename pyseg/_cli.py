@@ -289,18 +289,25 @@ def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: typ
 
 
 def _collected(words: Sequence[str], config_class: type) -> list[str]:
-    """Joins the values of an option that may be given several times into a list, at the end."""
+    """Joins the values of an option that takes several into a list, at the end.
+
+    It may be given several times, each time with several words, as shells expand a glob to.
+    """
     names = [field.name for field in fields(config_class) if field.metadata.get("repeated")]
     values: dict[str, list[str]] = {}
-    kept = []
-    left = iter(words)
-    for word in left:
+    kept, collecting = [], ""
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
         name, equals, text = word[2:].partition("=")
-        given = word[:2] == "--" and name in names
-        value = text if equals or not given else next(left, None)
-        if given and value is not None:
-            values.setdefault(name, []).append(value)
-        else:
+        if word[:2] != "--":
+            if collecting:
+                values.setdefault(collecting, []).append(word)
+            else:
+                kept.append(word)
+            continue
+        collecting = name if name in names and not equals and following[:2] != "--" else ""
+        if name in names and equals:
+            values.setdefault(name, []).append(text)
+        elif not collecting:
             kept.append(word)
     return kept + [f"--{name}={json.dumps(found)}" for name, found in values.items()]
 

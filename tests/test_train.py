@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,12 +130,18 @@ def test_same_seed_gives_same_weights(segments_folder, tmp_path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def plain(path: Path, count: int, rated: int = 0, damaged: int | None = None) -> Path:
+def plain(
+    path: Path,
+    count: int,
+    rated: int = 0,
+    damaged: int | None = None,
+    ids: Sequence[str] = tuple(f"v{k:03d}" for k in range(1000)),
+) -> Path:
     """Writes videos v000, v001, ... and damages one; the first ones have rated segments."""
     rating = Ratings(np.array([0, 5]), np.array([1, 1]), np.array([1, 0], np.float32))
     frames = np.ones((12, 1152), np.uint8)
     records = [
-        encode_frames(f"v{k:03d}", frames, [k % CLASSES], rating if k < rated else None)
+        encode_frames(ids[k], frames, [k % CLASSES], rating if k < rated else None)
         for k in range(count)
     ]
     write_records(path, records)
@@ -160,6 +167,24 @@ def test_all_of_few_videos_may_be_held_out_or_none(tmp_path, count, rated):
         assert bool(blind) == (len(held) == 1)
         assert ("as there are so few videos" in blind) == (held == {True})
         assert options.test_fraction == collection.test_fraction == 0.2 * (held != {True})
+
+
+def test_a_seed_is_named_that_holds_something_out(tmp_path, capsys):
+    ids = [f"film {k}" for k in range(1, 13)]
+    assert not any(held_out(id, 0.2, 0) for id in ids)
+    data = plain(tmp_path / "a.tfrecord", 12, 12, ids=ids)
+    options = config(data, tmp_path / "run")
+    blind = train.hold_out(options, open_data(options))[2]
+    advice = r"training without evaluation; --seed (\d+) holds out 2 of 12 videos$"
+    seed = int(re.search(advice, blind)[1])
+    assert sum(held_out(id, 0.2, seed) for id in ids) == 2
+    options = replace(options, seed=seed)
+    assert train.hold_out(options, open_data(options))[2] == ""
+    patient = replace(
+        options, seed=0, finetune=replace(options.finetune, evaluate_every=1, patience=1)
+    )
+    with pytest.raises(UserError, match=f"found none .*--seed 0.; --seed {seed} holds out 2 of 12"):
+        train.hold_out(patient, open_data(patient))
 
 
 def test_one_video_trains(tmp_path, capsys):

@@ -276,6 +276,32 @@ def test_from_a_video_file_to_its_events(films: Path, tmp_path: Path, capsys) ->
     np.testing.assert_array_equal(model.predict(frames).scores, timeline.scores)
 
 
+def test_several_video_files(films: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "more").mkdir()
+    write_video(tmp_path / "more" / "red.mp4", [RED] * 8)
+    (tmp_path / "more" / "text.mp4").write_text("no video")
+    words = ["--run", str(films / "run"), "--on_error", "skip"]
+    words += ["--video_file", str(films / "new film.mp4"), str(films / "videos" / "film 0.mp4")]
+    words += ["--video_file", str(tmp_path / "more" / "*.mp4"), "--on", "0.6"]
+    out = tmp_path / "{video}.csv"
+    capsys.readouterr()
+    predict.main([*words, "--export", str(out), str(out.with_suffix(".vtt"))])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{films / 'new film.mp4'}:"
+    assert printed[4] == f"export: {tmp_path / 'new film.csv'}"
+    assert printed[-2] == "1 of 4 videos could not be read:"
+    assert printed[-1].startswith(f"  {tmp_path}/more/text.mp4: expected a video")
+    found = {path.stem: path.read_text() for path in tmp_path.glob("*.csv")}
+    assert sorted(found) == ["film 0", "new film", "red"]
+    assert found["red"].splitlines()[1].startswith('0,4,"red, ""hot"""')
+    assert len(list(tmp_path.glob("*.vtt"))) == 3
+
+    with pytest.raises(UserError, match=r"^--export .*/e\.csv: expected \{video\} in the name"):
+        predict.main([*words, "--export", str(tmp_path / "e.csv")])
+    with pytest.raises(DataError, match=r"text\.mp4: expected a video"):
+        predict.main([*words, "--on_error", "raise"])
+
+
 def test_no_event(films: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["--run", str(films / "run"), "--video_file", str(films / "new film.mp4")]
     capsys.readouterr()
