@@ -243,7 +243,9 @@ def parse(
         first.add_argument("--print_config", nargs="?")
         _add_options(first, config_class)
         first.set_defaults(_defaults(parser))
-        parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
+        given = _parsed(first, first.parse_args, words)
+        import_plugins(given.get("plugin"))  # a preset of theirs may have defaults
+        parser.set_defaults(dict(layer(given)))
     options = _parsed(parser, parser.parse_args, words)
     import_plugins(options.get("plugin"))
     for name in _words(config_class):

@@ -102,6 +102,7 @@ def check_outputs(config: PredictConfig, **read: str | None) -> None:
                 f"--{name} {path}: expected {PLACE} in the name, as in {example}, which stands for "
                 f"the name of each of the {len(videos)} videos"
             )
+    sources: list[tuple[PredictConfig, str | None]]
     sources = [(config.for_video(video.id), video.path) for video in videos]
     for own, source in sources or [(config, None)]:
         _cli.check_out("timeline", own.timeline, video_file=source, **read)
@@ -195,11 +196,9 @@ def _event_lines(events: Sequence[Event]) -> Iterator[str]:
 
 def _peak(timeline: Timeline, column: int) -> str:
     """Returns a line on the highest score of a class."""
-    fine = timeline.averaged()
-    best = int(fine.scores[:, column].argmax())
-    number, name = fine.numbers[column], fine.names[column]
+    number, name = timeline.numbers[column], timeline.names[column]
     named = name if name == str(number) else f"{number} {name}"
-    return f"{fine.scores[best, column]:.3f} at {clock(fine.starts[best])}  {named}"
+    return f"{timeline.peaks[column]:.3f} at {timeline.peak_clock(column)}  {named}"
 
 
 def _ratings(scorer: Scorer, video: str) -> list[Rating]:
