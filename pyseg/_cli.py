@@ -298,7 +298,7 @@ def _collected(words: Sequence[str], config_class: type) -> list[str]:
     names = [field.name for field in fields(config_class) if field.metadata.get("repeated")]
     values: dict[str, list[str]] = {}
     kept, collecting = [], ""
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         name, equals, text = word[2:].partition("=")
         if word[:2] != "--":
             if collecting:

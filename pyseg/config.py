@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from pyseg import _cli, models
-from pyseg._registry import check_known
+from pyseg._registry import suggestion
 from pyseg.data.memory import MOST_WORKERS
 from pyseg.data.records import OnError
 from pyseg.errors import ArgumentError
@@ -362,7 +362,13 @@ def recipe_defaults(options: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     """
     model = options["model"]
     of_model = models.training_defaults(model)
-    check_known("training_defaults", str(model), of_model, _option_names())
+    names = list(_option_names()) if of_model else []
+    for name in of_model:
+        if name not in names:
+            raise ArgumentError(
+                f"training_defaults: expected options of pyseg.train, found {name!r} of the preset "
+                f"{model}{suggestion(name, names, '{!r}')}"
+            )
     return {**of_model, **RECIPES[options["recipe"]]}
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -709,6 +710,24 @@ def test_weights_that_do_not_fit(segments_folder, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         train.train(other)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_without_its_features_says_how_to_write_them(segments_folder, tmp_path, monkeypatch):
+    """As runs of versions before features.json are."""
+    none = {stage: StageConfig(0, 1.0) for stage in QUICK}
+    run = Run(train.train(config(segments_folder, tmp_path / "a run's", **none)))
+    content = run.features_file.read_bytes()
+    run.features_file.unlink()
+    with pytest.raises(UserError, match=r"features\.json: .* no such file: train again") as told:
+        predict.main(["--run", str(run), "--out", str(tmp_path / "out.csv")])
+    command = shlex.split(str(told.value).partition("from the same data: ")[2])
+    assert command[:2] == ["python", "-c"]
+    exec(command[2], {})
+    assert run.features_file.read_bytes() == content
+    run.config_file.unlink()
+    run.features_file.unlink()
+    with pytest.raises(UserError, match=r"or write a pyseg\.data\.FeatureSet there$"):
+        run.features()
 
 
 def test_fine_tuning_needs_rated_segments(videos_folder, tmp_path):
