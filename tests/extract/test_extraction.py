@@ -317,6 +317,17 @@ def test_a_request_to_stop_keeps_what_is_finished(
     assert content(out) == content(whole)
 
 
+def test_processes_leave_interrupts_to_the_first_one() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    member = working._Member(None)  # type: ignore[arg-type]
+    status = Path(f"/proc/{member._process.pid}/status").read_text()  # while it imports
+    member._process.kill()
+    member.end()
+    blocked = next(line for line in status.splitlines() if line.startswith("SigBlk"))
+    assert int(blocked.split()[1], 16) & 1 << signal.SIGINT - 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def test_killed_processes_leave_what_the_same_command_continues(
     videos: Path, whole: Path, tmp_path: Path
 ) -> None:
