@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pyseg._paths import path_text
 from pyseg._registry import suggestion
 from pyseg.data._tables import shown
 from pyseg.data.annotations.covering import SegmentRatings, rate_segments
@@ -194,7 +195,7 @@ class Annotations:
             content = read_annotations(
                 ratings, format=format, fps=fps, elan_classes=elan_classes, on_error=on_error
             )
-        rows = [] if labels is None else read_video_labels(os.fspath(labels))
+        rows = [] if labels is None else read_video_labels(path_text(labels, "labels"))
         return Annotations.match(
             ids, content, rows, complete=complete, on_error=on_error, paths=paths
         )
