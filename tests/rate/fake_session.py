@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class FakeSession:
         if id not in [question.id for question in self.questions]:
             raise KeyError(id)
         if id not in self.held:
+            time.sleep(0.002)  # so that another thread would come between
             self.held[id] = verdict
             self.order.append(id)
             self.stored.append((id, verdict))

@@ -552,6 +552,7 @@ def test_long_lines_and_many_headers(server) -> None:
         b"GET /" + b"a" * 200_000,
         b"a" * 10_000_000,
         start + b"X: " + b"a" * 200_000,
+        start + (b"X: " + b"a" * 60_000 + b"\r\n") * 50,
         start + b"X: y\r\n" * 101 + b"\r\n",
         start + b"X: y\r\n" * 200_000,
     ):
@@ -581,6 +582,13 @@ def test_what_is_no_request(server, ask, content: bytes) -> None:
     assert ask("state").status == 200
 
 
+def drip(client: Client, seconds: int) -> None:
+    """Sends a byte now and then."""
+    for _ in range(20 * seconds):
+        client.socket.sendall(b"G")
+        time.sleep(0.05)
+
+
 def test_slow_requests_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then does not keep a connection."""
     monkeypatch.setattr(web, "_IDLE", 0.3)
@@ -590,11 +598,9 @@ def test_slow_requests_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         clients = [Client(server) for _ in contents]
         for client, content in zip(clients, contents, strict=True):
             client.send(content)
-        dripping = Client(server)
-        for _ in range(20):
-            dripping.send(b"G")
-            time.sleep(0.05)
-        assert all(client.is_closed() for client in [*clients, dripping])
+        with pytest.raises(ConnectionError):
+            drip(Client(server), seconds=10)
+        assert all(client.is_closed() for client in clients)
         assert server.session.stored == []
 
 
@@ -695,11 +701,19 @@ def test_ports(server) -> None:
         RatingServer(FakeSession(), Media({}), port=70000)
 
 
-def test_the_port_is_free_at_once_when_it_ends(folder: Path) -> None:
+def test_the_end_of_the_server() -> None:
+    """It ends open connections, stores nothing more, and its port is free at once."""
     with RatingServer(FakeSession(), Media({})) as server:
         client = Client(server)
         client.send(f"GET /{server.token}/state HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n")
         client.read()
+        late = Client(server)
+        with server.changing:  # the answer waits for another one, and comes too late
+            late.send(head(server, "Content-Length: 30") + BODY)
+            server.has_ended = True
+        assert late.read().status == 503
+    assert client.is_closed()
+    assert server.session.stored == []
     with RatingServer(FakeSession(), Media({}), port=server.port) as again:
         assert again.port == server.port
 

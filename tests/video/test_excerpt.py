@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyseg.errors import ArgumentError, DataError
-from pyseg.video import read_excerpt, sample_frames
+from pyseg.video import excerpt, read_excerpt, sample_frames
 from tests.video.make_videos import Video, numbers_of
 
 av = pytest.importorskip("av")
@@ -48,8 +48,6 @@ def test_rows_are_those_of_the_whole_video(folder: Path, name: str) -> None:
 def test_what_comes_before_is_not_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = LONG.write(folder / "a.mp4")
     reports = []
-    from pyseg.video import excerpt
-
     opened = excerpt.opened
     monkeypatch.setattr(
         excerpt, "opened", lambda path, report: (reports.append(report), opened(path, report))[1]
@@ -58,6 +56,14 @@ def test_what_comes_before_is_not_decoded(folder: Path, monkeypatch: pytest.Monk
     [report] = reports
     assert report.frames < 120  # at most two groups of pictures
     assert report.corrupt == 0
+
+
+def test_a_place_too_far_ahead_is_not_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some containers are entered behind the time that was asked for."""
+    path = LONG.write(folder / "a.mp4")
+    for places in ((-4, 1), (-4,)):  # at last everything is decoded
+        monkeypatch.setattr(excerpt, "_BEFORE", places)
+        assert numbers_of(read_excerpt(path, 10, 10.2, fps=10)) == [250, 252]
 
 
 def test_size_and_last_frame(folder: Path) -> None:
