@@ -262,7 +262,7 @@ class _Regressions(_Models):
     def fit(self, rows: _Rows, learns: Tensor, loss: Callable[[Tensor, _Rows], Tensor]) -> None:
         x = self._inputs[rows.segments]
         x = torch.cat((x, x.new_ones(len(x), 1)), 1)
-        count, width, classes = self._parameters.shape
+        width, classes = self._parameters.shape[1:]
         # Model after model, so that the gradients of their rows are added in a fixed order.
         of_model, row = learns.T.nonzero().unbind(1)
         places = of_model * len(x) + row
