@@ -57,6 +57,8 @@ class Timeline:
         video: The video's file, if known.
         segment_seconds: The duration of the segments that were scored, of which the last may be
             shorter; default: that of the first.
+        on: (C,) the score that an event of each class reaches unless `events` gets others, as those
+            of calibrated scores (`pyseg.calibration`); default: 0.5.
 
     Raises:
         pyseg.errors.ArgumentError: The shapes do not fit each other, the times are not in order, or
@@ -80,6 +82,7 @@ class Timeline:
     ratings: Sequence[Rating] = ()
     video: str | None = None
     segment_seconds: float = 0.0
+    on: Thresholds = ON
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -112,6 +115,7 @@ class Timeline:
             "numbers": tuple(map(int, numbers)),
             "ratings": tuple(self.ratings),
             "segment_seconds": seconds,
+            "on": tuple(per_class("on", self.on, self.names, ON).tolist()),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -199,7 +203,9 @@ class Timeline:
         ends = np.minimum(edges[1:][kept], self.duration)
         return replace(self, starts=edges[:-1][kept], ends=ends, scores=means)
 
-    def events(self, on: Thresholds = ON, off: Thresholds | None = None) -> list[Event]:
+    def events(
+        self, on: Thresholds | None = None, off: Thresholds | None = None
+    ) -> list[Event]:
         """Finds when classes are shown, by hysteresis, in the order of time.
 
         An event is a longest stretch in which the class's score (`averaged`) is at least `off`, if
@@ -207,14 +213,15 @@ class Timeline:
 
         Args:
             on: The threshold that an event reaches: one of all classes, one for each, or those of
-                some classes by name, the others having the default.
-            off: The threshold below which it ends; default: 0.7 of `on`, so 0.35.
+                some classes by name, the others having the default; default: the timeline's.
+            off: The threshold below which it ends; default: 0.7 of `on`.
 
         Raises:
             pyseg.errors.ArgumentError: There is no such class, a threshold is not in [0, 1], or
                 `off` is above `on`.
         """
-        high = per_class("on", on, self.names, ON)
+        own = np.array(self.on)
+        high = own if on is None else per_class("on", on, self.names, own)
         low = per_class(
             "off", OFF_SHARE * high if off is None else off, self.names, OFF_SHARE * high
         )
@@ -241,6 +248,7 @@ class Timeline:
             scores=self.scores[:, columns],
             names=[self.names[column] for column in columns],
             numbers=[self.numbers[column] for column in columns],
+            on=[self.on[column] for column in columns],
         )
 
     def best(self, count: int) -> Timeline:
@@ -303,7 +311,10 @@ class Timeline:
         return html.page(self)
 
     def save(
-        self, path: str | os.PathLike[str], on: Thresholds = ON, off: Thresholds | None = None
+        self,
+        path: str | os.PathLike[str],
+        on: Thresholds | None = None,
+        off: Thresholds | None = None,
     ) -> None:
         """Writes a file in the format of its suffix; see `pyseg.timeline.exports`.
 
