@@ -10,15 +10,14 @@ from pyseg._files import Paths as Paths
 from pyseg._files import find_files
 from pyseg._registry import unknown
 from pyseg.data._tables import find_delimiter, is_numeric, read_rows, shown
+from pyseg.data.annotations.answers import RATING_COLUMNS, read_ratings
 from pyseg.data.annotations.elan import ElanClasses, read_elan
 from pyseg.data.annotations.interval import AnnotationFile
 from pyseg.data.annotations.label_studio import read_label_studio
 from pyseg.data.annotations.tables import (
-    RATING_COLUMNS,
     VIA_COLUMNS,
     VIA_HEADER,
     read_audacity,
-    read_ratings,
     read_via,
 )
 from pyseg.errors import ArgumentError, DataError
