@@ -192,8 +192,11 @@ class Run:
                 digest.update(chunk)
         return digest.hexdigest()
 
-    def calibration(self) -> Calibration | None:
+    def calibration(self, num_classes: int) -> Calibration | None:
         """Returns the calibration of its probabilities, if `pyseg.calibrate` wrote one.
+
+        Args:
+            num_classes: The number of classes C of the model.
 
         Raises:
             pyseg.errors.DataError: The file is damaged, or of other weights.
@@ -206,6 +209,11 @@ class Run:
             raise DataError(
                 f"{self.calibration_file}: expected a calibration of the weights {digest}, found "
                 f"one of {found.weights:.40}: run {again} again, or remove the file"
+            )
+        if found.num_classes != num_classes:
+            raise DataError(
+                f"{self.calibration_file}: expected {num_classes} classes, as the model has, found "
+                f"{found.num_classes}"
             )
         return found
 

@@ -92,7 +92,12 @@ def _request(scorer: Scorer) -> dict[str, Any]:
     }
     if scorer.video_run is not None:
         request["video_weights"] = scorer.video_run.weights_digest()
-    for name in ("batch_size", "device", "data", "calibrate"):  # these affect the ranking by rounding at most
+    for name in (
+        "batch_size",
+        "device",
+        "data",
+        "calibrate",
+    ):  # these affect the ranking by rounding at most
         request.pop(name)
     return request
 

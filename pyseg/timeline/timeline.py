@@ -59,6 +59,7 @@ class Timeline:
             shorter; default: that of the first.
         on: (C,) the score that an event of each class reaches unless `events` gets others, as those
             of calibrated scores (`pyseg.calibration`); default: 0.5.
+        off: (C,) the score below which it ends; default: 0.7 of `on`, so 0.35.
 
     Raises:
         pyseg.errors.ArgumentError: The shapes do not fit each other, the times are not in order, or
@@ -83,6 +84,7 @@ class Timeline:
     video: str | None = None
     segment_seconds: float = 0.0
     on: Thresholds = ON
+    off: Thresholds | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -106,6 +108,7 @@ class Timeline:
             raise ArgumentError(
                 f"numbers: expected those of {len(self.names)} classes, found {len({*numbers})}"
             )
+        on, off = _thresholds(self.on, self.off, self.names)
         seconds = self.segment_seconds or (float(ends[0] - starts[0]) if len(starts) else 0.0)
         checked = {
             "starts": starts,
@@ -115,7 +118,8 @@ class Timeline:
             "numbers": tuple(map(int, numbers)),
             "ratings": tuple(self.ratings),
             "segment_seconds": seconds,
-            "on": tuple(per_class("on", self.on, self.names, ON).tolist()),
+            "on": on,
+            "off": off,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -203,9 +207,7 @@ class Timeline:
         ends = np.minimum(edges[1:][kept], self.duration)
         return replace(self, starts=edges[:-1][kept], ends=ends, scores=means)
 
-    def events(
-        self, on: Thresholds | None = None, off: Thresholds | None = None
-    ) -> list[Event]:
+    def events(self, on: Thresholds | None = None, off: Thresholds | None = None) -> list[Event]:
         """Finds when classes are shown, by hysteresis, in the order of time.
 
         An event is a longest stretch in which the class's score (`averaged`) is at least `off`, if
@@ -220,16 +222,8 @@ class Timeline:
             pyseg.errors.ArgumentError: There is no such class, a threshold is not in [0, 1], or
                 `off` is above `on`.
         """
-        own = np.array(self.on)
-        high = own if on is None else per_class("on", on, self.names, own)
-        low = per_class(
-            "off", OFF_SHARE * high if off is None else off, self.names, OFF_SHARE * high
-        )
-        if (low > high).any():
-            column = int(np.argmax(low > high))
-            raise ArgumentError(
-                f"off: expected at most on, {high[column]:g}, found {low[column]:g}"
-            )
+        off = self.off if on is None and off is None else off
+        high, low = _thresholds(self.on if on is None else on, off, self.names, self.on)
         fine = self._averaged
         found = [
             Event(*stretch[:2], self.numbers[column], self.names[column], stretch[2])
@@ -248,7 +242,8 @@ class Timeline:
             scores=self.scores[:, columns],
             names=[self.names[column] for column in columns],
             numbers=[self.numbers[column] for column in columns],
-            on=[self.on[column] for column in columns],
+            on=np.asarray(self.on)[columns],
+            off=np.asarray(self.off)[columns],
         )
 
     def best(self, count: int) -> Timeline:
@@ -332,6 +327,18 @@ class Timeline:
     def _repr_html_(self) -> str:
         """Returns the table that notebooks show."""
         return notebook.table(self)
+
+
+def _thresholds(
+    on: Thresholds, off: Thresholds | None, names: Sequence[str], default: Thresholds = ON
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the thresholds (C,) that events reach, and those below which they end."""
+    high = per_class("on", on, names, np.asarray(default, np.float64))
+    low = per_class("off", OFF_SHARE * high if off is None else off, names, OFF_SHARE * high)
+    if (low > high).any():
+        column = int(np.argmax(low > high))
+        raise ArgumentError(f"off: expected at most on, {high[column]:g}, found {low[column]:g}")
+    return high, low
 
 
 def _interpolated(edges: np.ndarray, at: np.ndarray, areas: np.ndarray) -> np.ndarray:
