@@ -155,10 +155,12 @@ class Calibration:
         """
         pairs = _checked(logits, labels, scores, num_classes, groups, weights)
         slopes, biases = _choose(pairs, num_classes)
-        before, after = (
-            reliability(_sigmoid(z), pairs.scores)
-            for z in (pairs.logits, _cross_validated(pairs, num_classes))
-        )
+        predicted = _cross_validated(pairs, num_classes)
+        better = _losses(pairs.logits, pairs.scores) - _losses(predicted, pairs.scores)
+        if pairs.weights @ better <= 0 or not ((slopes != 1).any() or biases.any()):
+            slopes, biases = _unchanged(num_classes)
+            predicted = pairs.logits
+        before, after = (reliability(_sigmoid(z), pairs.scores) for z in (pairs.logits, predicted))
         return Calibration(
             slopes=slopes,
             biases=biases,
@@ -388,7 +390,7 @@ def _cross_validated(pairs: Pairs, num_classes: int) -> _Floats:
 
 def _choose(pairs: Pairs, num_classes: int) -> _Parameters:
     """Fits pairs, with the deviations of classes that predict those of other groups best."""
-    same = np.ones(num_classes), np.zeros(num_classes)
+    same = _unchanged(num_classes)
     folds = _folds(pairs.groups)
     if not folds.any():
         return same
@@ -399,13 +401,13 @@ def _choose(pairs: Pairs, num_classes: int) -> _Parameters:
         for losses_of, deviations in zip(losses, _OF_CLASS, strict=True):
             fitted = _fit(others, num_classes, np.array(deviations))
             losses_of[inside] = _losses(_mapped(fitted, own), own.scores)
-    change = (losses - _losses(pairs.logits, pairs.scores)) * pairs.weights
-    best = int(change.sum(1).argmin())
-    _, members = np.unique(pairs.groups, return_inverse=True)
-    deviation = np.sqrt(np.square(np.bincount(members, change[best])).sum())
-    if change[best].sum() > -deviation:
-        return same
-    return _fit(pairs, num_classes, np.array(_OF_CLASS[best]))
+    change = (losses - _losses(pairs.logits, pairs.scores)) @ pairs.weights
+    best = int(change.argmin())
+    return _fit(pairs, num_classes, np.array(_OF_CLASS[best])) if change[best] < 0 else same
+
+
+def _unchanged(num_classes: int) -> _Parameters:
+    return np.ones(num_classes), np.zeros(num_classes)
 
 
 def _mapped(parameters: _Parameters, pairs: Pairs) -> _Floats:

@@ -15,6 +15,7 @@ from pyseg._table import Table
 from pyseg.calibrate.config import CalibrateConfig
 from pyseg.calibrate.pairs import HeldOut, RatedPairs
 from pyseg.calibration import Calibration
+from pyseg.data.records import without_record_warnings
 from pyseg.errors import UserError
 from pyseg.predict import PredictConfig, Scorer
 from pyseg.runs import Run
@@ -51,14 +52,20 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             f"--run {config.run}: expected a run that was trained on frames, found one that was "
             "trained on mean features of whole videos"
         )
-    videos = HeldOut(config, scorer)
-    pairs = videos.rated_segments() if config.ratings is None else videos.answers(config.ratings)
+    with without_record_warnings():
+        videos = HeldOut(config, scorer)
+        if config.ratings is None:
+            pairs = videos.rated_segments()
+        else:
+            pairs = videos.answers(config.ratings)
     for line in pairs.left_out:
         print(f"left out: {line}")
     arrays = pairs.arrays()
     _check_number(config, pairs, arrays["scores"])
     found = Calibration.fit(**arrays, num_classes=scorer.model.num_classes)
     segments = videos.segments()
+    if summary := videos.report.summary():
+        print(f"records: {summary}")
     found = replace(
         found.with_thresholds(segments),
         source=f"{len(pairs)} {pairs.source}",

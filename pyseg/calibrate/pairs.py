@@ -12,7 +12,7 @@ import numpy as np
 from pyseg._progress import Progress
 from pyseg._registry import unknown
 from pyseg.calibrate.config import CalibrateConfig
-from pyseg.data import Collection
+from pyseg.data import Collection, ReadReport
 from pyseg.data.annotations import Annotations, Settled, settle
 from pyseg.data.annotations.answers import interval_of, read_answers
 from pyseg.data.collection import Split
@@ -79,6 +79,10 @@ class HeldOut:
         config: The options.
         scorer: Scores segments with the run's model.
 
+    Attributes:
+        data: The records.
+        report: The problems of the last pass over them.
+
     Raises:
         pyseg.errors.UserError: There is none, or the data does not fit the run.
     """
@@ -89,6 +93,7 @@ class HeldOut:
         self._check()
         self._collection = self._open()
         self._split = self._find_split()
+        self.report = ReadReport()
 
     def _check(self) -> None:
         """Checks that the videos of the options were not trained on."""
@@ -146,7 +151,8 @@ class HeldOut:
         pairs = RatedPairs(source=f"ratings of {self._name}")
         numbers: dict[str, int] = {}
         size = self.config.batch_size
-        for batch, logits in predictions(model, segments, batch_size=size, progress="ratings"):
+        scored = predictions(model, segments, batch_size=size, progress="ratings")
+        for batch, logits in scored:
             rows = np.repeat(np.arange(len(batch)), batch.offsets.diff().numpy())
             labels = batch.classes.numpy()
             videos = [id.rpartition(":")[0] for id in batch.ids]
@@ -207,20 +213,18 @@ class HeldOut:
 
     def _ids(self) -> list[str]:
         """Returns the ids of all videos of the data."""
-        schema = self.scorer.schema
-        return [
-            record.id
-            for path in self.scorer.shards
-            for record in read_frames(
-                path,
-                replace(schema, id_key=id_key(path, schema.id_key)),
-                max_frames=1,
-                on_error=self.scorer.config.on_error,
-            )
-        ]
+        schema, ids = self.scorer.schema, []
+        for path in self.scorer.shards:
+            known = replace(schema, id_key=id_key(path, schema.id_key))
+            skip = self.scorer.config.on_error
+            # The next pass reports what is wrong with the records.
+            frames = read_frames(path, known, max_frames=1, on_error=skip, report=ReadReport())
+            ids += [record.id for record in frames]
+        return ids
 
     def _blocks(self, title: str, only: set[str] | None = None) -> Iterator[SegmentBlock]:
         """Yields the segments of one held-out video after another."""
+        self.report = ReadReport()
         with Progress(title, "videos") as bar:
             for path in self.scorer.shards:
                 keep = functools.partial(self._keeps, path, only)
@@ -229,6 +233,7 @@ class HeldOut:
                     self.scorer.schema,
                     1,
                     keep=keep,
+                    report=self.report,
                     on_error=self.scorer.config.on_error,
                 ):
                     if len(block.frames):
