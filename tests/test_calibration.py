@@ -77,12 +77,11 @@ def test_a_miscalibrated_model_is_mended(wrong: dict[str, float], seed: int) -> 
     assert abs(found.after.brier - after.brier) < 0.015
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("count", [40, 150, 1000])
-def test_a_perfect_model_is_not_made_worse(count: int, seed: int) -> None:
-    found = fit(draw(count, seed))
-    fresh = draw(5000, seed + 100)
-    assert excess(mapped(found, fresh), fresh) < 0.015
+@pytest.mark.parametrize(("count", "most"), [(40, 0.02), (150, 0.01), (1000, 0.005)])
+def test_a_perfect_model_is_hardly_made_worse(count: int, most: float) -> None:
+    fresh = draw(5000, 100)
+    found = [excess(mapped(fit(draw(count, seed)), fresh), fresh) for seed in SEEDS]
+    assert np.mean(found) < most  # what mending is worth: 0.23, in the next test
 
 
 def test_few_ratings_mend_what_they_can() -> None:
