@@ -233,7 +233,7 @@ def test_predictions_use_it(run: Path, tmp_path: Path, capsys) -> None:
     assert listed(lowest) == times(timeline, off=found.thresholds)
 
 
-def test_records_and_submissions(made: Made, run: Path, tmp_path: Path) -> None:
+def test_records_and_submissions(run: Path, tmp_path: Path, capsys) -> None:
     words = ["--run", str(run), "--out"]
     predict.main([*words, str(tmp_path / "before.csv"), "--scores", str(tmp_path / "before.npz")])
     logged = evaluate.evaluate_run(evaluate.EvaluateConfig(str(run)))
@@ -242,8 +242,15 @@ def test_records_and_submissions(made: Made, run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "before.csv").read_bytes() == (tmp_path / "after.csv").read_bytes()
     before, after = (np.load(tmp_path / f"{name}.npz")["scores"] for name in ("before", "after"))
     np.testing.assert_array_equal(before, after)
-    assert evaluate.evaluate_run(evaluate.EvaluateConfig(str(run))).map == logged.map
     found = Calibration.read(run / "calibration.json")
+    capsys.readouterr()
+    evaluate.main(["--run", str(run)])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        logged.describe(),
+        f"calibration error {found.after.error:.3f} ({found.before.error:.3f} without "
+        f"calibration.json), by cross-validation, of {found.source}",
+    ]
     predict.main(["--run", str(run), "--video", "v3", "--export", str(tmp_path / "v.json")])
     content = json.loads((tmp_path / "v.json").read_text())
     shown = np.array(content["scores"])
