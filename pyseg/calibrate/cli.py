@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 import numpy as np
 
-from pyseg import _cli, distributed
+from pyseg import _cli
 from pyseg._files import sole_owner
 from pyseg._memory import keep_memory
 from pyseg._table import Table
@@ -136,6 +136,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Makes probabilities that mean what they say of a run's scores, by rated segments that it "
         "was not trained on.",
     )
-    config = _cli.parse(parser, CalibrateConfig, argv)
-    with distributed.session(distributed.pick_device(config.device)):
-        calibrate(config)
+    calibrate(_cli.parse(parser, CalibrateConfig, argv))
