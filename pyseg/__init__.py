@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pyseg import _command
 
 __version__ = "0.2.0"
 
@@ -68,8 +69,11 @@ def load(
     return make(run, device=device, backbone=backbone, weights=weights, calibrate=calibrate)
 
 
+_started = _command.started_module()
 # `python -m pyseg._build` must not load the libraries, which may be older than this code.
-if not (sys.argv[:1] == ["-m"] and "pyseg._build" in sys.orig_argv):
+if _started != "pyseg._build":
+    if _started is not None:  # a command, which has to import torch first
+        _command.end_on_interrupt()
     from pyseg import _ext as _ext
     from pyseg import ops as ops
 

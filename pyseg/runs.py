@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ import torch
 
 from pyseg import _cli, models, results
 from pyseg._containers import parse_json
+from pyseg._paths import path_text
 from pyseg.calibration import Calibration
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
-from pyseg.data import Collection, FeatureSet, features, find_shards, open_collection, vocabulary
-from pyseg.data.collection import find_data
+from pyseg.data import Collection, FeatureSet, features, open_collection, vocabulary
 from pyseg.data.records import OnError
-from pyseg.errors import ArgumentError, DataError, UserError
+from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 
@@ -62,9 +63,7 @@ class Run:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        if not isinstance(folder, str | os.PathLike):
-            raise ArgumentError(f"run: expected the path of a run folder, found {folder!r:.60}")
-        self.folder = Path(folder)
+        self.folder = Path(path_text(folder, "run"))
         self.config_file = self.folder / "config.yaml"
         self.weights_file = self.folder / models.WEIGHTS
         self.features_file = self.folder / features.FILE
@@ -123,9 +122,21 @@ class Run:
         if not self.features_file.is_file():
             raise UserError(
                 f"{self.features_file}: expected the features of the run's data, which training "
-                "writes, found no such file: train again, or write a pyseg.data.FeatureSet there"
+                f"writes, found no such file: train again, or {self._how_to_write_features}"
             )
         return FeatureSet.read(self.features_file)
+
+    @property
+    def _how_to_write_features(self) -> str:
+        """How the file of features can be written after training, for messages."""
+        if not self.config_file.is_file():
+            return "write a pyseg.data.FeatureSet there"
+        data = str(self.config().data)
+        code = (
+            "from pyseg.data import open_collection; "
+            f"open_collection({data!r}).features.write({str(self.features_file)!r})"
+        )
+        return f"write it from the same data: python -c {shlex.quote(code)}"
 
     @property
     def is_unfinished(self) -> bool:
@@ -278,8 +289,3 @@ def open_data(
         test_fraction=config.test_fraction,
         seed=config.seed,
     )
-
-
-def find_run_shards(config: TrainConfig, data: str | None = None) -> list[str]:
-    """Returns the shards of a run's training data, or of other data."""
-    return find_shards(find_data(data or config.data))

@@ -1,7 +1,9 @@
 """Self-contained HTML pages from jinja templates; jinja2 is in the extra `report`.
 
-Templates extend ``page.html.jinja``, which puts the style sheet and the scripts into the page:
+Templates extend ``page.html.jinja``, which puts the style sheet and the scripts into the page;
+other files:
 
+- ``table.html.jinja``: the macro of a `pyseg._table.Table`;
 - ``kit.css``: colors of the light and the dark mode, tables, charts, strips;
 - ``kit.js``: elements, the color mode, tooltips, tables that can be sorted and searched;
 - ``charts.js``: charts of curves and points, which can be hovered and zoomed;

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn, cast
 
+from pyseg._paths import path_text
 from pyseg.errors import DataError
 
 MAX_LINE = 2**27
@@ -105,7 +106,7 @@ def open_unpacked(path: str | os.PathLike[str], content: bytes | None = None) ->
         OSError: It cannot be read. Reading it may also raise `DAMAGED_GZIP`.
     """
     of_memory = None if content is None else io.BufferedReader(io.BytesIO(content))
-    with of_memory or open(path, "rb") as file:
+    with of_memory or open(path_text(path), "rb") as file:
         compressed = file.peek(2)[:2] == b"\x1f\x8b"
         yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
 
@@ -283,7 +284,7 @@ def read_table(
             a text table; the message names file and line.
         OSError: The file cannot be read.
     """
-    name = os.fspath(path)
+    name = path_text(path)
     rows = read_rows(path, delimiter, content)
     line, first = next(rows, (1, []))
     found = [name.strip() for name in first]

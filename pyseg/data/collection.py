@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from pyseg._paths import path_text
 from pyseg._registry import Registry
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
@@ -272,7 +273,7 @@ def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
     Raises:
         FileNotFoundError: It is a name, but neither a file nor registered.
     """
-    name = os.fspath(data)
+    name = path_text(data, "data")
     if name in _SOURCES:
         return _SOURCES[name]()
     if name.isidentifier() and not os.path.exists(name):
@@ -332,6 +333,8 @@ def open_collection(
     """
     held_out("", test_fraction)
     check_on_error(on_error)
+    if vocabulary is not None:
+        vocabulary = path_text(vocabulary, "vocabulary")
     found = look(find_data(data), on_error)
     if labels is not None and not found.format.takes_labels:
         raise DataError(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pyseg import _cli
 from pyseg._containers import read_arrays, read_shapes
+from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg._table import Table
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
@@ -120,8 +121,9 @@ def import_features(
         (('clip', 8),)
     """
     check_on_error(on_error)
+    folder, out = Path(path_text(features, "features")), path_text(out, "out")
     frames = frames_of_a_segment(fps, segment_seconds)
-    files, left_out = _look(Path(features), feature_name, on_error)
+    files, left_out = _look(folder, feature_name, on_error)
     names = list(files[0].shapes)
     annotations = Annotations.read(
         [file.id for file in files],

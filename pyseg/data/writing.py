@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pyseg._containers import read_json
 from pyseg._files import LOCK, atomic_write, sole_owner
+from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg.data import features as feature_set
 from pyseg.data import vocabulary
@@ -171,11 +172,11 @@ def write_collection(
         >>> record.frames.shape, record.ratings.starts, report.positive["dog"]
         ((10, 4), array([0]), 1)
     """
+    folder = Path(path_text(out, "out"))
     check_on_error(on_error)
     _check_videos(videos)
     lengths = {video.id: video.num_frames for video in videos}
     annotations = (annotations or Annotations()).within(lengths, features, on_error)
-    folder = Path(out)
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     work = _Work(folder, features, videos, annotations, on_error)

@@ -233,9 +233,7 @@ class Predictor:
         try:
             frames = torch.as_tensor(given)
         except TypeError as error:
-            raise ArgumentError(
-                f"video: expected frames of uint8 or floating values, found {given.dtype}"
-            ) from error
+            raise ArgumentError(_wrong_type(given)) from error
         width = sum(self.features.feature_sizes)
         if frames.ndim != 2 or frames.shape[1] != width or not len(frames):
             raise ArgumentError(
@@ -246,9 +244,7 @@ class Predictor:
             if not bool(frames.isfinite().all()):
                 raise ArgumentError("video: expected finite values, found NaN or infinite ones")
         elif frames.dtype != torch.uint8:
-            raise ArgumentError(
-                f"video: expected frames of uint8 or floating values, found {frames.dtype}"
-            )
+            raise ArgumentError(_wrong_type(given))
         return frames.detach()
 
     @torch.inference_mode()
@@ -263,3 +259,20 @@ class Predictor:
                 scores[first : first + len(batch)] = found[:, columns].cpu().numpy()
                 bar.update(len(batch))
         return scores
+
+
+def _wrong_type(frames: np.ndarray | Tensor) -> str:
+    """Returns the message about frames whose type is neither uint8 nor floating."""
+    kind = str(frames.dtype).removeprefix("torch.")
+    text = f"video: expected frames of uint8 or floating values, found {kind}"
+    if not kind.startswith(("int", "uint")):
+        return text
+    # Whole numbers may be either, and each would give scores.
+    uint8, float32 = (
+        (f".astype(np.{name})" if isinstance(frames, np.ndarray) else f".to(torch.{name})")
+        for name in ("uint8", "float32")
+    )
+    return (
+        f"{text}: convert them with {uint8} if they are bytes as the training data store them, "
+        f"with {float32} if they are what the network computes"
+    )

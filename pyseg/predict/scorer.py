@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,14 +14,14 @@ from torch.nn import functional
 
 from pyseg import distributed
 from pyseg.calibration import Calibration
-from pyseg.data import Example, FeatureSet, collate
+from pyseg.data import Example, FeatureSet, collate, find_shards
 from pyseg.data.collection import find_data
 from pyseg.data.formats import frames_like
 from pyseg.data.segments import SegmentBlock
 from pyseg.errors import DataError, RecordError, UserError
 from pyseg.predict.classes import scored_classes
 from pyseg.predict.config import PredictConfig
-from pyseg.runs import Run, find_run_shards
+from pyseg.runs import Run
 from pyseg.timeline import Rating
 
 
@@ -54,8 +55,9 @@ class Scorer:
         self.trained = self.run.config()
         self.run.warn_unfinished()
         self.model = cast(Any, self.run.model().to(self.device))
-        self.shards = find_run_shards(self.trained, config.data)
-        self.features = self._find_features()
+        data = find_data(config.data or self.trained.data)
+        self.shards = find_shards(data)
+        self.features = self._find_features(data)
         self.schema = replace(self.features.schema, labels_key=None)
         self.classes = scored_classes(self.run, self.model, config.classes)
         self._columns = torch.tensor(self.classes.columns(), device=self.device)
@@ -74,9 +76,8 @@ class Scorer:
         """
         return self.run.calibration(self.model.num_classes) if self.config.calibrate else None
 
-    def _find_features(self) -> FeatureSet:
+    def _find_features(self, data: str | os.PathLike[str]) -> FeatureSet:
         """Returns the features of the records, which must be those of the run."""
-        data = find_data(self.config.data or self.trained.data)
         try:
             return frames_like(
                 self.run.features(), self.model.config.level or "frame", data, self.shards

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pyseg._extras import requires
+from pyseg._paths import path_text
 from pyseg.errors import ArgumentError
 from pyseg.timeline import exports, notebook, picture
 from pyseg.timeline import page as html
 from pyseg.timeline.events import OFF_SHARE, ON, SAME, Event, Thresholds, find_stretches, per_class
+from pyseg.timeline.times import clock
 
 if TYPE_CHECKING:
     import pandas
@@ -140,6 +142,21 @@ class Timeline:
     def peaks(self) -> np.ndarray:
         """(C,) the highest score of each class, of `averaged`; 0 without any window."""
         return self._averaged.scores.max(axis=0, initial=0.0)
+
+    def peak_clock(self, column: int) -> str:
+        """Returns when a class has its highest score, as a clock shows it; "" without any window.
+
+        Example:
+            >>> Timeline("trip", [0, 60], [5, 65], [[0.1], [0.9]], ["cat"]).peak_clock(0)
+            '1:00'
+        """
+        fine = self._averaged
+        return clock(fine.starts[fine.scores[:, column].argmax()]) if len(fine.starts) else ""
+
+    @functools.cached_property
+    def columns(self) -> dict[int, int]:
+        """The column of each class, by its number."""
+        return {number: column for column, number in enumerate(self.numbers)}
 
     def averaged(self) -> Timeline:
         """Returns the timeline with windows that do not overlap: means of those that cover a time.
@@ -322,7 +339,7 @@ class Timeline:
             pyseg.errors.ArgumentError: The suffix is unknown, or a threshold is wrong.
             pyseg.errors.UserError: A package that the format needs is not installed.
         """
-        exports.save(self, Path(path), on, off)
+        exports.save(self, Path(path_text(path)), on, off)
 
     def _repr_html_(self) -> str:
         """Returns the table that notebooks show."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pyseg._paths import path_text
 from pyseg._registry import suggestion
 from pyseg.data._tables import shown
 from pyseg.data.annotations.covering import SegmentRatings, rate_segments
@@ -189,7 +190,7 @@ class Annotations:
         content = AnnotationFile()
         if ratings is not None:
             content = read_annotations(ratings, format=format, fps=fps, elan_classes=elan_classes)
-        rows = [] if labels is None else read_video_labels(os.fspath(labels))
+        rows = [] if labels is None else read_video_labels(path_text(labels, "labels"))
         return Annotations.match(
             ids, content, rows, complete=complete, on_error=on_error, paths=paths
         )
