@@ -298,19 +298,19 @@ class _Table(NamedTuple):
         delimiter, columns = header_of(path, content)
         missing = [name for name in RATING_COLUMNS if name not in columns]
         own = [name for name in columns if name in ANSWER_COLUMNS]
-        if missing or (own and tuple(columns[-len(ANSWER_COLUMNS) :]) != ANSWER_COLUMNS):
+        if missing or tuple(columns[len(columns) - len(own) :]) != ANSWER_COLUMNS[: len(own)]:
             raise DataError(
                 f"{path}, line 1: expected the columns {','.join(RATING_COLUMNS)}, and at the end "
-                f"{','.join(ANSWER_COLUMNS)} or none of these, found {shown(','.join(columns))}; "
-                "choose another file"
+                f"{','.join(ANSWER_COLUMNS)} or the first of these, found "
+                f"{shown(','.join(columns))}; choose another file"
             )
         end = _LINE_END.search(content)
         return _Table(columns, delimiter, end[0] if end else b"\n")
 
     @property
     def has_answers(self) -> bool:
-        """Whether it has the columns of answers."""
-        return ANSWER_COLUMNS[0] in self.columns
+        """Whether it has all columns of answers."""
+        return ANSWER_COLUMNS[-1] in self.columns
 
     @property
     def header(self) -> bytes:
@@ -335,7 +335,8 @@ class _Table(NamedTuple):
 
     def with_answers(self, content: bytes) -> bytes:
         """Returns the content of a table with the columns of answers at the end of every line."""
-        names = "".join(self.delimiter + name for name in ANSWER_COLUMNS).encode()
+        new = [name for name in ANSWER_COLUMNS if name not in self.columns]
+        names = "".join(self.delimiter + name for name in new).encode()
         lines, quotes = [], 0
         for line in content.splitlines(keepends=True):  # at LF, CR LF and CR
             text = line.rstrip(b"\r\n")
@@ -344,7 +345,7 @@ class _Table(NamedTuple):
                 lines.append(line)
                 continue
             lines.append(text + names + (line[len(text) :] or self.end))
-            names = self.delimiter.encode() * len(ANSWER_COLUMNS)
+            names = self.delimiter.encode() * len(new)
         return b"".join(lines)
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from pyseg.data import read_annotations
+from pyseg.data import Annotations, FeatureSet, read_annotations
 from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
 from pyseg.rate.answers import Answer, AnswerFile, settle
 
@@ -174,9 +174,17 @@ def test_the_majority_of_last_lines_settles(path: Path) -> None:
         "\ufeffvideo;start;end;class;score\r\na;0;5;dog;1\r\nb;0;5;cat;0.5\r\n",
         "class\tscore\tvideo\tstart\tend\ndog\t1\ta\t0\t5\n\ncat\t0.5\tb\t0\t5\n",
         'video,note,start,end,class,score\na,"two\nlines, ""quoted""",0,5,dog,1\nb,,0,5,cat,.5',
+        "video,start,end,class,score,rater\na,0,5,dog,1,\nb,0,5,cat,0.5,",
         '\nvideo,start,end,"class",score\ra,0,5,dog,1\rb,0,5,cat,0.5\r',
     ],
-    ids=["no line end", "mark, semicolons, CR LF", "tabs", "line ends in quotes", "CR"],
+    ids=[
+        "no line end",
+        "mark, semicolons, CR LF",
+        "tabs",
+        "line ends in quotes",
+        "some columns",
+        "CR",
+    ],
 )
 def test_a_persons_table_goes_on_in_its_own_way(path: Path, content: str) -> None:
     path.write_text(content, newline="")
@@ -326,9 +334,19 @@ def test_other_commands_read_what_the_answers_settle(write: Callable[[str], Path
         "b,5,10,cat,1,ann,ch"
     )
     found = read_annotations(path)
-    assert [interval[:5] for interval in found.intervals] == [("a", 0, 5, "dog", 0)]
+    assert [interval[:5] for interval in found.intervals] == [
+        ("a", 0, 5, "dog", 0),
+        ("a", 5, 10, "dog", None),
+        ("b", 0, 5, "dog", None),
+    ]
     assert [*found.videos] == ["a", "b"]
     [note] = found.notes
     assert "disagree on 1 rating" in note
     assert "'dog' in 'a' from 5 to 10 s" in note
     assert f"{path}, line 5" in note
+    # What was skipped or is disputed stays unrated, even if the class is complete.
+    annotations = Annotations.match("ab", found, complete="all")
+    assert annotations.rated_classes == ["dog"]
+    features = FeatureSet((("clip", 4),))  # segments of 5 seconds
+    assert annotations.of_segments("a", 15, features).scores == {(0, "dog"): 0, (2, "dog"): 0}
+    assert annotations.of_segments("b", 10, features).scores == {(1, "dog"): 0}

@@ -217,9 +217,8 @@ def interval_of(answer: Answer | Settled, path: str | None = None) -> Interval:
         pyseg.errors.DataError: A value is out of its range; the message names file and line if
             there is a file.
     """
-    score = 0.0 if answer.score is None else answer.score
     source = "" if path is None else f"{path}, line {answer.line}"
-    interval = Interval(answer.video, answer.start, answer.end, answer.name, score, source)
+    interval = Interval(*answer[:5], source)
     check_interval(interval)
     return interval
 
@@ -228,8 +227,8 @@ def read_ratings(path: str) -> AnnotationFile:
     """Reads a table with the columns video, start, end, class and score; times are in seconds.
 
     Commas, semicolons or tabs separate the fields. With a column rater it is a file of answers:
-    `settle` says what they rate; a line without a score rates nothing, and what as many raters
-    affirm as deny stays unrated, which is noted. Other columns are ignored.
+    `settle` says what they rate. What was only skipped, and what as many raters affirm as deny,
+    which is noted, has no score. Other columns are ignored.
 
     Raises:
         pyseg.errors.DataError: A line is malformed; the message names file and line.
@@ -243,12 +242,16 @@ def read_ratings(path: str) -> AnnotationFile:
     rows, _ = read_answers(path)
     for row in rows:
         found.videos.setdefault(row.video, f"{path}, line {row.line}")
-    ties = []
-    for settled in settle(rows):
-        if settled.tied:
-            ties.append(settled)
-        else:
-            found.add(interval_of(settled, path))
+    settled = settle(rows)
+    ties = [together for together in settled if together.tied]
+    for together in settled:
+        interval = interval_of(together, path)
+        found.add(interval._replace(score=None) if together.tied else interval)
+    rated = {together[:4] for together in settled}
+    skipped = {row.question: row for row in rows if row.score is None and row.reason != UNDO}
+    for question, row in skipped.items():
+        if question not in rated:
+            found.add(interval_of(row, path))
     if ties:
         one = ties[0]
         found.notes.append(
