@@ -185,8 +185,9 @@ def test_unknown_classes_and_parts(made: Made, run: Path, tmp_path: Path) -> Non
     path.write_text(path.read_text().replace(",dog,", ",dig,"))
     with pytest.raises(UserError, match=r"ratings\.csv, line \d+: .*'?dig'?.*dog"):
         calibrate.main(["--run", str(run), "--ratings", str(path)])
-    with pytest.raises(UserError, match="--part all: expected test"):
-        calibrate.main(["--run", str(run), "--part", "all"])
+    for words in ([], ["--data", f"{made.data}/*.tfrecord"]):
+        with pytest.raises(UserError, match="--part all: expected test"):
+            calibrate.main(["--run", str(run), "--part", "all", *words])
 
 
 def test_runs_without_held_out_videos(made: Made, run: Path) -> None:
