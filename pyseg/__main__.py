@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure a run or a submission",
     "predict": "score every segment of every video, or draw one video over time",
     "rate": "ask on a web page what segments show, and learn from the answers",
+    "calibrate": "make probabilities of scores that mean what they say",
     "report": "draw runs on an HTML page",
     "cooccur": "count which labels occur together",
     "reproduce": "run the paper's experiments",

@@ -149,7 +149,7 @@ def _second_look(config: RateConfig, setting: _Setting, rater: str) -> list[Doub
             f"these videos and classes, as the model learns from them what to doubt; found "
             f"{len(own)}"
         )
-    ranked = rank_doubts(setting.learner.fit(known.answers))
+    ranked = rank_doubts(setting.pool, setting.learner.fit(known.answers))
     doubts = worth_a_look([d for d in ranked if (d.segment, d.label) in own])
     pool, rows = setting.pool, []
     for doubt in doubts:

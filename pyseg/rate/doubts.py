@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pyseg.errors import ArgumentError
 from pyseg.rate.learner import Beliefs
+from pyseg.rate.pool import Pool
 from pyseg.rate.stopping import calibrate
 
 LEAST_ANSWERS = 20
@@ -39,42 +40,32 @@ class Doubt(NamedTuple):
     doubt: float
 
 
-def rank_doubts(beliefs: Beliefs) -> list[Doubt]:
+def rank_doubts(pool: Pool, beliefs: Beliefs) -> list[Doubt]:
     """Ranks answers by how much the model doubts them, the most doubted first.
 
     This is the self-confidence of confident learning (Northcutt, Jiang and Chuang, "Confident
     Learning: Estimating Uncertainty in Dataset Labels", 2021): the probability of an answer by a
-    model that has not seen its video, calibrated for the class. It is normalised by the mean
+    model that has not seen its video, calibrated by class. It is normalised by the mean
     probability of the same answers about the same class, so that not every "yes" about a rare class
     is doubted: half of its log odds are subtracted. All of them would find more of the oversights
     of a class, but fewer of slips, which hit all answers alike. Answers on which raters disagree
     are left out.
 
     Args:
+        pool: The segments.
         beliefs: The beliefs, with cross-fitting.
 
     Raises:
         pyseg.errors.ArgumentError: There are no cross-fitted logits.
-
-    Example:
-        >>> from pyseg.rate.questions import Answers
-        >>> none = np.zeros(3, np.int64)
-        >>> answers = Answers(np.arange(3), none, np.float32([1, 1, 1]), none == 1)
-        >>> logits = np.float32([2, -1, 3])
-        >>> doubts = rank_doubts(Beliefs(logits[:, None], logits, answers))
-        >>> [doubt.answer for doubt in doubts]
-        [1, 0, 2]
     """
     answers = beliefs.answers
     if len(beliefs.held_out) != len(answers):
         raise ArgumentError("beliefs: expected cross-fitted logits, found none")
     yes = answers.scores > 0.5
-    confidence = np.empty(len(answers))
-    for label in np.unique(answers.labels).tolist():
-        rows = np.flatnonzero(answers.labels == label)
-        scale, shift = calibrate(beliefs.held_out[rows], answers.scores[rows])
-        logits = np.clip(scale * beliefs.held_out[rows].astype(np.float64) + shift, -60, 60)
-        confidence[rows] = 1 / (1 + np.exp(np.where(yes[rows], -logits, logits)))
+    calibration = calibrate(pool, beliefs)
+    logits = beliefs.held_out.astype(np.float64)
+    logits = logits * calibration.slopes[answers.labels] + calibration.biases[answers.labels]
+    confidence = 1 / (1 + np.exp(np.clip(np.where(yes, -logits, logits), -60, 60)))
     doubt = _log_odds(_expected(answers.labels, yes, confidence)) / 2 - _log_odds(confidence)
     order = np.argsort(-doubt, kind="stable")
     return [

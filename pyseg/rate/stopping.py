@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyseg.calibration import Calibration
 from pyseg.rate.learner import Beliefs, Learner
+from pyseg.rate.pool import Pool
 from pyseg.rate.questions import Answers
 
 LEAST_ANSWERS = 20
@@ -151,12 +153,10 @@ class Stopping:
     def _gains(self, beliefs: Beliefs, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Returns what twice as many answers would add to each class."""
         answers = beliefs.answers
-        logits = beliefs.logits[self._sample][:, classes]
-        true = np.empty(logits.shape)
-        for column, label in enumerate(classes.tolist()):
-            of_class = answers.labels == label
-            scale, shift = calibrate(beliefs.held_out[of_class], answers.scores[of_class])
-            true[:, column] = _sigmoid(scale * logits[:, column] + shift)
+        calibration = calibrate(self._learner.pool, beliefs)
+        logits = beliefs.logits[self._sample]
+        true = calibration.probabilities(logits)[:, classes].astype(np.float64)
+        logits = logits[:, classes]
         half, quarter = _first(answers, 2), _first(answers, 4)
         precisions = [
             expected_precision(self._learner.fit(part).logits[self._sample][:, classes], true)
@@ -192,35 +192,23 @@ def _first(answers: Answers, part: int) -> Answers:
     )
 
 
-def calibrate(
-    logits: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
-) -> tuple[float, float]:
-    """Returns the scale and the shift of logits that fit answers best (Platt, 1999).
+def calibrate(pool: Pool, beliefs: Beliefs) -> Calibration:
+    """Returns what makes probabilities of logits, from cross-fitted ones of all answers.
 
-    A weak prior keeps them near 1 and 0, so that a few answers suffice.
+    Which questions were asked does not matter, as a class's probability depends on its logit only.
 
     Args:
-        logits: (A,), of a model that has not seen the answers.
-        scores: (A,), the answers.
-
-    Example:
-        >>> scale, shift = calibrate(np.float32([9, 9, -9, -9]), np.float32([1, 0, 0, 1]))
-        >>> scale < 0.1
-        True
+        pool: The segments.
+        beliefs: The beliefs, with cross-fitting.
     """
-    z, y = logits.astype(np.float64), scores.astype(np.float64)
-    scale, shift, prior = 1.0, 0.0, 2.0
-    for _ in range(30):
-        p = _sigmoid(scale * z + shift)
-        slope = np.array([((p - y) * z).sum() + prior * (scale - 1), (p - y).sum() + prior * shift])
-        weight = p * (1 - p)
-        mixed = (weight * z).sum()
-        curve = np.array([[(weight * z * z).sum() + prior, mixed], [mixed, weight.sum() + prior]])
-        step = np.linalg.solve(curve, slope)
-        scale, shift = max(float(scale - step[0]), 0.01), float(shift - step[1])
-        if np.abs(step).max() < 1e-6:
-            break
-    return scale, shift
+    answers = beliefs.answers
+    return Calibration.fit(
+        beliefs.held_out,
+        answers.labels,
+        answers.scores,
+        num_classes=len(pool.class_names),
+        groups=pool.videos[answers.segments],
+    )
 
 
 def expected_precision(
@@ -248,7 +236,3 @@ def expected_precision(
     rank = np.arange(1, len(ranked) + 1)[:, None]
     found: npt.NDArray[np.float64] = ((1 + above) / rank * ranked).sum(0) / ranked.sum(0)
     return found
-
-
-def _sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    return 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -60, 60)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyseg.rate.learner import Learner
-from pyseg.rate.stopping import Advice, ClassAdvice, Stopping, calibrate, expected_precision
+from pyseg.rate.stopping import Advice, ClassAdvice, Stopping, expected_precision
 from tests.rate.simulation import NOTHING, World, answering, audioset, generated
 
 
@@ -46,9 +46,10 @@ def test_it_is_honest_on_generated_data() -> None:
             if not math.isnan(given.gain) and 2 * count in scores
         ]
         assert len(bounds) >= 3
-        # Where it says that answers pay, the gain is real: at first it is, by more than 0.02.
+        # Early on, answers do pay; and near the threshold, the gain is no larger than it says.
         assert bounds[0][1] > 0.02
-        assert np.mean([bound >= true for bound, true in bounds]) > 0.8
+        assert all(bound > min(true, 0.05) for bound, true in bounds)
+        assert np.mean([bound for bound, _ in bounds]) > np.mean([true for _, true in bounds])
     assert abs(np.mean(gains)) < 0.02
 
 
@@ -118,14 +119,3 @@ def test_expected_precision_is_that_of_drawn_labels() -> None:
         yes = (rng.random(300) < true[:, 0])[order]
         drawn.append(np.mean((np.cumsum(yes) / np.arange(1, 301))[yes]))
     assert expected_precision(scores, true)[0] == pytest.approx(np.mean(drawn), abs=0.01)
-
-
-def test_calibration_finds_scale_and_shift() -> None:
-    rng = np.random.default_rng(0)
-    logits = 2 * rng.normal(size=4000)
-    scores = rng.random(4000) < 1 / (1 + np.exp(-(0.5 * logits - 1)))
-    scale, shift = calibrate(logits.astype(np.float32), scores.astype(np.float32))
-    assert scale == pytest.approx(0.5, abs=0.05)
-    assert shift == pytest.approx(-1, abs=0.1)
-    same = calibrate(np.float32([30, -30]), np.float32([1, 0]))
-    assert same == pytest.approx((1, 0), abs=0.1)
