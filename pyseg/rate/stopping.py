@@ -14,10 +14,10 @@ from pyseg.rate.learner import Beliefs, Learner
 from pyseg.rate.pool import Pool
 from pyseg.rate.questions import Answers
 
-LEAST_ANSWERS = 20
+LEAST_ANSWERS = 30
 """The answers of a class with which a gain can be estimated."""
 
-LEAST_OF_EACH = 3
+LEAST_OF_EACH = 5
 """The answers yes, and the answers no, that this also takes."""
 
 HOPELESS = 100
@@ -164,8 +164,8 @@ class Stopping:
         ]
         before = precisions[1] - precisions[0]
         last = expected_precision(logits, true) - precisions[1]
-        decline = 1.0
-        if min(before.sum(), last.sum()) > 0:
+        decline = 1.0  # as far as is known
+        if len(quarter) >= LEAST_ANSWERS * len(classes) and min(before.sum(), last.sum()) > 0:
             decline = float(np.clip(last.sum() / before.sum(), 0.5, 1.0))
         return decline * last
 

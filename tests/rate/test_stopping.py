@@ -34,9 +34,9 @@ def until_enough(
 
 def test_it_is_honest_on_generated_data() -> None:
     gains = []
-    for seed in range(3):
-        world = generated(seed, segments=500, test=1000, width=8)
-        scores, advice = until_enough(world, step=60, most=1000, threshold=0.02, seed=seed)
+    for seed in range(2):
+        world = generated(seed, segments=500, test=500, width=8)
+        scores, advice = until_enough(world, step=100, most=1000, threshold=0.02, seed=seed)
         *_, stopped = advice
         assert advice[stopped].enough, "it never stops"
         gains.append(scores[2 * stopped] - scores[stopped])
@@ -48,7 +48,7 @@ def test_it_is_honest_on_generated_data() -> None:
         assert len(bounds) >= 3
         # Early on, answers do pay; and near the threshold, the gain is no larger than it says.
         assert bounds[0][1] > 0.02
-        assert all(bound > min(true, 0.05) for bound, true in bounds)
+        assert all(bound > min(true, 0.04) for bound, true in bounds)
         assert np.mean([bound for bound, _ in bounds]) > np.mean([true for _, true in bounds])
     assert abs(np.mean(gains)) < 0.02
 
@@ -56,7 +56,7 @@ def test_it_is_honest_on_generated_data() -> None:
 def test_it_is_honest_on_audioset(shared: Path) -> None:
     """Real segments with complete strong labels: it goes on while answers pay, then stops."""
     world = audioset(shared, 2, "00")
-    scores, advice = until_enough(world, step=200, most=1600, threshold=0.05)
+    scores, advice = until_enough(world, step=200, most=1600, threshold=0.05, first=400)
     known = {count: given for count, given in advice.items() if not math.isnan(given.gain)}
     *_, stopped = known
     assert known[stopped].enough
