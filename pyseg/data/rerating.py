@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
 from pyseg.data.annotations.reading import Paths
@@ -87,13 +88,14 @@ def rate_collection(
         (1, 'rare')
     """
     check_on_error(on_error)
+    name, out = path_text(data, "data"), path_text(out, "out")
     collection = open_collection(data, test_fraction=0, on_error=on_error)
     if collection.level != "frame":
         raise DataError(
-            f"{os.fspath(data)}: expected frames, of which segments can be rated, found the mean "
+            f"{name}: expected frames, of which segments can be rated, found the mean "
             "features of whole videos"
         )
-    _check_out(out, [os.fspath(data), *map(os.path.dirname, collection.video_paths)])
+    _check_out(out, [name, *map(os.path.dirname, collection.video_paths)])
     records = _Records(collection, on_error)
     videos, left_out = records.look()
     annotations = Annotations.read(
@@ -118,18 +120,18 @@ def rate_collection(
             segment_classes=collection.segment_classes or (),
         )
     report.left_out = left_out + report.left_out
-    report.notes = [*(f"{os.fspath(data)}: {note}" for note in collection.notes), *report.notes]
+    report.notes = [*(f"{name}: {note}" for note in collection.notes), *report.notes]
     return report
 
 
-def _check_out(out: str | os.PathLike[str], folders: Sequence[str]) -> None:
+def _check_out(out: str, folders: Sequence[str]) -> None:
     """Checks that what is written does not become a part of what is read."""
     place = Path(os.path.realpath(out))
     for folder in folders:
         source = Path(os.path.realpath(folder))
         if place == source or source in place.parents:
             raise ArgumentError(
-                f"out: expected a folder outside of the collection {folder}, found {os.fspath(out)}"
+                f"out: expected a folder outside of the collection {folder}, found {out}"
             )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyseg._files import atomic_write, locked, why_not_a_file
+from pyseg._paths import path_text
 from pyseg.data._tables import shown
 from pyseg.data.annotations import Answer, Settled, settle
 from pyseg.data.annotations.answers import (
@@ -75,7 +76,7 @@ class AnswerFile:
     def __init__(self, path: str | os.PathLike[str], rater: str) -> None:
         if (wrong := why_not_an_id(rater)) is not None:
             raise ArgumentError(f"rater: {wrong}")
-        self.path, self.rater = Path(path), rater
+        self.path, self.rater = Path(path_text(path)), rater
         if (problem := why_not_a_file(self.path)) is not None:
             raise UserError(f"{self.path}: {problem}")
         if not self.path.parent.is_dir():

@@ -179,7 +179,7 @@ def test_runs_that_cannot_score_frames(tmp_path: Path, run: Path, features: Feat
         with pytest.raises(UserError, match=rf"^{path} is not a run folder: .*no model.json$"):
             pyseg.load(path)
     for wrong in (None, 3):
-        with pytest.raises(ArgumentError, match=f"^run: expected the path of a run .* {wrong}$"):
+        with pytest.raises(ArgumentError, match=f"^run: expected a path, found {wrong}$"):
             pyseg.load(wrong)  # type: ignore[arg-type]
     FeatureSet((("x", 6),)).write(run / "features.json")
     with pytest.raises(DataError, match=r"features\.json: expected .* widths \(5, 2\), .* \(6,\)"):

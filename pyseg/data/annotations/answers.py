@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from pyseg._paths import path_text
 from pyseg.data._tables import Row, find_delimiter, read_rows, read_table
 from pyseg.data.annotations.interval import (
     AnnotationFile,
@@ -166,7 +167,7 @@ def read_answers(
         pyseg.errors.DataError: A line is malformed; the message names file and line.
         OSError: The file cannot be read.
     """
-    name = os.fspath(path)
+    name = path_text(path)
     content = read_bounded(name) if content is None else content
     try:
         return list(_answers(name, content)), len(content)
