@@ -8,6 +8,7 @@ A run folder holds
 * ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
 * ``correlation.npz``: the label correlation that was used, if any;
 * ``metrics.jsonl``: one JSON object per line; ``stage`` is the part of the run that wrote it;
+* ``calibration.json``: what makes probabilities of the logits, if `pyseg.calibrate` wrote it;
 * ``tensorboard``: the same numbers for TensorBoard, if requested;
 * ``pretrained``: the weights before fine-tuning, if ``--final_fit`` needs them;
 * ``checkpoints``: during training, all that ``--resume`` needs.
@@ -15,6 +16,7 @@ A run folder holds
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -27,6 +29,7 @@ import torch
 from pyseg import _cli, models, results
 from pyseg._containers import parse_json
 from pyseg._paths import path_text
+from pyseg.calibration import Calibration
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
 from pyseg.data import Collection, FeatureSet, features, open_collection, vocabulary
@@ -66,6 +69,7 @@ class Run:
         self.features_file = self.folder / features.FILE
         self.vocabulary_file = self.folder / vocabulary.SEGMENT_FILE
         self.correlation_file = self.folder / "correlation.npz"
+        self.calibration_file = self.folder / "calibration.json"
         self.log_file = self.folder / "metrics.jsonl"
         self.tensorboard_folder = self.folder / "tensorboard"
         self.pretrained_folder = self.folder / "pretrained"
@@ -186,6 +190,43 @@ class Run:
         if not self.correlation_file.is_file():
             return None
         return LabelCorrelation.load(self.correlation_file)
+
+    def weights_digest(self) -> str:
+        """Returns a digest of its file of weights.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        with self.weights_file.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def calibration(self, num_classes: int) -> Calibration | None:
+        """Returns the calibration of its probabilities, if `pyseg.calibrate` wrote one.
+
+        Args:
+            num_classes: The number of classes C of the model.
+
+        Raises:
+            pyseg.errors.DataError: The file is damaged, or of other weights.
+        """
+        if not self.calibration_file.is_file():
+            return None
+        found = Calibration.read(self.calibration_file)
+        if found.weights != (digest := self.weights_digest()):
+            again = _cli.follow_up(f"pyseg.calibrate --run {self}")
+            raise DataError(
+                f"{self.calibration_file}: expected a calibration of the weights {digest}, found "
+                f"one of {found.weights:.40}: run {again} again, or remove the file"
+            )
+        if found.num_classes != num_classes:
+            raise DataError(
+                f"{self.calibration_file}: expected {num_classes} classes, as the model has, found "
+                f"{found.num_classes}"
+            )
+        return found
 
     def log(self) -> list[dict[str, Any]]:
         """Returns the lines of its log, none if there is no such file.

@@ -199,7 +199,7 @@ class Collection:
             ValueError: There is no such part.
             pyseg.errors.RecordError: A record is faulty.
         """
-        split = self._split(part)
+        split = self.split(part)
         for path in self.video_paths:
             keep = None if split is None else functools.partial(split, path)
             for lists in read_label_records(
@@ -218,9 +218,17 @@ class Collection:
             ValueError: ``test_fraction`` is not in [0, 1].
         """
         held_out("", test_fraction)
-        return replace(self, test_fraction=test_fraction, seed=seed, within=self._split("train"))
+        return replace(self, test_fraction=test_fraction, seed=seed, within=self.split("train"))
 
-    def _split(self, part: Part) -> Split | None:
+    def split(self, part: Part) -> Split | None:
+        """Returns what tells whether a video is in a part, by shard and id; None: all are.
+
+        Args:
+            part: "train", "test" or "all".
+
+        Raises:
+            ValueError: There is no such part.
+        """
         if part not in ("train", "test", "all"):
             raise ArgumentError(f'part: expected "train", "test" or "all", found {part!r}')
         if part == "all":
@@ -234,7 +242,7 @@ class Collection:
         part: Part,
         options: dict[str, Any],
     ) -> RecordDataset:
-        split = self._split(part)
+        split = self.split(part)
         if not options.get("cache"):
             if part == "test":  # none of their videos is in this part
                 paths = tuple(path for path in paths if path not in self.train_paths)

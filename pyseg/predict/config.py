@@ -47,7 +47,9 @@ class PredictConfig:
             .json, .parquet, .vtt, .srt, .txt (Audacity), .eaf (ELAN), .ffmetadata (chapters), .png
             or .html. May be given several times; {video} in its name stands for that of the video
             file.
-        on: The score that an event reaches.
+        calibrate: Use the calibration of the run, if pyseg.calibrate has written one: its
+            probabilities as scores, and its thresholds of classes.
+        on: The score that an event reaches; default: the class's calibrated threshold, or 0.5.
         off: The score below which an event ends; default: 0.7 of --on.
         backbone: The network that computes the features of --video_file; default: that of the
             training data. It must have the same weights.
@@ -78,6 +80,7 @@ class PredictConfig:
             "timeline",
             "timeline_classes",
             "export",
+            "calibrate",
             "on",
             "off",
             "backbone",
@@ -102,7 +105,8 @@ class PredictConfig:
     timeline: str | None = None
     timeline_classes: int = 8
     export: list[str] = field(default_factory=list, metadata={"repeated": True})
-    on: float = ON
+    calibrate: bool = True
+    on: float | None = None
     off: float | None = None
     backbone: str | None = None
     weights: str | None = None
@@ -125,8 +129,9 @@ class PredictConfig:
         """Checks the options of scores over time."""
         _cli.check_range("on", self.on, 0, 1)
         _cli.check_range("off", self.off, 0, 1)
-        if self.off is not None and self.off > self.on:
-            raise ArgumentError(f"off: expected at most --on, {self.on:g}, found {self.off:g}")
+        most = ON if self.on is None else self.on  # a calibrated threshold is not above it
+        if self.off is not None and self.off > most:
+            raise ArgumentError(f"off: expected at most --on, {most:g}, found {self.off:g}")
         if self.timeline is not None and not self.timeline.endswith((".png", ".html")):
             raise ArgumentError(f"timeline: expected a .png or .html file, found {self.timeline}")
         for path in self.export:

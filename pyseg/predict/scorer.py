@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import replace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg import distributed
+from pyseg.calibration import Calibration
 from pyseg.data import Example, FeatureSet, collate, find_shards
 from pyseg.data.collection import find_data
 from pyseg.data.formats import frames_like
@@ -64,6 +66,15 @@ class Scorer:
         if config.video_top is not None or config.video_weight > 0:
             self.video_run, self.video_model = self._load_video_model(config.video_run)
             self._max_frames = self.video_run.config().max_frames
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """What makes probabilities of logits, read on first use; None: the sigmoid.
+
+        Raises:
+            pyseg.errors.DataError: The file is damaged, or of other weights.
+        """
+        return self.run.calibration(self.model.num_classes) if self.config.calibrate else None
 
     def _find_features(self, data: str | os.PathLike[str]) -> FeatureSet:
         """Returns the features of the records, which must be those of the run."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from pyseg import _cli
 from pyseg.data.segments import SegmentBlock, read_segments
 from pyseg.errors import DataError, UserError
 from pyseg.extract.manifest import Video, list_videos
+from pyseg.predict.classes import event_thresholds, probabilities
 from pyseg.predict.config import PLACE, PredictConfig
 from pyseg.predict.predictor import Predictor, read_frames
 from pyseg.predict.scorer import Scorer
 from pyseg.runs import open_data
 from pyseg.timeline import Event, Rating, Timeline, clock
+from pyseg.timeline.events import ON, per_class
 from pyseg.video import find_videos
 
 _MOST_EVENTS = 50  # to print
@@ -51,17 +56,19 @@ def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating]) ->
     # Ratings may be of any class of the model, not only of those in a submission.
     rated = {rating.number for rating in ratings} & classes.column.keys()
     numbers = [*classes.numbers, *sorted(rated - set(classes.numbers))]
-    probabilities = scorer.logits(block).sigmoid().cpu().numpy()
+    columns = classes.columns(numbers)
+    scores = probabilities(scorer.logits(block), scorer.calibration).cpu().numpy()
     frame_seconds = scorer.features.frame_seconds
     return Timeline(
         title=block.ids[0],
         starts=block.starts * frame_seconds,
         ends=(block.starts + block.num_frames) * frame_seconds,
-        scores=probabilities[:, classes.columns(numbers)],
+        scores=scores[:, columns],
         names=classes.names(numbers),
         numbers=numbers,
         ratings=ratings,
         segment_seconds=scorer.features.segment_seconds,
+        on=event_thresholds(scorer.calibration, columns),
     )
 
 
@@ -131,6 +138,7 @@ def file_timelines(config: PredictConfig) -> Iterator[Timeline]:
         backbone=config.backbone,
         weights=config.weights,
         batch_size=config.batch_size,
+        calibrate=config.calibrate,
         device=config.device,
     )
     predictor.run.warn_unfinished()
@@ -163,16 +171,19 @@ def file_timelines(config: PredictConfig) -> Iterator[Timeline]:
 
 def _report(timeline: Timeline, config: PredictConfig) -> None:
     """Prints the events, and writes the picture or page of the best classes and the exports."""
+    on = per_class("on", timeline.on if config.on is None else config.on, timeline.names, ON)
+    off = None if config.off is None else np.minimum(on, config.off)
+    timeline = replace(timeline, on=on, off=off)
     if config.timeline is not None:
-        best = timeline.best(config.timeline_classes)
-        best.save(config.timeline, config.on, config.off)
+        timeline.best(config.timeline_classes).save(config.timeline)
     for path in config.export:
-        timeline.save(path, config.on, config.off)
-    events = timeline.events(config.on, config.off)
+        timeline.save(path)
+    events = timeline.events()
     for line in _event_lines(events):
         print(line)
     if not events:
-        print(f"no class reaches {config.on:g}; the highest scores are:")
+        reached = "its threshold" if config.on is None else f"{config.on:g}"
+        print(f"no class reaches {reached}; the highest scores are:")
         best = timeline.best(3)
         for column in range(len(best.numbers)):
             print(_peak(best, column))
