@@ -10,7 +10,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from pyseg._paths import path_text
 from pyseg.errors import ArgumentError, MissingFileError, UserError
@@ -169,6 +169,21 @@ def sole_owner(folder: Path) -> Iterator[None]:
             if created:
                 with contextlib.suppress(OSError):  # not empty
                     folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked(file: IO[bytes]) -> Iterator[None]:
+    """Locks an open file while the block runs; waits until no other has locked it, in any process.
+
+    A file system without locks excludes nobody.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _lock(file: BinaryIO) -> bool:

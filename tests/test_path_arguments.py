@@ -13,6 +13,7 @@ from pyseg import data, models, submission, timeline, video
 from pyseg.data import vocabulary
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
+from pyseg.rate.answers import AnswerFile
 from pyseg.runs import Run
 
 CLIP = data.FeatureSet((("clip", 4),))
@@ -48,6 +49,9 @@ CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "read_label_records": ("path", lambda path: next(data.read_label_records(path))),
     "import_features": ("features", lambda path: data.import_features(path, "out")),
     "import_features out": ("out", lambda path: data.import_features(".", path)),
+    "rate_collection": ("data", lambda path: data.rate_collection(path, "out")),
+    "rate_collection out": ("out", lambda path: data.rate_collection("sample", path)),
+    "AnswerFile": ("path", lambda path: AnswerFile(path, "ann")),
     "write_collection": ("out", lambda path: data.write_collection(path, CLIP, [])),
     "read_vocabulary": ("path", vocabulary.read_vocabulary),
     "read_segment_vocabulary": ("path", vocabulary.read_segment_vocabulary),

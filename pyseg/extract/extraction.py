@@ -72,7 +72,7 @@ def extract(config: ExtractConfig) -> Extraction:
         [video.id for video in videos],
         config.ratings,
         config.labels,
-        complete=config.completed(),
+        complete=config.complete,
         format=config.format,
         fps=config.annotation_fps,
         elan_classes=config.elan_classes,
@@ -86,6 +86,7 @@ def extract(config: ExtractConfig) -> Extraction:
     _check_other_collection(out)
     backbone = make_backbone(config.backbone, config.weights, device=device)
     features = _describe(config, backbone)
+    _check_times(config, videos, annotations, features)
     parts = Parts(out / _PARTS, backbone.width)
     like = None if config.like is None else _ranges_like(Path(config.like), features, backbone)
     fixed = backbone.ranges
@@ -113,6 +114,37 @@ def extract(config: ExtractConfig) -> Extraction:
         if created and not os.listdir(out):
             out.rmdir()
     return Extraction(features, [(v, outcomes[v.key]) for v in videos], report)
+
+
+def _check_times(
+    config: ExtractConfig, videos: Sequence[Video], known: Annotations, features: FeatureSet
+) -> None:
+    """Checks that ratings are within the times that the files state, before anything is decoded.
+
+    Stated times may be short: what is less than a segment too late is checked when the frames have
+    been counted.
+
+    Raises:
+        pyseg.errors.DataError: One is not; the message names file and line.
+    """
+    from pyseg.video import probe
+
+    rated = [video for video in videos if known.intervals.get(video.id)]
+    lengths, late = {}, {}
+    with Progress("looking at videos", "videos", len(rated)) as bar:
+        for video in rated:
+            bar.update()
+            try:
+                duration = probe(video.path).duration
+            except (DataError, OSError):  # told of when it is decoded
+                continue
+            if duration:
+                seconds = min(duration, config.max_seconds or duration)
+                lengths[video.id] = math.ceil(seconds * config.fps)
+                end = seconds + features.segment_seconds
+                some = known.intervals[video.id]
+                late[video.id] = [interval for interval in some if interval.end > end]
+    replace(known, intervals=late).within(lengths, features)
 
 
 def _check_other_collection(out: Path) -> None:

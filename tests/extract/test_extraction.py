@@ -114,7 +114,7 @@ def test_ratings_and_labels_go_into_the_records(videos: Path, tmp_path: Path) ->
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     given = [str(videos), str(tmp_path / "bad.mp4")]
     out = tmp_path / "out"
-    done = extract(config(given, out, ratings=str(ratings), labels=str(labels), complete="dog"))
+    done = extract(config(given, out, ratings=str(ratings), labels=str(labels), complete=["dog"]))
     assert done.report.rated == {"dog": 3 + 6, "cat": 2}
     assert any("left out the annotations of 1 videos" in note for note in done.report.notes)
     records = {
@@ -125,6 +125,22 @@ def test_ratings_and_labels_go_into_the_records(videos: Path, tmp_path: Path) ->
     assert records["b"].ratings.scores.tolist() == [1, 0, 0]
     assert records["e"].labels.tolist() == [2]
     assert open_collection(out).features == done.features
+
+
+def test_a_rating_outside_of_its_video_is_found_before_anything_is_decoded(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pyseg.extract.worker.process", decode)
+    ratings = tmp_path / "ratings.csv"
+    ratings.write_text("video,start,end,class,score\nb,0,1,dog,1\nc d,30,35,dog,1\n")
+    with pytest.raises(
+        DataError, match=r"ratings\.csv, line 3: expected times within the 5.6 s of "
+    ):
+        extract(config(videos, tmp_path / "out", ratings=str(ratings)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_repeated_command_computes_only_what_is_missing(
@@ -489,7 +505,7 @@ def test_errors_leave_nothing(
         ({"segment_seconds": 0.3}, "segment_seconds: expected a multiple of a frame of 0.2 s"),
         ({"processes": -1}, "processes: expected at least 0"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
-        ({"complete": "dog"}, "complete: expected --ratings with it"),
+        ({"complete": ["dog"]}, "complete: expected --ratings with it"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], match: str, tmp_path: Path) -> None:
