@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyseg._containers import is_number, read_json
 from pyseg._files import atomic_write
+from pyseg._paths import path_text
 from pyseg.errors import ArgumentError, DataError
 from pyseg.metrics import Reliability, reliability
 
@@ -223,7 +224,7 @@ class Calibration:
             "after": _described(self.after),
             "classes": columns,
         }
-        with atomic_write(Path(path)) as file:
+        with atomic_write(Path(path_text(path))) as file:
             file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
     @staticmethod
@@ -234,7 +235,7 @@ class Calibration:
             pyseg.errors.DataError: Its content is something else; the message names the file.
             OSError: It cannot be read.
         """
-        content = _File(os.fspath(path), read_json(path))
+        content = _File(path_text(path), read_json(path_text(path)))
         content.check(content.value("format_version", int) == FORMAT_VERSION, "format_version", "1")
         columns = _File(content.path, content.value("classes", dict), "classes.")
         temperatures = columns.numbers("temperature", 1 / _LARGEST, _LARGEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -179,16 +180,18 @@ def test_thresholds_maximise_the_expected_f1() -> None:
         found.with_thresholds(logits[:, :4])
 
 
+@functools.cache
+def small() -> Calibration:
+    return fit(draw(300, 0, temperature=2.0)).with_thresholds(np.zeros((10, 5)))
+
+
 def written(tmp_path: Path) -> Path:
-    found = fit(draw(300, 0, temperature=2.0)).with_thresholds(np.zeros((10, 5)))
-    found.write(tmp_path / "calibration.json")
+    small().write(tmp_path / "calibration.json")
     return tmp_path / "calibration.json"
 
 
 def test_the_file_keeps_everything(tmp_path: Path) -> None:
-    found = fit(draw(300, 0, temperature=2.0)).with_thresholds(np.zeros((10, 5)))
-    path = tmp_path / "calibration.json"
-    found.write(path)
+    found, path = small(), written(tmp_path)
     again = Calibration.read(path)
     for name in ("slopes", "biases", "rated", "positives", "thresholds"):
         np.testing.assert_allclose(getattr(again, name), getattr(found, name), rtol=1e-12)

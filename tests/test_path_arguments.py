@@ -10,6 +10,7 @@ import torch
 
 import pyseg
 from pyseg import data, models, submission, timeline, video
+from pyseg.calibration import Calibration
 from pyseg.data import vocabulary
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
@@ -21,6 +22,7 @@ MODEL = models.create("mlp", num_classes=2, feature_sizes=(4,))
 CORRELATION = LabelCorrelation(
     torch.tensor([0, 0, 0]), torch.empty(0, dtype=torch.long), torch.empty(0)
 )
+CALIBRATION = Calibration.fit([0.0], [0], [1.0], num_classes=1)
 TIMELINE = timeline.Timeline("trip", [0], [5], [[0.5]], ["cat"])
 
 CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
@@ -57,6 +59,8 @@ CALLS: dict[str, tuple[str, Callable[[Any], object]]] = {
     "read_segment_vocabulary": ("path", vocabulary.read_segment_vocabulary),
     "write_vocabulary": ("path", lambda path: vocabulary.write_vocabulary(path, ["a"])),
     "LabelCorrelation.load": ("path", LabelCorrelation.load),
+    "Calibration.read": ("path", Calibration.read),
+    "Calibration.write": ("path", CALIBRATION.write),
     "LabelCorrelation.save": ("path", CORRELATION.save),
     "read_submission": ("path", lambda path: next(submission.read_submission(path))),
     "Timeline.save": ("path", TIMELINE.save),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pyseg._extras import requires
 from pyseg._files import Paths
+from pyseg._paths import path_text
 from pyseg.data._tables import read_table, shown
 from pyseg.data.annotations.names import VideoNames
 from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
@@ -114,7 +115,7 @@ class Media:
         self._links = dict(links or {})
         for id, link in self._links.items():
             _check_url(link.url, f"links: the URL of {shown(id)}")
-        self._files = {id: os.path.abspath(path) for id, path in files.items()}
+        self._files = {id: os.path.abspath(path_text(path, "files")) for id, path in files.items()}
         self._ids = [*self._files, *(id for id in self._links if id not in self._files)]
         self._numbers = {id: number for number, id in enumerate(self._ids)}
         self._decoding = threading.Semaphore(2)
@@ -292,20 +293,20 @@ def _read_links(
 ) -> dict[str, Link]:
     """Reads the table of links; adds a note about unknown videos."""
     links: dict[str, Link] = {}
-    unknown = []
-    for row in read_table(path, [["video"], ["url"]], optional=["offset"]):
-        name, url = row.text("video"), row.text("url").strip()
+    name, unknown = path_text(path, "links"), []
+    for row in read_table(name, [["video"], ["url"]], optional=["offset"]):
+        video, url = row.text("video"), row.text("url")
         _check_url(url, f"{row.path}, line {row.line}")
         offset = row.number("offset") if row.fields["offset"].strip() else 0.0
         if offset < 0:
             row.fail("an offset of at least 0")
-        found = names.find(name)
+        found = names.find(video)
         if len(found) != 1:
-            unknown.append(name)
+            unknown.append(video)
         elif links.setdefault(found[0], Link(url, offset)) != Link(url, offset):
             row.fail(f"one link of the video {shown(found[0])}")
     if unknown:
-        notes.append(f"{os.fspath(path)}: links of no known video: {_some(map(shown, unknown))}")
+        notes.append(f"{name}: links of no known video: {_some(map(shown, unknown))}")
     return links
 
 

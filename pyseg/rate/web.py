@@ -28,8 +28,8 @@ Self = TypeVar("Self", bound="LocalServer")
 _LOG = logging.getLogger("pyseg")
 _HOST = "127.0.0.1"
 _CONNECTIONS = 64
-_IDLE = 60.0  # seconds that a connection may wait between requests
-_REQUEST = 10.0  # seconds in which a request has to be complete
+_IDLE = 60.0  # seconds that a connection may wait after a request with the secret
+_REQUEST = 10.0  # seconds in which the first request has to begin, and every one to be complete
 _STALLED = 20.0  # seconds in which a client has to take some of the answer
 _LINGER = 1.0  # seconds to read what a refused request still sends
 _TICKET = 60.0  # seconds for which a ticket is valid
@@ -235,12 +235,13 @@ class Handler(BaseHTTPRequestHandler):
         super().setup()
         self._reader = _Reader(self.connection)
         self.rfile = io.BufferedReader(self._reader)
+        self._idle = _REQUEST
 
     def handle_one_request(self) -> None:
         """Answers the next request, or closes the connection."""
         self._has_begun = False
         self.requestline, self.command, self.request_version = "", "", self.protocol_version
-        self._reader.allow(_IDLE, _LONGEST_REQUEST, waiting=True)
+        self._reader.allow(self._idle, _LONGEST_REQUEST, waiting=True)
         try:
             super().handle_one_request()
         except _TooLongError:
@@ -298,6 +299,7 @@ class Handler(BaseHTTPRequestHandler):
         same = hmac.compare_digest(token.encode(), self.server.token.encode())
         if not (same and slash and self.path[0] == "/"):
             raise RefusedError(HTTPStatus.FORBIDDEN, "expected the address of the page")
+        self._idle = _IDLE
         return path
 
     def expect(self, method: str) -> None:
