@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +35,14 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Imports packages before pytest collects a file of theirs as a module of its own.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collect_file(file_path: Path) -> None:
+    """Imports the package of a file before pytest collects the file as a module of its own.
 
-    It would import them twice, and there would be two registries. The controller of pytest-xdist
-    collects nothing.
+    It would be imported twice if the package imports it too, and register its content twice.
     """
-    config = session.config
-    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
-        import pyseg.data
-        import pyseg.models  # noqa: F401
+    if file_path.suffix == ".py" and file_path.is_relative_to(ROOT / "pyseg"):
+        importlib.import_module(".".join(file_path.relative_to(ROOT).parent.parts))
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

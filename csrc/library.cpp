@@ -41,17 +41,4 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
   m.def(
       "rated_bce_with_logits_backward(Tensor grad_output, Tensor grad, Tensor? logits=None) -> "
       "Tensor");
-  // The state of pyseg.metrics.TopKPerClass, see include/pyseg/top_k.h: keys is (C, room) uint64,
-  // counts (C) int64 the number of keys of each class, and thresholds (C) uint64 exceed every key
-  // that may still be added. Adds the scores (S, C) of ids (S) uint32 where candidates (S, C) bool
-  // is true, and cuts full classes; there must be room for all scores, or for k + 64 keys. Returns
-  // false, and adds nothing, if a score is NaN.
-  m.def(
-      "top_k_update(Tensor scores, Tensor ids, Tensor? candidates, int k, Tensor(a!) thresholds, "
-      "Tensor(b!) keys, Tensor(c!) counts) -> bool");
-  // Cuts classes that have more than k keys and no room for `wanted` more to their k best, or a
-  // quarter of the spare room more.
-  m.def(
-      "top_k_cut(int k, int wanted, Tensor(a!) thresholds, Tensor(b!) keys, Tensor(c!) counts) -> "
-      "()");
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pyseg import _command
 
 __version__ = "0.2.0"
 
@@ -38,6 +39,7 @@ def load(
     device: str | None = None,
     backbone: str | None = None,
     weights: str | None = None,
+    calibrate: bool = True,
 ) -> Predictor:
     """Loads a run for predictions: when do its classes occur in a video?
 
@@ -47,6 +49,8 @@ def load(
         backbone: The network that computes the features of video files; default: the one that
             computed those of the training data.
         weights: Its file of weights; default: the one that the training data were extracted with.
+        calibrate: Whether to use the run's calibration, if `pyseg.calibrate` wrote one; otherwise
+            scores are the sigmoids of logits.
 
     Raises:
         pyseg.errors.UserError: The folder is not a run, its model takes no frames, or there is no
@@ -62,16 +66,21 @@ def load(
             timeline.save("a.vtt")
     """
     make: type[Predictor] = importlib.import_module("pyseg.predict").Predictor
-    return make(run, device=device, backbone=backbone, weights=weights)
+    return make(run, device=device, backbone=backbone, weights=weights, calibrate=calibrate)
 
 
+_started = _command.started_module()
 # `python -m pyseg._build` must not load the libraries, which may be older than this code.
-if not (sys.argv[:1] == ["-m"] and "pyseg._build" in sys.orig_argv):
+if _started != "pyseg._build":
+    if _started is not None:  # a command, which has to import torch first
+        _command.end_on_interrupt()
     from pyseg import _ext as _ext
     from pyseg import ops as ops
 
 if TYPE_CHECKING:
     from pyseg import backbones as backbones
+    from pyseg import calibrate as calibrate
+    from pyseg import calibration as calibration
     from pyseg import checkpoint as checkpoint
     from pyseg import config as config
     from pyseg import convert as convert

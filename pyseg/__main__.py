@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model on video labels and rated segments",
     "evaluate": "measure a run or a submission",
     "predict": "score every segment of every video, or draw one video over time",
+    "calibrate": "make probabilities of scores that mean what they say",
     "report": "draw runs on an HTML page",
     "cooccur": "count which labels occur together",
     "reproduce": "run the paper's experiments",

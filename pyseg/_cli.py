@@ -28,7 +28,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
-from pyseg import __version__, _help
+from pyseg import __version__, _command, _help
 from pyseg._extras import find_module
 from pyseg._files import atomic_write, behind_links, why_not_a_file
 from pyseg.errors import ArgumentError, PysegError, UserError
@@ -243,7 +243,9 @@ def parse(
         first.add_argument("--print_config", nargs="?")
         _add_options(first, config_class)
         first.set_defaults(_defaults(parser))
-        parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
+        given = _parsed(first, first.parse_args, words)
+        import_plugins(given.get("plugin"))  # a preset of theirs may have defaults
+        parser.set_defaults(dict(layer(given)))
     options = _parsed(parser, parser.parse_args, words)
     import_plugins(options.get("plugin"))
     for name in _words(config_class):
@@ -289,18 +291,25 @@ def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: typ
 
 
 def _collected(words: Sequence[str], config_class: type) -> list[str]:
-    """Joins the values of an option that may be given several times into a list, at the end."""
+    """Joins the values of an option that takes several into a list, at the end.
+
+    It may be given several times, each time with several words, as shells expand a glob to.
+    """
     names = [field.name for field in fields(config_class) if field.metadata.get("repeated")]
     values: dict[str, list[str]] = {}
-    kept = []
-    left = iter(words)
-    for word in left:
+    kept, collecting = [], ""
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         name, equals, text = word[2:].partition("=")
-        given = word[:2] == "--" and name in names
-        value = text if equals or not given else next(left, None)
-        if given and value is not None:
-            values.setdefault(name, []).append(value)
-        else:
+        if word[:2] != "--":
+            if collecting:
+                values.setdefault(collecting, []).append(word)
+            else:
+                kept.append(word)
+            continue
+        collecting = name if name in names and not equals and following[:2] != "--" else ""
+        if name in names and equals:
+            values.setdefault(name, []).append(text)
+        elif not collecting:
             kept.append(word)
     return kept + [f"--{name}={json.dumps(found)}" for name, found in values.items()]
 
@@ -535,6 +544,7 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # class names in any script, on any terminal
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
+        _command.raise_on_interrupt()
         _show_log(first=rank == "0")
         main()
     except ArgumentError:
@@ -552,8 +562,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         # Only one of several processes gets here (`pyseg.distributed.session`).
-        after_echo = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C
-        print(f"{after_echo}pyseg: interrupted", file=sys.stderr, flush=True)
+        _command.tell_interrupted()
         sys.exit(130)
 
 

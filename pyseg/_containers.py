@@ -11,6 +11,7 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+from pyseg._paths import path_text
 from pyseg.errors import DataError
 
 
@@ -67,8 +68,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         DataError: See `parse_json`; the message names the file.
         OSError: The file cannot be read.
     """
-    with open(path, "rb") as file:
-        return parse_json(file.read(), os.fspath(path))
+    name = path_text(path)
+    with open(name, "rb") as file:
+        return parse_json(file.read(), name)
 
 
 def read_arrays(path: str | os.PathLike[str], name: str | None = None) -> dict[str, np.ndarray]:
@@ -84,7 +86,8 @@ def read_arrays(path: str | os.PathLike[str], name: str | None = None) -> dict[s
         DataError: The file is of another kind, damaged, or holds Python objects.
         OSError: The file cannot be opened.
     """
-    name = name or os.fspath(path)
+    path = path_text(path)
+    name = name or path
     with open(path, "rb") as file:
         _check_start(file, name)
         try:
@@ -115,8 +118,8 @@ def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...]
         >>> read_shapes(path)
         {'': ((12, 512), dtype('float16'))}
     """
-    name = os.fspath(path)
-    with open(path, "rb") as file:
+    name = path_text(path)
+    with open(name, "rb") as file:
         _check_start(file, name)
         try:
             if file.read(2) != b"PK":
@@ -165,7 +168,7 @@ def read_array(path: str | os.PathLike[str], name: str | None = None) -> np.ndar
         DataError: The file is of another kind, holds no number, or one that is not finite.
         OSError: The file cannot be opened.
     """
-    name = name or os.fspath(path)
+    name = name or path_text(path)
     arrays = read_arrays(path, name)
     if "" not in arrays:
         raise DataError(f"{name}: expected an .npy file of one array, found an .npz file")

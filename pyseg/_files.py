@@ -10,8 +10,9 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
+from pyseg._paths import path_text
 from pyseg.errors import ArgumentError, MissingFileError, UserError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -33,11 +34,11 @@ def find_files(paths: Paths, of_folder: Callable[[str], list[str]], missing: str
         pyseg.errors.MissingFileError: One of `paths` matches nothing; the message names it.
         pyseg.errors.ArgumentError: The list is empty.
     """
-    if isinstance(paths, str | os.PathLike):
+    if not isinstance(paths, Sequence) or isinstance(paths, str):
         paths = [paths]
     found: dict[str, str] = {}
     for path in paths:
-        text = os.fspath(path)
+        text = path_text(path, "paths")
         if os.path.isdir(text):
             files, problem = of_folder(text), missing
         elif os.path.exists(text):
@@ -168,6 +169,21 @@ def sole_owner(folder: Path) -> Iterator[None]:
             if created:
                 with contextlib.suppress(OSError):  # not empty
                     folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked(file: IO[bytes]) -> Iterator[None]:
+    """Locks an open file while the block runs; waits until no other has locked it, in any process.
+
+    A file system without locks excludes nobody.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
-from pyseg import _cli
+from pyseg import _cli, models
+from pyseg._registry import suggestion
 from pyseg.data.memory import MOST_WORKERS
 from pyseg.data.records import OnError
 from pyseg.errors import ArgumentError
@@ -165,19 +166,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "finetune.l2": 1e-5,
         "finetune.noise": 0.1,
         "finetune.evaluate_every": 5_000,
-    },
-}
-
-# The values that a preset needs; those of a recipe take precedence. Logistic regression is convex:
-# steps that start large and end small reach the minimum, and the penalty decides which one.
-PRESET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "linear": {
-        "pretrain.learning_rate": 3e-2,
-        "pretrain.schedule": "cosine",
-        "pretrain.l2": 1e-3,
-        "finetune.learning_rate": 3e-2,
-        "finetune.schedule": "cosine",
-        "finetune.l2": 0.02,
     },
 }
 
@@ -365,11 +353,33 @@ def make_parser() -> ArgumentParser:
 def recipe_defaults(options: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     """Returns the defaults of the recipe and the preset of the options.
 
+    Raises:
+        pyseg.errors.ArgumentError: The preset names an option that does not exist.
+
     Example:
         >>> recipe_defaults({"recipe": "sample", "model": "linear"})["finetune.learning_rate"]
         0.03
     """
-    return PRESET_DEFAULTS.get(options["model"], {}) | RECIPES[options["recipe"]]
+    model = options["model"]
+    of_model = models.training_defaults(model)
+    names = list(_option_names()) if of_model else []
+    for name in of_model:
+        if name not in names:
+            raise ArgumentError(
+                f"training_defaults: expected options of pyseg.train, found {name!r} of the preset "
+                f"{model}{suggestion(name, names, '{!r}')}"
+            )
+    return {**of_model, **RECIPES[options["recipe"]]}
+
+
+def _option_names() -> Iterator[str]:
+    """Yields the names of all options of training, as the command line has them."""
+    for option in fields(TrainConfig):
+        group = {"pretrain": StageConfig, "finetune": StageConfig, "loss": LossConfig}
+        if option.name in group:
+            yield from (f"{option.name}.{key.name}" for key in fields(group[option.name]))
+        else:
+            yield option.name
 
 
 def flat_options(config: TrainConfig) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from pyseg import _cli, distributed
 from pyseg._progress import Progress
 from pyseg.data import ReadReport, vocabulary, youtube8m
 from pyseg.data._tables import read_ids
-from pyseg.data.collection import find_data
+from pyseg.data.collection import find_data, open_collection
 from pyseg.data.formats import Inspector
 from pyseg.data.label_lists import LabelLists, read_label_records, read_label_table
 from pyseg.data.records import OnError
 from pyseg.data.shards import find_shards
-from pyseg.errors import DataError, UserError
+from pyseg.errors import DataError, MissingFileError, RecordError, UserError
 from pyseg.labels import (
     Cooccurrence,
     CooccurrenceCounter,
@@ -42,7 +42,8 @@ class CooccurConfig:
             counted.
         exclude_ids: A file with the ids of videos to leave out; one per line, or a table as for
             --labels. For example the test videos.
-        num_classes: Number of classes C.
+        num_classes: Number of classes C; default: that of --vocabulary, or else of the collection
+            --data; of a table alone YouTube-8M's 3,862.
         threshold: The lowest probability of a relation to keep; equation (5) of the paper.
         min_support: The lowest number of videos of a pair to keep.
         classes: A vocabulary of the classes to keep: its column Index, and Name for the output, as
@@ -59,7 +60,7 @@ class CooccurConfig:
     labels: str | None = None
     data: str | None = None
     exclude_ids: str | None = None
-    num_classes: int = youtube8m.NUM_CLASSES
+    num_classes: int | None = None
     threshold: float = 0.5
     min_support: int = 1
     classes: str | None = None
@@ -96,7 +97,8 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
     inspector = Inspector(data, "skip")
     if config.labels is None and not paths:
         raise UserError("expected --labels or --data, found neither")
-    counter = CooccurrenceCounter(config.num_classes)
+    num_classes = _num_classes(config)
+    counter = CooccurrenceCounter(num_classes)
     paths = paths[distributed.rank() :: distributed.world_size()]
     labels = config.labels if distributed.is_first() else None
     left_out = 0
@@ -128,9 +130,7 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
                 try:
                     counter.update(lists.offsets, lists.labels)
                 except ValueError as error:
-                    raise DataError(
-                        f"{name}: {error} (--num_classes {config.num_classes})"
-                    ) from None
+                    raise DataError(f"{name}: {error} (--num_classes {num_classes})") from None
     if report is not None and own is not None:
         report += distributed.total(own)
     counted, left_out = _together(counter.finish(), left_out)
@@ -140,6 +140,26 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
     if config.exclude_ids and not left_out:
         print(f"--exclude_ids {config.exclude_ids}: none of its {len(exclude)} ids is in the data")
     return counted, left_out
+
+
+def _num_classes(config: CooccurConfig) -> int:
+    """Returns the number of classes that the options give, or the files that they name.
+
+    Raises:
+        pyseg.errors.UserError: The records do not say what their classes are.
+    """
+    if config.num_classes is not None:
+        return config.num_classes
+    if config.vocabulary is not None:
+        return len(vocabulary.read_vocabulary(config.vocabulary))
+    if config.data is None:
+        return youtube8m.NUM_CLASSES
+    try:
+        return open_collection(config.data, on_error=config.on_error).num_classes
+    except RecordError:
+        raise
+    except (DataError, MissingFileError) as error:
+        raise UserError(f"{error}; or give --num_classes") from error
 
 
 def _together(counted: Cooccurrence, left_out: int) -> tuple[Cooccurrence, int]:

@@ -8,6 +8,7 @@ A run folder holds
 * ``segment_vocabulary.csv``: the classes whose segments are rated, if any;
 * ``correlation.npz``: the label correlation that was used, if any;
 * ``metrics.jsonl``: one JSON object per line; ``stage`` is the part of the run that wrote it;
+* ``calibration.json``: what makes probabilities of the logits, if `pyseg.calibrate` wrote it;
 * ``tensorboard``: the same numbers for TensorBoard, if requested;
 * ``pretrained``: the weights before fine-tuning, if ``--final_fit`` needs them;
 * ``checkpoints``: during training, all that ``--resume`` needs.
@@ -15,8 +16,10 @@ A run folder holds
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,13 @@ import torch
 
 from pyseg import _cli, models, results
 from pyseg._containers import parse_json
+from pyseg._paths import path_text
+from pyseg.calibration import Calibration
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
-from pyseg.data import Collection, FeatureSet, features, find_shards, open_collection, vocabulary
-from pyseg.data.collection import find_data
+from pyseg.data import Collection, FeatureSet, features, open_collection, vocabulary
 from pyseg.data.records import OnError
-from pyseg.errors import ArgumentError, DataError, UserError
+from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 
@@ -59,14 +63,13 @@ class Run:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        if not isinstance(folder, str | os.PathLike):
-            raise ArgumentError(f"run: expected the path of a run folder, found {folder!r:.60}")
-        self.folder = Path(folder)
+        self.folder = Path(path_text(folder, "run"))
         self.config_file = self.folder / "config.yaml"
         self.weights_file = self.folder / models.WEIGHTS
         self.features_file = self.folder / features.FILE
         self.vocabulary_file = self.folder / vocabulary.SEGMENT_FILE
         self.correlation_file = self.folder / "correlation.npz"
+        self.calibration_file = self.folder / "calibration.json"
         self.log_file = self.folder / "metrics.jsonl"
         self.tensorboard_folder = self.folder / "tensorboard"
         self.pretrained_folder = self.folder / "pretrained"
@@ -119,9 +122,21 @@ class Run:
         if not self.features_file.is_file():
             raise UserError(
                 f"{self.features_file}: expected the features of the run's data, which training "
-                "writes, found no such file: train again, or write a pyseg.data.FeatureSet there"
+                f"writes, found no such file: train again, or {self._how_to_write_features}"
             )
         return FeatureSet.read(self.features_file)
+
+    @property
+    def _how_to_write_features(self) -> str:
+        """How the file of features can be written after training, for messages."""
+        if not self.config_file.is_file():
+            return "write a pyseg.data.FeatureSet there"
+        data = str(self.config().data)
+        code = (
+            "from pyseg.data import open_collection; "
+            f"open_collection({data!r}).features.write({str(self.features_file)!r})"
+        )
+        return f"write it from the same data: python -c {shlex.quote(code)}"
 
     @property
     def is_unfinished(self) -> bool:
@@ -175,6 +190,43 @@ class Run:
         if not self.correlation_file.is_file():
             return None
         return LabelCorrelation.load(self.correlation_file)
+
+    def weights_digest(self) -> str:
+        """Returns a digest of its file of weights.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        with self.weights_file.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def calibration(self, num_classes: int) -> Calibration | None:
+        """Returns the calibration of its probabilities, if `pyseg.calibrate` wrote one.
+
+        Args:
+            num_classes: The number of classes C of the model.
+
+        Raises:
+            pyseg.errors.DataError: The file is damaged, or of other weights.
+        """
+        if not self.calibration_file.is_file():
+            return None
+        found = Calibration.read(self.calibration_file)
+        if found.weights != (digest := self.weights_digest()):
+            again = _cli.follow_up(f"pyseg.calibrate --run {self}")
+            raise DataError(
+                f"{self.calibration_file}: expected a calibration of the weights {digest}, found "
+                f"one of {found.weights:.40}: run {again} again, or remove the file"
+            )
+        if found.num_classes != num_classes:
+            raise DataError(
+                f"{self.calibration_file}: expected {num_classes} classes, as the model has, found "
+                f"{found.num_classes}"
+            )
+        return found
 
     def log(self) -> list[dict[str, Any]]:
         """Returns the lines of its log, none if there is no such file.
@@ -237,8 +289,3 @@ def open_data(
         test_fraction=config.test_fraction,
         seed=config.seed,
     )
-
-
-def find_run_shards(config: TrainConfig, data: str | None = None) -> list[str]:
-    """Returns the shards of a run's training data, or of other data."""
-    return find_shards(find_data(data or config.data))

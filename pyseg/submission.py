@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from pyseg._files import atomic_write
+from pyseg._paths import path_text
 from pyseg.data._tables import Row, is_numeric, read_rows, read_table, shown, whole_number
 from pyseg.data.datasets import RecordDataset
 from pyseg.data.records import is_line_of_text
@@ -91,7 +92,7 @@ def write_submission(
         3,06xy:25 my%20video:0
         7,
     """
-    with atomic_write(Path(path)) as file:
+    with atomic_write(Path(path_text(path))) as file:
         file.write(f"{HEADER}\n".encode())
         for number, segments in ranked:
             field = "\n".join(segments)  # no id has a line break
@@ -120,7 +121,7 @@ def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[st
             message names file and line.
         OSError: The file cannot be read.
     """
-    name = os.fspath(path)
+    name = path_text(path)
     seen: dict[int, int] = {}
     row = None
     for row, (line, fields) in enumerate(read_rows(path)):

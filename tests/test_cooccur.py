@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyseg import cooccur
-from pyseg.data import DataError, FrameSchema, RecordError
+from pyseg.data import DataError, FeatureSet, FrameSchema, RecordError
 from pyseg.data.records import encode_frames, write_records
 from pyseg.errors import UserError
 from pyseg.labels import LabelCorrelation
@@ -53,6 +53,34 @@ def test_tables_and_records_count_together(folder: Path, capsys: pytest.CaptureF
         "  c -> a: 1.00 of 2 videos",
         f"correlation: {folder}/correlation.npz",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--data", "{}"], 5),
+        (["--data", "{}", "--num_classes", "9"], 9),
+        (["--labels", "{}/lists.csv", "--vocabulary", "{}/vocabulary.csv"], 5),
+        (["--labels", "{}/lists.csv"], 3862),
+    ],
+    ids=["collection", "option", "vocabulary", "table"],
+)
+def test_the_number_of_classes_is_that_of_the_data(
+    folder: Path, options: list[str], expected: int
+) -> None:
+    out = folder / "correlation.npz"
+    cooccur.main(["--out", str(out), *(word.format(folder) for word in options)])
+    assert LabelCorrelation.load(out).num_classes == expected
+
+
+def test_records_that_do_not_say_their_classes(folder: Path) -> None:
+    (folder / "vocabulary.csv").unlink()
+    FeatureSet((("clip", 1152),)).write(folder / "features.json")
+    schema = FrameSchema((("clip", 1152),))
+    record = encode_frames("r0", np.zeros((1, 1152), np.uint8), [2, 0], None, schema)
+    write_records(folder / "part0.tfrecord", [record])
+    with pytest.raises(UserError, match=r"vocabulary\.csv beside it .*; or give --num_classes$"):
+        cooccur.main(["--out", f"{folder}/correlation.npz", "--data", str(folder)])
 
 
 def test_damaged_records_and_ids_of_another_name(

@@ -28,6 +28,7 @@ from pyseg.data.annotations.tables import read_video_labels
 from pyseg.data.download import read_plan
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
+from pyseg.rate.answers import AnswerFile, settle
 from pyseg.runs import Run
 from pyseg.submission import judge, read_submission, read_truth
 
@@ -103,6 +104,17 @@ def annotations(format: str) -> Callable[[Path], object]:
     return lambda path: read_annotations(path, format=format, fps=25, elan_classes="values")
 
 
+def answers(path: Path) -> object:
+    """Goes on with a file of answers, if that is possible."""
+    file = AnswerFile(path, "ann")
+    before = file.rows()
+    file.add('v, "2"', 5, 10, "a;b", 1, "random")
+    rows = AnswerFile(path, "bob").rows()
+    assert rows[:-1] == before
+    assert rows[-1][:7] == ('v, "2"', 5, 10, "a;b", 1, "ann", "random")
+    return settle(rows)
+
+
 class Reader(NamedTuple):
     read: Callable[[Path], object]
     good: bytes
@@ -126,6 +138,12 @@ READERS = {
     "ratings": Reader(
         annotations("ratings"), b'video;start;end;class;score\n"v;1";0;1.5;a;1\nv2;1;2;b;0\n'
     ),
+    "answers": Reader(
+        answers,
+        b"video,start,end,class,score,rater,reason,time\n"
+        b'"v,1",0,5,a,1,ann,random,2026\nv2,5,10,b,,bob,change,2026\nv2,5,10,b,0,bob,undo,2026\n',
+    ),
+    "answers of a person": Reader(answers, b'video;start;end;class;score\r\n"v;1";0;1.5;a;1\r\n'),
     "video labels": Reader(read_video_labels, b"video,class\nv1,a\n"),
     "audacity": Reader(annotations("audacity"), b"1.5\t2.5\ta\n\\\t1\t2\n3\t4\tb c\n"),
     "via": Reader(annotations("via"), VIA),

@@ -14,7 +14,9 @@ import pytest
 from torch import nn
 
 from pyseg import cooccur, evaluate, models, predict, train
+from pyseg import nn as nn_of_pyseg
 from pyseg._registry import Registry
+from pyseg.config import TrainConfig
 from pyseg.data import (
     FeatureSet,
     Format,
@@ -227,3 +229,28 @@ def test_metrics_are_numbers(plugin: list[str]) -> None:
         train.main([*plugin, "--data", "ticks", "--model", "mlp", *STEPS])
     with pytest.raises(UserError, match=r"^--truth x.csv: expected --submission with it"):
         evaluate.main(["--run", "run", "--truth", "x.csv"])
+
+
+def test_a_plugins_preset_has_defaults_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slow_preset.py").write_text(
+        "from pyseg import models, nn\n"
+        "defaults = {'finetune.learning_rate': 0.5, 'pretrain.steps': 3, 'max_frames': 7}\n"
+        "models.register('slow', training_defaults=defaults)(nn.MLP)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--plugin", "slow_preset", "--model", "slow", "--pretrain.steps", "4"]
+    found = train.parse_options(words)
+    assert (found.finetune.learning_rate, found.pretrain.steps, found.max_frames) == (0.5, 4, 7)
+    assert found.pretrain.learning_rate == train.parse_options([]).pretrain.learning_rate
+    assert TrainConfig(model="slow").finetune.learning_rate == 0.5  # in Python too
+    assert TrainConfig(model="slow", recipe="paper").pretrain.steps == 200_000
+    assert models.create("slow", num_classes=2, hidden_size=3).config.overrides == {
+        "hidden_size": 3
+    }
+    sys.modules.pop("slow_preset")
+
+    models.register("wrong", training_defaults={"finetune.rate": 1})(nn_of_pyseg.MLP)
+    with pytest.raises(ArgumentError, match=r"'finetune\.rate' of the preset wrong"):
+        TrainConfig(model="wrong")

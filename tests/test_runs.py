@@ -12,7 +12,7 @@ from pyseg.config import TrainConfig
 from pyseg.data import vocabulary
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
-from pyseg.runs import Run, find_run_shards
+from pyseg.runs import Run
 
 
 def test_a_folder_with_nothing_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,14 +64,3 @@ def test_a_model_of_the_rated_classes_knows_their_numbers(tmp_path: Path) -> Non
     assert run.rated_classes() == [4, 1]
     assert run.known_classes(2) == [4, 1]
     assert run.known_classes(5) is None
-
-
-def test_shards_are_the_runs_own_or_others(tmp_path: Path) -> None:
-    for name in ("own", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "train0.tfrecord").touch()
-    config = TrainConfig(data=str(tmp_path / "own"))
-    assert find_run_shards(config) == [str(tmp_path / "own" / "train0.tfrecord")]
-    assert find_run_shards(config, str(tmp_path / "other")) == [
-        str(tmp_path / "other" / "train0.tfrecord")
-    ]

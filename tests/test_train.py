@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,12 +131,18 @@ def test_same_seed_gives_same_weights(segments_folder, tmp_path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def plain(path: Path, count: int, rated: int = 0, damaged: int | None = None) -> Path:
+def plain(
+    path: Path,
+    count: int,
+    rated: int = 0,
+    damaged: int | None = None,
+    ids: Sequence[str] = tuple(f"v{k:03d}" for k in range(1000)),
+) -> Path:
     """Writes videos v000, v001, ... and damages one; the first ones have rated segments."""
     rating = Ratings(np.array([0, 5]), np.array([1, 1]), np.array([1, 0], np.float32))
     frames = np.ones((12, 1152), np.uint8)
     records = [
-        encode_frames(f"v{k:03d}", frames, [k % CLASSES], rating if k < rated else None)
+        encode_frames(ids[k], frames, [k % CLASSES], rating if k < rated else None)
         for k in range(count)
     ]
     write_records(path, records)
@@ -160,6 +168,24 @@ def test_all_of_few_videos_may_be_held_out_or_none(tmp_path, count, rated):
         assert bool(blind) == (len(held) == 1)
         assert ("as there are so few videos" in blind) == (held == {True})
         assert options.test_fraction == collection.test_fraction == 0.2 * (held != {True})
+
+
+def test_a_seed_is_named_that_holds_something_out(tmp_path, capsys):
+    ids = [f"film {k}" for k in range(1, 13)]
+    assert not any(held_out(id, 0.2, 0) for id in ids)
+    data = plain(tmp_path / "a.tfrecord", 12, 12, ids=ids)
+    options = config(data, tmp_path / "run")
+    blind = train.hold_out(options, open_data(options))[2]
+    advice = r"training without evaluation; --seed (\d+) holds out 2 of 12 videos$"
+    seed = int(re.search(advice, blind)[1])
+    assert sum(held_out(id, 0.2, seed) for id in ids) == 2
+    options = replace(options, seed=seed)
+    assert train.hold_out(options, open_data(options))[2] == ""
+    patient = replace(
+        options, seed=0, finetune=replace(options.finetune, evaluate_every=1, patience=1)
+    )
+    with pytest.raises(UserError, match=f"found none .*--seed 0.; --seed {seed} holds out 2 of 12"):
+        train.hold_out(patient, open_data(patient))
 
 
 def test_one_video_trains(tmp_path, capsys):
@@ -684,6 +710,24 @@ def test_weights_that_do_not_fit(segments_folder, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         train.train(other)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_without_its_features_says_how_to_write_them(segments_folder, tmp_path, monkeypatch):
+    """As runs of versions before features.json are."""
+    none = {stage: StageConfig(0, 1.0) for stage in QUICK}
+    run = Run(train.train(config(segments_folder, tmp_path / "a run's", **none)))
+    content = run.features_file.read_bytes()
+    run.features_file.unlink()
+    with pytest.raises(UserError, match=r"features\.json: .* no such file: train again") as told:
+        predict.main(["--run", str(run), "--out", str(tmp_path / "out.csv")])
+    command = shlex.split(str(told.value).partition("from the same data: ")[2])
+    assert command[:2] == ["python", "-c"]
+    exec(command[2], {})
+    assert run.features_file.read_bytes() == content
+    run.config_file.unlink()
+    run.features_file.unlink()
+    with pytest.raises(UserError, match=r"or write a pyseg\.data\.FeatureSet there$"):
+        run.features()
 
 
 def test_fine_tuning_needs_rated_segments(videos_folder, tmp_path):

@@ -57,11 +57,6 @@ inline void check_dtype(const Tensor& tensor, const char* name,
               torch::headeronly::toString(tensor.scalar_type()));
 }
 
-inline void check_contiguous(const Tensor& tensor, const char* name) {
-  PYSEG_CHECK(tensor.is_contiguous(), name,
-              ": expected a contiguous tensor, found gaps or another order");
-}
-
 // Checks that `tensor` is on the device of `other`.
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& other,
                          const char* other_name) {

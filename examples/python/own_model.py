@@ -4,9 +4,10 @@
     python -m pyseg.train --plugin own_model --model temporal-conv
     python -m pyseg.evaluate --plugin own_model --run runs/sample-temporal-conv-1
 
-``--plugin`` imports this module first, in every command that makes or loads the model. An installed
-package can name its module in the entry point group "pyseg.plugins" instead, without the option. As
-a script, this trains and evaluates in a temporary folder:
+The name stands for some arguments of the class, and for defaults of options of training that suit
+the model. ``--plugin`` imports this module first, in every command that makes or loads the model.
+An installed package can name its module in the entry point group "pyseg.plugins" instead, without
+the option. As a script, this trains and evaluates in a temporary folder:
 
     python examples/python/own_model.py
 """
@@ -25,7 +26,7 @@ from pyseg.nn import FrameClassifier, LogisticHead
 from pyseg.nn.head import HeadFactory
 
 
-@models.register("temporal-conv", channels=64)
+@models.register("temporal-conv", channels=64, training_defaults={"finetune.l2": 1e-4})
 class TemporalConv(FrameClassifier):
     """A convolution over neighbouring frames, max pooling of each channel over time, and a head.
 

@@ -1,7 +1,7 @@
 // Charts of curves and points: hover, zoom, a legend that hides series, and a search for points.
 //
 // A chart's data: {kind: "lines" | "points", x, y: labels, series: [{name, color, x, y, names?, pale?,
-// step?, marks?}], log: [x, y], domain?: [[x0, x1], [y0, y1]], borders?: [{x, color}], search?}.
+// step?, marks?, low?, high?}], log: [x, y], domain?: [[x0, x1], [y0, y1]], borders?: [{x, color}], search?}.
 
 const MARGIN = { left: 52, right: 14, top: 10, bottom: 42 };
 
@@ -229,6 +229,10 @@ class Chart {
       }
     }
     const shapes = [draw("path", { d: path, fill: "none", stroke: color, "stroke-width": series.pale ? 1 : 2, "stroke-opacity": series.pale ? 0.35 : 1, "stroke-linejoin": "round" })];
+    for (const [i, low] of (series.low ?? []).entries()) {
+      const x = points[i][0];
+      shapes.push(draw("path", { class: "interval", d: `M${x.toFixed(1)} ${this.y.at(low).toFixed(1)}V${this.y.at(series.high[i]).toFixed(1)}`, stroke: color, "stroke-opacity": 0.6 }));
+    }
     if (series.marks || points.length === 1) {
       for (const [x, y] of points) if (y !== null) shapes.push(draw("circle", { cx: x, cy: y, r: 4, fill: color }));
     }

@@ -189,7 +189,7 @@ def make(request: Request) -> Backbone:
     attributes may be those of `Preprocessing`, of which ``size`` is required.
     """
     factory = _import(request.argument)
-    takes_weights = "weights" in inspect.signature(factory).parameters
+    takes_weights = _takes_weights(factory, request.name)
     made = factory(weights=request.weights) if takes_weights else factory()
     if isinstance(made, Backbone):
         if request.weights is not None and not takes_weights:
@@ -233,3 +233,25 @@ def _import(name: str) -> Callable[..., Any]:
             f"network, found {type(factory).__name__}"
         )
     return cast(Callable[..., Any], factory)
+
+
+def _takes_weights(factory: Callable[..., Any], name: str) -> bool:
+    """Returns whether a factory has a parameter ``weights``.
+
+    Raises:
+        pyseg.errors.ArgumentError: It needs other arguments.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # of a builtin function without one
+        return False
+    takes_weights = "weights" in signature.parameters
+    try:
+        signature.bind(**({"weights": None} if takes_weights else {}))
+    except TypeError as error:
+        function = name.rpartition(":")[2]
+        raise ArgumentError(
+            f"backbone: expected a function that needs no arguments but weights, found "
+            f"{function}{signature} in {name}: name a function that calls it"
+        ) from error
+    return takes_weights

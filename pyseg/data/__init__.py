@@ -34,8 +34,9 @@ from pyseg.data.records import (
     sniff,
     write_records,
 )
+from pyseg.data.rerating import rate_collection
 from pyseg.data.shards import find_shards
-from pyseg.data.writing import SourceVideo, WriteReport, write_collection
+from pyseg.data.writing import SourceVideo, Stored, WriteReport, write_collection
 from pyseg.errors import DataError, RecordError
 
 
@@ -76,6 +77,7 @@ __all__ = [
     "RecordWarning",
     "SegmentDataset",
     "SourceVideo",
+    "Stored",
     "StrongSegmentDataset",
     "VideoDataset",
     "VideoRecords",
@@ -92,6 +94,7 @@ __all__ = [
     "loader",
     "open_collection",
     "open_records",
+    "rate_collection",
     "read_annotations",
     "read_frames",
     "read_label_records",

@@ -10,7 +10,10 @@ from pyseg.data import download, importing
 
 _COMMANDS = {
     "download": (download.main, "fetch YouTube-8M's shards"),
-    "import": (importing.main, "features from NumPy files and ratings to a collection"),
+    "import": (
+        importing.main,
+        "features of files or of a collection, with ratings, to a collection",
+    ),
 }
 
 

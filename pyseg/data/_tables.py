@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn, cast
 
+from pyseg._paths import path_text
 from pyseg.errors import DataError
 
 MAX_LINE = 2**27
@@ -94,13 +95,18 @@ class Row:
 
 
 @contextlib.contextmanager
-def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_unpacked(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[BinaryIO]:
     """Opens a file for reading; gzip is recognised by content.
+
+    Args:
+        path: The file.
+        content: Its content, where that was read already.
 
     Raises:
         OSError: It cannot be read. Reading it may also raise `DAMAGED_GZIP`.
     """
-    with open(path, "rb") as file:
+    of_memory = None if content is None else io.BufferedReader(io.BytesIO(content))
+    with of_memory or open(path_text(path), "rb") as file:
         compressed = file.peek(2)[:2] == b"\x1f\x8b"
         yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
 
@@ -182,7 +188,7 @@ class _Lines:
 
 
 def read_rows(
-    path: str | os.PathLike[str], delimiter: str = ","
+    path: str | os.PathLike[str], delimiter: str = ",", content: bytes | None = None
 ) -> Iterator[tuple[int, list[str]]]:
     r"""Yields the lines of a table, except empty ones: their number and their fields.
 
@@ -192,6 +198,7 @@ def read_rows(
     Args:
         path: The file, UTF-8, or UTF-16 with a byte order mark.
         delimiter: ``","`` or ``";"``, with quotes, or a tab, without.
+        content: The content of the file, where that was read already.
 
     Raises:
         DataError: The file is not such a text, or a line is too long; the message names file
@@ -206,7 +213,7 @@ def read_rows(
         >>> list(read_rows(path))
         [(1, ['a', 'b c']), (2, ['d, "e" ', 'f'])]
     """
-    with open_unpacked(path) as file:
+    with open_unpacked(path, content) as file:
         lines = _Lines(os.fspath(path), file)
         for line in lines:
             number = lines.number
@@ -228,7 +235,9 @@ def read_ids(path: str | os.PathLike[str]) -> set[str]:
     return {fields[0].strip() for _, fields in read_rows(path)} - {""}
 
 
-def find_delimiter(path: str | os.PathLike[str], columns: Iterable[str]) -> str:
+def find_delimiter(
+    path: str | os.PathLike[str], columns: Iterable[str], content: bytes | None = None
+) -> str:
     """Returns the character between the fields of a table: a comma, a semicolon or a tab.
 
     It is the one that splits the first line into fields with these names of columns; if none does,
@@ -237,12 +246,13 @@ def find_delimiter(path: str | os.PathLike[str], columns: Iterable[str]) -> str:
     Args:
         path: The file, see `read_rows`.
         columns: The names of some columns, without these characters.
+        content: See `read_rows`.
 
     Raises:
         DataError: It is not a text table; the message names file and line.
         OSError: It cannot be read.
     """
-    _, fields = next(read_rows(path, "\t"), (1, []))
+    _, fields = next(read_rows(path, "\t", content), (1, []))
     line = "\t".join(fields)
     for delimiter in ",;\t":
         if {*columns} <= {name.strip(' "') for name in line.split(delimiter)}:
@@ -257,6 +267,7 @@ def read_table(
     delimiter: str = ",",
     optional: Sequence[str] = (),
     header: Sequence[str] | None = None,
+    content: bytes | None = None,
 ) -> Iterator[Row]:
     """Yields the lines of a table whose first line names the columns.
 
@@ -266,14 +277,15 @@ def read_table(
         delimiter: See `read_rows`.
         optional: Optional columns; empty if missing.
         header: The columns of a file with as many, whose first line names none of `columns`.
+        content: See `read_rows`.
 
     Raises:
         DataError: A column is missing, a line has too few or too many fields, or the file is not
             a text table; the message names file and line.
         OSError: The file cannot be read.
     """
-    name = os.fspath(path)
-    rows = read_rows(path, delimiter)
+    name = path_text(path)
+    rows = read_rows(path, delimiter, content)
     line, first = next(rows, (1, []))
     found = [name.strip() for name in first]
     known = {column for names in columns for column in names}

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from pyseg._paths import path_text
 from pyseg._registry import Registry
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
@@ -198,7 +199,7 @@ class Collection:
             ValueError: There is no such part.
             pyseg.errors.RecordError: A record is faulty.
         """
-        split = self._split(part)
+        split = self.split(part)
         for path in self.video_paths:
             keep = None if split is None else functools.partial(split, path)
             for lists in read_label_records(
@@ -217,9 +218,17 @@ class Collection:
             ValueError: ``test_fraction`` is not in [0, 1].
         """
         held_out("", test_fraction)
-        return replace(self, test_fraction=test_fraction, seed=seed, within=self._split("train"))
+        return replace(self, test_fraction=test_fraction, seed=seed, within=self.split("train"))
 
-    def _split(self, part: Part) -> Split | None:
+    def split(self, part: Part) -> Split | None:
+        """Returns what tells whether a video is in a part, by shard and id; None: all are.
+
+        Args:
+            part: "train", "test" or "all".
+
+        Raises:
+            ValueError: There is no such part.
+        """
         if part not in ("train", "test", "all"):
             raise ArgumentError(f'part: expected "train", "test" or "all", found {part!r}')
         if part == "all":
@@ -233,7 +242,7 @@ class Collection:
         part: Part,
         options: dict[str, Any],
     ) -> RecordDataset:
-        split = self._split(part)
+        split = self.split(part)
         if not options.get("cache"):
             if part == "test":  # none of their videos is in this part
                 paths = tuple(path for path in paths if path not in self.train_paths)
@@ -264,7 +273,7 @@ def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
     Raises:
         FileNotFoundError: It is a name, but neither a file nor registered.
     """
-    name = os.fspath(data)
+    name = path_text(data, "data")
     if name in _SOURCES:
         return _SOURCES[name]()
     if name.isidentifier() and not os.path.exists(name):
@@ -324,6 +333,8 @@ def open_collection(
     """
     held_out("", test_fraction)
     check_on_error(on_error)
+    if vocabulary is not None:
+        vocabulary = path_text(vocabulary, "vocabulary")
     found = look(find_data(data), on_error)
     if labels is not None and not found.format.takes_labels:
         raise DataError(

@@ -186,6 +186,19 @@ class RecordDataset(IterableDataset[Example]):
             found |= {"examples": len(self._kept), "ratings": ratings}
         return found
 
+    def class_counts(self) -> np.ndarray:
+        """Returns how many examples in memory have each class, rated 1 or not, of all ranks.
+
+        Returns:
+            (K,) int64, K being above every class in memory.
+
+        Raises:
+            TypeError: The examples are not in memory.
+        """
+        if self._memory is None:
+            raise TypeError(f"{type(self).__name__} counts its classes only with cache=True")
+        return self._memory.count_classes(self._kept)
+
     def subset(self: Self, **changes: Any) -> Self:
         """Returns the same data set with other options; a cache is shared, not read again.
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pyseg._containers import is_number, read_json
 from pyseg._files import atomic_write
+from pyseg._paths import path_text
 from pyseg.data.records import FrameSchema
 from pyseg.errors import ArgumentError, DataError
 from pyseg.ops.frames import RANGE, values_of_bytes
@@ -259,7 +260,7 @@ class FeatureSet:
             "backbone": None if self.backbone is None else dict(vars(self.backbone)),
             "pyseg": __version__,
         }
-        with atomic_write(Path(path)) as file:
+        with atomic_write(Path(path_text(path))) as file:
             file.write((json.dumps(described, indent=1) + "\n").encode())
 
     @staticmethod
@@ -277,7 +278,7 @@ class FeatureSet:
             >>> FeatureSet.read(path).segment_seconds
             5.0
         """
-        name = os.fspath(path)
+        name = path_text(path)
         content = read_json(path)
         if not isinstance(content, dict):
             raise DataError(f"{name}: expected a JSON object, found {type(content).__name__}")

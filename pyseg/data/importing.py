@@ -6,13 +6,12 @@ See :func:`import_features`.
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import itertools
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +20,15 @@ import numpy.typing as npt
 
 from pyseg import _cli
 from pyseg._containers import read_arrays, read_shapes
+from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg._table import Table
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
-from pyseg.data.annotations.ratings import ALL
 from pyseg.data.annotations.reading import Paths
 from pyseg.data.features import FeatureSet
 from pyseg.data.records import OnError, check_on_error, why_not_an_id
+from pyseg.data.rerating import rate_collection
+from pyseg.data.shards import named_as_records
 from pyseg.data.writing import SourceVideo, WriteReport, write_collection
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 from pyseg.ops.frames import RANGE
@@ -36,6 +37,7 @@ RANGE_VIDEOS = 100
 """The videos whose values determine the ranges of the features."""
 
 _SUFFIXES = (".npy", ".npz")
+_OF_FILES = ("fps", "segment_seconds", "ranges", "feature_name")  # options
 _SHOWN_CLASSES = 20  # in the table of a command
 _CLOSE = 1e-6  # relative: segments are whole numbers of frames, as far as a decimal can say
 
@@ -120,8 +122,9 @@ def import_features(
         (('clip', 8),)
     """
     check_on_error(on_error)
+    folder, out = Path(path_text(features, "features")), path_text(out, "out")
     frames = frames_of_a_segment(fps, segment_seconds)
-    files, left_out = _look(Path(features), feature_name, on_error)
+    files, left_out = _look(folder, feature_name, on_error)
     names = list(files[0].shapes)
     annotations = Annotations.read(
         [file.id for file in files],
@@ -141,6 +144,20 @@ def import_features(
     report = ImportReport(**vars(written), features=described, range_notes=range_notes)
     report.left_out = left_out + report.left_out
     return report
+
+
+def holds_collection(folder: Path) -> bool:
+    """Returns whether a folder has the records of a collection, not NumPy files to import.
+
+    A collection may have NumPy files besides, and a folder of these may have one that was made of
+    them in a folder of its own.
+    """
+    if not folder.is_dir():
+        return False
+    if any(named_as_records(path.name) for path in folder.iterdir()):
+        return True
+    has_files = any(_holds_features(path, folder) for path in folder.rglob("*"))
+    return not has_files and any(named_as_records(path.name) for path in folder.rglob("*"))
 
 
 def frames_of_a_segment(fps: float, segment_seconds: float) -> int:
@@ -163,24 +180,6 @@ def frames_of_a_segment(fps: float, segment_seconds: float) -> int:
             f"{whole / fps:g}, found {segment_seconds:g}"
         )
     return whole
-
-
-def complete_classes(text: str | None) -> str | list[str]:
-    """Returns the classes of an option ``complete``: names, which CSV's quotes may enclose, or all.
-
-    Raises:
-        pyseg.errors.ArgumentError: It is something else.
-
-    Example:
-        >>> complete_classes('dog,"cat, sleeping"')
-        ['dog', 'cat, sleeping']
-    """
-    if text is None or text == ALL:
-        return text or []
-    try:
-        return [name.strip() for name in next(csv.reader([text], strict=True))]
-    except (csv.Error, StopIteration):
-        raise ArgumentError(f"complete: expected names of classes as a,b, found {text!r}") from None
 
 
 class _File(NamedTuple):
@@ -387,7 +386,8 @@ class ImportConfig:
 
     Args:
         features: A folder of .npy files (T, N) or .npz files (named arrays (T, N)), one a video;
-            the name of the file without its suffix is the id of the video.
+            the name of the file without its suffix is the id of the video. Or a collection, whose
+            frames are written with more ratings.
         out: The folder to write.
         ratings: Rated intervals: a file, a folder or a glob. A table video,start,end,class,score;
             VIA's "Only Temporal Segments as CSV"; Label Studio's JSON; Audacity's labels; or .eaf
@@ -396,7 +396,8 @@ class ImportConfig:
         fps: Frames a second of the features.
         segment_seconds: The duration of a segment, the unit of ratings and predictions.
         complete: Classes, as a,b or all, of which every segment without an interval is rated 0 in
-            videos with any rating; default: what nobody rated stays unrated.
+            videos with any rating; may be repeated, for names with commas; default: what nobody
+            rated stays unrated.
         format: The format of --ratings; default: each file's content decides.
         annotation_fps: Frames a second of the videos; Label Studio counts frames.
         elan_classes: Whether ELAN's tiers or the values of its annotations are the classes.
@@ -416,7 +417,7 @@ class ImportConfig:
     labels: str | None = None
     fps: float = 1.0
     segment_seconds: float = 5.0
-    complete: str | None = field(default=None, metadata={"word": True})
+    complete: list[str] = field(default_factory=list, metadata={"repeated": True})
     format: AnnotationFormat | None = None
     annotation_fps: float | None = None
     elan_classes: ElanClasses = "tiers"
@@ -429,11 +430,25 @@ class ImportConfig:
         frames_of_a_segment(self.fps, self.segment_seconds)
         _cli.check_above("annotation_fps", self.annotation_fps, 0)
         self.parsed_ranges()
-        self.completed()
 
-    def completed(self) -> str | list[str]:
-        """Returns the classes of ``complete``."""
-        return complete_classes(self.complete)
+    def check_of_collection(self) -> None:
+        """Checks the options where the features are a collection, which says what they are.
+
+        Raises:
+            pyseg.errors.ArgumentError: One is given that has no use.
+        """
+        for option in fields(self):
+            given = getattr(self, option.name)
+            if option.name in _OF_FILES and given != option.default:
+                raise ArgumentError(
+                    f"{option.name}: expected none with --features {self.features}, a collection "
+                    f"that says what its features are, found {given}"
+                )
+        if self.ratings is None and self.labels is None:
+            raise ArgumentError(
+                f"ratings: expected --ratings or --labels with --features {self.features}, a "
+                "collection, found none"
+            )
 
     def parsed_ranges(self) -> Ranges | None:
         """Returns the numbers in ``ranges``."""
@@ -463,34 +478,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _cli.make_parser(
         ImportConfig,
         "pyseg.data import",
-        "Writes features from NumPy files and the ratings of their videos as a collection that "
-        "--data takes.",
+        "Writes features from NumPy files, or the frames of a collection, and the ratings of their "
+        "videos as a collection that --data takes.",
     )
     config = _cli.parse(parser, ImportConfig, argv)
     _cli.check_out_folder("out", Path(config.out))
     with _cli.option_group(""), _says_how_to_continue():
-        report = import_features(
-            config.features,
-            config.out,
-            ratings=config.ratings,
-            labels=config.labels,
-            fps=config.fps,
-            segment_seconds=config.segment_seconds,
-            complete=config.completed(),
-            format=config.format,
-            annotation_fps=config.annotation_fps,
-            elan_classes=config.elan_classes,
-            ranges=config.parsed_ranges(),
-            feature_name=config.feature_name,
-            on_error=config.on_error,
-        )
-    for line in itertools.chain(report.range_notes, report.lines(), class_table(report)):
+        report, notes = _run(config)
+    for line in itertools.chain(notes, report.lines(), class_table(report)):
         print(line)
     if not report.rated and config.labels is None:
         print(f"written to {config.out}; it has no ratings to train on")
         return
     print(f"written to {config.out}; next:")
     print(_cli.follow_up(f"pyseg.train --data {shlex.quote(config.out)} --model linear"))
+
+
+def _run(config: ImportConfig) -> tuple[WriteReport, Sequence[str]]:
+    """Returns what was written, and lines on the ranges of the features."""
+    common: dict[str, Any] = {
+        "ratings": config.ratings,
+        "labels": config.labels,
+        "complete": config.complete,
+        "format": config.format,
+        "annotation_fps": config.annotation_fps,
+        "elan_classes": config.elan_classes,
+        "on_error": config.on_error,
+    }
+    if holds_collection(Path(config.features)):
+        config.check_of_collection()
+        return rate_collection(config.features, config.out, **common), ()
+    report = import_features(
+        config.features,
+        config.out,
+        fps=config.fps,
+        segment_seconds=config.segment_seconds,
+        ranges=config.parsed_ranges(),
+        feature_name=config.feature_name,
+        **common,
+    )
+    return report, report.range_notes
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from pyseg._paths import path_text
 from pyseg.data._tables import (
     DAMAGED_GZIP,
     MAX_LINE,
@@ -73,7 +74,8 @@ def read_label_table(
     """
     from pyseg.data import _label_kernels
 
-    name, size = os.fspath(path), os.path.getsize(path)
+    name = path_text(path)
+    size = os.path.getsize(name)
     ids = set(exclude)
     encoded = {id.encode("utf-8", "surrogateescape") for id in ids}
     hashed = (_label_kernels.hash_id(np.frombuffer(id, np.uint8)) for id in encoded)

@@ -132,6 +132,14 @@ class ExampleMemory:
         begin, end = offsets[number : number + 2].tolist()
         return Example(self.ids[number], frames[first:last], classes[begin:end], scores[begin:end])
 
+    def count_classes(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns how many of some examples have each class, from 0 to the largest class of all."""
+        kept = np.zeros(len(self), np.bool_)
+        kept[numbers] = True
+        chosen = np.repeat(kept, np.diff(self.offsets.numpy()))
+        classes = self.classes.numpy()
+        return np.bincount(classes[chosen], minlength=int(classes.max(initial=-1)) + 1)
+
     def fingerprint(self, numbers: np.ndarray) -> str:
         """Returns a digest of the ids of some examples, and of all classes and scores."""
         ids = "\n".join(self.ids[number] for number in numbers)

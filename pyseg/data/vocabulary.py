@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyseg._files import atomic_write
+from pyseg._paths import path_text
 from pyseg.data._tables import read_table
 from pyseg.errors import DataError
 
@@ -107,7 +108,7 @@ def write_vocabulary(path: str | os.PathLike[str], names: Sequence[str]) -> None
 def _write(path: str | os.PathLike[str], rows: Iterable[Sequence[object]]) -> None:
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows(rows)
-    with atomic_write(Path(path)) as file:
+    with atomic_write(Path(path_text(path))) as file:
         file.write(table.getvalue().encode())
 
 

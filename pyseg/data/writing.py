@@ -11,8 +11,8 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pyseg._containers import read_json
 from pyseg._files import LOCK, atomic_write, sole_owner
+from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg.data import features as feature_set
 from pyseg.data import vocabulary
@@ -42,7 +43,20 @@ SHARD_BYTES = 1 << 26
 
 _WORK = ".collection"
 _REQUEST = "request.json"
+_Scores = dict[tuple[int, int], float]  # by the first frame of a segment, and the class
 _TABLES = (feature_set.FILE, vocabulary.FILE, vocabulary.SEGMENT_FILE)
+
+
+class Stored(NamedTuple):
+    """What a record says about its video.
+
+    Attributes:
+        labels: (L,) int64, class numbers.
+        ratings: The rated segments, if there are any.
+    """
+
+    labels: npt.NDArray[np.int64]
+    ratings: Ratings | None = None
 
 
 class SourceVideo(NamedTuple):
@@ -55,12 +69,14 @@ class SourceVideo(NamedTuple):
             numbers are values to be quantized.
         stamp: What changes with the content, such as size and time of a file. A video with another
             stamp is written anew when an interrupted command is repeated.
+        stored: Returns the labels and ratings that it has beside the annotations, after `read`.
     """
 
     id: str
     num_frames: int
     read: Callable[[], Sequence[npt.NDArray[Any]]]
     stamp: str = ""
+    stored: Callable[[], Stored] | None = None
 
 
 @dataclass
@@ -77,6 +93,8 @@ class WriteReport:
         clipped: The number of those that were outside of the feature's range.
         conflicts: A line for each video with contradictory ratings, whose mean counts.
         too_short: The number of intervals that cover no segment.
+        kept: The number of ratings that records had before, and still have.
+        replaced: The number of those that annotations have changed.
         left_out: The reasons why videos were left out.
         notes: Lines on annotations that were left out or repeated.
     """
@@ -90,6 +108,8 @@ class WriteReport:
     clipped: Counter[str] = field(default_factory=Counter)
     conflicts: list[str] = field(default_factory=list)
     too_short: int = 0
+    kept: int = 0
+    replaced: int = 0
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -113,6 +133,8 @@ class WriteReport:
             f"{self.videos} videos, {self.frames} frames; {self.segments} segments are rated, "
             f"{sum(self.rated.values())} ratings"
         )
+        if self.kept or self.replaced:
+            yield f"of the ratings before, {self.kept} are kept and {self.replaced} are changed"
         for name, values in self.values.items():
             yield f"{name}: {self.clipped[name] / max(values, 1):.2%} of the values were clipped"
         if self.conflicts:
@@ -135,6 +157,8 @@ def write_collection(
     *,
     replace: bool = False,
     on_error: OnError = "raise",
+    class_names: Sequence[str] = (),
+    segment_classes: Collection[int] = (),
 ) -> WriteReport:
     """Writes videos with their ratings and labels to a folder that ``--data`` takes.
 
@@ -151,6 +175,9 @@ def write_collection(
         replace: Whether an existing collection in the folder is replaced.
         on_error: "raise" at an annotation outside of its video or a video that cannot be read, or
             "skip" and report it.
+        class_names: The classes that the videos' records have before, by number; those of the
+            annotations that are new follow. Default: the annotations' classes, sorted.
+        segment_classes: The numbers of those of ``class_names`` whose segments are rated.
 
     Raises:
         pyseg.errors.DataError: A video cannot be read or does not have these features, an
@@ -171,14 +198,15 @@ def write_collection(
         >>> record.frames.shape, record.ratings.starts, report.positive["dog"]
         ((10, 4), array([0]), 1)
     """
+    folder = Path(path_text(out, "out"))
     check_on_error(on_error)
     _check_videos(videos)
     lengths = {video.id: video.num_frames for video in videos}
     annotations = (annotations or Annotations()).within(lengths, features, on_error)
-    folder = Path(out)
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(folder, features, videos, annotations, on_error)
+    classes = _Classes.of(class_names, segment_classes, annotations)
+    work = _Work(folder, features, videos, annotations, on_error, classes)
     try:
         with sole_owner(work.folder):
             work.resume(replace)
@@ -202,6 +230,40 @@ def _check_videos(videos: Sequence[SourceVideo]) -> None:
         if video.id in seen:
             raise ArgumentError(f"id: expected every id once, found {video.id!r} again")
         seen.add(video.id)
+
+
+class _Classes(NamedTuple):
+    """The classes of a collection.
+
+    Attributes:
+        names: The names of all, by number.
+        numbers: The numbers by name.
+        rated: Those whose segments are rated, whatever the annotations say.
+    """
+
+    names: list[str]
+    numbers: dict[str, int]
+    rated: frozenset[int]
+
+    @staticmethod
+    def of(names: Sequence[str], rated: Collection[int], annotations: Annotations) -> _Classes:
+        """Returns the classes of records, and those that annotations add.
+
+        Raises:
+            pyseg.errors.DataError: The annotations name a class whose name several have.
+        """
+        own, used = [*names], annotations.classes
+        numbers = {name.strip(): number for number, name in enumerate(own)}
+        if len(numbers) < len(own):
+            often = Counter(name.strip() for name in own)
+            for name in used:
+                if often[name] > 1:
+                    raise DataError(f"class {name!r}: expected one class, found {often[name]}")
+        for name in used:
+            if name not in numbers:
+                numbers[name] = len(own)
+                own.append(name)
+        return _Classes(own, numbers, frozenset(rated))
 
 
 class _Shard(NamedTuple):
@@ -229,11 +291,12 @@ class _Work:
         videos: Sequence[SourceVideo],
         annotations: Annotations,
         on_error: OnError,
+        classes: _Classes,
     ) -> None:
         self.folder = out / _WORK
         self._out, self._features, self._annotations = out, features, annotations
         self._on_error = on_error
-        self._numbers = {name: number for number, name in enumerate(annotations.classes)}
+        self._classes = classes
         self._shards = list(_divide(videos, sum(features.feature_sizes)))
         self._columns = [
             FeatureSet((feature,), ranges=(limits,))
@@ -263,12 +326,15 @@ class _Work:
         """Returns a digest of all that determines the records."""
         digest = hashlib.sha256()
         for shard in self._shards:
-            for id, num_frames, _, stamp in shard.videos:
-                digest.update(repr((shard.name, id, num_frames, stamp)).encode())
+            for video in shard.videos:
+                told = (shard.name, video.id, video.num_frames, video.stamp)
+                digest.update(repr(told).encode())
         known = self._annotations
         said = [(id, *rated[1:5]) for id, some in known.intervals.items() for rated in some]
         looked_at = list(known.intervals)
-        for part in (asdict(self._features), said, looked_at, known.labels, known.complete):
+        classes = self._classes.names, sorted(self._classes.rated)
+        said_of_videos = known.labels, known.complete
+        for part in (asdict(self._features), classes, said, looked_at, *said_of_videos):
             digest.update(repr(part).encode())
         digest.update(self._on_error.encode())
         return digest.hexdigest()
@@ -354,27 +420,33 @@ class _Work:
             pyseg.errors.DataError: The video cannot be read, or does not have these features.
         """
         frames = self._quantize(video, report)
-        known = self._annotations
+        known, size = self._annotations, self._features.segment_size
         scores, conflicts, too_short = known.of_segments(video.id, len(frames), self._features)
-        size = self._features.segment_size
-        ratings = Ratings(
-            starts=np.array([size * segment for segment, _ in scores], np.int64),
-            classes=np.array([self._numbers[name] for _, name in scores], np.int64),
-            scores=np.array(list(scores.values()), np.float32),
-        )
-        labels = [self._numbers[name] for name in known.of_video(video.id)]
+        numbers = self._classes.numbers
+        said = {(size * segment, numbers[name]): score for (segment, name), score in scores.items()}
+        stored = Stored(np.empty(0, np.int64)) if video.stored is None else video.stored()
+        rated = self._merge(video.id, len(frames), said, stored, report)
+        own = stored.labels.tolist()
+        new = [numbers[name] for name in known.of_video(video.id)]
         record = encode_frames(
             video.id,
             frames,
-            np.array(labels, np.int64),
-            ratings if scores else None,
+            np.array([*own, *(label for label in new if label not in own)], np.int64),
+            Ratings(
+                starts=np.array([start for start, _ in rated], np.int64),
+                classes=np.array([number for _, number in rated], np.int64),
+                scores=np.array(list(rated.values()), np.float32),
+            )
+            if rated
+            else None,
             self._features.schema,
         )
+        names = self._classes.names
         report.videos += 1
         report.frames += len(frames)
-        report.segments += len({segment for segment, _ in scores})
-        report.rated.update(name for _, name in scores)
-        report.positive.update(name for (_, name), score in scores.items() if score > 0.5)
+        report.segments += len({start for start, _ in rated})
+        report.rated.update(names[number] for _, number in rated)
+        report.positive.update(names[number] for (_, number), score in rated.items() if score > 0.5)
         if conflicts:
             segment, name = conflicts[0]
             report.conflicts.append(
@@ -383,6 +455,31 @@ class _Work:
             )
         report.too_short += too_short
         return record
+
+    def _merge(
+        self,
+        id: str,
+        num_frames: int,
+        said: _Scores,
+        stored: Stored,
+        report: WriteReport,
+    ) -> _Scores:
+        """Returns what annotations say, and what the record of a video has said besides.
+
+        A class that is rated 0 only because it is complete keeps the ratings that it had.
+        """
+        if stored.ratings is None:
+            return said
+        starts, classes, scores = (column.tolist() for column in stored.ratings)
+        before: _Scores = dict(zip(zip(starts, classes, strict=True), scores, strict=True))
+        known, size = self._annotations, self._features.segment_size
+        rated = replace(known, complete=()).of_segments(id, num_frames, self._features).scores
+        explicit = {(size * segment, self._classes.numbers[name]) for segment, name in rated}
+        new = {pair: said[pair] for pair in said if pair in explicit or pair not in before}
+        changed = sum(np.float32(score) != new.get(pair, score) for pair, score in before.items())
+        report.replaced += int(changed)
+        report.kept += len(before) - int(changed)
+        return dict(sorted({**before, **new}.items()))
 
     def _quantize(self, video: SourceVideo, report: WriteReport) -> npt.NDArray[np.uint8]:
         """Returns the stored frames (T, width) of a video, and counts the clipped values."""
@@ -412,10 +509,11 @@ class _Work:
         for shard in self._shards:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self._unfinished(shard), self._out / shard.name)
-        names = list(self._numbers)
+        names = self._classes.names
         if names:
             vocabulary.write_vocabulary(self._out / vocabulary.FILE, names)
-        if rated := [self._numbers[name] for name in names if report.rated[name]]:
+        kept = self._classes.rated
+        if rated := [n for n, name in enumerate(names) if n in kept or report.rated[name]]:
             path = self._out / vocabulary.SEGMENT_FILE
             vocabulary.write_segment_vocabulary(path, rated, names)
         self._features.write(self._out / feature_set.FILE)

@@ -16,7 +16,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -452,6 +452,20 @@ def evaluate_run(config: EvaluateConfig) -> Result:
     return result
 
 
+def _calibration_line(run: Run) -> str | None:
+    """Returns a line on a run's calibration, if it has one; its own, as evaluations rank."""
+    try:
+        found = run.calibration(cast(Any, run.model()).num_classes)
+    except DataError as error:
+        return str(error)
+    if found is None:
+        return None
+    return (
+        f"calibration error {found.after.error:.3f} ({found.before.error:.3f} without "
+        f"{run.calibration_file.name}), by cross-validation, of {found.source}"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs ``python -m pyseg.evaluate``."""
     keep_memory()
@@ -465,6 +479,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with distributed.session(distributed.pick_device(config.device)):
         if config.submission is None:
             print(evaluate_run(config).describe())
+            if line := _calibration_line(Run(cast(str, config.run))):
+                print(line)
             return
         result, notes = evaluate_submission(config)
         print(result.describe())

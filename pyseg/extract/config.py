@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pyseg import _cli
 from pyseg.data.annotations import AnnotationFormat, ElanClasses
-from pyseg.data.importing import complete_classes, frames_of_a_segment
+from pyseg.data.importing import frames_of_a_segment
 from pyseg.errors import ArgumentError
 
 
@@ -30,7 +30,8 @@ class ExtractConfig:
             pyseg.data import` reads, such as a table video,start,end,class,score.
         labels: The labels of whole videos: a table video,class.
         complete: Classes, as a,b or all, of which every segment without an interval is rated 0 in
-            videos with any rating; default: what nobody rated stays unrated.
+            videos with any rating; may be repeated, for names with commas; default: what nobody
+            rated stays unrated.
         format: The format of --ratings; default: each file's content decides.
         annotation_fps: Frames a second of the videos; Label Studio counts frames.
         elan_classes: Whether ELAN's tiers or the values of its annotations are the classes.
@@ -58,7 +59,7 @@ class ExtractConfig:
     max_seconds: float | None = None
     ratings: str | None = None
     labels: str | None = None
-    complete: str | None = field(default=None, metadata={"word": True})
+    complete: list[str] = field(default_factory=list, metadata={"repeated": True})
     format: AnnotationFormat | None = None
     annotation_fps: float | None = None
     elan_classes: ElanClasses = "tiers"
@@ -77,15 +78,10 @@ class ExtractConfig:
         _cli.check_above("annotation_fps", self.annotation_fps, 0)
         _cli.check_range("processes", self.processes, 0, 1024)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
-        if self.complete is not None and self.ratings is None:
+        if self.complete and self.ratings is None:
             raise ArgumentError("complete: expected --ratings with it, found none")
-        self.completed()
 
     @property
     def segment_size(self) -> int:
         """The number of frames of a segment."""
         return frames_of_a_segment(self.fps, self.segment_seconds)
-
-    def completed(self) -> str | list[str]:
-        """Returns the classes of ``complete``."""
-        return complete_classes(self.complete)

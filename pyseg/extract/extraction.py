@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ Ranges = tuple[tuple[float, float], ...]
 _PARTS = "parts"
 _CORES_PER_PROCESS = 4
 _BLOCK = 4096  # rows read at once
+_BYTES_PER_SECOND = 125_000  # of video, where no file states its duration
 
 
 @dataclass
@@ -70,7 +72,7 @@ def extract(config: ExtractConfig) -> Extraction:
         [video.id for video in videos],
         config.ratings,
         config.labels,
-        complete=config.completed(),
+        complete=config.complete,
         format=config.format,
         fps=config.annotation_fps,
         elan_classes=config.elan_classes,
@@ -84,6 +86,7 @@ def extract(config: ExtractConfig) -> Extraction:
     _check_other_collection(out)
     backbone = make_backbone(config.backbone, config.weights, device=device)
     features = _describe(config, backbone)
+    _check_times(config, videos, annotations, features)
     parts = Parts(out / _PARTS, backbone.width)
     like = None if config.like is None else _ranges_like(Path(config.like), features, backbone)
     fixed = backbone.ranges
@@ -111,6 +114,37 @@ def extract(config: ExtractConfig) -> Extraction:
         if created and not os.listdir(out):
             out.rmdir()
     return Extraction(features, [(v, outcomes[v.key]) for v in videos], report)
+
+
+def _check_times(
+    config: ExtractConfig, videos: Sequence[Video], known: Annotations, features: FeatureSet
+) -> None:
+    """Checks that ratings are within the times that the files state, before anything is decoded.
+
+    Stated times may be short: what is less than a segment too late is checked when the frames have
+    been counted.
+
+    Raises:
+        pyseg.errors.DataError: One is not; the message names file and line.
+    """
+    from pyseg.video import probe
+
+    rated = [video for video in videos if known.intervals.get(video.id)]
+    lengths, late = {}, {}
+    with Progress("looking at videos", "videos", len(rated)) as bar:
+        for video in rated:
+            bar.update()
+            try:
+                duration = probe(video.path).duration
+            except (DataError, OSError):  # told of when it is decoded
+                continue
+            if duration:
+                seconds = min(duration, config.max_seconds or duration)
+                lengths[video.id] = math.ceil(seconds * config.fps)
+                end = seconds + features.segment_seconds
+                some = known.intervals[video.id]
+                late[video.id] = [interval for interval in some if interval.end > end]
+    replace(known, intervals=late).within(lengths, features)
 
 
 def _check_other_collection(out: Path) -> None:
@@ -230,15 +264,15 @@ def _compute(config: ExtractConfig, videos: Sequence[Video], work: Work) -> dict
     todo = [video for video in videos if video.key not in outcomes]
     if outcomes:
         _LOG.info("%d of %d videos are done already", len(outcomes), len(videos))
-    done = sum(video.size for video in videos if video.key in outcomes)
-    total = sum(video.size for video in videos)
+    seconds = _durations(videos, outcomes, config.max_seconds)
+    done = sum(seconds[key] for key in outcomes)
     count = _processes(config)
     with (
         _cli.stop_requests() as stopped,
-        Progress("extract", "bytes", total, initial=done, scale=True) as bar,
+        Progress("extract", "seconds of video", sum(seconds.values()), initial=done) as bar,
     ):
         bar.note(videos=f"{len(outcomes)} of {len(videos)}")
-        hear = _Ledger(outcomes, bar, len(videos))
+        hear = _Ledger(outcomes, bar, seconds)
         run = partial(run_processes, count=count) if count else run_here
         try:
             run(todo, work, stopped, hear)
@@ -249,18 +283,60 @@ def _compute(config: ExtractConfig, videos: Sequence[Video], work: Work) -> dict
     return outcomes
 
 
-class _Ledger:
-    """Notes what became of every video, and shows the progress."""
+def _durations(
+    videos: Sequence[Video], outcomes: Mapping[str, Outcome], most: float | None
+) -> dict[str, int]:
+    """Returns the seconds of every video, by its key, for the progress.
 
-    def __init__(self, outcomes: dict[str, Outcome], bar: Progress, total: int) -> None:
-        self._outcomes, self._bar, self._total = outcomes, bar, total
-        self._done: dict[str, int] = {}  # bytes, by the key of the video
+    The work is roughly in proportion to them, but not to the bytes of the files. Those of a file
+    that states no duration are estimated from its size, at the mean bit rate of the others.
+
+    Args:
+        videos: The videos.
+        outcomes: What became of the finished ones, by their keys.
+        most: The seconds of a video that are used, at most; None: all.
+    """
+    from pyseg.video import stated_duration
+
+    known: dict[str, float | None] = {}
+    with Progress("durations", "videos", len(videos)) as bar:
+        for video in videos:
+            if (outcome := outcomes.get(video.key)) is not None:
+                known[video.key] = outcome.duration
+            else:
+                try:
+                    known[video.key] = stated_duration(video.path)
+                except (DataError, OSError):  # its process will say so
+                    known[video.key] = 0.0
+            bar.update()
+    stated = [(seconds, v.size) for v in videos if (seconds := known[v.key])]
+    size = sum(size for _, size in stated)
+    rate = sum(seconds for seconds, _ in stated) / size if size else 1 / _BYTES_PER_SECOND
+    most = math.inf if most is None else most
+    found = {v.key: v.size * rate if (s := known[v.key]) is None else s for v in videos}
+    return {key: round(min(seconds, most)) for key, seconds in found.items()}
+
+
+class _Ledger:
+    """Notes what became of every video, and shows the progress.
+
+    Args:
+        outcomes: What became of every video, by its key.
+        bar: The progress, in seconds of video.
+        seconds: Those of every video, by its key.
+    """
+
+    def __init__(
+        self, outcomes: dict[str, Outcome], bar: Progress, seconds: Mapping[str, int]
+    ) -> None:
+        self._outcomes, self._bar, self._seconds = outcomes, bar, seconds
+        self._done: dict[str, int] = {}  # seconds, by the key of the video
 
     def __call__(self, video: Video, said: float | Outcome) -> None:
         if isinstance(said, Outcome):
             self._outcomes[video.key] = said
-            self._bar.note(videos=f"{len(self._outcomes)} of {self._total}")
-        done = round(video.size * (said if isinstance(said, float) else 1.0))
+            self._bar.note(videos=f"{len(self._outcomes)} of {len(self._seconds)}")
+        done = round(self._seconds[video.key] * (said if isinstance(said, float) else 1.0))
         before = self._done.get(video.key, 0)
         if done > before:
             self._done[video.key] = done

@@ -243,7 +243,12 @@ class _Member:
         self._process: BaseProcess = context.Process(
             target=_work, args=(theirs, self._stop, work, _cli.plugins()), daemon=True
         )
-        self._process.start()
+        # It inherits that Ctrl-C is blocked, while it imports too: the first process stops it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def give(self, video: Video | None) -> None:
@@ -292,7 +297,6 @@ class _Member:
 
 def _work(connection: Connection, stop: Any, work: Work, plugins: str | None) -> None:
     """Works on the videos that come over a connection, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells it to stop
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, StoppedError):
         try:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyseg._containers import read_named_arrays
 from pyseg._files import atomic_write
+from pyseg._paths import path_text
 from pyseg.errors import ArgumentError, DataError
 from pyseg.labels.cooccurrence import Cooccurrence
 
@@ -196,7 +197,7 @@ class LabelCorrelation:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a NumPy ``.npz`` file with the arrays offsets, columns and values."""
-        with atomic_write(Path(path)) as file:
+        with atomic_write(Path(path_text(path))) as file:
             np.savez_compressed(
                 file,
                 offsets=self.offsets.cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Ranking metrics, exact; NumPy arrays or torch tensors in, Python floats out.
+"""Metrics of rankings and probabilities, exact; of NumPy arrays or torch tensors.
 
 Each has a class for streams and distributed runs, see `pyseg.metrics.streaming`.
 """
@@ -9,6 +9,7 @@ from pyseg.metrics.mean_average_precision import (
     map_at_k_dense,
 )
 from pyseg.metrics.multilabel import gap_at_k, hit_at_1, perr
+from pyseg.metrics.reliability import Reliability, reliability
 from pyseg.metrics.streaming import (
     GlobalAveragePrecisionAtK,
     HitAt1,
@@ -23,6 +24,7 @@ __all__ = [
     "MeanAveragePrecision",
     "MeanAveragePrecisionAtK",
     "PrecisionAtEqualRecallRate",
+    "Reliability",
     "TopK",
     "TopKPerClass",
     "gap_at_k",
@@ -30,4 +32,5 @@ __all__ = [
     "map_at_k",
     "map_at_k_dense",
     "perr",
+    "reliability",
 ]

@@ -1,7 +1,7 @@
 """Loops over scores, compiled by numba; they release the GIL, so threads can run them.
 
-The order of ranks is coded here for all of `pyseg.metrics` (and in csrc/include/pyseg/top_k.h): the
-larger score first, of equal scores that of the earlier row, the lower class or the smaller id.
+The order of ranks is coded here for all of `pyseg.metrics`: the larger score first, of equal scores
+that of the earlier row, the lower class or the smaller id.
 
 Scores are compared by their bits: `_descending` maps them to unsigned integers in the order of
 ranks. A float32 score with a number below it, which decides between equal scores, is a 64-bit key:
@@ -20,7 +20,7 @@ from pyseg._jit import njit
 _ZERO, _SIGN, _REST = np.uint32(0), np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 _ONE, _HALF = np.uint64(1), np.uint64(32)
 _WIDE_SIGN = np.uint64(0x8000000000000000)
-_TURNED = 64  # rows of scores that are turned together, as top_k.h does
+_TURNED = 64  # rows of scores that are turned together
 _ROWS = 256  # of a block whose columns are read one after the other: they fit the first cache
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from pyseg import _ext, _threads
+from pyseg import _threads
 from pyseg.errors import ArgumentError
 from pyseg.metrics._inputs import (
     Array,
@@ -248,12 +247,6 @@ def _update(
     Returns:
         Whether none of the scores is a NaN; otherwise nothing was added.
     """
-    if _ext.HAS_CPU_OPS:
-        block = torch.from_numpy(scores), torch.from_numpy(ids)
-        some = None if candidates is None else torch.from_numpy(candidates)
-        kept = (torch.from_numpy(array) for array in (thresholds, keys, counts))
-        numbers: bool = torch.ops.pyseg.top_k_update.default(*block, some, k, *kept)
-        return numbers
     if np.isnan(scores.min(initial=0)):
         return False
     kernels = load_kernels()
@@ -276,10 +269,6 @@ def _cut(k: int, wanted: int, thresholds: np.ndarray, keys: np.ndarray, counts: 
 
     The arguments are those of `_update`; `thresholds` are lowered to the k-th best key.
     """
-    if _ext.HAS_CPU_OPS:
-        kept = (torch.from_numpy(array) for array in (thresholds, keys, counts))
-        torch.ops.pyseg.top_k_cut.default(k, wanted, *kept)
-        return
     for index in np.flatnonzero(counts > max(k, keys.shape[1] - wanted)).tolist():
         own = keys[index, : counts[index]]
         own.partition(k - 1)
@@ -303,7 +292,7 @@ def _ids(segment_ids: Array) -> np.ndarray:
 
 
 def _plain(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    """Returns an array of `dtype` that torch can wrap: contiguous, aligned and writable.
+    """Returns an array of `dtype` as the compiled loops take it: contiguous, aligned and writable.
 
     Values beyond the range of float32 become infinite.
     """

@@ -32,6 +32,7 @@ from pyseg.models.registry import (
     register,
     register_head,
     select_classes,
+    training_defaults,
 )
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "register_head",
     "save",
     "select_classes",
+    "training_defaults",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyseg._containers import read_json
 from pyseg._files import atomic_write
+from pyseg._paths import path_text
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 from pyseg.models.registry import ModelConfig, create, placeholder
 from pyseg.nn import FrameClassifier
@@ -47,6 +48,7 @@ def save(
     Raises:
         ValueError: the model has no ``config``, or the number of class names is wrong.
     """
+    folder = Path(path_text(folder, "folder"))
     model = getattr(model, "_orig_mod", model)
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
@@ -61,7 +63,6 @@ def save(
             f"class_names: expected {config.num_classes} names, found {len(class_names)}"
         )
     description = _description(config)
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The description is in both files, so that `load` can tell whether they belong together.
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -92,7 +93,7 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         pyseg.errors.DataError: a file is damaged, of another format version, or does not fit the
             other; the message names the file, what was expected and what was found.
     """
-    folder = Path(folder)
+    folder = Path(path_text(folder, "folder"))
     config = _read_config(folder / CONFIG)
     weights = folder / WEIGHTS
     if not weights.is_file():

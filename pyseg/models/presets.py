@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyseg.models.registry import mixture, register, register_head
 from pyseg.nn import (
     MLP,
@@ -21,7 +23,7 @@ register_head("moe")(MixtureOfExperts)
 # A preset names a head, but sets none of its options, which would not fit another head.
 
 # The three of the paper's table 1: cluster size, hidden size and reduction of each.
-_NEXTVLAD1 = {"clusters": 112, "hidden_size": 2048, "reduction": 16}
+_NEXTVLAD1: dict[str, Any] = {"clusters": 112, "hidden_size": 2048, "reduction": 16}
 register("nextvlad1", **_NEXTVLAD1)(NeXtVLADClassifier)
 register("nextvlad2", clusters=136, hidden_size=2048, reduction=16)(NeXtVLADClassifier)
 register("nextvlad3", clusters=112, hidden_size=2048, reduction=8)(NeXtVLADClassifier)
@@ -37,8 +39,19 @@ register("dbof", normalization="l2", head="moe")(DBoF)
 register("dbof-gcn", normalization="l2", head="gcn")(DBoF)
 register("mlp")(MLP)
 
-# For few ratings; `pyseg.config` has the options of training that it needs.
-register("linear")(LogisticRegression)
+# For few ratings. Logistic regression is convex: steps that start large and end small reach the
+# minimum, and the penalty decides which one.
+register(
+    "linear",
+    training_defaults={
+        "pretrain.learning_rate": 3e-2,
+        "pretrain.schedule": "cosine",
+        "pretrain.l2": 1e-3,
+        "finetune.learning_rate": 3e-2,
+        "finetune.schedule": "cosine",
+        "finetune.l2": 0.02,
+    },
+)(LogisticRegression)
 
 # For two CPU cores and a few hundred steps: with a momentum of 0.001 the running statistics would
 # stay near their initial values.

@@ -8,7 +8,7 @@ import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,11 +20,22 @@ from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, Mixture
 from pyseg.nn.head import HeadFactory
 
-_PRESETS: Registry[tuple[Callable[..., FrameClassifier], dict[str, Any]]] = Registry("preset")
+
+class _Preset(NamedTuple):
+    """A registered classifier, with the values of its arguments and of options of training."""
+
+    make: Callable[..., FrameClassifier]
+    arguments: dict[str, Any]
+    training_defaults: Mapping[str, Any]
+
+
+_PRESETS: Registry[_Preset] = Registry("preset")
 _HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
 
 
-def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
+def register(
+    name: str, *, training_defaults: Mapping[str, Any] | None = None, **arguments: Any
+) -> Callable[[Make], Make]:
     """Registers a classifier as a preset, which `create`, saved models and commands know by name.
 
     It is called as ``make(num_classes, **overrides)`` and returns a `pyseg.nn.FrameClassifier`. Its
@@ -35,6 +46,8 @@ def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
 
     Args:
         name: The name of the preset, which must be new.
+        training_defaults: The preset's defaults of options of `pyseg.train`, such as
+            ``{"finetune.learning_rate": 3e-2}``; those of a recipe take precedence.
         **arguments: The preset's values of arguments of `make`, instead of the defaults.
 
     Returns:
@@ -52,11 +65,9 @@ def register(name: str, **arguments: Any) -> Callable[[Make], Make]:
         'mlp-narrow'
     """
 
-    def entry_of(
-        make: Callable[..., FrameClassifier],
-    ) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
+    def entry_of(make: Callable[..., FrameClassifier]) -> _Preset:
         check_known("arguments", name, arguments, _known(make, arguments))
-        return make, arguments
+        return _Preset(make, arguments, dict(training_defaults or {}))
 
     return _PRESETS.register(name, entry_of)
 
@@ -145,7 +156,18 @@ def options(name: str, *, head: str | None = None) -> list[str]:
         >>> "correlation" in options("dbof-gcn"), "correlation" in options("dbof")
         (True, False)
     """
-    return _known(*_preset(name), head)
+    preset = _preset(name)
+    return _known(preset.make, preset.arguments, head)
+
+
+def training_defaults(name: str) -> Mapping[str, Any]:
+    """Returns a preset's defaults of options of training, by name; none for an unknown preset.
+
+    Example:
+        >>> training_defaults("linear")["finetune.l2"], len(training_defaults("mlp"))
+        (0.02, 0)
+    """
+    return _PRESETS[name].training_defaults if name in _PRESETS else {}
 
 
 def _known(
@@ -293,7 +315,7 @@ def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> M
     """
     if isinstance(branches, str) or not isinstance(branches, Sequence) or not branches:
         raise ArgumentError(f"branches: expected a list of presets, found {branches!r}")
-    single = [name for name in names() if _PRESETS[name][0] is not mixture]
+    single = [name for name in names() if _PRESETS[name].make is not mixture]
     presets, own = [], []
     for branch in branches:
         given = {"name": branch} if isinstance(branch, str) else branch
@@ -323,7 +345,7 @@ def mixture(num_classes: int, *, branches: Sequence[Any], **arguments: Any) -> M
 
 
 def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameClassifier:
-    make, preset = _preset(name)
+    make, preset, _ = _preset(name)
     if isinstance(num_classes, bool) or not isinstance(num_classes, numbers.Integral):
         raise ArgumentError(f"num_classes: expected an integer, found {num_classes!r}")
     num_classes = int(num_classes)
@@ -341,7 +363,7 @@ def _make(name: str, num_classes: int, overrides: Mapping[str, Any]) -> FrameCla
     return make(num_classes, **arguments)
 
 
-def _preset(name: str) -> tuple[Callable[..., FrameClassifier], dict[str, Any]]:
+def _preset(name: str) -> _Preset:
     try:
         return _PRESETS.find(name, "name")
     except ArgumentError as error:

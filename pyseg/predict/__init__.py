@@ -20,13 +20,13 @@ from pyseg.predict.config import PredictConfig
 from pyseg.predict.predictor import Predictor
 from pyseg.predict.ranking import predict
 from pyseg.predict.scorer import Scorer
-from pyseg.predict.videos import file_timeline, timeline, timelines
+from pyseg.predict.videos import file_timelines, timeline, timelines
 
 __all__ = [
     "PredictConfig",
     "Predictor",
     "Scorer",
-    "file_timeline",
+    "file_timelines",
     "main",
     "predict",
     "timeline",

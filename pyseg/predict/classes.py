@@ -1,4 +1,4 @@
-"""The classes of a run's model, and those of them to score."""
+"""The classes of a run's model, those of them to score, and what their scores mean."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from torch import Tensor
+
+from pyseg.calibration import Calibration
 from pyseg.data import vocabulary
 from pyseg.errors import UserError
 from pyseg.nn import FrameClassifier
 from pyseg.runs import Run
+from pyseg.timeline.events import ON, Thresholds
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,18 @@ def scored_classes(run: Run, model: FrameClassifier, file: str | None = None) ->
             )
     names = cast(Any, model).config.class_names
     return ScoredClasses(list(column) if numbers is None else numbers, column, names)
+
+
+def probabilities(logits: Tensor, calibration: Calibration | None) -> Tensor:
+    """Returns the probabilities (S, model's classes) of logits; without a calibration, sigmoids."""
+    if calibration is None:
+        return logits.sigmoid()
+    found: Tensor = calibration.probabilities(logits)
+    return found
+
+
+def event_thresholds(calibration: Calibration | None, columns: Sequence[int]) -> Thresholds:
+    """Returns the thresholds of events of some classes, by their columns."""
+    if calibration is None or calibration.thresholds is None:
+        return ON
+    return calibration.thresholds[list(columns)]

@@ -8,7 +8,7 @@ from pyseg import _cli, distributed
 from pyseg._memory import keep_memory
 from pyseg.predict.config import PredictConfig
 from pyseg.predict.ranking import predict
-from pyseg.predict.videos import file_timeline, timeline
+from pyseg.predict.videos import check_outputs, file_timelines, timeline
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     read = {"data": config.data, "classes": config.classes}
     if not config.is_of_one_video:
         _cli.check_out("out", config.out, scores=config.scores, **read)
-    read |= {"video_file": config.video_file, "frames_file": config.frames_file}
-    _cli.check_out("timeline", config.timeline, **read)
-    for path in config.export:
-        _cli.check_out("export", path, timeline=config.timeline, **read)
+    check_outputs(config, **read, frames_file=config.frames_file)
     _cli.check_out("scores", config.scores, **read)
     with distributed.session(distributed.pick_device(config.device)):
         if not config.is_of_one_video:
             predict(config)
         elif distributed.is_first():
-            (timeline if config.file is None else file_timeline)(config)
+            if not config.is_of_files:
+                timeline(config)
+            for _ in file_timelines(config) if config.is_of_files else ():
+                pass  # it prints and exports each

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from pyseg import _cli
@@ -11,6 +11,9 @@ from pyseg.errors import ArgumentError
 from pyseg.submission import TOP
 from pyseg.timeline import exports
 from pyseg.timeline.events import ON
+
+PLACE = "{video}"
+"""Stands for the name of a video file in the names of files to write."""
 
 
 @dataclass
@@ -32,22 +35,27 @@ class PredictConfig:
         video_weight: Rank by p(segment)^(1 - w) * p(video)^w instead of p(segment).
         video_run: The run that scores whole videos; default: --run.
         video: Show when classes occur in the video with this id; no submission is written.
-        video_file: Show when classes occur in this video file, from which the run's backbone
-            computes the features; no submission is written.
+        video_file: Show when classes occur in these videos: files, folders or globs, from which the
+            run's backbone computes the features; no submission is written. Takes several, and may
+            be given several times.
         frames_file: Show when classes occur in the frames of this file: an .npy file (T, N), or an
             .npz file with an array (T, width) for each feature, of uint8 as stored or of values.
-        timeline: A .png or .html file with the scores over time, of the best classes.
+        timeline: A .png or .html file with the scores over time, of the best classes; {video} in
+            its name stands for that of the video file.
         timeline_classes: Classes with the highest scores to draw.
         export: A file with the events or scores of all classes; the suffix is the format: .csv,
             .json, .parquet, .vtt, .srt, .txt (Audacity), .eaf (ELAN), .ffmetadata (chapters), .png
-            or .html. May be given several times.
-        on: The score that an event reaches.
+            or .html. May be given several times; {video} in its name stands for that of the video
+            file.
+        calibrate: Use the calibration of the run, if pyseg.calibrate has written one: its
+            probabilities as scores, and its thresholds of classes.
+        on: The score that an event reaches; default: the class's calibrated threshold, or 0.5.
         off: The score below which an event ends; default: 0.7 of --on.
         backbone: The network that computes the features of --video_file; default: that of the
             training data. It must have the same weights.
         weights: Its file of weights; default: the one that the training data were extracted with.
         batch_size: Segments scored at once.
-        on_error: "raise" at a damaged record, or "skip" and report it.
+        on_error: "raise" at a damaged record or video file, or "skip" and report it.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Raises:
@@ -72,6 +80,7 @@ class PredictConfig:
             "timeline",
             "timeline_classes",
             "export",
+            "calibrate",
             "on",
             "off",
             "backbone",
@@ -91,12 +100,13 @@ class PredictConfig:
     video_weight: float = 0.0
     video_run: str | None = None
     video: str | None = field(default=None, metadata={"word": True})
-    video_file: str | None = field(default=None, metadata={"word": True})
+    video_file: list[str] = field(default_factory=list, metadata={"repeated": True})
     frames_file: str | None = field(default=None, metadata={"word": True})
     timeline: str | None = None
     timeline_classes: int = 8
     export: list[str] = field(default_factory=list, metadata={"repeated": True})
-    on: float = ON
+    calibrate: bool = True
+    on: float | None = None
     off: float | None = None
     backbone: str | None = None
     weights: str | None = None
@@ -119,8 +129,9 @@ class PredictConfig:
         """Checks the options of scores over time."""
         _cli.check_range("on", self.on, 0, 1)
         _cli.check_range("off", self.off, 0, 1)
-        if self.off is not None and self.off > self.on:
-            raise ArgumentError(f"off: expected at most --on, {self.on:g}, found {self.off:g}")
+        most = ON if self.on is None else self.on  # a calibrated threshold is not above it
+        if self.off is not None and self.off > most:
+            raise ArgumentError(f"off: expected at most --on, {most:g}, found {self.off:g}")
         if self.timeline is not None and not self.timeline.endswith((".png", ".html")):
             raise ArgumentError(f"timeline: expected a .png or .html file, found {self.timeline}")
         for path in self.export:
@@ -152,10 +163,16 @@ class PredictConfig:
 
     @property
     def is_of_one_video(self) -> bool:
-        """Whether the scores of one video over time are wanted, instead of a submission."""
-        return self.video is not None or self.file is not None
+        """Whether the scores of single videos over time are wanted, instead of a submission."""
+        return self.video is not None or self.is_of_files
 
     @property
-    def file(self) -> str | None:
-        """The file that is scored instead of records, if any."""
-        return self.video_file if self.frames_file is None else self.frames_file
+    def is_of_files(self) -> bool:
+        """Whether files are scored instead of records."""
+        return bool(self.video_file) or self.frames_file is not None
+
+    def for_video(self, name: str) -> PredictConfig:
+        """Returns the options for a video file, with its name in those of the files to write."""
+        timeline = self.timeline and self.timeline.replace(PLACE, name)
+        export = [path.replace(PLACE, name) for path in self.export]
+        return replace(self, timeline=timeline, export=export)

@@ -20,7 +20,7 @@ from pyseg.backbones import Backbone, find_backbone, make_backbone
 from pyseg.data import BackboneInfo, FeatureSet
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.extract import extract_features
-from pyseg.predict.classes import scored_classes
+from pyseg.predict.classes import event_thresholds, probabilities, scored_classes
 from pyseg.runs import Run
 from pyseg.timeline import Timeline
 
@@ -69,6 +69,7 @@ class Predictor:
             computed those of the training data.
         weights: Its file of weights; default: the one that the training data were extracted with.
         batch_size: Windows scored at once.
+        calibrate: Whether to use the run's calibration, if `pyseg.calibrate` wrote one.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
 
     Attributes:
@@ -77,6 +78,8 @@ class Predictor:
         features: The features of the frames that it takes.
         class_names: The C names of the classes; their numbers where the run knows no names.
         device: The device of the model.
+        calibration: What makes probabilities and thresholds of the model's logits; None: the
+            sigmoid, and the default threshold.
 
     Raises:
         pyseg.errors.UserError: The folder is not a run, its model takes no frames, or there is no
@@ -108,6 +111,7 @@ class Predictor:
         backbone: str | None = None,
         weights: str | None = None,
         batch_size: int = 512,
+        calibrate: bool = True,
         device: str | None = None,
     ) -> None:
         self.device = distributed.local_device(distributed.pick_device(device))
@@ -120,6 +124,7 @@ class Predictor:
             )
         self.model = model
         self.features: FeatureSet = self.run.features()
+        self.calibration = self.run.calibration(model.num_classes) if calibrate else None
         self._classes = scored_classes(self.run, model, classes)
         self.class_names: Sequence[str] = tuple(self._classes.names())
         self._backbone, self._weights, self._batch_size = backbone, weights, batch_size
@@ -218,6 +223,7 @@ class Predictor:
             numbers=self._classes.numbers,
             video=path,
             segment_seconds=self.features.segment_seconds,
+            on=event_thresholds(self.calibration, self._classes.columns()),
         )
 
     def _checked(self, given: np.ndarray | Tensor) -> Tensor:
@@ -227,9 +233,7 @@ class Predictor:
         try:
             frames = torch.as_tensor(given)
         except TypeError as error:
-            raise ArgumentError(
-                f"video: expected frames of uint8 or floating values, found {given.dtype}"
-            ) from error
+            raise ArgumentError(_wrong_type(given)) from error
         width = sum(self.features.feature_sizes)
         if frames.ndim != 2 or frames.shape[1] != width or not len(frames):
             raise ArgumentError(
@@ -240,9 +244,7 @@ class Predictor:
             if not bool(frames.isfinite().all()):
                 raise ArgumentError("video: expected finite values, found NaN or infinite ones")
         elif frames.dtype != torch.uint8:
-            raise ArgumentError(
-                f"video: expected frames of uint8 or floating values, found {frames.dtype}"
-            )
+            raise ArgumentError(_wrong_type(given))
         return frames.detach()
 
     @torch.inference_mode()
@@ -253,7 +255,24 @@ class Predictor:
         with Progress("predict", "windows", len(windows)) as bar:
             for first in range(0, len(windows), self._batch_size):
                 batch = windows[first : first + self._batch_size].contiguous().to(self.device)
-                logits = self.model(batch).float()[:, columns]
-                scores[first : first + len(batch)] = logits.sigmoid().cpu().numpy()
+                found = probabilities(self.model(batch).float(), self.calibration)
+                scores[first : first + len(batch)] = found[:, columns].cpu().numpy()
                 bar.update(len(batch))
         return scores
+
+
+def _wrong_type(frames: np.ndarray | Tensor) -> str:
+    """Returns the message about frames whose type is neither uint8 nor floating."""
+    kind = str(frames.dtype).removeprefix("torch.")
+    text = f"video: expected frames of uint8 or floating values, found {kind}"
+    if not kind.startswith(("int", "uint")):
+        return text
+    # Whole numbers may be either, and each would give scores.
+    uint8, float32 = (
+        (f".astype(np.{name})" if isinstance(frames, np.ndarray) else f".to(torch.{name})")
+        for name in ("uint8", "float32")
+    )
+    return (
+        f"{text}: convert them with {uint8} if they are bytes as the training data store them, "
+        f"with {float32} if they are what the network computes"
+    )

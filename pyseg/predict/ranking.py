@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
@@ -89,21 +88,18 @@ def _request(scorer: Scorer) -> dict[str, Any]:
         **asdict(scorer.config),
         "shards": [[os.path.realpath(path), os.path.getsize(path)] for path in scorer.shards],
         "classes": list(scorer.classes.numbers),
-        "weights": _digest(scorer.run.weights_file),
+        "weights": scorer.run.weights_digest(),
     }
     if scorer.video_run is not None:
-        request["video_weights"] = _digest(scorer.video_run.weights_file)
-    for name in ("batch_size", "device", "data"):  # these affect rounding at most
+        request["video_weights"] = scorer.video_run.weights_digest()
+    for name in (
+        "batch_size",
+        "device",
+        "data",
+        "calibrate",
+    ):  # these affect the ranking by rounding at most
         request.pop(name)
     return request
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.blake2b(digest_size=16)
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _rank(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg import distributed
-from pyseg.data import Example, FeatureSet, collate
+from pyseg.calibration import Calibration
+from pyseg.data import Example, FeatureSet, collate, find_shards
 from pyseg.data.collection import find_data
 from pyseg.data.formats import frames_like
 from pyseg.data.segments import SegmentBlock
 from pyseg.errors import DataError, RecordError, UserError
 from pyseg.predict.classes import scored_classes
 from pyseg.predict.config import PredictConfig
-from pyseg.runs import Run, find_run_shards
+from pyseg.runs import Run
 from pyseg.timeline import Rating
 
 
@@ -52,8 +55,9 @@ class Scorer:
         self.trained = self.run.config()
         self.run.warn_unfinished()
         self.model = cast(Any, self.run.model().to(self.device))
-        self.shards = find_run_shards(self.trained, config.data)
-        self.features = self._find_features()
+        data = find_data(config.data or self.trained.data)
+        self.shards = find_shards(data)
+        self.features = self._find_features(data)
         self.schema = replace(self.features.schema, labels_key=None)
         self.classes = scored_classes(self.run, self.model, config.classes)
         self._columns = torch.tensor(self.classes.columns(), device=self.device)
@@ -63,9 +67,17 @@ class Scorer:
             self.video_run, self.video_model = self._load_video_model(config.video_run)
             self._max_frames = self.video_run.config().max_frames
 
-    def _find_features(self) -> FeatureSet:
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """What makes probabilities of logits, read on first use; None: the sigmoid.
+
+        Raises:
+            pyseg.errors.DataError: The file is damaged, or of other weights.
+        """
+        return self.run.calibration(self.model.num_classes) if self.config.calibrate else None
+
+    def _find_features(self, data: str | os.PathLike[str]) -> FeatureSet:
         """Returns the features of the records, which must be those of the run."""
-        data = find_data(self.config.data or self.trained.data)
         try:
             return frames_like(
                 self.run.features(), self.model.config.level or "frame", data, self.shards

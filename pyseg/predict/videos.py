@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from pyseg import _cli
 from pyseg.data.segments import SegmentBlock, read_segments
 from pyseg.errors import DataError, UserError
-from pyseg.predict.config import PredictConfig
+from pyseg.extract.manifest import Video, list_videos
+from pyseg.predict.classes import event_thresholds, probabilities
+from pyseg.predict.config import PLACE, PredictConfig
 from pyseg.predict.predictor import Predictor, read_frames
 from pyseg.predict.scorer import Scorer
 from pyseg.runs import open_data
 from pyseg.timeline import Event, Rating, Timeline, clock
+from pyseg.timeline.events import ON, per_class
+from pyseg.video import find_videos
 
 _MOST_EVENTS = 50  # to print
 
@@ -49,17 +56,19 @@ def _timeline(scorer: Scorer, block: SegmentBlock, ratings: Sequence[Rating]) ->
     # Ratings may be of any class of the model, not only of those in a submission.
     rated = {rating.number for rating in ratings} & classes.column.keys()
     numbers = [*classes.numbers, *sorted(rated - set(classes.numbers))]
-    probabilities = scorer.logits(block).sigmoid().cpu().numpy()
+    columns = classes.columns(numbers)
+    scores = probabilities(scorer.logits(block), scorer.calibration).cpu().numpy()
     frame_seconds = scorer.features.frame_seconds
     return Timeline(
         title=block.ids[0],
         starts=block.starts * frame_seconds,
         ends=(block.starts + block.num_frames) * frame_seconds,
-        scores=probabilities[:, classes.columns(numbers)],
+        scores=scores[:, columns],
         names=classes.names(numbers),
         numbers=numbers,
         ratings=ratings,
         segment_seconds=scorer.features.segment_seconds,
+        on=event_thresholds(scorer.calibration, columns),
     )
 
 
@@ -80,13 +89,48 @@ def timeline(config: PredictConfig) -> Timeline:
     return found
 
 
-def file_timeline(config: PredictConfig) -> Timeline:
-    """Scores a video or its frames, from a file, prints its events, and writes the exports.
+def check_outputs(config: PredictConfig, **read: str | None) -> None:
+    """Checks before any work that the files of scores over time can be written.
+
+    Args:
+        config: The options.
+        read: Options with input files, from which they must differ.
+
+    Raises:
+        pyseg.errors.UserError: One cannot; or several videos would be written to the same file.
+        pyseg.errors.MissingFileError: There is no such video.
+    """
+    videos = _video_files(config)
+    outputs = [("timeline", config.timeline)] if config.timeline else []
+    for name, path in [*outputs, *(("export", path) for path in config.export)]:
+        if len(videos) > 1 and PLACE not in path:
+            example = Path(path).with_stem(f"{Path(path).stem}-{PLACE}")
+            raise UserError(
+                f"--{name} {path}: expected {PLACE} in the name, as in {example}, which stands for "
+                f"the name of each of the {len(videos)} videos"
+            )
+    sources: list[tuple[PredictConfig, str | None]]
+    sources = [(config.for_video(video.id), video.path) for video in videos]
+    for own, source in sources or [(config, None)]:
+        _cli.check_out("timeline", own.timeline, video_file=source, **read)
+        for path in own.export:
+            _cli.check_out("export", path, timeline=own.timeline, video_file=source, **read)
+
+
+def _video_files(config: PredictConfig) -> list[Video]:
+    """Returns the video files that the options name, each with a name of its own."""
+    return list_videos(find_videos(config.video_file)) if config.video_file else []
+
+
+def file_timelines(config: PredictConfig) -> Iterator[Timeline]:
+    """Scores video files, or the frames of a video, over time.
+
+    Prints the events of each, and writes its exports, before it is yielded.
 
     Raises:
         pyseg.errors.UserError: The options do not fit the run, or a package is missing.
-        pyseg.errors.DataError: The file holds no video that can be decoded, or no such frames.
-        OSError: It cannot be read.
+        pyseg.errors.DataError: A file holds no video that can be decoded, or no such frames.
+        OSError: A file cannot be read.
     """
     predictor = Predictor(
         config.run,
@@ -94,6 +138,7 @@ def file_timeline(config: PredictConfig) -> Timeline:
         backbone=config.backbone,
         weights=config.weights,
         batch_size=config.batch_size,
+        calibrate=config.calibrate,
         device=config.device,
     )
     predictor.run.warn_unfinished()
@@ -101,26 +146,44 @@ def file_timeline(config: PredictConfig) -> Timeline:
         with _cli.option("frames_file", config.frames_file):
             frames = read_frames(config.frames_file, predictor.features)
             found = predictor.predict(frames, title=Path(config.frames_file).stem)
-    else:
-        assert config.video_file is not None
-        with _cli.option_group(""):  # of the options backbone and weights
-            found = predictor.predict(config.video_file)
-    _report(found, config)
-    return found
+        _report(found, config)
+        yield found
+    videos = _video_files(config)
+    skipped = []
+    for video in videos:
+        try:
+            with _cli.option_group(""):  # of the options backbone and weights
+                found = predictor.predict(video.path)
+        except (DataError, OSError) as error:
+            if config.on_error == "raise":
+                raise
+            skipped.append(f"{error}")
+            continue
+        if len(videos) > 1:
+            print(f"{video.path}:")
+        _report(found, config.for_video(video.id))
+        yield found
+    if skipped:
+        print(f"{len(skipped)} of {len(videos)} videos could not be read:")
+        for reason in skipped:
+            print(f"  {reason}")
 
 
 def _report(timeline: Timeline, config: PredictConfig) -> None:
     """Prints the events, and writes the picture or page of the best classes and the exports."""
+    on = per_class("on", timeline.on if config.on is None else config.on, timeline.names, ON)
+    off = None if config.off is None else np.minimum(on, config.off)
+    timeline = replace(timeline, on=on, off=off)
     if config.timeline is not None:
-        best = timeline.best(config.timeline_classes)
-        best.save(config.timeline, config.on, config.off)
+        timeline.best(config.timeline_classes).save(config.timeline)
     for path in config.export:
-        timeline.save(path, config.on, config.off)
-    events = timeline.events(config.on, config.off)
+        timeline.save(path)
+    events = timeline.events()
     for line in _event_lines(events):
         print(line)
     if not events:
-        print(f"no class reaches {config.on:g}; the highest scores are:")
+        reached = "its threshold" if config.on is None else f"{config.on:g}"
+        print(f"no class reaches {reached}; the highest scores are:")
         best = timeline.best(3)
         for column in range(len(best.numbers)):
             print(_peak(best, column))
@@ -144,11 +207,9 @@ def _event_lines(events: Sequence[Event]) -> Iterator[str]:
 
 def _peak(timeline: Timeline, column: int) -> str:
     """Returns a line on the highest score of a class."""
-    fine = timeline.averaged()
-    best = int(fine.scores[:, column].argmax())
-    number, name = fine.numbers[column], fine.names[column]
+    number, name = timeline.numbers[column], timeline.names[column]
     named = name if name == str(number) else f"{number} {name}"
-    return f"{fine.scores[best, column]:.3f} at {clock(fine.starts[best])}  {named}"
+    return f"{timeline.peaks[column]:.3f} at {timeline.peak_clock(column)}  {named}"
 
 
 def _ratings(scorer: Scorer, video: str) -> list[Rating]:

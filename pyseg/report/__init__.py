@@ -1,8 +1,9 @@
 """Reports on runs: ``python -m pyseg.report --run <folder> [<folder> ...]``.
 
 A report is one HTML page that needs no other files: facts, learning curves, average precision per
-class, precision-recall curves, the graph of the label correlation (Figure 3 of the paper), and
-scores of held-out videos over time. Its charts can be hovered, zoomed and searched; without
+class, precision-recall curves, the reliability of probabilities, the graph of the label correlation
+(Figure 3 of the paper), and scores of held-out videos over time. Its charts can be hovered, zoomed
+and searched; without
 scripts, its tables have their numbers. Several runs are shown side by side. The same runs and
 data give the same page.
 """

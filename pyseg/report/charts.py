@@ -159,6 +159,47 @@ def steps(
     return Figure("chart", title, label, content, caption, _table(x_label, title, series))
 
 
+def shares(
+    title: str,
+    label: str,
+    axes: tuple[str, str],
+    series: Sequence[tuple[Series, np.ndarray, np.ndarray]],
+    *,
+    caption: str = "",
+) -> Figure:
+    """Returns shares of bins over their probabilities, in the unit square with its diagonal.
+
+    Args:
+        title: What the chart shows.
+        label: The same in a sentence.
+        axes: What the x axis and the y axis show.
+        series: The shares of each kind of probability, and the ends of their intervals.
+        caption: How to read it.
+    """
+    ends = np.array([0.0, 1.0])
+    lines = [Series(COLORS - 1, "", ends, ends).data(pale=True)]
+    lines += [
+        one.data(marks=True, low=_numbers(low), high=_numbers(high)) for one, low, high in series
+    ]
+    content = {
+        "kind": "lines",
+        "x": axes[0],
+        "y": axes[1],
+        "series": lines,
+        "log": [False, False],
+        "domain": [[0, 1], [0, 1]],
+        "legend": True,
+    }
+    rows = [
+        (one.name, f"{x:.3f}", f"{y:.3f}", f"{least:.3f} to {most:.3f}", text)
+        for one, low, high in series
+        for x, y, least, most, text in zip(one.x, one.y, low, high, one.notes, strict=True)
+    ]
+    head = ("", *axes, "95% interval", "ratings")
+    table = PageTable(head, rows, numeric=(1, 2, 3, 4), summary="Numbers as a table")
+    return Figure("chart", title, label, content, caption, table)
+
+
 def points(
     title: str,
     label: str,

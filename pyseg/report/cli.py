@@ -22,6 +22,7 @@ from pyseg.report.sections.facts import facts
 from pyseg.report.sections.label_graph import label_graphs
 from pyseg.report.sections.learning_curves import learning_curves
 from pyseg.report.sections.precision_recall import precision_recall_curves
+from pyseg.report.sections.probabilities import probabilities
 from pyseg.report.sections.scores_over_time import scores_over_time
 
 
@@ -51,6 +52,7 @@ def report(config: ReportConfig) -> Path:
             learning_curves(runs),
             class_precision(runs, config),
             precision_recall_curves(runs, config),
+            probabilities(runs, config),
             label_graphs(runs),
             scores_over_time(runs, config),
         ],

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyseg import results
+from pyseg.calibration import Calibration
 from pyseg.config import TrainConfig
 from pyseg.labels import LabelCorrelation
 from pyseg.metrics import MeanAveragePrecision
@@ -84,6 +85,7 @@ class ReportedRun:
         class_names: C names, if known.
         numbers: The C classes' numbers in the data; None: the same.
         correlation: The label correlation that it was trained with, if any.
+        calibration: What makes probabilities of its logits, if it is calibrated.
         evaluation: Its evaluation, if there is one.
         timelines: Scores of some videos over time.
         missing: Why there is no evaluation.
@@ -99,6 +101,7 @@ class ReportedRun:
     class_names: Sequence[str] | None = None
     numbers: Sequence[int] | None = None
     correlation: LabelCorrelation | None = None
+    calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     timelines: list[Timeline] = field(default_factory=list)
     missing: str | None = None
@@ -158,6 +161,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         run.num_classes = model.config.num_classes
         run.class_names = model.config.class_names
         run.numbers = files.known_classes(model.num_classes)
+        run.calibration = files.calibration(model.num_classes)
     return run
 
 

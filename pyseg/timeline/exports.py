@@ -79,7 +79,7 @@ def suffix(path: str | os.PathLike[str], argument: str = "path") -> str:
     return found
 
 
-def save(timeline: Timeline, path: Path, on: Thresholds, off: Thresholds | None) -> None:
+def save(timeline: Timeline, path: Path, on: Thresholds | None, off: Thresholds | None) -> None:
     """Writes a timeline in the format of the path's suffix; see `Timeline.save`."""
     encode = FORMATS[suffix(path)]
     content = encode(timeline, timeline.events(on, off), path)

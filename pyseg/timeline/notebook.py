@@ -35,10 +35,9 @@ def table(timeline: Timeline) -> str:
 
 def _row(timeline: Timeline, column: int) -> str:
     scores = timeline.scores[:, column]
-    at = clock(timeline.starts[scores.argmax()]) if len(scores) else ""
     return (
         f"<tr><th>{escape(timeline.names[column])}</th><td>{timeline.peaks[column]:.2f}</td>"
-        f"<td>{at}</td><td>{_curve(timeline, scores)}</td></tr>"
+        f"<td>{timeline.peak_clock(column)}</td><td>{_curve(timeline, scores)}</td></tr>"
     )
 
 

@@ -51,7 +51,6 @@ def page(
     found = timeline.events() if events is None else [e for e in events if e.number in shown]
     has_video = timeline.video is not None and Path(timeline.video).is_file()
     pictures = thumbnails(timeline.video) if has_video and timeline.video else []
-    columns = {number: column for column, number in enumerate(timeline.numbers)}
     return _html.render(
         Path(__file__).with_name("timeline.html.jinja"),
         title=timeline.title,
@@ -63,14 +62,14 @@ def page(
             {
                 "start": round(event.start, 3),
                 "end": round(event.end, 3),
-                "column": columns[event.number],
+                "column": timeline.columns[event.number],
                 "times": f"{clock(event.start)} – {clock(event.end)}",
                 "name": event.name,
                 "peak": f"{event.peak:.2f}",
             }
             for event in found
         ],
-        classes=_classes(fine),
+        classes=peak_table(fine.best(len(fine.names))),
         ratings=_ratings(timeline),
         data=data(timeline, found, pictures),
     )
@@ -86,8 +85,7 @@ def data(
         events: The events to mark.
         pictures: Thumbnails of the video.
     """
-    fine = timeline.averaged()
-    columns = {number: column for column, number in enumerate(timeline.numbers)}
+    fine, columns = timeline.averaged(), timeline.columns
     return strips.encode(
         fine.starts,
         fine.ends,
@@ -103,12 +101,12 @@ def data(
     )
 
 
-def _classes(fine: Timeline) -> Table:
-    """Returns the table of the highest scores, for readers without scripts."""
-    rows = []
-    for column in fine.peaks.argsort(kind="stable")[::-1].tolist():
-        at = clock(fine.starts[fine.scores[:, column].argmax()]) if len(fine.starts) else ""
-        rows.append((fine.names[column], f"{fine.peaks[column]:.2f}", at))
+def peak_table(timeline: Timeline) -> Table:
+    """Returns the table of the highest score of each class and its time."""
+    rows = [
+        (name, f"{timeline.peaks[column]:.2f}", timeline.peak_clock(column))
+        for column, name in enumerate(timeline.names)
+    ]
     return Table(("class", "highest score", "at"), rows, numeric=(1, 2))
 
 

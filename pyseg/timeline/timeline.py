@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pyseg._extras import requires
+from pyseg._paths import path_text
 from pyseg.errors import ArgumentError
 from pyseg.timeline import exports, notebook, picture
 from pyseg.timeline import page as html
 from pyseg.timeline.events import OFF_SHARE, ON, SAME, Event, Thresholds, find_stretches, per_class
+from pyseg.timeline.times import clock
 
 if TYPE_CHECKING:
     import pandas
@@ -57,6 +59,9 @@ class Timeline:
         video: The video's file, if known.
         segment_seconds: The duration of the segments that were scored, of which the last may be
             shorter; default: that of the first.
+        on: (C,) the score that an event of each class reaches unless `events` gets others, as those
+            of calibrated scores (`pyseg.calibration`); default: 0.5.
+        off: (C,) the score below which it ends; default: 0.7 of `on`, so 0.35.
 
     Raises:
         pyseg.errors.ArgumentError: The shapes do not fit each other, the times are not in order, or
@@ -80,6 +85,8 @@ class Timeline:
     ratings: Sequence[Rating] = ()
     video: str | None = None
     segment_seconds: float = 0.0
+    on: Thresholds = ON
+    off: Thresholds | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -103,6 +110,7 @@ class Timeline:
             raise ArgumentError(
                 f"numbers: expected those of {len(self.names)} classes, found {len({*numbers})}"
             )
+        on, off = _thresholds(self.on, self.off, self.names)
         seconds = self.segment_seconds or (float(ends[0] - starts[0]) if len(starts) else 0.0)
         checked = {
             "starts": starts,
@@ -112,6 +120,8 @@ class Timeline:
             "numbers": tuple(map(int, numbers)),
             "ratings": tuple(self.ratings),
             "segment_seconds": seconds,
+            "on": on,
+            "off": off,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -132,6 +142,21 @@ class Timeline:
     def peaks(self) -> np.ndarray:
         """(C,) the highest score of each class, of `averaged`; 0 without any window."""
         return self._averaged.scores.max(axis=0, initial=0.0)
+
+    def peak_clock(self, column: int) -> str:
+        """Returns when a class has its highest score, as a clock shows it; "" without any window.
+
+        Example:
+            >>> Timeline("trip", [0, 60], [5, 65], [[0.1], [0.9]], ["cat"]).peak_clock(0)
+            '1:00'
+        """
+        fine = self._averaged
+        return clock(fine.starts[fine.scores[:, column].argmax()]) if len(fine.starts) else ""
+
+    @functools.cached_property
+    def columns(self) -> dict[int, int]:
+        """The column of each class, by its number."""
+        return {number: column for column, number in enumerate(self.numbers)}
 
     def averaged(self) -> Timeline:
         """Returns the timeline with windows that do not overlap: means of those that cover a time.
@@ -199,7 +224,7 @@ class Timeline:
         ends = np.minimum(edges[1:][kept], self.duration)
         return replace(self, starts=edges[:-1][kept], ends=ends, scores=means)
 
-    def events(self, on: Thresholds = ON, off: Thresholds | None = None) -> list[Event]:
+    def events(self, on: Thresholds | None = None, off: Thresholds | None = None) -> list[Event]:
         """Finds when classes are shown, by hysteresis, in the order of time.
 
         An event is a longest stretch in which the class's score (`averaged`) is at least `off`, if
@@ -207,22 +232,15 @@ class Timeline:
 
         Args:
             on: The threshold that an event reaches: one of all classes, one for each, or those of
-                some classes by name, the others having the default.
-            off: The threshold below which it ends; default: 0.7 of `on`, so 0.35.
+                some classes by name, the others having the default; default: the timeline's.
+            off: The threshold below which it ends; default: 0.7 of `on`.
 
         Raises:
             pyseg.errors.ArgumentError: There is no such class, a threshold is not in [0, 1], or
                 `off` is above `on`.
         """
-        high = per_class("on", on, self.names, ON)
-        low = per_class(
-            "off", OFF_SHARE * high if off is None else off, self.names, OFF_SHARE * high
-        )
-        if (low > high).any():
-            column = int(np.argmax(low > high))
-            raise ArgumentError(
-                f"off: expected at most on, {high[column]:g}, found {low[column]:g}"
-            )
+        off = self.off if on is None and off is None else off
+        high, low = _thresholds(self.on if on is None else on, off, self.names, self.on)
         fine = self._averaged
         found = [
             Event(*stretch[:2], self.numbers[column], self.names[column], stretch[2])
@@ -241,6 +259,8 @@ class Timeline:
             scores=self.scores[:, columns],
             names=[self.names[column] for column in columns],
             numbers=[self.numbers[column] for column in columns],
+            on=np.asarray(self.on)[columns],
+            off=np.asarray(self.off)[columns],
         )
 
     def best(self, count: int) -> Timeline:
@@ -303,7 +323,10 @@ class Timeline:
         return html.page(self)
 
     def save(
-        self, path: str | os.PathLike[str], on: Thresholds = ON, off: Thresholds | None = None
+        self,
+        path: str | os.PathLike[str],
+        on: Thresholds | None = None,
+        off: Thresholds | None = None,
     ) -> None:
         """Writes a file in the format of its suffix; see `pyseg.timeline.exports`.
 
@@ -316,11 +339,23 @@ class Timeline:
             pyseg.errors.ArgumentError: The suffix is unknown, or a threshold is wrong.
             pyseg.errors.UserError: A package that the format needs is not installed.
         """
-        exports.save(self, Path(path), on, off)
+        exports.save(self, Path(path_text(path)), on, off)
 
     def _repr_html_(self) -> str:
         """Returns the table that notebooks show."""
         return notebook.table(self)
+
+
+def _thresholds(
+    on: Thresholds, off: Thresholds | None, names: Sequence[str], default: Thresholds = ON
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the thresholds (C,) that events reach, and those below which they end."""
+    high = per_class("on", on, names, np.asarray(default, np.float64))
+    low = per_class("off", OFF_SHARE * high if off is None else off, names, OFF_SHARE * high)
+    if (low > high).any():
+        column = int(np.argmax(low > high))
+        raise ArgumentError(f"off: expected at most on, {high[column]:g}, found {low[column]:g}")
+    return high, low
 
 
 def _interpolated(edges: np.ndarray, at: np.ndarray, areas: np.ndarray) -> np.ndarray:

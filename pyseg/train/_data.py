@@ -12,8 +12,13 @@ from pyseg import distributed
 from pyseg._progress import Progress
 from pyseg.config import LossConfig, TrainConfig
 from pyseg.data import Collection, Example, ReadReport, RecordDataset, frame_moments
+from pyseg.data.hashing import held_out
+from pyseg.data.records import without_record_warnings
 from pyseg.errors import UserError
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation
+
+_FEW_VIDEOS = 100  # of more than these, some are held out by any seed
+_SEEDS = 100
 
 
 def label_correlation(
@@ -66,6 +71,7 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
     Raises:
         pyseg.errors.UserError: Everything is held out, or what the options evaluate is not there.
     """
+    given, what = collection, "rated segment" if collection.has_segments else "video"
     why = f"--test_fraction {collection.test_fraction:g} --seed {collection.seed}"
     if collection.is_empty("train", rated=False):
         if collection.test_fraction == 1:
@@ -76,10 +82,12 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
     classes = collection.segment_classes if config.classes == "rated" else None
     tuned = collection.has_segments and config.stage != "pretrain" and config.finetune.steps > 0
     if tuned and collection.is_empty("train", rated=True, classes=classes):
-        raise UserError(f"{why}: expected rated segments to train on, found all of them held out")
+        raise UserError(
+            f"{why}: expected rated segments to train on, found all of them held out"
+            f"{_better_seed(given)}"
+        )
     if not collection.is_empty("test", classes=classes if collection.has_segments else None):
         return config, collection, ""
-    what = "rated segment" if collection.has_segments else "video"
     for name, value in (
         ("final_fit", config.final_fit),
         ("pretrain.patience", config.pretrain.patience),
@@ -88,11 +96,39 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
         if value:
             raise UserError(
                 f"--{name} {value}: expected a {what} that is held out, found none ({why})"
+                f"{_better_seed(given)}"
             )
     line = f"no {what} is held out ({why}): training without evaluation"
     if config.pretrain.evaluate_every or config.finetune.evaluate_every:
         line += ", whatever evaluate_every says"
-    return config, collection, line
+    return config, collection, line + _better_seed(given)
+
+
+def _better_seed(collection: Collection) -> str:
+    """Returns advice on a seed that holds out about as many videos as asked for, "" if none does.
+
+    Which videos are held out depends on the id of each alone, so that it stays the same when others
+    are added. Of few videos it may be none.
+
+    Args:
+        collection: The data, of which nothing or everything is held out.
+    """
+    fraction = collection.test_fraction
+    if not fraction:
+        return ""
+    ids: set[str] = set()
+    read = collection.segments if collection.has_segments else collection.videos
+    examples = read("all", cache=False, rank=0, world_size=1)
+    with without_record_warnings():
+        for example in () if examples is None else examples:
+            ids.add(example.id.rpartition(":")[0] if collection.has_segments else example.id)
+            if len(ids) > _FEW_VIDEOS:
+                return ""
+    expected = min(max(1, round(fraction * len(ids))), len(ids) - 1)
+    for seed in range(_SEEDS) if expected > 0 else ():
+        if sum(held_out(id, fraction, seed) for id in ids) == expected:
+            return f"; --seed {seed} holds out {expected} of {len(ids)} videos"
+    return ""
 
 
 def ratings_per_class(segments: RecordDataset) -> int:
@@ -101,9 +137,7 @@ def ratings_per_class(segments: RecordDataset) -> int:
     Args:
         segments: Rated segments in memory.
     """
-    once = segments.subset(shuffle=False, repeat=False, rank=0, world_size=1)
-    rated = [np.empty(0, np.int64), *(example.classes for example in once)]
-    counts = np.bincount(np.concatenate(rated))
+    counts = segments.class_counts()
     return int(np.median(counts[counts > 0])) if counts.any() else 0
 
 

@@ -117,6 +117,8 @@ class Trainer:
     def save_weights(self, model: nn.Module, folder: Path | None = None) -> None:
         """Saves weights in a folder; default: the run's, as its final ones."""
         if distributed.is_first():
+            if folder is None:  # a calibration is of other weights
+                self.run.calibration_file.unlink(missing_ok=True)
             models.save(model, folder or self.run.folder)
         distributed.wait()
 

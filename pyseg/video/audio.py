@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg.errors import ArgumentError, DataError
-from pyseg.video.source import DecodeReport, Jumps, Source, check_is_file, opened
+from pyseg.video.source import DecodeReport, Jumps, Source, checked_file, opened
 
 _DRIFT = Fraction(1, 20)  # seconds between a frame's time and the samples so far that are corrected
 
@@ -44,7 +44,7 @@ def read_audio(
     """
     if rate < 1:
         raise ArgumentError(f"rate: expected at least 1, found {rate}")
-    check_is_file(os.fspath(path))
+    checked_file(path)
     return _blocks(_samples(path, rate, required), rate)
 
 

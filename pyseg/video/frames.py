@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pyseg.errors import ArgumentError, DataError
 from pyseg.video.display import Converter, Size
-from pyseg.video.source import DecodeReport, Jumps, Source, check_is_file, opened
+from pyseg.video.source import DecodeReport, Jumps, Source, checked_file, opened
 
 _HIGHEST_FPS = 1000
 _ROUNDING = Fraction(1, 2000)  # seconds; containers round times to ticks of up to 1 ms
@@ -74,7 +74,7 @@ def sample_frames(
     _check_size(size, crop)
     if threads < 0:
         raise ArgumentError(f"threads: expected 0 or more, found {threads}")
-    check_is_file(os.fspath(path))
+    checked_file(path)
     report = DecodeReport() if report is None else report
     return _sample(path, rate, size, crop, fast, threads, report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 
 from pyseg.errors import DataError
 from pyseg.video.display import Orientation, display_size
@@ -24,6 +25,9 @@ class VideoInfo:
         frame_rate: Frames a second on average; None: unknown.
         codec: FFmpeg's name of the video codec, such as "h264".
         has_audio: Whether there is sound.
+        begin: Seconds on the clock of the file at which it begins: 0 of most files, others are cut
+            from recordings.
+        delay: Seconds from there to the first frame, where sound comes before it.
     """
 
     duration: float | None
@@ -33,6 +37,8 @@ class VideoInfo:
     frame_rate: float | None
     codec: str
     has_audio: bool
+    begin: float
+    delay: float
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -52,6 +58,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         height, width = display_size(frame, stream.sample_aspect_ratio)
         stated = source.stated_end(stream)
         start = (frame.pts or 0) * stream.time_base
+        begin = Fraction(source.container.start_time or 0, 1_000_000)
         rate = stream.average_rate or stream.guessed_rate
         return VideoInfo(
             duration=None if stated is None else max(0.0, float(stated[0] - start)),
@@ -61,4 +68,23 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             frame_rate=float(rate) if rate else None,
             codec=stream.codec_context.name,
             has_audio=bool(source.container.streams.audio),
+            begin=float(begin),
+            delay=max(0.0, float(start - begin)),
         )
+
+
+def stated_duration(path: str | os.PathLike[str]) -> float | None:
+    """Returns the duration in seconds that a video file states; None: it states none.
+
+    No frame is decoded, so that it takes a few milliseconds, a fraction of `probe`'s time.
+
+    Raises:
+        pyseg.errors.MissingFileError: There is no such file.
+        pyseg.errors.DataError: The file is no video.
+        pyseg.errors.UserError: PyAV is not installed.
+    """
+    with opened(path, DecodeReport()) as source:
+        stream = source.video_stream()
+        if (stated := source.stated_end(stream)) is None:
+            return None
+        return max(0.0, float(stated[0] - (stream.start_time or 0) * stream.time_base))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyseg._extras import requires
+from pyseg._paths import path_text
 from pyseg.errors import DataError, MissingFileError
 
 if TYPE_CHECKING:
@@ -255,8 +256,7 @@ def opened(path: str | os.PathLike[str], report: DecodeReport) -> Iterator[Sourc
         pyseg.errors.DataError: It is no media file.
         pyseg.errors.UserError: PyAV is not installed.
     """
-    text = os.fspath(path)
-    check_is_file(text)
+    text = checked_file(path)
     with requires("video", "reading videos"):
         import av
     # PyAV 19 always replaces what is not UTF-8.
@@ -280,8 +280,9 @@ def opened(path: str | os.PathLike[str], report: DecodeReport) -> Iterator[Sourc
         yield Source(text, container, report)
 
 
-def check_is_file(path: str) -> None:
-    """Raises the error of a path that is no file with content."""
+def checked_file(given: str | os.PathLike[str]) -> str:
+    """Returns the path of a file with content; raises the error of what is none."""
+    path = path_text(given)
     if os.path.isdir(path):
         raise DataError(f"{path}: expected a video, found a folder")
     if not os.path.exists(path):
@@ -290,3 +291,4 @@ def check_is_file(path: str) -> None:
         raise DataError(f"{path}: expected a video, found a device, a pipe or a socket")
     if os.path.getsize(path) == 0:
         raise DataError(f"{path}: expected a video, found an empty file")
+    return path

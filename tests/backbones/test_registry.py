@@ -72,6 +72,11 @@ def test_wrong_weights(tmp_path: Path) -> None:
         ("a/my_networks.py:make", "expected a module without .py, my_networks:make, that can be"),
         (f"{NETWORKS}:number", "expected that .* returns a pyseg.backbones.Backbone or"),
         (f"{NETWORKS}:sizeless", "expected size, as"),
+        (
+            f"{NETWORKS}:needy",
+            r"no arguments but weights, found needy\(width: .*\) -> .* in .*: name a function that",
+        ),
+        ("builtins:print", "expected that builtins:print returns .*, found NoneType$"),
     ],
 )
 def test_wrong_factories(name: str, match: str) -> None:

@@ -28,7 +28,7 @@ def browser() -> Iterator[Any]:
         "--disable-gpu",
         "--disable-dev-shm-usage",
         "--disable-background-networking",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         "--mute-audio",
         "--autoplay-policy=no-user-gesture-required",
         *(["--no-sandbox"] if os.geteuid() == 0 else []),
@@ -52,12 +52,12 @@ class View:
     def __init__(self, browser: Any) -> None:
         self.browser = browser
 
-    def open(self, path: Path, width: int = 1200, dark: bool = False) -> None:
-        """Opens a file in a window of a width in pixels."""
+    def open(self, path: Path | str, width: int = 1200, dark: bool = False) -> None:
+        """Opens a file, or an address, in a window of a width in pixels."""
         color = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[color])
         self.resize(width)
-        self.browser.get(path.as_uri())
+        self.browser.get(path if isinstance(path, str) else path.as_uri())
 
     def resize(self, width: int) -> None:
         """Changes the width of the window."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,12 @@ def test_elan(write) -> None:
     [value] = read(path, elan_classes="values")
     assert value[3] == "barks & runs"
     assert read_annotations(path).notes == [f"{path}: left out 1 annotations that refer to others"]
+    unnamed = (
+        f'<TIER TIER_ID="dog">{annotation("t1", "t2", " ")}{annotation("t1", "t2", "cat")}</TIER>'
+    )
+    found = read_annotations(write("empty.eaf", elan(unnamed)), elan_classes="values")
+    assert [interval.name for interval in found.intervals] == ["cat"]
+    assert found.notes == [f"left out 1 annotations without text of {path.with_name('empty.eaf')}"]
     assert list(Annotations.match(["my film"], read_annotations(path)).intervals) == ["my film"]
     shifted = media.replace("MIME_TYPE", 'TIME_ORIGIN="500" MIME_TYPE', 1)
     assert read(write("b.eaf", elan(tiers, shifted)))[0][1:3] == (2.0, 4.5)
@@ -327,6 +334,23 @@ def test_a_folder_of_files_of_several_formats(write, tmp_path: Path) -> None:
         read(tmp_path / "empty")
 
 
+def test_files_that_are_no_annotations_are_left_out_if_asked(write, tmp_path: Path) -> None:
+    write("a.csv", "video,start,end,class,score\na,0,1,dog,1\n")
+    write("b.csv", "")
+    write("picture.png", b"\x89PNG\r\n\x1a\n\0")
+    write("other.json", '{"name": "package"}')
+    with pytest.raises(DataError, match=r"b\.csv: .* found an empty file"):
+        read(tmp_path)
+    found = read_annotations(tmp_path, on_error="skip")
+    assert [interval[0] for interval in found.intervals] == ["a"]
+    [note] = found.notes
+    assert re.fullmatch(r"left out files of annotations: .*b\.csv: .* \(and 2 more\)", note)
+    annotations = Annotations.read("ab", tmp_path, on_error="skip")
+    assert annotations.notes == (note,)
+    with pytest.raises(DataError, match=r"b\.csv: .* found an empty file"):
+        read(tmp_path / "b.csv", on_error="skip")
+
+
 def test_an_unknown_format_and_a_forced_one(write) -> None:
     path = write("a.txt", "hello,world\n")
     with pytest.raises(DataError, match=r"a\.txt, line 1: expected a table .* 'hello,world'"):
@@ -334,8 +358,8 @@ def test_an_unknown_format_and_a_forced_one(write) -> None:
     with pytest.raises(DataError, match=r"a\.txt, line 1: expected start, end and label"):
         read(path, format="audacity")
     with pytest.raises(DataError, match="found an empty file"):
-        read(write("b.txt", ""))
-    looked_at = read_annotations(write("b.txt", ""), format="audacity")
+        read(write("b.csv", ""))
+    looked_at = read_annotations(write("b.txt", ""))  # Audacity's, without labels
     assert (looked_at.intervals, list(looked_at.videos)) == ([], ["b"])
     with pytest.raises(ArgumentError, match="format: expected one of ratings, via"):
         read(path, format="vai")
@@ -344,7 +368,9 @@ def test_an_unknown_format_and_a_forced_one(write) -> None:
 
 
 def test_names_of_videos() -> None:
-    names = VideoNames(["a", "films/b", "more/b", "c.v2", "0123abcd-d", "é, f"])
+    names = VideoNames(
+        ["a", "films/b", "more/b", "c.v2", "0123abcd-d", "é, f", "clip 7 (50%)", "a%20b"]
+    )
     for name, expected in {
         "a": ["a"],
         "a.mp4": ["a"],
@@ -362,6 +388,13 @@ def test_names_of_videos() -> None:
         "/x/b.mp4": [],
         "/data/upload/3/89abcdef-a.mp4": ["a"],
         "0123abcd-d.mp4": ["0123abcd-d"],
+        "/data/upload/3/89abcdef-clip_7_50.mp4": ["clip 7 (50%)"],
+        "clip_7_50.mp4": [],
+        "./clip 7 (50%).mp4": ["clip 7 (50%)"],
+        "./clip%207%20(50%25).mp4": ["clip 7 (50%)"],
+        "file:///x/clip%207%20(50%25).mp4": ["clip 7 (50%)"],
+        "./a%20b.mp4": ["a%20b"],
+        "file:///x/a%20b.mp4": ["a%20b"],
         "aa": [],
         "": [],
         "http://[": [],
@@ -449,6 +482,14 @@ def test_only_videos_that_were_looked_at_are_completed() -> None:
         assert not annotations.of_segments("c", 10, SECONDS).scores
     only = Annotations.match("abc", intervals, complete="dog").of_segments("b", 10, SECONDS)
     assert only.scores == {(0, "cat"): 0.0, (0, "dog"): 0.0, (1, "dog"): 0.0}
+    commas = [Interval("a", 0, 5, "dog, big"), Interval("a", 0, 5, "cat"), intervals[1]]
+    for complete, expected in (
+        ("dog, big", ("dog, big",)),
+        ('"dog, big",cat', ("dog, big", "cat")),
+        ('["dog, big", "cat"]', ("dog, big", "cat")),
+        (["cat", "dog, big"], ("cat", "dog, big")),
+    ):
+        assert Annotations.match("ab", commas, complete=complete).complete == expected
     with pytest.raises(ArgumentError, match=r"complete: .*cat, dog.* found 'dig' \(did you mean"):
         Annotations.match("abc", intervals, complete=["dig"])
 

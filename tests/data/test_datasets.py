@@ -24,6 +24,7 @@ from pyseg.data import (
     read_frames,
     write_records,
 )
+from pyseg.data.memory import ExampleMemory
 
 from .conftest import FRAMES, Frames, Segments, Videos, flat, ids, keep_even, loaded_ids, ratings_of
 
@@ -340,6 +341,24 @@ def test_fingerprints(frame_shards) -> None:
     frame_shards([3, 3], rated=True)
     changed = Segments(paths).fingerprint()["shards"]
     assert [changed[p.name] == found["shards"][p.name] for p in paths] == [True, False]
+
+
+def test_class_counts(frame_shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = frame_shards([3, 2], rated=True)
+    whole = Segments(paths, cache=True, rank=1, world_size=2)
+    some = whole.subset(keep=keep_even, repeat=True)
+    expected = []
+    for segments in (whole, some):
+        once = segments.subset(rank=0, world_size=1, repeat=False)
+        expected.append(np.bincount(np.concatenate([e.classes for e in once])).tolist())
+    monkeypatch.delattr(ExampleMemory, "__getitem__")  # none of them is made
+    for segments, counts in zip((whole, some), expected, strict=True):
+        found = segments.class_counts().tolist()
+        assert found[: len(counts)] == counts
+        assert not any(found[len(counts) :])
+        assert sum(counts) > 0
+    with pytest.raises(TypeError, match="counts its classes only with cache=True"):
+        Segments(paths).class_counts()
 
 
 def test_spawned_workers(frame_shards) -> None:

@@ -215,7 +215,7 @@ def test_complete_takes_names_with_commas(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "r.csv"
     table.write_text(RATINGS + 'plain,0,5,"dog, big",1\nplain,0,5,cat,1\n')
     given = ["--features", str(folder), "--out", str(tmp_path / "out"), "--ratings", str(table)]
-    run(*given, "--complete", '"dog, big"', "--ranges=features:-3,3")
+    run(*given, "--complete", "dog, big", "--complete=dog, big", "--ranges=features:-3,3")
     features = FeatureSet.read(tmp_path / "out" / "features.json")
     assert features.ranges == ((-3.0, 3.0),)
     [rated] = [

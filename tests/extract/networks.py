@@ -125,6 +125,10 @@ def weighted(weights: str | None = None) -> nn.Module:
     return module
 
 
+def needy(width: int, *, weights: str | None = None) -> nn.Module:
+    return nn.Linear(width, width)
+
+
 def sizeless() -> nn.Module:
     return nn.Identity()
 

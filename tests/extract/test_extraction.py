@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyseg import _files
+from pyseg import _files, video
+from pyseg._progress import Progress
 from pyseg.data import FeatureSet, open_collection, read_frames
 from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
-from pyseg.extract import ExtractConfig, extract, main
+from pyseg.extract import ExtractConfig, extract, extraction, main
 from pyseg.extract import worker as working
 
 NUMBERS = "tests.extract.networks:numbers"
@@ -113,7 +114,7 @@ def test_ratings_and_labels_go_into_the_records(videos: Path, tmp_path: Path) ->
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     given = [str(videos), str(tmp_path / "bad.mp4")]
     out = tmp_path / "out"
-    done = extract(config(given, out, ratings=str(ratings), labels=str(labels), complete="dog"))
+    done = extract(config(given, out, ratings=str(ratings), labels=str(labels), complete=["dog"]))
     assert done.report.rated == {"dog": 3 + 6, "cat": 2}
     assert any("left out the annotations of 1 videos" in note for note in done.report.notes)
     records = {
@@ -124,6 +125,22 @@ def test_ratings_and_labels_go_into_the_records(videos: Path, tmp_path: Path) ->
     assert records["b"].ratings.scores.tolist() == [1, 0, 0]
     assert records["e"].labels.tolist() == [2]
     assert open_collection(out).features == done.features
+
+
+def test_a_rating_outside_of_its_video_is_found_before_anything_is_decoded(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pyseg.extract.worker.process", decode)
+    ratings = tmp_path / "ratings.csv"
+    ratings.write_text("video,start,end,class,score\nb,0,1,dog,1\nc d,30,35,dog,1\n")
+    with pytest.raises(
+        DataError, match=r"ratings\.csv, line 3: expected times within the 5.6 s of "
+    ):
+        extract(config(videos, tmp_path / "out", ratings=str(ratings)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_repeated_command_computes_only_what_is_missing(
@@ -316,6 +333,17 @@ def test_a_request_to_stop_keeps_what_is_finished(
     assert content(out) == content(whole)
 
 
+def test_processes_leave_interrupts_to_the_first_one() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    member = working._Member(None)  # type: ignore[arg-type]
+    status = Path(f"/proc/{member._process.pid}/status").read_text()  # while it imports
+    member._process.kill()
+    member.end()
+    blocked = next(line for line in status.splitlines() if line.startswith("SigBlk"))
+    assert int(blocked.split()[1], 16) & 1 << signal.SIGINT - 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def test_killed_processes_leave_what_the_same_command_continues(
     videos: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -370,6 +398,38 @@ def test_weights_that_differ_between_processes_are_refused(
     with pytest.raises(UserError, match=r"makes other weights every time: seed or load them$"):
         extract(config(videos, tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_progress_counts_seconds_of_video(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "films"
+    shutil.copytree(videos, folder)
+    with (folder / "b.mp4").open("ab") as file:  # 3 s of a high bit rate
+        file.write(b"\0\0\0\0free" + bytes(5_000_000))
+    (folder / "no.mp4").write_bytes(bytes(1_000_000))
+    stated = video.stated_duration
+    monkeypatch.setattr(
+        video, "stated_duration", lambda path: None if path.endswith("e.mp4") else stated(path)
+    )
+    shown: list[tuple[str, int, int | None]] = []
+
+    class Shown(Progress):
+        def note(self, **notes: Any) -> None:
+            shown.append((notes["videos"], self.done, self.total))
+            super().note(**notes)
+
+    monkeypatch.setattr(extraction, "Progress", Shown)
+    extract(config(folder, tmp_path / "out"))
+    # The size of e.mp4 makes it 0 s long at the mean bit rate.
+    assert [line[:2] for line in shown] == [
+        ("0 of 4", 0),
+        ("1 of 4", 3),
+        ("2 of 4", 3 + 6),
+        ("3 of 4", 3 + 6),
+        ("4 of 4", 3 + 6),
+    ]
+    assert {total for _, _, total in shown} == {3 + 6}
 
 
 def test_ids(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,7 +505,7 @@ def test_errors_leave_nothing(
         ({"segment_seconds": 0.3}, "segment_seconds: expected a multiple of a frame of 0.2 s"),
         ({"processes": -1}, "processes: expected at least 0"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
-        ({"complete": "dog"}, "complete: expected --ratings with it"),
+        ({"complete": ["dog"]}, "complete: expected --ratings with it"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], match: str, tmp_path: Path) -> None:

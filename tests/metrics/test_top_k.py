@@ -13,9 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyseg import _ext
-from pyseg.metrics import TopK, TopKPerClass, top_k
-from tests.ops.conftest import needs_cpu_ops
+from pyseg.metrics import TopK, TopKPerClass
 
 SCORES = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-40, 0.25, 2.0, np.inf])
 
@@ -60,40 +58,21 @@ def streams(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[i
     return rng.permutation(ids)[:rows], scores, candidates, [0, *cuts, rows]
 
 
-@pytest.fixture(params=[pytest.param(True, marks=needs_cpu_ops), False], ids=["native", "numba"])
-def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Runs a test with and without the native library."""
-    monkeypatch.setattr(_ext, "HAS_CPU_OPS", request.param)
-    found: bool = request.param
-    return found
-
-
 @settings(max_examples=300, deadline=None)
-@given(
-    streams(),
-    st.integers(1, 200),
-    st.booleans(),
-    st.booleans(),
-    st.booleans(),
-)
-def test_equals_a_full_sort(
-    stream: tuple, k: int, restricted: bool, merged: bool, native: bool
-) -> None:
+@given(streams(), st.integers(1, 200), st.booleans(), st.booleans())
+def test_equals_a_full_sort(stream: tuple, k: int, restricted: bool, merged: bool) -> None:
     ids, scores, candidates, bounds = stream
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_ext, "HAS_CPU_OPS", native and _ext.HAS_CPU_OPS)
-        best, other = (TopKPerClass(scores.shape[1], k) for _ in range(2))
-        for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
-            part = slice(begin, end)
-            mask = candidates[part] if restricted else None
-            target = other if merged and number % 2 else best
-            target.update(ids[part], scores[part], mask)
-        best.merge(other)
-        found = lists(best.finish())
-    assert found == oracle(ids, scores, k, candidates if restricted else None)
+    best, other = (TopKPerClass(scores.shape[1], k) for _ in range(2))
+    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        part = slice(begin, end)
+        mask = candidates[part] if restricted else None
+        target = other if merged and number % 2 else best
+        target.update(ids[part], scores[part], mask)
+    best.merge(other)
+    assert lists(best.finish()) == oracle(ids, scores, k, candidates if restricted else None)
 
 
-@pytest.mark.usefixtures("native", "restore_threads")
+@pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("k", [1, 20, 300, 5000])
 @pytest.mark.parametrize("levels", [2, 100, 10**9])
 def test_streams_that_fill_and_grow_the_buffers(k: int, levels: int) -> None:
@@ -121,7 +100,6 @@ def test_streams_that_fill_and_grow_the_buffers(k: int, levels: int) -> None:
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.usefixtures("native")
 def test_lists_that_are_cut_back_where_a_sample_says() -> None:
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((60_000, 3), dtype=np.float32)
@@ -135,32 +113,6 @@ def test_lists_that_are_cut_back_where_a_sample_says() -> None:
         expected = np.argsort(-scores[:, index], kind="stable")[:9000]
         part = slice(result.offsets[index], result.offsets[index + 1])
         np.testing.assert_array_equal(result.segment_ids[part], expected)
-
-
-@needs_cpu_ops
-@pytest.mark.parametrize("restricted", [False, True])
-@pytest.mark.parametrize("classes", [1, 15, 16, 17, 100])
-def test_native_and_numba_add_the_same(
-    classes: int, restricted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(classes)
-    values = np.array([-np.inf, -1, -1e-45, -0.0, 0.0, 1e-45, 2, np.inf], np.float32)
-    for rows in (1, 3, 16, 63, 65, 300, 3000):
-        scores = rng.choice(values, (rows, classes))
-        ids = rng.permutation(2**32 - 1 - np.arange(rows)).astype(np.uint32)
-        candidates = rng.random((rows, classes)) < 0.7 if restricted else None
-        thresholds = rng.integers(0, 2**64 - 1, classes, np.uint64, endpoint=True)
-        thresholds[::3] = 2**64 - 1
-        counts = rng.integers(0, 4, classes)
-        results = []
-        for native in (True, False):
-            monkeypatch.setattr(_ext, "HAS_CPU_OPS", native)
-            keys, found = np.zeros((classes, rows + 3), np.uint64), counts.copy()
-            assert top_k._update(scores, ids, candidates, rows, thresholds, keys, found)
-            kept = np.arange(rows + 3) < found[:, None]
-            results.append((found, np.where(kept, keys, 0)))
-        for one, two in zip(*results, strict=True):
-            np.testing.assert_array_equal(one, two)
 
 
 def test_memory_grows_with_the_segments_kept() -> None:
@@ -276,7 +228,7 @@ def test_bad_input_changes_nothing(arguments: tuple, error: type[Exception], mes
     assert lists(best.finish()) == [[(5, 1.0)], [(5, 2.0)]]
 
 
-@pytest.mark.usefixtures("native", "restore_threads")
+@pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("k", [3, 5000])
 @pytest.mark.parametrize("place", [(0, 0), (600, 69), (3999, 33)])
 def test_a_nan_anywhere_changes_nothing(k: int, place: tuple[int, int]) -> None:
@@ -296,7 +248,6 @@ def test_a_nan_anywhere_changes_nothing(k: int, place: tuple[int, int]) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.usefixtures("native")
 def test_scores_that_are_read_only_or_in_another_order() -> None:
     scores = np.random.default_rng(0).random((30, 20), dtype=np.float32)
     read_only, ids = scores.copy(), np.arange(30, dtype=np.uint32)
@@ -307,57 +258,6 @@ def test_scores_that_are_read_only_or_in_another_order() -> None:
         best = TopKPerClass(20, 4)
         best.update(ids, same, candidates)
         assert lists(best.finish()) == expected
-
-
-def kept(classes: int = 3, room: int = 8) -> list[torch.Tensor]:
-    """Thresholds, keys and counts of empty classes."""
-    return [
-        torch.from_numpy(np.full(classes, 2**64 - 1, np.uint64)),
-        torch.from_numpy(np.zeros((classes, room), np.uint64)),
-        torch.zeros(classes, dtype=torch.int64),
-    ]
-
-
-@needs_cpu_ops
-def test_the_raw_ops_check_what_they_read() -> None:
-    update, cut = torch.ops.pyseg.top_k_update, torch.ops.pyseg.top_k_cut
-    scores, ids = torch.zeros(5, 3), torch.zeros(5, dtype=torch.uint32)
-    threshold, keys, counts = kept()
-    with pytest.raises(RuntimeError, match=r"ids: expected shape \(S,\) = \(5,\), found \(4,\)"):
-        update(scores, ids[:4], None, 1, *kept())
-    with pytest.raises(RuntimeError, match="scores: expected Float, found Double"):
-        update(scores.double(), ids, None, 1, *kept())
-    with pytest.raises(RuntimeError, match=r"candidates: expected shape \(S, C\) = \(5, 3\)"):
-        update(scores, ids, torch.ones(3, 5, dtype=torch.bool), 1, *kept())
-    with pytest.raises(RuntimeError, match=r"counts: expected shape \(C,\) = \(3,\), found \(4,\)"):
-        update(scores, ids, None, 1, *kept(classes=4))
-    with pytest.raises(
-        RuntimeError, match=r"thresholds: expected shape \(C,\) = \(3,\), found \(2,\)"
-    ):
-        update(scores, ids, None, 1, threshold[:2], keys, counts)
-    with pytest.raises(RuntimeError, match=r"counts: expected 0..8, found 9 for class 0"):
-        update(scores, ids, None, 1, threshold, keys, counts + 9)
-    with pytest.raises(RuntimeError, match=r"keys: expected room for 5 of each class, found 4"):
-        update(scores, ids, None, 1, *kept(room=4))
-    with pytest.raises(RuntimeError, match="keys: expected a contiguous tensor"):
-        update(scores, ids, None, 1, threshold, kept(8, 3)[1].mT, counts)
-    with pytest.raises(RuntimeError, match="k: expected at least 1, found 0"):
-        cut(0, 1, *kept())
-    with pytest.raises(RuntimeError, match=r"counts: expected 0..8, found 9 for class 0"):
-        cut(1, 1, threshold, keys, counts + 9)
-
-
-@needs_cpu_ops
-def test_the_raw_ops_change_what_their_schemas_say() -> None:
-    scores, ids = torch.rand(5, 3), torch.zeros(5, dtype=torch.uint32)
-    ops, state = torch.ops.pyseg, kept()
-    torch.library.opcheck(
-        ops.top_k_update.default,
-        (scores, ids, scores > 0.5, 1, *state),
-        test_utils="test_schema",
-    )
-    assert ops.top_k_update(scores, ids, None, 1, *state)
-    torch.library.opcheck(ops.top_k_cut.default, (2, 4, *state), test_utils="test_schema")
 
 
 def test_bad_options() -> None:

@@ -246,7 +246,7 @@ def raw_inputs() -> list[tuple[str, int, int]]:
         for op, calls in valid_calls().items()
         for call, args in enumerate(calls)
         for place, value in enumerate(args)
-        if isinstance(value, Tensor) and value.is_floating_point() and not op.startswith("top_k")
+        if isinstance(value, Tensor) and value.is_floating_point()
     ]
 
 

@@ -102,7 +102,12 @@ def test_videos_no_longer_than_a_segment(run: Path, length: int) -> None:
         (np.zeros((0, 7), np.uint8), r"^video: expected frames of shape \(T, 7\) .* \(0, 7\)"),
         (np.zeros((4, 8), np.uint8), r"^video: expected frames of shape \(T, 7\) .* \(4, 8\)"),
         (np.zeros(7, np.uint8), r"^video: expected frames of shape .* \(7,\)"),
-        (np.zeros((4, 7), np.int64), "^video: expected frames of uint8 or floating values, found"),
+        (
+            np.zeros((4, 7), np.int64),
+            r"^video: expected frames of uint8 or floating values, found int64: convert them with "
+            r"\.astype\(np\.uint8\) if they are bytes .*, with \.astype\(np\.float32\) if",
+        ),
+        (torch.zeros(4, 7, dtype=torch.int16), r"found int16: convert .* \.to\(torch\.uint8\) if"),
         (np.full((4, 7), np.nan), "^video: expected finite values, found NaN"),
         (np.zeros((4, 7), object), "^video: expected frames of uint8 or floating values, found"),
         (np.full((4, 7), 200.0, np.float32), "^frames: expected bytes .*, or floats"),
@@ -174,7 +179,7 @@ def test_runs_that_cannot_score_frames(tmp_path: Path, run: Path, features: Feat
         with pytest.raises(UserError, match=rf"^{path} is not a run folder: .*no model.json$"):
             pyseg.load(path)
     for wrong in (None, 3):
-        with pytest.raises(ArgumentError, match=f"^run: expected the path of a run .* {wrong}$"):
+        with pytest.raises(ArgumentError, match=f"^run: expected a path, found {wrong}$"):
             pyseg.load(wrong)  # type: ignore[arg-type]
     FeatureSet((("x", 6),)).write(run / "features.json")
     with pytest.raises(DataError, match=r"features\.json: expected .* widths \(5, 2\), .* \(6,\)"):
@@ -269,6 +274,32 @@ def test_from_a_video_file_to_its_events(films: Path, tmp_path: Path, capsys) ->
     frames = model.extract(films / "new film.mp4")
     assert (frames.shape, frames.dtype) == ((17, 3), np.uint8)
     np.testing.assert_array_equal(model.predict(frames).scores, timeline.scores)
+
+
+def test_several_video_files(films: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "more").mkdir()
+    write_video(tmp_path / "more" / "red.mp4", [RED] * 8)
+    (tmp_path / "more" / "text.mp4").write_text("no video")
+    words = ["--run", str(films / "run"), "--on_error", "skip"]
+    words += ["--video_file", str(films / "new film.mp4"), str(films / "videos" / "film 0.mp4")]
+    words += ["--video_file", str(tmp_path / "more" / "*.mp4"), "--on", "0.6"]
+    out = tmp_path / "{video}.csv"
+    capsys.readouterr()
+    predict.main([*words, "--export", str(out), str(out.with_suffix(".vtt"))])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{films / 'new film.mp4'}:"
+    assert printed[4] == f"export: {tmp_path / 'new film.csv'}"
+    assert printed[-2] == "1 of 4 videos could not be read:"
+    assert printed[-1].startswith(f"  {tmp_path}/more/text.mp4: expected a video")
+    found = {path.stem: path.read_text() for path in tmp_path.glob("*.csv")}
+    assert sorted(found) == ["film 0", "new film", "red"]
+    assert found["red"].splitlines()[1].startswith('0,4,"red, ""hot"""')
+    assert len(list(tmp_path.glob("*.vtt"))) == 3
+
+    with pytest.raises(UserError, match=r"^--export .*/e\.csv: expected \{video\} in the name"):
+        predict.main([*words, "--export", str(tmp_path / "e.csv")])
+    with pytest.raises(DataError, match=r"text\.mp4: expected a video"):
+        predict.main([*words, "--on_error", "raise"])
 
 
 def test_no_event(films: Path, capsys: pytest.CaptureFixture) -> None:

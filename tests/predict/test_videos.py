@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from pyseg import models, predict
-from pyseg.data import FrameSchema, encode_frames, read_frames, write_records
+from pyseg.data import (
+    FrameSchema,
+    encode_frames,
+    read_frames,
+    register_source,
+    write_records,
+)
 from pyseg.submission import read_submission
 
 
@@ -88,3 +94,11 @@ def test_timeline_of_unlabelled_records(run: Path, data: Path, tmp_path: Path, c
     predict.main([*arguments, "--out", str(tmp_path / "s.csv")])
     submission = read_submission(tmp_path / "s.csv")
     assert all(sorted(segments) == ["a<b:0", "a<b:5"] for _, segments in submission)
+
+
+def test_the_data_of_a_source_are_made_once(run: Path, data: Path, tmp_path: Path) -> None:
+    made = []
+    register_source("films", lambda: made.append(data) or data)  # type: ignore[func-returns-value]
+    scorer = predict.Scorer(predict.PredictConfig(str(run), data="films"))
+    assert made == [data]
+    assert len(scorer.shards) > 0

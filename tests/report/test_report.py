@@ -147,11 +147,13 @@ def test_page_of_two_runs(both: Path) -> None:
         "Precision, recall and F1 over the threshold of the probability: first",
         "Precision, recall and F1 over the threshold of the probability: other",
         "Precision over recall of the classes with the most positives: first",
+        "Share of positive ratings over the probability that first gives them",
+        "Share of positive ratings over the probability that other gives them",
     ]
-    assert alts[:12] == expected
-    assert alts[12].startswith("Label graph of first: ")
-    videos = [alt for alt in alts[13:] if alt.startswith("Scores of v0")]
-    assert len(videos) == len(alts[13:]) == 4
+    assert alts[:14] == expected
+    assert alts[14].startswith("Label graph of first: ")
+    videos = [alt for alt in alts[15:] if alt.startswith("Scores of v0")]
+    assert len(videos) == len(alts[15:]) == 4
     assert "other used no label correlation" in page.words
     assert "pretrain.steps (default 200)" in page.words
     # Names are escaped: otherwise the parser would find an element.
@@ -252,7 +254,7 @@ def test_without_evaluation(runs: list[Path], tmp_path: Path, capsys) -> None:
     report.main(["--run", str(run), "--evaluate", "false"])
     assert f"report: {run / 'report.html'} (" in capsys.readouterr().out
     page = Page(run / "report.html")
-    assert page.words.count("run was not evaluated: left out with --evaluate false") == 3
+    assert page.words.count("run was not evaluated: left out with --evaluate false") == 4
     assert len(page.figures()) == 5
     assert [chart["y"] for chart in page.data()][-1] == "examples/s"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,3 +93,22 @@ def test_thresholds_of_classes() -> None:
 def test_thresholds_that_cannot_be(thresholds: dict, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         of({"cat": [0.1], "dog": [0.5]}).events(**thresholds)
+
+
+def test_a_timeline_has_thresholds_of_its_own() -> None:
+    scores = {"cat": [0.1, 0.3, 0.1], "dog": [0.1, 0.6, 0.4]}
+    timeline = replace(of(scores), on={"cat": 0.3}, off=[0.2, 0.5])
+    assert timeline.on.tolist() == [0.3, 0.5]
+    assert [(e.name, e.start, e.end) for e in timeline.events()] == [("cat", 1, 2), ("dog", 1, 2)]
+    # Others replace them: without `off`, an event ends below 0.7 of `on`.
+    assert [e.name for e in timeline.events(on=0.6)] == ["dog"]
+    assert [(e.start, e.end) for e in timeline.events(on={"cat": 1.0})] == [(1, 3)]
+    assert [e.end for e in timeline.events(off=0.05)] == [3, 3]
+    # They stay with their classes.
+    chosen = timeline.averaged().per_second().best(1)
+    assert (chosen.names, chosen.on.tolist(), chosen.off.tolist()) == (("dog",), [0.5], [0.5])
+    assert sorted(timeline.select([1, 0]).events()) == sorted(timeline.events())
+    with pytest.raises(ArgumentError, match=r"off: expected at most on, 0\.3, found 0\.4"):
+        replace(of(scores), on=0.3, off=0.4)
+    with pytest.raises(ArgumentError, match="on: expected one number, or one for each"):
+        replace(of(scores), on=[0.3])

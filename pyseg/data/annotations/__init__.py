@@ -3,6 +3,7 @@
 See :func:`read_annotations`, :func:`rate_segments` and :class:`Annotations`.
 """
 
+from pyseg.data.annotations.answers import Answer, Settled, settle
 from pyseg.data.annotations.covering import SegmentRatings, rate_segments
 from pyseg.data.annotations.elan import ElanClasses
 from pyseg.data.annotations.interval import AnnotationFile, Interval, merge_events
@@ -14,11 +15,14 @@ __all__ = [
     "AnnotationFile",
     "AnnotationFormat",
     "Annotations",
+    "Answer",
     "ElanClasses",
     "Interval",
     "SegmentRatings",
+    "Settled",
     "VideoNames",
     "merge_events",
     "rate_segments",
     "read_annotations",
+    "settle",
 ]

@@ -34,7 +34,8 @@ def rate_segments(
     """Returns the ratings of a video's segments from those of its intervals.
 
     A segment is rated for a class if intervals of the class with the same score cover at least half
-    of it. Where those of several scores do, the score is their mean. All else is not rated.
+    of it. Where those of several scores do, the score is their mean. All else is not rated, and
+    neither is what only intervals without a score cover.
 
     Args:
         intervals: The intervals of one video.
@@ -49,8 +50,12 @@ def rate_segments(
         {(0, 'dog'): 1.0, (1, 'dog'): 1.0, (2, 'dog'): 0.0}
     """
     by_class: dict[str, dict[float, list[tuple[float, float]]]] = {name: {} for name in complete}
+    undecided: dict[str, list[tuple[float, float]]] = {}
     for _, start, end, name, score, _ in intervals:
-        by_class.setdefault(name, {}).setdefault(score, []).append((start, end))
+        if score is None:
+            undecided.setdefault(name, []).append((start, end))
+        else:
+            by_class.setdefault(name, {}).setdefault(score, []).append((start, end))
     segments = -(-num_frames // features.segment_size)
     scores: dict[tuple[int, str], float] = {}
     conflicts = []
@@ -65,8 +70,11 @@ def rate_segments(
             )
             for segment in covered:
                 found.setdefault(segment, []).append(score)
-        for segment in range(segments) if name in completed else sorted(found):
-            several = found.get(segment, [0.0])
+        if name in completed:
+            unrated = {*_covered(undecided.get(name, ()), num_frames, features)}
+            for segment in {*range(segments)} - unrated:
+                found.setdefault(segment, [0.0])
+        for segment, several in sorted(found.items()):
             scores[segment, name] = sum(several) / len(several)
             if len(several) > 1:
                 conflicts.append((segment, name))

@@ -17,8 +17,8 @@ def read_elan(path: str, classes: ElanClasses) -> AnnotationFile:
     """Reads an ELAN annotation file (.eaf); the classes are the tiers, or the annotations' values.
 
     The video is that of the first MEDIA_DESCRIPTOR, else it has the file's name. Annotations that
-    refer to others instead of times are left out. Documents with a DOCTYPE are refused, so that
-    nothing is expanded or fetched.
+    refer to others instead of times, and values without text, are left out and counted. Documents
+    with a DOCTYPE are refused, so that nothing is expanded or fetched.
 
     Source: https://www.mpi.nl/tools/elan/EAF_Annotation_Format_3.0_and_ELAN.pdf
 
@@ -41,6 +41,7 @@ def read_elan(path: str, classes: ElanClasses) -> AnnotationFile:
         found.notes.append(
             f"{path}: left out {document.references} annotations that refer to others"
         )
+    found.left_out(document.unnamed, "annotations without text", path)
     return found
 
 
@@ -50,6 +51,7 @@ class _Document:
     def __init__(self, path: str, classes: ElanClasses) -> None:
         self.video = stem(path)
         self.references = 0
+        self.unnamed = 0
         self._path, self._classes = path, classes
         self._parser = expat.ParserCreate()
         self._open: list[str] = []
@@ -154,7 +156,7 @@ class _Document:
         name = self._tier
         if self._classes == "values":
             name = "".join(self._text or ()).strip()
-            if not name:
-                self.fail("the name of a class as the annotation's value, found none", line)
-        self._annotations.append((name, first, last, line))
+            self.unnamed += not name
+        if name or self._classes == "tiers":
+            self._annotations.append((name, first, last, line))
         self._begun = self._text = None

@@ -19,7 +19,8 @@ class Interval(NamedTuple):
         start: The start in seconds from the beginning of the video.
         end: The end in seconds.
         name: The name of the class.
-        score: The rating, from 0 (absent) to 1 (present).
+        score: The rating, from 0 (absent) to 1 (present); None: people have looked at it and have
+            not decided, so that a complete class is not rated 0 there.
         source: The place of the rating, for messages: file and line.
     """
 
@@ -27,7 +28,7 @@ class Interval(NamedTuple):
     start: float
     end: float
     name: str
-    score: float = 1.0
+    score: float | None = 1.0
     source: str = ""
 
 
@@ -78,7 +79,7 @@ def check_interval(interval: Interval) -> None:
     where = f"{source}: " if source else ""
     if not 0 <= start < end < float("inf"):
         raise DataError(f"{where}expected 0 <= start < end, found {start:g} and {end:g}")
-    if not 0 <= score <= 1:
+    if score is not None and not 0 <= score <= 1:
         raise DataError(f"{where}expected a score in [0, 1], found {score:g}")
     check_name("class", name, where)
     if not video:

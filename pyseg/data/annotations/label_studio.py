@@ -38,13 +38,15 @@ def read_label_studio(path: str, fps: float | None) -> AnnotationFile:
         tasks = [tasks]
     if not isinstance(tasks, list):
         raise DataError(f"{path}: expected a JSON list of tasks, found {type(tasks).__name__}")
-    if fps is None:
+    if fps is None and any("annotations" in task for task in tasks if isinstance(task, dict)):
         raise ArgumentError(
             "annotation_fps: expected the frames a second of the videos, since Label Studio counts "
             f"frames in {path}; found none"
         )
     found = AnnotationFile()
-    others = sum(_Task(path, number, task, found, fps).read() for number, task in enumerate(tasks))
+    others = 0
+    for number, task in enumerate(tasks):
+        others += _Task(path, number, task, found, fps or 1.0).read()
     if others:
         found.notes.append(f"{path}: left out {others} results without timelinelabels")
     return found

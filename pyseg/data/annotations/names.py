@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import urllib.parse
@@ -41,11 +42,14 @@ class VideoNames:
         self._has_paths = bool(paths)
         self._places: dict[str, list[list[str]]] = {}  # the parts of each id, and of its path
         self._ends: dict[str, set[str]] = {}  # ids by the last parts of ids and paths
+        self._uploaded: dict[str, set[str]] = {}  # ids by what Label Studio makes of their names
         files = ((id, os.path.abspath(path)) for id, path in (paths or {}).items())
         every = [(id, _parts(name)) for id, name in (*((id, id) for id in self._ids), *files)]
         for id, parts in every:
             self._places.setdefault(id, []).append(parts)
             self._add(id, parts[-1:])
+            for form in _forms("/".join(parts[-1:])):
+                self._uploaded.setdefault(_as_uploaded(form), set()).add(id)
         for id, parts in every:
             if any(len(self._ends[form]) > 1 for form in _forms("/".join(parts[-1:]))):
                 for first in range(len(parts) - 1):
@@ -59,13 +63,19 @@ class VideoNames:
         """Returns the ids that a name may stand for: one, none, or several."""
         if name in self._ids:
             return [name]
-        path = _path(name)
+        for path in _paths(name):
+            if found := self._find(path):
+                return found
+        return []
+
+    def _find(self, path: str) -> list[str]:
         parts = _parts(path)
         ends = ["/".join(parts[first:]) for first in range(len(parts))]
         if self._has_paths and "/" in path:
             ends.insert(0, "/".join(_parts(os.path.abspath(path))))
-        if parts:
-            ends.append(_UPLOAD.sub("", parts[-1], count=1))
+        uploaded = _UPLOAD.sub("", parts[-1], count=1) if parts else ""
+        if parts and uploaded != parts[-1]:
+            ends.append(uploaded)
         for end in ends:
             for form in _forms(end):
                 if form in self._ids:
@@ -73,6 +83,10 @@ class VideoNames:
                 found = [id for id in self._ends.get(form, ()) if self._agrees(id, parts)]
                 if found:
                     return sorted(found)
+        if parts and uploaded != parts[-1]:
+            for form in _forms(uploaded):
+                if form in self._uploaded:
+                    return sorted(self._uploaded[form])
         return []
 
     def _agrees(self, id: str, parts: Sequence[str]) -> bool:
@@ -88,17 +102,31 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def _path(name: str) -> str:
-    """Returns the path in a name: without the scheme and host of a URL, with slashes."""
+def _as_uploaded(name: str) -> str:
+    """Returns the name that Label Studio gives to an uploaded file, without the digits before it.
+
+    It is Django's `get_valid_filename`.
+    """
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
+
+
+def _paths(name: str) -> Iterator[str]:
+    """Yields what a name may be as a path: without the scheme and host of a URL, with slashes.
+
+    ELAN's paths may have percent signs that stand for themselves, or for characters as in a URL.
+    """
     before, query, behind = name.partition("?d=")  # Label Studio's local files
     if query and before.endswith("/local-files/"):
-        return urllib.parse.unquote(behind)
+        yield urllib.parse.unquote(behind)
+        return
+    path = name.replace("\\", "/")
     if "://" in name:
-        try:
-            return urllib.parse.unquote(urllib.parse.urlsplit(name).path)
-        except ValueError:
-            return name
-    return name.replace("\\", "/")
+        with contextlib.suppress(ValueError):
+            yield urllib.parse.unquote(urllib.parse.urlsplit(name).path)
+        path = path.partition("://")[2]
+    yield path
+    if "%" in path:
+        yield urllib.parse.unquote(path)
 
 
 def _forms(path: str) -> Iterator[str]:

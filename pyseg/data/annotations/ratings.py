@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pyseg._paths import path_text
 from pyseg._registry import suggestion
 from pyseg.data._tables import shown
 from pyseg.data.annotations.covering import SegmentRatings, rate_segments
@@ -49,8 +53,8 @@ class Annotations:
     @property
     def rated_classes(self) -> list[str]:
         """The names of the classes of intervals, sorted."""
-        of_intervals = {rated.name for some in self.intervals.values() for rated in some}
-        return sorted(of_intervals)
+        every = (rated for some in self.intervals.values() for rated in some)
+        return sorted({rated.name for rated in every if rated.score is not None})
 
     @property
     def classes(self) -> list[str]:
@@ -60,7 +64,7 @@ class Annotations:
 
     def of_video(self, id: str) -> list[str]:
         """Returns the labels of a video: its own, and the classes with an interval above 0.5."""
-        rated = {rated.name for rated in self.intervals.get(id, ()) if rated.score > 0.5}
+        rated = {rated.name for rated in self.intervals.get(id, ()) if (rated.score or 0) > 0.5}
         return sorted(rated.union(self.labels.get(id, ())))
 
     def of_segments(self, id: str, num_frames: int, features: FeatureSet) -> SegmentRatings:
@@ -118,7 +122,7 @@ class Annotations:
             intervals: Rated intervals, or the content of files.
             labels: Video, class, and optionally the place for messages.
             complete: Classes of which every segment without an interval is rated 0, in videos that
-                were looked at: names, or "all".
+                were looked at: names, lists of names as a,b or in JSON, or "all".
             on_error: "raise" at annotations of an unknown video, or "skip" and note it.
             paths: The file of each video, by id, where names may also be those of files.
 
@@ -177,7 +181,7 @@ class Annotations:
             format: See `read_annotations`.
             fps: See `read_annotations`.
             elan_classes: See `read_annotations`.
-            on_error: See `match`.
+            on_error: See `match` and `read_annotations`.
             paths: See `match`.
 
         Raises:
@@ -188,8 +192,10 @@ class Annotations:
         """
         content = AnnotationFile()
         if ratings is not None:
-            content = read_annotations(ratings, format=format, fps=fps, elan_classes=elan_classes)
-        rows = [] if labels is None else read_video_labels(os.fspath(labels))
+            content = read_annotations(
+                ratings, format=format, fps=fps, elan_classes=elan_classes, on_error=on_error
+            )
+        rows = [] if labels is None else read_video_labels(path_text(labels, "labels"))
         return Annotations.match(
             ids, content, rows, complete=complete, on_error=on_error, paths=paths
         )
@@ -266,9 +272,10 @@ def _drop_repeated(by_video: dict[str, list[Interval]]) -> list[str]:
 
 def _completed(complete: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """Returns the classes of ``complete``, of those that are known."""
-    if complete == ALL:
+    given = [complete] if isinstance(complete, str) else list(complete)
+    if ALL in given:
         return tuple(known)
-    names = [complete] if isinstance(complete, str) else list(complete)
+    names = [name for text in given for name in ([text] if text in known else _listed(text))]
     for name in names:
         if name not in known:
             some = ", ".join(known[:10]) + ", ..." * (len(known) > 10)
@@ -277,3 +284,14 @@ def _completed(complete: str | Sequence[str], known: Sequence[str]) -> tuple[str
                 f"{name!r}{suggestion(name, known, '{!r}')}"
             )
     return tuple(dict.fromkeys(names))
+
+
+def _listed(text: str) -> list[str]:
+    """Returns the names in a list, in JSON or with commas, which CSV's quotes may enclose."""
+    with contextlib.suppress(ValueError):
+        names = json.loads(text)
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            return names
+    with contextlib.suppress(csv.Error, StopIteration):
+        return [name.strip() for name in next(csv.reader([text], strict=True))]
+    return [text]

@@ -10,17 +10,17 @@ from pyseg._files import Paths as Paths
 from pyseg._files import find_files
 from pyseg._registry import unknown
 from pyseg.data._tables import find_delimiter, is_numeric, read_rows, shown
+from pyseg.data.annotations.answers import RATING_COLUMNS, read_ratings
 from pyseg.data.annotations.elan import ElanClasses, read_elan
 from pyseg.data.annotations.interval import AnnotationFile
 from pyseg.data.annotations.label_studio import read_label_studio
 from pyseg.data.annotations.tables import (
-    RATING_COLUMNS,
     VIA_COLUMNS,
     VIA_HEADER,
     read_audacity,
-    read_ratings,
     read_via,
 )
+from pyseg.data.records import OnError, check_on_error
 from pyseg.errors import ArgumentError, DataError
 
 AnnotationFormat = Literal["ratings", "via", "label_studio", "audacity", "elan"]
@@ -38,6 +38,7 @@ def read_annotations(
     format: AnnotationFormat | None = None,
     fps: float | None = None,
     elan_classes: ElanClasses = "tiers",
+    on_error: OnError = "raise",
 ) -> AnnotationFile:
     r"""Reads what people rated videos with.
 
@@ -56,11 +57,13 @@ def read_annotations(
         fps: Frames a second, which Label Studio's numbers of frames need.
         elan_classes: Whether the names of the "tiers" or the "values" of annotations are ELAN's
             classes.
+        on_error: "raise" at a file that is malformed or of no known format, such as an empty one,
+            or "skip" and note it.
 
     Raises:
         pyseg.errors.MissingFileError: There is no such file.
-        pyseg.errors.DataError: A file is of no known format or malformed; the message names file
-            and line.
+        pyseg.errors.DataError: A file is of no known format or malformed, or all of them are; the
+            message names file and line.
         pyseg.errors.ArgumentError: ``fps`` is missing, or an argument is out of range.
         OSError: A file cannot be read.
 
@@ -76,6 +79,7 @@ def read_annotations(
         raise ArgumentError(f"format: {unknown('format of annotations', format, known)}")
     if elan_classes not in get_args(ElanClasses):
         raise ArgumentError(f"elan_classes: expected tiers or values, found {elan_classes!r}")
+    check_on_error(on_error)
     if fps is not None and not 0 < fps < float("inf"):
         raise ArgumentError(f"annotation_fps: expected above 0, found {fps}")
     readers: dict[str, Callable[[str], AnnotationFile]] = {
@@ -87,8 +91,18 @@ def read_annotations(
     }
     found = AnnotationFile()
     missing = "expected a folder with files of annotations, found none"
-    for path in find_files(paths, _files_in, missing) if paths != [] else []:
-        found.extend(readers[format or _recognize(path)](path))
+    files = find_files(paths, _files_in, missing) if paths != [] else []
+    problems: list[DataError] = []
+    for path in files:
+        try:
+            found.extend(readers[format or _recognize(path)](path))
+        except DataError as error:
+            problems.append(error)
+            if on_error == "raise" or len(problems) == len(files):
+                raise
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        found.notes.append(f"left out files of annotations: {problems[0]}{more}")
     return found
 
 
@@ -105,6 +119,8 @@ def _recognize(path: str) -> str:
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head and Path(path).suffix.lower() == ".txt":
+        return "audacity"  # of a video without labels
     if not head:
         raise DataError(f"{path}: expected {_EXPECTED}, found an empty file")
     if head[:1] == b"<" or head[:4] in (b"\xff\xfe<\0", b"\xfe\xff\0<"):

@@ -1,4 +1,4 @@
-"""Readers of annotations that are tables: pyseg's own, VIA's and Audacity's."""
+"""Readers of annotations that are tables of VIA and Audacity, and of the labels of videos."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pyseg.data._tables import Row, find_delimiter, read_rows, read_table, shown
 from pyseg.data.annotations.interval import AnnotationFile, Interval, check_name, stem
 from pyseg.errors import DataError
 
-RATING_COLUMNS = ("video", "start", "end", "class", "score")
 LABEL_COLUMNS = ("video", "class")
 VIA_COLUMNS = (
     "metadata_id",
@@ -20,31 +19,6 @@ VIA_COLUMNS = (
 )
 VIA_HEADER = "# CSV_HEADER = "
 _VIA_TIMELINE = "TEMPORAL-SEGMENTS"  # the attribute of VIA's own timelines
-
-
-def read_ratings(path: str) -> AnnotationFile:
-    """Reads a table with the columns video, start, end, class and score; times are in seconds.
-
-    Commas, semicolons or tabs separate the fields; other columns are ignored.
-
-    Raises:
-        pyseg.errors.DataError: A line is malformed; the message names file and line.
-        OSError: The file cannot be read.
-    """
-    found = AnnotationFile()
-    delimiter = find_delimiter(path, RATING_COLUMNS)
-    for row in read_table(path, [[name] for name in RATING_COLUMNS], delimiter=delimiter):
-        found.add(
-            Interval(
-                video=row.text("video"),
-                start=row.number("start"),
-                end=row.number("end"),
-                name=row.text("class"),
-                score=row.number("score"),
-                source=f"{row.path}, line {row.line}",
-            )
-        )
-    return found
 
 
 def read_video_labels(path: str) -> list[tuple[str, str, str]]:

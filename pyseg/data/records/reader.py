@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pyseg._paths import path_text
 from pyseg.data.records.engine import engine
 from pyseg.data.records.file import RecordFile
 from pyseg.data.records.reference import RatingTuple
@@ -233,7 +234,7 @@ def _read(
     records: Callable[[RecordFile], Iterator[_Result]],
 ) -> Iterator[_Result]:
     """Checks the arguments of all readers immediately; reads when iteration starts."""
-    name = os.fsdecode(path)
+    name = path_text(path)
     check_on_error(on_error)
     index, count = shard
     if not 0 <= index < count:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from pyseg._paths import path_text
 from pyseg.data.records import wire
 from pyseg.data.records.file import RecordFile
 from pyseg.errors import RecordError
@@ -64,7 +65,7 @@ def sniff(path: str | os.PathLike[str], on_error: str = "raise") -> RecordKind |
         >>> kind.lists["rgb"], kind.context["labels"], kind.compressed
         (FeatureKind(type='bytes', size=1024), FeatureKind(type='int64', size=1), False)
     """
-    name = os.fsdecode(path)
+    name = path_text(path)
     with RecordFile(name, on_error) as file:
         data = file.take("next_record")
         if data is None:
@@ -93,7 +94,7 @@ def is_record_file(path: str | os.PathLike[str]) -> bool:
         False
     """
     try:
-        with RecordFile(os.fsdecode(path)) as file:
+        with RecordFile(path_text(path)) as file:
             return file.begins_as_records()
     except RecordError:
         return False
@@ -124,7 +125,7 @@ def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str
     """
     wanted = {name.encode(): name for name in names}
     left = set(wanted)
-    with RecordFile(os.fsdecode(path), "skip") as file:
+    with RecordFile(path_text(path), "skip") as file:
         for data in file.contexts():
             # A name that is not in the bytes needs no parsing.
             if any(name in data for name in left):

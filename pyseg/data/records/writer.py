@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg._files import atomic_write
+from pyseg._paths import path_text
 from pyseg.data.records.engine import engine
 from pyseg.data.records.framing import LARGEST_RECORD, mask
 from pyseg.data.records.schema import (
@@ -59,7 +60,7 @@ def write_records(
     """
     crc32c = engine().crc32c
     count = 0
-    with atomic_write(Path(os.fsdecode(path))) as output, contextlib.ExitStack() as stack:
+    with atomic_write(Path(path_text(path))) as output, contextlib.ExitStack() as stack:
         file: Any = output
         if compress:  # without name and time, so that the same records give the same bytes
             file = stack.enter_context(

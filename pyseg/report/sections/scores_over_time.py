@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pyseg.report.config import ReportConfig
 from pyseg.report.page import Figure, PageTable, Section
 from pyseg.report.runs import ReportedRun, not_evaluated
-from pyseg.timeline import Timeline, clock
-from pyseg.timeline.page import data
+from pyseg.timeline import Timeline
+from pyseg.timeline.page import data, peak_table
 
 
 def scores_over_time(runs: Sequence[ReportedRun], config: ReportConfig) -> Section:
@@ -42,10 +42,5 @@ def scores_over_time(runs: Sequence[ReportedRun], config: ReportConfig) -> Secti
 
 def _peaks(timeline: Timeline) -> PageTable:
     """Returns the highest score of each class and its time."""
-    fine = timeline.averaged()
-    rows = [
-        (name, f"{scores.max():.3f}", clock(fine.starts[scores.argmax()]))
-        for name, scores in zip(fine.names, fine.scores.T, strict=True)
-    ]
-    head = ("class", "highest score", "at")
-    return PageTable(head, rows, numeric=(1, 2), summary="Highest scores as a table")
+    table = peak_table(timeline)
+    return PageTable(table.head, table.rows, table.numeric, summary="Highest scores as a table")

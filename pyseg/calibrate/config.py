@@ -1,0 +1,41 @@
+"""The options of ``python -m pyseg.calibrate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyseg import _cli
+from pyseg.data.collection import Part
+from pyseg.data.records import OnError
+
+
+@dataclass
+class CalibrateConfig:
+    """The run, and the ratings to calibrate it by.
+
+    Args:
+        run: The run folder that `pyseg.train` wrote.
+        data: Records as a folder, glob or file, or "sample"; default: the run's training data.
+        ratings: The answers of `pyseg.rate`, or a table of ratings with the columns video, start,
+            end, class and score; default: the rated segments of the data.
+        part: Videos of other data than the run's: those that a run would hold out ("test"), the
+            others ("train"), or all.
+        batch_size: Segments scored at once.
+        on_error: "raise" at a damaged record, or "skip" and report it; default: as the run did.
+        device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    run: str
+    data: str | None = None
+    ratings: str | None = None
+    part: Part = "test"
+    batch_size: int = 512
+    on_error: OnError | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)

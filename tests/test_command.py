@@ -1,0 +1,59 @@
+"""Ctrl-C while a command is being imported: torch sends it itself here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSOLE = "from pyseg.__main__ import console\nconsole()\n"
+TORCH = """
+import os, signal, time
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(20)
+"""
+
+
+def interrupted(folder: Path, *words: str) -> tuple[int, str]:
+    """Returns status and stderr of Python with a torch that is interrupted."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(TORCH)
+    (folder / "pyseg").mkdir()
+    (folder / "pyseg" / "pyseg").write_text(CONSOLE)
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=folder / "pyseg",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert not done.stdout
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "pyseg.train", "--model", "mlp"],
+        ["-mpyseg.extract", "-m", "other"],
+        ["-m", "pyseg", "info"],
+        ["pyseg", "info"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_ends_with_a_line(words: list[str], tmp_path: Path) -> None:
+    assert interrupted(tmp_path, *words) == (130, "pyseg: interrupted\n")
+
+
+@pytest.mark.parametrize("words", [["-c", "import pyseg"], ["-m", "own"]], ids=" ".join)
+def test_another_program_gets_the_exception(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import pyseg\n")
+    status, errors = interrupted(tmp_path, *words)
+    assert status not in (0, 130)
+    assert "KeyboardInterrupt" in errors
