@@ -344,10 +344,13 @@ class _Networks(_Models):
         loss: Callable[[Tensor, _Rows], Tensor],
         steps: int,
     ) -> None:
+        """Trains a network; any segments in each batch give batch norms the statistics of all."""
         optimizer = torch.optim.Adam(network.train().parameters(), lr=_LEARNING_RATE)
         for _ in range(steps):
             batch = rows.take(torch.randperm(len(rows.segments))[:_BATCH])
-            logits = network(self._inputs[batch.segments].unsqueeze(1))
+            others = torch.randint(len(self._inputs), (_BATCH,))
+            x = self._inputs[torch.cat((batch.segments, others))]
+            logits = network(x.unsqueeze(1))[: len(batch.segments)]
             total = loss(logits, batch) + l2_penalty(network, _NETWORK_L2)
             optimizer.zero_grad()
             total.backward()

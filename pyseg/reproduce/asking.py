@@ -109,7 +109,7 @@ def _examples(experiment: Experiment, part: str) -> Iterator[Example]:
     yield from found
 
 
-def simulate(truth: Truth, asking: Asking, seed: int, model: str | None = None) -> list[float]:
+def simulate(truth: Truth, asking: Asking, seed: int) -> list[float]:
     """Asks and answers questions, and measures the model that learns from the answers.
 
     The strategy's model learns after each `GROUP` answers a class.
@@ -118,7 +118,6 @@ def simulate(truth: Truth, asking: Asking, seed: int, model: str | None = None) 
         truth: The segments and their labels, which answer.
         asking: The way of asking.
         seed: The seed of random choices.
-        model: The model to measure; default: that of the way of asking.
 
     Returns:
         After each number of answers a class in `BUDGETS`: MAP over the held-out segments.
@@ -126,7 +125,9 @@ def simulate(truth: Truth, asking: Asking, seed: int, model: str | None = None) 
     pool, count = truth.pool, truth.askable
     classes = len(pool.class_names)
     learned = truth.correlation if asking.learns_relations else None
-    learner = Learner(pool, correlation=learned, folds=0, seed=seed)
+    learner = measured = Learner(pool, correlation=learned, folds=0, seed=seed)
+    if asking.model != "linear":
+        measured = Learner(pool, correlation=learned, folds=0, seed=seed, model=asking.model)
     askable = replace(
         pool,
         videos=pool.videos[:count],
@@ -150,11 +151,7 @@ def simulate(truth: Truth, asking: Asking, seed: int, model: str | None = None) 
         )  # fmt: skip
         answers = _answer(truth, questions)
         beliefs = learner.fit(answers)
-        measured = beliefs
-        if asking.model != "linear":
-            other = Learner(pool, correlation=learned, folds=0, seed=seed, model=asking.model)
-            measured = other.fit(answers)
-        values.append(_measure(truth, measured))
+        values.append(_measure(truth, beliefs if measured is learner else measured.fit(answers)))
     return values
 
 

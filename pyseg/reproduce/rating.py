@@ -52,14 +52,17 @@ class Curve(NamedTuple):
     values: np.ndarray
 
     def needed(self, goal: float) -> Estimate:
-        """Returns how many answers a class it takes to reach a MAP; infinite if it is not reached.
+        """Returns how many answers a class it takes to reach a MAP; infinite if a seed does not.
 
         Example:
             >>> values = np.array([[0.005 * budget for budget in BUDGETS]])
             >>> Curve(ROWS[0], values).needed(0.2).mean
             40.0
         """
-        return Estimate.of([_crossing(row, goal) for row in self.values])
+        budgets = [_crossing(row, goal) for row in self.values]
+        if math.isinf(max(budgets)):
+            return Estimate(math.inf, math.nan)
+        return Estimate.of(budgets)
 
 
 def _crossing(values: np.ndarray, goal: float) -> float:
