@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model on video labels and rated segments",
     "evaluate": "measure a run or a submission",
     "predict": "score every segment of every video, or draw one video over time",
+    "rate": "ask on a web page what segments show, and learn from the answers",
     "calibrate": "make probabilities of scores that mean what they say",
     "report": "draw runs on an HTML page",
     "cooccur": "count which labels occur together",

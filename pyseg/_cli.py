@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
@@ -160,15 +160,17 @@ def make_parser(
 ) -> ArgumentParser:
     """Returns the parser of ``python -m <module>`` for the options in ``config_class``.
 
-    Options in ``several``, with their help, are required and take one or more words. With
-    ``torchrun`` the help explains how to start several processes.
+    Options in ``several``, with their help, take one or more words; they are required unless their
+    field has a default. With ``torchrun`` the help explains how to start several processes.
     """
     # torchrun's argparse looks for its options in all words before it passes on the rest.
     epilog = (
         f"N processes: torchrun --nproc_per_node=N -m {module} -- OPTIONS. Without the -- torchrun "
         "takes --run for an option of its own."
     )
-    usage = "".join(f" --{name} {name.upper()} [...]" for name in several or {})
+    several = several or {}
+    required = {field.name for field in fields(config_class) if _has_no_default(field)}
+    usage = "".join(f" --{name} {name.upper()} [...]" for name in several if name in required)
     prog = program(module)
     parser = _new_parser(
         prog=prog,
@@ -176,10 +178,18 @@ def make_parser(
         description=description,
         epilog=epilog if torchrun else None,
     )
-    for name, text in (several or {}).items():
-        parser.add_argument(f"--{name}", nargs="+", required=True, help=text)
-    _add_options(parser, config_class, skip=several or ())
+    for name, text in several.items():
+        is_required = name in required
+        default: list[str] | None = None if is_required else []
+        parser.add_argument(
+            f"--{name}", nargs="+", required=is_required, default=default, help=text
+        )
+    _add_options(parser, config_class, skip=several)
     return parser
+
+
+def _has_no_default(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _new_parser(**arguments: Any) -> ArgumentParser:

@@ -26,6 +26,7 @@ COMMANDS = (
     "extract",
     "models",
     "predict",
+    "rate",
     "report",
     "reproduce",
     "train",

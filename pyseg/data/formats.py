@@ -526,3 +526,35 @@ def frames_like(
         if differences:
             raise DataError(f"{path}: {'; '.join(differences)}")
     return features
+
+
+def frames_of(
+    data: str | os.PathLike[str], paths: Sequence[str], on_error: OnError = "raise"
+) -> FeatureSet:
+    """Returns the features of records of frames, with labels or without.
+
+    The first records of a sample of the files are read, and must have the same features.
+
+    Args:
+        data: The folder, glob or file with the records.
+        paths: Its files.
+        on_error: "raise" an error at a damaged record or one that is not as described, or "skip".
+
+    Raises:
+        pyseg.errors.DataError: A file holds something else, or other features than the first.
+        pyseg.errors.RecordError: A file cannot be read.
+    """
+    inspector, features = Inspector(data, on_error), None
+    for path in sample_of(paths):
+        record, kind = inspector.inspect(path)
+        if record is None:
+            continue
+        if kind.features is None or _FORMATS[kind.name].level != "frame":
+            raise DataError(f"{path}: expected records of frames, found {_contents(record)}")
+        if features is None:
+            features = kind.features
+        elif differences := features.differences(kind.features):
+            raise DataError(f"{path}: {'; '.join(differences)}")
+    if features is None:
+        raise DataError(f"{os.fspath(data)}: expected records of frames, found no record")
+    return features

@@ -40,6 +40,6 @@ class Answers(NamedTuple):
     scores: npt.NDArray[np.float32]
     random: npt.NDArray[np.bool_]
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         """Returns the number of answers A."""
         return len(self.segments)

@@ -19,6 +19,7 @@ from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.estimates import Estimate, Outcome
 from pyseg.reproduce.experiments import Experiment, open_experiment
 from pyseg.reproduce.output import Results, can_draw
+from pyseg.reproduce.rating import run_rating
 from pyseg.reproduce.runner import Runner
 
 
@@ -32,8 +33,8 @@ def reproduce(config: ReproduceConfig) -> Path:
     out = config.out_folder
     _cli.check_out_folder("out", out)
     experiment = open_experiment(config.data, Path(config.folder or config.data), config.part)
-    comparisons = make_comparisons(experiment)
-    if config.table != "all":
+    comparisons = [] if config.table == "rating" else make_comparisons(experiment)
+    if config.table not in ("all", "rating"):
         known = ", ".join(comparison.name for comparison in comparisons)
         comparisons = [found for found in comparisons if found.name == config.table]
         if not comparisons:
@@ -46,7 +47,10 @@ def reproduce(config: ReproduceConfig) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with sole_owner(out):
         remove_unfinished(out)
-        _run(config, experiment, comparisons)
+        if config.table == "rating":
+            run_rating(config, experiment)
+        else:
+            _run(config, experiment, comparisons)
     return out
 
 

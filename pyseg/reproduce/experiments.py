@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -152,6 +152,19 @@ class Experiment(ABC):
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Returns the measures of a model on the held-out videos."""
 
+    def correlation(self, classes: Sequence[int], threshold: float) -> LabelCorrelation:
+        """Returns P' of some classes, counted on data that the experiment may use.
+
+        Args:
+            classes: Classes of the collection.
+            threshold: See `pyseg.labels.LabelCorrelation.from_counts`.
+        """
+        collection = self.collection(0)
+        counter = CooccurrenceCounter(collection.num_classes)
+        for offsets, labels in collection.label_lists("train"):
+            counter.update(offsets, labels)
+        return LabelCorrelation.from_counts(counter.finish(), threshold, classes)
+
     def loss(self, loss: LossConfig, folder: Path) -> LossConfig:
         """Returns a loss whose correlation is counted on data that the experiment may use.
 
@@ -252,6 +265,11 @@ class IncompleteVideos(Experiment):
             make_segments=functools.partial(make, complete=complete),
             segment_paths=self._opened.video_paths,
         )
+
+    def correlation(self, classes: Sequence[int], threshold: float) -> LabelCorrelation:
+        """Returns P' of some of the rated classes, see `Experiment.correlation`."""
+        numbers = [self._classes[number] for number in classes]
+        return LabelCorrelation.from_counts(self.counts, threshold, numbers)
 
     def loss(self, loss: LossConfig, folder: Path) -> LossConfig:
         """Returns a loss with its correlation in a file, see `Experiment.loss`."""

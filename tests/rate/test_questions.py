@@ -1,0 +1,17 @@
+"""Questions and answers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyseg.rate.questions import RANDOM, Answers, Question
+
+
+def test_number_of_answers() -> None:
+    answers = Answers(np.arange(3), np.zeros(3, int), np.ones(3, np.float32), np.ones(3, bool))
+    assert len(answers) == 3
+    assert len(Answers(*(column[:0] for column in answers))) == 0
+
+
+def test_question() -> None:
+    assert Question(4, 1, RANDOM) == (4, 1, "random")
