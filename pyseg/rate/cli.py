@@ -219,8 +219,8 @@ def _summary(session: Session) -> Iterator[str]:
     if progress.held_out is not None:
         held = progress.held_out
         yield (
-            f"held-out score: {held.score:.3f} +- {held.error:.3f}, {held.metric} "
-            f"({held.answers} answers to questions drawn at random)"
+            f"held-out score {held.score:.3f} +- {held.error:.3f} on {held.answers} random answers: "
+            f"{held.metric}"
         )
     if progress.advice:
         yield progress.advice

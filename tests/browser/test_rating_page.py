@@ -125,7 +125,7 @@ def test_keys(page: Page) -> None:
     page.saved("Saved: sun, film-1, 0:06 – 0:07: yes")
     assert page.session.stored == [("q0", "yes"), ("q1", "no"), ("q2", "skip"), ("q3", "yes")]
     assert view.texts(".counts") == ["3 answered, 1 skipped"]
-    assert view.texts(".held-out") == ["mean AP: 0.750 ± 0.030 on 3 held-out answers"]
+    assert view.texts(".held-out") == ["Held-out score 0.750 ± 0.030 on 3 random answers: mean AP."]
     assert view.texts(".classes td") == ["sun", "2", "0", "car", "0", "1", "<b>night</b>", "0", "0"]
     assert view.texts(".answers button") == []
     page.press("u")

@@ -171,7 +171,7 @@ class Rater {
     this.find(".learning").hidden = !progress.learning;
     const { held_out: score } = progress;
     this.find(".held-out").textContent = score
-      ? `${score.metric}: ${score.score.toFixed(3)} ± ${score.error.toFixed(3)} on ${number(score.answers)} held-out answers`
+      ? `Held-out score ${score.score.toFixed(3)} ± ${score.error.toFixed(3)} on ${number(score.answers)} random answers: ${score.metric}.`
       : "";
     for (const [selector, text] of [[".advice", progress.advice], [".end .why", progress.advice]]) {
       if (this.find(selector).textContent !== text) this.find(selector).textContent = text;
