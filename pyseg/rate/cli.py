@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from pyseg import _cli
 from pyseg._memory import keep_memory
@@ -67,6 +68,7 @@ class _Setting:
     learner: Learner
     stopping: Stopping
     ledger: Ledger
+    sample: npt.NDArray[np.bool_] | None
 
 
 def rate(config: RateConfig) -> None:
@@ -117,9 +119,26 @@ def rate(config: RateConfig) -> None:
     )
     file = AnswerFile(config.out, rater)
     stopping = Stopping(judge, threshold=config.gain, seed=config.seed)
-    setting = _Setting(records, media, file, pool, learner, stopping, ledger)
+    split = (config.test_fraction, config.seed) if run is None else run.split
+    sample, note = _find_sample(pool, *split)
+    print(note)
+    setting = _Setting(records, media, file, pool, learner, stopping, ledger, sample)
     doubts = _second_look(config, setting, rater) if config.check else None
     _ask(config, setting, rated=rated, doubts=doubts)
+
+
+def _find_sample(
+    pool: Pool, fraction: float, seed: int
+) -> tuple[npt.NDArray[np.bool_] | None, str]:
+    """Returns the segments of random questions, None for all; and a line that says so."""
+    sample = pool.held_out(fraction, seed)
+    if not sample.any() or sample.all():
+        return None, "questions drawn at random, one in five, are about all videos"
+    count = len(np.unique(pool.videos[sample]))
+    return sample, (
+        f"questions drawn at random, one in five, are about the {count:,} of {len(pool.ids):,} "
+        "videos that training will hold out, all others about the rest"
+    )
 
 
 def _find_media(config: RateConfig, records: Records) -> tuple[Media, tuple[str, ...]]:
@@ -183,6 +202,7 @@ def _ask(
         stopping=setting.stopping,
         rated=rated,
         second_look=doubts,
+        sample=setting.sample,
         seed=config.seed,
     )
     try:
@@ -219,8 +239,8 @@ def _summary(session: Session) -> Iterator[str]:
     if progress.held_out is not None:
         held = progress.held_out
         yield (
-            f"held-out score {held.score:.3f} +- {held.error:.3f} on {held.answers} random answers: "
-            f"{held.metric}"
+            f"held-out score {held.score:.3f} +- {held.error:.3f} on {held.answers} random "
+            f"answers: {held.metric}"
         )
     if progress.advice:
         yield progress.advice

@@ -30,12 +30,14 @@ class RateConfig:
         strategy: How questions are chosen: change, uncertain, random, or one that is registered.
         model: The model that learns meanwhile: linear, or another preset such as mlp.
         every: Answers after which it is trained again.
+        test_fraction: The fraction of the videos that training will hold out: random questions are
+            about these, and no others. That of the run, if there is one.
         gain: The gain in mean average precision of twice as many answers that is worth them.
         port: The port of the page on this machine; 0: a free one.
         browser: Open the page in a browser.
         on_error: "raise" at a damaged record, or "skip" and report it.
         device: The device of the run's model, as "cpu" or "cuda"; default: a GPU if there is one.
-        seed: The seed of random choices.
+        seed: The seed of random choices, and of which videos are held out, as in pyseg.train.
 
     Raises:
         ValueError: A value is out of its range.
@@ -44,7 +46,7 @@ class RateConfig:
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "What to ask about": ("data", "videos", "links", "classes", "run", "on_error"),
         "Answers": ("out", "rater", "check"),
-        "Learning": ("strategy", "model", "every", "gain", "seed", "device"),
+        "Learning": ("strategy", "test_fraction", "model", "every", "gain", "seed", "device"),
         "The page": ("port", "browser"),
     }
 
@@ -59,6 +61,7 @@ class RateConfig:
     strategy: str = "change"
     model: str = "linear"
     every: int = 20
+    test_fraction: float = 0.2
     gain: float = 0.02
     port: int = 0
     browser: bool = True
@@ -69,6 +72,7 @@ class RateConfig:
     def __post_init__(self) -> None:
         """Checks the values."""
         _cli.check_range("every", self.every, 1, 1_000_000)
+        _cli.check_range("test_fraction", self.test_fraction, 0, 1)
         _cli.check_range("gain", self.gain, 0, 1)
         _cli.check_range("port", self.port, 0, 65535)
         _cli.check_range("seed", self.seed, 0, 2**32 - 1)

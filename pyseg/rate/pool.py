@@ -14,6 +14,7 @@ from pyseg._progress import Progress
 from pyseg.data import FeatureSet, find_shards
 from pyseg.data.collection import find_data
 from pyseg.data.formats import frames_of
+from pyseg.data.hashing import held_out
 from pyseg.data.records import OnError, ReadReport
 from pyseg.data.segments import read_segments
 from pyseg.errors import DataError
@@ -159,6 +160,16 @@ class Pool:
         )
         found = np.flatnonzero(off < 0.5)
         return int(first + found[0]) if len(found) else None
+
+    def held_out(self, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+        """Returns (S,) bool, the segments of the videos that training holds out.
+
+        Args:
+            fraction: The fraction of the videos.
+            seed: The seed of the split, see `pyseg.data.held_out`.
+        """
+        chosen = np.array([held_out(id, fraction, seed) for id in self.ids], np.bool_)
+        return chosen[self.videos]
 
     @functools.cached_property
     def _places(self) -> dict[str, int]:

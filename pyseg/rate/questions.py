@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,8 @@ class Question(NamedTuple):
     reason: str
 
 
-class Answers(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Answers:
     """The answered questions about the segments of a pool, each pair at most once.
 
     Attributes:
@@ -43,3 +45,9 @@ class Answers(NamedTuple):
     def __len__(self) -> int:
         """Returns the number of answers A."""
         return len(self.segments)
+
+    def take(self, chosen: npt.NDArray[Any] | slice) -> Answers:
+        """Returns some answers, by their numbers, a mask or a slice."""
+        return Answers(
+            self.segments[chosen], self.labels[chosen], self.scores[chosen], self.random[chosen]
+        )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from pyseg.errors import ArgumentError, UserError
 from pyseg.rate.answers import AnswerFile
@@ -59,6 +60,7 @@ class Session:
         rated: The ratings of the data, which are learned from and not asked again.
         second_look: Answers to look at again, in this order, instead of new questions. What they
             were is told once there is a second answer, which replaces the first.
+        sample: (S,) bool, the segments of random questions, see `State`.
         seed: The seed of random choices.
 
     Raises:
@@ -78,12 +80,14 @@ class Session:
         stopping: Stopping | None = None,
         rated: Answers | None = None,
         second_look: Sequence[Doubt] | None = None,
+        sample: npt.NDArray[np.bool_] | None = None,
         seed: int = 0,
     ) -> None:
         if every < 1:
             raise ArgumentError(f"every: expected at least 1, found {every}")
         self._pool, self._file, self._learner = pool, file, learner
         self._strategy, self._every, self._seed = strategy, every, seed
+        self._sample = sample
         self._rated = 0 if rated is None else len(rated)
         self._ledger = Ledger(pool, file.rater, rated)
         self._stopping = stopping
@@ -314,7 +318,9 @@ class Session:
             pairs = np.array(sorted(self._known.asked | waiting), np.int64).reshape(-1, 2)
             beliefs = self._beliefs
         assert beliefs is not None
-        state = State(self._pool, beliefs, pairs, self._learner.correlation, self._seed)
+        state = State(
+            self._pool, beliefs, pairs, self._learner.correlation, self._seed, self._sample
+        )
         chosen = choose(state, count, self._strategy)
         with self._lock:
             self._queue = deque(chosen)

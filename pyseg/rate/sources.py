@@ -213,6 +213,11 @@ class RunKnowledge:
             )
         return RunKnowledge(list(names), scorer)
 
+    @property
+    def split(self) -> tuple[float, int]:
+        """The fraction of the videos that it held out, and the seed of the split."""
+        return self.scorer.trained.test_fraction, self.scorer.trained.seed
+
     def logits(self, pool: Pool) -> npt.NDArray[np.float32]:
         """Returns the logits of the segments of a pool, (S, C); 0 where the run has no such class.
 

@@ -186,10 +186,7 @@ def _first(answers: Answers, part: int) -> Answers:
     labels = answers.labels[order]
     begins = np.searchsorted(labels, labels)
     ends = np.searchsorted(labels, labels, side="right")
-    kept = np.sort(order[part * (number - begins) < ends - begins])
-    return Answers(
-        answers.segments[kept], answers.labels[kept], answers.scores[kept], answers.random[kept]
-    )
+    return answers.take(np.sort(order[part * (number - begins) < ends - begins]))
 
 
 def calibrate(pool: Pool, beliefs: Beliefs) -> Calibration:

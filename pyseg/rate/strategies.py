@@ -36,6 +36,8 @@ class State:
             or waiting for its answer.
         correlation: P' of the pool's classes; None: no relations.
         seed: The seed of random choices.
+        sample: (S,) bool, the segments that random questions are about, and no others while there
+            are any left: those of videos that training holds out. None: of all videos.
     """
 
     pool: Pool
@@ -43,6 +45,7 @@ class State:
     asked: npt.NDArray[np.int64]
     correlation: LabelCorrelation | None = None
     seed: int = 0
+    sample: npt.NDArray[np.bool_] | None = None
 
     @property
     def rng(self) -> np.random.Generator:
@@ -126,8 +129,8 @@ def choose(
 ) -> list[Question]:
     """Chooses questions.
 
-    * One question in five is drawn at random from what has not been asked: of each five in a row
-      exactly one, at a random place.
+    * One question in five is drawn at random from what has not been asked, of `State.sample` if
+      there is one: of each five in a row exactly one, at a random place.
     * The others are chosen by worth: of the `AMONG` segments of a class that the strategy gives the
       greatest worth, the one whose mean is least like those of the segments that the class was
       asked about. Without an answer to learn from, all segments have the same worth.
@@ -217,6 +220,10 @@ class _Candidates:
     ) -> None:
         self._pool, self._worth, self._rng = state.pool, worth, rng
         self._blocked = np.zeros(len(state.pool), np.int8)  # how strictly not to be asked about
+        sample = np.ones(len(state.pool), bool) if state.sample is None else state.sample
+        chosen = ~sample if state.sample is not None else sample
+        # Those for random questions and for the others, each then followed by the rest.
+        self._parts = {True: (sample, ~sample), False: (chosen, ~chosen)}
         self._asked = state.asked[state.asked[:, 1] == label, 0].tolist()
         for segment in self._asked:
             self._block(segment)
@@ -235,12 +242,15 @@ class _Candidates:
 
     def take(self, is_random: bool) -> int | None:
         """Returns the next segment; None if there is none."""
-        least = self._blocked.min()
-        if is_random:  # a sample of all segments: the other segments of a video are part of it
-            least = np.int8(_SAME_VIDEO) if least < _NEIGHBOR else least
-        if least == _ASKED:
+        for part in self._parts[is_random]:
+            least = self._blocked.min(where=part, initial=_ASKED)
+            if least < _ASKED:
+                break
+        else:
             return None
-        found = np.flatnonzero(self._blocked <= least)
+        if is_random and least < _NEIGHBOR:  # the other segments of a video are part of a sample
+            least = _SAME_VIDEO
+        found = np.flatnonzero(part & (self._blocked <= least))
         segment = int(self._rng.choice(found)) if is_random else self._best(found)
         self._block(segment)
         self._block_video(segment)

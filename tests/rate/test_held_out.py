@@ -37,7 +37,8 @@ def test_it_is_the_mean_average_precision_of_random_answers() -> None:
     assert 0.02 < found.error < 0.1
     assert "over 2 of 4 classes" in found.metric
     others = beliefs(logits, 1 - scores, labels, False).answers
-    both = Answers(*map(np.concatenate, zip(made.answers, others, strict=True)))
+    columns = zip(vars(made.answers).values(), vars(others).values(), strict=True)
+    both = Answers(*map(np.concatenate, columns))
     mixed = Beliefs(made.logits, np.tile(made.held_out, 2), both)
     assert held_out_score(WORLD.pool, mixed) == found  # the others do not count
 

@@ -79,8 +79,7 @@ def test_a_warm_start_finds_the_same() -> None:
     pool = make_pool()
     answers = answer(pool, 80)
     learner = Learner(pool)
-    columns = answers.segments, answers.labels, answers.scores, answers.random
-    learner.fit(Answers(*(column[:40] for column in columns)))
+    learner.fit(answers.take(slice(40)))
     warm, cold = learner.fit(answers), Learner(pool).fit(answers)
     np.testing.assert_allclose(warm.logits, cold.logits, atol=5e-3)
     np.testing.assert_allclose(warm.held_out, cold.held_out, atol=5e-3)
@@ -101,9 +100,7 @@ def test_held_out_answers_are_not_learned_from(model: str) -> None:
     assert np.abs(before.logits - after.logits).max() > 0.05
     # Nor from the rows: without the video's answers its held-out logits are the same.
     kept = ~own | (np.arange(60) == 0)
-    columns = answers.segments, answers.labels, answers.scores, answers.random
-    fewer = Answers(*(column[kept] for column in columns))
-    alone = make().fit(fewer)
+    alone = make().fit(answers.take(kept))
     np.testing.assert_allclose(before.held_out[0], alone.held_out[0], atol=2e-3)
 
 

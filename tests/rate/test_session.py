@@ -101,6 +101,18 @@ def test_answers_are_in_the_file_and_questions_do_not_repeat(
     assert sum(view.reason == RANDOM for view in views) == pytest.approx(61 / 5, abs=3)
 
 
+def test_random_questions_are_about_the_videos_that_training_holds_out(
+    world: World, tmp_path: Path, made: Made
+) -> None:
+    sample = world.pool.held_out(0.3, 0)
+    assert 0 < sample.sum() < len(sample)
+    ids = {world.pool.ids[video] for video in world.pool.videos[sample]}
+    session = begin(made, world, tmp_path, sample=sample)
+    views = answer(session, world, 40)
+    assert {view.video in ids for view in views if view.reason == RANDOM} == {True}
+    assert {view.video in ids for view in views if view.reason != RANDOM} == {False}
+
+
 def test_the_model_learns_meanwhile(world: World, tmp_path: Path, made: Made) -> None:
     learned: list[int] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,20 @@ def test_exactly_one_of_five_is_random(count: int) -> None:
     assert {question.reason for question in choose(make_state(), 30, with_random=False)} == {
         "change"
     }
+
+
+def test_random_questions_are_about_the_sample_and_others_are_not() -> None:
+    state = make_state(400, 2)
+    sample = np.arange(400) // 4 % 5 == 0  # the segments of every fifth video
+    state = replace(state, sample=sample)
+    questions = choose(state, 100)
+    assert [question.reason == RANDOM for question in questions] == [
+        bool(sample[question.segment]) for question in questions
+    ]
+    every = choose(replace(state, sample=sample & (np.arange(400) < 4)), 100)  # one video
+    assert sum(question.reason == RANDOM for question in every) == 20
+    assert {q.segment for q in every if q.reason == RANDOM} > {0, 1, 2, 3}
+    assert len(choose(state, 1000)) == 800
 
 
 def test_random_questions_are_spread_evenly() -> None:
