@@ -211,13 +211,14 @@ def _ask(
         pass  # before the page was open
     finally:
         session.close()
+        known = setting.ledger.read(setting.file.rows())
         if doubts is not None:
-            own = setting.ledger.read(setting.file.rows()).own
+            own = known.own
             changed = sum(own[d.segment, d.label] != verdict_of(d.score) for d in doubts)
             print(f"{changed} of {len(doubts)} answers have changed at the second look")
         for line in _summary(session):
             print(line)
-        for line in _next(config, setting.records):
+        for line in _next(config, extracted=bool(setting.records.paths) and not known.rated):
             print(line)
 
 
@@ -247,11 +248,16 @@ def _summary(session: Session) -> Iterator[str]:
     yield from progress.notes
 
 
-def _next(config: RateConfig, records: Records) -> Iterator[str]:
-    """Yields lines on how to go on, and how to learn from the answers."""
+def _next(config: RateConfig, *, extracted: bool) -> Iterator[str]:
+    """Yields lines on how to go on, and how to learn from the answers.
+
+    Args:
+        config: The options.
+        extracted: Whether `pyseg.extract` wrote the data, without ratings that are not in the file.
+    """
     data, out = shlex.quote(config.data), shlex.quote(config.out)
     yield f"answers: {config.out}; the same command goes on; to learn from them:"
-    if records.paths and not records.names:
+    if extracted:
         yield f"the pyseg.extract command that wrote {config.data}, with --ratings {out}; then:"
         yield _cli.follow_up(f"pyseg.train --data {data} --model linear")
         return

@@ -30,6 +30,7 @@ class Known:
         yes: (C,) int64, the pairs of each class that raters answered with yes.
         no: (C,) int64, likewise with no.
         skipped: (C,) int64, the pairs of each class that were only skipped.
+        rated: The pairs that only the data rate.
         ties: Where as many raters say yes as no.
         elsewhere: The lines about other videos, segments or classes.
     """
@@ -41,6 +42,7 @@ class Known:
     yes: npt.NDArray[np.int64]
     no: npt.NDArray[np.int64]
     skipped: npt.NDArray[np.int64]
+    rated: int
     ties: tuple[Settled, ...]
     elsewhere: int
 
@@ -114,6 +116,7 @@ class Ledger:
             yes=count(labels[values > 0.5]),
             no=count(labels[values < 0.5]),
             skipped=count(skipped),
+            rated=len(every) - len(scores),
             ties=tuple(found for found in settled if found.tied and self.pairs(found)),
             elsewhere=sum(not self.pairs(row) for lines in standing.values() for row in lines),
         )

@@ -88,7 +88,6 @@ class Session:
         self._pool, self._file, self._learner = pool, file, learner
         self._strategy, self._every, self._seed = strategy, every, seed
         self._sample = sample
-        self._rated = 0 if rated is None else len(rated)
         self._ledger = Ledger(pool, file.rater, rated)
         self._stopping = stopping
         self._doubts = {(d.segment, d.label): d for d in second_look or ()}
@@ -401,8 +400,8 @@ class Session:
             notes.append(
                 f"Lines of {self._file.path} about other videos or classes: {known.elsewhere}."
             )
-        if self._rated:
-            notes.append(f"Ratings of the data, which are learned from, too: {self._rated:,}.")
+        if known.rated:
+            notes.append(f"Ratings of the data, which are learned from, too: {known.rated:,}.")
         if self._held_out is None and not self._is_check:
             random = known.answers.random & (known.answers.scores != 0.5)
             yes = int((known.answers.scores[random] > 0.5).sum())
