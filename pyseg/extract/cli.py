@@ -42,9 +42,12 @@ def _next(config: ExtractConfig, done: Extraction) -> Iterator[str]:
     if done.report.rated:
         yield _cli.follow_up(f"pyseg.train --data {out}")
         return
-    if config.like is None and done.features.has_own_ranges:
-        where = "" if config.keep_parts else " and another --out"
-        yield f"this command with --like RUN{where}, RUN being the run to predict with; then:"
+    if config.like is None:
+        yield _cli.follow_up(f"pyseg.rate --data {out} --classes CLASS,CLASS")
+        yield "or, to predict the videos with a run:"
+        if done.features.has_own_ranges:
+            where = "" if config.keep_parts else " and another --out"
+            yield f"this command with --like RUN{where}; then:"
     is_run = config.like is not None and Run(config.like).config_file.exists()
     run = shlex.quote(str(config.like)) if is_run else "RUN"
     yield _cli.follow_up(f"pyseg.predict --run {run} --data {out}")

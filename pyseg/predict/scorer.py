@@ -69,7 +69,7 @@ class Scorer:
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
-        """What makes probabilities of logits, read on first use; None: the sigmoid.
+        """The map from logits to probabilities, read on first use; without one it is the sigmoid.
 
         Raises:
             pyseg.errors.DataError: The file is damaged, or of other weights.

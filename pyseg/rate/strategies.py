@@ -110,18 +110,18 @@ def uncertain(state: State) -> npt.NDArray[np.float32]:
 
 @register_strategy("change")
 def change(state: State) -> npt.NDArray[np.float32]:
-    """Expected change of the targets of the loss.
+    """Expected change of the targets of the loss, against what the model expects of the answer.
 
-    A "yes" moves the target of the class itself by 1 - p, and those of the classes that the label
-    correlation relates to it (eq. 6); a "no" moves the target of the class by p. Changes weigh as
-    in the loss.
+    The target of class i itself is 1 after a "yes" and 0 after a "no", and that of class j, which
+    the label correlation relates to it, is P'[i, j] or 0 (eq. 6). So they differ from their
+    expectations by 2 p (1 - p), and by P'[i, j] times that, in the mean. Changes weigh as in the
+    loss; that of class j counts as far as the model does not expect it already.
     """
     p = state.probabilities
-    worth = 2 * RATED_WEIGHT * p * (1 - p)
+    weight: npt.NDArray[np.float32] | float = RATED_WEIGHT
     if state.correlation is not None:
-        related = state.correlation.dense().numpy()
-        worth += UNRATED_WEIGHT * p * ((1 - p) @ related.T)
-    return worth
+        weight = weight + UNRATED_WEIGHT * ((1 - p) @ state.correlation.dense().numpy().T)
+    return 2 * p * (1 - p) * weight
 
 
 def choose(

@@ -225,7 +225,9 @@ def test_like_takes_the_ranges_of_a_run(
     command = [*given, "--fps=5", "--segment_seconds=1", "--processes=0"]
     main(command)
     assert FeatureSet.read(tmp_path / "out/features.json").ranges[0] == (0, 28)
-    assert "this command with --like RUN, " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"pyseg.rate --data {tmp_path / 'out'} --classes CLASS,CLASS" in out
+    assert "this command with --like RUN; then:" in out
     main([*command, f"--like={run}"])
     assert FeatureSet.read(tmp_path / "out/features.json") == expected
     out = capsys.readouterr().out

@@ -183,10 +183,12 @@ def test_change_counts_related_classes() -> None:
     correlation = LabelCorrelation(offsets, columns, torch.tensor([0.5, 1.0]))
     logits = np.zeros((3, 4), np.float32)
     logits[1, 2] = -20  # a yes to class 0 would change this target by 1, not by 1/2
+    logits[2, 0] = 20  # the answer is expected, and so is what it would say of other classes
     state = make_state(3, 4, logits=logits, correlation=correlation)
     expected = np.full((3, 4), 2 * 2.5 * 0.25)
     expected[1, 2] = 0
     expected[:, 0] += 0.1 * 0.5 * np.array([0.75, 1.25, 0.75])
+    expected[2, 0] = 0
     np.testing.assert_allclose(change(state), expected, atol=1e-6)
     without = make_state(3, 4, logits=logits)
     assert (change(without).argsort(0) == uncertain(without).argsort(0)).all()
