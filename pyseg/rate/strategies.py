@@ -115,13 +115,15 @@ def change(state: State) -> npt.NDArray[np.float32]:
     The target of class i itself is 1 after a "yes" and 0 after a "no", and that of class j, which
     the label correlation relates to it, is P'[i, j] or 0 (eq. 6). So they differ from their
     expectations by 2 p (1 - p), and by P'[i, j] times that, in the mean. Changes weigh as in the
-    loss; that of class j counts as far as the model does not expect it already.
+    loss. So segments rank by the uncertainty of the class, and classes also by what they say of
+    others.
     """
     p = state.probabilities
-    weight: npt.NDArray[np.float32] | float = RATED_WEIGHT
+    worth = 2 * RATED_WEIGHT * p * (1 - p)
     if state.correlation is not None:
-        weight = weight + UNRATED_WEIGHT * ((1 - p) @ state.correlation.dense().numpy().T)
-    return 2 * p * (1 - p) * weight
+        related = state.correlation.dense().numpy().sum(1)
+        worth *= 1 + UNRATED_WEIGHT / RATED_WEIGHT * related
+    return worth
 
 
 def choose(
@@ -134,8 +136,8 @@ def choose(
     * The others are chosen by worth: of the `AMONG` segments of a class that the strategy gives the
       greatest worth, the one whose mean is least like those of the segments that the class was
       asked about. Without an answer to learn from, all segments have the same worth.
-    * Classes with the fewest questions so far come first, in a random order, and each is asked
-      about in a group of `GROUP` questions.
+    * Classes with the fewest questions so far come first, of these the one with the segment of the
+      greatest worth, and each is asked about in a group of `GROUP` questions.
     * No pair of a segment and a class is asked twice. Pairs whose class was asked about in a
       neighboring segment are left out while there are others; and so is, within a call, a second
       segment of a video.
@@ -174,7 +176,8 @@ def choose(
     rng = np.random.default_rng((state.seed, len(state.asked), 1))  # others than the strategy's
     classes = len(state.pool.class_names)
     counts = np.bincount(state.asked[:, 1], minlength=classes)
-    order = np.lexsort((rng.random(classes), counts)).tolist()
+    best = worth.max(0, initial=-np.inf)
+    order = np.lexsort((rng.random(classes), -best, counts)).tolist()
     places = _random_places(state) if with_random else itertools.repeat(False)
     candidates: dict[int, _Candidates] = {}
     questions: list[Question] = []

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pyseg.errors import UserError
@@ -436,44 +433,3 @@ def test_learning_advice_and_little_motion(page: Page) -> None:
     page.session.learning = False
     view.wait("!document.querySelector('.learning').checkVisibility()")
     page.view.command("Emulation.setEmulatedMedia", features=[])
-
-
-@pytest.mark.skipif("PYSEG_PICTURES" not in os.environ, reason="PYSEG_PICTURES names no folder")
-def test_pictures_of_the_documentation(page: Page, tmp_path: Path) -> None:
-    """Writes rating-light.png and rating-dark.png, of the films of the example."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "python"))
-    try:
-        from own_videos import CLASSES, make_film
-    finally:
-        del sys.path[0]
-    films = {f"film-{number}": tmp_path / f"film-{number}.mp4" for number in range(2)}
-    shown = {id: make_film(path, int(id[-1])) for id, path in films.items()}
-    page.media = Media(films)
-    questions = [
-        QuestionView(f"{film}-{name}-{start}", film, start, start + 3, name, "change")
-        for film, events in shown.items()
-        for start in range(0, 60, 3)
-        for name in CLASSES
-    ]
-    verdicts = {
-        question.id: any(
-            name == question.name and start <= question.start and question.end <= end
-            for name, start, end in shown[question.video]
-        )
-        for question in questions
-    }
-    dice = np.random.default_rng(1)
-    questions = [questions[place] for place in dice.permutation(len(questions))]
-    page.open(questions, width=1200)
-    for question in questions[:60]:
-        page.session.answer(question.id, "yes" if verdicts[question.id] else "no")
-    page.session.is_measured = False  # nothing has learned from these answers
-    asked = next(q for q in questions[60:] if q.name == "car" and verdicts[q.id])
-    page.session.questions = [*questions[:60], asked, *questions[60:]]
-    for dark in (False, True):
-        page.view.open(page.server.url, dark=dark)
-        page.asks("car")
-        page.view.wait(f"{SHOWN}.currentTime > {asked.start + 1}")
-        path = Path(os.environ["PYSEG_PICTURES"]) / f"rating-{'dark' if dark else 'light'}.png"
-        page.view.browser.save_screenshot(str(path))
-        assert path.stat().st_size < 150_000

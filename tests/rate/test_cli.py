@@ -176,6 +176,7 @@ def test_links_instead_of_files(
         cli.main(["--data", str(clips), "--links", "links.csv", "--out", "links.csv"])
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_ends_cleanly(clips: Path, films: Path) -> None:
     """The real command: it prints an address, stores an answer, and says what comes next."""
     words = ["--data", str(clips), "--videos", "films", "--classes", "Dog", "--no_browser"]

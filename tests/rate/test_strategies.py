@@ -122,7 +122,8 @@ def test_classes_are_balanced_and_grouped() -> None:
     assert {question.label for question in questions} == {2, 3, 4, 5}
     groups = [questions[start : start + GROUP] for start in range(0, 20, GROUP)]
     assert all(len({question.label for question in group}) == 1 for group in groups)
-    first = Counter(choose(make_state(seed=seed), 1)[0].label for seed in range(40))
+    even = np.zeros((400, 6), np.float32)
+    first = Counter(choose(make_state(logits=even, seed=n), 1)[0].label for n in range(40))
     assert len(first) > 3
     totals = Counter(question.label for question in rounds(make_state(), "change", 12, 20))
     assert max(totals.values()) - min(totals.values()) <= GROUP
@@ -182,15 +183,14 @@ def test_change_counts_related_classes() -> None:
     offsets, columns = torch.tensor([0, 2, 2, 2, 2]), torch.tensor([1, 2])
     correlation = LabelCorrelation(offsets, columns, torch.tensor([0.5, 1.0]))
     logits = np.zeros((3, 4), np.float32)
-    logits[1, 2] = -20  # a yes to class 0 would change this target by 1, not by 1/2
-    logits[2, 0] = 20  # the answer is expected, and so is what it would say of other classes
+    logits[1, 2] = -20  # an answer that is expected changes nothing
     state = make_state(3, 4, logits=logits, correlation=correlation)
     expected = np.full((3, 4), 2 * 2.5 * 0.25)
     expected[1, 2] = 0
-    expected[:, 0] += 0.1 * 0.5 * np.array([0.75, 1.25, 0.75])
-    expected[2, 0] = 0
+    expected[:, 0] += 2 * 0.1 * 0.25 * (0.5 + 1.0)
     np.testing.assert_allclose(change(state), expected, atol=1e-6)
-    without = make_state(3, 4, logits=logits)
+    assert {choose(replace(state, seed=seed), 1)[0].label for seed in range(9)} == {0}
+    without = make_state(3, 4)
     assert (change(without).argsort(0) == uncertain(without).argsort(0)).all()
 
 
