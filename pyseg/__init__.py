@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from pyseg import models as models
     from pyseg import nn as nn
     from pyseg import predict as predict
+    from pyseg import rate as rate
     from pyseg import report as report
     from pyseg import reproduce as reproduce
     from pyseg import results as results

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 ROOT = Path(__file__).resolve().parent.parent
 CONSOLE = "from pyseg.__main__ import console\nconsole()\n"
 TORCH = """
