@@ -15,7 +15,7 @@ from pyseg._registry import unknown
 from pyseg.calibrate.config import CalibrateConfig
 from pyseg.data import Collection, ReadReport, find_shards
 from pyseg.data.annotations import Annotations, Settled, settle
-from pyseg.data.annotations.answers import interval_of, read_answers
+from pyseg.data.annotations.answers import RANDOM, interval_of, read_answers
 from pyseg.data.collection import Split, find_data
 from pyseg.data.formats import id_key
 from pyseg.data.records import read_frames
@@ -24,9 +24,6 @@ from pyseg.errors import DataError, UserError
 from pyseg.evaluate import check_collection, predictions
 from pyseg.predict import Scorer
 from pyseg.runs import open_data
-
-RANDOM = "random"
-"""The reason of questions that were drawn at random."""
 
 _MOST_SEGMENTS = 20_000
 _MOST_SCORES = 20_000_000

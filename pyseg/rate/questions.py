@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-RANDOM = "random"
-"""The reason of questions that were drawn at random: only these are a sample of all segments."""
+from pyseg.data.annotations.answers import RANDOM as RANDOM
 
 
 class Question(NamedTuple):

@@ -20,6 +20,9 @@ RATING_COLUMNS = ("video", "start", "end", "class", "score")
 ANSWER_COLUMNS = ("rater", "reason", "time")
 """What the file of answers has behind `RATING_COLUMNS`."""
 
+RANDOM = "random"
+"""The reason of questions that were drawn at random: only these are a sample of all segments."""
+
 UNDO = "undo"
 """The reason of a line that takes back the rater's answer before it."""
 
