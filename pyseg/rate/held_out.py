@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from pyseg.rate.learner import Beliefs
 from pyseg.rate.pool import Pool
+from pyseg.rate.questions import Answers
 from pyseg.rate.views import HeldOutView
 
 LEAST = 5
@@ -31,16 +32,12 @@ def held_out_score(pool: Pool, beliefs: Beliefs, *, seed: int = 0) -> HeldOutVie
         The score; None if there are too few answers yes or no.
     """
     answers = beliefs.answers
-    chosen = answers.random & (answers.scores != 0.5)
-    if not len(beliefs.held_out) or not chosen.any():
+    used = counted(answers)
+    labels, yes = answers.labels[used], answers.scores[used] > 0.5
+    if not len(beliefs.held_out) or min(yes.sum(), (~yes).sum()) < LEAST:
         return None
-    logits, labels = beliefs.held_out[chosen], answers.labels[chosen]
-    yes = answers.scores[chosen] > 0.5
-    videos = np.unique(pool.videos[answers.segments[chosen]], return_inverse=True)[1]
-    both = np.intersect1d(labels[yes], labels[~yes])
-    used = np.isin(labels, both)
-    if min(yes[used].sum(), (~yes[used]).sum()) < LEAST:
-        return None
+    logits, both = beliefs.held_out[used], np.unique(labels)
+    videos = np.unique(pool.videos[answers.segments[used]], return_inverse=True)[1]
     rng, count = np.random.default_rng(seed), int(videos.max()) + 1
     weights = rng.multinomial(count, np.full(count, 1 / count), _SAMPLES)
     weights = np.concatenate((np.ones((1, count), weights.dtype), weights))  # first, as they are
@@ -56,12 +53,25 @@ def held_out_score(pool: Pool, beliefs: Beliefs, *, seed: int = 0) -> HeldOutVie
     return HeldOutView(
         score=float(means[0]),
         error=float(np.std(means[1:])),
-        answers=int(used.sum()),
+        answers=len(labels),
         metric=(
             f"mean average precision over {len(both)} of {len(pool.class_names)} classes; a random "
             f"order has {np.mean(chances):.2f}"
         ),
     )
+
+
+def counted(answers: Answers) -> npt.NDArray[np.bool_]:
+    """Returns which answers (A,) the score is measured on.
+
+    They are those drawn at random about classes of which such an answer is yes, and another no.
+    """
+    chosen = answers.random & (answers.scores != 0.5)
+    labels, yes = answers.labels, answers.scores > 0.5
+    found: npt.NDArray[np.bool_] = (
+        chosen & np.isin(labels, labels[chosen & yes]) & np.isin(labels, labels[chosen & ~yes])
+    )
+    return found
 
 
 def _precisions(

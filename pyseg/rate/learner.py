@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyseg import models
+from pyseg._registry import unknown
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier, l2_penalty
@@ -148,7 +149,8 @@ class Learner:
             )
         if folds < 0 or folds == 1:
             raise ArgumentError(f"folds: expected 0, or at least 2, found {folds}")
-        models.options(model)  # refuses an unknown one
+        if model not in models.names():
+            raise ArgumentError(f"model: {unknown('preset', model, models.names())}")
         self.pool, self.correlation, self.folds = pool, correlation, folds
         self._offsets = None if offsets is None else torch.from_numpy(np.float32(offsets))
         order = np.random.default_rng(seed).permutation(len(pool.ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -13,16 +14,17 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
+from pyseg.data.hashing import stable_hash
 from pyseg.errors import ArgumentError, UserError
 from pyseg.rate.answers import AnswerFile
 from pyseg.rate.doubts import Doubt
-from pyseg.rate.held_out import LEAST, held_out_score
+from pyseg.rate.held_out import LEAST, counted, held_out_score
 from pyseg.rate.learner import Beliefs, Learner
 from pyseg.rate.ledger import Known, Ledger, Pair, verdict_of
 from pyseg.rate.pool import Pool
 from pyseg.rate.questions import RANDOM, Answers, Question
 from pyseg.rate.stopping import Advice, Stopping
-from pyseg.rate.strategies import State, Strategy, choose
+from pyseg.rate.strategies import GROUP, State, Strategy, choose
 from pyseg.rate.views import (
     ClassView,
     HeldOutView,
@@ -103,6 +105,7 @@ class Session:
         self._advice: Advice | None = None
         self._problem = ""
         self._thread: threading.Thread | None = None
+        self._most = 0  # lines that the file had
         file.refresh()
         self._known = self._read()
         self._learned = len(file.rows())  # the lines of the file when the model was trained last
@@ -110,12 +113,13 @@ class Session:
             self._queue = deque(Question(*pair, CHECK) for pair in self._doubts)
             return
         self._queue = deque()
+        self._must_judge = True
         self._learn()
         self._thread = threading.Thread(target=self._work, name="pyseg-rate", daemon=True)
         self._thread.start()
 
     def question(self, ahead: int = 0) -> QuestionView | None:
-        """Returns the question that is asked now, the same until it is answered.
+        """Returns the question that is asked now, the same until someone answers it.
 
         Args:
             ahead: 0 for the question that is asked now, 1 for the one that will follow.
@@ -124,6 +128,7 @@ class Session:
             The question; None if there is none left.
         """
         with self._lock:
+            self._hear()
             while len(self._ahead) <= ahead:
                 if (question := self._take()) is None:
                     return None
@@ -237,7 +242,19 @@ class Session:
             self._thread.join()
 
     def _read(self) -> Known:
-        return self._ledger.read(self._file.rows())
+        rows = self._file.rows()
+        self._most = max(self._most, len(rows))
+        return self._ledger.read(rows)
+
+    def _hear(self) -> None:
+        """Takes in what other raters have written; what they have answered is not asked."""
+        with contextlib.suppress(OSError):  # the next answer will say so
+            if self._file.refresh():
+                self._known = self._read()
+                self._wake.notify_all()
+        if not self._is_check:
+            done = self._known.asked - self._taken_back.keys()
+            self._ahead = [question for question in self._ahead if question[:2] not in done]
 
     def _id(self, question: Question) -> str:
         start, end = self._pool.times(question.segment)
@@ -321,6 +338,9 @@ class Session:
             self._pool, beliefs, pairs, self._learner.correlation, self._seed, self._sample
         )
         chosen = choose(state, count, self._strategy)
+        # Raters begin with different classes, so that they are not asked the same at once.
+        turn = stable_hash(self._file.rater) % max(1, len(chosen) // GROUP) * GROUP
+        chosen = chosen[turn:] + chosen[:turn]
         with self._lock:
             self._queue = deque(chosen)
             self._exhausted = len(chosen) < count
@@ -330,7 +350,7 @@ class Session:
         """Returns whether the thread has something to do."""
         new = len(self._file.rows()) - self._learned
         few = len(self._queue) < self._every and not self._exhausted
-        return self._closed or new >= self._every or few
+        return self._closed or self._must_judge or new >= self._every or few
 
     def _work(self) -> None:
         """Learns when it is time, until the session is closed."""
@@ -344,6 +364,8 @@ class Session:
             try:
                 if must_learn:
                     self._learn()
+                if self._must_judge:
+                    self._judge()
                 else:
                     self._choose(2 * self._every)
             except Exception as error:  # answers must go on
@@ -365,10 +387,17 @@ class Session:
         beliefs = self._learner.fit(known.answers)
         with self._lock:
             self._beliefs = beliefs
+        self._must_judge = True
         self._choose(2 * self._every)
+
+    def _judge(self) -> None:
+        """Finds out how good the model is, and whether further answers pay."""
+        self._must_judge = False
+        beliefs = self._beliefs
+        assert beliefs is not None
         held_out = held_out_score(self._pool, beliefs, seed=self._seed)
         advice = None
-        if self._stopping is not None and len(known.answers):
+        if self._stopping is not None and len(beliefs.answers):
             advice = self._stopping.advise(beliefs)
         with self._lock:
             self._held_out, self._advice, self._problem = held_out, advice, ""
@@ -402,11 +431,13 @@ class Session:
             )
         if known.rated:
             notes.append(f"Ratings of the data, which are learned from, too: {known.rated:,}.")
+        if lost := self._most - len(self._file.rows()):
+            notes.append(f"{self._file.path} has lost {lost} lines since this session began.")
         if self._held_out is None and not self._is_check:
-            random = known.answers.random & (known.answers.scores != 0.5)
-            yes = int((known.answers.scores[random] > 0.5).sum())
+            scores = known.answers.scores[counted(known.answers)]
+            yes = int((scores > 0.5).sum())
             notes.append(
-                f"No held-out score yet: of the questions drawn at random, {yes} were answered yes "
-                f"and {int(random.sum()) - yes} no; it takes {LEAST} of each."
+                f"No held-out score yet: it takes {LEAST} answers yes and {LEAST} no to random "
+                f"questions about classes that have both; there are {yes} and {len(scores) - yes}."
             )
         return notes

@@ -71,6 +71,8 @@ class Advice(NamedTuple):
         gain = f"twice as many would add at most {self.gain:.3f} to the mean average precision"
         if self.enough:
             return f"Enough: {gain}."
+        if self.gain < self.threshold:
+            return f"Nearly enough: {gain}. The next answers decide."
         wanted = sorted((one for one in self.classes if one.more), key=lambda one: -one.gain)
         named = [f"{one.name} ({one.more} more)" for one in wanted]
         most = f" Most for {_some(named)}." if named else ""

@@ -113,6 +113,24 @@ def test_random_questions_are_about_the_videos_that_training_holds_out(
     assert {view.video in ids for view in views if view.reason != RANDOM} == {False}
 
 
+def test_what_another_rater_has_answered_is_not_asked(
+    world: World, tmp_path: Path, made: Made
+) -> None:
+    one, two = (begin(made, world, tmp_path, rater) for rater in ("ann", "bob"))
+    views = [
+        pair(view) for _ in range(30) for view in (*answer(one, world, 1), *answer(two, world, 1))
+    ]
+    assert len(set(views)) == 60
+    first = two.question()
+    assert first is not None
+    other = begin(made, world, tmp_path, "eve")
+    other.answer(first.id, "yes")
+    assert two.question() != first
+    (tmp_path / "ratings.csv").write_text("video,start,end,class,score,rater,reason,time\n")
+    two.question()
+    assert any("has lost 61 lines" in note for note in two.progress().notes)
+
+
 def test_the_model_learns_meanwhile(world: World, tmp_path: Path, made: Made) -> None:
     learned: list[int] = []
 
