@@ -57,7 +57,7 @@ def _records_in(folder: str) -> list[str]:
     if not found and any(Path(path).suffix.lower() in SUFFIXES for path in every):
         raise MissingFileError(
             f"{folder}: {_MISSING}, but there are videos: run python -m pyseg.extract --videos "
-            f"{shlex.quote(folder)} --out FOLDER first, and name its FOLDER here"
+            f"{shlex.quote(folder)} --backbone NETWORK --out FOLDER first, and name that FOLDER"
         )
     return found
 
