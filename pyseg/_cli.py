@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 from pyseg import __version__, _command, _help
 from pyseg._extras import find_module
 from pyseg._files import atomic_write, behind_links, why_not_a_file
-from pyseg.errors import ArgumentError, PysegError, UserError
+from pyseg.errors import ArgumentError, MissingFileError, PysegError, UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -71,6 +71,19 @@ def option_group(prefix: str) -> Iterator[None]:
         raise UserError(f"--{prefix}{error}") from error
 
 
+@contextlib.contextmanager
+def path_option(name: str) -> Iterator[None]:
+    """Names the option in a `MissingFileError` of the enclosed call, whose message names the path.
+
+    Args:
+        name: The option, whose paths the call looks for.
+    """
+    try:
+        yield
+    except MissingFileError as error:
+        raise MissingFileError(f"--{name} {error}") from error
+
+
 def check_range(name: str, value: float | None, least: float, most: float = math.inf) -> None:
     """Checks the value of an option; None is an option that is not given.
 
@@ -99,6 +112,29 @@ def check_above(name: str, value: float | None, bound: float) -> None:
         raise ArgumentError(f"{name}: expected above {bound:g}, found {value}")
 
 
+def check_in(name: str, path: str | None) -> None:
+    """Checks before any work that the file of an option can be read.
+
+    Args:
+        name: The option.
+        path: Its value; None if it is not given.
+
+    Raises:
+        pyseg.errors.MissingFileError: There is no such file.
+        pyseg.errors.UserError: It is a folder, or cannot be read.
+    """
+    if path is None:
+        return
+    if not os.path.exists(path):
+        raise MissingFileError(f"--{name} {path}: no such file")
+    if os.path.isdir(path):
+        raise UserError(f"--{name} {path}: expected a file, found a folder")
+    if not os.access(path, os.R_OK):
+        raise UserError(
+            f"--{name} {path}: expected a file that you may read, found one you may not"
+        )
+
+
 def check_out(name: str, path: str | None, **others: str | None) -> None:
     """Checks before any work that the file of an option can be written.
 
@@ -121,6 +157,19 @@ def check_out(name: str, path: str | None, **others: str | None) -> None:
     if not folder.is_dir():
         raise UserError(f"--{name} {path}: expected a folder {folder}, found none")
     _check_writable(name, path, folder)
+
+
+def check_continued(name: str, path: str, **others: str | None) -> None:
+    """Checks as `check_out` does, and that an existing file can be read and appended to.
+
+    Raises:
+        pyseg.errors.UserError: See `check_out`, or the file may not be read or written.
+    """
+    check_out(name, path, **others)
+    if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+        raise UserError(
+            f"--{name} {path}: expected a file that you may read and write, found one you may not"
+        )
 
 
 def check_out_folder(name: str, path: Path) -> None:

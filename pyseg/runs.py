@@ -214,17 +214,22 @@ class Run:
         """
         if not self.calibration_file.is_file():
             return None
-        found = Calibration.read(self.calibration_file)
+        again = f"run {_cli.follow_up(f'pyseg.calibrate --run {self}')} again"
+        try:
+            found = Calibration.read(self.calibration_file)
+        except DataError as error:
+            raise DataError(f"{error}; {again}, or remove the file") from error
+        if found.is_sample:
+            again += " with the --ratings of then"
         if found.weights != (digest := self.weights_digest()):
-            again = _cli.follow_up(f"pyseg.calibrate --run {self}")
             raise DataError(
                 f"{self.calibration_file}: expected a calibration of the weights {digest}, found "
-                f"one of {found.weights:.40}: run {again} again, or remove the file"
+                f"one of {found.weights:.40}; {again}, or remove the file"
             )
         if found.num_classes != num_classes:
             raise DataError(
                 f"{self.calibration_file}: expected {num_classes} classes, as the model has, found "
-                f"{found.num_classes}"
+                f"{found.num_classes}; {again}, or remove the file"
             )
         return found
 

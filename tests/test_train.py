@@ -332,8 +332,13 @@ def test_a_run_is_never_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "open_data", None)
     file = tmp_path / "kept"
     file.touch()
-    with pytest.raises(UserError, match=r"--run .* exists already"):
+    with pytest.raises(UserError, match=r"--run .* exists already .*: name another, or delete it$"):
         train.train(config(tmp_path, tmp_path))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"or delete it; --resume .*/run continues it$"):
+        train.train(config(tmp_path, folder))
     for run in (file, file / "run"):
         with pytest.raises(UserError, match=r"--run .*: expected a folder, found a file .*kept$"):
             train.train(config(tmp_path, run))

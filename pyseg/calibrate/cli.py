@@ -27,6 +27,7 @@ FEWEST_OF_A_KIND = 3
 """The fewest of them that are positive, and that are negative."""
 
 _MOST_CLASSES = 20  # to print
+_QUESTIONS = 5  # of `pyseg.rate`, for each that is drawn at random
 
 
 def calibrate(config: CalibrateConfig) -> Calibration:
@@ -35,9 +36,11 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     Raises:
         pyseg.errors.UserError: There are too few ratings, the options do not fit the run, or its
             model was trained on mean features of whole videos.
+        pyseg.errors.MissingFileError: There is no such file of ratings.
         pyseg.errors.DataError: A file is malformed.
         pyseg.errors.RecordError: A record is damaged.
     """
+    _cli.check_in("ratings", config.ratings)
     scorer = Scorer(
         PredictConfig(
             config.run,
@@ -86,9 +89,19 @@ def _check_number(config: CalibrateConfig, pairs: RatedPairs, scores: np.ndarray
     if len(scores) >= FEWEST and FEWEST_OF_A_KIND <= positives <= len(scores) - FEWEST_OF_A_KIND:
         return
     where = f"--run {config.run}" if config.ratings is None else f"--ratings {config.ratings}"
+    missing = max(FEWEST - len(scores), FEWEST_OF_A_KIND - min(positives, len(scores) - positives))
+    if config.ratings is None:
+        remedy = "name a file with more with --ratings, such as the answers of pyseg.rate"
+    elif pairs.is_sample:
+        remedy = (
+            "answer more questions in pyseg.rate, one in five is random: about "
+            f"{_QUESTIONS * missing} more"
+        )
+    else:
+        remedy = f"rate at least {missing} more segments of these videos"
     raise UserError(
         f"{where}: expected at least {FEWEST} {pairs.source}, {FEWEST_OF_A_KIND} of them positive "
-        f"and {FEWEST_OF_A_KIND} negative, found {len(scores)}, {positives} positive"
+        f"and {FEWEST_OF_A_KIND} negative, found {len(scores)}, {positives} positive: {remedy}"
     )
 
 

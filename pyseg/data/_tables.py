@@ -162,7 +162,8 @@ class _Lines:
                 line.encode()
             except UnicodeEncodeError as error:
                 byte = ord(line[error.start]) & 0xFF
-                found = f"the byte 0x{byte:02x} in {shown(line)}"
+                text = line.encode(errors="surrogateescape").decode(errors="replace")
+                found = f"the byte 0x{byte:02x} in {shown(text)}; save it as UTF-8"
                 self.fail(f"expected UTF-8 text, found {self._other_kind() or found}")
         return line
 

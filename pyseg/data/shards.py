@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,11 @@ from typing import NamedTuple
 from pyseg._files import Paths as Paths
 from pyseg._files import find_files
 from pyseg.data.records import is_record_file
+from pyseg.errors import MissingFileError
+from pyseg.video.paths import SUFFIXES
 
 _RECORD_NAME = re.compile(r".+\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
+_MISSING = "no file in this folder ends in .tfrecord or .tfrecord.gz, or holds records"
 _END = 4096  # bytes at either end of a shard that its fingerprint covers
 
 
@@ -44,13 +48,18 @@ def find_shards(paths: Paths) -> list[str]:
         ...
         pyseg.errors.MissingFileError: no/such/*.tfrecord: no file matches
     """
-    missing = "no file in this folder ends in .tfrecord or .tfrecord.gz, or holds records"
-    return find_files(paths, _records_in, missing)
+    return find_files(paths, _records_in, _MISSING)
 
 
 def _records_in(folder: str) -> list[str]:
     every = sorted(str(p) for p in Path(folder).rglob("*") if not p.is_dir())
-    return list(filter(named_as_records, every)) or list(filter(_holds_records, every))
+    found = list(filter(named_as_records, every)) or list(filter(_holds_records, every))
+    if not found and any(Path(path).suffix.lower() in SUFFIXES for path in every):
+        raise MissingFileError(
+            f"{folder}: {_MISSING}, but there are videos: run python -m pyseg.extract --videos "
+            f"{shlex.quote(folder)} --backbone NETWORK --out FOLDER first, and name that FOLDER"
+        )
+    return found
 
 
 def _holds_records(path: str) -> bool:

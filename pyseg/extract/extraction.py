@@ -67,7 +67,8 @@ def extract(config: ExtractConfig) -> Extraction:
     """
     from pyseg.video import find_videos
 
-    videos = manifest.list_videos(find_videos(config.videos))
+    with _cli.path_option("videos"):
+        videos = manifest.list_videos(find_videos(config.videos))
     annotations = Annotations.read(
         [video.id for video in videos],
         config.ratings,

@@ -119,7 +119,8 @@ def check_outputs(config: PredictConfig, **read: str | None) -> None:
 
 def _video_files(config: PredictConfig) -> list[Video]:
     """Returns the video files that the options name, each with a name of its own."""
-    return list_videos(find_videos(config.video_file)) if config.video_file else []
+    with _cli.path_option("video_file"):
+        return list_videos(find_videos(config.video_file)) if config.video_file else []
 
 
 def file_timelines(config: PredictConfig) -> Iterator[Timeline]:

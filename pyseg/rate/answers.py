@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import os
 import re
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -293,17 +294,14 @@ class _Table(NamedTuple):
         """Returns that of a table of ratings.
 
         Raises:
-            pyseg.errors.DataError: Columns are missing, or in an order that cannot be continued:
-                only if the time is last, a part of a line cannot be taken for a whole one.
+            pyseg.errors.DataError: Columns are missing, or in an order that cannot be continued.
         """
         delimiter, columns = header_of(path, content)
-        missing = [name for name in RATING_COLUMNS if name not in columns]
-        own = [name for name in columns if name in ANSWER_COLUMNS]
-        if missing or tuple(columns[len(columns) - len(own) :]) != ANSWER_COLUMNS[: len(own)]:
+        if (remedy := _remedy(columns)) is not None:
             raise DataError(
                 f"{path}, line 1: expected the columns {','.join(RATING_COLUMNS)}, and at the end "
                 f"{','.join(ANSWER_COLUMNS)} or the first of these, found "
-                f"{shown(','.join(columns))}; choose another file"
+                f"{shown(','.join(columns))}; {remedy}"
             )
         end = _LINE_END.search(content)
         return _Table(columns, delimiter, end[0] if end else b"\n")
@@ -348,6 +346,33 @@ class _Table(NamedTuple):
             lines.append(text + names + (line[len(text) :] or self.end))
             names = self.delimiter.encode() * len(new)
         return b"".join(lines)
+
+
+def _remedy(columns: Sequence[str]) -> str | None:
+    """Returns how a table can get columns that can be continued; None: they can be.
+
+    Only if the time is last, a part of a line cannot be taken for a whole one.
+    """
+    if not {*RATING_COLUMNS} <= {*columns}:
+        return "choose another file"
+    own = [name for name in columns if name in ANSWER_COLUMNS]
+    first = [*itertools.takewhile(own.__contains__, ANSWER_COLUMNS)]
+    if sorted(own) != sorted(first):  # without those before them, or twice
+        wrong = dict.fromkeys(x for x in own if x not in first or own.count(x) > 1)
+        return f"rename or delete {_named(wrong)}"
+    if own != first:
+        return f"move the columns {','.join(first)} to the end, in this order"
+    behind = [x for x in columns[columns.index(own[0]) :] if x not in own] if own else []
+    if not behind:
+        return None
+    if {*behind} & {*RATING_COLUMNS}:
+        return f"move {_named(behind)} before {own[0]}"
+    return f"delete {_named(behind)}, or move {'them' if behind[1:] else 'it'} before {own[0]}"
+
+
+def _named(columns: Iterable[str]) -> str:
+    names = list(columns)
+    return f"the column{'s' if names[1:] else ''} {','.join(names)}"
 
 
 def _check(answer: Answer) -> None:

@@ -18,7 +18,7 @@ from pyseg.rate.answers import AnswerFile
 from pyseg.rate.config import RateConfig
 from pyseg.rate.doubts import LEAST_ANSWERS, Doubt, rank_doubts, worth_a_look
 from pyseg.rate.learner import Learner
-from pyseg.rate.ledger import Ledger, verdict_of
+from pyseg.rate.ledger import Known, Ledger, verdict_of
 from pyseg.rate.media import Media
 from pyseg.rate.pool import Pool
 from pyseg.rate.questions import Answers
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         several={"videos": "Videos to show, as files, folders or globs"},
     )
     config = _cli.parse(parser, RateConfig, argv)
-    _cli.check_out("out", config.out, links=config.links)
+    _cli.check_in("links", config.links)
+    _cli.check_continued("out", config.out, links=config.links)
     with _cli.option_group(""):
         rate(config)
 
@@ -96,9 +97,12 @@ def rate(config: RateConfig) -> None:
     pool = Pool.read(config.data, names, ids=media.ids, on_error=config.on_error)
     rated = records.rated(pool)
     ledger = Ledger(pool, rater, rated)
+    said = ledger.read(rows)
+    if config.check:
+        _check_answers(config, said, rater)
     correlation = None if run is None else run.correlation(names)
     if correlation is None:
-        correlation = count_correlation(records, pool, ledger.read(rows).answers)
+        correlation = count_correlation(records, pool, said.answers)
     offsets = None if run is None else run.logits(pool)
     learner, judge = (
         Learner(
@@ -125,7 +129,7 @@ def rate(config: RateConfig) -> None:
     sample, note = _find_sample(pool, *split)
     print(note)
     setting = _Setting(records, media, file, pool, learner, stopping, ledger, sample)
-    doubts = _second_look(config, setting, rater) if config.check else None
+    doubts = _second_look(setting) if config.check else None
     _ask(config, setting, rated=rated, doubts=doubts)
 
 
@@ -151,7 +155,8 @@ def _find_media(config: RateConfig, records: Records) -> tuple[Media, tuple[str,
             f"--videos: expected the videos of {config.data}, or --links with a table video,url of "
             "where they are: a rater has to see what the questions are about; found neither"
         )
-    media, notes = Media.find(records.ids, videos or None, config.links, known=records.paths)
+    with _cli.path_option("videos"):
+        media, notes = Media.find(records.ids, videos or None, config.links, known=records.paths)
     if missing := len(records.ids) - len(media):
         notes += (
             f"{missing:,} of {len(records.ids):,} videos of {config.data} have no file and no "
@@ -160,16 +165,24 @@ def _find_media(config: RateConfig, records: Records) -> tuple[Media, tuple[str,
     return media, notes
 
 
-def _second_look(config: RateConfig, setting: _Setting, rater: str) -> list[Doubt]:
-    """Prints the rater's answers that the model doubts most, and returns them."""
-    known = setting.ledger.read(setting.file.rows())
-    own = {pair for pair, said in known.own.items() if said != "skip"}
-    if len(own) < LEAST_ANSWERS:
+def _given(known: Known) -> set[tuple[int, int]]:
+    """Returns the segments and classes that the rater has answered, and not skipped."""
+    return {pair for pair, said in known.own.items() if said != "skip"}
+
+
+def _check_answers(config: RateConfig, known: Known, rater: str) -> None:
+    """Checks that there are answers enough for a second look."""
+    if (found := len(_given(known))) < LEAST_ANSWERS:
         raise UserError(
             f"--check: expected at least {LEAST_ANSWERS} answers of {rater} in {config.out} about "
-            f"these videos and classes, as the model learns from them what to doubt; found "
-            f"{len(own)}"
+            f"these videos and classes, as the model learns from them what to doubt; found {found}"
         )
+
+
+def _second_look(setting: _Setting) -> list[Doubt]:
+    """Prints the rater's answers that the model doubts most, and returns them."""
+    known = setting.ledger.read(setting.file.rows())
+    own = _given(known)
     ranked = rank_doubts(setting.pool, setting.learner.fit(known.answers))
     doubts = worth_a_look([d for d in ranked if (d.segment, d.label) in own])
     pool, rows = setting.pool, []

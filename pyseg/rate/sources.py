@@ -162,7 +162,7 @@ def parse_classes(texts: Iterable[str], known: Sequence[str]) -> list[str]:
             words = json.loads(text) if text.startswith("[") else next(csv.reader([text]))
         except (ValueError, csv.Error, StopIteration, RecursionError):
             words = None
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        if not (words and isinstance(words, list) and all(map(_is_word, words))):
             raise ArgumentError(f'classes: expected names as a,b or ["a", "b"], found {text!r:.60}')
         names += [word.strip() for word in words]
     for name in names:
@@ -171,6 +171,10 @@ def parse_classes(texts: Iterable[str], known: Sequence[str]) -> list[str]:
         except DataError as error:
             raise ArgumentError(f"classes: {error}") from None
     return list(dict.fromkeys(names))
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def unknown_classes(names: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -43,7 +43,11 @@ def check_new(run: Run) -> None:
     if not distributed.is_first():
         return
     if run.folder.is_dir() and any(run.folder.iterdir()):
-        raise UserError(f"--run {run} exists already and is not an empty folder")
+        goes_on = f"; --resume {run} continues it" if run.config_file.exists() else ""
+        raise UserError(
+            f"--run {run} exists already and is not an empty folder: name another, or delete it"
+            f"{goes_on}"
+        )
     _cli.check_out_folder("run", run.folder)
 
 

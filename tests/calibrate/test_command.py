@@ -18,7 +18,7 @@ from pyseg.calibration import Calibration
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, held_out, write_records
 from pyseg.data.features import FeatureSet
-from pyseg.errors import DataError, UserError
+from pyseg.errors import DataError, MissingFileError, UserError
 from pyseg.runs import Run
 
 NAMES = ("dog", "cat", "sea")
@@ -164,19 +164,36 @@ def test_other_data(made: Made, run: Path, tmp_path: Path) -> None:
     assert found.source == f"{SEGMENTS * VIDEOS} ratings of videos of {other}"
 
 
-def test_too_few(made: Made, run: Path, tmp_path: Path) -> None:
+def test_too_few(made: Made, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ratings.csv"
     write_answers(path, made, 40)
     with pytest.raises(
         UserError,
         match=r"--ratings .*: expected at least 30 random answers about held-out videos, 3 of them "
-        r"positive and 3 negative, found \d+, \d+ positive",
-    ):
+        r"positive and 3 negative, found \d+, \d+ positive: answer more questions in pyseg.rate, "
+        r"one in five is random: about \d+ more$",
+    ) as error:
         calibrate.main(["--run", str(run), "--ratings", str(path)])
+    numbers = re.search(r"found (\d+),.*about (\d+) more", str(error.value))
+    assert numbers is not None
+    assert int(numbers[2]) == 5 * (30 - int(numbers[1]))
     write_answers(path, made, 100, reason="uncertain")
-    with pytest.raises(UserError, match="found 0, 0 positive"):
+    with pytest.raises(UserError, match=r"found 0, 0 positive: .* about 150 more"):
         calibrate.main(["--run", str(run), "--ratings", str(path)])
+    path.write_text(f"video,start,end,class,score\n{HELD_OUT[0]},0,1,dog,1\n")
+    with pytest.raises(UserError, match="found 1, 1 positive: rate at least 29 more segments"):
+        calibrate.main(["--run", str(run), "--ratings", str(path)])
+    monkeypatch.setattr(calibrate.cli, "FEWEST", 10**6)
+    with pytest.raises(UserError, match=r"--run .*: name a file with more with --ratings, such as"):
+        calibrate.main(["--run", str(run)])
     assert not (run / "calibration.json").exists()
+
+
+def test_a_file_of_ratings_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"^--ratings no\.csv: no such file$"):
+        calibrate.main(["--run", "run", "--ratings", "no.csv"])
+    with pytest.raises(UserError, match=r"^--ratings .*: expected a file, found a folder$"):
+        calibrate.main(["--run", "run", "--ratings", str(tmp_path)])
 
 
 def test_unknown_classes_and_parts(made: Made, run: Path, tmp_path: Path) -> None:
@@ -272,6 +289,18 @@ def test_other_weights_are_refused(made: Made, run: Path) -> None:
     predict.main(["--run", str(run), "--out", str(run / "submission.csv")])
     calibrate.main(["--run", str(run)])
     pyseg.load(run, device="cpu")
+    path = run / "calibration.json"
+    content = json.loads(path.read_text()) | {"is_sample": True, "weights": "others"}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"again with the --ratings of then, or remove the file$"):
+        pyseg.load(run, device="cpu")
+    path.write_text("{")
+    with pytest.raises(
+        DataError,
+        match=r"calibration\.json: .*; run python -m pyseg\.calibrate --run .* again, or remove",
+    ):
+        pyseg.load(run, device="cpu")
+    calibrate.main(["--run", str(run)])
 
 
 def test_another_number_of_classes_is_refused(run: Path) -> None:

@@ -40,6 +40,15 @@ def test_a_shard_that_comes_up_twice_is_read_once(frame_shards, tmp_path: Path) 
     assert ids(Frames([tmp_path, shard, str(shard), link])) == ["s0v0", "s0v1", "s0v2"]
 
 
+def test_a_folder_of_videos_is_to_be_extracted_first(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(MissingFileError, match=r"or holds records$"):
+        find_shards(tmp_path)
+    (tmp_path / "a.MP4").touch()
+    with pytest.raises(MissingFileError, match=r"run python -m pyseg\.extract --videos .* first"):
+        find_shards(tmp_path)
+
+
 def test_a_name_with_glob_characters_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "shard[0].tfrecord"
     write_records(path, [b"payload"])

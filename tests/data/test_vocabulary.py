@@ -64,7 +64,10 @@ def test_malformed_vocabulary(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"Index\n\xff\n", "line 2: expected UTF-8 text, found the byte 0xff"),
+        (
+            b"Index\ncaf\xe9\n",
+            "line 2: expected UTF-8 text, found the byte 0xe9 in 'caf\ufffd.n'; save it as UTF-8$",
+        ),
         (gzip.compress(b"Index\n0\n1\n2\n")[:-12], r"line \d+: .* damaged gzip data"),
     ],
     ids=["of another encoding", "cut"],  # compressed data contains the time

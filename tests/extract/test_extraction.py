@@ -474,7 +474,7 @@ def test_ratings_name_videos_by_their_paths(videos: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "kind", "match"),
     [
-        ({"videos": ["none/*.mp4"]}, MissingFileError, "none/.*: no file matches"),
+        ({"videos": ["none/*.mp4"]}, MissingFileError, "^--videos none/.*: no file matches"),
         ({"backbone": "resnet"}, ArgumentError, "backbone: expected one of"),
         ({"ratings": "ratings.csv"}, DataError, "ratings.csv, line 2: expected one of 3 videos"),
         ({"ratings": "no.csv"}, MissingFileError, "no.csv: no such file"),

@@ -237,6 +237,33 @@ def test_any_other_file_is_refused_and_stays(path: Path, content: bytes, found: 
     assert os.listdir(path.parent) == [path.name]
 
 
+@pytest.mark.parametrize(
+    ("columns", "remedy"),
+    [
+        ("rater,reason,time,comment", "delete the column comment, or move it before rater"),
+        ("rater,note,reason,time,more", "delete the columns note,more, or move them before rater"),
+        ("time,rater,reason", "move the columns rater,reason,time to the end, in this order"),
+        ("time", "rename or delete the column time"),
+        ("rater,reason,rater", "rename or delete the column rater"),
+    ],
+)
+def test_columns_that_cannot_be_continued(path: Path, columns: str, remedy: str) -> None:
+    path.write_text(f"video,start,end,class,score,{columns}\n")
+    with pytest.raises(DataError, match=f"; {remedy}$"):
+        AnswerFile(path, "ann")
+    path.write_text("video,start,end,class,rater,score,reason,time\n")
+    with pytest.raises(DataError, match=r"; move the column score before rater$"):
+        AnswerFile(path, "ann")
+
+
+def test_a_column_before_those_of_answers_is_kept(path: Path) -> None:
+    path.write_text(
+        "video,start,end,class,score,note,rater,reason,time\na,0,5,dog,1,hm,bob,change,\n"
+    )
+    AnswerFile(path, "ann").add("b", 0, 5, "dog", 1, "random")
+    assert [line[5] for line in fields(path)[1:]] == ["hm", ""]
+
+
 def test_a_place_that_cannot_be_written_is_named(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,18 +126,28 @@ def test_a_second_look_finds_slips(
     assert table[1:] == [view.video for view in asked]  # in this order, after the head
     with pytest.raises(UserError, match=r"--check: expected at least 20 answers of bob in rat"):
         cli.main([*words, "--check", "--rater", "bob"])
+    assert capsys.readouterr().out == ""
 
 
 def test_what_cannot_be_asked_is_refused(
     clips: Path, films: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(films.parent)
+    Path("empty").mkdir()
     data = ["--data", str(clips)]
     videos = ["--videos", "films"]
     cases: list[tuple[list[str], type[Exception], str]] = [
         (videos, UserError, "expected --data"),
         (data, UserError, "--videos: expected the videos of .*, or --links .* found neither"),
-        ([*data, "--videos", "none/*.mp4"], MissingFileError, r"none/\*.mp4: no file matches"),
+        (
+            [*data, "--videos", "none/*.mp4"],
+            MissingFileError,
+            r"^--videos none/\*.mp4: no file matches$",
+        ),
+        ([*data, "--videos", "empty"], MissingFileError, "^--videos empty: no file in this folder"),
+        ([*data, "--links", "no.csv"], MissingFileError, r"^--links no\.csv: no such file$"),
+        ([*data, "--links", "films"], UserError, "^--links films: expected a file, found a folder"),
+        (["--data", "films", *videos], MissingFileError, "run python -m pyseg.extract --videos fi"),
         ([*data, *videos, "--every", "0"], UserError, "--every: expected at least 1, found 0"),
         ([*data, *videos, "--gain", "2"], UserError, "--gain: expected a number in"),
         ([*data, *videos, "--port", "99999"], UserError, "--port: expected at most 65,535"),
@@ -145,6 +155,7 @@ def test_what_cannot_be_asked_is_refused(
         ([*data, *videos, "--model", "oracle"], UserError, "oracle"),
         ([*data, *videos, "--rater", "a\nb"], UserError, "--rater"),
         ([*data, *videos, "--classes", "["], UserError, "--classes: expected names"),
+        ([*data, *videos, "--classes", ","], UserError, "--classes: expected names .* found ','"),
         ([*data, *videos, "--out", "none/r.csv"], UserError, "--out none/r.csv: expected a folder"),
         ([*data, *videos, "--out", "films"], UserError, "--out films: expected a file"),
         ([*data, *videos, "--run", "films"], UserError, "films is not a run folder"),
@@ -157,6 +168,15 @@ def test_what_cannot_be_asked_is_refused(
     Path("ratings.csv").write_text("a,b\n")
     with pytest.raises(DataError, match=r"ratings\.csv, line 1: expected"):
         cli.main([*data, *videos])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(
+        UserError, match=r"^--out ratings\.csv: expected a file that you may read a"
+    ):
+        cli.main([*data, *videos])
+    with pytest.raises(
+        UserError, match=r"^--links ratings\.csv: expected a file that you may read"
+    ):
+        cli.main([*data, "--links", "ratings.csv"])
     with pytest.raises(ArgumentError, match="rater: "):
         RateConfig(str(clips), rater=" ")
 
