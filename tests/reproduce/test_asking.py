@@ -22,15 +22,14 @@ def few_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_truth(seed: int = 0) -> Truth:
-    """1,200 segments, one in 25 of which shows a class; 400 are held out."""
+    """1,200 segments, one in five of which shows a class; 400 are held out."""
     rng = np.random.default_rng(seed)
-    labels = rng.random((1200, 3)) < 0.04
-    means = rng.normal(size=(1200, 12)).astype(np.float32)
-    means[:, :3] += 3 * labels
+    means = rng.normal(size=(1200, 6)).astype(np.float32)
+    labels = means[:, :3] > 0.8
     places = np.arange(1200)
     pool = Pool(
         [f"v{number}" for number in places], places, 0 * places, np.full(1200, 5), means,
-        ["a", "b", "c"], FeatureSet((("clip", 12),)),
+        ["a", "b", "c"], FeatureSet((("clip", 6),)),
     )  # fmt: skip
     none = LabelCorrelation(torch.zeros(4).long(), torch.zeros(0).long(), torch.zeros(0))
     return Truth(pool, labels, 800, none)
@@ -38,12 +37,14 @@ def make_truth(seed: int = 0) -> Truth:
 
 def test_asking_for_change_needs_fewer_answers() -> None:
     truth = make_truth()
-    random = simulate(truth, Asking("random", "random"), 0)
-    change = simulate(truth, Asking("change", "change"), 0)
-    assert len(random) == 4
-    assert change[-1] > random[-1] + 0.1
-    assert simulate(truth, Asking("again", "change"), 0) == change
-    assert simulate(truth, Asking("other", "change"), 1) != change
+    random, change = (
+        np.array([simulate(truth, Asking(name, name), seed) for seed in range(3)])
+        for name in ("random", "change")
+    )
+    assert change.shape == (3, 4)
+    assert change[:, -1].mean() > random[:, -1].mean() + 0.05
+    assert simulate(truth, Asking("again", "change"), 0) == change[0].tolist()
+    assert change[0].tolist() != change[1].tolist()
 
 
 def test_held_out_segments_are_only_measured() -> None:
@@ -52,7 +53,7 @@ def test_held_out_segments_are_only_measured() -> None:
     labels = truth.labels.copy()
     labels[truth.askable :] = labels[truth.askable :][::-1]
     after = simulate(truth._replace(labels=labels), Asking("change", "change"), 0)
-    assert max(after) < 0.2 < max(before)
+    assert max(after) < 0.4 < max(before)
 
 
 def test_truth_of_the_sample() -> None:
