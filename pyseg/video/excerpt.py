@@ -14,12 +14,11 @@ import numpy.typing as npt
 
 from pyseg.errors import ArgumentError, DataError
 from pyseg.video.display import Converter, Size, display_size
-from pyseg.video.source import DecodeReport, Source, opened
+from pyseg.video.source import DecodeReport, Source, exact, opened, rounding
 
 Image = npt.NDArray[np.uint8]
 
 _BEFORE = (1, 20, 120)  # seconds before the part from which decoding is tried
-_ROUNDING = Fraction(1, 2000)  # seconds; containers round times to ticks of up to 1 ms
 
 
 def read_excerpt(
@@ -66,8 +65,8 @@ def read_excerpt(
         raise ArgumentError(f"fps: expected a number above 0, found {fps}")
     if longest is not None and longest < 1:
         raise ArgumentError(f"longest: expected at least 1, found {longest}")
-    begin, step = _exact(start), 1 / _exact(fps)
-    times = [begin + k * step for k in range(math.ceil((_exact(end) - begin) / step))]
+    begin, step = exact(start), 1 / exact(fps)
+    times = [begin + k * step for k in range(math.ceil((exact(end) - begin) / step))]
     with opened(path, DecodeReport()) as source:
         part = _Part(source, longest)
         for seconds in _BEFORE:
@@ -75,10 +74,6 @@ def read_excerpt(
                 return rows
     with opened(path, DecodeReport()) as source:
         return _Part(source, longest).rows_from_start(times)
-
-
-def _exact(value: float) -> Fraction:
-    return Fraction(value).limit_denominator(1_000_000)
 
 
 class _Part:
@@ -136,7 +131,7 @@ class _Part:
     def _rows(
         self, timed: Iterator[tuple[Fraction, Fraction, Any]], times: Sequence[Fraction]
     ) -> list[Image]:
-        tolerance = min(self._stream.time_base / 2, _ROUNDING)
+        tolerance = rounding(self._stream.time_base)
         rows: list[Image] = []
         _, end, frame = next(timed)
         for following in itertools.chain(timed, [None]):

@@ -14,10 +14,17 @@ import numpy.typing as npt
 
 from pyseg.errors import ArgumentError, DataError
 from pyseg.video.display import Converter, Size
-from pyseg.video.source import DecodeReport, Jumps, Source, checked_file, opened
+from pyseg.video.source import (
+    DecodeReport,
+    Jumps,
+    Source,
+    checked_file,
+    exact,
+    opened,
+    rounding,
+)
 
 _HIGHEST_FPS = 1000
-_ROUNDING = Fraction(1, 2000)  # seconds; containers round times to ticks of up to 1 ms
 _MISSING = Fraction(1, 4)  # seconds at the end without which a file counts as truncated
 
 
@@ -80,12 +87,12 @@ def sample_frames(
 
 
 def _checked_rate(fps: float | Fraction) -> Fraction:
-    """Returns the rate as the fraction that was meant: 1/10 for 0.1, 30000/1001 for 29.97003."""
+    """Returns the rate as a fraction, see `exact`."""
     rate = Fraction(0)
     if isinstance(fps, Fraction):
         rate = fps
     elif math.isfinite(fps):
-        rate = Fraction(fps).limit_denominator(1_000_000)
+        rate = exact(fps)
     if not 0 < rate <= _HIGHEST_FPS:
         raise ArgumentError(
             f"fps: expected a number above 0 and of at most {_HIGHEST_FPS}, found {fps}"
@@ -135,8 +142,7 @@ def _sample(
 
 def _row_ticks(rate: Fraction, time_base: Fraction) -> Iterator[int]:
     """Yields the last tick at which a frame of each row may start."""
-    tolerance = min(time_base / 2, _ROUNDING)
-    start = tolerance / time_base
+    start = rounding(time_base) / time_base
     step = 1 / (rate * time_base)
     denominator = start.denominator * step.denominator
     value, increment = int(start * denominator), int(step * denominator)

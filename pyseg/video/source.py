@@ -52,6 +52,16 @@ class DecodeReport:
     error: str | None = None
 
 
+def exact(value: float) -> Fraction:
+    """Returns a number as the fraction that was meant: 1/10 for 0.1, 30000/1001 for 29.97003."""
+    return Fraction(value).limit_denominator(1_000_000)
+
+
+def rounding(time_base: Fraction) -> Fraction:
+    """Returns by how many seconds a container may have rounded a time: ticks are up to 1 ms."""
+    return min(time_base / 2, Fraction(1, 2000))
+
+
 class Source:
     """An opened media file.
 
