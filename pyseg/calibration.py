@@ -120,7 +120,7 @@ class Calibration:
                 for values in (self.slopes, self.biases)
             )
             return (logits * slopes + biases).sigmoid()
-        return _sigmoid(logits * self.slopes + self.biases).astype(logits.dtype)
+        return sigmoid(logits * self.slopes + self.biases).astype(logits.dtype)
 
     @staticmethod
     def fit(
@@ -161,7 +161,7 @@ class Calibration:
         if pairs.weights @ better <= 0 or not ((slopes != 1).any() or biases.any()):
             slopes, biases = _unchanged(num_classes)
             predicted = pairs.logits
-        before, after = (reliability(_sigmoid(z), pairs.scores) for z in (pairs.logits, predicted))
+        before, after = (reliability(sigmoid(z), pairs.scores) for z in (pairs.logits, predicted))
         return Calibration(
             slopes=slopes,
             biases=biases,
@@ -480,7 +480,7 @@ def _derivatives(
 ) -> tuple[_Floats, _Floats]:
     """Returns the gradient (P, 2) and the information (P, 2, 2) of the P classes' likelihoods."""
     z = _moved(x, pivot, shared, own, members)
-    p = _sigmoid(z)
+    p = sigmoid(z)
     jacobian = np.stack((z - pivot - (shared + own)[members, 1], np.ones(len(x))))
     errors, curvatures = pairs.weights * (p - pairs.scores), pairs.weights * p * (1 - p)
 
@@ -516,7 +516,8 @@ def _newton(
     return step, solved[..., 2] - solved[..., :2] @ step
 
 
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Returns the probabilities that logits stand for, of the same shape and type."""
     values: np.ndarray = 0.5 * (1 + np.tanh(0.5 * logits))  # no overflow
     return values
 

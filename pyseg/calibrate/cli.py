@@ -122,16 +122,18 @@ def _summary(found: Calibration, scorer: Scorer, segments: int) -> Iterator[str]
     assert found.thresholds is not None
     yield f"thresholds of events: of {segments} segments, for the best expected F1"
     shown = sorted(rated.tolist(), key=lambda c: (-found.rated[c], c))
+    numbers = list(scorer.classes.column)
+    names = scorer.classes.names([numbers[c] for c in shown[:_MOST_CLASSES]])
     rows = [
         (
-            scorer.classes.names([list(scorer.classes.column)[c]])[0],
+            name,
             f"{found.rated[c]:,}",
             f"{found.positives[c]:,}",
             f"{1 / found.slopes[c]:.2f}",
             f"{found.biases[c]:+.2f}",
             f"{found.thresholds[c]:.2f}",
         )
-        for c in shown[:_MOST_CLASSES]
+        for c, name in zip(shown, names, strict=False)
     ]
     head = ("class", "ratings", "positive", "temperature", "bias", "threshold")
     yield Table(head, rows, numeric=range(1, 6)).markdown()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pyseg.calibration import sigmoid
 from pyseg.metrics import Reliability, reliability
 from pyseg.report.charts import Series, shares
 from pyseg.report.config import ReportConfig
@@ -47,7 +48,7 @@ def _found(run: ReportedRun) -> list[tuple[str, Reliability]]:
     if run.evaluation is None or not run.evaluation.rated:
         return []
     logits = run.evaluation.scores.astype(np.float64)
-    found = reliability(0.5 * (1 + np.tanh(0.5 * logits)), run.evaluation.relevant)
+    found = reliability(sigmoid(logits), run.evaluation.relevant)
     return [("not calibrated", found)]
 
 
