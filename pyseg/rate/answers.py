@@ -32,7 +32,7 @@ from pyseg.data.annotations.interval import LARGEST_FILE
 from pyseg.data.records import why_not_an_id
 from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
 
-__all__ = ["UNDO", "Answer", "AnswerFile", "Settled", "settle"]
+__all__ = ["UNDO", "Answer", "AnswerFile", "Settled", "lines_that_stand", "settle"]
 
 _HEADER = ",".join((*RATING_COLUMNS, *ANSWER_COLUMNS)).encode() + b"\n"
 _KNOWN = 256  # bytes that tell whether a file still has what was read before
@@ -142,12 +142,7 @@ class AnswerFile:
             OSError: It cannot be written; it is as it was before.
         """
         with self._opened() as file:
-            held: list[Answer] = []
-            for row in self._rows:
-                if row.rater == self.rater and row.reason != UNDO:
-                    held.append(row)
-                elif row.rater == self.rater and held:
-                    held.pop()
+            held = lines_that_stand(self._rows).get(self.rater)
             if not held:
                 return None
             taken = held.pop()
@@ -274,6 +269,18 @@ class AnswerFile:
         with atomic_write(self.path) as new:
             os.fchmod(new.fileno(), stat.S_IMODE(mode))
             new.write(wider)
+
+
+def lines_that_stand(rows: Iterable[Answer]) -> dict[str, list[Answer]]:
+    """Returns the lines of each rater that were not taken back."""
+    standing: dict[str, list[Answer]] = {}
+    for row in rows:
+        lines = standing.setdefault(row.rater, [])
+        if row.reason != UNDO:
+            lines.append(row)
+        elif lines:
+            lines.pop()
+    return standing
 
 
 class _Table(NamedTuple):

@@ -121,8 +121,8 @@ def rate(config: RateConfig) -> None:
         f"{len(pool):,} segments of {len(pool.ids):,} videos, {len(names):,} classes, "
         f"{len(rated):,} ratings of the data, {len(rows):,} lines in {config.out}"
     )
-    if count := len(ledger.read(rows).answers):
-        print(f"learning from {count:,} answers and ratings", flush=True)
+    if len(said.answers):
+        print(f"learning from {len(said.answers):,} answers and ratings", flush=True)
     file = AnswerFile(config.out, rater)
     stopping = Stopping(judge, threshold=config.gain, seed=config.seed)
     split = (config.test_fraction, config.seed) if run is None else run.split
@@ -190,7 +190,7 @@ def _second_look(setting: _Setting) -> list[Doubt]:
         start, end = pool.times(doubt.segment)
         rows.append(
             [
-                pool.ids[pool.videos[doubt.segment]],
+                pool.video_of(doubt.segment),
                 f"{start:g}",
                 f"{end:g}",
                 pool.class_names[doubt.label],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pyseg.rate.answers import UNDO, Answer, Settled, settle
+from pyseg.rate.answers import Answer, Settled, lines_that_stand, settle
 from pyseg.rate.pool import Pool
 from pyseg.rate.questions import RANDOM, Answers
 from pyseg.rate.views import Verdict
@@ -60,7 +60,7 @@ class Ledger:
     """
 
     def __init__(self, pool: Pool, rater: str, rated: Answers | None = None) -> None:
-        self._pool, self._rater, self._rated = pool, rater, rated
+        self._pool, self._rater, self._rated = pool, rater, _of(rated)
         self._labels = {name: label for label, name in enumerate(pool.class_names)}
         self._places: dict[tuple[str, float, float, str], list[Pair]] = {}
         self._videos = {id: video for video, id in enumerate(pool.ids)}
@@ -88,7 +88,7 @@ class Ledger:
 
     def read(self, rows: Sequence[Answer]) -> Known:
         """Returns what the lines of a file say, in their order."""
-        standing = _standing(rows)
+        standing = lines_that_stand(rows)
         own: dict[Pair, Verdict] = {}
         for row in standing.get(self._rater, ()):
             own |= dict.fromkeys(self.pairs(row), verdict_of(row.score))
@@ -99,7 +99,7 @@ class Ledger:
             for pair in self.pairs(found):
                 scores.pop(pair, None)  # to be behind those that came before
                 scores[pair] = found.score, found.reason == RANDOM
-        every = _of(self._rated) | scores
+        every = self._rated | scores
         classes = len(self._pool.class_names)
         by_score = np.array([(pair[1], score) for pair, (score, _) in scores.items()])
         labels, values = by_score.reshape(-1, 2).T
@@ -120,18 +120,6 @@ class Ledger:
             ties=tuple(found for found in settled if found.tied and self.pairs(found)),
             elsewhere=sum(not self.pairs(row) for lines in standing.values() for row in lines),
         )
-
-
-def _standing(rows: Iterable[Answer]) -> dict[str, list[Answer]]:
-    """Returns the lines of each rater that were not taken back."""
-    standing: dict[str, list[Answer]] = {}
-    for row in rows:
-        lines = standing.setdefault(row.rater, [])
-        if row.reason != UNDO:
-            lines.append(row)
-        elif lines:
-            lines.pop()
-    return standing
 
 
 def verdict_of(score: float | None) -> Verdict:

@@ -130,6 +130,10 @@ class Pool:
         """Returns the number of segments S."""
         return len(self.starts)
 
+    def video_of(self, segment: int) -> str:
+        """Returns the id of a segment's video."""
+        return self.ids[self.videos[segment]]
+
     def times(self, segment: int) -> tuple[float, float]:
         """Returns the start and the end of a segment in seconds."""
         start = int(self.starts[segment])

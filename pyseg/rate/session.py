@@ -105,10 +105,10 @@ class Session:
         self._advice: Advice | None = None
         self._problem = ""
         self._thread: threading.Thread | None = None
-        self._most = 0  # lines that the file had
+        self._lines = self._most = 0  # of the file: now, and at most so far
         file.refresh()
         self._known = self._read()
-        self._learned = len(file.rows())  # the lines of the file when the model was trained last
+        self._learned = self._lines  # when the model was trained last
         if self._is_check:
             self._queue = deque(Question(*pair, CHECK) for pair in self._doubts)
             return
@@ -128,7 +128,8 @@ class Session:
             The question; None if there is none left.
         """
         with self._lock:
-            self._hear()
+            if ahead == 0:
+                self._hear()
             while len(self._ahead) <= ahead:
                 if (question := self._take()) is None:
                     return None
@@ -160,7 +161,7 @@ class Session:
             if not is_asked and pair in self._known.own:
                 return self._known.own[pair] == verdict
             start, end = self._pool.times(question.segment)
-            video = self._pool.ids[self._pool.videos[question.segment]]
+            video = self._pool.video_of(question.segment)
             name = self._pool.class_names[question.label]
             try:
                 self._file.add(video, start, end, name, _SCORES[verdict], question.reason)
@@ -243,7 +244,8 @@ class Session:
 
     def _read(self) -> Known:
         rows = self._file.rows()
-        self._most = max(self._most, len(rows))
+        self._lines = len(rows)
+        self._most = max(self._most, self._lines)
         return self._ledger.read(rows)
 
     def _hear(self) -> None:
@@ -258,7 +260,7 @@ class Session:
 
     def _id(self, question: Question) -> str:
         start, end = self._pool.times(question.segment)
-        video = self._pool.ids[self._pool.videos[question.segment]]
+        video = self._pool.video_of(question.segment)
         text = f"{video}\n{start}\n{end}\n{self._pool.class_names[question.label]}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         kind = "r" if question.reason == RANDOM else "c"
@@ -296,7 +298,7 @@ class Session:
         start, end = self._pool.times(question.segment)
         return QuestionView(
             id=self._id(question),
-            video=self._pool.ids[self._pool.videos[question.segment]],
+            video=self._pool.video_of(question.segment),
             start=start,
             end=end,
             name=self._pool.class_names[question.label],
@@ -346,11 +348,15 @@ class Session:
             self._exhausted = len(chosen) < count
         return bool(chosen)
 
+    @property
+    def _must_learn(self) -> bool:
+        """Whether there are enough new lines to train the model again."""
+        return self._lines - self._learned >= self._every
+
     def _due(self) -> bool:
         """Returns whether the thread has something to do."""
-        new = len(self._file.rows()) - self._learned
         few = len(self._queue) < self._every and not self._exhausted
-        return self._closed or self._must_judge or new >= self._every or few
+        return self._closed or self._must_judge or self._must_learn or few
 
     def _work(self) -> None:
         """Learns when it is time, until the session is closed."""
@@ -359,8 +365,7 @@ class Session:
                 self._wake.wait_for(self._due)
                 if self._closed:
                     return
-                must_learn = len(self._file.rows()) - self._learned >= self._every
-                self._learning = must_learn
+                self._learning = must_learn = self._must_learn
             try:
                 if must_learn:
                     self._learn()
@@ -382,8 +387,7 @@ class Session:
     def _learn(self) -> None:
         """Trains the model on all answers, and chooses questions by what it believes then."""
         with self._lock:
-            self._learned = len(self._file.rows())
-            known = self._known
+            self._learned, known = self._lines, self._known
         beliefs = self._learner.fit(known.answers)
         with self._lock:
             self._beliefs = beliefs
@@ -431,7 +435,7 @@ class Session:
             )
         if known.rated:
             notes.append(f"Ratings of the data, which are learned from, too: {known.rated:,}.")
-        if lost := self._most - len(self._file.rows()):
+        if lost := self._most - self._lines:
             notes.append(f"{self._file.path} has lost {lost} lines since this session began.")
         if self._held_out is None and not self._is_check:
             scores = known.answers.scores[counted(known.answers)]

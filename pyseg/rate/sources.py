@@ -309,7 +309,7 @@ def count_correlation(records: Records, pool: Pool, answers: Answers) -> LabelCo
     for segment, label in zip(
         answers.segments[yes].tolist(), answers.labels[yes].tolist(), strict=True
     ):
-        sets[pool.ids[pool.videos[segment]]].add(label)
+        sets[pool.video_of(segment)].add(label)
     lists = [sorted(found) for found in sets.values() if found]
     if max(map(len, lists), default=0) < 2:
         return None

@@ -223,10 +223,13 @@ class _Candidates:
     ) -> None:
         self._pool, self._worth, self._rng = state.pool, worth, rng
         self._blocked = np.zeros(len(state.pool), np.int8)  # how strictly not to be asked about
-        sample = np.ones(len(state.pool), bool) if state.sample is None else state.sample
-        chosen = ~sample if state.sample is not None else sample
         # Those for random questions and for the others, each then followed by the rest.
-        self._parts = {True: (sample, ~sample), False: (chosen, ~chosen)}
+        if state.sample is None:
+            every = np.ones(len(state.pool), np.bool_)
+            self._parts = {True: [every], False: [every]}
+        else:
+            rest = ~state.sample
+            self._parts = {True: [state.sample, rest], False: [rest, state.sample]}
         self._asked = state.asked[state.asked[:, 1] == label, 0].tolist()
         for segment in self._asked:
             self._block(segment)
