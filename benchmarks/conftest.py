@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from measure import Work, matrix_product, seconds, synchronize
+from measure import GPU, Work, matrix_product, queued_seconds, seconds, synchronize
 
 from pyseg._memory import keep_memory
 
@@ -35,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
         keep_memory()
     for warning in (":DeprecationWarning", "TypedStorage is deprecated:UserWarning"):
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")  # from torch.compile
+    if GPU:  # torch's hints, such as Inductor's to allow TF32, are no errors of ours
+        config.addinivalue_line("filterwarnings", "default::UserWarning")
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +58,9 @@ def compare(
 
     All contenders take turns in one process, so that other load on the machine affects them alike.
     The medians of the others, in seconds, and their ratios to the first one's are stored in the
-    result's ``extra_info``. With `work`, a large matrix product takes turns too: its rate and that
-    of a large copy give the floor, which no implementation can beat by much.
+    result's ``extra_info``; on a GPU also the times of queued calls, without that of Python. With
+    `work`, a large matrix product takes turns too: its rate and that of a large copy give the
+    floor, which no implementation can beat by much.
     """
 
     def run(contenders: Contenders, work: Work | None = None) -> None:
@@ -91,6 +95,8 @@ def compare(
             if name != "matrix product":
                 info[f"{name} / {next(iter(contenders))}"] = median / own
                 columns.append(f"{1e3 * median:.2f} ms {name} {median / own:.2f}x")
+        if GPU:
+            columns += _queued(contenders, info)
         if work is not None:
             rate = product_flop / info["matrix product"]
             floor = max(work.flop / rate, work.bytes / copy_rate)
@@ -103,6 +109,17 @@ def compare(
         lines.append(columns)
 
     return run
+
+
+def _queued(contenders: Contenders, info: dict[str, Any]) -> list[str]:
+    """Measures queued calls of each; stores the times, and returns columns of the table."""
+    times = {name: queued_seconds(contender) for name, contender in contenders.items()}
+    own = info["queued"] = next(iter(times.values()))
+    columns = [f"queued {1e3 * own:.3f} ms"]
+    for name, value in list(times.items())[1:]:
+        info[f"queued {name}"] = value
+        columns.append(f"queued {1e3 * value:.3f} ms {name} {value / own:.2f}x")
+    return columns
 
 
 _LINES = pytest.StashKey[list[list[str]]]()

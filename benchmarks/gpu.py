@@ -1,9 +1,9 @@
-"""The Python part of gpu.sh.
+"""The Python part of gpu.sh. With REHEARSE in the environment it takes the CPU for the GPU.
 
-python benchmarks/gpu.py check           exits with a line if something is missing
-python benchmarks/gpu.py exercise        runs every kernel, for compute-sanitizer
-python benchmarks/gpu.py limits FILE     measures the GPU's bandwidth and arithmetic
-python benchmarks/gpu.py report FOLDER   writes results/DEVICE.json and a table from gpu.sh's files
+python benchmarks/gpu.py check FOLDER          fails with a line if something is missing
+python benchmarks/gpu.py exercise              compares every path with float64
+python benchmarks/gpu.py limits FILE           measures the GPU's bandwidth and arithmetic
+python benchmarks/gpu.py report PHASE FOLDER   writes results/DEVICE.json, prints its table
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+REHEARSAL = bool(os.environ.get("REHEARSE"))
+DEVICE = "cpu" if REHEARSAL else "cuda"
 # B, T, G, F, K: the smallest shapes that cover all branches of every kind of kernel.
 EXERCISES = [
     (2, 5, 8, 288, 112),
@@ -31,22 +33,22 @@ EXERCISES = [
 ]
 
 
-def check() -> str | None:
-    """Returns a line about what is missing, if anything."""
-    missing = [
-        m for m in ("torch", "pytest", "pytest_benchmark") if not importlib.util.find_spec(m)
-    ]
-    if missing:
+def check(folder: Path) -> str | None:
+    """Writes what runs to versions.json; returns a line about what is missing, if anything."""
+    needed = ("torch", "pytest", "pytest_benchmark")
+    if missing := [name for name in needed if not importlib.util.find_spec(name)]:
         return f"{sys.executable} has no {' and no '.join(missing)}"
     import torch
 
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is not a CUDA build"
-    if not torch.cuda.is_available():
-        return "torch sees no GPU"
-    for program in ("nvcc", "compute-sanitizer"):
-        if shutil.which(program) is None:
-            return f"{program} is not on PATH"
+    if not REHEARSAL:
+        if torch.version.cuda is None:
+            return f"torch {torch.__version__} is not a CUDA build"
+        if not torch.cuda.is_available():
+            return "torch sees no GPU"
+        for program in ("nvcc", "compute-sanitizer"):
+            if shutil.which(program) is None:
+                return f"{program} is not on PATH"
+    (folder / "versions.json").write_text(json.dumps(versions()))
     return None
 
 
@@ -57,12 +59,12 @@ def exercise() -> str | None:
     from pyseg import _ext, ops
     from pyseg.labels import LabelCorrelation
 
-    if not _ext.HAS_CUDA_OPS:
-        return _ext.CUDA_REASON
+    if not (_ext.HAS_CPU_OPS if REHEARSAL else _ext.HAS_CUDA_OPS):
+        return _ext.CPU_REASON if REHEARSAL else _ext.CUDA_REASON
     random = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random, dtype=torch.float64).cuda()
+        return torch.randn(*shape, generator=random, dtype=torch.float64).to(DEVICE)
 
     def results(aggregate, assign, tensors, norm, grad):
         tensors = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -103,11 +105,11 @@ def exercise() -> str | None:
             logits = draw(3, classes).to(dtype).requires_grad_()
             offsets = torch.arange(classes + 1).clamp(max=classes - 1)
             columns, values = torch.arange(1, classes), torch.full((classes - 1,), 0.7)
-            relations = LabelCorrelation(offsets, columns, values).to("cuda")
+            relations = LabelCorrelation(offsets, columns, values).to(DEVICE)
             ratings = (
-                torch.tensor([0, 2, 2, 3]).cuda(),
-                torch.tensor([0, 3, classes - 1]).cuda(),
-                torch.tensor([1.0, 0.0, 0.5]).cuda(),
+                torch.tensor([0, 2, 2, 3]).to(DEVICE),
+                torch.tensor([0, 3, classes - 1]).to(DEVICE),
+                torch.tensor([1.0, 0.0, 0.5]).to(DEVICE),
             )
             wide = logits.detach().double().requires_grad_()
             loss = ops.rated_bce_with_logits(logits, *ratings, relations)
@@ -120,7 +122,8 @@ def exercise() -> str | None:
                 error = ((value.double() - exact_value).norm() / exact_value.norm()).item()
                 if not error <= tolerance:
                     return f"{precision} rated loss of {classes} classes is off by {error:.2g}"
-    torch.cuda.synchronize()
+    if not REHEARSAL:
+        torch.cuda.synchronize()
     return None
 
 
@@ -161,24 +164,30 @@ def output_of(*command: str) -> str | None:
 
 
 def versions() -> dict[str, object]:
+    """Returns the device, the versions of what runs on it, and the commit."""
     import torch
 
-    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    nvcc = re.search(r"V([\d.]+)", output_of("nvcc", "--version") or "")
-    changes = output_of("git", "status", "--porcelain")
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "device": properties.name,
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "driver": driver.splitlines()[0] if driver else None,
+    found: dict[str, object] = {
+        "device": "rehearsal on a CPU",
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "nvcc": nvcc[1] if nvcc else None,
         "python": platform.python_version(),
         "commit": os.environ.get("COMMIT") or output_of("git", "rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
     }
+    if (changes := output_of("git", "status", "--porcelain")) is not None:
+        found["dirty"] = bool(changes)
+    if not REHEARSAL:
+        driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        nvcc = re.search(r"V([\d.]+)", output_of("nvcc", "--version") or "")
+        properties = torch.cuda.get_device_properties(0)
+        found |= {
+            "device": properties.name,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "driver": driver.splitlines()[0] if driver else None,
+            "cuda": torch.version.cuda,
+            "nvcc": nvcc[1] if nvcc else None,
+        }
+    return found
 
 
 def benchmark_figures(entry: dict) -> dict[str, object]:
@@ -199,67 +208,86 @@ def read_json(path: Path) -> dict:
         return {}
 
 
-def report(folder: Path) -> int:
-    """Writes the results and prints the table; returns the exit status."""
+def counts_of(file: Path) -> dict[str, int]:
+    """Returns how many tests of a JUnit file ran, failed, and so on."""
+    try:
+        suite = ElementTree.parse(file).getroot().find("testsuite")
+    except (OSError, ElementTree.ParseError):
+        return {}
+    if suite is None:
+        return {}
+    return {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors", "skipped")}
+
+
+def report(phase: str, folder: Path) -> None:
+    """Writes what a phase has found so far to the device's file, and prints it as a table."""
     steps = {}
     for line in (folder / "steps.tsv").read_text().splitlines():
         name, outcome, seconds = line.split("\t")
         steps[name] = {"outcome": outcome, "seconds": int(seconds)}
-    tests = {}
-    if (folder / "tests.xml").exists():
-        suite = ElementTree.parse(folder / "tests.xml").getroot().find("testsuite")
-        if suite is not None:
-            tests = {n: int(suite.get(n, 0)) for n in ("tests", "failures", "errors", "skipped")}
-    benchmarks = {
-        entry["name"] + (" with TF32" if "tf32" in path.name else ""): benchmark_figures(entry)
-        for path in sorted(folder.glob("benchmark-*.json"))
-        for entry in read_json(path).get("benchmarks", [])
+    found = {
+        **read_json(folder / "versions.json"),
+        "steps": steps,
+        "tests": {
+            file.stem.partition("-")[2]: counts_of(file)
+            for file in sorted(folder.glob("tests-*.xml"))
+        },
+        "limits": read_json(folder / "limits.json"),
+        "benchmarks": {
+            entry["name"] + (" with TF32" if "tf32" in path.name else ""): benchmark_figures(entry)
+            for path in sorted(folder.glob("benchmark-*.json"))
+            for entry in read_json(path).get("benchmarks", [])
+        },
     }
-    rates = read_json(folder / "limits.json")
-    results = {
-        **versions(), "steps": steps, "tests": tests, "limits": rates, "benchmarks": benchmarks
-    }  # fmt: skip
-    name = re.sub(r"[^a-z0-9]+", "-", str(results["device"]).lower()).strip("-")
-    target = ROOT / "benchmarks" / "results" / f"{name}.json"
+    name = re.sub(r"[^a-z0-9]+", "-", str(found["device"]).lower()).strip("-")
+    target = (folder if REHEARSAL else ROOT / "benchmarks" / "results") / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(results, indent=2) + "\n")
+    target.write_text(json.dumps({**read_json(target), phase: found}, indent=2) + "\n")
+    if out := os.environ.get("OUT"):
+        for file in (target, folder / "log.txt", *folder.glob("tests-*.xml")):
+            if file.exists():
+                shutil.copy(file, out)
+    print_table(phase, found)
+    print(f"written to {target}")
 
-    print(f"\n{results['device']}, torch {results['torch']}, commit {results['commit']}")
-    for name, step in steps.items():
+
+def print_table(phase: str, found: dict) -> None:
+    """Prints what a phase has found."""
+    print(f"\n{phase}: {found['device']}, torch {found['torch']}, commit {found['commit']}")
+    for name, step in found["steps"].items():
         print(f"{name}: {step['outcome']}, {step['seconds']} s")
-    print("tests: " + ", ".join(f"{count} {kind}" for kind, count in tests.items()))
-    for name, rate in rates.items():
+    for name, counts in found["tests"].items():
+        print(f"tests, {name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    for name, rate in found["limits"].items():
         unit = "TB/s" if "bytes" in name else "TFLOP/s"
-        print(f"{name.split('_')[0]}: {rate / 1e12:.2f} {unit}")
-    for name, figures in benchmarks.items():
-        peers = [
+        print(f"{name.split('_')[0]}: {rate / 1e12:.3g} {unit}")
+    for name, figures in found["benchmarks"].items():
+        shown = [f"{1e6 * figures['seconds']:.0f} us"]
+        if "queued" in figures:
+            shown.append(f"queued {1e6 * figures['queued']:.0f} us")
+        shown += [
             f"{peer.split(' / ')[0]} {ratio:.2f}x"
             for peer, ratio in figures.items()
             if peer.endswith(" / pyseg")
         ]
-        share = figures.get("share_of_copy_rate")
-        shown = [f"{1e6 * figures['seconds']:.0f} us", *peers]
-        shown += [f"{share:.0%} of copy rate"] if share is not None else []
+        if (share := figures.get("share_of_copy_rate")) is not None:
+            shown.append(f"{share:.0%} of copy rate")
         print(f"{name.removeprefix('test_')}: {', '.join(shown)}")
-    failed = [name for name, step in steps.items() if step["outcome"] != "passed"]
-    print(
-        f"{target.relative_to(ROOT)}: " + (f"failed: {', '.join(failed)}" if failed else "passed")
-    )
-    return 1 if failed else 0
 
 
-def main(arguments: list[str]) -> int | str | None:
-    """Runs a command; returns the exit status or an error message."""
+def main(arguments: list[str]) -> str | None:
+    """Runs a command; returns an error message, if any."""
     match arguments:
-        case ["check"]:
-            return check()
+        case ["check", folder]:
+            return check(Path(folder))
         case ["exercise"]:
             return exercise()
         case ["limits", file]:
             Path(file).write_text(json.dumps(limits()))
             return None
-        case ["report", folder]:
-            return report(Path(folder))
+        case ["report", phase, folder]:
+            report(phase, Path(folder))
+            return None
     return __doc__
 
 

@@ -1,34 +1,55 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: builds in place with CUDA, runs the tests marked
-# `cuda`, compute-sanitizer and the benchmarks, and writes benchmarks/results/DEVICE.json.
+# What only a GPU can show, in three commands of less than ten minutes each:
 #
-#   benchmarks/gpu.sh
+#   benchmarks/gpu.sh phase1   builds with CUDA, compares every path with float64, measures the
+#                              GPU's limits, then times operators, layer, loss, step, prediction
+#   benchmarks/gpu.sh phase2   the tests marked cuda, those of the fused operators first
+#   benchmarks/gpu.sh phase3   compute-sanitizer, other types and shapes, reading, whole commands
+#
+# Each phase replaces its part of benchmarks/results/DEVICE.json. With OUT, a folder, that file,
+# log.txt and tests.xml are written there too, after every step, so that a run that is cut off
+# leaves what it has found. A step that fails or times out is recorded and the others still run;
+# the exit status is 1 if one failed. The GPU's settings are left alone.
 #
 # It needs a GPU, nvcc and a Python with a CUDA build of torch, pytest and pytest-benchmark, but no
-# network and no installation. PYTHON names another Python than python3, COMMIT the commit if there
-# is no repository. A step that fails or times out is recorded and the others still run; the exit
-# status is 1 if one failed. It ends within SECONDS_IN_ALL seconds and leaves the GPU's settings
-# alone.
+# network and no installation; pytest-xdist, where it is, runs eight tests at a time, and the whole
+# commands need jsonargparse and numba. PYTHON names another Python than python3, COMMIT the commit
+# if there is no repository. REHEARSE=1 runs the same steps on the CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 readonly SECONDS_IN_ALL=${SECONDS_IN_ALL:-560}
-readonly REPORT_SECONDS=20 # kept for the report
-export PYTHONPATH=$PWD PYSEG_CUDA=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} REHEARSE=${REHEARSE:-} PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
+phase=${1:-}
 
+if [[ ! $phase =~ ^phase[123]$ ]]; then
+  sed -n '2,/^set/{/^set/d; s/^# \{0,1\}//; p}' "$0" >&2
+  exit 2
+fi
 if ! command -v "$python" >/dev/null; then
   echo "gpu.sh: $python is not on PATH; PYTHON names another" >&2
   exit 1
 fi
-if ! reason=$("$python" benchmarks/gpu.py check 2>&1); then
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+if ! reason=$("$python" benchmarks/gpu.py check "$work" 2>&1); then
   echo "gpu.sh: $reason" >&2
   exit 1
 fi
+if [ -n "$REHEARSE" ]; then
+  export PYSEG_CUDA=0 CUDA_VISIBLE_DEVICES=
+  marked='not cuda'
+else
+  export PYSEG_CUDA=1
+  marked=cuda
+fi
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+left() { echo $((SECONDS_IN_ALL - SECONDS)); }
 
-left() { echo $((SECONDS_IN_ALL - REPORT_SECONDS - SECONDS)); }
+record() { # record NAME OUTCOME SECONDS
+  printf '%s\t%s\t%d\n' "$1" "$2" "$3" >>"$work/steps.tsv"
+  "$python" benchmarks/gpu.py report "$phase" "$work" >"$work/table"
+}
 
 # step NAME LIMIT COMMAND...: runs the command for at most LIMIT seconds, records outcome and time
 step() {
@@ -36,10 +57,10 @@ step() {
   shift 2
   [ "$limit" -le "$(left)" ] || limit=$(left)
   if [ "$limit" -lt 10 ]; then
-    printf '%s\tno time left\t0\n' "$name" >>"$work/steps.tsv"
+    record "$name" 'no time left' 0
     return 1
   fi
-  printf '== %s\n' "$name"
+  printf '== %s\n' "$name" | tee -a "$work/log.txt"
   timeout --kill-after=5 "$limit" "$@" >"$work/log" 2>&1
   status=$?
   case $status in
@@ -47,38 +68,78 @@ step() {
     124 | 137) outcome="stopped after $limit s" ;;
     *) outcome="failed with $status" ;;
   esac
+  cat "$work/log" >>"$work/log.txt"
   [ "$outcome" = passed ] || tail -n 60 "$work/log"
-  printf '== %s: %s, %d s\n' "$name" "$outcome" $((SECONDS - start))
-  printf '%s\t%s\t%d\n' "$name" "$outcome" $((SECONDS - start)) >>"$work/steps.tsv"
+  printf '== %s: %s, %d s\n' "$name" "$outcome" $((SECONDS - start)) | tee -a "$work/log.txt"
+  record "$name" "$outcome" $((SECONDS - start))
   return "$status"
 }
 
+has() { "$python" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "$@"; }
+
+# Warnings of torch, Inductor's about TF32 say, are no failures here: those of pyseg fail on a CPU.
+run_pytest() { # run_pytest NAME LIMIT OPTIONS...
+  step "$1" "$2" "$python" -m pytest -q -W default -p no:cacheprovider "${@:3}"
+}
+
+bench() { # bench NAME FILE EXPRESSION: the benchmarks of a file that pytest's -k selects
+  run_pytest "benchmarks: $1" "$(left)" "benchmarks/$2" -k "$3" \
+    --benchmark-json "$work/benchmark-${1// /-}.json"
+}
+
+tests() { # tests NAME LIMIT OPTIONS...
+  local -a parallel=()
+  ! has xdist || parallel=(-n 8)
+  run_pytest "tests: $1" "$2" "${parallel[@]}" -m "$marked" --junitxml "$work/tests-$1.xml" "${@:3}"
+}
+
 sanitize() { # sanitize TOOL
-  # Without torch's cache every tensor is a separate allocation, whose bounds are checked.
-  step "$1" 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    compute-sanitizer --tool "$1" --error-exitcode 9 "$python" benchmarks/gpu.py exercise
+  if [ -n "$REHEARSE" ]; then
+    record "$1" 'left out: no GPU' 0
+  else # without torch's cache every tensor is a separate allocation, whose bounds are checked
+    step "$1" 120 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      compute-sanitizer --tool "$1" --error-exitcode 9 "$python" benchmarks/gpu.py exercise
+  fi
 }
 
-bench() { # bench NAME EXPRESSION [FILE]: the benchmarks of a file that pytest's -k selects
-  step "benchmarks: $1" "$(left)" "$python" -m pytest "benchmarks/${3:-bench_vlad.py}" -q \
-    -p no:cacheprovider -k "$2" --benchmark-json "$work/benchmark-${1// /-}.json"
+commands() { # what a user runs
+  if has jsonargparse numba; then
+    step 'commands' 180 bash -euc '
+      "$0" -m pyseg.train --run "$1/run" --pretrain.steps 200 --finetune.steps 200
+      "$0" -m pyseg.evaluate --run "$1/run"
+      "$0" -m pyseg.predict --run "$1/run" --out "$1/submission.csv"' "$python" "$work"
+  else
+    record 'commands' 'left out: no jsonargparse or numba' 0
+  fi
 }
 
-if step build 200 "$python" -m pyseg._build; then
-  step tests 170 "$python" -m pytest tests/ops tests/nn -q -m cuda -p no:cacheprovider \
-    --junitxml "$work/tests.xml"
-  step limits 60 "$python" benchmarks/gpu.py limits "$work/limits.json"
-  bench bfloat16 'aggregate and bfloat16 and not K136 and not audio and not netvlad'
-  sanitize memcheck
-  sanitize racecheck
-  bench float32 'aggregate and float32 and not K136 and not audio and not netvlad'
-  TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 \
-    bench tf32 'aggregate and float32 and not K136 and not audio and not netvlad'
-  bench 'bfloat16 layer' 'layer and bfloat16 and not audio and not rows'
-  bench 'rated loss' '1024 and 3862 and not memory' bench_rated_bce.py
-  bench 'bfloat16 NetVLAD' 'aggregate and bfloat16 and netvlad'
-  bench 'bfloat16 K=136' 'aggregate and bfloat16 and K136'
-  bench float16 'aggregate and float16 and not bfloat16 and not K136 and not audio and not netvlad'
-  bench 'bfloat16 audio' 'aggregate and bfloat16 and audio'
-fi
-"$python" benchmarks/gpu.py report "$work"
+plain_shapes='not K136 and not audio and not netvlad'
+step build 240 "$python" -m pyseg._build || exit 1
+case $phase in
+  phase1)
+    step exercise 120 "$python" benchmarks/gpu.py exercise
+    step limits 60 "$python" benchmarks/gpu.py limits "$work/limits.json"
+    bench 'operators' bench_vlad.py "aggregate and bfloat16 and $plain_shapes"
+    bench 'layer' bench_vlad.py 'layer and bfloat16 and not audio and not rows'
+    bench 'loss' bench_rated_bce.py '1024 and 3862 and not memory'
+    bench 'step' bench_step.py 'bfloat16'
+    ;;
+  phase2)
+    tests operators 280 tests/ops/test_vlad.py tests/ops/test_assignment.py \
+      tests/ops/test_rated_bce.py tests/ops/test_frames.py tests/ops/test_gru.py tests/nn
+    tests all "$(left)" tests --deselect tests/ops --deselect tests/nn
+    ;;
+  phase3)
+    for tool in memcheck racecheck synccheck initcheck; do sanitize "$tool"; done
+    bench 'float32' bench_vlad.py "aggregate and float32 and $plain_shapes"
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 bench 'tf32' bench_vlad.py "aggregate and float32 and $plain_shapes"
+    bench 'reading' bench_input.py 'training'
+    commands
+    bench 'NetVLAD' bench_vlad.py 'aggregate and bfloat16 and netvlad'
+    bench 'K=136' bench_vlad.py 'aggregate and bfloat16 and K136'
+    bench 'float16' bench_vlad.py "aggregate and float16 and not bfloat16 and $plain_shapes"
+    bench 'audio' bench_vlad.py 'aggregate and bfloat16 and audio'
+    ;;
+esac
+cat "$work/table"
+! grep -Pqv '\t(passed|left out: [^\t]*)\t' "$work/steps.tsv"
