@@ -8,6 +8,8 @@ python benchmarks/gpu.py report PHASE FOLDER   writes results/DEVICE.json, print
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 import json
 import os
@@ -18,9 +20,19 @@ import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    # Name, results, and what they should be in float64.
+    Paths = Iterator[tuple[str, list[Tensor], list[Tensor]]]
 
 ROOT = Path(__file__).resolve().parent.parent
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1}
 REHEARSAL = bool(os.environ.get("REHEARSE"))
 DEVICE = "cpu" if REHEARSAL else "cuda"
 # B, T, G, F, K: the smallest shapes that cover all branches of every kind of kernel.
@@ -53,78 +65,168 @@ def check(folder: Path) -> str | None:
 
 
 def exercise() -> str | None:
-    """Runs every kernel and compares it with the reference; returns the first difference."""
+    """Runs every path and compares it with the reference; returns the first difference."""
     import torch
 
-    from pyseg import _ext, ops
-    from pyseg.labels import LabelCorrelation
+    from pyseg import _ext
 
     if not (_ext.HAS_CPU_OPS if REHEARSAL else _ext.HAS_CUDA_OPS):
         return _ext.CPU_REASON if REHEARSAL else _ext.CUDA_REASON
-    random = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random, dtype=torch.float64).to(DEVICE)
-
-    def results(aggregate, assign, tensors, norm, grad):
-        tensors = [tensor.detach().requires_grad_() for tensor in tensors]
-        output = aggregate(*tensors, norm=norm)
-        weights = assign(*tensors[1:3], norm=norm)
-        gradients = torch.autograd.grad(
-            [output, weights], tensors, [grad.to(output), torch.ones_like(weights).cumsum(-1)]
-        )
-        return [output, weights, *gradients]
-
-    for precision, tolerance in {
-        "float64": 1e-9, "float32": 1e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1
-    }.items():  # fmt: skip
+    for precision, tolerance in TOLERANCES.items():
         dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        for b, t, g, f, k in EXERCISES:
-            rows = draw(b, t).abs()
-            tensors = [draw(b, t, g, f), draw(b, t, g, k), draw(b, t, g).sigmoid(), draw(f, k)]
-            tensors = [tensor.to(dtype) for tensor in tensors]
-            row_weights = rows / rows.sum()
-            flat = tensors[1].flatten(0, 1).flatten(1)
-            actual = list(ops.moments(flat, row_weights.flatten()))
-            exact = list(ops.moments_reference(flat.double(), row_weights.flatten()))
-            norm = ops.AssignmentNorm(*exact, draw(g * k), draw(g * k), 1e-3, row_weights)
-            grad = draw(b, f, k).to(dtype)
-            actual += results(ops.vlad_aggregate, ops.soft_assign, tensors, norm, grad)
-            exact += results(
-                ops.vlad_aggregate_reference, ops.soft_assign_reference,
-                [tensor.double() for tensor in tensors], norm, grad,
-            )  # fmt: skip
-            for index, (value, true) in enumerate(zip(actual, exact, strict=True)):
-                error = ((value.double() - true).norm() / true.norm()).item()
-                if not error <= tolerance:
-                    return f"{precision} {(b, t, g, f, k)}: result {index} is off by {error:.2g}"
-        if precision == "tf32":
-            continue
-        for classes in (7, 4100):  # a tile of the row, and more than one
-            logits = draw(3, classes).to(dtype).requires_grad_()
-            offsets = torch.arange(classes + 1).clamp(max=classes - 1)
-            columns, values = torch.arange(1, classes), torch.full((classes - 1,), 0.7)
-            relations = LabelCorrelation(offsets, columns, values).to(DEVICE)
-            ratings = (
-                torch.tensor([0, 2, 2, 3]).to(DEVICE),
-                torch.tensor([0, 3, classes - 1]).to(DEVICE),
-                torch.tensor([1.0, 0.0, 0.5]).to(DEVICE),
-            )
-            wide = logits.detach().double().requires_grad_()
-            loss = ops.rated_bce_with_logits(logits, *ratings, relations)
-            true = ops.rated_bce_with_logits_reference(wide, *ratings, relations)
-            pairs = [(loss, true)]
-            pairs.append(
-                (torch.autograd.grad(2 * loss, logits)[0], torch.autograd.grad(2 * true, wide)[0])
-            )
-            for value, exact_value in pairs:
-                error = ((value.double() - exact_value).norm() / exact_value.norm()).item()
-                if not error <= tolerance:
-                    return f"{precision} rated loss of {classes} classes is off by {error:.2g}"
-    if not REHEARSAL:
-        torch.cuda.synchronize()
+        for paths in (aggregation, loss, frames, recurrence, classifiers):
+            for name, actual, exact in paths(dtype):
+                for index, (value, true) in enumerate(zip(actual, exact, strict=True)):
+                    error = ((value.cpu().double() - true.cpu()).norm() / true.norm().cpu()).item()
+                    if not error <= tolerance:
+                        return f"{precision}, {name}: result {index} is off by {error:.2g}"
     return None
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    import torch
+
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=random, dtype=torch.float64).to(DEVICE)
+
+
+def with_gradients(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """Returns the result and the gradients of its sum, with weights of both signs."""
+    import torch
+
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = function(*tensors)
+    weights = draw(9, *output.shape).to(output)
+    return [output.detach(), *torch.autograd.grad(output, tensors, weights)]
+
+
+def aggregation(dtype: torch.dtype) -> Paths:
+    """Yields vlad_aggregate, soft_assign and moments."""
+    from pyseg import ops
+
+    for b, t, g, f, k in EXERCISES:
+        rows = draw(0, b, t).abs()
+        row_weights = rows / rows.sum()
+        tensors = [
+            draw(1, b, t, g, f),
+            draw(2, b, t, g, k),
+            draw(3, b, t, g).sigmoid(),
+            draw(4, f, k),
+        ]
+        tensors = [tensor.to(dtype) for tensor in tensors]
+        wide = [tensor.double() for tensor in tensors]
+        flat, flat_weights = wide[1].flatten(0, 1).flatten(1), row_weights.flatten()
+        exact = list(ops.moments_reference(flat, flat_weights))
+        yield f"moments {flat.shape}", list(ops.moments(flat.to(dtype), flat_weights)), exact
+        norm = ops.AssignmentNorm(*exact, draw(5, g * k), draw(6, g * k), 1e-3, row_weights)
+        for name, op, reference, first in (
+            ("vlad_aggregate", ops.vlad_aggregate, ops.vlad_aggregate_reference, slice(4)),
+            ("soft_assign", ops.soft_assign, ops.soft_assign_reference, slice(1, 3)),
+        ):
+            yield (
+                f"{name} {(b, t, g, f, k)}",
+                with_gradients(functools.partial(op, norm=norm), tensors[first]),
+                with_gradients(functools.partial(reference, norm=norm), wide[first]),
+            )
+
+
+def loss(dtype: torch.dtype) -> Paths:
+    """Yields rated_bce_with_logits, for a tile of a row, and more than one."""
+    import torch
+
+    from pyseg import ops
+    from pyseg.labels import LabelCorrelation
+
+    for classes in (7, 4100):
+        offsets = torch.arange(classes + 1).clamp(max=classes - 1)
+        columns, values = torch.arange(1, classes), torch.full((classes - 1,), 0.7)
+        relations = LabelCorrelation(offsets, columns, values).to(DEVICE)
+        ratings = (
+            torch.tensor([0, 2, 2, 3]).to(DEVICE),
+            torch.tensor([0, 3, classes - 1]).to(DEVICE),
+            torch.tensor([1.0, 0.0, 0.5]).to(DEVICE),
+        )
+        logits = draw(0, 3, classes).to(dtype)
+
+        def of(
+            op: Callable[..., Tensor], x: Tensor, ratings: tuple = ratings, p: object = relations
+        ) -> list[Tensor]:
+            return with_gradients(lambda y: op(y, *ratings, p), [x])
+
+        yield (
+            f"rated_bce_with_logits {classes}",
+            of(ops.rated_bce_with_logits, logits),
+            of(ops.rated_bce_with_logits_reference, logits.double()),
+        )
+
+
+def frames(dtype: torch.dtype) -> Paths:
+    """Yields frame_linear and frame_pool, of bytes."""
+    import torch
+
+    from pyseg import ops
+
+    stored = torch.arange(2 * 7 * 24, device=DEVICE).remainder(256).to(torch.uint8).view(2, 7, 24)
+    mask = torch.arange(7, device=DEVICE) < torch.tensor([[7], [4]], device=DEVICE)
+    weights = [draw(1, 5, 24).to(dtype), draw(2, 5).to(dtype)]
+    yield (
+        "frame_linear",
+        with_gradients(lambda *w: ops.frame_linear(stored, mask, *w), weights),
+        with_gradients(
+            lambda *w: ops.frame_linear_reference(stored, mask, *w), [w.double() for w in weights]
+        ),
+    )
+    weights = [draw(1, 2, 7, 3, 4).to(dtype), draw(2, 3, 6, 24).to(dtype)]
+    yield (
+        "frame_pool",
+        with_gradients(lambda *w: ops.frame_pool(stored, *w)[0], weights),
+        with_gradients(
+            lambda *w: ops.frame_pool_reference(stored, *w)[0], [w.double() for w in weights]
+        ),
+    )
+
+
+def recurrence(dtype: torch.dtype) -> Paths:
+    """Yields gru_recurrence."""
+    from pyseg import ops
+
+    tensors = [draw(1, 2, 9, 18), draw(2, 18, 6) * 0.3, draw(3, 18)]
+    tensors = [tensor.to(dtype) for tensor in tensors]
+    yield (
+        "gru_recurrence",
+        with_gradients(ops.gru_recurrence, tensors),
+        with_gradients(ops.gru_recurrence_reference, [tensor.double() for tensor in tensors]),
+    )
+
+
+def classifiers(dtype: torch.dtype) -> Paths:
+    """Yields probabilities of every preset, from bytes, with autocast for 16-bit types."""
+    import torch
+
+    from pyseg import models
+
+    half = dtype in (torch.float16, torch.bfloat16)
+    for name in models.names():
+        model, stored, exact = classifier(name)
+        model = copy.deepcopy(model).to(DEVICE, torch.float32 if half else dtype)
+        with torch.autocast(DEVICE, dtype, enabled=half), torch.no_grad():
+            yield name, [model(*(tensor.to(DEVICE) for tensor in stored)).sigmoid()], [exact]
+
+
+@functools.cache  # in float64 on the CPU it takes longer than all that is compared with it
+def classifier(name: str) -> tuple[torch.nn.Module, tuple[Tensor, Tensor], Tensor]:
+    """Returns a model, stored frames with their numbers, and its probabilities in float64."""
+    import torch
+
+    from pyseg import models
+
+    frames = torch.arange(3 * 6 * 1152).remainder(251).to(torch.uint8).view(3, 6, 1152)
+    stored = frames, torch.tensor([6, 1, 4])
+    torch.manual_seed(0)
+    model = models.create(name, num_classes=5).eval()
+    with torch.no_grad():
+        return model, stored, copy.deepcopy(model).double()(*stored).sigmoid()
 
 
 def limits() -> dict[str, float]:
