@@ -358,7 +358,7 @@ void test_plans(bool tf32, double tolerance, const std::string& name) {
   for (; device.shared > 0; device.shared -= 256) {
     const auto forward = pyseg::gpu::plan_forward<Gpu>(s, true, device);
     const auto backward = pyseg::gpu::plan_backward<Gpu>(s, true, device);
-    const std::array<int, 5> plan{forward.warps_f, forward.chunk, backward.warps_m,
+    const std::array<int, 5> plan{forward.warps_f, forward.chunk * forward.stages, backward.warps_m,
                                   backward.m_tiles, backward.stages};
     if (!plans.insert(plan).second) continue;
     const std::string what = name + " in " + std::to_string(device.shared) + " bytes";

@@ -2,11 +2,22 @@
 // of ptx.cuh take.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "pyseg/cuda/common.cuh"
 #include "pyseg/cuda/ptx.cuh"
 
 namespace pyseg {
 namespace gpu {
+
+template <typename Pair>
+__device__ inline uint32_t bits_of(const Pair& pair) {
+  uint32_t bits;
+  static_assert(sizeof(bits) == sizeof(pair));
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
 
 // Rounds to the type of a product's operands: T, or TF32 for float.
 __device__ inline __half to_operand(float value, __half) { return __float2half_rn(value); }
@@ -14,6 +25,28 @@ __device__ inline __nv_bfloat16 to_operand(float value, __nv_bfloat16) {
   return __float2bfloat16_rn(value);
 }
 __device__ inline float to_operand(float value, float) { return round_tf32(value); }
+// Two adjacent operands, by one instruction.
+__device__ inline uint32_t to_operands(float first, float second, __half) {
+  return bits_of(__floats2half2_rn(first, second));
+}
+__device__ inline uint32_t to_operands(float first, float second, __nv_bfloat16) {
+  return bits_of(__floats2bfloat162_rn(first, second));
+}
+
+// Rounds values likewise and stores them as 16 bytes, on a 16-byte boundary.
+template <typename T>
+__device__ inline void store_operands(const float* values, T* result) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 2) {
+      words[i] = to_operands(values[2 * i], values[2 * i + 1], T{});
+    } else {
+      words[i] = __float_as_uint(to_operand(values[i], T{}));
+    }
+  }
+  *reinterpret_cast<uint4*>(result) = {words[0], words[1], words[2], words[3]};
+}
 
 // Operands in shared memory, rows of `stride` values. Every function takes the whole warp.
 //
@@ -24,6 +57,9 @@ struct Matrices {
   static constexpr int kDepth = 16;  // terms of one product
   using Left = uint32_t[4];          // 16 x kDepth
   using Right = uint32_t[2][2];      // kDepth x 16, as two of kDepth x 8
+
+  // A register of a right operand of ones.
+  static constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
 
   // left(i, j) = source[i][j]
   __device__ static void load_left(const T* source, int stride, int lane, Left& left) {
@@ -63,6 +99,7 @@ struct Matrices<float> {
   static constexpr int kDepth = 8;
   using Left = uint32_t[4];
   using Right = uint32_t[2][2];
+  static constexpr uint32_t kOnes = 0x3f800000;
 
   __device__ static void load_left(const float* source, int stride, int lane, Left& left) {
     const float* const at = source + lane / 4 * stride + lane % 4;

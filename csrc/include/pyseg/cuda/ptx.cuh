@@ -1,6 +1,6 @@
 // The instructions of sm_80 and later that the matrix kernels use: asynchronous copies to shared
 // memory, and matrix products of a warp with float sums (PTX ISA 8.0, sections 9.7.9.25.3, 9.7.14.5
-// and 9.7.15). Compiled for an older GPU the functions trap; the launchers do not use them there.
+// and 9.7.15), and a fast power of two. Compiled for an older GPU the functions trap; the launchers do not use them there.
 // The tests replace them with functions that run on a CPU (tests/cpp/cuda_emulation).
 //
 // With g = lane / 4 and t = lane % 4 a lane holds, of the 16 x 8 result of one product, elements
@@ -93,6 +93,13 @@ __device__ inline float round_tf32(float value) {
 }
 
 #undef PYSEG_SM80
+
+// 2^value within two units in the last place; results below the smallest normal number become 0.
+__device__ inline float exp2_approximate(float value) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
 
 }  // namespace gpu
 }  // namespace pyseg
