@@ -33,9 +33,9 @@ __device__ inline uint32_t to_operands(float first, float second, __nv_bfloat16)
   return bits_of(__floats2bfloat162_rn(first, second));
 }
 
-// Rounds values likewise and stores them as 16 bytes, on a 16-byte boundary.
+// 16 bytes of operands.
 template <typename T>
-__device__ inline void store_operands(const float* values, T* result) {
+__device__ inline uint4 to_operands(const float* values, T) {
   uint32_t words[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -45,7 +45,26 @@ __device__ inline void store_operands(const float* values, T* result) {
       words[i] = __float_as_uint(to_operand(values[i], T{}));
     }
   }
-  *reinterpret_cast<uint4*>(result) = {words[0], words[1], words[2], words[3]};
+  return {words[0], words[1], words[2], words[3]};
+}
+// The values of type T in 16 bytes.
+template <typename T>
+__device__ inline void widen(const uint4& bits, T, float* values) {
+  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      values[2 * i] = __uint_as_float(words[i] << 16);
+      values[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    } else if constexpr (std::is_same_v<T, __half>) {
+      __half halves[2];
+      memcpy(halves, &words[i], sizeof(halves));
+      values[2 * i] = widen(halves[0]);
+      values[2 * i + 1] = widen(halves[1]);
+    } else {
+      values[i] = __uint_as_float(words[i]);
+    }
+  }
 }
 
 // Operands in shared memory, rows of `stride` values. Every function takes the whole warp.

@@ -1,7 +1,8 @@
 // The instructions of sm_80 and later that the matrix kernels use: asynchronous copies to shared
 // memory, and matrix products of a warp with float sums (PTX ISA 8.0, sections 9.7.9.25.3, 9.7.14.5
-// and 9.7.15), and a fast power of two. Compiled for an older GPU the functions trap; the launchers do not use them there.
-// The tests replace them with functions that run on a CPU (tests/cpp/cuda_emulation).
+// and 9.7.15), and a fast power of two. Compiled for an older GPU the functions trap; the launchers
+// do not use them there. The tests replace them with functions that run on a CPU
+// (tests/cpp/cuda_emulation).
 //
 // With g = lane / 4 and t = lane % 4 a lane holds, of the 16 x 8 result of one product, elements
 // (g, 2t), (g, 2t + 1), (g + 8, 2t) and (g + 8, 2t + 1).
@@ -28,10 +29,17 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The value, about which the compiler knows nothing: what depends on it is not computed before a
+// loop, where it would take registers all the time.
+__device__ inline int recomputed(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Copies 16 bytes to shared memory, or writes zeros where `inside` is false.
 __device__ inline void copy_16_bytes(void* target, const void* source, bool inside) {
   PYSEG_SM80("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)),
-             "l"(source), "r"(inside ? 16 : 0) : "memory");
+             "l"(__cvta_generic_to_global(source)), "r"(inside ? 16 : 0) : "memory");
 }
 
 // Closes a group of this thread's copies, which may be empty.

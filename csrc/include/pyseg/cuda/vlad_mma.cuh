@@ -127,23 +127,21 @@ struct RowSoftmax {
 };
 
 // Starts the copy of `width` values, at most kMost, to a row in shared memory by kLanes threads, of
-// which this is number `lane`; where `inside` is false the row becomes 0 and the source is not read.
-// A thread's copies have constant distances, so that they need no arithmetic.
+// which this is number `lane`. Where `inside` is false the row becomes 0, and the source is not
+// read. A thread's copies have constant distances, so that they need no arithmetic.
 template <int kLanes, int kMost, typename T>
 __device__ inline void load_row(const T* source, bool inside, int width, bool aligned, T* target,
                                 int lane) {
   if (aligned) {
     constexpr int kPerCopy = sizeof(uint4) / sizeof(T);
+    const int first = lane * kPerCopy;
 #pragma unroll
     for (int i = 0; i < kMost; i += kLanes * kPerCopy) {
-      const int column = i + lane * kPerCopy;
-      if (column < width) copy_16_bytes(target + column, source + column, inside);
+      if (first < width - i) copy_16_bytes(target + first + i, source + first + i, inside);
     }
   } else {
 #pragma unroll 1
-    for (int column = lane; column < width; column += kLanes) {
-      target[column] = inside ? source[column] : T(0.f);
-    }
+    for (int i = lane; i < width; i += kLanes) target[i] = inside ? source[i] : T(0.f);
   }
 }
 

@@ -15,7 +15,7 @@ namespace gpu {
 
 constexpr int kForwardWarps = 12;
 constexpr int kForwardThreads = kForwardWarps * kWarp;
-constexpr int kForwardChunk = 32;  // rows of a chunk, or 16;
+constexpr int kForwardChunk = 32;                            // rows of a chunk, or 16;
 constexpr int kCopyLanes = kForwardThreads / kForwardChunk;  // threads that copy one of them
 constexpr int kForwardStages = 4;  // chunks in shared memory at a time, or 3
 constexpr int kForwardTilesF = 3;  // a warp computes up to 3 x 4 results of 16 x 16
@@ -122,9 +122,12 @@ struct ScoreTable {
     float largest = -INFINITY;
 #pragma unroll
     for (int i = 0; i < kColumns; i += kVector) {
-      float values[kVector] = {};
-      const int k = column_of(lane, i);
-      if (k < size) load_values(scores + k, kVector, true, values);
+      float values[kVector];
+      uint4 bits{0, 0, 0, 0};
+      if (const int k = column_of(lane, i); k < size) {
+        bits = *reinterpret_cast<const uint4*>(scores + k);
+      }
+      widen(bits, T{}, values);
 #pragma unroll
       for (int j = 0; j < kVector; j += 2) {
         const float4 entry =
@@ -134,7 +137,10 @@ struct ScoreTable {
         largest = fmaxf(largest, fmaxf(p[i + j], p[i + j + 1]));
       }
     }
-    largest = warp_maximum<1, kRowLanes>(largest);
+#pragma unroll
+    for (int offset = 1; offset < kRowLanes; offset *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+    }
     float total = 0;
 #pragma unroll
     for (int i = 0; i < kColumns; i += 2) {
@@ -188,64 +194,64 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   const int N = static_cast<int>(shape.rows), F = static_cast<int>(shape.width);
   const int K = static_cast<int>(shape.clusters), clusters = stride_k - kForwardPad;
   const int f_slices = static_cast<int>(plan.f_slices), slices = static_cast<int>(plan.slices);
-  const int f_slice = blockIdx.x % f_slices, f0 = f_slice * plan.slice_f;
-  const int part = blockIdx.x / f_slices;             // of (B, S)
-  const int first = part % slices * plan.slice_rows;  // of the video's rows
-  const int64_t first_row = int64_t{part / slices} * N + first;
+  const int f0 = blockIdx.x % f_slices * plan.slice_f;
+  const int first = blockIdx.x / f_slices % slices * plan.slice_rows;  // of the video's rows
+  const int64_t first_row = int64_t{blockIdx.x / f_slices / slices} * N + first;
   const int rows = N - first < plan.slice_rows ? N - first : plan.slice_rows;
-  const int chunks = (rows + plan.chunk - 1) / plan.chunk;
+  const int ring = plan.stages * plan.chunk;  // rows in shared memory
   const int width = F - f0 < plan.slice_f ? F - f0 : plan.slice_f;
   const int f_tiles = (width + kMmaTile - 1) / kMmaTile, k_tiles = clusters / kMmaTile;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_f = warp % kWarpsF, warp_k = warp / kWarpsF;
 
-  // A chunk's copy: 12 threads a row.
-  const int copy_row = threadIdx.x / kCopyLanes, copy_lane = threadIdx.x % kCopyLanes;
-  const T* next_features = in.features + (first_row + copy_row) * F + f0;
-  const T* next_scores = in.assignment + (first_row + copy_row) * K;
-  const bool features_aligned = rows_aligned(in.features, F) && f0 * sizeof(T) % 16 == 0;
+  // The copies: 12 threads a row.
+  const bool features_aligned = rows_aligned(in.features, F);
   const bool scores_aligned = rows_aligned(in.assignment, K);
-  const auto load = [&](int chunk, int slot) {
-    if (chunk < chunks && copy_row < plan.chunk) {
-      const bool inside = chunk * plan.chunk + copy_row < rows;
-      const int row = slot * plan.chunk + copy_row;
-      load_row<kCopyLanes, Tile::kF>(next_features, inside, width, features_aligned,
-                                     features + row * stride_f, copy_lane);
-      load_row<kCopyLanes, Tile::kK>(next_scores, inside, K, scores_aligned,
-                                     scores + row * stride_k, copy_lane);
-      next_features += plan.chunk * F;
-      next_scores += plan.chunk * K;
+  const int copy_row = threadIdx.x / kCopyLanes, copy_lane = threadIdx.x % kCopyLanes;
+  const T* const slice_features = in.features + (first_row * F + f0);
+  const T* const slice_scores = in.assignment + first_row * K;
+  // Here and below, of the chunk from row n of the slice on, in the ring from row `place` on.
+  const auto load = [&](int n, int place) {
+    if (n < rows && copy_row < plan.chunk) {
+      const int row = n + copy_row, target = place + copy_row;
+      load_row<kCopyLanes, Tile::kF>(slice_features + row * F, row < rows, width, features_aligned,
+                                     features + target * stride_f, copy_lane);
+      load_row<kCopyLanes, Tile::kK>(slice_scores + row * K, row < rows, K, scores_aligned,
+                                     scores + target * stride_k, copy_lane);
     }
     commit_copies();  // an empty group keeps the count
   };
 
-  const auto weigh = [&](int chunk, int slot) {
-    const T* const source = scores + slot * plan.chunk * stride_k;
-    T* const target = weights + chunk % 2 * plan.chunk * stride_k;
+  const auto weights_of = [&](int n) { return weights + (n & plan.chunk) * stride_k; };
+  const auto weigh = [&](int n, int place) {
+    if (n >= rows) return;
+    const T* const source = scores + place * stride_k;
+    T* const target = weights_of(n);
     // A warp's rows have a distance that groups are likely to divide.
     const int distance = plan.chunk * kRowLanes / kWarp, row_lane = lane % kRowLanes;
 #pragma unroll 1
     for (int i = warp; i < distance; i += kForwardWarps) {
       const int row = i + lane / kRowLanes * distance;
-      const ForwardRow values = row_values[chunk * plan.chunk + row];
+      const ForwardRow values = row_values[n + row];
       float p[kColumns];
-      const float total = Table::powers(source + row * stride_k, clusters, table + values.entries,
-                                        row_lane, p);
+      const float total =
+          Table::powers(source + row * stride_k, clusters, table + values.entries, row_lane, p);
       const float factor = __fdividef(values.attention, total);
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) p[j] *= factor;
 #pragma unroll
       for (int j = 0; j < kColumns; j += Table::kVector) {
         const int k = Table::column_of(row_lane, j);
-        if (k < clusters) store_operands(p + j, target + row * stride_k + k);
+        const uint4 bits = to_operands(p + j, T{});
+        if (k < clusters) *reinterpret_cast<uint4*>(target + (row * stride_k + k)) = bits;
       }
     }
   };
 
-  for (int chunk = 0; chunk + 2 < plan.stages; ++chunk) load(chunk, chunk);
+  for (int n = 0; n < ring - 2 * plan.chunk; n += plan.chunk) load(n, n);
   // Scores beyond K must be finite; copies do not write them.
   const int k_rest = clusters - K;
-  for (int i = threadIdx.x; i < plan.stages * plan.chunk * k_rest; i += kForwardThreads) {
+  for (int i = threadIdx.x; i < ring * k_rest; i += kForwardThreads) {
     scores[i / k_rest * stride_k + K + i % k_rest] = T(0.f);
   }
   const int groups = static_cast<int>(table_groups(shape, in.norm.values != nullptr));
@@ -258,16 +264,17 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   const auto multiply = [&](const T* x, const T* w, auto tiles_f, auto tiles_k) {
     constexpr int kTilesF = decltype(tiles_f)::value, kTilesK = decltype(tiles_k)::value;
 #pragma unroll 1
-    for (int n = 0; n < plan.chunk; n += M::kDepth) {
+    for (int row = 0; row < plan.chunk;
+         row += M::kDepth, x += M::kDepth * stride_f, w += M::kDepth * stride_k) {
       typename M::Left left[kTilesF];
 #pragma unroll
       for (int i = 0; i < kTilesF; ++i) {
-        M::load_left_transposed(x + n * stride_f + kWarpsF * kMmaTile * i, stride_f, lane, left[i]);
+        M::load_left_transposed(x + kWarpsF * kMmaTile * i, stride_f, lane, left[i]);
       }
 #pragma unroll
       for (int j = 0; j < kTilesK; ++j) {
         typename M::Right right;
-        M::load_right(w + n * stride_k + kWarpsK * kMmaTile * j, stride_k, lane, right);
+        M::load_right(w + kWarpsK * kMmaTile * j, stride_k, lane, right);
 #pragma unroll
         for (int i = 0; i < kTilesF; ++i) {
           multiply_add(T{}, left[i], right[0], products[i][j][0]);
@@ -284,17 +291,18 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   const int mass_tile = kForwardWarps - 1 - warp;
   float masses[kMassTiles][4] = {};
   const uint32_t ones[2] = {M::kOnes, M::kOnes};
-  const auto add_products = [&](int chunk, int slot) {
-    const T* const x = features + slot * plan.chunk * stride_f;
-    const T* const w = weights + chunk % 2 * plan.chunk * stride_k;
+  const auto add_products = [&](int n, int place) {
+    if (n < 0) return;
+    const T* const x = features + place * stride_f;
+    const T* const w = weights_of(n);
 #pragma unroll
     for (int i = 0; i < kMassTiles; ++i) {
       const int tile = mass_tile + kForwardWarps * i;
       if (tile >= k_tiles) continue;
 #pragma unroll 1
-      for (int n = 0; n < plan.chunk; n += M::kDepth) {
+      for (int row = 0; row < plan.chunk; row += M::kDepth) {
         typename M::Left left;
-        M::load_left_transposed(w + n * stride_k + tile * kMmaTile, stride_k, lane, left);
+        M::load_left_transposed(w + row * stride_k + tile * kMmaTile, stride_k, lane, left);
         multiply_add(T{}, left, ones, masses[i]);
       }
     }
@@ -305,22 +313,24 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     });
   };
 
-  // Chunk -1 has no product; it begins with the weights of chunk 0.
-  int slot = plan.stages - 1, last_slot = slot - 1;
+  // The first round has no product: it begins with the weights of the first chunk.
+  int place = ring - plan.chunk;
 #pragma unroll 1
-  for (int chunk = -1; chunk < chunks; ++chunk) {
-    if (plan.stages == kForwardStages) {  // chunk + 1 has arrived, others are in flight
+  for (int n = -plan.chunk; n < rows; n += plan.chunk) {
+    if (plan.stages == kForwardStages) {  // the next chunk has arrived, others are in flight
       wait_for_copies<kForwardStages - 3>();
     } else {
       wait_for_copies<kForwardStages - 4>();
     }
-    __syncthreads();  // and all threads have read chunk - 1, and written the weights of chunk
-    load(chunk + plan.stages - 1, last_slot);
-    const int next_slot = slot + 1 == plan.stages ? 0 : slot + 1;
-    if (chunk + 1 < chunks) weigh(chunk + 1, next_slot);
-    if (chunk >= 0) add_products(chunk, slot);
-    last_slot = slot;
-    slot = next_slot;
+    __syncthreads();  // all threads have read the last chunk, and written the weights of this one
+    load(n + ring - plan.chunk, place == 0 ? ring - plan.chunk : place - plan.chunk);
+    const int next_place = place + plan.chunk == ring ? 0 : place + plan.chunk;
+    // Half of the warps start with the product, so that the units for it and for the softmax are
+    // busy at the same time.
+    if (warp / 4 % 2 == 0) weigh(n + plan.chunk, next_place);
+    add_products(n, place);
+    if (warp / 4 % 2 != 0) weigh(n + plan.chunk, next_place);
+    place = next_place;
   }
 #pragma unroll
   for (int i = 0; i < kMassTiles; ++i) {
@@ -331,6 +341,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   }
   __syncthreads();
 
+  const int block = recomputed(blockIdx.x), part = block / f_slices;  // of (B, S)
   // Calls function(i, j, half, row, f, k) for every pair of results (f, k), (f, k + 1) of the lane.
   const auto for_each_pair = [&](const auto& function) {
 #pragma unroll
@@ -350,7 +361,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     }
   };
   if (slices > 1 || f_slices > 1) {
-    float* const vlad = work.vlad + (int64_t{part} * F + f0) * K;
+    const int f_slice = block % f_slices;
+    float* const vlad = work.vlad + (int64_t{part} * F + f_slice * plan.slice_f) * K;
     const bool pairs = K % 2 == 0;
     for_each_pair([&](int i, int j, int half, int row, int f, int k) {
       const float* const values = products[i][j][half] + 2 * row;
@@ -427,7 +439,7 @@ template <typename T>
 constexpr ForwardPlan plan_forward(const VladShape& shape, bool norm, const Device& device) {
   constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;
   if (!device.tensor_cores || shape.rows == 0 || shape.width == 0 || shape.rows > kMost ||
-      shape.width > kMost || shape.clusters > kMmaClusters) {
+      shape.width > kMost / kSliceRows || shape.clusters > kMmaClusters) {
     return {};
   }
   ForwardPlan plan;

@@ -64,6 +64,8 @@ inline unsigned char* dynamic_shared_memory() {
   return reinterpret_cast<unsigned char*>(emulation::dynamic_shared);
 }
 
+inline int recomputed(int value) { return value; }
+
 inline void copy_16_bytes(void* target, const void* source, bool inside) {
   emulation::check_16_bytes(target);
   emulation::check_16_bytes(source);
