@@ -41,6 +41,18 @@ __device__ inline void copy_16_bytes(void* target, const void* source, bool insi
   PYSEG_SM80("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)),
              "l"(__cvta_generic_to_global(source)), "r"(inside ? 16 : 0) : "memory");
 }
+// Likewise kOffset bytes behind both addresses, but only if `wanted`: an instruction with a
+// predicate and constant offsets, where the compiler makes a branch and two more addresses.
+template <int kOffset>
+__device__ inline void copy_16_bytes_if(bool wanted, void* target, const void* source,
+                                        bool inside) {
+  PYSEG_SM80(
+      "{.reg .pred wanted; setp.ne.b32 wanted, %0, 0;\n"
+      "@wanted cp.async.cg.shared.global [%1 + %4], [%2 + %4], 16, %3;}\n" ::"r"(
+          static_cast<int>(wanted)),
+      "r"(shared_address(target)), "l"(__cvta_generic_to_global(source)), "r"(inside ? 16 : 0),
+      "n"(kOffset) : "memory");
+}
 
 // Closes a group of this thread's copies, which may be empty.
 __device__ inline void commit_copies() { PYSEG_SM80("cp.async.commit_group;\n" :: : "memory"); }

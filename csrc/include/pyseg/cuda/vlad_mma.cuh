@@ -3,14 +3,15 @@
 // other arithmetic is in float.
 //
 // A block owns rows of one video and processes them in chunks that asynchronous copies prefetch
-// into shared memory, so that features and assignment are read once. Half a warp or a warp computes
-// a row's softmax; its weights go to shared memory as operands. K is at most 256. Sizes that are no
+// into shared memory, so that features and assignment are read once. Some lanes of a warp compute a
+// row's softmax; its weights go to shared memory as operands. K is at most 256. Sizes that are no
 // multiple of 16 are padded in shared memory; where rows do not start on 16-byte boundaries, plain
 // loads replace the asynchronous copies.
 #pragma once
 
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "pyseg/cuda/assignment.cuh"
 #include "pyseg/cuda/common.cuh"
@@ -133,12 +134,14 @@ template <int kLanes, int kMost, typename T>
 __device__ inline void load_row(const T* source, bool inside, int width, bool aligned, T* target,
                                 int lane) {
   if (aligned) {
-    constexpr int kPerCopy = sizeof(uint4) / sizeof(T);
-    const int first = lane * kPerCopy;
-#pragma unroll
-    for (int i = 0; i < kMost; i += kLanes * kPerCopy) {
-      if (first < width - i) copy_16_bytes(target + first + i, source + first + i, inside);
-    }
+    constexpr int kStep = kLanes * sizeof(uint4) / sizeof(T), kCopies = (kMost + kStep - 1) / kStep;
+    const int first = lane * (sizeof(uint4) / sizeof(T));
+    const auto copy = [&]<int... kIndices>(std::integer_sequence<int, kIndices...>) {
+      (copy_16_bytes_if<kIndices * kStep* static_cast<int>(sizeof(T))>(
+           first + kIndices * kStep < width, target + first, source + first, inside),
+       ...);
+    };
+    copy(std::make_integer_sequence<int, kCopies>{});
   } else {
 #pragma unroll 1
     for (int i = lane; i < width; i += kLanes) target[i] = inside ? source[i] : T(0.f);

@@ -46,7 +46,7 @@ struct ForwardPlan {
 };
 
 // A row's attention, 0 behind the last row, and its group's place in the norm table.
-struct ForwardRow {
+struct alignas(8) ForwardRow {
   float attention;
   int entries;
 };
@@ -162,10 +162,11 @@ __device__ inline void with_constant(int count, const Function& function) {
 }
 
 // One block of 12 warps per (b, slice of rows, slice of F), b slowest. While one chunk's product
-// runs, the same warps compute the next one's weights, with one barrier between. The mass is the
-// sum of the rounded weights, by a product with ones: then v = sum_n w (features - centers) holds
-// for the weights of the product, and their rounding errors multiply features - centers, not
-// features.
+// runs, the same warps compute the next one's weights, with one barrier for both. Of a chunk, 12
+// threads copy a row, 8 or 16 lanes compute its softmax, and every warp multiplies the tiles of
+// kWarpsF and kWarpsK that are its own. The mass is the sum of the rounded weights, by a product
+// with ones: then v = sum_n w (features - centers) holds for the weights of the product, and their
+// rounding errors multiply features - centers, not features.
 //
 // A block that has all rows and all of F normalises its columns itself (without work); otherwise it
 // writes its sums, and vlad_normalize_kernel continues.

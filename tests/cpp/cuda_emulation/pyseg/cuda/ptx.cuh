@@ -72,6 +72,13 @@ inline void copy_16_bytes(void* target, const void* source, bool inside) {
   emulation::copies().back().push_back({target, inside ? source : nullptr});
 }
 
+template <int kOffset>
+void copy_16_bytes_if(bool wanted, void* target, const void* source, bool inside) {
+  if (!wanted) return;
+  copy_16_bytes(static_cast<char*>(target) + kOffset, static_cast<const char*>(source) + kOffset,
+                inside);
+}
+
 inline void commit_copies() { emulation::copies().emplace_back(); }
 
 template <int kPending>
