@@ -29,13 +29,6 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// The value, about which the compiler knows nothing: what depends on it is not computed before a
-// loop, where it would take registers all the time.
-__device__ inline int recomputed(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
 // Copies 16 bytes to shared memory, or writes zeros where `inside` is false.
 __device__ inline void copy_16_bytes(void* target, const void* source, bool inside) {
   PYSEG_SM80("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)),
@@ -113,6 +106,13 @@ __device__ inline float round_tf32(float value) {
 }
 
 #undef PYSEG_SM80
+
+// The value itself, unknown to the compiler: it cannot move what depends on it out of a loop, where
+// it would take registers.
+__device__ inline int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 // 2^value within two units in the last place; results below the smallest normal number become 0.
 __device__ inline float exp2_approximate(float value) {

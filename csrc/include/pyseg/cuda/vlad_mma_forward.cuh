@@ -342,7 +342,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   }
   __syncthreads();
 
-  const int block = recomputed(blockIdx.x), part = block / f_slices;  // of (B, S)
+  // Not computed before the loop, where it would take registers.
+  const int block = opaque(blockIdx.x), part = block / f_slices;  // of (B, S)
   // Calls function(i, j, half, row, f, k) for every pair of results (f, k), (f, k + 1) of the lane.
   const auto for_each_pair = [&](const auto& function) {
 #pragma unroll

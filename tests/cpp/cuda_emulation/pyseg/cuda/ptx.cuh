@@ -64,8 +64,6 @@ inline unsigned char* dynamic_shared_memory() {
   return reinterpret_cast<unsigned char*>(emulation::dynamic_shared);
 }
 
-inline int recomputed(int value) { return value; }
-
 inline void copy_16_bytes(void* target, const void* source, bool inside) {
   emulation::check_16_bytes(target);
   emulation::check_16_bytes(source);
@@ -136,6 +134,8 @@ inline float round_tf32(float value) {
   if (!std::isfinite(value)) return value;
   return __uint_as_float((__float_as_uint(value) + 0x1000u) & 0xffffe000u);
 }
+
+inline int opaque(int value) { return value; }
 
 inline float exp2_approximate(float value) {
   const float result = exp2f(value);
