@@ -26,6 +26,10 @@ static_assert(gpu::plan_forward<__half>(kVideos, true, kA100).f_slices == 1);
 static_assert(gpu::plan_forward<__half>(kVideos, true, kA100).chunk == 32);
 static_assert(gpu::plan_forward<float>(kVideos, true, kA100).f_slices == 1);
 static_assert(gpu::plan_forward<float>(kVideos, true, kA100).chunk == 16);
+// NetVLAD's sums need the registers of two multiprocessors; its assignment is read twice, not more.
+constexpr VladShape kNetVlad{80, 300, 1, 1152, 64};
+static_assert(gpu::plan_forward<__half>(kNetVlad, true, kA100).f_slices == 2);
+static_assert(gpu::plan_forward<float>(kNetVlad, true, kA100).f_slices == 2);
 
 std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cuda(
     const Tensor& features,                    // (B, T, G, F)

@@ -11,6 +11,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -186,6 +187,27 @@ void test_vlad() {
 }
 
 template <typename T>
+void test_slices(const VladShape& s, bool tf32, int64_t slices, int64_t f_slices, double tolerance,
+                 const std::string& name) {
+  const auto plan = pyseg::gpu::plan_forward<typename OnGpu<T>::type>(s, true, kTensorCores);
+  expect(plan.slices == slices && plan.f_slices == f_slices, name + ": other slices than expected");
+  test_shape<T>(s, 1e-12, Kind::kConstants, tf32, kTensorCores, tolerance, name);
+}
+
+// Shapes whose forward takes several slices of rows or of columns.
+void test_slices() {
+  for (const auto& [shape, slices, f_slices] : {std::tuple{VladShape{1, 1050, 3, 24, 16}, 2, 1},
+                                                {VladShape{1, 40, 2, 592, 16}, 1, 2},
+                                                {VladShape{1, 40, 1, 160, 136}, 1, 2}}) {
+    test_slices<Float16>(shape, false, slices, f_slices, 1e-2, "float16");
+    test_slices<BFloat16>(shape, false, slices, f_slices, 4e-2, "bfloat16");
+    test_slices<float>(shape, true, slices, f_slices, 6e-3, "float");
+  }
+  test_slices<BFloat16>({1, 2400, 8, 8, 16}, false, 3, 1, 4e-2, "bfloat16");
+  test_slices<Float16>({2, 1040, 2, 584, 3}, false, 2, 2, 1e-2, "float16");
+}
+
+template <typename T>
 void test_soft_assign(const VladShape& s, Kind kind, double tolerance, std::string what) {
   using A = Accumulate<T>;
   using Gpu = typename OnGpu<T>::type;
@@ -358,7 +380,7 @@ void test_plans(bool tf32, double tolerance, const std::string& name) {
   for (; device.shared > 0; device.shared -= 256) {
     const auto forward = pyseg::gpu::plan_forward<Gpu>(s, true, device);
     const auto backward = pyseg::gpu::plan_backward<Gpu>(s, true, device);
-    const std::array<int, 5> plan{forward.warps_f, forward.chunk, backward.warps_m,
+    const std::array<int, 5> plan{forward.warps_f, forward.chunk * forward.stages, backward.warps_m,
                                   backward.m_tiles, backward.stages};
     if (!plans.insert(plan).second) continue;
     const std::string what = name + " in " + std::to_string(device.shared) + " bytes";
@@ -376,6 +398,7 @@ void test_plans(bool tf32, double tolerance, const std::string& name) {
 
 int main() {
   test_vlad();
+  test_slices();
   test_plans<Float16>(false, 1e-2, "float16");
   test_plans<BFloat16>(false, 4e-2, "bfloat16");
   test_plans<float>(true, 6e-3, "float");

@@ -16,3 +16,10 @@ inline float __bfloat162float(__nv_bfloat16 value) {
   return pyseg::widen(pyseg::BFloat16{value.bits});
 }
 inline __nv_bfloat16 __float2bfloat16_rn(float value) { return __nv_bfloat16(value); }
+
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__nv_bfloat16(x), __nv_bfloat16(y)};
+}

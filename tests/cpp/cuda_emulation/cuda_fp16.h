@@ -14,3 +14,8 @@ struct __half {
 };
 inline float __half2float(__half value) { return pyseg::widen(pyseg::Float16{value.bits}); }
 inline __half __float2half_rn(float value) { return __half(value); }
+
+struct __half2 {
+  __half x, y;
+};
+inline __half2 __floats2half2_rn(float x, float y) { return {__half(x), __half(y)}; }

@@ -2,11 +2,22 @@
 // of ptx.cuh take.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "pyseg/cuda/common.cuh"
 #include "pyseg/cuda/ptx.cuh"
 
 namespace pyseg {
 namespace gpu {
+
+template <typename Pair>
+__device__ inline uint32_t bits_of(const Pair& pair) {
+  uint32_t bits;
+  static_assert(sizeof(bits) == sizeof(pair));
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
 
 // Rounds to the type of a product's operands: T, or TF32 for float.
 __device__ inline __half to_operand(float value, __half) { return __float2half_rn(value); }
@@ -14,6 +25,47 @@ __device__ inline __nv_bfloat16 to_operand(float value, __nv_bfloat16) {
   return __float2bfloat16_rn(value);
 }
 __device__ inline float to_operand(float value, float) { return round_tf32(value); }
+// Two adjacent operands, by one instruction.
+__device__ inline uint32_t to_operands(float first, float second, __half) {
+  return bits_of(__floats2half2_rn(first, second));
+}
+__device__ inline uint32_t to_operands(float first, float second, __nv_bfloat16) {
+  return bits_of(__floats2bfloat162_rn(first, second));
+}
+
+// 16 bytes of operands.
+template <typename T>
+__device__ inline uint4 to_operands(const float* values, T) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 2) {
+      words[i] = to_operands(values[2 * i], values[2 * i + 1], T{});
+    } else {
+      words[i] = __float_as_uint(to_operand(values[i], T{}));
+    }
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+// The values of type T in 16 bytes.
+template <typename T>
+__device__ inline void widen(const uint4& bits, T, float* values) {
+  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      values[2 * i] = __uint_as_float(words[i] << 16);
+      values[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    } else if constexpr (std::is_same_v<T, __half>) {
+      __half halves[2];
+      memcpy(halves, &words[i], sizeof(halves));
+      values[2 * i] = widen(halves[0]);
+      values[2 * i + 1] = widen(halves[1]);
+    } else {
+      values[i] = __uint_as_float(words[i]);
+    }
+  }
+}
 
 // Operands in shared memory, rows of `stride` values. Every function takes the whole warp.
 //
@@ -24,6 +76,9 @@ struct Matrices {
   static constexpr int kDepth = 16;  // terms of one product
   using Left = uint32_t[4];          // 16 x kDepth
   using Right = uint32_t[2][2];      // kDepth x 16, as two of kDepth x 8
+
+  // A register of a right operand of ones.
+  static constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
 
   // left(i, j) = source[i][j]
   __device__ static void load_left(const T* source, int stride, int lane, Left& left) {
@@ -63,6 +118,7 @@ struct Matrices<float> {
   static constexpr int kDepth = 8;
   using Left = uint32_t[4];
   using Right = uint32_t[2][2];
+  static constexpr uint32_t kOnes = 0x3f800000;
 
   __device__ static void load_left(const float* source, int stride, int lane, Left& left) {
     const float* const at = source + lane / 4 * stride + lane % 4;

@@ -1,7 +1,8 @@
 // The instructions of sm_80 and later that the matrix kernels use: asynchronous copies to shared
 // memory, and matrix products of a warp with float sums (PTX ISA 8.0, sections 9.7.9.25.3, 9.7.14.5
-// and 9.7.15). Compiled for an older GPU the functions trap; the launchers do not use them there.
-// The tests replace them with functions that run on a CPU (tests/cpp/cuda_emulation).
+// and 9.7.15), and a fast power of two. Compiled for an older GPU the functions trap; the launchers
+// do not use them there. The tests replace them with functions that run on a CPU
+// (tests/cpp/cuda_emulation).
 //
 // With g = lane / 4 and t = lane % 4 a lane holds, of the 16 x 8 result of one product, elements
 // (g, 2t), (g, 2t + 1), (g + 8, 2t) and (g + 8, 2t + 1).
@@ -31,7 +32,19 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 // Copies 16 bytes to shared memory, or writes zeros where `inside` is false.
 __device__ inline void copy_16_bytes(void* target, const void* source, bool inside) {
   PYSEG_SM80("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)),
-             "l"(source), "r"(inside ? 16 : 0) : "memory");
+             "l"(__cvta_generic_to_global(source)), "r"(inside ? 16 : 0) : "memory");
+}
+// Likewise kOffset bytes behind both addresses, but only if `wanted`: an instruction with a
+// predicate and constant offsets, where the compiler makes a branch and two more addresses.
+template <int kOffset>
+__device__ inline void copy_16_bytes_if(bool wanted, void* target, const void* source,
+                                        bool inside) {
+  PYSEG_SM80(
+      "{.reg .pred wanted; setp.ne.b32 wanted, %0, 0;\n"
+      "@wanted cp.async.cg.shared.global [%1 + %4], [%2 + %4], 16, %3;}\n" ::"r"(
+          static_cast<int>(wanted)),
+      "r"(shared_address(target)), "l"(__cvta_generic_to_global(source)), "r"(inside ? 16 : 0),
+      "n"(kOffset) : "memory");
 }
 
 // Closes a group of this thread's copies, which may be empty.
@@ -93,6 +106,20 @@ __device__ inline float round_tf32(float value) {
 }
 
 #undef PYSEG_SM80
+
+// The value itself, unknown to the compiler: it cannot move what depends on it out of a loop, where
+// it would take registers.
+__device__ inline int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// 2^value within two units in the last place; results below the smallest normal number become 0.
+__device__ inline float exp2_approximate(float value) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
 
 }  // namespace gpu
 }  // namespace pyseg

@@ -3,14 +3,15 @@
 // other arithmetic is in float.
 //
 // A block owns rows of one video and processes them in chunks that asynchronous copies prefetch
-// into shared memory, so that features and assignment are read once. Half a warp or a warp computes
-// a row's softmax; its weights go to shared memory as operands. K is at most 256. Sizes that are no
+// into shared memory, so that features and assignment are read once. Some lanes of a warp compute a
+// row's softmax; its weights go to shared memory as operands. K is at most 256. Sizes that are no
 // multiple of 16 are padded in shared memory; where rows do not start on 16-byte boundaries, plain
 // loads replace the asynchronous copies.
 #pragma once
 
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "pyseg/cuda/assignment.cuh"
 #include "pyseg/cuda/common.cuh"
@@ -125,6 +126,27 @@ struct RowSoftmax {
   Row<float> row;
   float2 p[kPairs];
 };
+
+// Starts the copy of `width` values, at most kMost, to a row in shared memory by kLanes threads, of
+// which this is number `lane`. Where `inside` is false the row becomes 0, and the source is not
+// read. A thread's copies have constant distances, so that they need no arithmetic.
+template <int kLanes, int kMost, typename T>
+__device__ inline void load_row(const T* source, bool inside, int width, bool aligned, T* target,
+                                int lane) {
+  if (aligned) {
+    constexpr int kStep = kLanes * sizeof(uint4) / sizeof(T), kCopies = (kMost + kStep - 1) / kStep;
+    const int first = lane * (sizeof(uint4) / sizeof(T));
+    const auto copy = [&]<int... kIndices>(std::integer_sequence<int, kIndices...>) {
+      (copy_16_bytes_if<kIndices * kStep* static_cast<int>(sizeof(T))>(
+           first + kIndices * kStep < width, target + first, source + first, inside),
+       ...);
+    };
+    copy(std::make_integer_sequence<int, kCopies>{});
+  } else {
+#pragma unroll 1
+    for (int i = lane; i < width; i += kLanes) target[i] = inside ? source[i] : T(0.f);
+  }
+}
 
 // Starts the copy of `rows` rows of `width` values, `source_stride` apart, into `chunk` rows of
 // `stride` in shared memory; the rest of the chunk becomes 0.

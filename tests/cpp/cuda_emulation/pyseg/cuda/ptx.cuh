@@ -70,6 +70,13 @@ inline void copy_16_bytes(void* target, const void* source, bool inside) {
   emulation::copies().back().push_back({target, inside ? source : nullptr});
 }
 
+template <int kOffset>
+void copy_16_bytes_if(bool wanted, void* target, const void* source, bool inside) {
+  if (!wanted) return;
+  copy_16_bytes(static_cast<char*>(target) + kOffset, static_cast<const char*>(source) + kOffset,
+                inside);
+}
+
 inline void commit_copies() { emulation::copies().emplace_back(); }
 
 template <int kPending>
@@ -126,6 +133,13 @@ inline void multiply_add(float, const uint32_t (&a)[4], const uint32_t (&b)[2], 
 inline float round_tf32(float value) {
   if (!std::isfinite(value)) return value;
   return __uint_as_float((__float_as_uint(value) + 0x1000u) & 0xffffe000u);
+}
+
+inline int opaque(int value) { return value; }
+
+inline float exp2_approximate(float value) {
+  const float result = exp2f(value);
+  return result < std::numeric_limits<float>::min() ? 0.f : result;  // NaN stays
 }
 
 }  // namespace gpu
