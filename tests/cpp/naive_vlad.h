@@ -39,6 +39,17 @@ struct Norm {
   Doubles values, row_weights;
 };
 
+// (B, T, G, K) as (B, T, K, G).
+template <typename T>
+std::vector<T> by_cluster(const VladShape& s, const std::vector<T>& weights) {
+  std::vector<T> result(weights.size());
+  for (int64_t i = 0; i < static_cast<int64_t>(weights.size()); ++i) {
+    const int64_t n = i / s.clusters, frame = n / s.groups * s.groups * s.clusters;
+    result[frame + i % s.clusters * s.groups + n % s.groups] = weights[i];
+  }
+  return result;
+}
+
 struct Expected {
   Doubles output, features, assignment, attention, centers, norm_sums;
 };
