@@ -130,9 +130,11 @@ def soft_assign(
     .. math:: w_{tgk} = \alpha_{tg} \operatorname{softmax}_k(z_{tg})_k
 
     It is the first half of :func:`pyseg.ops.vlad_aggregate`, for aggregating something else with
-    the weights: one pass over the assignment, and one in the gradient, which recomputes the
-    softmax and takes the gradient of the weights in either order of memory. Autocast's matrix-product dtype applies, sums stay in float32. The same derivatives as
-    of :func:`pyseg.ops.vlad_aggregate` exist; :func:`soft_assign_reference` has all others.
+    the weights: one pass over the assignment, and one in the gradient (two on a GPU with the
+    statistics of a batch), which recomputes the softmax and takes the gradient of the weights in
+    either order of memory. Autocast's matrix-product dtype applies, sums stay in float32. The same
+    derivatives as of :func:`pyseg.ops.vlad_aggregate` exist; :func:`soft_assign_reference` has all
+    others.
 
     Args:
         assignment: (B, T, G, K) scores of the K clusters, before `norm` and the softmax over K;

@@ -329,15 +329,14 @@ void test_wrong_rating() {
 void test_soft_assignments() {
   // A block takes 8 or 16 rows at a time: full and partial tiles, for every number of pieces.
   for (const VladShape& s :
-       {VladShape{2, 104, 8, 0, 112}, VladShape{1, 7, 1, 0, 1}, VladShape{2, 20, 1, 0, 8},
-        VladShape{2, 21, 3, 0, 7}, VladShape{3, 14, 2, 0, 136}, VladShape{1, 35, 5, 0, 256},
+       {VladShape{1, 88, 8, 0, 112}, VladShape{1, 7, 1, 0, 1}, VladShape{2, 20, 1, 0, 8},
+        VladShape{2, 21, 3, 0, 7}, VladShape{2, 32, 8, 0, 136}, VladShape{1, 35, 5, 0, 256},
         VladShape{1, 14, 2, 0, 512}, VladShape{1, 56, 8, 0, 300}, VladShape{1, 63, 9, 0, 64},
-        VladShape{1, 119, 17, 0, 16}, VladShape{0, 4, 2, 0, 8}}) {
+        VladShape{1, 85, 17, 0, 16}, VladShape{0, 4, 2, 0, 8}}) {
     for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
-      for (const bool turned : {false, true}) {
-        test_soft_assign<float>(s, kind, turned, 0, 8e-6, "float");
-        test_soft_assign<BFloat16>(s, kind, turned, 0, 2e-2, "bfloat16");
-      }
+      test_soft_assign<BFloat16>(s, kind, false, 0, 2e-2, "bfloat16");
+      test_soft_assign<BFloat16>(s, kind, true, 0, 2e-2, "bfloat16");
+      test_soft_assign<float>(s, kind, kind != Kind::kConstants, 0, 8e-6, "float");
     }
     const bool turned = s.groups == 8;
     test_soft_assign<Float16>(s, Kind::kStatistics, !turned, 0, 4e-3, "float16");

@@ -35,7 +35,7 @@ struct Weights {
   bool by_cluster;
 };
 
-// Element k of row n is at place(n) + k step.
+// Where weight k of row n is: at first + k step.
 struct WeightPlaces {
   __device__ WeightPlaces(const VladShape& shape, bool by_cluster, int64_t n)
       : first(n * shape.clusters), step(1) {
@@ -99,8 +99,8 @@ struct RowPlan {
   static constexpr int kStride = kColumns + kWidth;   // of rows in shared memory
   static constexpr int kTile = kRows * kStride;
   // Blocks that a multiprocessor runs at a time, and that leave a thread enough registers.
-  static constexpr int kForwardBlocks = kPieces * kWidth <= 8 ? 4 : 2;
-  static constexpr int kBackwardBlocks = kPieces * kWidth <= 8 ? 2 : 1;
+  static constexpr int kForwardBlocks = kPieces == 1 ? 4 : 2;
+  static constexpr int kBackwardBlocks = kPieces * kWidth > 8 ? 1 : 2;
 
   using Bits = uint4[kPieces];
   using Values = Sum<T>[kPieces][kWidth];
@@ -145,7 +145,8 @@ struct RowThread {
   // The thread's first value of a row, in memory and in a tile in shared memory.
   template <typename Value>
   __device__ Value* of(Value* values, int row) const {
-    return values + lane * Plan::kWidth + int64_t{row} * clusters;
+    const auto first = uint64_t{static_cast<uint32_t>(row)} * static_cast<uint32_t>(clusters);
+    return values + lane * Plan::kWidth + first;
   }
   __device__ T* in_tile(T* tile) const { return tile + slot * Plan::kStride + cluster(0); }
 
@@ -208,7 +209,8 @@ struct ClusterOrder {
   }
   template <typename Value>
   __device__ Value* of(Value* values, int tile) const {
-    return values + int64_t{tile} * (thread.tile_rows * thread.clusters);
+    const auto tile_size = static_cast<uint32_t>(thread.tile_rows * thread.clusters);
+    return values + uint64_t{static_cast<uint32_t>(tile)} * tile_size;
   }
 
   // Calls function(j, place in shared memory) for the values of a piece.

@@ -65,6 +65,7 @@ class RowScores {
     A largest = cached_[0];
 #pragma unroll
     for (int i = 1; i < kCached; ++i) largest = maximum(cached_[i], largest);
+#pragma unroll 1
     for (int64_t k = lane + kWarp * kCached; k < shape.clusters; k += kWarp) {
       largest = maximum(read(k), largest);
     }
@@ -74,6 +75,7 @@ class RowScores {
     for (int i = 0; i < kCached; ++i) {
       total += cached_[i] = exponential(cached_[i] - softmax_.largest);
     }
+#pragma unroll 1
     for (int64_t k = lane + kWarp * kCached; k < shape.clusters; k += kWarp) {
       total += exponential(read(k) - softmax_.largest);
     }
@@ -90,6 +92,7 @@ class RowScores {
       const int64_t k = lane_ + kWarp * i;
       if (k < shape_.clusters) function(k, cached_[i] * softmax_.scale);
     }
+#pragma unroll 1
     for (int64_t k = lane_ + kWarp * kCached; k < shape_.clusters; k += kWarp) {
       function(k, exponential(read(k) - softmax_.largest) * softmax_.scale);
     }
@@ -274,15 +277,16 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
     const int64_t count = row_weight[i] == 0 ? 0 : thread.count;
     load_values(x + row * columns + thread.column, count, kWidth > 1 && count > 0, values[i]);
   }
+  const A scale = weight != 0 ? 1 / weight : A{0};
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
     A mean = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) mean += row_weight[i] * values[i][j];
-    if (weight != 0) mean /= weight;
+    mean *= scale;
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) {
-      const A deviation = row_weight[i] == 0 ? A{0} : values[i][j] - mean;
+      const A deviation = values[i][j] - mean;
       squares += row_weight[i] * deviation * deviation;
     }
     shared[0][thread.warp][thread.lane * kWidth + j] = mean;
@@ -292,15 +296,23 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
   __syncthreads();
   const int64_t first = thread.column - thread.lane * kWidth;
   for (int j = threadIdx.x; j < kWarp * kWidth; j += kWarp * kSlabWarps) {
-    Moments<A> total{warp_weights[0], shared[0][0][j], shared[1][0][j]};
-    for (int warp = 1; warp < kSlabWarps; ++warp) {
-      total = combine(total, {warp_weights[warp], shared[0][warp][j], shared[1][warp][j]});
+    A total = 0, mean = 0, squares = 0;
+#pragma unroll
+    for (int warp = 0; warp < kSlabWarps; ++warp) {
+      total += warp_weights[warp];
+      mean += warp_weights[warp] * shared[0][warp][j];
+    }
+    if (total != 0) mean /= total;
+#pragma unroll
+    for (int warp = 0; warp < kSlabWarps; ++warp) {
+      const A step = shared[0][warp][j] - mean;
+      squares += shared[1][warp][j] + warp_weights[warp] * step * step;
     }
     if (first + j < columns) {
-      partial[thread.slab * 2 * columns + first + j] = total.mean;
-      partial[(thread.slab * 2 + 1) * columns + first + j] = total.squares;
+      partial[thread.slab * 2 * columns + first + j] = mean;
+      partial[(thread.slab * 2 + 1) * columns + first + j] = squares;
     }
-    if (j == 0 && first == 0) weights[thread.slab] = total.weight;
+    if (j == 0 && first == 0) weights[thread.slab] = total;
   }
 }
 
