@@ -20,10 +20,10 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
       "Tensor centers, Tensor? norm, Tensor? row_weights, Tensor output, Tensor mass, "
       "Tensor square_norm, float eps, bool needs_features_grad, bool allow_tf32=False) -> "
       "(Tensor features, Tensor assignment, Tensor attention, Tensor centers, Tensor norm_sums)");
-  // Shapes are those of pyseg.ops.soft_assign.
+  // Shapes are those of pyseg.ops.soft_assign. grad may have either order in memory.
   m.def(
       "soft_assign(Tensor assignment, Tensor attention, Tensor? norm=None, "
-      "Tensor? row_weights=None) -> Tensor");
+      "Tensor? row_weights=None, bool by_cluster=False) -> Tensor");
   m.def(
       "soft_assign_backward(Tensor grad, Tensor assignment, Tensor attention, Tensor? norm, "
       "Tensor? row_weights) -> (Tensor assignment, Tensor attention, Tensor norm_sums)");

@@ -25,17 +25,17 @@ using torch::stable::parallel_for;
 Tensor soft_assign_cpu(const Tensor& assignment,                  // (B, T, G, K)
                        const Tensor& attention,                   // (B, T, G)
                        const std::optional<Tensor>& norm,         // (4, G, K)
-                       const std::optional<Tensor>& row_weights)  // (B, T)
-{
+                       const std::optional<Tensor>& row_weights,  // (B, T)
+                       bool by_cluster) {
   const VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   const Tensor assignment_ = contiguous(assignment), attention_ = contiguous(attention);
   const NormTensors norm_tensors(norm, row_weights);
-  const Tensor output = empty_like(assignment_);
+  const Tensor output = new_weights(assignment_, by_cluster);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     const auto norm_ = norm_tensors.norm<Accumulate<T>>();
     parallel_for(0, shape.batch * shape.rows, 64, [&](int64_t begin, int64_t end) {
-      soft_assign<T>(shape, read<T>(assignment_), read<T>(attention_), norm_, write<T>(output),
-                     begin, end);
+      soft_assign<T>(shape, read<T>(assignment_), read<T>(attention_), norm_, by_cluster,
+                     write<T>(output), begin, end);
     });
   };
   dispatch_floating<Float16, BFloat16>(assignment.scalar_type(), "soft_assign", run);
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> soft_assign_backward_cpu(
 {
   const VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   check_weights_grad(assignment, grad);
-  const Tensor grad_ = contiguous(grad);
+  const WeightsGradient grad_(grad);
   const Tensor assignment_ = contiguous(assignment), attention_ = contiguous(attention);
   const NormTensors norm_tensors(norm, row_weights);
   const Tensor assignment_grad = empty_like(assignment_), attention_grad = empty_like(attention_);
@@ -63,9 +63,9 @@ std::tuple<Tensor, Tensor, Tensor> soft_assign_backward_cpu(
     const Tensor workspace = new_empty(norm_sums, {norm ? blocks * norm_sums_size<T>(shape) : 0});
     A* const partial = write<A>(workspace);
     parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      soft_assign_backward<T>(shape, read<T>(grad_), read<T>(assignment_), read<T>(attention_),
-                              norm_, write<T>(assignment_grad), write<T>(attention_grad), partial,
-                              begin, end);
+      soft_assign_backward<T>(shape, read<T>(grad_.tensor), grad_.by_cluster, read<T>(assignment_),
+                              read<T>(attention_), norm_, write<T>(assignment_grad),
+                              write<T>(attention_grad), partial, begin, end);
     });
     if (norm) {
       complete_norm_gradient<T>(shape, read<T>(assignment_), norm_, partial, blocks,

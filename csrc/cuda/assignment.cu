@@ -11,7 +11,7 @@
 #include "../torch/vlad_checks.h"
 #include "../torch/vlad_tensors.h"
 #include "device.h"
-#include "pyseg/cuda/assignment.cuh"
+#include "pyseg/soft_assign.cuh"
 
 namespace pyseg {
 namespace {
@@ -25,17 +25,18 @@ using torch::stable::accelerator::DeviceGuard;
 Tensor soft_assign_cuda(const Tensor& assignment,                  // (B, T, G, K)
                         const Tensor& attention,                   // (B, T, G)
                         const std::optional<Tensor>& norm,         // (4, G, K)
-                        const std::optional<Tensor>& row_weights)  // (B, T)
-{
+                        const std::optional<Tensor>& row_weights,  // (B, T)
+                        bool by_cluster) {
   const VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   const DeviceGuard guard(assignment.get_device_index());
   const Tensor assignment_ = contiguous(assignment), attention_ = contiguous(attention);
   const NormTensors norm_tensors(norm, row_weights);
-  const Tensor weights = empty_like(assignment_);
+  const Tensor weights = new_weights(assignment_, by_cluster);
+  const gpu::Device device = current_device();
   const auto run = [&]<typename T>(std::type_identity<T>) {
-    STD_CUDA_CHECK(launch_soft_assign<T>(shape, read<T>(assignment_), read<T>(attention_),
-                                         norm_tensors.norm<Sum<T>>(), write<T>(weights),
-                                         current_stream(assignment)));
+    STD_CUDA_CHECK(launch_soft_assign<T>(
+        shape, read<T>(assignment_), read<T>(attention_), norm_tensors.norm<Sum<T>>(),
+        {write<T>(weights), by_cluster}, device, current_stream(assignment)));
   };
   dispatch_floating<__half, __nv_bfloat16>(assignment.scalar_type(), "soft_assign", run);
   return weights;
@@ -51,21 +52,22 @@ std::tuple<Tensor, Tensor, Tensor> soft_assign_backward_cuda(
   const VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   check_weights_grad(assignment, grad);
   const DeviceGuard guard(assignment.get_device_index());
-  const Tensor grad_ = contiguous(grad);
+  const WeightsGradient grad_(grad);
   const Tensor assignment_ = contiguous(assignment), attention_ = contiguous(attention);
   const NormTensors norm_tensors(norm, row_weights);
   const Tensor assignment_grad = empty_like(assignment_), attention_grad = empty_like(attention_);
   const Tensor norm_sums = norm_tensors.new_sums(shape, assignment_);
+  const gpu::Device device = current_device();
   const auto run = [&]<typename T>(std::type_identity<T>) {
     using A = Sum<T>;
     const VladNorm<A> norm_ = norm_tensors.norm<A>();
-    const Tensor workspace =
-        new_workspace(assignment, soft_assign_backward_workspace<T>(shape, norm_));
+    const Tensor workspace = new_workspace(
+        assignment, soft_assign_backward_workspace<T>(shape, norm.has_value(), device));
     const VladGradient<T, A> out{nullptr, write<T>(assignment_grad), write<T>(attention_grad),
                                  nullptr, norm ? write<A>(norm_sums) : nullptr};
     STD_CUDA_CHECK(launch_soft_assign_backward<T>(
-        shape, read<T>(grad_), read<T>(assignment_), read<T>(attention_), norm_, out,
-        write<void>(workspace), current_stream(assignment)));
+        shape, {read<T>(grad_.tensor), grad_.by_cluster}, read<T>(assignment_), read<T>(attention_),
+        norm_, out, write<void>(workspace), device, current_stream(assignment)));
   };
   dispatch_floating<__half, __nv_bfloat16>(assignment.scalar_type(), "soft_assign_backward", run);
   return {assignment_grad, attention_grad, norm_sums};

@@ -40,6 +40,25 @@ struct NormTensors {
   }
 };
 
+// The result of soft_assign, (B, T, G, K), for the values of a contiguous assignment; with
+// by_cluster a view of contiguous memory (B, T, K, G).
+inline Tensor new_weights(const Tensor& assignment, bool by_cluster) {
+  if (!by_cluster) return torch::stable::empty_like(assignment);
+  const auto size = [&](int64_t i) { return assignment.size(i); };
+  return torch::stable::transpose(
+      torch::stable::new_empty(assignment, {size(0), size(1), size(3), size(2)}), 2, 3);
+}
+
+// The gradient of these weights, in whichever order it comes; copied if that is another one.
+struct WeightsGradient {
+  bool by_cluster;
+  Tensor tensor;  // (B, T, G, K)
+
+  explicit WeightsGradient(const Tensor& grad)
+      : by_cluster(!grad.is_contiguous() && torch::stable::transpose(grad, 2, 3).is_contiguous()),
+        tensor(by_cluster ? grad : torch::stable::contiguous(grad)) {}
+};
+
 struct VladInputTensors {
   Tensor features;    // (B, T, G, F)
   Tensor assignment;  // (B, T, G, K)

@@ -220,7 +220,7 @@ class NeXtVLAD(DerivedWeights):
             attention = attention.masked_fill(~mask.unsqueeze(-1), 0.0)
         assignment = assignment.unflatten(-1, (self.groups, self.clusters))
         if order == "reassociated":
-            weights = soft_assign(assignment, attention, norm=norm)
+            weights = soft_assign(assignment, attention, norm=norm, by_cluster=True)
             vlad = self._pool(frames, weights, pool, dequantization)
         else:
             if expanded is None:

@@ -119,25 +119,34 @@ def _weighted(x: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
 
 @_ASSIGN.autocast()
 def soft_assign(
-    assignment: Tensor, attention: Tensor, *, norm: AssignmentNorm | None = None
+    assignment: Tensor,
+    attention: Tensor,
+    *,
+    norm: AssignmentNorm | None = None,
+    by_cluster: bool = False,
 ) -> Tensor:
     r"""Returns the weight of every cluster for every group of every frame.
 
     .. math:: w_{tgk} = \alpha_{tg} \operatorname{softmax}_k(z_{tg})_k
 
     It is the first half of :func:`pyseg.ops.vlad_aggregate`, for aggregating something else with
-    the weights: one pass over the assignment, and one in the gradient, which recomputes the
-    softmax. Autocast's matrix-product dtype applies, sums stay in float32. The same derivatives as
-    of :func:`pyseg.ops.vlad_aggregate` exist; :func:`soft_assign_reference` has all others.
+    the weights: one pass over the assignment, and one in the gradient (two on a GPU with the
+    statistics of a batch), which recomputes the softmax and takes the gradient of the weights in
+    either order of memory. Autocast's matrix-product dtype applies, sums stay in float32. The same
+    derivatives as of :func:`pyseg.ops.vlad_aggregate` exist; :func:`soft_assign_reference` has all
+    others.
 
     Args:
         assignment: (B, T, G, K) scores of the K clusters, before `norm` and the softmax over K;
             float32, float64, float16 or bfloat16.
         attention: (B, T, G) weight of every group of every frame, already 0 on padding.
         norm: batch normalisation of the assignment before the softmax.
+        by_cluster: whether the weights of a frame lie in memory cluster by cluster, as matrix
+            products over frames, such as :func:`pyseg.ops.frame_pool`, read them.
 
     Returns:
-        (B, T, G, K) weights of the dtype of `assignment`, contiguous.
+        (B, T, G, K) weights of the dtype of `assignment`, contiguous. With `by_cluster` they are a
+        transposed view, and ``weights.mT``, (B, T, K, G), is contiguous.
 
     Raises:
         TypeError: an argument is not a tensor, or the dtypes differ or are not floating.
@@ -152,13 +161,17 @@ def soft_assign(
     _ASSIGN.check(assignment, attention)
     check_assignment(assignment, norm)
     if not has_kernel(assignment):
-        return soft_assign_reference(assignment, attention, norm=norm)
+        return soft_assign_reference(assignment, attention, norm=norm, by_cluster=by_cluster)
     op = torch.ops.pyseg.soft_assign.default
-    return op(assignment, attention, *pack_norm(assignment, norm))
+    return op(assignment, attention, *pack_norm(assignment, norm), by_cluster)
 
 
 def soft_assign_reference(
-    assignment: Tensor, attention: Tensor, *, norm: AssignmentNorm | None = None
+    assignment: Tensor,
+    attention: Tensor,
+    *,
+    norm: AssignmentNorm | None = None,
+    by_cluster: bool = False,
 ) -> Tensor:
     """Returns what :func:`soft_assign` returns, in plain PyTorch: its definition and fallback.
 
@@ -173,7 +186,8 @@ def soft_assign_reference(
     _ASSIGN.check(assignment, attention)
     check_assignment(assignment, norm)
     probability = normalize(assignment, norm).softmax(-1)
-    return (probability * attention.unsqueeze(-1)).to(assignment.dtype)
+    weights = (probability * attention.unsqueeze(-1)).to(assignment.dtype)
+    return weights.mT.contiguous().mT if by_cluster else weights
 
 
 def normalize(assignment: Tensor, norm: AssignmentNorm | None) -> Tensor:
@@ -248,9 +262,11 @@ def fake_norm_sums(assignment: Tensor, norm: Tensor | None) -> Tensor:
 
 
 @_ASSIGN.fake
-def _fake(assignment: Tensor, attention: Tensor, **_: Any) -> Tensor:
+def _fake(assignment: Tensor, attention: Tensor, by_cluster: bool, **_: Any) -> Tensor:
     _ASSIGN.check(assignment, attention)
     check_assignment(assignment, None)
+    if by_cluster:
+        return assignment.new_empty(assignment.mT.shape).mT
     return assignment.new_empty(assignment.shape)
 
 

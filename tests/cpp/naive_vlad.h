@@ -39,6 +39,17 @@ struct Norm {
   Doubles values, row_weights;
 };
 
+// (B, T, G, K) as (B, T, K, G).
+template <typename T>
+std::vector<T> by_cluster(const VladShape& s, const std::vector<T>& weights) {
+  std::vector<T> result(weights.size());
+  for (int64_t i = 0; i < static_cast<int64_t>(weights.size()); ++i) {
+    const int64_t n = i / s.clusters, frame = n / s.groups * s.groups * s.clusters;
+    result[frame + i % s.clusters * s.groups + n % s.groups] = weights[i];
+  }
+  return result;
+}
+
 struct Expected {
   Doubles output, features, assignment, attention, centers, norm_sums;
 };
@@ -163,7 +174,7 @@ void expect_close(const std::vector<T>& actual, const Doubles& expected, double 
   for (const double x : expected) largest = std::fmax(largest, std::fabs(x));
   for (size_t i = 0; i < expected.size(); ++i) {
     const double difference = std::fabs(value_of(actual[i]) - expected[i]);
-    if (!(difference <= error)) error = difference;  // a NaN counts
+    if (!(difference <= error) && !std::isnan(error)) error = difference;  // a NaN stays
   }
   expect(error <= tolerance * largest, what + ": error " + std::to_string(error / largest));
 }

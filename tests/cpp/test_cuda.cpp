@@ -20,6 +20,7 @@
 #include "naive_rated_bce.h"
 #include "naive_vlad.h"
 #include "pyseg/rated_bce.cuh"
+#include "pyseg/soft_assign.cuh"
 #include "pyseg/vlad.cuh"
 
 namespace {
@@ -207,12 +208,18 @@ void test_slices() {
   test_slices<Float16>({2, 1040, 2, 584, 3}, false, 2, 2, 1e-2, "float16");
 }
 
+// `offset`: of all arrays of values from a 16-byte boundary. A GPU of one multiprocessor, so that a
+// block does several tiles.
 template <typename T>
-void test_soft_assign(const VladShape& s, Kind kind, double tolerance, std::string what) {
+void test_soft_assign(const VladShape& s, Kind kind, bool turned, int64_t offset, double tolerance,
+                      std::string what) {
   using A = Accumulate<T>;
   using Gpu = typename OnGpu<T>::type;
+  constexpr Device kSmall{1, 232448, true};
   const auto [B, N, G, F, K] = s;
-  what += " soft_assign norm " + std::to_string(static_cast<int>(kind)) + " K " + std::to_string(K);
+  what += " soft_assign norm " + std::to_string(static_cast<int>(kind)) + " G " +
+          std::to_string(G) + " K " + std::to_string(K) + " offset " + std::to_string(offset) +
+          (turned ? " by cluster" : "");
   std::mt19937_64 generator(2);
   const auto z = random_values<T>(B * N * K, 3, generator),
              a = random_values<T>(B * N, 1, generator);
@@ -227,21 +234,24 @@ void test_soft_assign(const VladShape& s, Kind kind, double tolerance, std::stri
   Expected expected;
   naive_assignment(s, z, a, norm, p, dw, expected);
 
-  const Memory<T> z_(z), a_(a), grad_(grad), weights_(B * N * K), assignment(B * N * K);
-  const Memory<T> attention(B * N);
-  const Memory<A> values(std::vector<A>(norm.values.begin(), norm.values.end()));
+  const Memory<T> z_(z, offset), a_(a, offset), weights_(B * N * K, offset);
+  const Memory<T> grad_(turned ? by_cluster(s, grad) : grad, offset);
+  const Memory<T> assignment(B * N * K, offset), attention(B * N);
+  const Memory<A> values(std::vector<A>(norm.values.begin(), norm.values.end()), offset);
   const Memory<A> row_weights(std::vector<A>(norm.row_weights.begin(), norm.row_weights.end()));
   const Memory<A> norm_sums(kind == Kind::kPlain ? 0 : 2 * G * K);
   const pyseg::VladNorm<A> norm_{kind == Kind::kPlain ? nullptr : values.get(),
                                  kind == Kind::kStatistics ? row_weights.get() : nullptr};
-  expect_success(
-      pyseg::launch_soft_assign<Gpu>(s, z_.get(), a_.get(), norm_, weights_.get(), nullptr), what);
-  expect_close(weights_.read(), weights, tolerance, what);
-  const Memory<std::byte> work(pyseg::soft_assign_backward_workspace<Gpu>(s, norm_));
+  expect_success(pyseg::launch_soft_assign<Gpu>(s, z_.get(), a_.get(), norm_,
+                                                {weights_.get(), turned}, kSmall, nullptr),
+                 what);
+  expect_close(weights_.read(), turned ? by_cluster(s, weights) : weights, tolerance, what);
+  const Memory<std::byte> work(
+      pyseg::soft_assign_backward_workspace<Gpu>(s, kind != Kind::kPlain, kSmall));
   expect_success(pyseg::launch_soft_assign_backward<Gpu>(
-                     s, grad_.get(), z_.get(), a_.get(), norm_,
+                     s, {grad_.get(), turned}, z_.get(), a_.get(), norm_,
                      {nullptr, assignment.get(), attention.get(), nullptr, norm_sums.get()},
-                     work.get(), nullptr),
+                     work.get(), kSmall, nullptr),
                  what + " backward");
   expect_close(assignment.read(), expected.assignment, tolerance, what + " assignment");
   expect_close(attention.read(), expected.attention, tolerance, what + " attention");
@@ -338,16 +348,26 @@ void test_wrong_rating() {
   expect(std::isnan(loss.read()[0]), "mean loss with a wrong rating");
 }
 
-void test_assignment() {
-  for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
-    for (const VladShape& s : {VladShape{2, 6, 3, 0, 17}, VladShape{3, 40, 8, 0, 40},
-                               VladShape{2, 12, 2, 0, 300}, VladShape{0, 4, 2, 0, 3}}) {
-      test_soft_assign<float>(s, kind, 8e-6, "float");
-      test_soft_assign<double>(s, kind, 1e-12, "double");
-      test_soft_assign<BFloat16>(s, kind, 2e-2, "bfloat16");
-      test_soft_assign<Float16>(s, kind, 4e-3, "float16");
+void test_soft_assignments() {
+  // A block takes 8 or 16 rows at a time: full and partial tiles, for every number of pieces.
+  for (const VladShape& s :
+       {VladShape{1, 88, 8, 0, 112}, VladShape{1, 7, 1, 0, 1}, VladShape{2, 20, 1, 0, 8},
+        VladShape{2, 21, 3, 0, 7}, VladShape{2, 32, 8, 0, 136}, VladShape{1, 35, 5, 0, 256},
+        VladShape{1, 14, 2, 0, 512}, VladShape{1, 56, 8, 0, 300}, VladShape{1, 63, 9, 0, 64},
+        VladShape{1, 85, 17, 0, 16}, VladShape{0, 4, 2, 0, 8}}) {
+    for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
+      test_soft_assign<BFloat16>(s, kind, false, 0, 2e-2, "bfloat16");
+      test_soft_assign<BFloat16>(s, kind, true, 0, 2e-2, "bfloat16");
+      test_soft_assign<float>(s, kind, kind != Kind::kConstants, 0, 8e-6, "float");
     }
+    const bool turned = s.groups == 8;
+    test_soft_assign<Float16>(s, Kind::kStatistics, !turned, 0, 4e-3, "float16");
+    test_soft_assign<double>(s, Kind::kStatistics, turned, 0, 1e-12, "double");
+    test_soft_assign<BFloat16>(s, Kind::kConstants, turned, 1, 2e-2, "bfloat16");
   }
+}
+
+void test_all_moments() {
   for (const bool weighted : {false, true}) {
     for (const auto& [rows, columns] : {std::pair{1, 1}, {7, 19}, {100, 136}, {300, 5}}) {
       test_moments<float>(rows, columns, weighted, 1e-6);
@@ -402,7 +422,8 @@ int main() {
   test_plans<Float16>(false, 1e-2, "float16");
   test_plans<BFloat16>(false, 4e-2, "bfloat16");
   test_plans<float>(true, 6e-3, "float");
-  test_assignment();
+  test_soft_assignments();
+  test_all_moments();
   test_rated_losses();
   test_wrong_rating();
   if (failures == 0) std::printf("passed\n");

@@ -120,21 +120,24 @@ struct Case {
     return d;
   }
 
-  std::vector<T> weights(int64_t parts) const {
+  std::vector<T> weights(int64_t parts, bool turned = false) const {
     std::vector<T> result(z.size());
     in_parts(s.batch * s.rows, parts, [&](int64_t begin, int64_t end) {
-      pyseg::soft_assign<T>(s, z.data(), a.data(), norm(), result.data(), begin, end, level);
+      pyseg::soft_assign<T>(s, z.data(), a.data(), norm(), turned, result.data(), begin, end,
+                            level);
     });
     return result;
   }
 
-  Gradients<T> weights_backward(const std::vector<T>& dw, int64_t parts) const {
+  Gradients<T> weights_backward(const std::vector<T>& dw, int64_t parts,
+                                bool turned = false) const {
     Gradients<T> d{{}, std::vector<T>(z.size()), std::vector<T>(a.size()), {}, {}};
     const int64_t blocks = pyseg::soft_assign_blocks(s);
     const pyseg::simd::Buffer<A> sums(blocks * pyseg::norm_sums_size<T>(s));
     in_parts(blocks, parts, [&](int64_t begin, int64_t end) {
-      pyseg::soft_assign_backward<T>(s, dw.data(), z.data(), a.data(), norm(), d.assignment.data(),
-                                     d.attention.data(), sums.get(), begin, end, level);
+      pyseg::soft_assign_backward<T>(s, dw.data(), turned, z.data(), a.data(), norm(),
+                                     d.assignment.data(), d.attention.data(), sums.get(), begin,
+                                     end, level);
     });
     complete(parts, sums.get(), blocks, d);
     return d;
@@ -196,6 +199,9 @@ void test_level(Case<T>& test, const Oracle& oracle, const std::vector<T>& grad,
   expect_close(e.norm_sums, assigned.norm_sums, tolerance, what + " soft_assign norm_sums");
   expect(same_bits(e, test.weights_backward(grad, 3)),
          what + " gradients of soft_assign depend on the parts");
+  expect(same_bits(test.weights(3, true), by_cluster(test.s, test.weights(1))) &&
+             same_bits(e, test.weights_backward(by_cluster(test.s, grad), 3, true)),
+         what + " soft_assign depends on the order of the weights");
 }
 
 template <typename T>

@@ -110,6 +110,58 @@ def test_float64_agrees_with_the_reference(device, shape, layout, norm):
         torch.testing.assert_close(value, true, rtol=1e-10, atol=1e-12)
 
 
+soft_assign_by_cluster = functools.partial(soft_assign, by_cluster=True)
+
+
+def is_by_cluster(weights: Tensor) -> bool:
+    return weights.mT.is_contiguous() and not weights.is_contiguous()
+
+
+@pytest.mark.parametrize("norm", [None, *NORMS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+def test_by_cluster_changes_the_order_in_memory_only(device, dtype, norm):
+    for shape in [(3, 7, 8, 16), (3, 7, 3, 13), (1, 20, 8, 136)]:
+        inputs = make_inputs(shape, dtype, device)
+        tensors, row_weights = make_norm_or_none(inputs[0], norm)
+        inputs += tensors
+        results = []
+        for function in (soft_assign, soft_assign_by_cluster):
+            weights = maybe_normalizing(function, norm, row_weights)(*inputs)
+            grad = make_grad(shape, dtype, device)
+            results += [
+                [weights, *torch.autograd.grad(weights, inputs, order, retain_graph=True)]
+                for order in (grad, grad.mT.contiguous().mT, with_layout(grad, "sliced"))
+            ]
+            assert is_by_cluster(weights) == (function is not soft_assign)
+        for result in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize("norm", [None, *NORMS])
+def test_the_reference_by_cluster(norm, monkeypatch):
+    inputs = make_inputs((2, 3, 4, 5), grad=False)
+    tensors, row_weights = make_norm_or_none(inputs[0], norm)
+    call = functools.partial(maybe_normalizing, norm=norm, row_weights=row_weights)
+    expected = call(soft_assign_reference)(*inputs, *tensors)
+    by_cluster = functools.partial(soft_assign_reference, by_cluster=True)
+    monkeypatch.setattr(_ext, "HAS_CPU_OPS", False)
+    for function in (by_cluster, soft_assign_by_cluster):
+        weights = call(function)(*inputs, *tensors)
+        assert is_by_cluster(weights)
+        assert torch.equal(weights, expected)
+
+
+def test_a_gradient_by_cluster_is_not_copied():
+    inputs = make_inputs((8, 50, 8, 32), grad=False)
+    grad = make_grad((8, 50, 8, 32), torch.float32, "cpu").mT.contiguous().mT
+    with torch.profiler.profile() as profile:
+        torch.ops.pyseg.soft_assign_backward(grad, *inputs, None, None)
+    names = [event.name for event in profile.events()]
+    assert "pyseg::soft_assign_backward" in names
+    assert not {"aten::clone", "aten::copy_"}.intersection(names)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_is_the_first_half_of_vlad_aggregate(device):
     features, assignment, attention, _ = make(device=device, grad=False)
@@ -172,8 +224,9 @@ def test_a_mean_far_from_zero_does_not_cancel(device, function):
 def test_gradcheck(device, shape, norm):
     inputs = make_inputs(shape, torch.float64, device)
     tensors, row_weights = make_norm_or_none(inputs[0], norm)
-    function = maybe_normalizing(soft_assign, norm, row_weights)
-    assert torch.autograd.gradcheck(function, [*inputs, *tensors])
+    for function in (soft_assign, soft_assign_by_cluster):
+        function = maybe_normalizing(function, norm, row_weights)
+        assert torch.autograd.gradcheck(function, [*inputs, *tensors])
 
 
 def packed(assignment: Tensor, norm: str | None, grad: bool, layout: str) -> list[Tensor | None]:
@@ -196,7 +249,8 @@ def packed(assignment: Tensor, norm: str | None, grad: bool, layout: str) -> lis
 def test_opcheck(device, grad, norm, layout):
     inputs = make_inputs((2, 3, 2, 4), device=device, grad=grad, layout=layout)
     arguments = (*inputs, *packed(inputs[0], norm, grad, layout))
-    torch.library.opcheck(torch.ops.pyseg.soft_assign.default, arguments)
+    for by_cluster in (False, True):
+        torch.library.opcheck(torch.ops.pyseg.soft_assign.default, (*arguments, by_cluster))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -226,7 +280,9 @@ def test_compiles_without_breaks_for_changing_sizes(device):
     torch._dynamo.reset()
 
     def step(row_weights: Tensor, *inputs: Tensor) -> Tensor:
-        return normalizing(soft_assign, 2, row_weights)(*inputs)
+        weights = normalizing(soft_assign_by_cluster, 2, row_weights)(*inputs)
+        assert weights.stride(2) == 1  # while it is traced
+        return weights
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):

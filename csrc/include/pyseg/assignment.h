@@ -173,6 +173,16 @@ class NormSums {
   int64_t size_;
 };
 
+// Where weight k of row n is, or its gradient: at first + k step.
+struct WeightPlaces {
+  WeightPlaces(const VladShape& shape, bool by_cluster, int64_t n)
+      : first(n * shape.clusters), step(by_cluster ? shape.groups : 1) {
+    const int64_t group = n % shape.groups;
+    if (by_cluster) first += group - group * shape.clusters;
+  }
+  int64_t first, step;
+};
+
 // Rows that are processed together, in the cache.
 constexpr int64_t kRows = 64;
 
@@ -184,8 +194,8 @@ inline int64_t block_rows(const VladShape& shape) {
 struct Forward {
   template <typename Level, typename T>
   PYSEG_INLINE static void run(const VladShape& shape, const T* assignment, const T* attention,
-                               const VladNorm<Accumulate<T>>& norm, T* out, int64_t begin,
-                               int64_t end) {
+                               const VladNorm<Accumulate<T>>& norm, bool by_cluster, T* out,
+                               int64_t begin, int64_t end) {
     using A = Accumulate<T>;
     constexpr int kBytes = Level::kBytes;
     const int64_t clusters = shape.clusters, stride = simd::padded<A>(clusters);
@@ -197,9 +207,19 @@ struct Forward {
                                    probability.get());
       for (int64_t i = 0; i < count; ++i) {
         const A factor = widen(attention[n + i]);
+        A* const row = probability.get() + i * stride;
         for (int64_t k = 0; k < clusters; k += simd::kLanes<A, kBytes>) {
-          const auto& p = simd::at<A, kBytes>(probability.get() + i * stride + k);
-          simd::store<kBytes>(p * factor, clusters - k, out + (n + i) * clusters + k);
+          const auto p = simd::at<A, kBytes>(row + k) * factor;
+          if (by_cluster) {
+            simd::at<A, kBytes>(row + k) = p;
+          } else {
+            simd::store<kBytes>(p, clusters - k, out + (n + i) * clusters + k);
+          }
+        }
+        if (!by_cluster) continue;
+        const WeightPlaces places(shape, true, n + i);
+        for (int64_t k = 0; k < clusters; ++k) {
+          narrow(row[k], out[places.first + k * places.step]);
         }
       }
     }
@@ -208,10 +228,11 @@ struct Forward {
 
 struct Backward {
   template <typename Level, typename T>
-  PYSEG_INLINE static void run(const VladShape& shape, const T* grad, const T* assignment,
-                               const T* attention, const VladNorm<Accumulate<T>>& norm,
-                               T* assignment_grad, T* attention_grad, Accumulate<T>* norm_sums,
-                               int64_t begin, int64_t end) {
+  PYSEG_INLINE static void run(const VladShape& shape, const T* grad, bool by_cluster,
+                               const T* assignment, const T* attention,
+                               const VladNorm<Accumulate<T>>& norm, T* assignment_grad,
+                               T* attention_grad, Accumulate<T>* norm_sums, int64_t begin,
+                               int64_t end) {
     using A = Accumulate<T>;
     constexpr int kBytes = Level::kBytes;
     using V = simd::Vector<A, kBytes>;
@@ -232,10 +253,18 @@ struct Backward {
                                      probability.get());
         for (int64_t n = n0; n < n0 + count; ++n) {
           A* const p = probability.get() + (n - n0) * stride;
+          if (by_cluster) {
+            const WeightPlaces places(shape, true, n);
+            for (int64_t k = 0; k < clusters; ++k) {
+              g[k] = widen(grad[places.first + k * places.step]);
+            }
+          }
           V total = {};
           for (int64_t k = 0; k < clusters; k += simd::kLanes<A, kBytes>) {
             V& value = simd::at<A, kBytes>(g + k);
-            simd::load<kBytes>(grad + n * clusters + k, clusters - k, A{0}, value);
+            if (!by_cluster) {
+              simd::load<kBytes>(grad + n * clusters + k, clusters - k, A{0}, value);
+            }
             total += value * simd::at<A, kBytes>(p + k);
           }
           const A mean = simd::sum<A, kBytes>(total);
@@ -285,12 +314,14 @@ struct ThroughStatistics {
 
 }  // namespace assignment_detail
 
-// Weights, (B, T * G, K), of the rows begin <= n < end of B * T * G. K is at least 1.
+// Weights, (B, T, G, K), or (B, T, K, G) with by_cluster, of the rows begin <= n < end of B * T *
+// G. K is at least 1.
 template <typename T>
 void soft_assign(const VladShape& shape, const T* assignment, const T* attention,
-                 const VladNorm<Accumulate<T>>& norm, T* out, int64_t begin, int64_t end,
-                 Simd level = best_simd()) {
-  simd::run<assignment_detail::Forward>(level, shape, assignment, attention, norm, out, begin, end);
+                 const VladNorm<Accumulate<T>>& norm, bool by_cluster, T* out, int64_t begin,
+                 int64_t end, Simd level = best_simd()) {
+  simd::run<assignment_detail::Forward>(level, shape, assignment, attention, norm, by_cluster, out,
+                                        begin, end);
 }
 
 // Blocks of rows in which soft_assign_backward works.
@@ -305,16 +336,19 @@ int64_t norm_sums_size(const VladShape& shape) {
   return 2 * shape.groups * simd::padded<Accumulate<T>>(shape.clusters);
 }
 
-// Gradients of assignment and attention of the blocks begin <= i < end. With norm.values, block i
-// writes its part of norm_sums to norm_sums[i] (of norm_sums_size values), for add_partial_sums;
-// with row weights, assignment_through_statistics then completes the gradient of the assignment.
+// Gradients of assignment and attention of the blocks begin <= i < end, from that of the weights,
+// in the same order as by soft_assign. With norm.values, block i writes its part of norm_sums to
+// norm_sums[i] (of norm_sums_size values), for add_partial_sums; with row weights,
+// assignment_through_statistics then completes the gradient of the assignment.
 template <typename T>
-void soft_assign_backward(const VladShape& shape, const T* grad, const T* assignment,
-                          const T* attention, const VladNorm<Accumulate<T>>& norm,
-                          T* assignment_grad, T* attention_grad, Accumulate<T>* norm_sums,
-                          int64_t begin, int64_t end, Simd level = best_simd()) {
-  simd::run<assignment_detail::Backward>(level, shape, grad, assignment, attention, norm,
-                                         assignment_grad, attention_grad, norm_sums, begin, end);
+void soft_assign_backward(const VladShape& shape, const T* grad, bool by_cluster,
+                          const T* assignment, const T* attention,
+                          const VladNorm<Accumulate<T>>& norm, T* assignment_grad,
+                          T* attention_grad, Accumulate<T>* norm_sums, int64_t begin, int64_t end,
+                          Simd level = best_simd()) {
+  simd::run<assignment_detail::Backward>(level, shape, grad, by_cluster, assignment, attention,
+                                         norm, assignment_grad, attention_grad, norm_sums, begin,
+                                         end);
 }
 
 // Turns e into the gradient of the assignment, in place, see VladGradient, for the rows

@@ -1,13 +1,10 @@
-// The soft assignment of VLAD layers on a GPU, its gradient, and the sums over columns that its
-// batch normalisation needs; the equations are in pyseg/vlad_shape.h.
+// The softmax of rows of any length on a GPU, and the sums over columns that the batch
+// normalisation of an assignment needs, forward (moments) and backward; the equations are in
+// pyseg/vlad_shape.h.
 //
-//   w[n,k] = attention[n] softmax_k(y[n,:]),  p = softmax_k(y[n,:])
-//   d_attention[n] = sum_k p[n,k] grad[n,k]
-//   e[n,k] = attention[n] p[n,k] (grad[n,k] - d_attention[n])
-//
-// A warp takes a row of K scores. If the statistics depend on the assignment itself, its gradient
-// first needs two sums over the batch. So e is written in place of the gradient, its columns are
-// summed in two steps of fixed order, and a last pass turns e into the gradient.
+// If the statistics depend on the assignment itself, its gradient first needs two sums over the
+// batch. A kernel that writes e in place of the gradient leaves the rest to launch_norm_backward:
+// columns are summed in two steps of fixed order, and a last pass turns e into the gradient.
 #pragma once
 
 #include <type_traits>
@@ -18,7 +15,7 @@
 namespace pyseg {
 namespace gpu {
 
-constexpr int kRowThreads = 256;  // a warp per row
+constexpr int kRowThreads = 256;  // of the kernels over rows
 constexpr int kCached = 8;        // scores that a lane keeps: rows of up to 256 are read once
 
 // Kernels over the columns of a (B * T, G * K) matrix: a thread takes the columns of one 16-byte
@@ -51,7 +48,8 @@ struct Row {
 };
 
 // The scores of a row, spread over the lanes of a warp: y[lane + 32 i], of which each lane keeps
-// the first kCached. Scores beyond the last are -inf, so that their softmax is 0.
+// the first kCached, and later their exponentials. Scores beyond the last are -inf, so that their
+// softmax is 0.
 template <typename T>
 class RowScores {
  public:
@@ -66,15 +64,18 @@ class RowScores {
     for (int i = 0; i < kCached; ++i) cached_[i] = read(lane + kWarp * i);
     A largest = cached_[0];
 #pragma unroll
-    for (int i = 1; i < kCached; ++i) largest = cached_[i] > largest ? cached_[i] : largest;
+    for (int i = 1; i < kCached; ++i) largest = maximum(cached_[i], largest);
+#pragma unroll 1
     for (int64_t k = lane + kWarp * kCached; k < shape.clusters; k += kWarp) {
-      const A score = read(k);
-      largest = score > largest ? score : largest;
+      largest = maximum(read(k), largest);
     }
     softmax_.largest = warp_maximum(largest);
     A total = 0;
 #pragma unroll
-    for (int i = 0; i < kCached; ++i) total += exponential(cached_[i] - softmax_.largest);
+    for (int i = 0; i < kCached; ++i) {
+      total += cached_[i] = exponential(cached_[i] - softmax_.largest);
+    }
+#pragma unroll 1
     for (int64_t k = lane + kWarp * kCached; k < shape.clusters; k += kWarp) {
       total += exponential(read(k) - softmax_.largest);
     }
@@ -89,10 +90,11 @@ class RowScores {
 #pragma unroll
     for (int i = 0; i < kCached; ++i) {
       const int64_t k = lane_ + kWarp * i;
-      if (k < shape_.clusters) function(k, probability(cached_[i]));
+      if (k < shape_.clusters) function(k, cached_[i] * softmax_.scale);
     }
+#pragma unroll 1
     for (int64_t k = lane_ + kWarp * kCached; k < shape_.clusters; k += kWarp) {
-      function(k, probability(read(k)));
+      function(k, exponential(read(k) - softmax_.largest) * softmax_.scale);
     }
   }
 
@@ -100,9 +102,6 @@ class RowScores {
   __device__ A read(int64_t k) const {
     if (k >= shape_.clusters) return -INFINITY;
     return normalized(widen(scores_[k]), norm_, shape_.groups, shape_.clusters, group_, k);
-  }
-  __device__ A probability(A score) const {
-    return exponential(score - softmax_.largest) * softmax_.scale;
   }
 
   const VladShape& shape_;
@@ -113,41 +112,6 @@ class RowScores {
   A cached_[kCached];
   Row<A> softmax_;
 };
-
-template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
-    soft_assign_kernel(VladShape shape, const T* assignment, const T* attention,
-                       VladNorm<Sum<T>> norm, T* weights) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t row = int64_t{blockIdx.x} * (kRowThreads / kWarp) + threadIdx.x / kWarp;
-  if (row >= shape.batch * shape.rows) return;  // the same for all lanes of a warp
-  const RowScores<T> scores(shape, assignment, norm, row, lane);
-  const Sum<T> weight = widen(attention[row]);
-  scores.for_each(
-      [&](int64_t k, Sum<T> p) { narrow(weight * p, weights[row * shape.clusters + k]); });
-}
-
-// The gradient of attention, and e in place of that of the assignment.
-template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
-    soft_assign_backward_kernel(VladShape shape, const T* grad, const T* assignment,
-                                const T* attention, VladNorm<Sum<T>> norm,
-                                VladGradient<T, Sum<T>> out) {
-  using A = Sum<T>;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t row = int64_t{blockIdx.x} * (kRowThreads / kWarp) + threadIdx.x / kWarp;
-  if (row >= shape.batch * shape.rows) return;  // the same for all lanes of a warp
-  const RowScores<T> scores(shape, assignment, norm, row, lane);
-  const int64_t first = row * shape.clusters;
-  A mean = 0;
-  scores.for_each([&](int64_t k, A p) { mean += p * widen(grad[first + k]); });
-  mean = warp_sum(mean);
-  if (lane == 0) narrow_saturated<T>(mean, out.attention[row]);
-  const A weight = widen(attention[row]);
-  scores.for_each([&](int64_t k, A p) {
-    narrow(weight * p * (widen(grad[first + k]) - mean), out.assignment[first + k]);
-  });
-}
 
 // The columns that a thread of a column kernel owns, and the first of its rows.
 template <int kWidth>
@@ -313,15 +277,16 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
     const int64_t count = row_weight[i] == 0 ? 0 : thread.count;
     load_values(x + row * columns + thread.column, count, kWidth > 1 && count > 0, values[i]);
   }
+  const A scale = weight != 0 ? 1 / weight : A{0};
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
     A mean = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) mean += row_weight[i] * values[i][j];
-    if (weight != 0) mean /= weight;
+    mean *= scale;
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) {
-      const A deviation = row_weight[i] == 0 ? A{0} : values[i][j] - mean;
+      const A deviation = values[i][j] - mean;
       squares += row_weight[i] * deviation * deviation;
     }
     shared[0][thread.warp][thread.lane * kWidth + j] = mean;
@@ -331,15 +296,23 @@ __global__ void __launch_bounds__(kWarp* kSlabWarps)
   __syncthreads();
   const int64_t first = thread.column - thread.lane * kWidth;
   for (int j = threadIdx.x; j < kWarp * kWidth; j += kWarp * kSlabWarps) {
-    Moments<A> total{warp_weights[0], shared[0][0][j], shared[1][0][j]};
-    for (int warp = 1; warp < kSlabWarps; ++warp) {
-      total = combine(total, {warp_weights[warp], shared[0][warp][j], shared[1][warp][j]});
+    A total = 0, mean = 0, squares = 0;
+#pragma unroll
+    for (int warp = 0; warp < kSlabWarps; ++warp) {
+      total += warp_weights[warp];
+      mean += warp_weights[warp] * shared[0][warp][j];
+    }
+    if (total != 0) mean /= total;
+#pragma unroll
+    for (int warp = 0; warp < kSlabWarps; ++warp) {
+      const A step = shared[0][warp][j] - mean;
+      squares += shared[1][warp][j] + warp_weights[warp] * step * step;
     }
     if (first + j < columns) {
-      partial[thread.slab * 2 * columns + first + j] = total.mean;
-      partial[(thread.slab * 2 + 1) * columns + first + j] = total.squares;
+      partial[thread.slab * 2 * columns + first + j] = mean;
+      partial[(thread.slab * 2 + 1) * columns + first + j] = squares;
     }
-    if (j == 0 && first == 0) weights[thread.slab] = total.weight;
+    if (j == 0 && first == 0) weights[thread.slab] = total;
   }
 }
 
@@ -448,36 +421,6 @@ inline int64_t norm_sums_size(const VladShape& shape) {
 }
 
 }  // namespace gpu
-
-// weights (B, T * G, K).
-template <typename T>
-cudaError_t launch_soft_assign(const VladShape& shape, const T* assignment, const T* attention,
-                               const VladNorm<gpu::Sum<T>>& norm, T* weights, cudaStream_t stream) {
-  const int64_t blocks = gpu::quotient(shape.batch * shape.rows, gpu::kRowThreads / gpu::kWarp);
-  return gpu::launch(gpu::soft_assign_kernel<T>, blocks, gpu::kRowThreads, 0, stream, shape,
-                     assignment, attention, norm, weights);
-}
-
-// Bytes of workspace of launch_soft_assign_backward.
-template <typename T>
-int64_t soft_assign_backward_workspace(const VladShape& shape, const VladNorm<gpu::Sum<T>>& norm) {
-  return norm.values == nullptr ? 0 : gpu::norm_sums_size(shape) * sizeof(gpu::Sum<T>);
-}
-
-// Writes out.assignment, out.attention and, with norm, out.norm_sums.
-template <typename T>
-cudaError_t launch_soft_assign_backward(const VladShape& shape, const T* grad, const T* assignment,
-                                        const T* attention, const VladNorm<gpu::Sum<T>>& norm,
-                                        const VladGradient<T, gpu::Sum<T>>& out, void* workspace,
-                                        cudaStream_t stream) {
-  const int64_t blocks = gpu::quotient(shape.batch * shape.rows, gpu::kRowThreads / gpu::kWarp);
-  const cudaError_t error =
-      gpu::launch(gpu::soft_assign_backward_kernel<T>, blocks, gpu::kRowThreads, 0, stream, shape,
-                  grad, assignment, attention, norm, out);
-  if (error != cudaSuccess || norm.values == nullptr) return error;
-  return gpu::launch_norm_backward<T>(shape, assignment, norm, out,
-                                      static_cast<gpu::Sum<T>*>(workspace), stream);
-}
 
 // Bytes of workspace of launch_moments.
 template <typename T>

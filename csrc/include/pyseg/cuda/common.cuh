@@ -51,6 +51,8 @@ __device__ inline void narrow_saturated<__half>(float value, __half& result) {
 
 __device__ inline float exponential(float value) { return expf(value); }
 __device__ inline double exponential(double value) { return exp(value); }
+__device__ inline float maximum(float a, float b) { return fmaxf(a, b); }
+__device__ inline double maximum(double a, double b) { return fmax(a, b); }
 __device__ inline float inverse_root(float value) { return 1.f / sqrtf(value); }
 __device__ inline double inverse_root(double value) { return 1. / sqrt(value); }
 
@@ -70,8 +72,7 @@ template <int kFirst = 1, int kLast = kWarp, typename A>
 __device__ inline A warp_maximum(A value) {
 #pragma unroll
   for (int offset = kFirst; offset < kLast; offset *= 2) {
-    const A other = __shfl_xor_sync(0xffffffffu, value, offset);
-    value = other > value ? other : value;
+    value = maximum(value, __shfl_xor_sync(0xffffffffu, value, offset));
   }
   return value;
 }

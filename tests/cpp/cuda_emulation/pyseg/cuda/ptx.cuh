@@ -129,6 +129,8 @@ inline void multiply_add(float, const uint32_t (&a)[4], const uint32_t (&b)[2], 
       [&](int d, int j) { return value(of(j * 4 + d % 4)[4 + d / 4]); }, c);
 }
 
+inline float approximate_exp(float value) { return exp2f(value * 1.44269504f); }
+
 // To the nearest value of TF32, ties away from zero.
 inline float round_tf32(float value) {
   if (!std::isfinite(value)) return value;
