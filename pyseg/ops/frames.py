@@ -154,8 +154,8 @@ def frame_linear(
 
     It equals :func:`torch.nn.functional.linear` of the float frames, but these, four times as large
     as the bytes, exist only one tile at a time, also in the backward pass; frames that fit one tile
-    are kept for it. Autocast's matrix-product dtype applies. For forward-mode derivatives, which raise an error, use
-    :func:`frame_linear_reference`.
+    are kept for it. Autocast's matrix-product dtype applies. For forward-mode derivatives, which
+    raise an error, use :func:`frame_linear_reference`.
 
     Args:
         frames: (B, T, N) uint8 as stored.

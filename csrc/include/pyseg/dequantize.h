@@ -33,6 +33,19 @@ PYSEG_INLINE void load_bytes(const uint8_t* source, int64_t count,
   result = __builtin_convertvector(wide, simd::Vector<A, kBytes>);
 }
 
+// Keeps the compiler from fusing a product with a sum, so that each is rounded at every level, as
+// in plain PyTorch: 255 stands for 2.0078125 exactly.
+template <typename V>
+PYSEG_INLINE void keep_rounded(V& product) {
+#if defined(__x86_64__)
+  asm("" : "+x"(product));
+#elif defined(__aarch64__)
+  asm("" : "+w"(product));
+#else
+  asm("" : "+m"(product));
+#endif
+}
+
 struct Dequantize {
   template <typename Level, typename T>
   PYSEG_INLINE static void run(const StoredFrames<Accumulate<T>>& in, int64_t begin, int64_t end,
@@ -62,7 +75,9 @@ struct Dequantize {
           simd::load<kBytes>(rows + 2 * width, width - n, A{0}, offset);
           x -= zero_point;
         }
-        x = x * scale + offset;
+        x *= scale;
+        keep_rounded(x);
+        x += offset;
         simd::store<kBytes>(x, std::min(width - n, kStep), row + n);
       }
     }
