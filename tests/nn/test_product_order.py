@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -61,6 +62,47 @@ def test_operations_decide_where_memory_is_fast_and_bytes_where_it_is_slow() -> 
         by_bytes.append(cheapest_order(SIZES, batch, length, **options, rates=slow))
         assert values[by_bytes[-1]] == min(values.values())
     assert by_bytes != by_operations
+
+
+def test_values_are_those_of_the_tensors() -> None:
+    """Every pass reads its operands and writes its result; gradients of a product do both again."""
+    b, t, n, e, k, g = 3, 7, 12, 24, 5, 4
+    c, f = g * k, e // g
+    empty = functools.partial(torch.empty, device="meta")
+    x, h, z, pooled, v = (
+        empty(b, t, n),
+        empty(b, t, e),
+        empty(b, t, c),
+        empty(b, n, c),
+        empty(b, f, k),
+    )
+    wide, assign, folded = empty(n, e), empty(e, c), empty(n, c)
+
+    def total(*tensors: torch.Tensor) -> int:
+        return sum(tensor.numel() for tensor in tensors)
+
+    fold = total(wide, assign, folded)
+    expand, aggregate = total(x, wide, h), total(h, z, v)
+    forward = {
+        "direct": expand + total(h) + total(h, assign, z) + aggregate,
+        "folded": fold + total(x) + total(x, folded, z) + expand + aggregate,
+        "reassociated": fold
+        + (total(x) + total(x, folded, z) + total(z, z) + total(z))
+        + (total(z, x, pooled) + total(pooled, wide, v)),
+    }
+    backward = {
+        "direct": aggregate + total(h, z)  # the gradients of h and z are written, v's is read
+        + 2 * total(h, assign, z) + 2 * total(h) + 2 * total(h, h, h) + expand + total(h),
+        "folded": aggregate + total(h, z) + expand + total(h)
+        + total(x, folded, z) + total(x) + 2 * fold,
+        "reassociated": 2 * total(pooled, wide, v) + total(x, pooled, z) + total(z, z)
+        + total(z, z, z) + total(x, folded, z) + total(x) + 2 * fold,
+    }  # fmt: skip
+    for order in ORDERS:
+        for training in (False, True):
+            found = passes(order, Sizes(n, e, k, g), b, t, backward=training, formed=False)
+            expected = forward[order] + training * backward[order]
+            assert sum(each.values for each in found) == expected, (order, training)
 
 
 def test_the_layer_asks_for_its_device_dtype_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
