@@ -29,6 +29,11 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
       "Tensor? row_weights) -> (Tensor assignment, Tensor attention, Tensor norm_sums)");
   // x is (R, C), row_weights (R); the result is (2, C): mean and biased variance of every column.
   m.def("moments(Tensor x, Tensor? row_weights=None) -> Tensor");
+  // frames is (..., N) of bytes, mask (...) of bools, dequantization (3, N) of the dtype of sums
+  // over the result's; see include/pyseg/dequantize_shape.h.
+  m.def(
+      "dequantize(Tensor frames, Tensor? mask, Tensor? dequantization, ScalarType dtype) -> "
+      "Tensor");
   // Shapes are those of pyseg.ops.rated_bce_with_logits; the correlation is its three tensors, or
   // none. loss is the mean over rows, in the dtype of sums. grad is its gradient (in float16 B
   // times that), an empty tensor without needs_grad; the backward scales it. The backward gets the

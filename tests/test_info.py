@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from pyseg import _build, _ext, info
 
@@ -24,6 +25,26 @@ def test_collect_names_what_is_loaded_and_why_not():
 def test_collect_tells_of_changed_sources(monkeypatch):
     monkeypatch.setattr(_build, "source_digest", lambda: "another")
     assert "its sources have changed since" in info.collect()["CPU ops"]
+
+
+def test_orders_of_known_gpus_and_of_a_cpu(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYSEG_CACHE", str(tmp_path))
+    info.main(["--orders"])
+    text = capsys.readouterr().out
+    for name in ("sm_80, assumed, as of sm_80", "sm_90, assumed", "CPU, by operations alone"):
+        assert name in text
+    tables = [part for part in text.split("\n\n") if part.startswith("| B |")]
+    assert len(tables) == 3
+    for table in tables:
+        assert "| 80 | bfloat16 | train | direct |" in table
+        assert "| reassociated |" in table
+    assert tables[1] != tables[2]
+
+
+def test_measuring_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--measure: expected a GPU"):
+        info.main(["--measure"])
 
 
 def test_command_line_without_libraries():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyseg.errors import ArgumentError
 from pyseg.nn.linear import linear
+from pyseg.nn.normalize import shared_frames
 from pyseg.ops import frame_linear, gru_recurrence
 
 
@@ -61,13 +62,14 @@ class GRU(nn.Module):
 
         Args:
             x: (B, T, N), floating, or uint8 as YouTube-8M stores it: bytes are dequantised tile by
-                tile, inside the first product.
+                tile, inside the first product, or on a GPU at once.
             mask: (B, T) bool, True where the frame is valid; bytes of other frames are read as 0.
             dequantization: (3, N), what bytes stand for, see `pyseg.ops.frame_linear`.
 
         Returns:
             (B, T, H), the state of the last layer after every frame.
         """
+        x = shared_frames(x, mask, self.get_parameter("weight_ih_l0"), dequantization)
         for layer in range(self.num_layers):
             weight, bias = self._layer("ih", layer)
             if x.dtype == torch.uint8:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyseg._rates import rates_of
 from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
 from pyseg.nn.classifier import FrameClassifier, FrameOptions
@@ -24,16 +25,20 @@ from pyseg.nn.gate import ContextGate
 from pyseg.nn.head import HeadFactory, LogisticHead
 from pyseg.nn.init import he_linear, he_truncated_normal_
 from pyseg.nn.linear import linear, matmul
+from pyseg.nn.normalize import shared_frames
+from pyseg.nn.product_order import (
+    ORDERS,
+    Order,
+    Sizes,
+    cached_order,
+    cheapest_order,
+    operations,
+)
 from pyseg.ops import AssignmentNorm, frame_linear, frame_pool, soft_assign, vlad_aggregate
-from pyseg.ops._dispatch import sum_dtype
+from pyseg.ops._dispatch import allow_tf32
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Order = Literal["direct", "folded", "reassociated"]
-
-# Pooled numbers per block in inference on a CPU: a block fits the cache.
-_POOLED = 2**22
 
 
 class _Folded(NamedTuple):
@@ -44,7 +49,6 @@ class _Folded(NamedTuple):
     attention: Tensor  # (G, N)
     attention_bias: Tensor  # (G,)
     norm: AssignmentNorm | None = None  # of the assignment; None: to be taken from the batch
-    pool: Tensor | None = None  # (F, N*G), W where it needs no gradient, see `_pool`
 
 
 class NeXtVLAD(DerivedWeights):
@@ -72,8 +76,11 @@ class NeXtVLAD(DerivedWeights):
                      W after, so that h is never formed
     ================ ==============================================================================
 
-    Unless `order` names one, the order with the fewest operations for the shapes is taken
-    (`operations` counts them): ``direct`` for few frames, the others for many. In eval mode, where
+    Unless `order` names one, the cheapest order for the shapes is taken: ``direct`` for few frames,
+    the others for many. On a CPU that is the one with the fewest operations (`operations` counts
+    them). On a GPU bytes count too, at the rates of the device: each product takes the longer of
+    the times of its operations and of its bytes (`python -m pyseg.info --orders` prints what that
+    gives, and ``--measure`` measures the rates of a GPU). In eval mode, where
     no gradient is needed, Wc W is formed once, and again after the weights have changed
     (`DerivedWeights`). Programs made by `torch.export` must serve any shape and keep the direct
     order.
@@ -92,7 +99,7 @@ class NeXtVLAD(DerivedWeights):
         batch_norm_momentum: momentum of both batch normalisations.
         padded_statistics: whether padded frames enter the batch-norm statistics of the assignment
             in training (reference: they do).
-        order: the order of the products; ``None``: the one with the fewest operations.
+        order: the order of the products; ``None``: the cheapest one.
 
     Raises:
         ValueError: a size is smaller than 1, `groups` does not divide E*N, or the order is unknown.
@@ -124,10 +131,8 @@ class NeXtVLAD(DerivedWeights):
         order: Order | None = None,
     ) -> None:
         super().__init__()
-        if order is not None and order not in get_args(Order):
-            raise ArgumentError(
-                f"order: expected one of {', '.join(get_args(Order))}; found {order!r}"
-            )
+        if order is not None and order not in ORDERS:
+            raise ArgumentError(f"order: expected one of {', '.join(ORDERS)}; found {order!r}")
         sizes = {
             "feature_size": feature_size,
             "clusters": clusters,
@@ -171,7 +176,8 @@ class NeXtVLAD(DerivedWeights):
 
         Args:
             frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them: bytes are
-                dequantised (0 on padding) tile by tile, inside the first product. Padded frames
+                dequantised (0 on padding) tile by tile, inside the products that read them, or on a
+                GPU once for all of them. Padded frames
                 must be finite; padded bytes are ignored, padded floating frames change the result
                 in training only, through the statistics.
             mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
@@ -196,10 +202,10 @@ class NeXtVLAD(DerivedWeights):
                 f"mask: expected shape {tuple(frames.shape[:2])} as frames has, "
                 f"found {tuple(mask.shape)}"
             )
+        order = self.cheapest_order(frames)
+        frames = shared_frames(frames, mask, self.expand.weight, dequantization)
         apply = functools.partial(_linear, frames, mask, dequantization)
-        order = self._cheapest_order(frames)
         norm: AssignmentNorm | None = None
-        pool: Tensor | None = None
         deferred_bias: Tensor | None = None  # not added to the assignment
         expanded: Tensor | None = None
         if order == "direct":
@@ -207,7 +213,7 @@ class NeXtVLAD(DerivedWeights):
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
             folded = self._cached(self._fold_with_norm) if self._may_cache() else self._fold()
-            norm, pool, bias = folded.norm, folded.pool, folded.assign_bias
+            norm, bias = folded.norm, folded.assign_bias
             if self.training:  # subtracting the mean of the batch would remove it again
                 bias, deferred_bias = None, bias
             attention = apply(folded.attention, folded.attention_bias)
@@ -221,7 +227,7 @@ class NeXtVLAD(DerivedWeights):
         assignment = assignment.unflatten(-1, (self.groups, self.clusters))
         if order == "reassociated":
             weights = soft_assign(assignment, attention, norm=norm, by_cluster=True)
-            vlad = self._pool(frames, weights, pool, dequantization)
+            vlad = self._pool(frames, weights, dequantization)
         else:
             if expanded is None:
                 expanded = apply(self.expand.weight, self.expand.bias)
@@ -248,38 +254,40 @@ class NeXtVLAD(DerivedWeights):
             >>> {order: f"{n / 1e9:.0f}e9" for order, n in layer.operations(80, 300).items()}
             {'direct': '239e9', 'folded': '194e9', 'reassociated': '151e9'}
         """
-        rows, size = batch * length, self.feature_size
-        expanded, columns = self.expansion * size, self.groups * self.clusters
-        expand = rows * size * expanded
-        assign = rows * expanded * columns
-        short = rows * size * columns  # the folded assignment; the pooling of frames too
-        fold = size * expanded * columns
-        aggregate = rows * expanded * self.clusters
-        after = batch * size * expanded * self.clusters  # W applied to the pooled frames
-        direct = expand + assign + aggregate
-        folded = expand + short + aggregate
-        reassociated = 2 * short + after
-        if not formed:
-            folded, reassociated = folded + fold, reassociated + fold
-        if backward:
-            direct += expand + 2 * assign + 2 * aggregate
-            folded += expand + short + 2 * fold + 2 * aggregate
-            reassociated += 2 * short + 2 * fold + 2 * after
-        return {"direct": 2 * direct, "folded": 2 * folded, "reassociated": 2 * reassociated}
+        counted = functools.partial(
+            operations, batch=batch, length=length, backward=backward, formed=formed
+        )
+        return {order: counted(order, self.sizes) for order in ORDERS}
 
-    def _cheapest_order(self, frames: Tensor) -> Order:
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes that the cost of an order depends on."""
+        expanded = self.expansion * self.feature_size
+        return Sizes(self.feature_size, expanded, self.clusters, self.groups)
+
+    def cheapest_order(self, frames: Tensor) -> Order:
+        """Returns the order of the products that `forward` takes for `frames`, (B, T, N)."""
         if self.order is not None:
             return self.order
         if torch.compiler.is_exporting():
             return "direct"
-        batch, length = frames.shape[:2]
-        backward = torch.is_grad_enabled() and self.expand.weight.requires_grad
-        counts = self.operations(batch, length, backward=backward, formed=self._may_cache())
-        cheapest: Order = "direct"
-        for order in counts:  # not min(): torch.compile cannot trace its key
-            if counts[order] < counts[cheapest]:
-                cheapest = order
-        return cheapest
+        batch, length, _ = frames.shape
+        device, weight = frames.device, self.expand.weight
+        rates, dtype = rates_of(device.type, device.index), weight.dtype
+        if rates is not None and dtype != torch.float64 and torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        # Shapes in a graph may be symbols, which cannot be the key of a cache.
+        concrete = not torch.compiler.is_compiling() and isinstance(batch * length, int)
+        return (cached_order if concrete else cheapest_order)(
+            self.sizes,
+            batch,
+            length,
+            backward=torch.is_grad_enabled() and weight.requires_grad,
+            formed=self._may_cache(),
+            rates=rates,
+            dtype=dtype,
+            tf32=allow_tf32(weight),
+        )
 
     def _fold(self) -> _Folded:
         assign, attention = self.assign.weight, self.attention.weight
@@ -298,36 +306,17 @@ class NeXtVLAD(DerivedWeights):
         folded, norm = self._fold(), self.assign_norm
         mean = norm.running_mean - self.assign.weight @ self.expand.bias
         own = AssignmentNorm(mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-        pool = self.expand.weight.unflatten(0, (self.groups, -1)).permute(1, 2, 0).flatten(1)
-        return folded._replace(assign_bias=None, norm=own, pool=pool)
+        return folded._replace(assign_bias=None, norm=own)
 
-    def _pool(
-        self,
-        frames: Tensor,
-        weights: Tensor,
-        pool: Tensor | None,
-        dequantization: Tensor | None,
-    ) -> Tensor:
+    def _pool(self, frames: Tensor, weights: Tensor, dequantization: Tensor | None) -> Tensor:
         """Returns the descriptors of `vlad_aggregate`, from frames that are not expanded.
 
         v[f,k] = sum_{g,n} W[g,f,n] u[k,g,n] + sum_g b[g,f] m[g,k] - c[f,k] sum_g m[g,k], where
         u[k,g,n] = sum_t weights[t,g,k] frames[t,n] and m[g,k] = sum_t weights[t,g,k].
         """
-        groups, clusters, size = self.groups, self.clusters, self.feature_size
-        if pool is not None and frames.dtype != torch.uint8:
-            # With u in rows (n, g), W times each video's u copies nothing. Only without gradients,
-            # as W would get one per video.
-            videos = max(1, _POOLED // (size * groups * clusters) if frames.is_cpu else len(frames))
-            parts: list[Tensor] = []
-            for x, w in zip(frames.split(videos), weights.split(videos), strict=True):
-                pooled = matmul(x.mT.to(w.dtype), w.flatten(2))
-                pooled = pooled.view(-1, size * groups, clusters)
-                parts.append(matmul(pool.expand(len(pooled), -1, -1), pooled))
-            vlad = torch.cat(parts).mT  # (B, K, F)
-            mass = weights.sum(1, dtype=sum_dtype(weights.dtype))  # (B, G, K)
-        else:
-            maps = self.expand.weight.unflatten(0, (groups, -1)).to(weights.dtype)
-            vlad, mass = frame_pool(frames, weights, maps, dequantization)
+        groups = self.groups
+        maps = self.expand.weight.unflatten(0, (groups, -1)).to(weights.dtype)
+        vlad, mass = frame_pool(frames, weights, maps, dequantization)
         dtype = mass.dtype
         with torch.autocast(frames.device.type, enabled=False):
             bias = self.expand.bias.to(dtype).unflatten(0, (groups, -1))

@@ -26,7 +26,40 @@ _WIDTHS = 4.0
 _RESOLUTION, _LEAST_DEVIATION = 1e-6, 1e-12
 
 
+# Where bytes are dequantised once for all that reads them. On a CPU each product does it again, in
+# tiles that fit the cache: reading floats from memory would take longer.
+_SHARING = ("cuda",)
+
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def shared_frames(
+    frames: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    dequantization: Tensor | None = None,
+) -> Tensor:
+    """Returns the frames as all products of a step with them, and their gradients, read them.
+
+    On a GPU that is in autocast's dtype where it is on: floats are cast once, and bytes are
+    dequantised once, with a single rounding. B = 80 videos of T = 300 frames of N = 1152 bytes are
+    27.6 MB to read and, in bfloat16, 55 MB to write. On a CPU the frames are returned as they are.
+
+    Args:
+        frames: (B, T, N), uint8 or floating.
+        mask: (B, T) bool, True where a frame is valid; bytes of other frames become 0.
+        weight: a weight of the products, whose dtype bytes get without autocast.
+        dequantization: what bytes stand for, see `pyseg.ops.frame_linear`.
+    """
+    device, dtype = frames.device.type, weight.dtype
+    if device not in _SHARING:
+        return frames
+    in_autocast = torch.is_autocast_enabled(device)
+    if in_autocast and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    if frames.dtype == torch.uint8:
+        return dequantize(frames, mask, dtype, dequantization)
+    return frames.to(dtype) if in_autocast and frames.dtype != torch.float64 else frames
 
 
 class FrameNormalization(nn.Module):
@@ -165,18 +198,18 @@ class FrameNormalization(nn.Module):
                 under torch.compile never.
         """
         self.check(frames)
-        if frames.dtype == torch.uint8:
-            if self.convention == "raw":
+        if frames.dtype == torch.uint8 and self.convention != "raw":
+            x = dequantize(frames, mask, dtype, self.dequantization(frames))
+        else:
+            if frames.is_floating_point():
+                self._refuse_bytes(frames, mask)
+                x = self._standardize(frames, dtype)
+            elif frames.dtype == torch.uint8:
                 x = frames.to(dtype)
             else:
-                x = dequantize(frames, None, dtype, self.dequantization(frames))
-        elif frames.is_floating_point():
-            self._refuse_bytes(frames, mask)
-            x = self._standardize(frames, dtype)
-        else:
-            raise TypeError(f"frames: expected uint8 or floating, found {frames.dtype}")
-        if mask is not None:
-            x = torch.where(mask.unsqueeze(-1), x, 0.0)
+                raise TypeError(f"frames: expected uint8 or floating, found {frames.dtype}")
+            if mask is not None:
+                x = torch.where(mask.unsqueeze(-1), x, 0.0)
         if self.convention == "l2":
             return x * torch.rsqrt(x.square().sum(-1, keepdim=True).clamp(min=1e-12))
         if self.eigenvalues is not None:

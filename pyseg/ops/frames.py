@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
 
-from pyseg.ops._dispatch import product_dtype, sum_dtype
+from pyseg.ops._dispatch import has_kernel, product_dtype, sum_dtype
 from pyseg.ops._op import SUMS, Argument, Op, check_dtype, misfit, wants_gradient
 
 # YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py dequantises it as
@@ -47,6 +49,7 @@ _BYTES = {
     "mask": Argument("(B, T)", "bool", optional=True),
 }
 _DEQUANTIZATION = {"dequantization": Argument("(3, N)", "floating", optional=True)}
+_DEQUANTIZE = Op("dequantize")
 _LINEAR = Op(
     "frame_linear",
     "(Tensor frames, Tensor? mask, Tensor weight, Tensor? bias, Tensor? dequantization=None) -> "
@@ -94,25 +97,49 @@ def dequantize(
 ) -> Tensor:
     """Returns the values that bytes stand for in `dtype`, 0 where `mask` is False.
 
+    They are computed in float32, or float64 for float64, and rounded once: in 16 bits the sum of
+    scaled byte and offset would cancel most digits of values near 0.
+
     Args:
         frames: (..., N) uint8.
         mask: (...) bool, True where the frame is valid. ``None``: all frames are.
-        dtype: of the result; a floating type.
+        dtype: of the result; float32, float64, float16 or bfloat16.
         dequantization: (3, N), floating: zero points z (whole numbers in 0..255), scales s and
             offsets o. A byte q of column n stands for (q - z[n]) * s[n] + o[n]. The difference is
-            exact in every dtype, so that no digits cancel where z is near the mean of the bytes.
-            ``None``: it stands for q * 4/255 + (4/512 - 2).
+            exact, so that no digits cancel where z is near the mean of the bytes. ``None``: it
+            stands for q * 4/255 + (4/512 - 2).
 
     Returns:
         (..., N).
     """
-    x = frames.to(dtype)  # a copy, so that the arithmetic may be in place
+    if not has_kernel(frames) or wants_gradient(dequantization):
+        return dequantize_reference(frames, mask, dtype, dequantization)
+    rows = None if dequantization is None else dequantization.to(sum_dtype(dtype))
+    return torch.ops.pyseg.dequantize.default(frames, mask, rows, dtype)
+
+
+def dequantize_reference(
+    frames: Tensor,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+    dequantization: Tensor | None = None,
+) -> Tensor:
+    """Returns what :func:`dequantize` returns, in plain PyTorch."""
+    inner = sum_dtype(dtype)
+    x = frames.to(inner)  # a copy, so that the arithmetic may be in place
     if dequantization is None:
         x.mul_(SCALE).add_(OFFSET)
     else:
-        zero_point, scale, offset = dequantization.to(dtype).unbind()
+        zero_point, scale, offset = dequantization.to(inner).unbind()
         x = torch.addcmul(offset, x.sub_(zero_point), scale)
-    return x if mask is None else x.mul_(mask.unsqueeze(-1))
+    return (x if mask is None else x.masked_fill_(~mask.unsqueeze(-1), 0.0)).to(dtype)
+
+
+@_DEQUANTIZE.fake
+def _dequantize_fake(
+    frames: Tensor, mask: Tensor | None, dequantization: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return frames.new_empty(frames.shape, dtype=dtype)
 
 
 @_LINEAR.autocast()
@@ -126,9 +153,9 @@ def frame_linear(
     """Returns x W^T + b for every frame, where x are the dequantised frames, 0 on padding.
 
     It equals :func:`torch.nn.functional.linear` of the float frames, but these, four times as large
-    as the bytes, exist only one tile at a time, also in the backward pass. Autocast's
-    matrix-product dtype applies. For forward-mode derivatives, which raise an error, use
-    :func:`frame_linear_reference`.
+    as the bytes, exist only one tile at a time, also in the backward pass; frames that fit one tile
+    are kept for it. Autocast's matrix-product dtype applies. For forward-mode derivatives, which
+    raise an error, use :func:`frame_linear_reference`.
 
     Args:
         frames: (B, T, N) uint8 as stored.
@@ -154,7 +181,14 @@ def frame_linear(
         [0.015625, 0.0]
     """
     _LINEAR.check(frames, mask, weight, bias, dequantization)
-    return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias, dequantization)
+    if not _is_one_tile(frames, weight) or wants_gradient(dequantization):
+        return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias, dequantization)
+    dtype = product_dtype(frames.device.type, weight.dtype)
+    x = dequantize(frames, mask, dtype, dequantization)
+    if dtype == weight.dtype:
+        return functional.linear(x, weight, bias)
+    shift = None if bias is None else bias.to(dtype)
+    return functional.linear(x, weight.to(dtype), shift).to(weight.dtype)
 
 
 def frame_linear_reference(
@@ -173,8 +207,8 @@ def frame_linear_reference(
         0.015625
     """
     _LINEAR.check(frames, mask, weight, bias, dequantization)
-    x = dequantize(frames, mask, weight.dtype, dequantization)
-    return torch.nn.functional.linear(x, weight, bias)
+    x = dequantize_reference(frames, mask, weight.dtype, dequantization)
+    return functional.linear(x, weight, bias)
 
 
 @_POOL.autocast()
@@ -197,7 +231,8 @@ def frame_pool(
         frames: (B, T, N) uint8 as stored, or floating and dequantised. Padded frames count with the
             weights they are given: 0 leaves them out.
         weights: (B, T, G, K), of any floating type: that of the sums. Autocast's matrix-product
-            dtype applies.
+            dtype applies. Nothing is copied where they are a view of (B, T, K, G), as `soft_assign`
+            returns them by cluster; their gradient then is one too.
         maps: (G, F, N), of the same type.
         dequantization: what bytes stand for, see :func:`frame_linear`; floating frames need none.
 
@@ -236,10 +271,25 @@ def frame_pool_reference(
         0.015625
     """
     _POOL.check(frames, weights, maps, dequantization)
-    x = _floating(frames, weights.dtype, dequantization)
+    x = frames.to(weights.dtype)
+    if not frames.is_floating_point():
+        x = dequantize_reference(frames, None, weights.dtype, dequantization)
     pooled = torch.einsum("btgk,btn->bgkn", weights, x)
     mass = weights.sum(1, dtype=sum_dtype(weights.dtype))
     return torch.einsum("bgkn,gfn->bkf", pooled, maps), mass
+
+
+def _is_one_tile(frames: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch's own product of all dequantised frames serves instead of the operator.
+
+    A compiled graph takes the operator, as the number of frames may change; so do transforms and
+    forward-mode derivatives, for which the operator has rules.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    itemsize = product_dtype(frames.device.type, weight.dtype).itemsize
+    limit = _TILE_BYTES.get(frames.device.type, _TILE_BYTES["cpu"])
+    return frames.numel() * itemsize <= limit and forward_ad._current_level < 0
 
 
 def _tiles(
@@ -327,10 +377,11 @@ def _pool(
     direct = keep and kept.dtype == dtype  # saved tensors can receive the products too
     scratch = kept if direct else _pooled_scratch(tiles, kept, dtype)
     for videos in tiles:
-        torch.sum(weights[videos], 1, dtype=mass.dtype, out=mass[videos])
+        columns = _columns(weights[videos], dtype)
+        mass[videos] = columns.sum(1, dtype=mass.dtype).unflatten(1, (-1, groups)).mT
         pooled = kept[videos] if direct else scratch[: videos.stop - videos.start]
         x = _floating(frames[videos], dtype, dequantization)
-        torch.bmm(_columns(weights[videos], dtype).mT, x, out=pooled)
+        torch.bmm(columns.mT, x, out=pooled)
         if keep and not direct:
             kept[videos] = pooled
         with _product_into(sums[videos].flatten(0, 1), dtype) as y:
@@ -376,7 +427,7 @@ def _pool_backward(
                 torch.bmm(_columns(weights[videos], dtype), inner, out=y)
         if needed[1]:
             product = torch.bmm(_floating(frames[videos], dtype, dequantization), inner.mT)
-            product = product.unflatten(2, (-1, groups)).transpose(2, 3)
+            product = product.unflatten(2, (-1, groups)).mT
             torch.add(product, grad_mass[videos].unsqueeze(1), out=grad_weights[videos])
     return grad_frames, grad_weights, grad_maps
 
@@ -412,9 +463,14 @@ def _pooled_scratch(tiles: list[slice], kept: Tensor, dtype: torch.dtype) -> Ten
 
 
 def _columns(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns weights (B, T, K*G): pooling with them gives rows (b, k) of one matrix."""
-    columns = weights.new_empty(weights.mT.shape, dtype=dtype)
-    return columns.copy_(weights.mT).flatten(2)
+    """Returns weights (B, T, K*G): pooling with them gives rows (b, k) of one matrix.
+
+    Weights that `soft_assign` has written by cluster are in this order.
+    """
+    columns = weights.mT
+    if columns.dtype != dtype or not columns.is_contiguous():
+        columns = columns.new_empty(columns.shape, dtype=dtype).copy_(columns)
+    return columns.flatten(2)
 
 
 def _floating(frames: Tensor, dtype: torch.dtype, dequantization: Tensor | None) -> Tensor:
@@ -445,7 +501,7 @@ def _pool_backward_results(
             raise misfit("kept", "(B, K*G, N)", shape, kept, "weights", weights)
     return (
         frames.new_empty(frames.shape if needed[0] else 0),
-        weights.new_empty(weights.shape if needed[1] else 0),
+        torch.empty_like(weights) if needed[1] else weights.new_empty(0),
         maps.new_empty(maps.shape if needed[2] else 0),
     )
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <random>
@@ -19,6 +20,7 @@
 #include "expect.h"
 #include "naive_rated_bce.h"
 #include "naive_vlad.h"
+#include "pyseg/cuda/dequantize.cuh"
 #include "pyseg/rated_bce.cuh"
 #include "pyseg/soft_assign.cuh"
 #include "pyseg/vlad.cuh"
@@ -348,6 +350,76 @@ void test_wrong_rating() {
   expect(std::isnan(loss.read()[0]), "mean loss with a wrong rating");
 }
 
+// Rows of `stride` bytes, from `offset` bytes after a boundary on.
+template <typename T>
+void test_dequantize(int64_t rows, int64_t width, int64_t stride, int64_t offset, bool masked,
+                     bool given, double unit) {
+  using A = Accumulate<T>;
+  std::mt19937_64 generator(4);
+  std::vector<uint8_t> bytes(rows * stride), valid(rows);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
+  for (uint8_t& value : valid) value = generator() % 3 > 0;
+  std::vector<A> parameters(3 * width);
+  for (int64_t i = 0; i < 3 * width; ++i) {
+    const int64_t whole = static_cast<int64_t>(generator() % 256);
+    parameters[i] = i < width ? A(whole) : (A(whole) - 100) / 64;
+  }
+  Doubles expected(rows * width), terms(rows * width);
+  for (int64_t i = 0; i < rows * width; ++i) {
+    const int64_t r = i / width, n = i % width;
+    const double q = bytes[r * stride + n];
+    const double product = given ? (q - parameters[n]) * parameters[width + n] : q * (4. / 255);
+    const double added = given ? parameters[2 * width + n] : 4. / 512 - 2;
+    expected[i] = masked && valid[r] == 0 ? 0 : product + added;
+    terms[i] = std::abs(product) + std::abs(added);
+  }
+  const Memory<uint8_t> bytes_(bytes, offset), valid_(valid);
+  const Memory<A> parameters_(parameters);
+  const Memory<T> values(rows * width);
+  const std::string what = "dequantize (" + std::to_string(rows) + ", " + std::to_string(width) +
+                           ") of stride " + std::to_string(stride);
+  const pyseg::StoredFrames<A> in{rows,
+                                  width,
+                                  bytes_.get(),
+                                  stride,
+                                  masked ? reinterpret_cast<const bool*>(valid_.get()) : nullptr,
+                                  given ? parameters_.get() : nullptr};
+  using Gpu = typename OnGpu<T>::type;
+  const int64_t vector = 16 / sizeof(T);
+  expect(pyseg::gpu::dequantize::aligned<Gpu>(in, values.get()) ==
+             (width % vector == 0 && stride % vector == 0 && offset % vector == 0),
+         what + " takes vectors only where it may");
+  expect_success(pyseg::launch_dequantize<Gpu>(in, values.get(), nullptr, 300), what);
+  const std::vector<T> found = values.read();
+  for (int64_t i = 0; i < rows * width; ++i) {
+    const double error = std::abs(value_of(found[i]) - expected[i]);
+    // One rounding of the result, and those of the sum.
+    const double allowed =
+        unit * std::abs(expected[i]) + std::numeric_limits<A>::epsilon() * terms[i];
+    expect(masked && valid[i / width] == 0 ? error == 0 : error <= allowed, what);
+  }
+}
+
+void test_dequantization() {
+  for (const bool masked : {false, true}) {
+    for (const bool given : {false, true}) {
+      for (const auto& [rows, width, stride, offset] : {std::array{7, 16, 16, 0},
+                                                        {1, 1152, 1152, 0},
+                                                        {900, 24, 40, 8},
+                                                        {5, 16, 21, 0},
+                                                        {5, 16, 24, 3},
+                                                        {9, 7, 16, 0},
+                                                        {0, 16, 16, 0},
+                                                        {3, 0, 8, 0}}) {
+        test_dequantize<Float16>(rows, width, stride, offset, masked, given, 0x1.01p-11);
+        test_dequantize<BFloat16>(rows, width, stride, offset, masked, given, 0x1.01p-8);
+        test_dequantize<float>(rows, width, stride, offset, masked, given, 0);
+        test_dequantize<double>(rows, width, stride, offset, masked, given, 0);
+      }
+    }
+  }
+}
+
 void test_soft_assignments() {
   // A block takes 8 or 16 rows at a time: full and partial tiles, for every number of pieces.
   for (const VladShape& s :
@@ -424,6 +496,7 @@ int main() {
   test_plans<float>(true, 6e-3, "float");
   test_soft_assignments();
   test_all_moments();
+  test_dequantization();
   test_rated_losses();
   test_wrong_rating();
   if (failures == 0) std::printf("passed\n");

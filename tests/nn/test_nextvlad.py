@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyseg import _ext
-from pyseg.nn import BatchNorm, NeXtVLAD, NeXtVLADClassifier, nextvlad
-from pyseg.nn.nextvlad import Order
+from pyseg.nn import BatchNorm, NeXtVLAD, NeXtVLADClassifier, nextvlad, normalize
+from pyseg.nn.product_order import Order
 from pyseg.ops import frame_pool_reference
 from pyseg.ops import frames as frame_ops
 
@@ -107,7 +107,6 @@ def test_layer_is_its_definition(
     layer = make_layer(order=order, **options).double().train(training)
     # Two videos are pooled at a time, then the third.
     pooled = 2 * 12 * layer.groups * layer.clusters
-    monkeypatch.setattr(nextvlad, "_POOLED", pooled)
     monkeypatch.setattr(frame_ops, "_POOLED_BYTES", {"cpu": 8 * pooled})
     frames = np.random.default_rng(1).standard_normal((3, length, 12))
     valid = [length, (length + 1) // 2, 0]
@@ -582,6 +581,34 @@ def test_exports_with_any_batch_and_length(floats: bool) -> None:
     for shape in ((3, 6), (2, 9), (5, 4)):
         frames, num_frames = make(*shape), torch.arange(shape[0]) % shape[1] + 1
         torch.testing.assert_close(program.module()(frames, num_frames), model(frames, num_frames))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_gpu_dequantises_once_a_step_and_rounds_once(
+    order: Order, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's path on the CPU, in autocast: exactly what rounded float32 frames give.
+
+    Bytes around the middle stand for small values, of which arithmetic in bfloat16 keeps no digit.
+    """
+    frames = 120 + make_frames(6, 9)[..., :12] % 16
+    mask = torch.arange(9) < torch.tensor([9, 1, 4, 9, 0, 7]).unsqueeze(1)
+    x = (frames.float() * (4 / 255) + (4 / 512 - 2)).where(mask.unsqueeze(-1), 0.0)
+    calls = []
+    original = normalize.dequantize
+    monkeypatch.setattr(normalize, "_SHARING", ("cpu",))
+    monkeypatch.setattr(normalize, "dequantize", lambda *a: (calls.append(1), original(*a))[1])
+    monkeypatch.setattr(frame_ops, "dequantize", None)
+    results = []
+    for given in (frames, x.bfloat16()):
+        layer = make_layer(order=order).train(training)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(given, mask)
+        (output * torch.linspace(-1, 1, output.shape[1])).sum().backward()
+        results.append([output.detach(), *(p.grad for p in layer.parameters())])
+    assert calls == [1]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import pyseg
 from pyseg.labels import LabelCorrelation
+from pyseg.ops.frames import dequantize_reference
 
 SOURCES = str(pyseg._build.SOURCES)  # no error may name the folder of the build
 # Misfits that operators may take but that have no definition to compare with: omitted optional
@@ -73,6 +74,10 @@ def valid_calls() -> dict[str, list[list[Any]]]:
             [*rated, *relations, *weights],
         ],
         "rated_bce_with_logits_backward": [[torch.tensor(2.0), random(B, C), None]],
+        "dequantize": [
+            [frames, None, None, torch.float32],
+            [frames, mask, dequantization, torch.float32],
+        ],
         "frame_linear": [
             [frames, None, random(F, N), None],
             [frames, mask, random(F, N), random(F), dequantization],
@@ -143,6 +148,9 @@ def definitions() -> dict[str, Any]:
         "moments": lambda *args: torch.stack(pyseg.ops.moments_reference(*args)),
         "rated_bce_with_logits": rated,
         "rated_bce_with_logits_backward": lambda scale, grad, _: scale * grad,
+        "dequantize": lambda frames, mask, rows, dtype: dequantize_reference(
+            frames, mask, dtype, rows
+        ),
         "frame_linear": pyseg.ops.frame_linear_reference,
         "frame_linear_backward": linear_backward,
         "frame_pool": lambda *args: pyseg.ops.frame_pool_reference(*args[:3], *args[4:]),
@@ -208,6 +216,8 @@ def misfits(tensor: Tensor) -> Iterator[tuple[str, Any]]:
 def scalars(value: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value, None, "x"]
+    if isinstance(value, torch.dtype):
+        return [torch.int64, torch.bool, torch.complex64, None, "x"]
     if isinstance(value, int):
         big = 2**63
         return [-big, -1, 0, 1, 64, 2**40, big - 65, big - 64, big - 1, big, None, 1.5]

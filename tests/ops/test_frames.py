@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyseg import _ext
 from pyseg.ops import (
     _dispatch,
     frame_linear,
@@ -125,7 +126,7 @@ def test_linear(
             [weight] if shift is None else [weight, shift],
             dtype,
         )
-    assert (len(tiles) > 0) == (x.numel() > 0)
+    assert tiles or not x.numel()
     for tile in tiles:
         assert tile.nbytes <= max(frames._TILE_BYTES[device], tile[:1].nbytes)
 
@@ -156,6 +157,45 @@ def test_pool(
     for tile in tiles:
         pooled_bytes = pooled_values * tile.element_size()
         assert len(tile) <= max(1, frames._POOLED_BYTES[device] // pooled_bytes)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_dequantize(device: str, given: bool, dtype: torch.dtype) -> None:
+    """One rounding of the exact value, in the kernel and without it; 0 on padding."""
+    for shape in ((3, 9, 16, 1), (3, 9, 45, 1), (0, 9, 16, 1), (2, 3, 0, 1)):
+        x, mask = make_frames(shape, device)
+        rows = make_dequantization(shape[2], (-1.0, 4.0))[-1].to(device) if given else None
+        exact = x.double() * (4 / 255) + (4 / 512 - 2)
+        if rows is not None:
+            exact = (x.double() - rows[0]) * rows[1] + rows[2]
+        exact = exact.where(mask.unsqueeze(-1), 0.0)
+        for some in (x, x.transpose(0, 1).contiguous().transpose(0, 1), x[:, :, ::2].mT.mT):
+            kept = exact if some.shape == x.shape else exact[:, :, ::2]
+            columns = rows if rows is None or some.shape == x.shape else rows[:, ::2]
+            for function in (frames.dequantize, frames.dequantize_reference):
+                found = function(some, mask, dtype, columns)
+                assert (found.dtype, found.shape) == (dtype, some.shape)
+                error = (found.double() - kept).abs()
+                unit = torch.finfo(dtype).eps / 2
+                noise = 1e-6 if dtype != torch.float64 else 1e-15
+                assert (error <= unit * kept.abs() + noise * (1 + kept.abs())).all()
+                assert (found[~mask] == 0).all()
+
+
+def test_dequantize_is_more_exact_than_arithmetic_in_16_bits() -> None:
+    """Bytes around the middle stand for the smallest values: byte 128 for 0.0157."""
+    x = torch.arange(96, 160, dtype=torch.uint8).view(1, 1, -1)
+    exact = x.double() * (4 / 255) + (4 / 512 - 2)
+    once = exact.float().bfloat16().double()
+    found = frames.dequantize(x, None, torch.bfloat16).double()
+    in_16_bits = x.bfloat16().mul_(4 / 255).add_(4 / 512 - 2).double()
+    error, allowed, old = ((each - exact).square().mean().sqrt() for each in (
+        found, once, in_16_bits
+    ))  # fmt: skip
+    assert error <= 2 * allowed < old / 2
+    assert found[0, 0, 32] == 0.015625
 
 
 RANGES = {"small": (-0.2, 0.3), "wide": (0.0, 30.0)}
@@ -265,6 +305,22 @@ def test_pool_takes_the_frames_in_another_dtype() -> None:
     torch.testing.assert_close(grad, expected.float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_pool_keeps_the_order_of_weights_by_cluster(dtype: torch.dtype, tiles: list) -> None:
+    """Nothing is copied, and the gradient has the strides of the weights, in a graph too."""
+    x, weights, maps = make_pool((3, 40, 16, 7), dtype, "cpu")
+    columns = weights.detach().mT.contiguous().mT
+    assert frames._columns(columns, dtype).data_ptr() == columns.data_ptr()
+    results = []
+    for some in (columns.requires_grad_(), weights):
+        sums, mass = frame_pool(x, some, maps)
+        loss = sums.square().sum() + mass.square().sum()
+        results.append((sums, mass, *torch.autograd.grad(loss, (some, maps))))
+        assert mass.is_contiguous()
+        assert results[-1][2].stride() == some.stride()
+    torch.testing.assert_close(*results)
+
+
 def test_pool_gives_the_requested_gradients_only() -> None:
     x, weights, maps = make_pool((2, 5, 6, 3), torch.float64, "cpu")
     x = dequantized(x, None, torch.float64)
@@ -344,12 +400,20 @@ def test_gradcheck_and_opcheck(device: str) -> None:
         permuted = [t.detach().mT.contiguous().mT.requires_grad_(grad) for t in (wide, values[2])]
         for some in ((x, values[2]), (x, permuted[1]), permuted):
             torch.library.opcheck(pool, (*some, values[3], grad))
+    by_cluster = weights.detach().mT.contiguous().mT.requires_grad_()
+    assert torch.autograd.gradcheck(lambda w, m: frame_pool(x, w, m), (by_cluster, maps))
+    torch.library.opcheck(pool, (x, by_cluster, maps, True))
+    if device == "cuda" or _ext.HAS_CPU_OPS:
+        rows = make_dequantization(6, (0.0, 1.0))[-1].to(device)
+        torch.library.opcheck(torch.ops.pyseg.dequantize, (x, mask, rows, torch.float64))
+        torch.library.opcheck(torch.ops.pyseg.dequantize, (x, None, None, torch.bfloat16))
     gradient = torch.rand(2, 5, 3, device=device)
     torch.library.opcheck(torch.ops.pyseg.frame_linear_backward, (gradient, x, mask))
     sums, mass, kept = (t.detach() for t in pool(wide, weights, maps, True))
-    arguments = (sums, mass, wide.detach(), weights.detach(), maps.detach(), kept)
-    for needed in ([True, True, True], [False, True, False], [False, False, True]):
-        torch.library.opcheck(torch.ops.pyseg.frame_pool_backward, (*arguments, needed))
+    for some in (weights.detach(), by_cluster.detach()):
+        arguments = (sums, mass, wide.detach(), some, maps.detach(), kept)
+        for needed in ([True, True, True], [False, True, False], [False, False, True]):
+            torch.library.opcheck(torch.ops.pyseg.frame_pool_backward, (*arguments, needed))
 
 
 def test_pool_cannot_be_differentiated_twice() -> None:

@@ -129,8 +129,6 @@ inline void multiply_add(float, const uint32_t (&a)[4], const uint32_t (&b)[2], 
       [&](int d, int j) { return value(of(j * 4 + d % 4)[4 + d / 4]); }, c);
 }
 
-inline float approximate_exp(float value) { return exp2f(value * 1.44269504f); }
-
 // To the nearest value of TF32, ties away from zero.
 inline float round_tf32(float value) {
   if (!std::isfinite(value)) return value;
@@ -143,6 +141,7 @@ inline float exp2_approximate(float value) {
   const float result = exp2f(value);
   return result < std::numeric_limits<float>::min() ? 0.f : result;  // NaN stays
 }
+inline float approximate_exp(float value) { return exp2_approximate(value * 1.44269504f); }
 
 }  // namespace gpu
 }  // namespace pyseg
