@@ -20,9 +20,12 @@ using torch::stable::contiguous;
 using torch::stable::empty_like;
 using torch::stable::parallel_for;
 
-void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const char* name) {
-  PYSEG_CHECK(offsets[0] == 0 && offsets[rows] == size, name, ": expected 0 to ", size, ", found ",
-              offsets[0], " to ", offsets[rows]);
+// Checks that offsets go from 0 to size, or with `padded` to at most that.
+void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, bool padded,
+                   const char* name) {
+  const int64_t last = offsets[rows];
+  PYSEG_CHECK(offsets[0] == 0 && (padded ? last <= size : last == size), name, ": expected 0 to ",
+              padded ? "at most " : "", size, ", found ", offsets[0], " to ", last);
   for (int64_t i = 0; i < rows; ++i) {
     PYSEG_CHECK(offsets[i] <= offsets[i + 1], name, ": expected no decrease, found ", offsets[i],
                 " before ", offsets[i + 1], " at row ", i);
@@ -35,7 +38,7 @@ void check_values(const RatedBceInput<T, A>& in) {
   const int64_t batch = in.batch, classes = in.classes;
   const auto& ratings = in.ratings;
   const auto& correlation = in.correlation;
-  check_offsets(ratings.offsets, batch, ratings.size, "offsets");
+  check_offsets(ratings.offsets, batch, ratings.size, true, "offsets");
   std::vector<int64_t> rated_by(classes, -1);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t r = ratings.offsets[b]; r < ratings.offsets[b + 1]; ++r) {
@@ -50,7 +53,7 @@ void check_values(const RatedBceInput<T, A>& in) {
     }
   }
   if (correlation.offsets == nullptr) return;
-  check_offsets(correlation.offsets, classes, correlation.size, "correlation_offsets");
+  check_offsets(correlation.offsets, classes, correlation.size, false, "correlation_offsets");
   for (int64_t p = 0; p < correlation.size; ++p) {
     PYSEG_CHECK(correlation.columns[p] >= 0 && correlation.columns[p] < classes,
                 "correlation_columns: expected 0 <= class < ", classes, ", found ",

@@ -164,8 +164,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const bool gradient_alike = past_boundary(gradient_row) == lead;
 
   int64_t begin = in.ratings.offsets[b], end = in.ratings.offsets[b + 1];
-  bool right = begin >= 0 && begin <= end && end <= in.ratings.size && (b > 0 || begin == 0) &&
-               (b + 1 < in.batch || end == in.ratings.size);
+  bool right = begin >= 0 && begin <= end && end <= in.ratings.size && (b > 0 || begin == 0);
   if (!right) begin = end = 0;
 
   A total = 0;
