@@ -31,6 +31,7 @@ _RATINGS = {
 }
 _OP = Op("rated_bce_with_logits", logits=Argument("(B, C)"), **_RATINGS)
 _BACKWARD = Op("rated_bce_with_logits_backward", grad=Argument("(B, C)"))
+_BACKWARD_IN_PLACE = Op("rated_bce_with_logits_backward_", grad=Argument("(B, C)"))
 
 
 def rated_bce_with_logits(
@@ -353,6 +354,11 @@ def _backward_fake(grad: Tensor, **_: Any) -> Tensor:
     return grad.new_empty(grad.shape)
 
 
+@_BACKWARD_IN_PLACE.fake
+def _backward_in_place_fake(grad: Tensor, **_: Any) -> None:
+    _BACKWARD_IN_PLACE.check(grad)
+
+
 @_OP.gradient(
     "grad logits",
     constant="grad",
@@ -364,19 +370,24 @@ def _gradient(
     if not needed["logits"]:
         return {}
     twice = torch.is_grad_enabled()  # possibly create_graph=True
-    if not twice and _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
+    # Not in float16: grad is B times the gradient, see the schema, so the scale is hardly ever 1.
+    if not twice and grad.dtype != torch.float16 and _is_read_once(grad_output):
+        torch.ops.pyseg.rated_bce_with_logits_backward_.default(grad_output, grad)
         return {"logits": grad}
     op = torch.ops.pyseg.rated_bce_with_logits_backward.default
     return {"logits": op(grad_output, grad, logits if twice else None)}
 
 
 _BACKWARD.refuse_gradient()
+_BACKWARD_IN_PLACE.refuse_gradient()
 
 
-def _is_one(grad_output: Tensor) -> bool:
-    """Returns whether the loss itself is differentiated, so that its gradient is known."""
-    if type(grad_output) is not Tensor or grad_output.device.type != "cpu":
-        return False  # traced, or would need a synchronisation
+def _is_read_once(grad_output: Tensor) -> bool:
+    """Returns whether this backward is the last to read the saved gradient, and for one result."""
+    if type(grad_output) is not Tensor or torch.compiler.is_compiling():
+        return False  # traced
     if torch._C._functorch.is_legacy_batchedtensor(grad_output):
         return False  # several, by torch.autograd.functional.jacobian(vectorize=True)
-    return not torch.compiler.is_compiling() and grad_output.item() == 1.0
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return not torch._C._autograd._get_current_graph_task_keep_graph()  # retain_graph

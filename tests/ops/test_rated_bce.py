@@ -315,14 +315,28 @@ def test_gradient_of_a_scaled_loss(device, dtype):
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES)
-def test_gradients_can_be_asked_for_twice(device):
-    logits, *ratings = make((3, 5), device=device)
+def test_gradients_can_be_asked_for_until_the_graph_is_freed(device, dtype, scale):
+    """Only the last of them may overwrite what the forward pass has saved."""
+    logits, *ratings = make((3, 5), dtype, device)
+    loss = scale * rated_bce_with_logits(logits, *ratings)
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    kept = first.clone()
+    (last,) = torch.autograd.grad(loss, logits)
+    assert all(torch.equal(other, kept) for other in (first, second, last))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, logits)
+
+
+def test_several_gradients_at_once():
+    logits, *ratings = make((3, 5))
+    (one,) = torch.autograd.grad(rated_bce_with_logits(logits, *ratings), logits)
+    scales = torch.tensor([1.0, -2.0])
     loss = rated_bce_with_logits(logits, *ratings)
-    first = torch.autograd.grad(loss, logits, retain_graph=True)[0].clone()
-    loss.backward(retain_graph=True)
-    loss.backward()
-    torch.testing.assert_close(logits.grad, 2 * first)
+    (both,) = torch.autograd.grad(loss, logits, scales, is_grads_batched=True)
+    torch.testing.assert_close(both, torch.stack((one, -2 * one)))
 
 
 @pytest.mark.parametrize(
@@ -351,6 +365,10 @@ def test_opcheck(device, dtype, correlated, grad, layout):
     scale = torch.tensor(2.0, dtype=ratings[2].dtype, device=device)
     torch.library.opcheck(
         torch.ops.pyseg.rated_bce_with_logits_backward.default, (scale, logits.detach())
+    )
+    torch.library.opcheck(
+        torch.ops.pyseg.rated_bce_with_logits_backward_.default,
+        (scale, logits.detach()),
     )
 
 
@@ -424,11 +442,12 @@ def test_same_bits_wherever_a_row_lies(device, dtype):
 
 
 @needs_cpu_ops
-def test_allocates_the_gradient_alone():
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_allocates_the_gradient_alone(scale):
     arguments = (*make((64, 1000)), make_correlation(1000))
     # There is one cycle anyway, but torch 2.11 warns without acc_events.
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        _, gradient = own_and_gradient(rated_bce_with_logits, arguments)
+        _, gradient = own_and_gradient(lambda *of: scale * rated_bce_with_logits(*of), arguments)
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     assert gradient.nbytes <= allocated < 1.1 * gradient.nbytes
 
