@@ -36,8 +36,10 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
       "Tensor");
   // Shapes are those of pyseg.ops.rated_bce_with_logits; the correlation is its three tensors, or
   // none. loss is the mean over rows, in the dtype of sums. grad is its gradient (in float16 B
-  // times that), an empty tensor without needs_grad; the backward scales it. The backward gets the
-  // logits only where autograd must know that the result depends on them.
+  // times that), an empty tensor without needs_grad; the backward scales it. The one with _ does so
+  // in place, and neither reads nor writes grad if the scale is 1: autograd calls it where it needs
+  // grad for the last time. The other gets the logits only where autograd must know that the result
+  // depends on them.
   m.def(
       "rated_bce_with_logits(Tensor logits, Tensor offsets, Tensor classes, Tensor scores, "
       "Tensor? correlation_offsets, Tensor? correlation_columns, Tensor? correlation_values, "
@@ -46,4 +48,5 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
   m.def(
       "rated_bce_with_logits_backward(Tensor grad_output, Tensor grad, Tensor? logits=None) -> "
       "Tensor");
+  m.def("rated_bce_with_logits_backward_(Tensor grad_output, Tensor(a!) grad) -> ()");
 }

@@ -20,9 +20,12 @@ using torch::stable::contiguous;
 using torch::stable::empty_like;
 using torch::stable::parallel_for;
 
-void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, const char* name) {
-  PYSEG_CHECK(offsets[0] == 0 && offsets[rows] == size, name, ": expected 0 to ", size, ", found ",
-              offsets[0], " to ", offsets[rows]);
+// Checks that offsets go from 0 to size, or with `padded` to at most that.
+void check_offsets(const int64_t* offsets, int64_t rows, int64_t size, bool padded,
+                   const char* name) {
+  const int64_t last = offsets[rows];
+  PYSEG_CHECK(offsets[0] == 0 && (padded ? last <= size : last == size), name, ": expected 0 to ",
+              padded ? "at most " : "", size, ", found ", offsets[0], " to ", last);
   for (int64_t i = 0; i < rows; ++i) {
     PYSEG_CHECK(offsets[i] <= offsets[i + 1], name, ": expected no decrease, found ", offsets[i],
                 " before ", offsets[i + 1], " at row ", i);
@@ -35,7 +38,7 @@ void check_values(const RatedBceInput<T, A>& in) {
   const int64_t batch = in.batch, classes = in.classes;
   const auto& ratings = in.ratings;
   const auto& correlation = in.correlation;
-  check_offsets(ratings.offsets, batch, ratings.size, "offsets");
+  check_offsets(ratings.offsets, batch, ratings.size, true, "offsets");
   std::vector<int64_t> rated_by(classes, -1);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t r = ratings.offsets[b]; r < ratings.offsets[b + 1]; ++r) {
@@ -50,7 +53,7 @@ void check_values(const RatedBceInput<T, A>& in) {
     }
   }
   if (correlation.offsets == nullptr) return;
-  check_offsets(correlation.offsets, classes, correlation.size, "correlation_offsets");
+  check_offsets(correlation.offsets, classes, correlation.size, false, "correlation_offsets");
   for (int64_t p = 0; p < correlation.size; ++p) {
     PYSEG_CHECK(correlation.columns[p] >= 0 && correlation.columns[p] < classes,
                 "correlation_columns: expected 0 <= class < ", classes, ", found ",
@@ -88,21 +91,37 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cpu(
   return tensors.result();
 }
 
+// Writes the result to `result`, which may be `grad`: there a scale of 1 leaves nothing to do.
+void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& result) {
+  const auto run = [&]<typename T>(std::type_identity<T>) {
+    const T* const from = read<T>(grad);
+    T* const to = write<T>(result);
+    const auto factor =
+        *read<Accumulate<T>>(grad_output) * rated_bce_missing_share<T>(grad.size(0));
+    if (factor == 1 && to == from) return;
+    parallel_for(0, grad.numel(), 65536, [&](int64_t begin, int64_t end) {
+      rated_bce_scale<T>(from, factor, to, begin, end);
+    });
+  };
+  dispatch_floating<Float16, BFloat16>(grad.scalar_type(), "rated_bce_with_logits_backward", run);
+}
+
 Tensor rated_bce_with_logits_backward_cpu(const Tensor& grad_output,  // ()
                                           const Tensor& grad,         // (B, C)
                                           const std::optional<Tensor>& /*logits*/) {
   check_rated_bce_backward(grad_output, grad);
   const Tensor grad_ = contiguous(grad), result = empty_like(grad_);
-  const auto run = [&]<typename T>(std::type_identity<T>) {
-    using A = Accumulate<T>;
-    const int64_t B = grad.size(0);
-    const A scale = *read<A>(grad_output) / (static_cast<A>(B) * rated_bce_share<T>(B));
-    parallel_for(0, grad_.numel(), 65536, [&](int64_t begin, int64_t end) {
-      rated_bce_scale<T>(read<T>(grad_), scale, write<T>(result), begin, end);
-    });
-  };
-  dispatch_floating<Float16, BFloat16>(grad.scalar_type(), "rated_bce_with_logits_backward", run);
+  scale(grad_output, grad_, result);
   return result;
+}
+
+void rated_bce_with_logits_backward_in_place_cpu(const Tensor& grad_output,  // ()
+                                                 const Tensor& grad)         // (B, C)
+{
+  check_rated_bce_backward(grad_output, grad);
+  const Tensor grad_ = contiguous(grad);  // where autograd calls this, grad itself
+  scale(grad_output, grad_, grad_);
+  if (!grad.is_contiguous()) torch::stable::copy_(const_cast<Tensor&>(grad), grad_);
 }
 
 }  // namespace
@@ -110,6 +129,8 @@ Tensor rated_bce_with_logits_backward_cpu(const Tensor& grad_output,  // ()
 STABLE_TORCH_LIBRARY_IMPL(pyseg, CPU, m) {
   m.impl("rated_bce_with_logits", TORCH_BOX(&rated_bce_with_logits_cpu));
   m.impl("rated_bce_with_logits_backward", TORCH_BOX(&rated_bce_with_logits_backward_cpu));
+  m.impl("rated_bce_with_logits_backward_",
+         TORCH_BOX(&rated_bce_with_logits_backward_in_place_cpu));
 }
 
 }  // namespace pyseg

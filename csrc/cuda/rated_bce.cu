@@ -45,20 +45,34 @@ std::tuple<Tensor, Tensor> rated_bce_with_logits_cuda(
   return tensors.result();
 }
 
+void scale(const Tensor& grad_output, const Tensor& grad, const Tensor& result) {
+  const auto run = [&]<typename T>(std::type_identity<T>) {
+    STD_CUDA_CHECK(launch_rated_bce_backward<T>(read<Sum<T>>(grad_output), read<T>(grad),
+                                                grad.size(0), grad.size(1), write<T>(result),
+                                                current_stream(grad)));
+  };
+  dispatch_floating<__half, __nv_bfloat16>(grad.scalar_type(), "rated_bce_with_logits_backward",
+                                           run);
+}
+
 Tensor rated_bce_with_logits_backward_cuda(const Tensor& grad_output,  // ()
                                            const Tensor& grad,         // (B, C)
                                            const std::optional<Tensor>& /*logits*/) {
   check_rated_bce_backward(grad_output, grad);
   const DeviceGuard guard(grad.get_device_index());
   const Tensor grad_ = contiguous(grad), result = empty_like(grad_);
-  const auto run = [&]<typename T>(std::type_identity<T>) {
-    STD_CUDA_CHECK(launch_rated_bce_backward<T>(read<Sum<T>>(grad_output), read<T>(grad_),
-                                                grad.size(0), grad.size(1), write<T>(result),
-                                                current_stream(grad)));
-  };
-  dispatch_floating<__half, __nv_bfloat16>(grad.scalar_type(), "rated_bce_with_logits_backward",
-                                           run);
+  scale(grad_output, grad_, result);
   return result;
+}
+
+void rated_bce_with_logits_backward_in_place_cuda(const Tensor& grad_output,  // ()
+                                                  const Tensor& grad)         // (B, C)
+{
+  check_rated_bce_backward(grad_output, grad);
+  const DeviceGuard guard(grad.get_device_index());
+  const Tensor grad_ = contiguous(grad);  // where autograd calls this, grad itself
+  scale(grad_output, grad_, grad_);
+  if (!grad.is_contiguous()) torch::stable::copy_(const_cast<Tensor&>(grad), grad_);
 }
 
 }  // namespace
@@ -66,6 +80,8 @@ Tensor rated_bce_with_logits_backward_cuda(const Tensor& grad_output,  // ()
 STABLE_TORCH_LIBRARY_IMPL(pyseg, CUDA, m) {
   m.impl("rated_bce_with_logits", TORCH_BOX(&rated_bce_with_logits_cuda));
   m.impl("rated_bce_with_logits_backward", TORCH_BOX(&rated_bce_with_logits_backward_cuda));
+  m.impl("rated_bce_with_logits_backward_",
+         TORCH_BOX(&rated_bce_with_logits_backward_in_place_cuda));
 }
 
 }  // namespace pyseg

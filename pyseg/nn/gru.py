@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pyseg.errors import ArgumentError
 from pyseg.nn.linear import linear
-from pyseg.nn.normalize import shared_frames
 from pyseg.ops import frame_linear, gru_recurrence
+from pyseg.ops.frames import dequantize
+from pyseg.ops.gru import fused_gru, has_fused_gru
 
 
 class GRU(nn.Module):
@@ -19,7 +20,8 @@ class GRU(nn.Module):
     Parameters have the names and the initial distribution of `torch.nn.GRU`, so weights can be
     exchanged with it, but not with TensorFlow 1's cell, which applies the reset gate before the
     product (see `pyseg.ops.gru_recurrence`). The GRU is unidirectional: padding at the end never
-    enters the state at a valid frame, so sequences need not be packed.
+    enters the state at a valid frame, so sequences need not be packed. On a GPU cuDNN computes the
+    states, except in a traced module, whose one node for all frames is `pyseg.ops.gru_recurrence`.
 
     Args:
         input_size: size N of a frame.
@@ -62,28 +64,29 @@ class GRU(nn.Module):
 
         Args:
             x: (B, T, N), floating, or uint8 as YouTube-8M stores it: bytes are dequantised tile by
-                tile, inside the first product, or on a GPU at once.
+                tile, inside the first product, and for cuDNN all at once.
             mask: (B, T) bool, True where the frame is valid; bytes of other frames are read as 0.
             dequantization: (3, N), what bytes stand for, see `pyseg.ops.frame_linear`.
 
         Returns:
             (B, T, H), the state of the last layer after every frame.
         """
-        x = shared_frames(x, mask, self.get_parameter("weight_ih_l0"), dequantization)
         for layer in range(self.num_layers):
-            weight, bias = self._layer("ih", layer)
+            weight_ih, weight_hh, bias_ih, bias_hh = (
+                self.get_parameter(f"{name}_l{layer}")
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            if has_fused_gru(weight_ih) and x.numel():
+                if x.dtype == torch.uint8:
+                    x = dequantize(x, mask, weight_ih.dtype, dequantization)
+                x = fused_gru(x, weight_ih, weight_hh, bias_ih, bias_hh)
+                continue
             if x.dtype == torch.uint8:
-                gates = frame_linear(x, mask, weight, bias, dequantization)
+                gates = frame_linear(x, mask, weight_ih, bias_ih, dequantization)
             else:
-                gates = linear(x, weight, bias)
-            x = gru_recurrence(gates, *self._layer("hh", layer))
+                gates = linear(x, weight_ih, bias_ih)
+            x = gru_recurrence(gates, weight_hh, bias_hh)
         return x
-
-    def _layer(self, kind: str, layer: int) -> tuple[Tensor, Tensor]:
-        return (
-            self.get_parameter(f"weight_{kind}_l{layer}"),
-            self.get_parameter(f"bias_{kind}_l{layer}"),
-        )
 
     def extra_repr(self) -> str:
         """Returns the sizes for `repr`."""

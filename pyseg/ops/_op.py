@@ -237,7 +237,7 @@ class Op:
             refused: differentiable arguments whose gradient is not implemented, and their names
                 for users.
         """
-        reference = self.name.removesuffix("_backward")
+        reference = self.public_name
 
         def register(function: Function) -> Function:
             if not self.defined:
@@ -263,7 +263,7 @@ class Op:
 
     def refuse_gradient(self) -> None:
         """Makes the gradient of a backward operator an error that names the alternative."""
-        op = self.name.removesuffix("_backward")
+        op = self.public_name
 
         @self.gradient("")
         def refuse(*_: Any, **__: Any) -> None:
@@ -276,6 +276,11 @@ class Op:
     def overload(self) -> Any:
         """The overload that the dispatcher calls: ``torch.ops.pyseg.<name>.default``."""
         return getattr(torch.ops.pyseg, self.name).default
+
+    @property
+    def public_name(self) -> str:
+        """The public function that this operator is a part of; one ending in _ works in place."""
+        return self.name.removesuffix("_").removesuffix("_backward")
 
     @functools.cached_property
     def defaults(self) -> dict[str, Any]:

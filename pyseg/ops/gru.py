@@ -38,7 +38,8 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     weights cannot be exchanged with it.
 
     It is one node for :func:`torch.compile` and :func:`torch.export`, which would unroll
-    :class:`torch.nn.GRU` and fix the number of frames. The gradient of the weight is one product
+    :class:`torch.nn.GRU` and fix the number of frames; :class:`pyseg.nn.GRU` takes cuDNN's instead
+    where nothing is traced. The gradient of the weight is one product
     over all frames instead of one per frame. Under autocast it runs in float32, since errors of
     states propagate from frame to frame. For second and forward-mode derivatives, which raise an
     error, use :func:`gru_recurrence_reference`.
@@ -70,6 +71,50 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _check(gates, weight, bias)
     keep = wants_gradient(gates, weight, bias)
     return torch.ops.pyseg.gru_recurrence.default(gates, weight, bias, keep)[0]
+
+
+def has_fused_gru(weight: Tensor) -> bool:
+    """Returns whether :func:`fused_gru` is the faster way for weights like this one.
+
+    While tracing it is not: it would not be one node.
+    """
+    return not torch.compiler.is_compiling() and torch.backends.cudnn.is_acceptable(weight)
+
+
+def fused_gru(
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> Tensor:
+    """Returns :func:`gru_recurrence` of the linear map of `x`, from PyTorch's GRU: on CUDA cuDNN's.
+
+    That is a few launches in place of a dozen a frame, and none waits for the device. As for
+    `torch.nn.GRU`, products may round to TF32 where ``torch.backends.cudnn`` allows it.
+
+    Args:
+        x: (B, T, N), with at least one frame.
+        weight_ih: (3H, N), as the other parameters that of `torch.nn.GRU`.
+        weight_hh: (3H, H).
+        bias_ih: (3H,).
+        bias_hh: (3H,).
+
+    Returns:
+        (B, T, H), in autocast float32 as from :func:`gru_recurrence`.
+    """
+    device, size = x.device.type, weight_hh.shape[1]
+    tensors = x, weight_ih, weight_hh, bias_ih, bias_hh
+    if torch.is_autocast_enabled(device):
+        tensors = tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
+    keep = wants_gradient(*tensors)
+    x, *weights = tensors
+    state = x.new_zeros(1, x.shape[0], size)
+    with torch.autocast(device, enabled=False):
+        if device != "cuda":
+            return torch.gru(x, state, weights, True, 1, 0.0, keep, False, True)[0]
+        # What torch.gru calls, but that warns of weights that do not lie side by side in memory.
+        mode, layers, batch_first = 3, 1, True
+        return torch._cudnn_rnn(
+            *(x, weights, len(weights), None, state, None, mode, size, 0, layers, batch_first),
+            *(0.0, keep, False, [], None),
+        )[0]
 
 
 def gru_recurrence_reference(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ _RATINGS = {
 }
 _OP = Op("rated_bce_with_logits", logits=Argument("(B, C)"), **_RATINGS)
 _BACKWARD = Op("rated_bce_with_logits_backward", grad=Argument("(B, C)"))
+_BACKWARD_IN_PLACE = Op("rated_bce_with_logits_backward_", grad=Argument("(B, C)"))
 
 
 def rated_bce_with_logits(
@@ -72,7 +73,9 @@ def rated_bce_with_logits(
 
     Args:
         logits: (B, C) float32, float64, float16 or bfloat16.
-        offsets: (B + 1,) integers: row b rates ``classes[offsets[b]:offsets[b + 1]]``.
+        offsets: (B + 1,) integers: row b rates ``classes[offsets[b]:offsets[b + 1]]``. Ratings from
+            ``offsets[B]`` on are padding, whatever they hold: batches of one size R, as a CUDA
+            graph needs them.
         classes: (R,) integers in 0..C-1, each at most once in a row.
         scores: (R,) floating, in [0, 1].
         correlation: P' of C classes, on the device of the logits; ``None``: no relations.
@@ -88,8 +91,8 @@ def rated_bce_with_logits(
         TypeError: an argument is not a tensor, or its dtype does not fit.
         ValueError: shapes, devices, the number of classes or a weight do not fit.
         RuntimeError: on the CPU, a class is out of range or twice in a row, offsets do not increase
-            from 0 to R, or a score is outside [0, 1] or NaN. On a GPU, where an error would need a
-            synchronisation, the loss and the gradient of those rows are NaN instead.
+            from 0 to at most R, or a score is outside [0, 1] or NaN. On a GPU, where an error would
+            need a synchronisation, the loss and the gradient of those rows are NaN instead.
 
     References:
         The paper's equations (1), (2), (3) and (6).
@@ -184,7 +187,8 @@ def correlated_targets(
     """Returns the dense targets y' of equation (6).
 
     Args:
-        offsets: (B + 1,) integers: row b rates ``classes[offsets[b]:offsets[b + 1]]``.
+        offsets: (B + 1,) integers: row b rates ``classes[offsets[b]:offsets[b + 1]]``, and ratings
+            from ``offsets[B]`` on are padding.
         classes: (R,) integers in 0..C-1, each at most once in a row.
         scores: (R,) floating, in [0, 1].
         correlation: P' of C classes, on the device of the scores; ``None``: no relations.
@@ -230,18 +234,20 @@ def _targets(
 ) -> tuple[Tensor, Tensor]:
     """Returns y' (B, C), and whether each class is rated (B, C)."""
     batch = offsets.shape[0] - 1
-    sizes = offsets.diff()
-    rows = torch.repeat_interleave(
-        torch.arange(batch, device=offsets.device), sizes, output_size=classes.shape[0]
-    )
-    classes = classes.long()
-    dense = scores.new_zeros(batch, num_classes)
-    rated = torch.zeros_like(dense, dtype=torch.bool)
-    given = dense.index_put((rows, classes), scores)
-    rated = rated.index_put((rows, classes), torch.ones_like(classes, dtype=torch.bool))
+    # Without a size that depends on the offsets, for which a GPU would have to be waited for.
+    places = torch.arange(classes.shape[0], device=offsets.device)
+    rows = torch.searchsorted(offsets[1:].long().contiguous(), places, right=True)
+    classes = classes.long().masked_fill(rows == batch, 0)
+    dense = scores.new_zeros(batch + 1, max(num_classes, 1))  # padding is in a row of its own
+
+    def spread(values: Tensor) -> Tensor:
+        placed = dense.to(values.dtype).index_put((rows, classes), values)
+        return placed[:batch, :num_classes]
+
+    given, rated = spread(scores), spread(torch.ones_like(classes, dtype=torch.bool))
     if correlation is None:
         return given, rated
-    evidence = dense.index_put((rows, classes), scores + absent_evidence * (1.0 - scores))
+    evidence = spread(scores + absent_evidence * (1.0 - scores))
     related = evidence @ correlation.dense().to(given.dtype)
     return torch.where(rated, given, related.clamp(max=1.0)), rated
 
@@ -289,10 +295,11 @@ def _check_correlation(
 
 def _check_values(offsets: Tensor, classes: Tensor, scores: Tensor, num_classes: int) -> None:
     """Checks the values of tensors in host memory."""
-    size = classes.shape[0]
-    if int(offsets[0]) != 0 or int(offsets[-1]) != size:
+    offsets = offsets.long()  # whose differences may be negative
+    size, used = classes.shape[0], int(offsets[-1])
+    if int(offsets[0]) != 0 or used > size:
         raise ArgumentError(
-            f"offsets: expected 0 to {size}, found {int(offsets[0])} to {int(offsets[-1])}"
+            f"offsets: expected 0 to at most {size}, found {int(offsets[0])} to {used}"
         )
     if bool((offsets.diff() < 0).any()):
         row = int((offsets.diff() < 0).int().argmax())
@@ -301,6 +308,7 @@ def _check_values(offsets: Tensor, classes: Tensor, scores: Tensor, num_classes:
             f"{int(offsets[row + 1])} at row {row}"
         )
     rows = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+    classes, scores = classes[:used], scores[:used]
     outside = (classes < 0) | (classes >= num_classes)
     if bool(outside.any()):
         at = int(outside.int().argmax())
@@ -346,6 +354,11 @@ def _backward_fake(grad: Tensor, **_: Any) -> Tensor:
     return grad.new_empty(grad.shape)
 
 
+@_BACKWARD_IN_PLACE.fake
+def _backward_in_place_fake(grad: Tensor, **_: Any) -> None:
+    _BACKWARD_IN_PLACE.check(grad)
+
+
 @_OP.gradient(
     "grad logits",
     constant="grad",
@@ -357,19 +370,24 @@ def _gradient(
     if not needed["logits"]:
         return {}
     twice = torch.is_grad_enabled()  # possibly create_graph=True
-    if not twice and _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
+    # Not in float16: grad is B times the gradient, see the schema, so the scale is hardly ever 1.
+    if not twice and grad.dtype != torch.float16 and _is_read_once(grad_output):
+        torch.ops.pyseg.rated_bce_with_logits_backward_.default(grad_output, grad)
         return {"logits": grad}
     op = torch.ops.pyseg.rated_bce_with_logits_backward.default
     return {"logits": op(grad_output, grad, logits if twice else None)}
 
 
 _BACKWARD.refuse_gradient()
+_BACKWARD_IN_PLACE.refuse_gradient()
 
 
-def _is_one(grad_output: Tensor) -> bool:
-    """Returns whether the loss itself is differentiated, so that its gradient is known."""
-    if type(grad_output) is not Tensor or grad_output.device.type != "cpu":
-        return False  # traced, or would need a synchronisation
+def _is_read_once(grad_output: Tensor) -> bool:
+    """Returns whether this backward is the last to read the saved gradient, and for one result."""
+    if type(grad_output) is not Tensor or torch.compiler.is_compiling():
+        return False  # traced
     if torch._C._functorch.is_legacy_batchedtensor(grad_output):
         return False  # several, by torch.autograd.functional.jacobian(vectorize=True)
-    return not torch.compiler.is_compiling() and grad_output.item() == 1.0
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return not torch._C._autograd._get_current_graph_task_keep_graph()  # retain_graph

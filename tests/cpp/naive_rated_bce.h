@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <random>
 #include <set>
 #include <vector>
@@ -16,7 +17,8 @@ namespace {
 
 using pyseg::Accumulate;
 
-// Rows with 0 to `most` ratings and, in the correlation, 0 to 4 relations.
+// Rows with 0 to `most` ratings and, in the correlation, 0 to 4 relations. After the ratings there
+// is padding that no kernel may read.
 template <typename T>
 struct RatedBceCase {
   using A = Accumulate<T>;
@@ -41,6 +43,10 @@ struct RatedBceCase {
         scores.push_back(static_cast<A>(generator() % 5) / 4);
       }
       offsets.push_back(static_cast<int64_t>(rated.size()));
+    }
+    for (const int64_t j : {int64_t{0}, int64_t{-1}, classes}) {
+      rated.push_back(j);
+      scores.push_back(std::numeric_limits<A>::quiet_NaN());
     }
     for (int64_t i = 0; i < classes; ++i) {
       for (const int64_t j : draw(generator() % 5)) {

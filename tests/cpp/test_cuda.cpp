@@ -326,6 +326,20 @@ void test_rated_bce(int64_t batch, int64_t classes, bool correlated, double tole
                  what + " backward");
   for (double& slope : gradient) slope *= 3 / (share * batch);
   expect_close(scaled.read(), gradient, 2 * tolerance, what + " scaled gradient");
+  // In place, and by so few blocks that each takes several places.
+  namespace kernels = pyseg::gpu::rated_bce;
+  expect_success(
+      pyseg::gpu::launch(kernels::scale_kernel<Gpu>, 2, kernels::kThreads, 0, nullptr,
+                         gradient_.get(), grad_output.get(), kernels::missing_share<Gpu>(batch),
+                         batch * classes, gradient_.get()),
+      what + " backward in place");
+  expect(std::memcmp(gradient_.get(), scaled.get(), batch * classes * sizeof(T)) == 0,
+         what + " gradient scaled in place");
+  // A scale of 1 leaves the gradient unread.
+  const Memory<A> one(std::vector<A>{static_cast<A>(std::is_same_v<T, Float16> ? batch : 1)});
+  expect_success(
+      pyseg::launch_rated_bce_backward<Gpu>(one.get(), nullptr, batch, classes, nullptr, nullptr),
+      what + " backward of a scale of 1");
 }
 
 // An invalid rating that only one thread of a block reads makes its whole row NaN, and nothing

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyseg import models
 from pyseg.nn import GRU, AttentionGRU
 from pyseg.ops.frames import dequantize
+from pyseg.ops.gru import fused_gru
 
 SIZES = (12, 6)
 SMALL = {
@@ -55,15 +57,74 @@ def reference_gru(gru: GRU) -> nn.GRU:
     return same.to(gru.weight_ih_l0.dtype)
 
 
+@pytest.fixture(params=["op", "fused"])
+def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways of the GRU: as on the CPU, and as on a GPU, where cuDNN takes it."""
+    accepted = request.param == "fused"
+    monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda tensor: accepted)
+    return accepted
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
-def test_gru_is_that_of_pytorch(layers: int, dtype: torch.dtype) -> None:
+def test_gru_is_that_of_pytorch(fused: bool, layers: int, dtype: torch.dtype) -> None:
     gru = GRU(18, 8, layers).double()
     frames = make_frames(3, 6)
     mask = torch.arange(6) < torch.tensor([[6], [1], [4]])
     x = dequantize(frames, mask, torch.float64)
+    reference = reference_gru(gru)
     found = gru(frames if dtype == torch.uint8 else x, mask)
-    torch.testing.assert_close(found, reference_gru(gru)(x)[0])
+    assert (found.grad_fn.name() != "GradientBackward") == fused  # that of our operators
+    expected = reference(x)[0]
+    torch.testing.assert_close(found, expected)
+    for states in (found, expected):
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+    for name, parameter in gru.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad)
+
+
+def test_padding_never_enters(fused: bool) -> None:
+    """Neither the states at valid frames nor, if only those are read, any gradient."""
+    gru = GRU(18, 8, 2).double()
+    mask = torch.arange(6) < torch.tensor([[6], [1], [4]])
+    results = []
+    for padding in (0.0, 1e3):
+        x = torch.randn(3, 6, 18, generator=torch.manual_seed(0), dtype=torch.float64)
+        x = x.masked_fill(~mask.unsqueeze(-1), padding).requires_grad_()
+        states = gru(x)[mask]
+        results.append([states, *torch.autograd.grad(states.sum(), [x, *gru.parameters()])])
+        assert not results[-1][1][~mask].any()
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_without_frames_or_videos(fused: bool) -> None:
+    for batch, length in ((2, 0), (0, 3)):
+        assert GRU(18, 8)(torch.randn(batch, length, 18)).shape == (batch, length, 8)
+
+
+def test_under_autocast_states_are_float32(fused: bool) -> None:
+    gru, x = GRU(18, 8), make_frames(2, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = gru(x)
+        again = gru(dequantize(x, None, torch.bfloat16))
+    assert states.dtype == again.dtype == torch.float32
+    torch.testing.assert_close(
+        states, reference_gru(gru)(dequantize(x, None, torch.float32))[0], atol=2e-2, rtol=0
+    )
+
+
+def test_cudnn_takes_the_arguments() -> None:
+    """By its rule for shapes, which needs no GPU."""
+    with FakeTensorMode(), torch.no_grad():
+        sizes = ((2, 5, 18), (24, 18), (24, 8), (24,), (24,))
+        states = fused_gru(*(torch.empty(size, device="cuda") for size in sizes))
+    assert states.shape == (2, 5, 8)
+
+
+def test_a_traced_gru_is_one_node(fused: bool) -> None:
+    program = torch.export.export(GRU(18, 8), (torch.randn(2, 5, 18),))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("pyseg.gru_recurrence.default") == 1
 
 
 def test_gru_is_initialized_like_that_of_pytorch() -> None:

@@ -78,6 +78,7 @@ def valid_calls() -> dict[str, list[list[Any]]]:
             [frames, None, None, torch.float32],
             [frames, mask, dequantization, torch.float32],
         ],
+        "rated_bce_with_logits_backward_": [[torch.tensor(2.0), random(B, C)]],
         "frame_linear": [
             [frames, None, random(F, N), None],
             [frames, mask, random(F, N), random(F), dequantization],
@@ -151,6 +152,7 @@ def definitions() -> dict[str, Any]:
         "dequantize": lambda frames, mask, rows, dtype: dequantize_reference(
             frames, mask, dtype, rows
         ),
+        "rated_bce_with_logits_backward_": lambda scale, grad: scale * grad,
         "frame_linear": pyseg.ops.frame_linear_reference,
         "frame_linear_backward": linear_backward,
         "frame_pool": lambda *args: pyseg.ops.frame_pool_reference(*args[:3], *args[4:]),
@@ -228,12 +230,22 @@ def scalars(value: Any) -> list[Any]:
 
 def copies(args: list[Any]) -> list[Any]:
     """Returns copies of the arguments, as some operators write to them."""
-    return [
-        a.clone()
-        if isinstance(a, Tensor) and a.is_contiguous() and a.layout == torch.strided
-        else a
-        for a in args
-    ]
+    return [copy(arg) if isinstance(arg, Tensor) else arg for arg in args]
+
+
+def copy(tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided or (0 in tensor.stride() and not tensor.is_contiguous()):
+        return tensor
+    if tensor.is_contiguous():
+        return tensor.clone()
+    return tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
+def call(op: str, args: list[Any]) -> Any:
+    """Returns the results of an operator, or the argument that it has written to."""
+    args = copies(args)
+    result = getattr(torch.ops.pyseg, op)(*args)
+    return args[-1] if result is None else result
 
 
 def tensors(result: Any) -> list[Tensor]:
@@ -266,7 +278,7 @@ class Calls:
         """
         print(f"{op}: {what}", flush=True)
         try:
-            result = getattr(torch.ops.pyseg, op)(*copies(args))
+            result = call(op, args)
         except Exception as error:
             self.counts["refused"] += 1
             text = str(error)
@@ -323,11 +335,11 @@ def main() -> int:
                 def put(other: Any, args: list[Any] = args, place: int = place) -> list[Any]:
                     return [*args[:place], other, *args[place + 1 :]]
 
-                base = tensors(getattr(torch.ops.pyseg, op)(*copies(args)))
+                base = tensors(call(op, args))
                 if not isinstance(value, Tensor):
                     for other in scalars(value) if value is not None else []:
                         some = put(other) if other is False or other == [False] * 3 else args
-                        form = tensors(getattr(torch.ops.pyseg, op)(*copies(some)))
+                        form = tensors(call(op, some))
                         calls.check(op, f"{what}: {other}", put(other), form=form)
                     continue
                 for text, other in same_values(value):

@@ -52,6 +52,18 @@ def make(
     return logits.to(device, dtype).requires_grad_(grad), *ratings
 
 
+def padded(ratings: list[Tensor], size: int) -> list[Tensor]:
+    """Returns ratings of the given size: entries that would be errors fill the end."""
+    offsets, classes, scores = ratings
+    wrong = torch.tensor([-1, 1 << 40, 0], device=classes.device)
+    fill = wrong.repeat(size)[: size - len(classes)].to(classes.dtype)
+    return [
+        offsets,
+        torch.cat((classes, fill)),
+        torch.cat((scores, scores.new_full((len(fill),), torch.nan))),
+    ]
+
+
 def targets_by_loops(
     offsets: Tensor,
     classes: Tensor,
@@ -237,10 +249,51 @@ def test_correlated_targets_are_those_of_the_paper():
     assert torch.equal(plain.double(), expected)
 
 
+@pytest.mark.parametrize("function", [rated_bce_with_logits, rated_bce_with_logits_reference])
+@pytest.mark.parametrize("shape", [(7, 16), (3, 257), (0, 5), (3, 0)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+def test_padding_changes_nothing(device, dtype, shape, function):
+    logits, *ratings = make(shape, dtype, device)
+    correlation = make_correlation(shape[1]).to(device) if shape[1] else None
+    expected = own_and_gradient(function, (logits, *ratings, correlation))
+    found = own_and_gradient(function, (logits, *padded(ratings, 40), correlation))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    targets, same = (
+        correlated_targets(*of, correlation, shape[1]) for of in (ratings, padded(ratings, 40))
+    )
+    assert torch.equal(same, targets)
+
+
+def test_scores_that_are_padding_have_a_gradient_of_0():
+    logits, *ratings = make((4, 6))
+    expected, found = (
+        torch.autograd.grad(
+            rated_bce_with_logits(logits, offsets, classes, scores.requires_grad_()), scores
+        )[0]
+        for offsets, classes, scores in (ratings, padded(ratings, 20))
+    )
+    assert torch.equal(found, torch.cat((expected, torch.zeros(20 - len(expected)))))
+
+
+@ignore_deprecations_of_torch
+def test_the_reference_waits_for_no_gpu_and_compiles():
+    correlation = make_correlation(6)
+    logits, *ratings = make((4, 6))
+    arguments = (logits, *padded(ratings, 20), correlation)
+    # Tensors without values, so that any look at them is an error.
+    without_values = [argument.to("meta") for argument in arguments]
+    assert rated_bce_with_logits_reference(*without_values).shape == ()
+    compiled = torch.compile(rated_bce_with_logits_reference, fullgraph=True, dynamic=True)
+    expected = own_and_gradient(rated_bce_with_logits_reference, arguments)
+    torch.testing.assert_close(own_and_gradient(compiled, arguments), expected)
+
+
 @pytest.mark.parametrize("correlated", [False, True])
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradcheck(device, correlated):
     logits, *ratings = make((3, 5), torch.float64, device)
+    ratings = padded(ratings, 20)
     correlation = make_correlation(5).to(device) if correlated else None
     assert torch.autograd.gradcheck(
         lambda z: 3 * rated_bce_with_logits(z, *ratings, correlation), (logits,)
@@ -262,14 +315,28 @@ def test_gradient_of_a_scaled_loss(device, dtype):
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES)
-def test_gradients_can_be_asked_for_twice(device):
-    logits, *ratings = make((3, 5), device=device)
+def test_gradients_can_be_asked_for_until_the_graph_is_freed(device, dtype, scale):
+    """Only the last of them may overwrite what the forward pass has saved."""
+    logits, *ratings = make((3, 5), dtype, device)
+    loss = scale * rated_bce_with_logits(logits, *ratings)
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    kept = first.clone()
+    (last,) = torch.autograd.grad(loss, logits)
+    assert all(torch.equal(other, kept) for other in (first, second, last))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, logits)
+
+
+def test_several_gradients_at_once():
+    logits, *ratings = make((3, 5))
+    (one,) = torch.autograd.grad(rated_bce_with_logits(logits, *ratings), logits)
+    scales = torch.tensor([1.0, -2.0])
     loss = rated_bce_with_logits(logits, *ratings)
-    first = torch.autograd.grad(loss, logits, retain_graph=True)[0].clone()
-    loss.backward(retain_graph=True)
-    loss.backward()
-    torch.testing.assert_close(logits.grad, 2 * first)
+    (both,) = torch.autograd.grad(loss, logits, scales, is_grads_batched=True)
+    torch.testing.assert_close(both, torch.stack((one, -2 * one)))
 
 
 @pytest.mark.parametrize(
@@ -282,6 +349,7 @@ def test_opcheck(device, dtype, correlated, grad, layout):
     logits, *ratings = make((4, 6), dtype, device, grad=False)
     if layout == "permuted":
         logits = logits.mT.contiguous().mT
+    ratings = padded(ratings, 20)
     if dtype == torch.float64:
         ratings[2] = ratings[2].double()
     relations = (None, None, None)
@@ -297,6 +365,10 @@ def test_opcheck(device, dtype, correlated, grad, layout):
     scale = torch.tensor(2.0, dtype=ratings[2].dtype, device=device)
     torch.library.opcheck(
         torch.ops.pyseg.rated_bce_with_logits_backward.default, (scale, logits.detach())
+    )
+    torch.library.opcheck(
+        torch.ops.pyseg.rated_bce_with_logits_backward_.default,
+        (scale, logits.detach()),
     )
 
 
@@ -370,11 +442,12 @@ def test_same_bits_wherever_a_row_lies(device, dtype):
 
 
 @needs_cpu_ops
-def test_allocates_the_gradient_alone():
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_allocates_the_gradient_alone(scale):
     arguments = (*make((64, 1000)), make_correlation(1000))
     # There is one cycle anyway, but torch 2.11 warns without acc_events.
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        _, gradient = own_and_gradient(rated_bce_with_logits, arguments)
+        _, gradient = own_and_gradient(lambda *of: scale * rated_bce_with_logits(*of), arguments)
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     assert gradient.nbytes <= allocated < 1.1 * gradient.nbytes
 
@@ -437,13 +510,13 @@ BAD_VALUES = {
         {"offsets": torch.tensor([0, 4, 3]), "classes": torch.tensor([0, 1, 2])},
         "offsets: expected no decrease, found 4 before 3 at row 1",
     ),
-    "offsets do not reach the end": (
-        {"offsets": torch.tensor([0, 1, 2])},
-        "offsets: expected 0 to 3, found 0 to 2",
+    "offsets go beyond the end": (
+        {"offsets": torch.tensor([0, 1, 4])},
+        "offsets: expected 0 to at most 3, found 0 to 4",
     ),
     "offsets do not begin at 0": (
         {"offsets": torch.tensor([1, 1, 3])},
-        "offsets: expected 0 to 3, found 1 to 3",
+        "offsets: expected 0 to at most 3, found 1 to 3",
     ),
     "score too large": (
         {"scores": torch.tensor([1.0, 1.5, 1.0])},

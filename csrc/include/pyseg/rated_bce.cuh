@@ -34,10 +34,17 @@ constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
 template <typename T>
 constexpr int kVector = static_cast<int>(sizeof(uint4) / sizeof(T));  // values of one access
 
-// A row's weight in the mean, see pyseg/rated_bce.h.
+// Enough blocks of scale_kernel for every multiprocessor of a large GPU.
+constexpr int64_t kScaleBlocks = 1024;
+
+// A row's weight in the mean, and what the gradient lacks of it, see pyseg/rated_bce.h.
 template <typename T>
 Sum<T> share(int64_t batch) {
   return std::is_same_v<T, __half> ? 1 : 1 / static_cast<Sum<T>>(batch);
+}
+template <typename T>
+Sum<T> missing_share(int64_t batch) {
+  return std::is_same_v<T, __half> ? 1 / static_cast<Sum<T>>(batch) : 1;
 }
 
 // 1 / x for 1 <= x <= 2. With one Newton step the approximation is nearly as accurate as a
@@ -164,8 +171,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const bool gradient_alike = past_boundary(gradient_row) == lead;
 
   int64_t begin = in.ratings.offsets[b], end = in.ratings.offsets[b + 1];
-  bool right = begin >= 0 && begin <= end && end <= in.ratings.size && (b > 0 || begin == 0) &&
-               (b + 1 < in.batch || end == in.ratings.size);
+  bool right = begin >= 0 && begin <= end && end <= in.ratings.size && (b > 0 || begin == 0);
   if (!right) begin = end = 0;
 
   A total = 0;
@@ -248,23 +254,26 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const A* row_loss, int64
   if (threadIdx.x == 0) *loss = batch == 0 ? A{0} : static_cast<A>(total / batch);
 }
 
-// result = factor * grad_output * gradient, arrays of `size`. A thread makes one access, or takes
-// as many single values where the two are not equally aligned.
+// result = factor * grad_output * gradient, arrays of `size` that may be one and the same. Then a
+// scale of 1, which the device alone knows, leaves nothing to read or write. A thread makes one
+// access at a time, or takes as many single values where the two are not equally aligned.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     scale_kernel(const T* gradient, const Sum<T>* grad_output, Sum<T> factor, int64_t size,
                  T* result) {
   constexpr int kWidth = kVector<T>;
-  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
-  if (i >= size) return;
-  const bool whole =
-      i + kWidth <= size && rows_aligned(gradient, kWidth) && rows_aligned(result, kWidth);
   const Sum<T> scale = factor * *grad_output;
-  Sum<T> values[kWidth];
-  load_values(gradient + i, size - i, whole, values);
+  if (scale == 1 && result == gradient) return;
+  const bool aligned = rows_aligned(gradient, kWidth) && rows_aligned(result, kWidth);
+  const int64_t step = int64_t{gridDim.x} * kThreads * kWidth;
+  for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth; i < size; i += step) {
+    const bool whole = aligned && i + kWidth <= size;
+    Sum<T> values[kWidth];
+    load_values(gradient + i, size - i, whole, values);
 #pragma unroll
-  for (int k = 0; k < kWidth; ++k) values[k] *= scale;
-  store_values(values, size - i, whole, result + i);
+    for (int k = 0; k < kWidth; ++k) values[k] *= scale;
+    store_values(values, size - i, whole, result + i);
+  }
 }
 
 }  // namespace rated_bce
@@ -282,17 +291,15 @@ cudaError_t launch_rated_bce(const RatedBceInput<T, gpu::Sum<T>>& in, gpu::Sum<T
   return gpu::launch(mean_kernel<gpu::Sum<T>>, 1, kThreads, 0, stream, row_loss, in.batch, loss);
 }
 
-// result = grad_output times the gradient of launch_rated_bce, (B, C).
+// result = grad_output times the gradient of launch_rated_bce, (B, C); the two may be one array.
 template <typename T>
 cudaError_t launch_rated_bce_backward(const gpu::Sum<T>* grad_output, const T* gradient,
                                       int64_t batch, int64_t classes, T* result,
                                       cudaStream_t stream) {
   using namespace gpu::rated_bce;
-  using A = gpu::Sum<T>;
-  const int64_t size = batch * classes;
-  const A factor = 1 / (static_cast<A>(batch) * share<T>(batch));
-  return gpu::launch(scale_kernel<T>, gpu::quotient(size, kThreads * kVector<T>), kThreads, 0,
-                     stream, gradient, grad_output, factor, size, result);
+  const int64_t size = batch * classes, blocks = gpu::quotient(size, kThreads * kVector<T>);
+  return gpu::launch(scale_kernel<T>, blocks < kScaleBlocks ? blocks : kScaleBlocks, kThreads, 0,
+                     stream, gradient, grad_output, missing_share<T>(batch), size, result);
 }
 
 }  // namespace pyseg

@@ -31,6 +31,12 @@ Accumulate<T> rated_bce_share(int64_t batch) {
   return std::is_same_v<T, Float16> ? 1 : 1 / static_cast<Accumulate<T>>(batch);
 }
 
+// What the gradient then lacks, exactly 1 for other types.
+template <typename T>
+Accumulate<T> rated_bce_missing_share(int64_t batch) {
+  return std::is_same_v<T, Float16> ? 1 / static_cast<Accumulate<T>>(batch) : 1;
+}
+
 namespace rated_bce_detail {
 
 // Long sums are taken in blocks of this many vectors, then over blocks, which reduces rounding
@@ -142,7 +148,7 @@ void rated_bce(const RatedBceInput<T, Accumulate<T>>& in, Accumulate<T>* loss, T
   simd::run<rated_bce_detail::Rows>(level, in, loss, gradient, begin, end);
 }
 
-// result = scale * gradient, for the values begin <= i < end.
+// result = scale * gradient, for the values begin <= i < end. The two may be one array.
 template <typename T>
 void rated_bce_scale(const T* gradient, Accumulate<T> scale, T* result, int64_t begin, int64_t end,
                      Simd level = best_simd()) {

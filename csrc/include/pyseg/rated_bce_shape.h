@@ -21,11 +21,12 @@ struct LabelCorrelation {
   const A* values;         // (nnz), within [0, 1]
 };
 
-// Row b rates classes[offsets[b]], ..., classes[offsets[b + 1] - 1].
+// Row b rates classes[offsets[b]], ..., classes[offsets[b + 1] - 1]. What lies from offsets[B] on
+// is padding and never read.
 template <typename A>
 struct Ratings {
   int64_t size;            // R
-  const int64_t* offsets;  // (B + 1), from 0 to R, not decreasing
+  const int64_t* offsets;  // (B + 1), from 0 to at most R, not decreasing
   const int64_t* classes;  // (R), within 0..C-1, distinct within a row
   const A* scores;         // (R), within [0, 1]
 };
