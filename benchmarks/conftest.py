@@ -50,16 +50,19 @@ def copy_rate() -> float:
 @pytest.fixture
 def compare(
     benchmark, request: pytest.FixtureRequest, copy_rate: float, lines: list[list[str]]
-) -> Callable[[Contenders, Work | None], None]:
+) -> Callable[..., None]:
     """Times the first contender with pytest-benchmark and the others between its rounds.
 
     All contenders take turns in one process, so that other load on the machine affects them alike.
     The medians of the others, in seconds, and their ratios to the first one's are stored in the
     result's ``extra_info``. With `work`, a large matrix product takes turns too: its rate and that
-    of a large copy give the floor, which no implementation can beat by much.
+    of a large copy give the floor, which no implementation can beat by much. `rounds` is the most
+    that are measured.
     """
 
-    def run(contenders: Contenders, work: Work | None = None) -> None:
+    def run(
+        contenders: Contenders, work: Work | None = None, *, rounds: int = _MOST_ROUNDS
+    ) -> None:
         (_, subject), *peers = contenders.items()
         if work is not None:
             product_flop, product = matrix_product(work.dtype)
@@ -80,17 +83,17 @@ def compare(
             subject()
             synchronize()
 
-        rounds = min(_MOST_ROUNDS, max(5, int(_SECONDS / slowest)))
+        rounds = min(rounds, max(5, int(_SECONDS / slowest)))
         benchmark.pedantic(measured, setup=measure_peers, rounds=rounds)
         own = benchmark.stats.stats.median
-        columns = [request.node.name, f"{1e3 * own:.2f} ms"]
+        columns = [request.node.name, _text(own)]
         info = benchmark.extra_info
         for name, values in times.items():
             median = statistics.median(values)
             info[name] = median
             if name != "matrix product":
                 info[f"{name} / {next(iter(contenders))}"] = median / own
-                columns.append(f"{1e3 * median:.2f} ms {name} {median / own:.2f}x")
+                columns.append(f"{_text(median)} {name} {median / own:.2f}x")
         if work is not None:
             rate = product_flop / info["matrix product"]
             floor = max(work.flop / rate, work.bytes / copy_rate)
@@ -98,11 +101,15 @@ def compare(
             info |= {"copy_rate": copy_rate, "time / floor": own / floor}
             columns.append(
                 f"{work.flop / 1e9:.2f} GFLOP {work.bytes / 1e6:.1f} MB "
-                f"floor {1e3 * floor:.2f} ms {own / floor:.2f}x"
+                f"floor {_text(floor)} {own / floor:.2f}x"
             )
         lines.append(columns)
 
     return run
+
+
+def _text(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.1f} us"
 
 
 _LINES = pytest.StashKey[list[list[str]]]()

@@ -121,9 +121,8 @@ def rated_bce_with_logits(
     relations: tuple[Tensor | None, ...] = (None, None, None)
     if correlation is not None:
         relations = correlation.offsets, correlation.columns, correlation.values.to(sums)
-    op = torch.ops.pyseg.rated_bce_with_logits.default
     ratings = offsets.long(), classes.long(), scores.to(sums)
-    return op(logits, *ratings, *relations, *weights.values(), wants_gradient(logits))[0]
+    return _OP(logits, *ratings, *relations, *weights.values(), wants_gradient(logits))[0]
 
 
 def rated_bce_with_logits_reference(
@@ -359,8 +358,7 @@ def _gradient(
     twice = torch.is_grad_enabled()  # possibly create_graph=True
     if not twice and _is_one(grad_output) and grad.dtype != torch.float16:  # see the schema
         return {"logits": grad}
-    op = torch.ops.pyseg.rated_bce_with_logits_backward.default
-    return {"logits": op(grad_output, grad, logits if twice else None)}
+    return {"logits": _BACKWARD(grad_output, grad, logits if twice else None)}
 
 
 _BACKWARD.refuse_gradient()
