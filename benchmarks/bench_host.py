@@ -1,13 +1,15 @@
-"""Host time: what Python and the dispatcher take for a call, on tensors so small that nothing else counts.
+"""Host time: what Python and the dispatcher take, on tensors so small that nothing else counts.
 
-    pytest benchmarks/bench_host.py [-k "op and vlad_aggregate"] [--benchmark-json FILE]
+    OMP_NUM_THREADS=1 pytest benchmarks/bench_host.py [-k "op and vlad_aggregate"]
+                                                      [--benchmark-json FILE]
 
 A GPU that waits for its next kernel is as slow as the host. All runs on the CPU, in one thread, in
 float32, on the path that a GPU takes: without autocast no product makes a detour through float32,
-tensors this small are one tile, and two CPU-only parts are switched off: dropout takes torch's own
-operators, and the numbers of frames are not checked for their range, which on a GPU would
-synchronise. Kernels are included, with a few values each; on a GPU they would overlap. Contenders
-take turns; results are medians.
+tensors this small are one tile, and what is done for CPUs alone is switched off: dropout takes
+torch's own operators, and the numbers of frames and floating frames are not checked for their
+range. What remains different: the gradient of the loss is not scaled, as its factor is known, and
+there is no launch. Kernels are included, with a few values each; on a GPU they would overlap.
+Contenders take turns; results are medians of the time that the process ran.
 
 The peers of an operator are its reference and, for `frame_linear`, torch's product of frames that
 are dequantised already; those of the layer and of the step are plain PyTorch, the step's with the
@@ -22,6 +24,7 @@ orders of products that the presets take for the named shapes.
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -32,11 +35,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyseg import models, ops
-from pyseg.nn import FrameClassifier, NeXtVLAD, NeXtVLADClassifier, dropout, mask
+from pyseg.nn import (
+    FrameClassifier,
+    FrameNormalization,
+    NeXtVLAD,
+    NeXtVLADClassifier,
+    dropout,
+    mask,
+)
 from pyseg.ops import AssignmentNorm
 from pyseg.training import Loss
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.benchmark(timer=time.process_time)]
 
 BATCH, LENGTH, SIZES, GROUPS, CLUSTERS, CLASSES = 4, 5, (16, 8), 2, 4, 10
 ROUNDS = 2000
@@ -48,6 +58,7 @@ ORDERS = {"segments": ("direct", "folded"), "videos": ("reassociated", "reassoci
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dropout, "_in_lanes", lambda *_: False)
     monkeypatch.setattr(mask, "_has_values", lambda *_: False)
+    monkeypatch.setattr(FrameNormalization, "_refuse_bytes", lambda *_: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -139,6 +150,7 @@ def test_op(compare, name: str, direction: str) -> None:
     compare(
         {name: contender(function, tensors, direction) for name, function in functions.items()},
         rounds=ROUNDS,
+        timer=time.process_time,
     )
 
 
@@ -168,23 +180,28 @@ def test_layer(compare, masked: bool, direction: str) -> None:
         return lambda: torch.autograd.grad(module(frames, valid), parameters, grad)
 
     plain = PlainNeXtVLAD(layer)
-    compare({"pyseg": of(layer), "plain PyTorch": of(plain)}, rounds=ROUNDS)
+    compare(
+        {"pyseg": of(layer), "plain PyTorch": of(plain)}, rounds=ROUNDS, timer=time.process_time
+    )
+
+
+NUM_FRAMES = torch.tensor([LENGTH, LENGTH - 1, 2, 1])
+BYTES = torch.randint(0, 256, (BATCH, LENGTH, sum(SIZES)), dtype=torch.uint8)
 
 
 def step_of(
-    model: nn.Module, loss: Callable[[Tensor], Tensor], num_frames: Tensor
+    model: nn.Module, loss: Callable[[Tensor], Tensor], frames: Tensor = BYTES
 ) -> Callable[[], object]:
-    """Returns a training step: bytes in, new weights out."""
-    frames = torch.randint(0, 256, (BATCH, LENGTH, sum(SIZES)), dtype=torch.uint8)
+    """Returns a training step: frames in, new weights out."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     own = isinstance(model, FrameClassifier)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         value = (
-            model.training_loss(frames, num_frames, loss)
+            model.training_loss(frames, NUM_FRAMES, loss)
             if own
-            else loss(model(frames, num_frames))
+            else loss(model(frames, NUM_FRAMES))
         )
         value.backward()
         optimizer.step()
@@ -218,7 +235,8 @@ def set_orders(model: nn.Module, shape: str) -> None:
                 branch.order = order
 
 
-def test_step(compare) -> None:
+@pytest.mark.parametrize("frames", [BYTES, BYTES / 255.0], ids=["bytes", "floats"])
+def test_step(compare, frames: Tensor) -> None:
     targets = torch.zeros(BATCH, CLASSES)
     targets[:, 0] = 1.0
 
@@ -226,21 +244,19 @@ def test_step(compare) -> None:
         entropy = nn.functional.binary_cross_entropy_with_logits
         return entropy(logits, targets, reduction="sum") / BATCH
 
-    num_frames = torch.tensor([LENGTH, LENGTH - 1, 2, 1])
     contenders = {
-        "pyseg": step_of(classifier(), own_loss(), num_frames),
-        "plain PyTorch": step_of(PlainClassifier(classifier()), plain_loss, num_frames),
+        "pyseg": step_of(classifier(), own_loss(), frames),
+        "plain PyTorch": step_of(PlainClassifier(classifier()), plain_loss, frames),
     }
-    compare(contenders, rounds=ROUNDS)
+    compare(contenders, rounds=ROUNDS, timer=time.process_time)
+
+
+NO_KERNEL = """empty empty_like empty_strided new_empty new_empty_strided detach alias _unsafe_view
+    lift_fresh record_stream set_ resize_ _local_scalar_dense is_same_size promote_types"""
 
 
 class Counts(TorchDispatchMode):
     """Counts operators: kernels, and views and allocations, which on a GPU are none."""
-
-    NO_KERNEL = frozenset(
-        "empty empty_like empty_strided new_empty new_empty_strided detach alias _unsafe_view "
-        "lift_fresh record_stream set_ resize_ _local_scalar_dense is_same_size".split()
-    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,8 +273,8 @@ class Counts(TorchDispatchMode):
             with self:  # past the key of modes, so that this sees what the kernel calls
                 keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
                 return func.redispatch(keys, *args, **(kwargs or {}))
-        is_view = func.is_view or name in self.NO_KERNEL
-        (self.others if is_view else self.kernels)[f"{func.namespace}.{name}"] += 1
+        launches = not func.is_view and name not in NO_KERNEL.split()
+        (self.kernels if launches else self.others)[f"{func.namespace}.{name}"] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -271,7 +287,7 @@ def test_counts(lines, preset: str, shape: str) -> None:
         small |= {"gru_size": 4, "attention_size": 4}
     model = models.create(preset, num_classes=CLASSES, **small)
     set_orders(model, shape)
-    step = step_of(model, own_loss(), torch.tensor([LENGTH, LENGTH - 1, 2, 1]))
+    step = step_of(model, own_loss())
     step()  # the first one initializes the optimizer
     with Counts() as counts:
         step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 
 import pytest
@@ -57,11 +58,15 @@ def compare(
     The medians of the others, in seconds, and their ratios to the first one's are stored in the
     result's ``extra_info``. With `work`, a large matrix product takes turns too: its rate and that
     of a large copy give the floor, which no implementation can beat by much. `rounds` is the most
-    that are measured.
+    that are measured; `timer` has to be that of ``pytest.mark.benchmark``.
     """
 
     def run(
-        contenders: Contenders, work: Work | None = None, *, rounds: int = _MOST_ROUNDS
+        contenders: Contenders,
+        work: Work | None = None,
+        *,
+        rounds: int = _MOST_ROUNDS,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         (_, subject), *peers = contenders.items()
         if work is not None:
@@ -75,7 +80,7 @@ def compare(
         def measure_peers() -> None:
             for name, peer in peers:
                 peer()  # every contender is timed after a call of its own, so caches favour none
-                times[name].append(seconds(peer))
+                times[name].append(seconds(peer, timer))
             subject()
             synchronize()
 

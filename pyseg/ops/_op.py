@@ -349,7 +349,8 @@ class Op:
             constant: the results without a gradient.
             refused: differentiable arguments whose gradient is not implemented, and their names
                 for users.
-            parts: the names of gradients that `with_parts` asks for.
+            parts: the names of gradients that `with_parts` asks for. Where a second derivative may
+                be asked for, the function also gets the tensors themselves, as ``parts``.
         """
         reference = self.name.removesuffix("_backward")
 
@@ -473,7 +474,8 @@ def _autograd_function(
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             *values, keyset = args
-            ctx.parts = parts[: len(values) - len(inputs)]
+            of_parts = values[len(inputs) :]
+            ctx.parts = parts[: len(of_parts)]
             values = values[: len(inputs)]
             if keyset is None:
                 output = op.call_kernel(*values)
@@ -486,7 +488,7 @@ def _autograd_function(
             if constants:
                 ctx.mark_non_differentiable(*[outputs[number] for number in constants])
             ctx.set_materialize_grads(False)  # they would be as large as the saved tensors
-            ctx.save_for_backward(*kept[:num_tensors])
+            ctx.save_for_backward(*kept[:num_tensors], *of_parts)
             ctx.others = tuple(kept[num_tensors:])
             return output
 
@@ -501,8 +503,11 @@ def _autograd_function(
                     )
             wanted = [grads[number] for number in varying]
             found: dict[str, Tensor | None] = {}
-            if any([grad is not None for grad in wanted]):
-                named = dict(zip(names, ctx.saved_tensors + ctx.others, strict=True))
+            if any(grad is not None for grad in wanted):
+                tensors = ctx.saved_tensors
+                named = dict(zip(names, tensors[:num_tensors] + ctx.others, strict=True))
+                if ctx.parts and torch.is_grad_enabled():
+                    named["parts"] = tensors[num_tensors:]
                 needed = dict(zip(inputs + ctx.parts, needs, strict=False))
                 found = function(*wanted, needed=needed, **named)
             taken = enumerate(inputs + ctx.parts)

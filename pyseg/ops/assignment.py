@@ -243,16 +243,18 @@ def call_backward(
     Returns:
         The gradients of the tensors before `norm`, and those of `norm` or of its parts by name.
     """
+    if (parts := saved.pop("parts", None)) is not None:
+        # The op has to see that there is a second derivative, which it refuses.
+        statistics = saved["norm"][:2]
+        flat = torch.cat((statistics.flatten(), *(_as(statistics.dtype, part) for part in parts)))
+        saved["norm"] = flat.view(saved["norm"].shape)
     norm = saved["norm"]
-    if norm is not None and not needed["norm"] and torch.is_grad_enabled():
-        # A second derivative is refused, although `norm` was made from its parts without autograd.
-        saved = saved | {"norm": norm.detach().requires_grad_(needed.get("norm.weight", False))}
     *grads, sums = op(**others, **saved)
-    if norm is None:
+    if "norm.weight" in needed:
+        return grads, dict(zip(NORM_PARTS, sums.view(2, -1).unbind(), strict=True))
+    if norm is None or not needed["norm"]:
         return grads, {}
     by_weight, by_bias = sums.unbind()
-    if not needed["norm"]:
-        return grads, {"norm.weight": by_weight.flatten(), "norm.bias": by_bias.flatten()}
     _, rstd, weight, _ = norm.unbind()
     if saved["row_weights"] is not None:  # the assignment's gradient includes the statistics
         by_mean = by_rstd = torch.zeros_like(rstd)
