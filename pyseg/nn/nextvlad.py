@@ -217,7 +217,7 @@ class NeXtVLAD(DerivedWeights):
             norm = self.assign_norm.deferred(assignment, counts, deferred_bias=deferred_bias)
         attention = torch.sigmoid(attention)
         if mask is not None:
-            attention = torch.where(mask.unsqueeze(-1), attention, 0.0)
+            attention = attention.masked_fill(~mask.unsqueeze(-1), 0.0)
         assignment = assignment.unflatten(-1, (self.groups, self.clusters))
         if order == "reassociated":
             weights = soft_assign(assignment, attention, norm=norm)
