@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,17 +54,24 @@ def copy_rate() -> float:
 @pytest.fixture
 def compare(
     benchmark, request: pytest.FixtureRequest, copy_rate: float, lines: list[list[str]]
-) -> Callable[[Contenders, Work | None], None]:
+) -> Callable[..., None]:
     """Times the first contender with pytest-benchmark and the others between its rounds.
 
     All contenders take turns in one process, so that other load on the machine affects them alike.
     The medians of the others, in seconds, and their ratios to the first one's are stored in the
     result's ``extra_info``; on a GPU also the times of queued calls, without that of Python. With
     `work`, a large matrix product takes turns too: its rate and that of a large copy give the
-    floor, which no implementation can beat by much.
+    floor, which no implementation can beat by much. `rounds` is the most that are measured; `timer`
+    has to be that of ``pytest.mark.benchmark``.
     """
 
-    def run(contenders: Contenders, work: Work | None = None) -> None:
+    def run(
+        contenders: Contenders,
+        work: Work | None = None,
+        *,
+        rounds: int = _MOST_ROUNDS,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
         (_, subject), *peers = contenders.items()
         if work is not None:
             product_flop, product = matrix_product(work.dtype)
@@ -76,7 +84,7 @@ def compare(
         def measure_peers() -> None:
             for name, peer in peers:
                 peer()  # every contender is timed after a call of its own, so caches favour none
-                times[name].append(seconds(peer))
+                times[name].append(seconds(peer, timer))
             subject()
             synchronize()
 
@@ -84,17 +92,17 @@ def compare(
             subject()
             synchronize()
 
-        rounds = min(_MOST_ROUNDS, max(5, int(_SECONDS / slowest)))
+        rounds = min(rounds, max(5, int(_SECONDS / slowest)))
         benchmark.pedantic(measured, setup=measure_peers, rounds=rounds)
         own = benchmark.stats.stats.median
-        columns = [request.node.name, f"{1e3 * own:.2f} ms"]
+        columns = [request.node.name, _text(own)]
         info = benchmark.extra_info
         for name, values in times.items():
             median = statistics.median(values)
             info[name] = median
             if name != "matrix product":
                 info[f"{name} / {next(iter(contenders))}"] = median / own
-                columns.append(f"{1e3 * median:.2f} ms {name} {median / own:.2f}x")
+                columns.append(f"{_text(median)} {name} {median / own:.2f}x")
         if GPU:
             columns += _queued(contenders, info)
         if work is not None:
@@ -104,7 +112,7 @@ def compare(
             info |= {"copy_rate": copy_rate, "time / floor": own / floor}
             columns.append(
                 f"{work.flop / 1e9:.2f} GFLOP {work.bytes / 1e6:.1f} MB "
-                f"floor {1e3 * floor:.2f} ms {own / floor:.2f}x"
+                f"floor {_text(floor)} {own / floor:.2f}x"
             )
         lines.append(columns)
 
@@ -115,11 +123,15 @@ def _queued(contenders: Contenders, info: dict[str, Any]) -> list[str]:
     """Measures queued calls of each; stores the times, and returns columns of the table."""
     times = {name: queued_seconds(contender) for name, contender in contenders.items()}
     own = info["queued"] = next(iter(times.values()))
-    columns = [f"queued {1e3 * own:.3f} ms"]
+    columns = [f"queued {_text(own)}"]
     for name, value in list(times.items())[1:]:
         info[f"queued {name}"] = value
-        columns.append(f"queued {1e3 * value:.3f} ms {name} {value / own:.2f}x")
+        columns.append(f"queued {_text(value)} {name} {value / own:.2f}x")
     return columns
+
+
+def _text(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.1f} us"
 
 
 _LINES = pytest.StashKey[list[list[str]]]()

@@ -150,6 +150,8 @@ class BatchNorm(nn.Module):
             return AssignmentNorm(
                 self.running_mean, self.running_var, self.weight, self.bias, self.eps
             )
+        if counts is None and not over_processes:
+            return self._deferred_of_all(x, deferred_bias)
         if counts is None:
             counts = torch.ones(batch, length, dtype=torch.bool, device=x.device)
         counts = counts.to(sum_dtype(x.dtype))
@@ -165,10 +167,32 @@ class BatchNorm(nn.Module):
         with torch.no_grad():
             running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
             momentum = self.momentum * (count > 0).to(self.running_mean.dtype)
-            biased_mean = mean if deferred_bias is None else mean + deferred_bias
-            self.running_mean.lerp_(biased_mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_(running.to(self.running_var.dtype), momentum)
+        self._update(mean, running, momentum, deferred_bias)
         return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
+
+    def _deferred_of_all(self, x: Tensor, deferred_bias: Tensor | None) -> AssignmentNorm:
+        """Returns what `deferred` does where all rows count, which takes fewer kernels."""
+        count = x.shape[0] * x.shape[1]
+        row_weights = x.new_full(x.shape[:2], 1.0 / count, dtype=sum_dtype(x.dtype))
+        mean, var = moments(x.detach().flatten(0, 1), row_weights.flatten())
+        running = var * (count / max(count - 1, 1)) if self.unbiased else var
+        self._update(mean, running, self.momentum, deferred_bias)
+        return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
+
+    def _update(
+        self, mean: Tensor, var: Tensor, momentum: float | Tensor, deferred_bias: Tensor | None
+    ) -> None:
+        """Moves the running statistics towards those of a batch."""
+        with torch.no_grad():
+            if deferred_bias is not None:
+                mean = mean + deferred_bias
+            running, dtype = [self.running_mean, self.running_var], self.running_mean.dtype
+            batch = [t if t.dtype == dtype else t.to(dtype) for t in (mean, var)]
+            if isinstance(momentum, Tensor):
+                for before, now in zip(running, batch, strict=True):
+                    before.lerp_(now, momentum)
+            else:  # one kernel for both on a GPU
+                torch._foreach_lerp_(running, batch, momentum)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Returns scale and shift, (channels,), of eval mode: y = x * scale + shift."""
@@ -199,7 +223,7 @@ class BatchNorm(nn.Module):
             )
 
     def _apply_native(self, rows: Tensor, mean: Tensor, var: Tensor, *, training: bool) -> Tensor:
-        # Momentum 1: in training `mean` and `var` receive the statistics of this batch.
+        # In training it moves `mean` and `var` towards the statistics of this batch.
         # Not torch.nn.functional.batch_norm: it refuses a single row.
         return torch.batch_norm(
             rows,
@@ -208,21 +232,23 @@ class BatchNorm(nn.Module):
             mean,
             var,
             training,
-            1.0,
+            self.momentum,
             self.eps,
             torch.backends.cudnn.enabled,
         )
 
     def _by_batch(self, rows: Tensor) -> Tensor:
         count = rows.shape[0]
-        mean = torch.zeros_like(self.running_mean)
-        var = torch.zeros_like(self.running_var)
-        rows = self._apply_native(rows, mean, var, training=True)
-        if count == 1:  # PyTorch has just divided by n - 1
-            var = torch.zeros_like(var)
-        elif not self.unbiased:
-            var = var * ((count - 1) / count)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var, self.momentum)
+        if count == 1:  # PyTorch divides by n - 1; the variance is 0
+            unused = torch.zeros_like(self.running_var)
+            rows = self._apply_native(rows, self.running_mean, unused, training=True)
+            self.running_var.mul_(1.0 - self.momentum)
+            return rows
+        if self.unbiased:
+            return self._apply_native(rows, self.running_mean, self.running_var, training=True)
+        # PyTorch's running variance is that of a sample, so it is another multiple of everything.
+        ratio = (count - 1) / count
+        var = self.running_var / ratio
+        rows = self._apply_native(rows, self.running_mean, var, training=True)
+        torch.mul(var, ratio, out=self.running_var)
         return rows

@@ -138,14 +138,13 @@ class FrameClassifier(nn.Module):
         Returns:
             The arguments of `classify`.
         """
-        weight = next(self.parameters())
         if not isinstance(frames, Tensor):
-            frames = as_tensor("frames", frames).to(weight.device)
+            frames = as_tensor("frames", frames).to(next(self.parameters()).device)
         self.normalization.check(frames)
         mask = None if num_frames is None else frame_mask(num_frames, frames)
         if self.reads_bytes and self.normalization.leaves_bytes(frames) and not self.noise.active:
             return frames, mask
-        x = self.normalization(frames, mask, dtype=weight.dtype)
+        x = self.normalization(frames, mask, dtype=next(self.parameters()).dtype)
         return self.noise(x, mask), mask
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:

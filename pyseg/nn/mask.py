@@ -67,7 +67,7 @@ def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
             f"num_frames: expected shape ({batch},) as frames has {batch} videos, "
             f"found {tuple(num_frames.shape)}"
         )
-    if num_frames.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+    if batch and _has_values(num_frames):
         low, high = int(num_frames.min()), int(num_frames.max())
         if low < 1 or high > length:
             raise ArgumentError(
@@ -76,3 +76,8 @@ def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
             )
     steps = torch.arange(length, device=frames.device)
     return steps < num_frames.to(frames.device).unsqueeze(1)
+
+
+def _has_values(num_frames: Tensor) -> bool:
+    """Whether the values can be read, without stalling a device."""
+    return num_frames.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -34,7 +34,7 @@ _tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype of sums over values of `dtype`."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # Without a matrix unit an x86 processor gains nothing from bfloat16, even with instructions for it:

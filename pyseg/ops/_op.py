@@ -6,8 +6,8 @@ one:
 1. Describe it: ``_OP = Op(name, schema, argument=Argument("(B, T, N)"), ...)``. Kernels in C++ have
    their schema in csrc/library.cpp and none here; a kernel in Python is a function below
    ``@_OP.kernel``.
-2. Write the public function, which checks its arguments by `Op.check` and calls
-   ``torch.ops.pyseg.<name>.default``, or the reference where no kernel is loaded (`has_kernel`).
+2. Write the public function, which checks its arguments by `Op.check` and calls ``_OP(...)`` with
+   all arguments of the schema, or the reference where no kernel is loaded (`has_kernel`).
    ``@_OP.autocast()`` above it casts arguments in autocast.
 3. Write the reference in plain PyTorch: it is what the tests compare with.
 4. Below ``@_OP.fake`` return the shapes of the results, below ``@_OP.gradient(...)`` the gradients.
@@ -25,7 +25,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import torch
@@ -40,6 +40,7 @@ from pyseg.ops._dispatch import sum_dtype
 P = ParamSpec("P")
 R = TypeVar("R")
 Function = TypeVar("Function", bound=Callable[..., Any])
+Key = torch._C.DispatchKey
 
 # The dtypes of arguments, as errors name them. An op's values all have one dtype, which autocast
 # chooses; its sums have the dtype of `sum_dtype`.
@@ -103,6 +104,45 @@ def check_arguments(arguments: Mapping[str, Argument], *tensors: Tensor | None) 
     return sizes
 
 
+class Passed:
+    """The checks of tensors that have passed, by shapes, dtypes and devices.
+
+    In a training step checks take as long as a small operator, and the answer is always the same.
+    """
+
+    _MOST = 256  # keys; only data of changing shapes has more
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[Any, ...], Any] = {}
+
+    def check(self, check: Callable[..., R], *tensors: Any) -> R:
+        """Returns ``check(*tensors)``, without calling it if such tensors have passed before.
+
+        Subclasses of tensors and symbolic sizes are always checked, as is what fails.
+        """
+        if torch.compiler.is_compiling():
+            return check(*tensors)
+        key: list[Any] = []
+        for tensor in tensors:
+            if tensor is None:
+                key.append(None)
+            elif type(tensor) in _PLAIN_TYPES:
+                key += tensor.shape, tensor.dtype, tensor.device
+            else:
+                return check(*tensors)
+        seen = tuple(key)
+        try:
+            found: R = self._results[seen]
+        except TypeError:  # symbolic sizes have no hash
+            return check(*tensors)
+        except KeyError:
+            found = check(*tensors)
+            if len(self._results) >= self._MOST:
+                self._results.clear()
+            self._results[seen] = found
+        return found
+
+
 def check_tensor(name: str, value: Any, dtype: str) -> None:
     """Raises if `value` is not a tensor of `dtype`."""
     if not isinstance(value, Tensor):
@@ -147,7 +187,36 @@ def misfit(
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Returns whether autograd requires a gradient of one of the tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+# Tensors for which no Python code stands in.
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+
+# The keys that are active where nothing intervenes: no mode, no transform, no tracer, no autocast.
+_PLAIN_KEYS = torch._C.DispatchKeySet(Key.BackendSelect).add(Key.ADInplaceOrView).raw_repr()
+
+
+def is_plain(tensors: Iterable[Any]) -> bool:
+    """Returns whether an operator on `tensors` does what its kernel and its gradient do, no more.
+
+    That is eager mode: nothing but autograd intercepts operators, and all tensors have values.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN_TYPES or tensor.is_meta):
+            return False
+    return (
+        torch._C._dispatch_tls_local_include_set().raw_repr() == _PLAIN_KEYS
+        and not torch._C._dispatch_tls_is_dispatch_key_excluded(Key.AutogradCPU)
+        and not torch._C._len_torch_function_stack()
+        and forward_ad._current_level < 0
+    )
 
 
 # Defines operators with kernels in Python, and registers fakes, autocast and gradients of all.
@@ -169,15 +238,54 @@ class Op:
         self.name = name
         self.arguments = arguments
         self.defined = schema is not None or _ext.HAS_CPU_OPS
+        self._passed = Passed()
+        self._python: Callable[..., Any] | None = None  # the kernel, if it is written in Python
+        self._differentiable: Any = None  # the Function of the gradient
         if schema is not None:
             _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
 
     def check(self, *tensors: Tensor | None) -> dict[str, int]:
         """Raises an error that names the first argument that does not fit; returns the sizes."""
+        return self._passed.check(self._check, *tensors)
+
+    def _check(self, *tensors: Tensor | None) -> dict[str, int]:
         return check_arguments(self.arguments, *tensors)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Calls the operator with all arguments of its schema.
+
+        In eager mode it calls kernel and gradient itself: on its way to them the dispatcher would
+        pass through Python twice, which takes longer than a small kernel.
+        """
+        if torch.compiler.is_compiling():
+            return self.overload(*args, **named)
+        if named:
+            args = (*args, *[named[name] for name in self._names[len(args) :]])
+        tensors = [args[place] for place in self._tensors]
+        if not is_plain(tensors):
+            return self.overload(*args)
+        if self._differentiable is not None and wants_gradient(*tensors):
+            return self._differentiable.apply(*args, None)
+        return self.call_kernel(*args)
+
+    def with_parts(self, *args: Any, parts: Sequence[Tensor]) -> Any:
+        """Calls the operator, where `is_plain`, with gradients of `parts` of an argument.
+
+        The argument itself was made from them without autograd, which would need a node for each of
+        the operators that make it.
+        """
+        if wants_gradient(*[args[place] for place in self._tensors], *parts):
+            return self._differentiable.apply(*args, *parts, None)
+        return self.call_kernel(*args)
+
+    def call_kernel(self, *args: Any) -> Any:
+        """Calls the kernel for plain tensors, below autograd."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return (self._python or self.overload)(*args)
 
     def kernel(self, function: Function) -> Function:
         """Makes `function` the kernel on every device."""
+        self._python = function
         _LIBRARY.impl(self.name, _untraced(function), "CompositeExplicitAutograd")
         return function
 
@@ -220,7 +328,12 @@ class Op:
         return function
 
     def gradient(
-        self, saved: str, *, constant: str = "", refused: Mapping[str, str] | None = None
+        self,
+        saved: str,
+        *,
+        constant: str = "",
+        refused: Mapping[str, str] | None = None,
+        parts: Sequence[str] = (),
     ) -> Callable[[Function], Function]:
         """Returns a decorator that makes a function the gradient of the operator.
 
@@ -236,13 +349,17 @@ class Op:
             constant: the results without a gradient.
             refused: differentiable arguments whose gradient is not implemented, and their names
                 for users.
+            parts: the names of gradients that `with_parts` asks for. Where a second derivative may
+                be asked for, the function also gets the tensors themselves, as ``parts``.
         """
         reference = self.public_name
 
         def register(function: Function) -> Function:
             if not self.defined:
                 return function
-            gradient = _autograd_function(self, function, saved, constant, refused or {})
+            self._differentiable = _autograd_function(
+                self, function, saved, constant, refused or {}, list(parts)
+            )
 
             def kernel(keyset: Any, *args: Any) -> Any:
                 if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
@@ -253,7 +370,7 @@ class Op:
                 if wants_gradient(*(value for value in args if isinstance(value, Tensor))):
                     if len(args) < len(self.defaults):
                         args = tuple(self._named(args).values())
-                    return gradient(*args, keyset)
+                    return _apply(self._differentiable, *args, keyset)
                 return self.below_autograd(keyset, *args)
 
             _LIBRARY.impl(self.name, kernel, "Autograd", with_keyset=True)
@@ -286,6 +403,17 @@ class Op:
     def defaults(self) -> dict[str, Any]:
         """The defaults of all arguments of the schema, by name."""
         return {a.name: a.default_value for a in self.overload._schema.arguments}
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        """The names of all arguments of the schema."""
+        return list(self.defaults)
+
+    @functools.cached_property
+    def _tensors(self) -> list[int]:
+        """The positions of the tensors among the arguments of the schema."""
+        arguments = enumerate(self.overload._schema.arguments)
+        return [place for place, argument in arguments if "Tensor" in str(argument.type)]
 
     def _named(self, args: tuple[Any, ...]) -> dict[str, Any]:
         """Returns arguments by name; the dispatcher omits trailing ones with default values."""
@@ -328,8 +456,9 @@ def _autograd_function(
     saved: str,
     constant: str,
     refused: Mapping[str, str],
-) -> Callable[..., Any]:
-    """Returns a function that calls `op` with `function` as its gradient, see `Op.gradient`."""
+    parts: list[str],
+) -> type[_SingleLevelFunction]:
+    """Returns a Function that calls `op`, with `function` as its gradient, see `Op.gradient`."""
     schema = op.overload._schema
     inputs, results = list(op.defaults), [result.name for result in schema.returns]
     # By position, as this runs in every step: results first, then arguments.
@@ -350,14 +479,22 @@ def _autograd_function(
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             *values, keyset = args
-            with _outer_derivatives():
-                output = op.below_autograd(keyset, *values)
-            everything = [*(output if isinstance(output, tuple) else (output,)), *values]
+            of_parts = values[len(inputs) :]
+            ctx.parts = parts[: len(of_parts)]
+            values = values[: len(inputs)]
+            if keyset is None:
+                output = op.call_kernel(*values)
+            else:
+                with _outer_derivatives():
+                    output = op.below_autograd(keyset, *values)
+            outputs = output if isinstance(output, tuple) else (output,)
+            everything = *outputs, *values
             kept = [everything[number] for number in places]
-            ctx.mark_non_differentiable(*[everything[number] for number in constants])
+            if constants:
+                ctx.mark_non_differentiable(*[outputs[number] for number in constants])
             ctx.set_materialize_grads(False)  # they would be as large as the saved tensors
-            ctx.save_for_backward(*kept[:num_tensors])
-            ctx.others = kept[num_tensors:]
+            ctx.save_for_backward(*kept[:num_tensors], *of_parts)
+            ctx.others = tuple(kept[num_tensors:])
             return output
 
         @staticmethod
@@ -372,15 +509,17 @@ def _autograd_function(
             wanted = [grads[number] for number in varying]
             found: dict[str, Tensor | None] = {}
             if any(grad is not None for grad in wanted):
-                named = dict(zip(names, (*ctx.saved_tensors, *ctx.others), strict=True))
-                needed = dict(zip(inputs, needs, strict=False))
+                tensors = ctx.saved_tensors
+                named = dict(zip(names, tensors[:num_tensors] + ctx.others, strict=True))
+                if ctx.parts and torch.is_grad_enabled():
+                    named["parts"] = tensors[num_tensors:]
+                needed = dict(zip(inputs + ctx.parts, needs, strict=False))
                 found = function(*wanted, needed=needed, **named)
-            return *(
-                found.get(n) if need else None for n, need in zip(inputs, needs, strict=False)
-            ), None
+            taken = enumerate(inputs + ctx.parts)
+            return *[found.get(name) if needs[i] else None for i, name in taken], None
 
     Gradient.__name__ = f"{op.name}_gradient"
-    return functools.partial(_apply, Gradient)
+    return Gradient
 
 
 def _apply(function: Any, *args: Any) -> Any:

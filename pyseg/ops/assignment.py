@@ -9,7 +9,17 @@ from torch import Tensor
 
 from pyseg.errors import ArgumentError
 from pyseg.ops._dispatch import has_kernel, sum_dtype
-from pyseg.ops._op import Argument, Op, check_at_least, check_device, check_tensor, misfit
+from pyseg.ops._op import (
+    Argument,
+    Op,
+    Passed,
+    check_at_least,
+    check_device,
+    check_tensor,
+    is_plain,
+    misfit,
+    wants_gradient,
+)
 
 _ASSIGN = Op("soft_assign", assignment=Argument("(B, T, G, K)"), attention=Argument("(B, T, G)"))
 _ASSIGN_BACKWARD = Op("soft_assign_backward")
@@ -83,8 +93,8 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
     _MOMENTS.check(x, row_weights)
     if not has_kernel(x):
         return _moments(x, row_weights)
-    weights = None if row_weights is None else row_weights.to(sum_dtype(x.dtype))
-    mean, variance = torch.ops.pyseg.moments.default(x, weights).unbind()
+    weights = None if row_weights is None else _as(sum_dtype(x.dtype), row_weights)
+    mean, variance = _MOMENTS(x, weights).unbind()
     return mean, variance
 
 
@@ -162,8 +172,7 @@ def soft_assign(
     check_assignment(assignment, norm)
     if not has_kernel(assignment):
         return soft_assign_reference(assignment, attention, norm=norm, by_cluster=by_cluster)
-    op = torch.ops.pyseg.soft_assign.default
-    return op(assignment, attention, *pack_norm(assignment, norm), by_cluster)
+    return call_with_norm(_ASSIGN, assignment, attention, norm=norm, others=(by_cluster,))
 
 
 def soft_assign_reference(
@@ -203,36 +212,74 @@ def normalize(assignment: Tensor, norm: AssignmentNorm | None) -> Tensor:
     return (z - mean) * torch.rsqrt(variance + norm.eps) * weight + bias
 
 
-def pack_norm(
-    assignment: Tensor, norm: AssignmentNorm | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Returns `norm` as the native ops take it: (4, G, K) and row weights."""
-    if norm is None:
-        return None, None
-    dtype, shape = sum_dtype(assignment.dtype), assignment.shape[2:]
-    mean, variance, weight, bias = (t.to(dtype).reshape(shape) for t in norm[:4])
-    packed = torch.stack((mean, torch.rsqrt(variance + norm.eps), weight, bias))
-    weights = norm.row_weights
-    return packed, None if weights is None else weights.to(dtype)
+NORM_PARTS = ("norm.weight", "norm.bias")
 
 
-def norm_gradient(norm: Tensor | None, row_weights: Tensor | None, sums: Tensor) -> Tensor | None:
-    """Returns the gradient of the packed `norm` from the sums of a backward op."""
+def call_with_norm(
+    op: Op, *tensors: Tensor, norm: AssignmentNorm | None, others: tuple[Any, ...] = ()
+) -> Any:
+    """Calls an op with `norm` between its tensors and its other arguments.
+
+    The native ops take `norm` as one tensor, (4, G, K), and its row weights. In a training step
+    only weight and bias have a gradient, which the backward op returns as it is.
+    """
     if norm is None:
-        return None
-    _, rstd, weight, _ = norm.unbind()
+        return op(*tensors, None, None, *others)
+    assignment = tensors[list(op.arguments).index("assignment")]
+    shape, dtype = assignment.shape[2:], sum_dtype(assignment.dtype)
+    *statistics, weight, bias = norm[:4]
+    if norm.row_weights is None:
+        return op(*tensors, _pack(norm, shape, dtype), None, *others)
+    row_weights = _as(dtype, norm.row_weights)
+    if wants_gradient(*statistics) or not is_plain((*tensors, *norm[:4], row_weights)):
+        return op(*tensors, _pack(norm, shape, dtype), row_weights, *others)
+    with torch.no_grad():
+        packed = _pack(norm, shape, dtype)
+    parts = weight.flatten(), bias.flatten()
+    return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
+
+
+def _pack(norm: AssignmentNorm, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    mean, variance, weight, bias = (_as(dtype, t).flatten() for t in norm[:4])
+    packed = torch.cat((mean, torch.rsqrt(variance + norm.eps), weight, bias))
+    return packed.view(4, *shape)
+
+
+def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def call_backward(
+    op: Op, saved: dict[str, Any], needed: dict[str, bool], **others: Any
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Calls a backward op.
+
+    Returns:
+        The gradients of the tensors before `norm`, and those of `norm` or of its parts by name.
+    """
+    if (parts := saved.pop("parts", None)) is not None:
+        # The op has to see that there is a second derivative, which it refuses.
+        statistics = saved["norm"][:2]
+        flat = torch.cat((statistics.flatten(), *(_as(statistics.dtype, part) for part in parts)))
+        saved["norm"] = flat.view(saved["norm"].shape)
+    norm = saved["norm"]
+    *grads, sums = op(**others, **saved)
+    if "norm.weight" in needed:
+        return grads, dict(zip(NORM_PARTS, sums.view(2, -1).unbind(), strict=True))
+    if norm is None or not needed["norm"]:
+        return grads, {}
     by_weight, by_bias = sums.unbind()
-    if row_weights is not None:  # the assignment's gradient already includes the statistics
+    _, rstd, weight, _ = norm.unbind()
+    if saved["row_weights"] is not None:  # the assignment's gradient includes the statistics
         by_mean = by_rstd = torch.zeros_like(rstd)
     else:
         by_mean, by_rstd = -rstd * weight * by_bias, weight * by_weight / rstd
-    return torch.stack((by_mean, by_rstd, by_weight, by_bias))
+    return grads, {"norm": torch.stack((by_mean, by_rstd, by_weight, by_bias))}
 
 
 def check_assignment(assignment: Tensor, norm: AssignmentNorm | None) -> None:
     """Raises if there is no cluster, or a field of `norm` does not fit `assignment`."""
-    batch, frames, groups, clusters = assignment.shape
-    if clusters < 1:
+    if assignment.shape[3] < 1:
         raise ArgumentError(
             f"assignment: expected at least 1 cluster, found shape {tuple(assignment.shape)}"
         )
@@ -240,8 +287,18 @@ def check_assignment(assignment: Tensor, norm: AssignmentNorm | None) -> None:
         return
     if not isinstance(norm, AssignmentNorm):
         raise TypeError(f"norm: expected an AssignmentNorm, found {type(norm).__name__}")
-    for field in ("mean", "variance", "weight", "bias", "row_weights"):
-        name, tensor = f"norm.{field}", getattr(norm, field)
+    _PASSED.check(_check_norm, assignment, *norm[:4], norm.row_weights)
+    check_at_least("norm.eps", norm.eps, 0.0)
+
+
+_PASSED = Passed()
+
+
+def _check_norm(assignment: Tensor, *fields: Any) -> None:
+    batch, frames, groups, clusters = assignment.shape
+    names = "mean", "variance", "weight", "bias", "row_weights"
+    for field, tensor in zip(names, fields, strict=True):
+        name = f"norm.{field}"
         shapes: list[tuple[int, ...]] = [(groups, clusters), (groups * clusters,)]
         layout = "(G*K,) or (G, K)"
         if field == "row_weights":
@@ -252,7 +309,6 @@ def check_assignment(assignment: Tensor, norm: AssignmentNorm | None) -> None:
         check_device(name, tensor, "assignment", assignment)
         if tuple(tensor.shape) not in shapes:
             raise misfit(name, layout, shapes[0], tensor, "assignment", assignment)
-    check_at_least("norm.eps", norm.eps, 0.0)
 
 
 def fake_norm_sums(assignment: Tensor, norm: Tensor | None) -> Tensor:
@@ -282,13 +338,13 @@ def _backward_fake(
 
 
 @_ASSIGN.gradient(
-    "assignment attention norm row_weights", refused={"row_weights": "norm.row_weights"}
+    "assignment attention norm row_weights",
+    refused={"row_weights": "norm.row_weights"},
+    parts=NORM_PARTS,
 )
-def _gradient(grad: Tensor, *, needed: dict[str, bool], **saved: Any) -> dict[str, Tensor | None]:
-    op = torch.ops.pyseg.soft_assign_backward.default
-    by_assignment, by_attention, sums = op(grad=grad, **saved)
-    by_norm = norm_gradient(saved["norm"], saved["row_weights"], sums)
-    return {"assignment": by_assignment, "attention": by_attention, "norm": by_norm}
+def _gradient(grad: Tensor, *, needed: dict[str, bool], **saved: Any) -> dict[str, Tensor]:
+    grads, by_norm = call_backward(_ASSIGN_BACKWARD, saved, needed, grad=grad)
+    return {**dict(zip(_ASSIGN.arguments, grads, strict=True)), **by_norm}
 
 
 _ASSIGN_BACKWARD.refuse_gradient()

@@ -182,7 +182,7 @@ def frame_linear(
     """
     _LINEAR.check(frames, mask, weight, bias, dequantization)
     if not _is_one_tile(frames, weight) or wants_gradient(dequantization):
-        return torch.ops.pyseg.frame_linear.default(frames, mask, weight, bias, dequantization)
+        return _LINEAR(frames, mask, weight, bias, dequantization)
     dtype = product_dtype(frames.device.type, weight.dtype)
     x = dequantize(frames, mask, dtype, dequantization)
     if dtype == weight.dtype:
@@ -254,7 +254,7 @@ def frame_pool(
     tensors = frames, weights, maps
     _POOL.check(*tensors, dequantization)
     keep = wants_gradient(*tensors)
-    sums, mass, _ = torch.ops.pyseg.frame_pool.default(*tensors, keep, dequantization)
+    sums, mass, _ = _POOL(*tensors, keep, dequantization)
     return sums, mass
 
 
@@ -536,7 +536,7 @@ def _linear_gradient(
 ) -> dict[str, Tensor | None]:
     weight = bias = None
     if needed["weight"]:
-        weight = torch.ops.pyseg.frame_linear_backward.default(grad, **saved)
+        weight = _LINEAR_BACKWARD(grad, **saved)
     if needed["bias"]:
         bias = grad.sum((0, 1))
     return {"weight": weight, "bias": bias}
@@ -551,8 +551,7 @@ def _linear_twice(
     mask: Tensor | None,
     dequantization: Tensor | None,
 ) -> dict[str, Tensor]:
-    op = torch.ops.pyseg.frame_linear.default
-    return {"grad": op(frames, mask, grad, None, dequantization)}
+    return {"grad": _LINEAR(frames, mask, grad, None, dequantization)}
 
 
 @_POOL.gradient("frames weights maps kept dequantization", constant="kept", refused=_REFUSED)
@@ -565,9 +564,8 @@ def _pool_gradient(
         grad = weights.new_zeros(batch, clusters, maps.shape[1])
     if grad_mass is None:
         grad_mass = weights.new_zeros(batch, groups, clusters, dtype=sum_dtype(weights.dtype))
-    op = torch.ops.pyseg.frame_pool_backward.default
     wanted = [needed[name] for name in _POOLED]
-    return dict(zip(_POOLED, op(grad, grad_mass, **saved, needed=wanted), strict=True))
+    return dict(zip(_POOLED, _POOL_BACKWARD(grad, grad_mass, **saved, needed=wanted), strict=True))
 
 
 _POOL_BACKWARD.refuse_gradient()

@@ -70,7 +70,7 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     _check(gates, weight, bias)
     keep = wants_gradient(gates, weight, bias)
-    return torch.ops.pyseg.gru_recurrence.default(gates, weight, bias, keep)[0]
+    return _OP(gates, weight, bias, keep)[0]
 
 
 def has_fused_gru(weight: Tensor) -> bool:
@@ -224,8 +224,7 @@ def _check_backward(grad: Tensor, states: Tensor, kept: Tensor, weight: Tensor) 
 
 @_OP.gradient("states kept weight", constant="kept")
 def _gradient(grad: Tensor, *, needed: dict[str, bool], **saved: Tensor) -> dict[str, Tensor]:
-    op = torch.ops.pyseg.gru_recurrence_backward.default
-    return dict(zip(_OP.arguments, op(grad=grad, **saved), strict=True))
+    return dict(zip(_OP.arguments, _BACKWARD(grad=grad, **saved), strict=True))
 
 
 _BACKWARD.refuse_gradient()

@@ -124,9 +124,8 @@ def rated_bce_with_logits(
     relations: tuple[Tensor | None, ...] = (None, None, None)
     if correlation is not None:
         relations = correlation.offsets, correlation.columns, correlation.values.to(sums)
-    op = torch.ops.pyseg.rated_bce_with_logits.default
     ratings = offsets.long(), classes.long(), scores.to(sums)
-    return op(logits, *ratings, *relations, *weights.values(), wants_gradient(logits))[0]
+    return _OP(logits, *ratings, *relations, *weights.values(), wants_gradient(logits))[0]
 
 
 def rated_bce_with_logits_reference(
@@ -374,8 +373,7 @@ def _gradient(
     if not twice and grad.dtype != torch.float16 and _is_read_once(grad_output):
         torch.ops.pyseg.rated_bce_with_logits_backward_.default(grad_output, grad)
         return {"logits": grad}
-    op = torch.ops.pyseg.rated_bce_with_logits_backward.default
-    return {"logits": op(grad_output, grad, logits if twice else None)}
+    return {"logits": _BACKWARD(grad_output, grad, logits if twice else None)}
 
 
 _BACKWARD.refuse_gradient()

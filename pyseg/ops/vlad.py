@@ -10,12 +10,13 @@ from torch import Tensor
 from pyseg.ops._dispatch import allow_tf32, has_kernel, sum_dtype
 from pyseg.ops._op import Argument, Op, check_at_least
 from pyseg.ops.assignment import (
+    NORM_PARTS,
     AssignmentNorm,
+    call_backward,
+    call_with_norm,
     check_assignment,
     fake_norm_sums,
-    norm_gradient,
     normalize,
-    pack_norm,
 )
 
 _SMALLEST_EPS = torch.finfo(torch.float32).tiny
@@ -100,8 +101,7 @@ def vlad_aggregate(
     _check(*tensors, norm=norm, eps=eps)
     if not has_kernel(features):
         return vlad_aggregate_reference(*tensors, norm=norm, eps=eps)
-    op = torch.ops.pyseg.vlad_aggregate.default
-    return op(*tensors, *pack_norm(assignment, norm), eps, allow_tf32(features))[0]
+    return call_with_norm(_OP, *tensors, norm=norm, others=(eps, allow_tf32(features)))[0]
 
 
 def vlad_aggregate_reference(
@@ -189,12 +189,12 @@ def _backward_fake(
     "features assignment attention centers norm row_weights output mass square_norm eps allow_tf32",
     constant="mass square_norm",
     refused={"row_weights": "norm.row_weights"},
+    parts=NORM_PARTS,
 )
-def _gradient(grad: Tensor, *, needed: dict[str, bool], **saved: Any) -> dict[str, Tensor | None]:
-    op = torch.ops.pyseg.vlad_aggregate_backward.default
-    *grads, sums = op(grad=grad, needs_features_grad=needed["features"], **saved)
-    by_norm = norm_gradient(saved["norm"], saved["row_weights"], sums)
-    return dict(zip((*_OP.arguments, "norm"), (*grads, by_norm), strict=True))
+def _gradient(grad: Tensor, *, needed: dict[str, bool], **saved: Any) -> dict[str, Tensor]:
+    others = {"grad": grad, "needs_features_grad": needed["features"]}
+    grads, by_norm = call_backward(_BACKWARD, saved, needed, **others)
+    return {**dict(zip(_OP.arguments, grads, strict=True)), **by_norm}
 
 
 _BACKWARD.refuse_gradient()
