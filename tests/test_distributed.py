@@ -173,6 +173,7 @@ def all_checks(data: Path, runs: Path) -> None:
         for unbiased in (False, True):
             for case in range(len(SPLITS)):
                 check_batch_norm(case, unbiased)
+        check_messages()
         check_towers()
         check_metrics()
         check_feeding(data, runs / "feeding")
@@ -264,6 +265,15 @@ def check_batch_norm(case: int, unbiased: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=f"{case}: {number}")
     buffers = distributed.from_all([tensor.tolist() for tensor in found[-2:]])
     assert buffers[0] == buffers[1] == buffers[2]
+
+
+def check_messages() -> None:
+    """A batch norm sends one message forward, and one backward."""
+    norm, x = BatchNorm(2), torch.randn(3, 2, requires_grad=True)
+    with torch.profiler.profile(acc_events=True) as profile:
+        norm(x).square().sum().backward()
+    sent = [event.name for event in profile.events() if event.name.startswith("c10d::")]
+    assert sent == ["c10d::allgather_", "c10d::allreduce_"], sent
 
 
 def check_towers() -> None:

@@ -100,7 +100,7 @@ def fused_gru(
         (B, T, H), in autocast float32 as from :func:`gru_recurrence`.
     """
     device, size = x.device.type, weight_hh.shape[1]
-    tensors = x, weight_ih, weight_hh, bias_ih, bias_hh
+    tensors: tuple[Tensor, ...] = x, weight_ih, weight_hh, bias_ih, bias_hh
     if torch.is_autocast_enabled(device):
         tensors = tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
     keep = wants_gradient(*tensors)

@@ -97,6 +97,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     np.savez(path, offsets=pickled, columns=pickled, values=pickled)
     with pytest.raises(ValueError, match=r"file\.npz: .*, found: an array of Python objects"):
         LabelCorrelation.load(path)
+    np.savez(path, offsets=[0, 0, 2], columns=[0, 0], values=np.float32([0.5, 0.5]))
+    with pytest.raises(ValueError, match=r"correlation: columns: .*, found 0 twice in row 1"):
+        LabelCorrelation.load(path)
     with pytest.raises(FileNotFoundError):
         LabelCorrelation.load(tmp_path / "absent.npz")
 
