@@ -165,11 +165,12 @@ def measure_rates(device: torch.device, *, size: int = 8192, repeats: int = 10) 
     copied = source.nbytes + target.nbytes
     copy = max(1, round(1e-9 * copied / seconds(lambda: target.copy_(source))))
     before = torch.backends.cuda.matmul.fp32_precision
-    found = []
+    found: dict[str, int] = {}
     try:
-        for precision in ("ieee", "tf32"):
+        for name, precision in (("float32", "ieee"), ("tf32", "tf32")):
             torch.backends.cuda.matmul.fp32_precision = precision
-            found.append(product(torch.float32))
+            found[name] = product(torch.float32)
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    return Rates(copy, *found, product(torch.bfloat16), product(torch.float16))
+    found |= {"bfloat16": product(torch.bfloat16), "float16": product(torch.float16)}
+    return Rates(copy=copy, **found)

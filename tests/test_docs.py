@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {path: path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = (
+    "info",
     "cooccur",
     "data",
     "evaluate",

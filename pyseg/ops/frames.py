@@ -530,6 +530,11 @@ def _linear_backward_fake(
 _REFUSED = {"dequantization": "the dequantization"}
 
 
+@_DEQUANTIZE.gradient("", refused=_REFUSED)
+def _dequantize_gradient(grad: Tensor, *, needed: dict[str, bool]) -> dict[str, Tensor | None]:
+    return {}
+
+
 @_LINEAR.gradient("frames mask dequantization", refused=_REFUSED)
 def _linear_gradient(
     grad: Tensor, *, needed: dict[str, bool], **saved: Tensor

@@ -8,8 +8,8 @@ import torch
 from pyseg import _ext, models
 from pyseg.errors import UserError
 from pyseg.models import table
-from pyseg.nn import gru
-from pyseg.ops import gru_recurrence_reference
+from pyseg.nn import gru, nextvlad
+from pyseg.ops import frame_pool_reference, gru_recurrence_reference
 from pyseg.ops.frames import dequantize
 
 SMALL = {"feature_sizes": (32, 16), "hidden_size": 16, "reduction": 4}
@@ -36,6 +36,7 @@ def test_fused_operators_count_like_plain_pytorch(
     monkeypatch.setattr(table, "_formulas", dict)
     monkeypatch.setattr(_ext, "HAS_CPU_OPS", False)
     monkeypatch.setattr(gru, "gru_recurrence", gru_recurrence_reference)
+    monkeypatch.setattr(nextvlad, "frame_pool", frame_pool_reference)
     assert fused == table.count_operations(model, length) > 0
 
 
