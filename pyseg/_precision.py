@@ -42,13 +42,14 @@ class Precision:
 
         Args:
             device: The device.
-            name: The option ``precision``; default: "bf16" on a GPU, "fp32" on a CPU.
+            name: The option ``precision``; default: "bf16" on a GPU, "fp32" on a CPU and on GPUs
+                before compute capability 8.0, which have no bfloat16 products.
             tf32: The option ``tf32``, which has no effect on a CPU; default: true, unless "fp32" is
                 asked for.
         """
         on_gpu = device.type == "cuda"
         allowed = name != "fp32" if tf32 is None else tf32
-        return cls(name or ("bf16" if on_gpu else "fp32"), on_gpu and allowed)
+        return cls(name or ("bf16" if _has_bfloat16(device) else "fp32"), on_gpu and allowed)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -94,3 +95,9 @@ def allow_tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)

@@ -74,3 +74,10 @@ def test_tf32_is_restored_where_the_caller_used_its_newer_name() -> None:
             assert matmul.fp32_precision == "tf32"
         assert matmul.fp32_precision == "ieee"
     assert matmul.fp32_precision == "tf32"
+
+
+def test_gpus_without_bfloat16_products_compute_in_float32(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, name in (((7, 5), "fp32"), ((8, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert Precision.on(GPU).name == name

@@ -203,8 +203,14 @@ class TopKPerClass:
         return {"k": np.array(self.k), **vars(result)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray]) -> TopKPerClass:
+    def from_state(
+        cls, state: Mapping[str, np.ndarray], *, device: torch.device | str | None = None
+    ) -> TopKPerClass:
         """Returns one that continues from `state`.
+
+        Args:
+            state: The state.
+            device: where keys are kept from now on, as in the constructor.
 
         Raises:
             KeyError: an array is missing.
@@ -226,7 +232,7 @@ class TopKPerClass:
                 raise TypeError(f"{name}: expected {np.dtype(dtype)}, found {array.dtype}")
         same_shape("segment_ids", ids, "scores", scores)
         refuse_nan("scores", scores)
-        best = cls(len(offsets) - 1, k)
+        best = cls(len(offsets) - 1, k, device=device)
         counts = np.diff(offsets)
         if offsets[0] != 0 or offsets[-1] != len(scores) or counts.min() < 0 or counts.max() > k:
             raise ArgumentError(
