@@ -47,8 +47,8 @@ CLASSES, SCORED, WIDTH = 3862, 1000, 1152
 SEGMENTS, BLOCK = 2_062_258, 512
 WORKERS = 8
 HALF, FLOAT = 2, 4  # bytes
-# Of a weight in training: cast (4 read, 2 written), read forward and backward (2 each), the gradient
-# written, read and cast (2, 2 and 4).
+# Of a weight in training: cast (4 read, 2 written), read forward and backward (2 each); the
+# gradient is written, read and cast (2, 2 and 4).
 WEIGHT_BYTES = 4 + 2 + 2 + 2 + 2 + 2 + 4
 ADAM_BYTES = 7 * FLOAT  # weight and both moments read and written, gradient read
 DESCRIPTOR_PASSES = {True: 10, False: 3}  # batch norm and dropout, forward and backward

@@ -171,16 +171,12 @@ class PartialPrediction:
             for number in range(end - first)
         ]
 
-    def ranked(
-        self, segments: Sequence[str], classes: Sequence[int]
-    ) -> Iterator[tuple[int, Iterator[str]]]:
-        """Yields the classes, each with the names of its best segments, the best first.
+    def ranked(self, classes: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the classes, each with the numbers of its best segments, the best first.
 
         Args:
-            segments: The names of all segments, see `segments`.
             classes: The numbers of the C classes.
         """
         best = self.best.finish()
         for row, number in enumerate(classes):
-            numbers = best.segment_ids[best.offsets[row] : best.offsets[row + 1]].tolist()
-            yield number, (segments[n] for n in numbers)
+            yield number, best.segment_ids[best.offsets[row] : best.offsets[row + 1]]

@@ -22,7 +22,7 @@ from pyseg.predict.config import PredictConfig
 from pyseg.predict.partial import PartialPrediction
 from pyseg.predict.score_file import ScoreFile
 from pyseg.predict.scorer import Scorer
-from pyseg.submission import fits_submission, write_submission
+from pyseg.submission import fits_submission, write_numbered
 
 
 def predict(config: PredictConfig) -> Path:
@@ -152,7 +152,7 @@ def _finish(
     segments = work.segments(scorer.schema.segment_size)
     if work.scores is not None:
         work.scores.finish(segments, scorer.classes.numbers)
-    write_submission(out, work.ranked(segments, scorer.classes.numbers))
+    write_numbered(out, work.ranked(scorer.classes.numbers), segments)
 
 
 def _print_summary(
