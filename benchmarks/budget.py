@@ -171,6 +171,16 @@ def prediction_block(model: Any) -> list[Part]:
     ]
 
 
+def after_prediction() -> str:
+    """Returns a sentence on what follows the last block."""
+    keys = 8 * SCORED * TOP
+    names = SCORED * TOP
+    return (
+        f"After the last block {keys / 1e6:,.0f} MB of keys are copied to the host and sorted there, "
+        f"and {names / 1e6:,.0f} million names of segments are written."
+    )
+
+
 def rounded(number: float) -> str:
     """Returns a number with three digits."""
     if not number:
@@ -220,6 +230,7 @@ def report() -> str:
             table(training_step(model, 5), recipe["finetune.steps"], rate),
             f"Prediction: blocks of {BLOCK} segments, {SEGMENTS:,} in all, {SCORED:,} classes.",
             table(prediction_block(model), blocks, rate),
+            after_prediction(),
         ]
     )
 

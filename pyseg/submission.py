@@ -7,6 +7,7 @@ its video, which is text, and its first frame.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import urllib.parse
@@ -17,6 +18,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+from pyseg import _threads
 from pyseg._files import atomic_write
 from pyseg._paths import path_text
 from pyseg.data._tables import Row, is_numeric, read_rows, read_table, shown, whole_number
@@ -29,6 +31,7 @@ HEADER = "Class,Segments"
 TOP = 100_000
 """Segments per class that count in the challenge."""
 
+_JOINED = 64  # classes whose names are joined by all threads before they are written
 _MAX_CLASSES = 1_000_000  # results have an average precision for every number up to the largest
 
 
@@ -115,7 +118,13 @@ def write_numbered(
         places = np.repeat(starts[numbers] - np.cumsum(own) + own, own)
         return text[places + np.arange(len(places))].tobytes()[:-1]
 
-    _write(path, ((number, joined(numbers)) for number, numbers in ranked))
+    def classes() -> Iterator[tuple[int, bytes]]:
+        left = iter(ranked)
+        while some := list(itertools.islice(left, _JOINED)):
+            lines = _threads.run_all(joined, [(numbers,) for _, numbers in some])
+            yield from zip((number for number, _ in some), lines, strict=True)
+
+    _write(path, classes())
 
 
 def _lines(names: Iterable[str]) -> bytes:
