@@ -176,8 +176,8 @@ def after_prediction() -> str:
     keys = 8 * SCORED * TOP
     names = SCORED * TOP
     return (
-        f"After the last block {keys / 1e6:,.0f} MB of keys are copied to the host and sorted there, "
-        f"and {names / 1e6:,.0f} million names of segments are written."
+        f"After the last block {keys / 1e6:,.0f} MB of keys are copied to the host and sorted "
+        f"there, and {names / 1e6:,.0f} million names of segments are written."
     )
 
 
