@@ -162,7 +162,7 @@ def training_step(model: Any, length: int) -> list[Part]:
 def prediction_block(model: Any) -> list[Part]:
     """Returns the parts of scoring a block of segments."""
     scores = BLOCK * SCORED * FLOAT
-    waiting = min(max(TOP, _device_keys._LEAST_ROOM), _device_keys._COLLECTED // SCORED)
+    waiting = _device_keys._room(SCORED, TOP)
     ranked = 8 * SCORED * (TOP + waiting) * RADIX_PASSES * BLOCK / waiting
     return [
         *parts(model, BLOCK, 5, training=False),

@@ -13,10 +13,12 @@ over the classes.
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, cast, get_args
 
 import numpy as np
 
+from pyseg._precision import PrecisionName
 from pyseg._table import Table
 from pyseg.evaluate import label_metrics, predictions, rank_ratings
 from pyseg.ops import _dispatch
@@ -33,29 +35,33 @@ def main(folder: str, top: str = "100") -> None:
     segments = collection.segments("test", classes=classes)
     dataset = collection.videos("test", classes=classes) if segments is None else segments
     judge = label_metrics if segments is None else rank_ratings
-    rows, exact, best = [], np.empty(0), np.empty(0)
-    for precision in ("fp32", "bf16", "fp16"):
+    scored = list(predictions(model, dataset, precision="fp32"))
+    exact, best = _ranks(scored, int(top))
+    rows = []
+    for precision in get_args(PrecisionName):
         scored = list(predictions(model, dataset, precision=precision))
         result: Any = judge(scored, model.num_classes)
-        scores = np.concatenate([logits for _, logits in scored])
-        order = np.argsort(-scores, axis=0, kind="stable")
-        ranks = np.argsort(order, axis=0)
-        if precision == "fp32":
-            exact, best = ranks, order[: int(top)]
+        ranks, _ = _ranks(scored, int(top))
         among = np.take_along_axis(ranks, best, axis=0) < int(top)
-        some = scores[:1000].T
+        some = np.concatenate([logits for _, logits in scored])[:1000].T
         rows.append(
             (
                 precision,
                 *(f"{getattr(result, name, float('nan')):.5f}" for name in ("map", "gap")),
                 f"{among.mean():.4f}",
-                f"{100 * np.abs(ranks - exact).mean() / len(scores):.3f}",
+                f"{100 * np.abs(ranks - exact).mean() / len(ranks):.3f}",
                 f"{np.mean([len(np.unique(column)) for column in some]):.0f}",
             )
         )
-    print(f"{len(scores)} examples, {model.num_classes} classes of {run}, the best {top}")
+    print(f"{len(exact)} examples, {model.num_classes} classes of {run}, the best {top}")
     head = ("precision", "MAP", "GAP@20", "in common", "moved", "values")
     print(Table(head, rows, numeric=range(1, len(head))).markdown())
+
+
+def _ranks(scored: Sequence[tuple[Any, np.ndarray]], top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rank of every example within each class, and the best examples."""
+    order = np.argsort(-np.concatenate([logits for _, logits in scored]), axis=0, kind="stable")
+    return np.argsort(order, axis=0), order[:top]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class DeviceKeys:
         self.k = k
         self.device = device
         self._best = torch.empty(num_classes, 0, dtype=torch.int64, device=device)
-        self._room = min(max(k, _LEAST_ROOM), max(1, _COLLECTED // num_classes))
+        self._room = _room(num_classes, k)
         self._scores = torch.empty(0, num_classes, device=device)
         self._ids = torch.empty(0, dtype=torch.int64, device=device)
         self._mask: Tensor | None = None
@@ -53,7 +53,8 @@ class DeviceKeys:
         """Returns whether the keys would take at most half of the device's free memory."""
         if device.type != "cuda":
             return True
-        bytes_needed = 16 * num_classes * k + 5 * _COLLECTED + 64 * _RANKED
+        kept, waiting = num_classes * k, num_classes * _room(num_classes, k)
+        bytes_needed = 16 * kept + 5 * waiting + 64 * min(_RANKED, kept + waiting)
         return bytes_needed <= torch.cuda.mem_get_info(device)[0] // 2
 
     def is_near(self, values: object) -> TypeGuard[Tensor]:
@@ -168,3 +169,8 @@ class DeviceKeys:
             raise ArgumentError(
                 f"scores: expected numbers, found NaN for segment {segment} and class {label}"
             )
+
+
+def _room(num_classes: int, k: int) -> int:
+    """Returns how many segments wait to be ranked, at most."""
+    return min(max(k, _LEAST_ROOM), max(1, _COLLECTED // num_classes))
