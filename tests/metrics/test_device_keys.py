@@ -94,7 +94,7 @@ class Refused(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable, types: object, args: Any = (), kwargs: Any = None
     ) -> object:
-        waits = ("_local_scalar_dense", "nonzero", "masked_select", "index", "equal")
+        waits = ("item", "is_nonzero", "nonzero", "masked_select", "equal", "_local_scalar_dense")
         assert func.overloadpacket.__name__ not in waits
         return func(*args, **(kwargs or {}))
 
