@@ -6,7 +6,7 @@ import importlib
 import os
 import pkgutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pyseg import _command
 
@@ -40,6 +40,8 @@ def load(
     backbone: str | None = None,
     weights: str | None = None,
     calibrate: bool = True,
+    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    tf32: bool | None = None,
 ) -> Predictor:
     """Loads a run for predictions: when do its classes occur in a video?
 
@@ -51,6 +53,9 @@ def load(
         weights: Its file of weights; default: the one that the training data were extracted with.
         calibrate: Whether to use the run's calibration, if `pyseg.calibrate` wrote one; otherwise
             scores are the sigmoids of logits.
+        precision: Mixed precision; default: "bf16" on a GPU, "fp32" on a CPU.
+        tf32: Whether a GPU may round the inputs of float32 products to TF32; default: unless
+            `precision` is "fp32".
 
     Raises:
         pyseg.errors.UserError: The folder is not a run, its model takes no frames, or there is no
@@ -66,7 +71,15 @@ def load(
             timeline.save("a.vtt")
     """
     make: type[Predictor] = importlib.import_module("pyseg.predict").Predictor
-    return make(run, device=device, backbone=backbone, weights=weights, calibrate=calibrate)
+    return make(
+        run,
+        device=device,
+        backbone=backbone,
+        weights=weights,
+        calibrate=calibrate,
+        precision=precision,
+        tf32=tf32,
+    )
 
 
 _started = _command.started_module()

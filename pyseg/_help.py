@@ -21,6 +21,11 @@ _COMMON = {
 }
 
 
+def is_flag(kind: object) -> bool:
+    """Returns whether an option of this type is given without a value, as --flag or --no_flag."""
+    return kind in (bool, bool | None)
+
+
 @dataclass(frozen=True)
 class _Option:
     name: str
@@ -31,7 +36,7 @@ class _Option:
     @property
     def usage(self) -> str:
         """The option with its possible values."""
-        if self.kind is bool:
+        if is_flag(self.kind):
             return f"--[no_]{self.name}"
         if self.choices:
             return f"--{self.name} {{{','.join(self.choices)}}}"
@@ -44,7 +49,7 @@ class _Option:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values that it may have, where they are a few words."""
-        if self.kind is bool:
+        if is_flag(self.kind):
             return ("true", "false")
         kinds = (self.kind, *get_args(self.kind))
         return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())

@@ -7,6 +7,7 @@ its video, which is text, and its first frame.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import urllib.parse
@@ -17,6 +18,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+from pyseg import _threads
 from pyseg._files import atomic_write
 from pyseg._paths import path_text
 from pyseg.data._tables import Row, is_numeric, read_rows, read_table, shown, whole_number
@@ -29,6 +31,7 @@ HEADER = "Class,Segments"
 TOP = 100_000
 """Segments per class that count in the challenge."""
 
+_JOINED = 64  # classes whose names are joined by all threads before they are written
 _MAX_CLASSES = 1_000_000  # results have an average precision for every number up to the largest
 
 
@@ -92,16 +95,55 @@ def write_submission(
         3,06xy:25 my%20video:0
         7,
     """
+    _write(path, ((number, _lines(segments)) for number, segments in ranked))
+
+
+def write_numbered(
+    path: str | os.PathLike[str], ranked: Iterable[tuple[int, np.ndarray]], names: Sequence[str]
+) -> None:
+    """Does what `write_submission` does, several times as fast, for segments that have numbers.
+
+    Args:
+        path: The file.
+        ranked: Classes with the numbers of their segments, integers from 0, the best first.
+        names: The names of the segments by their numbers.
+    """
+    text = np.frombuffer(_lines(names) + b"\n", np.uint8)
+    ends = np.flatnonzero(text == ord("\n")) + 1
+    starts = np.concatenate(([0], ends[:-1]))
+    lengths = ends - starts
+
+    def joined(numbers: np.ndarray) -> bytes:
+        own = lengths[numbers]
+        places = np.repeat(starts[numbers] - np.cumsum(own) + own, own)
+        return text[places + np.arange(len(places))].tobytes()[:-1]
+
+    def classes() -> Iterator[tuple[int, bytes]]:
+        left = iter(ranked)
+        while some := list(itertools.islice(left, _JOINED)):
+            lines = _threads.run_all(joined, [(numbers,) for _, numbers in some])
+            yield from zip((number for number, _ in some), lines, strict=True)
+
+    _write(path, classes())
+
+
+def _lines(names: Iterable[str]) -> bytes:
+    """Returns names as lines, escaped."""
+    text = "\n".join(names)  # no id has a line break
+    if "%" in text or " " in text or not text.isascii():
+        text = _TO_ESCAPE.sub(lambda found: _ESCAPES[found[0]], text)
+    return text.encode()
+
+
+def _write(path: str | os.PathLike[str], classes: Iterable[tuple[int, bytes]]) -> None:
+    """Writes a submission of the lines of each class's names."""
     with atomic_write(Path(path_text(path))) as file:
         file.write(f"{HEADER}\n".encode())
-        for number, segments in ranked:
-            field = "\n".join(segments)  # no id has a line break
-            if "%" in field or " " in field or not field.isascii():
-                field = _TO_ESCAPE.sub(lambda found: _ESCAPES[found[0]], field)
-            field = field.replace("\n", " ")
-            if "," in field or '"' in field:
-                field = '"' + field.replace('"', '""') + '"'
-            file.write(f"{number},{field}\n".encode())
+        for number, lines in classes:
+            field = lines.replace(b"\n", b" ")
+            if b"," in field or b'"' in field:
+                field = b'"' + field.replace(b'"', b'""') + b'"'
+            file.write(b"%d,%b\n" % (number, field))
 
 
 def read_submission(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:

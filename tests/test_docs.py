@@ -10,11 +10,13 @@ import pkgutil
 import re
 from pathlib import Path
 
+import budget
 import pytest
 
 import pyseg
 from pyseg import __main__ as door
 from pyseg import models
+from pyseg.metrics import _device_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {path: path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
@@ -72,6 +74,12 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [pyseg.__version__]
     assert re.findall(r"^date-released: (.+)$", citation, re.MULTILINE) == [released[0][1]]
     assert released[0][0] == pyseg.__version__
+
+
+def test_the_budget_is_what_its_script_prints() -> None:
+    text = TEXTS[ROOT / "docs" / "gpu.md"]
+    assert f"\n\n{budget.report()}\n\n" in text
+    assert f"when\n  {_device_keys._room(1000, 100_000):,} segments of 1,000 classes wait" in text
 
 
 def test_environment_variables_are_documented() -> None:

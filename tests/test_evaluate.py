@@ -56,6 +56,26 @@ def test_predictions_keep_order_and_mode():
     assert [logits.tolist() for _, logits in found] == [[[1.0] * 3, [4.0] * 3], [[2.0] * 3]]
 
 
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [(None, torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)],
+)
+def test_predictions_are_in_the_precision_asked_for(precision, expected):
+    found = []
+
+    class Product(Mean):
+        def forward(self, frames, num_frames):
+            found.append((frames.float() @ self.scale.expand(3, 2)).dtype)
+            return super().forward(frames, num_frames)
+
+    examples = Listed([example("a", 1, [], [])])
+    with torch.autocast("cpu", torch.float16):  # the caller's does not count
+        [(_, logits)] = predictions(Product(), examples, precision=precision)
+        assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float16
+    assert found == [expected]
+    assert logits.dtype == np.float32
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 10])
 def test_ranks_are_among_rated_pairs_only(batch_size):
     # Class 0 is rated for the first three and ranks them c, a, b: AP = (1/1 + 2/3) / 2.

@@ -17,6 +17,7 @@ from pyseg.submission import (
     read_submission,
     read_truth,
     truth_of_segments,
+    write_numbered,
     write_submission,
 )
 
@@ -34,6 +35,10 @@ def truth(ratings: dict[int, dict[str, bool]]) -> Truth:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     ranked = [(12, ["1e10:0", "0012:295", "aé:5"]), (3, []), (0, ["a:b:5"]), (1, ['a,"b:5', '"'])]
     write_submission(tmp_path / "s.csv", ranked)
+    names = ["1e10:0", "unused:0", "aé:5", '"', "0012:295", "a:b:5", 'a,"b:5']
+    numbered = [(c, np.array([names.index(n) for n in own], np.uint32)) for c, own in ranked]
+    write_numbered(tmp_path / "n.csv", numbered, names)
+    assert (tmp_path / "n.csv").read_bytes() == (tmp_path / "s.csv").read_bytes()
     assert (tmp_path / "s.csv").read_bytes().startswith(b"Class,Segments\n12,1e10:0 0012:295 ")
     assert list(read_submission(tmp_path / "s.csv")) == ranked
 

@@ -48,6 +48,8 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             batch_size=config.batch_size,
             on_error=config.on_error or Run(config.run).config().on_error,
             device=config.device,
+            precision=config.precision,
+            tf32=config.tf32,
         )
     )
     if scorer.model.config.level == "video":

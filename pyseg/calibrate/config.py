@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyseg import _cli
+from pyseg._precision import PrecisionName
 from pyseg.data.collection import Part
 from pyseg.data.records import OnError
 
@@ -23,6 +24,10 @@ class CalibrateConfig:
         batch_size: Segments scored at once.
         on_error: "raise" at a damaged record, or "skip" and report it; default: as the run did.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
+        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. The default
+            is "bf16" on a GPU and "fp32" on a CPU, whatever the run was trained with.
+        tf32: Let a GPU round the inputs of float32 products to TF32; default: unless --precision
+            fp32 is given.
 
     Raises:
         ValueError: A value is out of its range.
@@ -35,6 +40,8 @@ class CalibrateConfig:
     batch_size: int = 512
     on_error: OnError | None = None
     device: str | None = None
+    precision: PrecisionName | None = None
+    tf32: bool | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""

@@ -160,8 +160,14 @@ class HeldOut:
             )
         pairs = RatedPairs(source=f"ratings of {self._name}")
         numbers: dict[str, int] = {}
-        size = self.config.batch_size
-        scored = predictions(model, segments, batch_size=size, progress="ratings")
+        scored = predictions(
+            model,
+            segments,
+            batch_size=self.config.batch_size,
+            progress="ratings",
+            precision=self.config.precision,
+            tf32=self.config.tf32,
+        )
         for batch, logits in scored:
             rows = np.repeat(np.arange(len(batch)), batch.offsets.diff().numpy())
             labels = batch.classes.numpy()

@@ -24,7 +24,9 @@ from torch import nn
 from torch.nn import functional
 
 from pyseg import _cli, distributed, metrics
+from pyseg._copies import Download, Upload
 from pyseg._memory import keep_memory
+from pyseg._precision import Precision, PrecisionName
 from pyseg._progress import Progress
 from pyseg._registry import Make, Registry
 from pyseg.data import Batch, Collection, loader, open_collection
@@ -65,6 +67,10 @@ class EvaluateConfig:
         workers: Processes that read ahead; 0 reads in this process.
         on_error: "raise" at a damaged record, or "skip" and report it; default: as the run did.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
+        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. The default
+            is "bf16" on a GPU and "fp32" on a CPU, whatever the run was trained with.
+        tf32: Let a GPU round the inputs of float32 products to TF32; default: unless --precision
+            fp32 is given.
 
     Raises:
         ValueError: A value is out of its range.
@@ -81,6 +87,8 @@ class EvaluateConfig:
     workers: int = 0
     on_error: OnError | None = None
     device: str | None = None
+    precision: PrecisionName | None = None
+    tf32: bool | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -98,8 +106,12 @@ def predictions(
     batch_size: int = 128,
     workers: int = 0,
     progress: str | None = None,
+    precision: PrecisionName | None = None,
+    tf32: bool | None = None,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Yields a data set's batches, and the logits of a model in inference mode.
+
+    The next batch is scored while the consumer uses the last.
 
     Args:
         model: ``model(frames, num_frames) -> logits (B, C)``; its mode is restored afterwards.
@@ -107,12 +119,24 @@ def predictions(
         batch_size: Examples scored at once; it affects logits by rounding only.
         workers: Processes that read ahead.
         progress: The title of a progress bar; None: no bar.
+        precision: "fp32", "bf16" or "fp16"; default: "bf16" on a GPU, "fp32" on a CPU.
+        tf32: Whether a GPU may round the inputs of float32 products to TF32; default: unless
+            `precision` is "fp32".
 
     Yields:
         The batch, and its logits (B, C) float32.
     """
     device = next(model.parameters()).device
+    used = Precision.on(device, precision, tf32)
     was_training = model.training
+    waiting: list[tuple[Batch, Download]] = []
+
+    def first_waiting() -> tuple[Batch, np.ndarray]:
+        batch, copy = waiting.pop(0)
+        scores = copy.array()
+        check_scores(batch.ids, scores)
+        return batch, scores
+
     model.eval()
     try:
         with (
@@ -120,13 +144,15 @@ def predictions(
             Progress(progress or "", "examples", hidden=progress is None) as bar,
         ):
             for batch in loader(dataset, batch_size, workers=workers):
-                with torch.no_grad():
-                    frames = batch.frames.to(device, non_blocking=True)
-                    logits = model(frames, batch.num_frames.to(device, non_blocking=True))
-                scores = logits.float().cpu().numpy()
-                check_scores(batch.ids, scores)
-                yield batch, scores
+                with torch.no_grad(), used.used_on(device):
+                    frames, num_frames = Upload(device, batch.frames, batch.num_frames).tensors()
+                    logits = model(frames, num_frames)
+                waiting.append((batch, Download(logits.float())))
                 bar.update(len(batch))
+                if len(waiting) > 1:
+                    yield first_waiting()
+            if waiting:
+                yield first_waiting()
     finally:
         model.train(was_training)
 
@@ -269,6 +295,8 @@ def evaluate(
     batch_size: int = 128,
     workers: int = 0,
     report: ReadReport | None = None,
+    precision: PrecisionName | None = None,
+    tf32: bool | None = None,
 ) -> Result:
     """Returns the metrics of a model on one part of a collection.
 
@@ -283,6 +311,8 @@ def evaluate(
         workers: Processes that read ahead.
         report: Receives the problems found in records, those of all processes; the caller reports
             them.
+        precision: See `predictions`.
+        tf32: See `predictions`.
 
     Raises:
         pyseg.errors.UserError: The part has no example.
@@ -291,7 +321,13 @@ def evaluate(
         segments = collection.segments(part, classes=classes)
         dataset = collection.videos(part, classes=classes) if segments is None else segments
         scored = predictions(
-            model, dataset, batch_size=batch_size, workers=workers, progress="evaluate"
+            model,
+            dataset,
+            batch_size=batch_size,
+            workers=workers,
+            progress="evaluate",
+            precision=precision,
+            tf32=tf32,
         )
         num_classes = collection.num_classes if classes is None else len(classes)
         truth = "labels" if segments is None else "ratings"
@@ -444,6 +480,8 @@ def evaluate_run(config: EvaluateConfig) -> Result:
         batch_size=config.batch_size,
         workers=config.workers,
         report=report,
+        precision=config.precision,
+        tf32=config.tf32,
     )
     if summary := report.summary():
         print(f"records: {summary}")

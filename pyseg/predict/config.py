@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from pyseg import _cli
+from pyseg._precision import PrecisionName
 from pyseg.data.records import OnError
 from pyseg.errors import ArgumentError
 from pyseg.submission import TOP
@@ -57,6 +58,10 @@ class PredictConfig:
         batch_size: Segments scored at once.
         on_error: "raise" at a damaged record or video file, or "skip" and report it.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
+        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. The default
+            is "bf16" on a GPU and "fp32" on a CPU, whatever the run was trained with.
+        tf32: Let a GPU round the inputs of float32 products to TF32; default: unless --precision
+            fp32 is given.
 
     Raises:
         ValueError: A value is out of its range.
@@ -86,7 +91,7 @@ class PredictConfig:
             "backbone",
             "weights",
         ),
-        "Computing": ("batch_size", "device"),
+        "Computing": ("batch_size", "device", "precision", "tf32"),
     }
 
     run: str
@@ -113,6 +118,8 @@ class PredictConfig:
     batch_size: int = 512
     on_error: OnError = "raise"
     device: str | None = None
+    precision: PrecisionName | None = None
+    tf32: bool | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pyseg._containers import read_arrays
 from pyseg._files import atomic_write
@@ -34,6 +36,7 @@ class PartialPrediction:
         num_classes: The number of classes C.
         top: Segments to keep per class.
         scores: The file of all scores, if requested.
+        device: Where scores are ranked, see `pyseg.metrics.TopKPerClass`.
 
     Attributes:
         best: The best segments of each class.
@@ -52,14 +55,16 @@ class PartialPrediction:
         num_classes: int,
         top: int,
         scores: ScoreFile | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.best = TopKPerClass(num_classes, top)
+        self.best = TopKPerClass(num_classes, top, device=device)
         self.position = (0, 0)
         self.videos: list[str] = []
         self.first_segments: list[int] = []
         self.first_frames: list[int] = []
         self.num_segments = 0
         self.scores = scores
+        self._device = device
         self._folder = folder
         self._state_file = folder / "state.npz"
         self._request_file = folder / "request.json"
@@ -88,7 +93,8 @@ class PartialPrediction:
         try:
             arrays = read_arrays(self._state_file)
             self.best = TopKPerClass.from_state(
-                {name[4:]: value for name, value in arrays.items() if name.startswith("top.")}
+                {name[4:]: value for name, value in arrays.items() if name.startswith("top.")},
+                device=self._device,
             )
             self.position = tuple(arrays["position"].tolist())
             self.num_segments = int(arrays["num_segments"])
@@ -108,7 +114,7 @@ class PartialPrediction:
         with atomic_write(self._request_file) as file:
             file.write(self._request.encode())
         names = "".join(f"{id}\n" for id in self.videos).encode()
-        digest = "" if self.scores is None else self.scores.digest.hexdigest()
+        digest = "" if self.scores is None else self.scores.written()
         arrays: dict[str, Any] = {
             "position": np.array(self.position, np.int64),
             "num_segments": np.array(self.num_segments, np.int64),
@@ -127,10 +133,10 @@ class PartialPrediction:
         if time.monotonic() - self._saved > SAVE_EVERY:
             self.save()
 
-    def add(self, block: SegmentBlock, scores: np.ndarray, candidates: np.ndarray | None) -> None:
+    def add(self, block: SegmentBlock, scores: Tensor, candidates: Tensor | None) -> None:
         """Adds the segments of some videos, with their scores as `Scorer.score` returns them."""
         first = self.num_segments
-        self.best.update(np.arange(first, first + len(scores)), scores, candidates=candidates)
+        self.best.update(range(first, first + len(scores)), scores, candidates=candidates)
         self.videos += block.ids
         self.first_segments += (first + block.offsets[:-1]).tolist()
         has_segments = np.diff(block.offsets) > 0
@@ -165,16 +171,12 @@ class PartialPrediction:
             for number in range(end - first)
         ]
 
-    def ranked(
-        self, segments: Sequence[str], classes: Sequence[int]
-    ) -> Iterator[tuple[int, Iterator[str]]]:
-        """Yields the classes, each with the names of its best segments, the best first.
+    def ranked(self, classes: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the classes, each with the numbers of its best segments, the best first.
 
         Args:
-            segments: The names of all segments, see `segments`.
             classes: The numbers of the C classes.
         """
         best = self.best.finish()
         for row, number in enumerate(classes):
-            numbers = best.segment_ids[best.offsets[row] : best.offsets[row + 1]].tolist()
-            yield number, (segments[n] for n in numbers)
+            yield number, best.segment_ids[best.offsets[row] : best.offsets[row + 1]]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyseg import distributed
 from pyseg._containers import read_arrays, read_named_arrays
+from pyseg._precision import Precision, PrecisionName
 from pyseg._progress import Progress
 from pyseg.backbones import Backbone, find_backbone, make_backbone
 from pyseg.data import BackboneInfo, FeatureSet
@@ -71,6 +72,9 @@ class Predictor:
         batch_size: Windows scored at once.
         calibrate: Whether to use the run's calibration, if `pyseg.calibrate` wrote one.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
+        precision: "fp32", "bf16" or "fp16"; default: "bf16" on a GPU, "fp32" on a CPU.
+        tf32: Whether a GPU may round the inputs of float32 products to TF32; default: unless
+            `precision` is "fp32".
 
     Attributes:
         run: The run.
@@ -113,8 +117,11 @@ class Predictor:
         batch_size: int = 512,
         calibrate: bool = True,
         device: str | None = None,
+        precision: PrecisionName | None = None,
+        tf32: bool | None = None,
     ) -> None:
         self.device = distributed.local_device(distributed.pick_device(device))
+        self._precision = Precision.on(self.device, precision, tf32)
         self.run = Run(run)
         model = cast(Any, self.run.model().to(self.device))
         if model.config.level == "video":
@@ -252,7 +259,10 @@ class Predictor:
         """Returns the probabilities (S, C) of windows (S, size, N)."""
         columns = torch.tensor(self._classes.columns(), device=self.device)
         scores = np.empty((len(windows), len(columns)), np.float32)
-        with Progress("predict", "windows", len(windows)) as bar:
+        with (
+            self._precision.used_on(self.device),
+            Progress("predict", "windows", len(windows)) as bar,
+        ):
             for first in range(0, len(windows), self._batch_size):
                 batch = windows[first : first + self._batch_size].contiguous().to(self.device)
                 found = probabilities(self.model(batch).float(), self.calibration)

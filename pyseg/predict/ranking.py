@@ -22,7 +22,7 @@ from pyseg.predict.config import PredictConfig
 from pyseg.predict.partial import PartialPrediction
 from pyseg.predict.score_file import ScoreFile
 from pyseg.predict.scorer import Scorer
-from pyseg.submission import fits_submission, write_submission
+from pyseg.submission import fits_submission, write_numbered
 
 
 def predict(config: PredictConfig) -> Path:
@@ -79,7 +79,9 @@ def _begin(scorer: Scorer, request: dict[str, Any], folder: Path) -> PartialPred
     config, num_classes = scorer.config, len(scorer.classes.numbers)
     path = config.scores
     scores = None if path is None else ScoreFile(Path(path), folder, num_classes)
-    return PartialPrediction(folder, request, num_classes, config.top, scores)
+    # On a CPU, NumPy's partition and numba are faster than torch.topk.
+    device = scorer.device if scorer.device.type == "cuda" else None
+    return PartialPrediction(folder, request, num_classes, config.top, scores, device)
 
 
 def _request(scorer: Scorer) -> dict[str, Any]:
@@ -89,6 +91,7 @@ def _request(scorer: Scorer) -> dict[str, Any]:
         "shards": [[os.path.realpath(path), os.path.getsize(path)] for path in scorer.shards],
         "classes": list(scorer.classes.numbers),
         "weights": scorer.run.weights_digest(),
+        "precision": scorer.precision.name,
     }
     if scorer.video_run is not None:
         request["video_weights"] = scorer.video_run.weights_digest()
@@ -97,6 +100,7 @@ def _request(scorer: Scorer) -> dict[str, Any]:
         "device",
         "data",
         "calibrate",
+        "tf32",
     ):  # these affect the ranking by rounding at most
         request.pop(name)
     return request
@@ -121,9 +125,13 @@ def _rank(
         on_error=config.on_error,
         report=report,
     )
-    with Progress("predict", "segments", initial=work.num_segments) as bar:
-        for block in read_ahead(blocks):
-            scores, candidates = scorer.score(block)
+    sent = ((block, scorer.send(block)) for block in blocks)
+    with (
+        scorer.precision.used_on(scorer.device),  # casts weights once
+        Progress("predict", "segments", initial=work.num_segments) as bar,
+    ):
+        for block, frames in read_ahead(sent):
+            scores, candidates = scorer.score(block, frames)
             work.add(block, scores, candidates)
             bar.note(shard=f"{block.position[0] + 1} of {len(shards)}")
             bar.update(len(scores))
@@ -144,7 +152,7 @@ def _finish(
     segments = work.segments(scorer.schema.segment_size)
     if work.scores is not None:
         work.scores.finish(segments, scorer.classes.numbers)
-    write_submission(out, work.ranked(segments, scorer.classes.numbers))
+    write_numbered(out, work.ranked(scorer.classes.numbers), segments)
 
 
 def _print_summary(

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from pyseg._copies import Download
 from pyseg._files import atomic_write
 from pyseg.errors import DataError
 
@@ -29,6 +32,8 @@ class ScoreFile:
         rows: The file of the rows so far.
         digest: The digest of these rows.
     """
+
+    _last: Download | None = None
 
     def __init__(self, path: Path, folder: Path, num_classes: int) -> None:
         self.path = path
@@ -60,22 +65,39 @@ class ScoreFile:
                 f"{'fewer' if left else self.digest.hexdigest()}: delete the folder to start anew"
             )
 
-    def add(self, scores: np.ndarray, candidates: np.ndarray | None) -> None:
-        """Adds rows of scores (S, C); pairs that are not candidates (False) become -inf."""
+    def add(self, scores: Tensor, candidates: Tensor | None) -> None:
+        """Adds rows of scores (S, C); pairs that are not candidates (False) become -inf.
+
+        They are written with the next rows, so that a GPU need not wait for their copy.
+        """
         if candidates is not None:
-            scores = np.where(candidates, scores, -np.inf)
-        rows = np.ascontiguousarray(scores, np.float32).data
+            scores = scores.masked_fill(~candidates, -torch.inf)
+        last, self._last = self._last, Download(scores)
+        self._write(last)
+
+    def _write(self, copy: Download | None) -> None:
+        if copy is None:
+            return
+        rows = np.ascontiguousarray(copy.array(), np.float32).data
         self.digest.update(rows)
         with open(self.rows, "ab") as file:
             file.write(rows)
 
+    def written(self) -> str:
+        """Returns the digest of all rows, after writing the last ones."""
+        last, self._last = self._last, None
+        self._write(last)
+        return self.digest.hexdigest()
+
     def append(self, other: ScoreFile) -> None:
         """Adds the rows of another file."""
+        self.written()
         with open(self.rows, "ab") as file, open(other.rows, "rb") as rows:
             shutil.copyfileobj(rows, file, _CHUNK)
 
     def finish(self, segments: Sequence[str], classes: Sequence[int]) -> None:
         """Writes the .npz file, with the names of its rows and the numbers of its columns."""
+        self.written()
         shape = (len(segments), len(classes))
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         with atomic_write(self.path) as file, zipfile.ZipFile(file, "w") as archive:

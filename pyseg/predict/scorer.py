@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyseg import distributed
+from pyseg._copies import Upload
+from pyseg._precision import Precision
 from pyseg.calibration import Calibration
 from pyseg.data import Example, FeatureSet, collate, find_shards
 from pyseg.data.collection import find_data
@@ -34,6 +36,7 @@ class Scorer:
     Attributes:
         config: The options.
         device: The device of the models.
+        precision: The precision of their products.
         run: The run.
         trained: The options that it was trained with.
         model: Its model.
@@ -51,6 +54,7 @@ class Scorer:
     def __init__(self, config: PredictConfig) -> None:
         self.config = config
         self.device = distributed.local_device(distributed.pick_device(config.device))
+        self.precision = Precision.on(self.device, config.precision, config.tf32)
         self.run = Run(config.run)
         self.trained = self.run.config()
         self.run.warn_unfinished()
@@ -115,38 +119,55 @@ class Scorer:
         end = start + self.features.segment_size
         return Rating(start * seconds, end * seconds, number, positive)
 
+    def send(self, block: SegmentBlock) -> Upload:
+        """Starts to copy the frames of a block to the model's device, in any thread."""
+        arrays = (block.frames, block.num_frames)
+        return Upload(self.device, *map(torch.from_numpy, arrays))
+
     @torch.inference_mode()
-    def logits(self, block: SegmentBlock) -> Tensor:
-        """Returns the logits of every segment, (S, model's classes), on the model's device."""
+    def logits(self, block: SegmentBlock, sent: Upload | None = None) -> Tensor:
+        """Returns the logits of every segment, (S, model's classes), on the model's device.
+
+        Args:
+            block: The segments.
+            sent: What `send` has returned for them; default: it is called now.
+        """
         if not len(block.frames):
             return torch.empty(0, self.model.num_classes, device=self.device)
-        frames = torch.from_numpy(block.frames).to(self.device, non_blocking=True)
-        num_frames = torch.from_numpy(block.num_frames).to(self.device, non_blocking=True)
-        logits: Tensor = self.model(frames, num_frames).float()
+        frames, num_frames = (sent or self.send(block)).tensors()
+        with self.precision.used_on(self.device):
+            logits: Tensor = self.model(frames, num_frames).float()
         return logits
 
     @torch.inference_mode()
-    def score(self, block: SegmentBlock) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns the scores by which segments are ranked.
+    def score(
+        self, block: SegmentBlock, sent: Upload | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the scores by which segments are ranked, without waiting for a GPU.
+
+        Args:
+            block: The segments.
+            sent: See `logits`.
 
         Returns:
             (S, C) float32 scores of the classes to score: logits or, with a video weight,
             logarithms of the merged probability; and (S, C) bool, the pairs that may be ranked,
-            or None where all may.
+            or None where all may; on the model's device.
         """
-        scores = self.logits(block)[:, self._columns]
+        scores = self.logits(block, sent)[:, self._columns]
         candidates = None
         if self.video_model is not None:
             videos = self._video_logits(block, self.video_model)
-            owners = torch.from_numpy(np.repeat(np.arange(len(block.ids)), np.diff(block.offsets)))
+            owned = np.repeat(np.arange(len(block.ids)), np.diff(block.offsets))
+            [owners] = Upload(self.device, torch.from_numpy(owned)).tensors()
             if (top := self.config.video_top) is not None:
                 best = videos.topk(min(top, videos.shape[1]), dim=1).indices
                 among = torch.zeros_like(videos, dtype=torch.bool).scatter_(1, best, True)
-                candidates = among[:, self._columns][owners].cpu().numpy()
+                candidates = among[:, self._columns][owners]
             if (weight := self.config.video_weight) > 0:
                 whole = functional.logsigmoid(videos[:, self._columns])[owners]
                 scores = (1 - weight) * functional.logsigmoid(scores) + weight * whole
-        return scores.cpu().numpy(), candidates
+        return scores, candidates
 
     def _video_logits(self, block: SegmentBlock, model: nn.Module) -> Tensor:
         """Returns the logits of whole videos, (V, model's classes)."""
@@ -155,6 +176,8 @@ class Scorer:
             Example(id, video[: self._max_frames], none, none)
             for id, video in zip(block.ids, block.videos, strict=True)
         ]
-        batch = collate(examples).to(self.device)
-        logits: Tensor = model(batch.frames, batch.num_frames)
-        return logits.float()
+        batch = collate(examples)
+        frames, num_frames = Upload(self.device, batch.frames, batch.num_frames).tensors()
+        with self.precision.used_on(self.device):
+            logits: Tensor = model(frames, num_frames).float()
+        return logits

@@ -141,6 +141,8 @@ def file_timelines(config: PredictConfig) -> Iterator[Timeline]:
         batch_size=config.batch_size,
         calibrate=config.calibrate,
         device=config.device,
+        precision=config.precision,
+        tf32=config.tf32,
     )
     predictor.run.warn_unfinished()
     if config.frames_file is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyseg import _cli
+from pyseg._precision import PrecisionName
 from pyseg.data.collection import Part
 from pyseg.errors import ArgumentError
 
@@ -24,6 +25,10 @@ class ReportConfig:
         videos: Videos whose scores are drawn over time.
         batch_size: Examples scored at once.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
+        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. The default
+            is "bf16" on a GPU and "fp32" on a CPU, whatever a run was trained with.
+        tf32: Let a GPU round the inputs of float32 products to TF32; default: unless --precision
+            fp32 is given.
 
     Raises:
         ValueError: A value is out of its range.
@@ -37,6 +42,8 @@ class ReportConfig:
     videos: int = 4
     batch_size: int = 128
     device: str | None = None
+    precision: PrecisionName | None = None
+    tf32: bool | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""

@@ -36,7 +36,15 @@ def add_evaluation(run: ReportedRun, config: ReportConfig) -> None:
         run.missing = "left out with --evaluate false"
         return
     try:
-        scorer = Scorer(PredictConfig(str(run.folder), data=config.data, device=config.device))
+        scorer = Scorer(
+            PredictConfig(
+                str(run.folder),
+                data=config.data,
+                device=config.device,
+                precision=config.precision,
+                tf32=config.tf32,
+            )
+        )
         collection = open_data(run.config, config.data)
         data = config.data or run.config.data
         classes = check_collection(scorer.model, collection, scorer.run, data)
@@ -80,7 +88,12 @@ def _evaluate(
     relevant: list[np.ndarray] = [np.zeros(0, bool)]
     complete = MeanAveragePrecisionAtK(num_classes)
     for batch, logits in predictions(
-        scorer.model, dataset, batch_size=config.batch_size, progress="evaluate"
+        scorer.model,
+        dataset,
+        batch_size=config.batch_size,
+        progress="evaluate",
+        precision=config.precision,
+        tf32=config.tf32,
     ):
         if segments is not None:
             rows, columns, truth = _rated_pairs(batch)

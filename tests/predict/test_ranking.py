@@ -24,6 +24,8 @@ from pyseg.data import (
     write_records,
 )
 from pyseg.errors import DataError, UserError
+from pyseg.metrics._device_keys import DeviceKeys
+from pyseg.predict.partial import PartialPrediction
 from pyseg.submission import read_submission
 
 RATED = [4, 1, 3]  # the order of the vocabulary file is the order of the submission
@@ -231,6 +233,49 @@ def test_resuming_after_an_interruption(
     assert not (tmp_path / "s.csv.partial").exists()
 
 
+def test_ranking_where_the_scores_are(
+    run: Path, data: Path, tmp_path: Path, stop_after, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, with torch's operators; also after an interruption."""
+    options = ["--batch-size", "20", "--top", "11", "--video-top", "2"]
+    main(run, data, tmp_path / "host.csv", *options, "--scores", str(tmp_path / "host.npz"))
+    ranked = []
+
+    class OnDevice(PartialPrediction):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments[:5], torch.device("cpu"))
+
+    def add(self, *arguments, function=DeviceKeys.add) -> None:
+        ranked.append(1)
+        function(self, *arguments)
+
+    monkeypatch.setattr(predict.ranking, "PartialPrediction", OnDevice)
+    monkeypatch.setattr(DeviceKeys, "add", add)
+    out, scores = tmp_path / "s.csv", tmp_path / "s.npz"
+    stop_after(4)
+    with pytest.raises(KeyboardInterrupt):
+        main(run, data, out, *options, "--scores", str(scores))
+    assert len(ranked) == 4
+    stop_after(None)
+    main(run, data, out, *options, "--scores", str(scores))
+    assert len(ranked) > 5
+    assert out.read_bytes() == (tmp_path / "host.csv").read_bytes()
+    assert scores.read_bytes() == (tmp_path / "host.npz").read_bytes()
+
+
+def test_the_precision_is_that_of_the_options(run: Path, data: Path, tmp_path: Path) -> None:
+    scores = {}
+    for name in ("fp32", "bf16"):
+        path = tmp_path / f"{name}.npz"
+        main(run, data, tmp_path / "s.csv", "--scores", str(path), "--precision", name)
+        with np.load(path) as file:
+            scores[name] = file["scores"]
+    _, rows, _ = all_scores(run, data)
+    np.testing.assert_allclose(scores["fp32"], rows[:, RATED], rtol=1e-4, atol=1e-5)
+    error = np.abs(scores["bf16"] - scores["fp32"]).max() / np.abs(scores["fp32"]).max()
+    assert 1e-4 < error < 5e-2
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
@@ -269,13 +314,16 @@ def test_other_options_do_not_resume(run: Path, data: Path, tmp_path: Path, stop
     stop_after(None)
     with pytest.raises(UserError, match=r"s\.csv\.partial holds an unfinished prediction"):
         main(run, data, out, "--batch-size", "20", "--skip-ends", "true")
-    main(run, data, out, "--batch-size", "31")  # affects only the speed
+    with pytest.raises(UserError, match="holds an unfinished prediction with other options"):
+        main(run, data, out, "--precision", "bf16")
+    # Another batch size affects only the speed, and this is the precision of a CPU anyway.
+    main(run, data, out, "--batch-size", "31", "--precision", "fp32")
 
 
 def test_a_failure_leaves_no_incomplete_file(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self, block):
+    def fail(self, block, sent):
         raise StopError
 
     monkeypatch.setattr(predict.Scorer, "score", fail)
@@ -335,6 +383,7 @@ def test_requests_to_stop_are_noted_once(number: int) -> None:
         (["--video", "1e1", "--timeline", "t.gif"], r"timeline: expected a .png or .html file"),
         (["--top", "0"], "top: expected at least 1, found 0"),
         (["--video_weight", "1.5"], r"video_weight: expected in \[0, 1\], found 1.5"),
+        (["--precision", "fp8"], "--precision fp8: expected one of 'fp32', 'bf16', 'fp16'"),
         (["--scores", "s.parquet"], "scores: expected the name of an .npz file"),
     ],
 )

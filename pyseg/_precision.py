@@ -1,0 +1,103 @@
+"""The precision of a model: the options ``precision`` and ``tf32``, and their defaults."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+"""The values of the option ``precision``."""
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The precision of a model's products.
+
+    Attributes:
+        name: "bf16" or "fp16" is torch's automatic mixed precision; "fp32" is none.
+        tf32: Whether products of float32 may round their inputs to TF32, which only a GPU does.
+
+    Example:
+        >>> Precision.on(torch.device("cpu")), Precision.on(torch.device("cuda"))
+        (Precision(name='fp32', tf32=False), Precision(name='bf16', tf32=True))
+        >>> with Precision("bf16").used_on(torch.device("cpu")):
+        ...     (torch.ones(1, 2) @ torch.ones(2, 1)).dtype
+        torch.bfloat16
+    """
+
+    name: PrecisionName = "fp32"
+    tf32: bool = False
+
+    @classmethod
+    def on(
+        cls, device: torch.device, name: PrecisionName | None = None, tf32: bool | None = None
+    ) -> Precision:
+        """Returns the precision that options mean on a device.
+
+        Args:
+            device: The device.
+            name: The option ``precision``; default: "bf16" on a GPU, "fp32" on a CPU and on GPUs
+                before compute capability 8.0, which have no bfloat16 products.
+            tf32: The option ``tf32``, which has no effect on a CPU; default: true, unless "fp32" is
+                asked for.
+        """
+        on_gpu = device.type == "cuda"
+        allowed = name != "fp32" if tf32 is None else tf32
+        return cls(name or ("bf16" if _has_bfloat16(device) else "fp32"), on_gpu and allowed)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of mixed precision; None: there is none."""
+        return _DTYPES.get(self.name)
+
+    @contextlib.contextmanager
+    def used_on(self, device: torch.device) -> Iterator[None]:
+        """Lets forward passes on a device compute in this precision.
+
+        Autocast is that of this thread; whether TF32 is allowed is a setting of the process, which
+        is restored afterwards. Weights are cast once while the context lasts, so it should enclose
+        many batches; training has to leave `autocast` at every step, as weights change.
+        """
+        with allow_tf32(self.tf32), self.autocast(device):
+            yield
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Returns the context of mixed precision alone, without TF32."""
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+
+@contextlib.contextmanager
+def allow_tf32(allowed: bool) -> Iterator[None]:
+    """Sets whether a GPU may round the inputs of float32 products to TF32, and restores it."""
+    matmul = torch.backends.cuda.matmul
+    found = matmul.fp32_precision
+    if (found == "tf32") == allowed:
+        yield
+        return
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has set the newer name, after which the older has no value
+        matmul.fp32_precision = "tf32" if allowed else "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = found
+        return
+    # The older name sets both, the newer would set itself alone.
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)

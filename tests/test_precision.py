@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pyseg._precision import Precision, allow_tf32
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+
+
+@pytest.fixture(autouse=True)
+def float32_products() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "tf32", "expected"),
+    [
+        (CPU, None, None, Precision("fp32", False)),
+        (CPU, "bf16", None, Precision("bf16", False)),
+        (CPU, None, True, Precision("fp32", False)),
+        (GPU, None, None, Precision("bf16", True)),
+        (GPU, "fp16", None, Precision("fp16", True)),
+        (GPU, "fp32", None, Precision("fp32", False)),
+        (GPU, "fp32", True, Precision("fp32", True)),
+        (GPU, None, False, Precision("bf16", False)),
+    ],
+)
+def test_defaults_are_those_of_the_device(device, name, tf32, expected) -> None:
+    assert Precision.on(device, name, tf32) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_products_have_the_dtype(name, dtype) -> None:
+    def found() -> torch.dtype:
+        return (torch.ones(2, 3) @ torch.ones(3, 2)).dtype
+
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's, which a precision replaces
+        with Precision(name).used_on(CPU):
+            assert found() == dtype
+        assert found() == torch.bfloat16
+    assert found() == torch.float32
+
+
+def state() -> tuple[str, str]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_restored_after_an_error(before, allowed) -> None:
+    torch.set_float32_matmul_precision(before)
+    expected = state()
+    with contextlib.suppress(ZeroDivisionError), Precision(tf32=allowed).used_on(CPU):
+        assert (state()[0] == "tf32") == allowed
+        assert (state()[1] != "highest") == allowed
+        _ = 1 / 0
+    assert state() == expected
+
+
+def test_tf32_is_restored_where_the_caller_used_its_newer_name() -> None:
+    matmul = torch.backends.cuda.matmul
+    torch.set_float32_matmul_precision("highest")
+    matmul.fp32_precision = "tf32"
+    with allow_tf32(False):
+        assert matmul.fp32_precision == "ieee"
+        with allow_tf32(True):
+            assert matmul.fp32_precision == "tf32"
+        assert matmul.fp32_precision == "ieee"
+    assert matmul.fp32_precision == "tf32"
+
+
+def test_gpus_without_bfloat16_products_compute_in_float32(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, name in (((7, 5), "fp32"), ((8, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert Precision.on(GPU).name == name
