@@ -335,7 +335,9 @@ def _answer(words: Sequence[str], parser: ArgumentParser, config_class: type) ->
 def _with_values(words: Sequence[str], parser: ArgumentParser, config_class: type) -> Iterator[str]:
     """Yields the words of a command line, with the values of Boolean options filled in."""
     known = [name[2:] for action in parser._actions for name in action.option_strings]
-    flags = {name for name, hint in get_type_hints(config_class).items() if hint is bool}
+    flags = {
+        name for name, hint in get_type_hints(config_class).items() if hint in (bool, bool | None)
+    }
     for word, following in zip(words, [*words[1:], ""], strict=False):
         name = word[2:] if word[:2] == "--" else ""
         if name not in known:

@@ -31,7 +31,7 @@ class _Option:
     @property
     def usage(self) -> str:
         """The option with its possible values."""
-        if self.kind is bool:
+        if self.kind in (bool, bool | None):
             return f"--[no_]{self.name}"
         if self.choices:
             return f"--{self.name} {{{','.join(self.choices)}}}"
@@ -44,7 +44,7 @@ class _Option:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values that it may have, where they are a few words."""
-        if self.kind is bool:
+        if self.kind in (bool, bool | None):
             return ("true", "false")
         kinds = (self.kind, *get_args(self.kind))
         return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
