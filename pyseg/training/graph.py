@@ -21,7 +21,7 @@ from pyseg.config import TrainConfig
 from pyseg.data import Batch
 
 MOST_GRAPHS = 8
-"""The most graphs at a time, each of which keeps the memory of its inputs."""
+"""The most graphs at a time; they share memory, but for their inputs and results."""
 
 ORDINARY_STEPS = 3
 """Ordinary steps with batches of a shape before its graph: libraries set themselves up in them."""
@@ -135,9 +135,9 @@ class GraphedSteps:
     says why.
 
     Args:
-        step: Takes an ordinary step. All that changes between steps must be in tensors that stay
-            where they are, such as the learning rate, and its first call must not differ from
-            later ones in anything that a graph would hold.
+        step: Takes an ordinary step. The first ones may set things up; from then on all that
+            changes between steps, such as the learning rate, must be in tensors that stay where
+            they are.
         recorder: Records it.
     """
 
