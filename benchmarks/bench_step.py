@@ -5,7 +5,8 @@
 A step takes bytes and gives new weights, from values in [-2, 2] or, "standardised", from features
 with ranges, mean and deviation. The peers are the plain formula in PyTorch, with dense
 targets and `torch.optim.Adam`, torch.compile of it, and in float32 on a CPU the same in TensorFlow,
-which must give the same loss. 16-bit types mean autocast. The floor is that of the products in the
+which must give the same loss. On a GPU "pyseg, CUDA graph" is the step as pyseg.train takes it by
+default. 16-bit types mean autocast. The floor is that of the products in the
 order of the layers, or of the weights: Adam reads four numbers per weight and writes three. The
 process keeps its memory, like pyseg.train; the peers would be slower without that. Results are
 medians of contenders that take turns. The last lines extrapolate to the paper's schedule (200,000
@@ -13,6 +14,8 @@ and 250,000 steps of 80 examples) for one nextvlad1; the paper's mixture has thr
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,7 +25,10 @@ from torch import Tensor, nn
 
 from pyseg import models
 from pyseg._memory import keep_memory
-from pyseg.training import Loss
+from pyseg.config import StageConfig, TrainConfig
+from pyseg.data import Batch
+from pyseg.training import Loss, Optimization
+from pyseg.training.graph import CudaRecorder, GraphedSteps
 
 CLASSES = 3862
 SHAPES = {"videos": (80 if GPU else 16, 300), "segments": (80, 5)}
@@ -44,6 +50,22 @@ def flop_of(model: nn.Module, batch: int, length: int) -> float:
         aggregate += min(branch.operations(batch, length, backward=True).values())
     dense = [model.hidden, model.gate.squeeze, model.gate.excite, model.head.linear]
     return aggregate + sum(3 * 2.0 * batch * layer.weight.numel() for layer in dense)
+
+
+def graphed(batch: Batch, dtype: torch.dtype) -> Callable[[], None]:
+    """Returns a step of nextvlad1 as pyseg.train takes it on a GPU, as a CUDA graph."""
+    model = models.create("nextvlad1", num_classes=CLASSES).to(DEVICE)
+    precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    options = TrainConfig(precision=precision)
+    optimization = Optimization(model, Loss(), StageConfig(1, RATE), options)
+    optimization.keep_rate_on_device()
+    steps = GraphedSteps(optimization.step, CudaRecorder(torch.device(DEVICE)))
+
+    def step() -> None:
+        with steps.stream():
+            steps(batch)
+
+    return step
 
 
 @needs_kernels
@@ -97,6 +119,14 @@ def test_step(compare, benchmark, request, lines, name, dtype):
         name: contender(own_loss(module), module, fused=True)
         for name, module in (("pyseg", model), ("pyseg, standardised", standardised))
     }
+    name_of_graph = "pyseg, CUDA graph"
+    if not GPU or dtype == torch.float16:
+        why = "no GPU" if not GPU else "float16 needs a scaled loss, whose step waits for the GPU"
+        lines.append([name_of_graph, f"skipped: {why}"])
+    else:
+        ids = [str(number) for number in range(batch)]
+        given = Batch(ids, frames, num_frames, offsets, classes, scores)
+        contenders[name_of_graph] = graphed(given, dtype)
     peers = {"plain PyTorch": plain} | compilations(request, plain)
     contenders |= {name: contender(plain_loss(f), plain) for name, f in peers.items()}
     if not GPU and dtype == torch.float32 and tensorflow() is not None:

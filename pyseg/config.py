@@ -153,6 +153,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "model": "paper-mixture",
+        "pad_frames": True,
         "pretrain.steps": 200_000,
         "pretrain.learning_rate": 2e-4,
         "pretrain.batch_size": 80,
@@ -226,14 +227,22 @@ class TrainConfig:
         finetune: Fine-tuning on rated segments; skipped where the data has none.
         loss: The loss of fine-tuning; that of pretraining is plain cross-entropy.
         max_frames: Frames of a video to use, from its start.
+        pad_frames: Pad all videos to --max_frames, and all segments to their full length, as the
+            public YouTube-8M code does; default: a batch to the longest of its examples. The
+            statistics of batch normalization include padding. It gives all batches one shape.
         test_fraction: The fraction of the videos to hold out for evaluation.
         seed: Seeds weights, order and split: the initial weights, the order of the data and the
             choice of held-out videos.
-        workers: Processes that read ahead; 0 reads in this process.
+        workers: Processes that read ahead; 0 reads in this process, the default on a CPU. On a GPU
+            the default is one less than the cores, at most 8 for each process of training.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
-        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. On a CPU
-            without fast bfloat16 products, "bf16" only stores results as bfloat16.
-        tf32: Let a GPU round to TF32: the inputs of float32 products.
+        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none, the default
+            on a CPU. The default on a GPU with fast bfloat16 products is "bf16". On a CPU without
+            them, "bf16" only stores results as bfloat16.
+        tf32: Let a GPU round to TF32: the inputs of float32 products; the default on a GPU.
+        cuda_graph: Replay steps as CUDA graphs: recorded once for each length of batches and then
+            launched whole; default: on a GPU, where all of a step is known to allow it. A line says
+            why not. True also tries a model of your own.
         compile: Run the model through torch.compile.
         on_error: "raise" at a damaged record, or "skip" and report it.
         on_nan: "raise" at a loss that is not finite, or "skip" the batch; an error names the
@@ -244,8 +253,8 @@ class TrainConfig:
         tensorboard: Write TensorBoard files too: the numbers of metrics.jsonl, into the run folder.
         timeout_minutes: Minutes that torchrun's processes wait for each other.
         resume: A run folder to resume: training continues from its last checkpoint. All other
-            options are the run's; steps, workers, device, checkpoint intervals, and --run (to
-            resume in a copy of the run) may be given anew.
+            options are the run's; steps, workers, device, --cuda_graph, checkpoint intervals, and
+            --run (to resume in a copy of the run) may be given anew.
 
     Raises:
         ValueError: A value is out of its range.
@@ -270,7 +279,7 @@ class TrainConfig:
             "final_fit",
             "seed",
         ),
-        "Machine": ("device", "workers", "precision", "compile"),
+        "Machine": ("device", "workers", "precision", "cuda_graph", "compile"),
         "Run folder": (
             "run",
             "resume",
@@ -297,12 +306,14 @@ class TrainConfig:
     finetune: StageConfig = field(default_factory=lambda: StageConfig(200, 1e-3, noise=0.1))
     loss: LossConfig = field(default_factory=LossConfig)
     max_frames: int = 300
+    pad_frames: bool = False
     test_fraction: float = 0.2
     seed: int = 0
-    workers: int = 0
+    workers: int | None = None
     device: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    tf32: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    tf32: bool | None = None
+    cuda_graph: bool | None = None
     compile: bool = False
     on_error: OnError = "raise"
     on_nan: Literal["raise", "skip"] = "raise"
@@ -325,7 +336,8 @@ class TrainConfig:
             _cli.check_range(name, getattr(self, name), 1)
         _cli.check_range("copies", self.copies, 1, 100)
         _cli.check_range("seed", self.seed, 0, 2**63 - 1)  # for torch and NumPy
-        _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
+        if self.workers is not None:
+            _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
         _cli.check_range("test_fraction", self.test_fraction, 0, 1)
 
     @property

@@ -264,6 +264,12 @@ def test_flags_need_no_value(words: list[str], expected: bool) -> None:
     assert parse_options(words).final_fit is expected
 
 
+def test_flags_may_be_left_to_the_machine() -> None:
+    given = parse_options(["--no_tf32", "--cuda_graph"])
+    assert (given.tf32, given.cuda_graph) == (False, True)
+    assert (parse_options([]).tf32, parse_options([]).cuda_graph) == (None, None)
+
+
 def test_what_is_no_flag_is_refused() -> None:
     with pytest.raises(UserError, match="--no_seed: there is no such option"):
         parse_options(["--no_seed", "3"])

@@ -389,13 +389,14 @@ def check_metrics() -> None:
 
 
 def stop_one(data: Path, run: Path) -> None:
-    """Asks one process to stop in a step; the others learn it from that one."""
+    """Asks one process to stop in a step; the others learn it from that one after the step."""
 
     def stop(stage, _) -> None:
         if os.environ["RANK"] == "1" and stage.stage.name == "finetune" and stage.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with each_step(stop):
+    with each_step(stop), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.stages, "CHECK_SECONDS", 0.0)
         train.train(config(data, run, **NOISY))
 
 

@@ -37,6 +37,8 @@ from pyseg.errors import DataError, RecordError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.runs import Run, open_data
 from pyseg.submission import read_submission
+from pyseg.train._machine import settle
+from pyseg.training import StageRun
 from pyseg.training.identity import check_features
 
 CLASSES = 4
@@ -313,7 +315,42 @@ def test_video_level_data_skips_fine_tuning(videos_folder, tmp_path, capsys):
 
 def test_config_round_trips_through_the_run_folder(segments_folder, tmp_path):
     written = config(segments_folder, tmp_path / "run", seed=3, test_fraction=0.25)
-    assert Run(train.train(written)).config() == written
+    here = {"precision": "fp32", "tf32": False, "workers": 0}  # the defaults of a CPU
+    assert Run(train.train(written)).config() == replace(written, **here)
+
+
+@pytest.mark.parametrize(
+    ("capability", "cores", "processes", "expected"),
+    [
+        ((9, 0), 16, 1, ("bf16", True, 8)),
+        ((9, 0), 16, 4, ("bf16", True, 3)),
+        ((7, 5), 4, 8, ("fp32", True, 1)),
+    ],
+)
+def test_defaults_of_a_gpu(monkeypatch, capability, cores, processes, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    gpu = torch.device("cuda")
+    found = settle(TrainConfig(), gpu)
+    assert (found.precision, found.tf32, found.workers) == expected
+    assert settle(found, torch.device("cpu")) == found  # a run that resumes elsewhere
+    given = TrainConfig(precision="fp32", tf32=False, workers=0)
+    assert settle(given, gpu) == given
+
+
+@pytest.mark.parametrize("pads", [False, True])
+def test_frames_are_padded_on_request(segments_folder, tmp_path, monkeypatch, pads):
+    shapes, optimise = [], StageRun._take_step
+
+    def noted(self, batch):
+        shapes.append((self.stage.name, batch.frames.shape[1]))
+        return optimise(self, batch)
+
+    monkeypatch.setattr(StageRun, "_take_step", noted)
+    short = {"pretrain": StageConfig(1, 1e-3, 4), "finetune": StageConfig(1, 1e-3, 4)}
+    train.train(config(segments_folder, tmp_path / "run", max_frames=50, pad_frames=pads, **short))
+    assert shapes == [("pretrain", 50 if pads else 12), ("finetune", 5)]
 
 
 def test_print_config_is_read_back(tmp_path, capsys):

@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -566,6 +568,29 @@ def test_noise_is_that_of_the_stage(data: Path, tmp_path: Path, monkeypatch) -> 
     stages = {"pretrain": StageConfig(2, 1e-3, 6), "finetune": StageConfig(1, 1e-3, 6, noise=0.3)}
     train.train(config(data, tmp_path / "run", **stages))
     assert sigmas == [("pretrain", 0.0)] * 2 + [("finetune", 0.3)]
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.001, [1, 11, 21]), (0.4, [1, 3, 5, 7, 9, 11])])
+def test_processes_ask_each_other_once_a_second(monkeypatch, seconds: float, asked: list) -> None:
+    """And at least every ten steps, as a launcher does not wait long for them to stop."""
+    found: list[int] = []
+    options = TrainConfig()
+    trainer = SimpleNamespace(config=options)
+    stage = SimpleNamespace(trainer=trainer, saved_at=time.monotonic(), stopped=lambda: False)
+    stage.next_check = 0
+
+    def any_of(*flags: bool) -> tuple[bool, ...]:
+        found.append(stage.step)
+        return flags
+
+    distributed = training.stages.distributed
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "from_first", lambda value: value)
+    monkeypatch.setattr(distributed, "any_of", any_of)
+    for step in range(1, asked[-1] + 2):
+        stage.step, stage.seconds = step, step * seconds
+        training.StageRun._save_if_due(stage)
+    assert found == asked
 
 
 class FailureError(Exception):

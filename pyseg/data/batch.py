@@ -69,6 +69,11 @@ class Batch:
         """Returns the number of examples, B."""
         return len(self.ids)
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Frames, num_frames, offsets, classes and scores."""
+        return self.frames, self.num_frames, self.offsets, self.classes, self.scores
+
     def targets(self, num_classes: int) -> Tensor:
         """Returns the scores as a matrix, (B, C) float32: 0 for classes that are not rated.
 
@@ -128,22 +133,15 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(
-            self.ids,
-            function(self.frames),
-            function(self.num_frames),
-            function(self.offsets),
-            function(self.classes),
-            function(self.scores),
-            self.position,
-        )
+        frames, num_frames, offsets, classes, scores = map(function, self.tensors)
+        return Batch(self.ids, frames, num_frames, offsets, classes, scores, self.position)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Returns the pickled form, in which a worker process sends it."""
         # A tensor is sent to another process as a file descriptor. Only the frames are worth one:
         # the rest goes through the pipe, so that the limit of open files allows several times as
         # many batches.
-        small = (self.num_frames, self.offsets, self.classes, self.scores)
+        small = self.tensors[1:]
         if self.frames.device.type != "cpu":
             return Batch, (self.ids, self.frames, *small, self.position)
         arrays = [tensor.numpy() for tensor in small]

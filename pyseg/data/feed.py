@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from pyseg.data.batch import Batch
 from pyseg.data.datasets import RecordDataset
 from pyseg.data.loading import loader
@@ -22,10 +24,16 @@ class Feed(Iterator[Batch]):
     returned next, even if the other's workers had read further ahead. With another number of
     workers, examples that are not in memory have another order: then the next pass begins.
 
+    On a GPU, `read_ahead` starts the copy of the next batch, on a stream of its own, while the GPU
+    computes with the last one.
+
     Args:
         dataset: With ``repeat=True``.
         batch_size: Examples per batch (on every rank).
         workers: Processes that read ahead; 0 reads in this process.
+        frames: The length to pad to; default: the longest of each batch (`collate`).
+        num_classes: The number of classes that batches are checked for; default: no check.
+        device: The device of the batches; default: the CPU.
         state: The `state` of a feed of a data set with the same options; default: the beginning.
 
     Raises:
@@ -48,6 +56,9 @@ class Feed(Iterator[Batch]):
         batch_size: int,
         *,
         workers: int = 0,
+        frames: int | None = None,
+        num_classes: int | None = None,
+        device: torch.device | str = "cpu",
         state: Mapping[str, Any] | None = None,
     ) -> None:
         if not dataset.repeat:
@@ -75,17 +86,82 @@ class Feed(Iterator[Batch]):
                 following = max(position.epoch for position in before) + 1
                 self._positions = [Position(following)] * len(self._positions)
         start = Start(self._batches, tuple(self._positions))
-        self._iterator = iter(loader(dataset, batch_size, workers=workers, start=start))
+        self._num_classes = num_classes
+        self._device = torch.device(device)
+        on_gpu = self._device.type == "cuda"
+        self._copies = _Copies(self._device) if on_gpu else None
+        self._iterator = iter(
+            loader(
+                dataset, batch_size, workers=workers, frames=frames, pin_memory=on_gpu, start=start
+            )
+        )
 
     def __next__(self) -> Batch:
-        """Returns the next batch; there is none only if the data set has no example."""
-        batch = next(self._iterator)
+        """Returns the next batch; there is none only if the data set has no example.
+
+        Raises:
+            pyseg.errors.DataError: A class is out of range; the message names the video.
+        """
+        if self._copies is None:
+            batch = self._read().to(self._device)
+        else:
+            self.read_ahead()
+            batch = self._copies.finish()
         if self._positions:
             self._positions[self._batches % len(self._positions)] = Position(*batch.position)
         self._batches += 1
+        return batch
+
+    def read_ahead(self) -> None:
+        """Reads the next batch and starts its copy to a GPU, unless that is done already.
+
+        It does nothing on other devices. The error of a batch is raised here.
+        """
+        if self._copies is not None and not self._copies.started:
+            self._copies.start(self._read())
+
+    def _read(self) -> Batch:
+        """Returns the next batch in host memory, where checking it waits for no GPU."""
+        batch = next(self._iterator)
+        if self._num_classes is not None:
+            batch.check_classes(self._num_classes)
         return batch
 
     def state(self) -> dict[str, Any]:
         """Returns the position after the last batch, as numbers, text and lists."""
         positions = [list(position) for position in self._positions]
         return {**self._options, "batches": self._batches, "positions": positions}
+
+
+class _Copies:
+    """Copies batches to a GPU, one at a time, on a stream of its own.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._started: tuple[Batch, torch.cuda.Event] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a copy has been started, and not been asked for yet."""
+        return self._started is not None
+
+    def start(self, batch: Batch) -> None:
+        """Starts to copy a batch, from page-locked memory."""
+        with torch.cuda.stream(self._stream):
+            moved = batch.to(self._device, non_blocking=True)
+            self._started = moved, self._stream.record_event()
+
+    def finish(self) -> Batch:
+        """Returns the batch, for which the current stream will wait."""
+        assert self._started is not None
+        (batch, copied), self._started = self._started, None
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(copied)
+        for tensor in batch.tensors:
+            tensor.record_stream(stream)  # its memory is free once the stream has used it
+        return batch

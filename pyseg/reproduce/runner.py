@@ -91,6 +91,8 @@ class Runner:
             loss=variant.loss,
             seed=seed,
             device=self.device,
+            precision="fp32",  # on a GPU too, as in the published tables
+            tf32=False,
         )
 
     def _key(self, config: TrainConfig, complete: bool = False) -> str:

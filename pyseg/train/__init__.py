@@ -42,6 +42,7 @@ from pyseg.train._data import (
     ratings_per_class,
 )
 from pyseg.train._folder import RESUMABLE, check_new, check_resumed, create, resume
+from pyseg.train._machine import settle
 from pyseg.train._model import known_overrides, make_model, start_from
 from pyseg.train._stages import make_stages
 from pyseg.training import Stage, Trainer, summary_writer
@@ -94,6 +95,7 @@ def _train(
     owned: contextlib.ExitStack,
 ) -> Run:
     """Trains in one process of the run; adds the lock of the run's folder to `owned`."""
+    config = settle(config, device)
     if config.tensorboard and distributed.is_first():
         summary_writer()  # raises before a run folder is made
     checkpoint = None if config.resume is None else resume(config, owned)
@@ -121,7 +123,7 @@ def _train(
 
     def on_held_out(trained: FrameClassifier) -> Result:
         known = None if trained.num_classes == collection.num_classes else classes
-        return evaluate(trained, collection, "test", classes=known, workers=config.workers)
+        return evaluate(trained, collection, "test", classes=known, workers=config.workers or 0)
 
     if run is None:
         run = create(config, collection, correlation, owned)

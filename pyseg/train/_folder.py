@@ -25,6 +25,7 @@ RESUMABLE = (
     "finetune.steps",
     "workers",
     "device",
+    "cuda_graph",
     "checkpoint_minutes",
     "checkpoint_steps",
     "keep_checkpoints",
@@ -132,8 +133,8 @@ def resume(config: TrainConfig, owned: contextlib.ExitStack) -> tuple[Path, dict
     before, now = found[1]["identity"]["options"], flat_options(config)
     _refuse_changes(f"{source.config_file}: {{name}} {{value}}", before, now)
     for name in RESUMABLE:
-        if name != "run" and now[name] != before[name]:
-            print(f"--{name} {_shown(now[name])}, {_shown(before[name])} before")
+        if name != "run" and now[name] != before.get(name):
+            print(f"--{name} {_shown(now[name])}, {_shown(before.get(name))} before")
     return found
 
 

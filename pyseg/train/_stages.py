@@ -44,9 +44,9 @@ def make_stages(
     if config.stage != "finetune":
         frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}
         videos = collection.videos("train", **order, **frames)
-        stages.append(
-            Stage("pretrain", config.pretrain, videos, _loss("pretrain", config.pretrain))
-        )
+        loss = _loss("pretrain", config.pretrain)
+        longest = frames.get("max_frames") if config.pad_frames else None
+        stages.append(Stage("pretrain", config.pretrain, videos, loss, frames=longest))
     correlation, segments = graph, None
     if config.stage != "pretrain":
         segments = collection.segments("train", classes=classes, **order)
@@ -64,10 +64,13 @@ def make_stages(
             correlation=None if correlation is None else correlation.to(device),
             absent_evidence=config.loss.absent_evidence,
         )
-        stages.append(Stage("finetune", config.finetune, segments, loss, classes))
+        longest = collection.features.segment_size if config.pad_frames else None
+        stages.append(Stage("finetune", config.finetune, segments, loss, classes, frames=longest))
         if config.final_fit:
             everything = cast(RecordDataset, collection.segments("all", classes=classes, **order))
-            stages.append(Stage("final", config.finetune, everything, loss, refit=True))
+            stages.append(
+                Stage("final", config.finetune, everything, loss, refit=True, frames=longest)
+            )
     elif config.final_fit:
         raise UserError("--final_fit: the data has no rated segments")
     for stage in stages:

@@ -6,12 +6,14 @@ stopped or killed at any step and then resumed ends with the same weights.
 
 from pyseg.training.log import Log, summary_writer
 from pyseg.training.losses import Loss, make_loss, register_loss
-from pyseg.training.stages import Stage, StageRun, Step
+from pyseg.training.optimization import Optimization, Step
+from pyseg.training.stages import Stage, StageRun
 from pyseg.training.trainer import Trainer
 
 __all__ = [
     "Log",
     "Loss",
+    "Optimization",
     "Stage",
     "StageRun",
     "Step",

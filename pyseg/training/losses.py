@@ -22,6 +22,10 @@ def register_loss(name: str) -> Callable[[Make], Make]:
     a `pyseg.data.Batch`, and returns a scalar. For fine-tuning it is constructed with the
     arguments of `Loss` for which it has parameters; ``loss_overrides`` sets others.
 
+    With an attribute ``takes_spare_ratings = True`` its steps may become CUDA graphs. It must then
+    ignore the classes and scores after ``offsets[-1]``, wait for no value of a GPU, and do the same
+    in every step.
+
     Args:
         name: The name of the loss, which must be new.
 
@@ -79,6 +83,8 @@ class Loss(nn.Module):
         correlation: The label correlation, for the targets of unrated classes.
         absent_evidence: See `pyseg.ops.rated_bce_with_logits`.
     """
+
+    takes_spare_ratings = True
 
     def __init__(
         self,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyseg import _cli, distributed
 from pyseg._progress import Progress
@@ -21,46 +21,16 @@ from pyseg.data import Batch, Feed, RecordDataset
 from pyseg.errors import UserError
 from pyseg.evaluate import report_of_all
 from pyseg.labels import LabelCorrelation
-from pyseg.nn import FrameClassifier, l2_penalty
+from pyseg.nn import FrameClassifier
+from pyseg.training import graph
 from pyseg.training.identity import digest
+from pyseg.training.optimization import Optimization
 
 if TYPE_CHECKING:
     from pyseg.training.trainer import Trainer
 
 LOG_EVERY = 10  # steps between lines of metrics.jsonl
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Step(nn.Module):
-    """Model and loss as one module, so that both are compiled and distributed together."""
-
-    model: FrameClassifier
-    loss: nn.Module
-
-    def __init__(self, model: FrameClassifier, loss: nn.Module, l2: float) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-        self.l2 = l2
-
-    def forward(
-        self, frames: Tensor, num_frames: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor
-    ) -> Tensor:
-        """Returns the loss of a batch, with the L2 penalty."""
-
-        def criterion(logits: Tensor) -> Tensor:
-            loss = self.loss(logits, offsets, classes, scores)
-            if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
-                kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
-                raise UserError(
-                    f"{type(self.loss).__name__}: expected a loss that is a scalar tensor with a "
-                    f"gradient, found {kind}"
-                )
-            return loss
-
-        loss = self.model.training_loss(frames, num_frames, criterion)
-        return loss + l2_penalty(self.model, self.l2) if self.l2 else loss
+CHECK_SECONDS = 1.0  # between the times that several processes ask each other whether to save
 
 
 @dataclass(frozen=True)
@@ -75,6 +45,7 @@ class Stage:
         classes: The classes of the previous stage's model to keep; None: all.
         refit: Whether it repeats the previous stage on all examples, held-out ones included: from
             the same initial weights, for its best number of steps, without evaluation.
+        frames: The length to pad its examples to; None: the longest of each batch.
     """
 
     name: str
@@ -83,6 +54,7 @@ class Stage:
     loss: nn.Module
     classes: Sequence[int] | None = None
     refit: bool = False
+    frames: int | None = None
 
     def share_of_batch(self) -> int:
         """Returns the number of a batch's examples that this process takes.
@@ -129,18 +101,8 @@ class StageRun:
         self.model = trainer.model
         config = stage.config
         self.model.noise.sigma = config.noise
-        # First, before the weights are copied: it broadcasts those of the first process.
-        step = distributed.parallel(Step(self.model, stage.loss, config.l2))
-        self.loss_of = torch.compile(step) if trainer.config.compile else step
-        # fused: one pass over the weights instead of a dozen, which would be half of a short step.
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, fused=True
-        )
-        self.average: AveragedModel | None = None
-        if config.ema:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        half = trainer.config.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(trainer.device.type, enabled=half)
+        self.optimization = Optimization(self.model, stage.loss, config, trainer.config)
+        self.graphs = self._make_graphs()
         self.steps = steps
         self.step = 0
         self.best: float | None = None  # of all evaluations so far
@@ -149,6 +111,7 @@ class StageRun:
         self.skipped = 0  # batches whose loss was not finite
         self.seconds = 0.0
         self.saved_at = time.monotonic()
+        self.next_check = 0  # the step at which processes ask each other whether to save
         self.recent: list[tuple[list[str], Tensor]] = []  # examples and losses since the last line
         feed_state = None
         if resumed is not None:
@@ -157,17 +120,39 @@ class StageRun:
         self.feed = Feed(
             stage.dataset,
             stage.share_of_batch(),
-            workers=trainer.config.workers,
+            workers=trainer.config.workers or 0,
+            frames=stage.frames,
+            num_classes=self.model.num_classes,
+            device=trainer.device,
             state=feed_state,
         )
+
+    def _make_graphs(self) -> graph.GraphedSteps | None:
+        """Returns what takes steps as CUDA graphs, or None; a line says why there are none."""
+        options = self.trainer.config
+        recorder = None if options.cuda_graph is False else graph.make_recorder(self.trainer.device)
+        if recorder is None:
+            if options.cuda_graph:
+                print(f"CUDA graphs: none on {self.trainer.device}")
+            return None
+        if why := graph.why_not(options, self.model, self.stage.loss):
+            print(f"CUDA graphs: none: {why}")
+            return None
+        self.optimization.keep_rate_on_device()
+        return graph.GraphedSteps(self.optimization.step, recorder)
 
     @property
     def weights(self) -> FrameClassifier:
         """The model to evaluate and to save."""
-        return self.model if self.average is None else cast(Any, self.average.module)
+        average = self.optimization.average
+        return self.model if average is None else average
 
     def run(self) -> None:
         """Takes the remaining steps; the model then has the best weights."""
+        with contextlib.nullcontext() if self.graphs is None else self.graphs.stream():
+            self._run()
+
+    def _run(self) -> None:
         name, config = self.stage.name, self.stage.config
         blind = self.stage.refit or self.trainer.evaluate is None
         self.model.train()
@@ -179,12 +164,13 @@ class StageRun:
         ) as bar:
             while self.step < self.steps:
                 batch = self._next()
-                loss = self._take_step(batch)
+                self.recent.append((batch.ids, self._take_step(batch)))
                 self.step += 1
-                self.recent.append((batch.ids, loss))
+                last = self.step == self.steps
+                if not last:
+                    self.feed.read_ahead()
                 self.seconds = before + time.perf_counter() - began
                 bar.update()
-                last = self.step == self.steps
                 if self.step % LOG_EVERY == 0 or last:
                     mean = self._report()
                     bar.note(loss=f"{mean:.3f}")
@@ -217,8 +203,8 @@ class StageRun:
                 best = self.trainer.run.model(self.trainer.device)
                 self.model.load_state_dict(best.state_dict())
             distributed.share_weights(self.model)
-        if self.average is not None and self.best_step == self.step:
-            self.model.load_state_dict(self.average.module.state_dict())
+        if self.weights is not self.model and self.best_step == self.step:
+            self.model.load_state_dict(self.weights.state_dict())
 
     def _print_summary(self) -> None:
         name, config = self.stage.name, self.stage.config
@@ -236,38 +222,28 @@ class StageRun:
         batch = next(self.feed, None)
         if batch is None:
             raise UserError(f"{self.stage.name}: the data set has no training example")
-        batch.check_classes(self.model.num_classes)
-        return batch.to(self.trainer.device, non_blocking=True)
+        return batch
 
     def _take_step(self, batch: Batch) -> Tensor:
         """Takes a step; returns the loss, without waiting for the GPU."""
-        config, options = self.stage.config, self.trainer.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        dtype = _DTYPES.get(options.precision)
-        with torch.autocast(self.trainer.device.type, dtype=dtype, enabled=dtype is not None):
-            loss: Tensor = self.loss_of(
-                batch.frames, batch.num_frames, batch.offsets, batch.classes, batch.scores
-            )
-        if options.on_nan == "skip":
-            wrong = not bool(torch.isfinite(loss.detach()))
-            if any(distributed.any_of(wrong)):
-                self.skipped += 1
-                ids = _examples(distributed.from_all(batch.ids if wrong else []))
-                self.trainer.log.write(
-                    self.stage.name, step=self.step + 1, skipped=True, ids=ids[:5]
-                )
-                return torch.zeros_like(loss.detach())
-        self.scaler.scale(loss).backward()
-        if config.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self.optimization.set_rate(self.stage.config.learning_rate_at(self.step))
+        if self.graphs is not None:
+            return self.graphs(batch)
+        if self.trainer.config.on_nan == "raise":
+            return self.optimization.step(*batch.tensors)
+        loss = self.optimization.forward(*batch.tensors)
+        wrong = not bool(torch.isfinite(loss.detach()))
+        if any(distributed.any_of(wrong)):
+            self.skipped += 1
+            ids = _examples(distributed.from_all(batch.ids if wrong else []))
+            self.trainer.log.write(self.stage.name, step=self.step + 1, skipped=True, ids=ids[:5])
+            return torch.zeros_like(loss.detach())
+        self.optimization.update(loss)
         return loss.detach()
+
+    def _own_losses(self) -> list[float]:
+        """Returns this process's losses since the last line of the log, in one transfer."""
+        return torch.stack([loss for _, loss in self.recent]).tolist() if self.recent else []
 
     def _losses(self) -> Tensor:
         """Returns the losses since the last line of the log, over all processes.
@@ -275,7 +251,7 @@ class StageRun:
         Raises:
             pyseg.errors.UserError: One is not finite, so that all later weights are invalid.
         """
-        own = [float(loss) for _, loss in self.recent]
+        own = self._own_losses()
         every = torch.tensor(distributed.from_all(own))
         losses = every.mean(0)  # the mean over processes, whose parts of a batch have equal sizes
         wrong = (~losses.isfinite()).nonzero().flatten().tolist()
@@ -319,7 +295,13 @@ class StageRun:
     def _save_if_due(self) -> None:
         """Writes a checkpoint if one is due or the user has asked to stop."""
         trainer, options = self.trainer, self.trainer.config
+        by_step = options.checkpoint_steps and self.step % options.checkpoint_steps == 0
+        if not by_step and self.step < self.next_check:
+            return
         # The first process's clock decides for all: each of them contributes to a checkpoint.
+        if distributed.world_size() > 1:
+            within = int(CHECK_SECONDS * self.step / self.seconds)
+            self.next_check = self.step + distributed.from_first(max(1, min(within, LOG_EVERY)))
         late = time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes
         stopped, due = distributed.any_of(self.stopped(), distributed.is_first() and late)
         if stopped:
@@ -329,7 +311,6 @@ class StageRun:
             print(f"stopped at {self.stage.name}, step {self.step}: {trainer.run.how_to_resume}")
             distributed.wait()  # torchrun ends all processes as soon as one ends
             raise KeyboardInterrupt
-        by_step = options.checkpoint_steps and self.step % options.checkpoint_steps == 0
         if by_step or due:
             self.save()
 
@@ -339,7 +320,9 @@ class StageRun:
         own = {
             "random": random_state(),
             "feed": self.feed.state(),
-            "recent": [[ids, loss.item()] for ids, loss in self.recent],
+            "recent": [
+                [ids, loss] for (ids, _), loss in zip(self.recent, self._own_losses(), strict=True)
+            ],
         }
         processes = distributed.from_all(own)
         self.saved_at = time.monotonic()
@@ -350,10 +333,7 @@ class StageRun:
             "step": self.step,
             "steps": self.steps,
             "identity": self.trainer.identity,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            **self.optimization.state(),
             "best": [self.best, self.best_step, self.worse],
             "processes": processes,
             "skipped": self.skipped,
@@ -372,11 +352,7 @@ class StageRun:
         self.step = state["step"]
         if self.stage.refit:  # the best step of the previous stage
             self.steps = state["steps"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        self.optimization.restore(state)
         self.best, self.best_step, self.worse = state["best"]
         self.skipped, self.seconds = state["skipped"], state["seconds"]
         device = self.trainer.device

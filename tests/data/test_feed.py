@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from pyseg.data import (
     encode_frames,
     write_records,
 )
+from pyseg.data import feed as feeding
+from pyseg.errors import DataError
 
 SCHEMA = FrameSchema(features=(("f", 3),))
 
@@ -132,3 +135,60 @@ def test_no_example(shards: list[str]) -> None:
     dataset = FrameDataset(shards, SCHEMA, repeat=True, keep=lambda id: False)
     with pytest.raises(StopIteration):
         next(Feed(dataset, 4))
+
+
+class NoCopies(feeding._Copies):
+    """Takes the place of copies to a GPU, and counts them."""
+
+    count = 0
+
+    def __init__(self, device: Any) -> None:
+        self._started: Any = None
+
+    def start(self, batch: Batch) -> None:
+        assert not self.started
+        NoCopies.count += 1
+        self._started = batch
+
+    def finish(self) -> Batch:
+        batch, self._started = self._started, None
+        return batch
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_reading_ahead_changes_neither_batches_nor_position(shards, monkeypatch, cache) -> None:
+    loader = feeding.loader
+
+    def unpinned(*args: Any, pin_memory: bool, **options: Any) -> Any:
+        assert pin_memory  # a GPU copies from pageable memory only while the process waits
+        return loader(*args, pin_memory=False, **options)
+
+    dataset = FrameDataset(shards, SCHEMA, repeat=True, shuffle=True, buffer=4, cache=cache)
+    expected = Feed(dataset, 4)
+    monkeypatch.setattr(feeding, "loader", unpinned)
+    monkeypatch.setattr(feeding, "_Copies", NoCopies)
+    feed, state = Feed(dataset, 4, device="cuda"), None
+    for number in range(12):
+        if number % 3 == 0 and state is not None:
+            feed = Feed(dataset, 4, device="cuda", state=state)
+        before = NoCopies.count
+        assert content(next(feed)) == content(next(expected))
+        feed.read_ahead()
+        feed.read_ahead()  # no further than one batch
+        assert NoCopies.count == before + (2 if number % 3 == 0 else 1)
+        state = feed.state()
+        assert state == expected.state()
+
+
+def test_reading_ahead_is_for_gpus(shards) -> None:
+    feed = Feed(FrameDataset(shards, SCHEMA, repeat=True), 4)
+    state = feed.state()
+    feed.read_ahead()
+    assert feed.state() == state
+
+
+def test_classes_are_checked_and_frames_padded(shards) -> None:
+    dataset = FrameDataset(shards, SCHEMA, repeat=True)
+    assert next(Feed(dataset, 4, num_classes=2, frames=9)).frames.shape == (4, 9, 3)
+    with pytest.raises(DataError, match=r"s0v0: expected classes in \[0, 1\), found 1"):
+        next(Feed(dataset, 4, num_classes=1))
