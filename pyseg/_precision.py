@@ -74,27 +74,31 @@ class Precision:
 
 @contextlib.contextmanager
 def allow_tf32(allowed: bool) -> Iterator[None]:
-    """Sets whether a GPU may round the inputs of float32 products to TF32, and restores it."""
-    matmul = torch.backends.cuda.matmul
+    """Sets whether a GPU may round the inputs of float32 products to TF32, and restores it.
+
+    That is so in matrix products and in cuDNN, where PyTorch allows it by default.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     found = matmul.fp32_precision
-    if (found == "tf32") == allowed:
-        yield
-        return
     try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has set the newer name, after which the older has no value
+        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:  # the caller has set the newer names, after which the older have no value
         matmul.fp32_precision = "tf32" if allowed else "ieee"
         try:
             yield
         finally:
             matmul.fp32_precision = found
         return
-    # The older name sets both, the newer would set itself alone.
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    # The older name of the first sets both, the newer would set itself alone.
+    if (found == "tf32") != allowed:
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+    cudnn.allow_tf32 = allowed
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if (found == "tf32") != allowed:
+            torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from pyseg import _cli, models
+from pyseg._precision import PrecisionName
 from pyseg._registry import suggestion
 from pyseg.data.memory import MOST_WORKERS
 from pyseg.data.records import OnError
@@ -239,7 +240,8 @@ class TrainConfig:
         precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none, the default
             on a CPU. The default on a GPU with fast bfloat16 products is "bf16". On a CPU without
             them, "bf16" only stores results as bfloat16.
-        tf32: Let a GPU round to TF32: the inputs of float32 products; the default on a GPU.
+        tf32: Let a GPU round the inputs of float32 products to TF32; default: unless --precision
+            fp32 is given.
         cuda_graph: Replay steps as CUDA graphs: recorded once for each length of batches and then
             launched whole; default: on a GPU, where all of a step is known to allow it. A line says
             why not. True also tries a model of your own.
@@ -311,7 +313,7 @@ class TrainConfig:
     seed: int = 0
     workers: int | None = None
     device: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    precision: PrecisionName | None = None
     tf32: bool | None = None
     cuda_graph: bool | None = None
     compile: bool = False

@@ -74,6 +74,10 @@ class Batch:
         """Frames, num_frames, offsets, classes and scores."""
         return self.frames, self.num_frames, self.offsets, self.classes, self.scores
 
+    def with_tensors(self, *tensors: Tensor) -> Batch:
+        """Returns the batch with other `tensors`."""
+        return Batch(self.ids, *tensors, self.position)
+
     def targets(self, num_classes: int) -> Tensor:
         """Returns the scores as a matrix, (B, C) float32: 0 for classes that are not rated.
 

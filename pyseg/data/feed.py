@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pyseg._copies import Upload
 from pyseg.data.batch import Batch
 from pyseg.data.datasets import RecordDataset
 from pyseg.data.loading import loader
@@ -88,11 +89,15 @@ class Feed(Iterator[Batch]):
         start = Start(self._batches, tuple(self._positions))
         self._num_classes = num_classes
         self._device = torch.device(device)
-        on_gpu = self._device.type == "cuda"
-        self._copies = _Copies(self._device) if on_gpu else None
+        self._sent: tuple[Batch, Upload] | None = None  # the next batch, on its way to a GPU
         self._iterator = iter(
             loader(
-                dataset, batch_size, workers=workers, frames=frames, pin_memory=on_gpu, start=start
+                dataset,
+                batch_size,
+                workers=workers,
+                frames=frames,
+                pin_memory=self._device.type == "cuda",
+                start=start,
             )
         )
 
@@ -102,11 +107,12 @@ class Feed(Iterator[Batch]):
         Raises:
             pyseg.errors.DataError: A class is out of range; the message names the video.
         """
-        if self._copies is None:
+        self.read_ahead()
+        if self._sent is None:
             batch = self._read().to(self._device)
         else:
-            self.read_ahead()
-            batch = self._copies.finish()
+            (batch, upload), self._sent = self._sent, None
+            batch = batch.with_tensors(*upload.tensors())
         if self._positions:
             self._positions[self._batches % len(self._positions)] = Position(*batch.position)
         self._batches += 1
@@ -117,8 +123,9 @@ class Feed(Iterator[Batch]):
 
         It does nothing on other devices. The error of a batch is raised here.
         """
-        if self._copies is not None and not self._copies.started:
-            self._copies.start(self._read())
+        if self._device.type == "cuda" and self._sent is None:
+            batch = self._read()
+            self._sent = batch, Upload(self._device, *batch.tensors)
 
     def _read(self) -> Batch:
         """Returns the next batch in host memory, where checking it waits for no GPU."""
@@ -131,37 +138,3 @@ class Feed(Iterator[Batch]):
         """Returns the position after the last batch, as numbers, text and lists."""
         positions = [list(position) for position in self._positions]
         return {**self._options, "batches": self._batches, "positions": positions}
-
-
-class _Copies:
-    """Copies batches to a GPU, one at a time, on a stream of its own.
-
-    Args:
-        device: The GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._started: tuple[Batch, torch.cuda.Event] | None = None
-
-    @property
-    def started(self) -> bool:
-        """Whether a copy has been started, and not been asked for yet."""
-        return self._started is not None
-
-    def start(self, batch: Batch) -> None:
-        """Starts to copy a batch, from page-locked memory."""
-        with torch.cuda.stream(self._stream):
-            moved = batch.to(self._device, non_blocking=True)
-            self._started = moved, self._stream.record_event()
-
-    def finish(self) -> Batch:
-        """Returns the batch, for which the current stream will wait."""
-        assert self._started is not None
-        (batch, copied), self._started = self._started, None
-        stream = torch.cuda.current_stream(self._device)
-        stream.wait_event(copied)
-        for tensor in batch.tensors:
-            tensor.record_stream(stream)  # its memory is free once the stream has used it
-        return batch

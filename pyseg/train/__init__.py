@@ -26,6 +26,7 @@ import torch
 
 from pyseg import _cli, _ext, distributed
 from pyseg._memory import keep_memory
+from pyseg._precision import allow_tf32
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
 from pyseg.data import Collection, ReadReport
 from pyseg.data.records import without_record_warnings
@@ -101,7 +102,7 @@ def _train(
     checkpoint = None if config.resume is None else resume(config, owned)
     if checkpoint is None and config.run is not None:
         check_new(Run(config.run))  # before the data is read, which may take minutes
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    owned.enter_context(allow_tf32(bool(config.tf32)))
     torch.manual_seed(config.seed)
 
     collection = open_data(config) if collection is None else collection

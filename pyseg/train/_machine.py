@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from pyseg._precision import Precision
 from pyseg.config import TrainConfig
 
 _MOST_WORKERS = 8  # of a process, by default: more only compete for the cores
@@ -23,20 +24,15 @@ def settle(config: TrainConfig, device: torch.device) -> TrainConfig:
         device: The device of training.
 
     Example:
-        >>> found = settle(TrainConfig(tf32=True), torch.device("cpu"))
+        >>> found = settle(TrainConfig(), torch.device("cpu"))
         >>> found.precision, found.tf32, found.workers
-        ('fp32', True, 0)
+        ('fp32', False, 0)
     """
-    on_gpu = device.type == "cuda"
-    if config.workers is None:
-        config = replace(config, workers=_workers() if on_gpu else 0)
-    if config.precision is None:
-        # Before compute capability 8.0, bfloat16 products are emulated.
-        fast = on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
-        config = replace(config, precision="bf16" if fast else "fp32")
-    if config.tf32 is None:
-        config = replace(config, tf32=on_gpu)
-    return config
+    workers = config.workers
+    if workers is None:
+        workers = _workers() if device.type == "cuda" else 0
+    used = Precision.on(device, config.precision, config.tf32)
+    return replace(config, workers=workers, precision=used.name, tf32=used.tf32)
 
 
 def _workers() -> int:

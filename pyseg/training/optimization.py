@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pyseg import distributed
+from pyseg._precision import Precision
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.errors import UserError
 from pyseg.nn import FrameClassifier, l2_penalty
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Step(nn.Module):
@@ -81,13 +80,15 @@ class Optimization:
         self._model = model
         self._config = config
         self._device = next(model.parameters()).device
-        self._dtype = _DTYPES.get(options.precision or "fp32")
+        self._precision = Precision(options.precision or "fp32")
         # First, before the weights are copied: it broadcasts those of the first process.
         step = distributed.parallel(Step(model, loss, config.l2))
         self._loss_of = torch.compile(step) if options.compile else step
         # fused: one pass over the weights instead of a dozen, which would be half of a short step.
         self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype == torch.float16)
+        self._scaler = torch.amp.GradScaler(
+            self._device.type, enabled=self._precision.name == "fp16"
+        )
         self.average = copy.deepcopy(model) if config.ema else None
         self._averages = False  # whether the average is of later weights than the first ones
 
@@ -114,8 +115,7 @@ class Optimization:
     def forward(self, *tensors: Tensor) -> Tensor:
         """Returns the loss of `pyseg.data.Batch.tensors`, the first half of a step."""
         self._optimizer.zero_grad(set_to_none=True)
-        half = self._dtype is not None
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=half):
+        with self._precision.autocast(self._device):
             loss: Tensor = self._loss_of(*tensors)
         return loss
 

@@ -137,22 +137,14 @@ def test_no_example(shards: list[str]) -> None:
         next(Feed(dataset, 4))
 
 
-class NoCopies(feeding._Copies):
+class NoUpload:
     """Takes the place of copies to a GPU, and counts them."""
 
     count = 0
 
-    def __init__(self, device: Any) -> None:
-        self._started: Any = None
-
-    def start(self, batch: Batch) -> None:
-        assert not self.started
-        NoCopies.count += 1
-        self._started = batch
-
-    def finish(self) -> Batch:
-        batch, self._started = self._started, None
-        return batch
+    def __init__(self, device: Any, *tensors: Any) -> None:
+        NoUpload.count += 1
+        self.tensors = lambda: list(tensors)
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -166,16 +158,16 @@ def test_reading_ahead_changes_neither_batches_nor_position(shards, monkeypatch,
     dataset = FrameDataset(shards, SCHEMA, repeat=True, shuffle=True, buffer=4, cache=cache)
     expected = Feed(dataset, 4)
     monkeypatch.setattr(feeding, "loader", unpinned)
-    monkeypatch.setattr(feeding, "_Copies", NoCopies)
+    monkeypatch.setattr(feeding, "Upload", NoUpload)
     feed, state = Feed(dataset, 4, device="cuda"), None
     for number in range(12):
         if number % 3 == 0 and state is not None:
             feed = Feed(dataset, 4, device="cuda", state=state)
-        before = NoCopies.count
+        before = NoUpload.count
         assert content(next(feed)) == content(next(expected))
         feed.read_ahead()
         feed.read_ahead()  # no further than one batch
-        assert NoCopies.count == before + (2 if number % 3 == 0 else 1)
+        assert NoUpload.count == before + (2 if number % 3 == 0 else 1)
         state = feed.state()
         assert state == expected.state()
 
