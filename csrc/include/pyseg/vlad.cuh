@@ -94,13 +94,13 @@ BackwardWorkspace<A> backward_workspace(const VladShape& shape, bool norm, const
   const auto [B, N, G, F, K] = shape;
   BackwardWorkspace<A> work{};
   work.columns = arena.take<A>(B * 3 * K);
-  if (plan.warps_m == 0) {
+  if (plan.tiles_k == 0) {
     work.rows = arena.take<Row<A>>(B * N);
     work.attention = arena.take<A>(B * N);
   }
   if (norm) {
     work.norm_sums =
-        arena.take<A>(plan.norm_sums ? plan.parts(B) * 2 * G * K : norm_sums_size(shape));
+        arena.take<A>(plan.norm_sums ? plan.blocks * 2 * G * K : norm_sums_size(shape));
   }
   return work;
 }
@@ -158,19 +158,19 @@ cudaError_t launch_vlad_backward(const VladShape& shape, const VladInput<T, gpu:
   const auto work = gpu::backward_workspace<A>(shape, norm, plan, arena);
   cudaError_t error = cudaSuccess;
   if constexpr (!std::is_same_v<T, double>) {
-    if (plan.warps_m > 0) {
+    if (plan.tiles_k > 0) {
       error = gpu::launch_vlad_backward_mma<T>(shape, in, saved, eps, out, plan, work, stream);
     }
   }
-  if (plan.warps_m == 0) {
+  if (plan.tiles_k == 0) {
     error = gpu::launch_vlad_backward_fma<T>(shape, in, saved, eps, out, work, stream);
   }
   if (error != cudaSuccess || !norm) return error;
   if (!plan.norm_sums) {
     return gpu::launch_norm_backward<T>(shape, in.assignment, in.norm, out, work.norm_sums, stream);
   }
-  error = gpu::launch_norm_sums_finish(shape, in.norm, plan.parts(shape.batch), work.norm_sums,
-                                       out.norm_sums, stream);
+  error = gpu::launch_norm_sums_finish(shape, in.norm, plan.blocks, work.norm_sums, out.norm_sums,
+                                       stream);
   if (error != cudaSuccess || in.norm.row_weights == nullptr) return error;
   return gpu::launch_norm_gradient<T>(shape, in.assignment, in.norm, out, stream);
 }

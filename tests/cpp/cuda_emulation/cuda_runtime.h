@@ -280,10 +280,17 @@ inline int __syncthreads_or(int vote) {
   return block.voted();
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int offset) {
+T __shfl_sync(unsigned mask, T value, int lane) {
   if (mask != 0xffffffffu) emulation::fail("a shuffle of part of a warp");
-  emulation::Block& block = *emulation::Block::current();
-  return block.exchange(value)(block.lane() ^ offset);
+  return emulation::Block::current()->exchange(value)(lane);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int offset) {
+  return __shfl_sync(mask, value, emulation::Block::current()->lane() ^ offset);
+}
+template <typename T>
+void __stcg(T* address, T value) {
+  *address = value;
 }
 
 template <typename To, typename From>

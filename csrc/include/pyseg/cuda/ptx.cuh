@@ -1,7 +1,8 @@
 // The instructions of sm_80 and later that the matrix kernels use: asynchronous copies to shared
 // memory, and matrix products of a warp with float sums (PTX ISA 8.0, sections 9.7.9.25.3, 9.7.14.5
-// and 9.7.15), and a fast power of two. Compiled for an older GPU the functions trap; the launchers do not use them there.
-// The tests replace them with functions that run on a CPU (tests/cpp/cuda_emulation).
+// and 9.7.15), and a fast power of two. Compiled for an older GPU the functions trap; the launchers
+// do not use them there. The tests replace them with functions that run on a CPU
+// (tests/cpp/cuda_emulation).
 //
 // With g = lane / 4 and t = lane % 4 a lane holds, of the 16 x 8 result of one product, elements
 // (g, 2t), (g, 2t + 1), (g + 8, 2t) and (g + 8, 2t + 1).
@@ -93,6 +94,13 @@ __device__ inline float round_tf32(float value) {
 }
 
 #undef PYSEG_SM80
+
+// The value itself, unknown to the compiler: it cannot move what depends on it out of a loop, where
+// it would take registers.
+__device__ inline int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 // 2^value within two units in the last place; results below the smallest normal number become 0.
 __device__ inline float exp2_approximate(float value) {

@@ -128,6 +128,8 @@ inline float round_tf32(float value) {
   return __uint_as_float((__float_as_uint(value) + 0x1000u) & 0xffffe000u);
 }
 
+inline int opaque(int value) { return value; }
+
 inline float exp2_approximate(float value) {
   const float result = exp2f(value);
   return result < std::numeric_limits<float>::min() ? 0.f : result;  // NaN stays
