@@ -279,6 +279,7 @@ inline int __syncthreads_or(int vote) {
   block.sync_block(vote != 0);
   return block.voted();
 }
+inline void __syncwarp() { emulation::Block::current()->sync_warp(); }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int lane) {
   if (mask != 0xffffffffu) emulation::fail("a shuffle of part of a warp");

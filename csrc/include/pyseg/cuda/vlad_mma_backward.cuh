@@ -152,6 +152,11 @@ __device__ inline Scaling scaling_of(float largest) {
           __uint_as_float((exponent - kTarget) << kMantissa)};
 }
 
+// The inverse of a power of two.
+__device__ inline float inverse_power(float power) {
+  return __uint_as_float((2u * 127 << 23) - __float_as_uint(power));
+}
+
 // Reduces the values that threads hold for kColumnVector columns over all threads of the same
 // columns, in a fixed order. Every thread of the block takes part; thread k < `columns` gets the
 // result of column k.
@@ -437,19 +442,19 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       store_four({0, 0, 0, 0}, lane_sums + i * kLaneValues);
     }
   }
-  const int all_chunks = static_cast<int>(shape.batch) * plan.chunks;
-  const int first_chunk = blockIdx.x * plan.block_chunks;
-  const int end_chunk =
-      first_chunk + plan.block_chunks < all_chunks ? first_chunk + plan.block_chunks : all_chunks;
+  const auto end_of_block = [&] {
+    const int chunks = static_cast<int>(shape.batch) * plan.chunks;
+    const int end = (opaque(blockIdx.x) + 1) * plan.block_chunks;
+    return end < chunks ? end : chunks;
+  };
 #pragma unroll 1
-  for (int start = first_chunk; start < end_chunk;) {
+  for (int start = blockIdx.x * plan.block_chunks; start < end_of_block();) {
     const int b = start / plan.chunks, first = start - b * plan.chunks;
-    const int end =
-        end_chunk - b * plan.chunks < plan.chunks ? end_chunk - b * plan.chunks : plan.chunks;
-    start = b * plan.chunks + end;
-    load_ahead(b, first * kBackwardWarps + warp, 0);
+    const int rest = end_of_block() - b * plan.chunks;
+    const int end = rest < plan.chunks ? rest : plan.chunks;
     prepare(b, first == 0);
     present = 0;
+    load_ahead(b, first * kBackwardWarps + warp, 0);
 
 #pragma unroll 1
     for (int chunk = first; chunk < end; ++chunk) {
@@ -459,8 +464,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       // not exist the last one is read, with an attention of 0 and without results.
       const int row = tile * kMmaTile + lane_row, last = N - 1;
       const bool inside[2] = {row <= last, row + 8 <= last};
-      const int64_t index[2] = {int64_t{b} * N + (inside[0] ? row : last),
-                                int64_t{b} * N + (inside[1] ? row + 8 : last)};
+      const int64_t first_row = int64_t{b} * N;
+      const int64_t index[2] = {first_row + (inside[0] ? row : last),
+                                first_row + (inside[1] ? row + 8 : last)};
       const int64_t at_f[2] = {index[0] * F + kVector * t, index[1] * F + kVector * t};
       const int64_t at_k[2] = {index[0] * K + 4 * t, index[1] * K + 4 * t};
       const int width = F - kVector * t, clusters = K - 4 * t;
@@ -587,15 +593,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
         }
       }
       float weight[2];
-      Scaling scaling[2];
+      float power[2] = {1, 1};  // of two, the scaling of the weights
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const float share = 1.f / warp_sum<1, 4>(total[h]);
         mean[h] = warp_sum<1, 4>(mean[h]) * share;
-        weight[h] = (inside[h] ? widen(in.attention[index[h]]) : 0.f) * share;
-        if (inside[h] && t == 0) narrow_saturated<T>(mean[h], out.attention[index[h]]);
+        weight[h] = (inside[h] ? widen(in.attention[first_row + row + 8 * h]) : 0.f) * share;
+        if (inside[h] && t == 0)
+          narrow_saturated<T>(mean[h], out.attention[first_row + row + 8 * h]);
         if constexpr (kScaled) {
-          scaling[h] = scaling_of(warp_maximum<1, 4>(bound[h]) * fabsf(weight[h]));
+          power[h] = scaling_of(warp_maximum<1, 4>(bound[h]) * fabsf(weight[h])).factor;
         }
       }
 
@@ -620,7 +627,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
             weights[h][j] *= weight[h];
             e[h][j] = weights[h][j] * (g[i][j / 2][2 * h + j % 2] - mean[h]);
             weights[h][j] *= scales[j];
-            if constexpr (kScaled) weights[h][j] *= scaling[h].factor;
+            if constexpr (kScaled) weights[h][j] *= power[h];
           }
         }
 #pragma unroll
@@ -671,6 +678,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 
       if (chunk + 1 < end) load_ahead(b, tile + kBackwardWarps, 0);
 
+      T* const result =
+          out.features + (first_row + opaque(row)) * F + kVector * t;  // of the first row
       // d_features[n,f] = sum_k (attention[n] p[n,k] scale[k]) d'[f,k]
       const auto multiply = [&](const T* d, int unit, auto count) {
         constexpr int kCount = decltype(count)::value;
@@ -696,7 +705,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
           const int f = (unit + u) * D::kUnit;
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const float inverse = kScaled ? scaling[h].inverse : 1.f;
+            const float inverse = kScaled ? inverse_power(power[h]) : 1.f;
             uint32_t words[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -708,7 +717,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
               }
             }
             store_bits<kAligned>(uint4{words[0], words[1], words[2], words[3]},
-                                 inside[h] ? width - f : 0, out.features + at_f[h] + f);
+                                 inside[h] ? width - f : 0, result + h * 8 * F + f);
           }
         }
       };
@@ -728,6 +737,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
           multiply(d, unit, std::integral_constant<int, 1>{});
       }
     }
+    start = b * plan.chunks + end;
   }
 
   if (!plan.norm_sums) return;
@@ -770,7 +780,7 @@ constexpr BackwardPlan plan_backward(const VladShape& shape, bool norm, const De
   plan.tiles = static_cast<int>(quotient(shape.rows, kMmaTile));
   plan.chunks = static_cast<int>(quotient(plan.tiles, kBackwardWarps));
   const int64_t chunks = shape.batch * plan.chunks;
-  if (chunks > std::numeric_limits<int>::max()) return {};
+  if (chunks > std::numeric_limits<int>::max() / 2) return {};
   plan.block_chunks =
       static_cast<int>(quotient(chunks, std::min<int64_t>(chunks, device.multiprocessors)));
   plan.blocks = quotient(chunks, plan.block_chunks);
