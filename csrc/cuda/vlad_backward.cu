@@ -18,17 +18,18 @@ namespace {
 using gpu::Sum;
 using torch::stable::accelerator::DeviceGuard;
 
-// Rows of a chunk for the paper's NeXtVLAD over 300 frames, and chunks in shared memory; 0 rows for
-// the kernels of multiply-adds. In TF32 an A100 has too little shared memory.
-constexpr VladShape kVideos{80, 2400, 8, 288, 112};
+// Into how many slices the features are cut, which shared memory holds one after the other: for the
+// paper's NeXtVLAD over 300 frames only in TF32 on an A100, for its NetVLAD in all cases but 16
+// bits on an H100.
+constexpr VladShape kVideos{80, 2400, 8, 288, 112}, kNetVlad{80, 300, 1, 1152, 64};
 constexpr gpu::Device kA100{108, 163 * 1024, true}, kH100{132, 227 * 1024, true};
-static_assert(gpu::plan_backward<__half>(kVideos, true, kH100).chunk() == 64);
-static_assert(gpu::plan_backward<__half>(kVideos, true, kH100).stages == 2);
-static_assert(gpu::plan_backward<__half>(kVideos, true, kA100).chunk() == 32);
-static_assert(gpu::plan_backward<__half>(kVideos, true, kA100).stages == 2);
-static_assert(gpu::plan_backward<float>(kVideos, true, kH100).chunk() == 32);
-static_assert(gpu::plan_backward<float>(kVideos, true, kH100).stages == 1);
-static_assert(gpu::plan_backward<float>(kVideos, true, kA100).chunk() == 0);
+static_assert(gpu::plan_backward<__half>(kVideos, true, kA100).slices == 1);
+static_assert(gpu::plan_backward<float>(kVideos, true, kH100).slices == 1);
+static_assert(gpu::plan_backward<float>(kVideos, true, kA100).slices == 2);
+static_assert(gpu::plan_backward<__half>(kNetVlad, true, kH100).slices == 1);
+static_assert(gpu::plan_backward<__half>(kNetVlad, true, kA100).slices == 2);
+static_assert(gpu::plan_backward<float>(kNetVlad, true, kH100).slices == 2);
+static_assert(gpu::plan_backward<float>(kNetVlad, true, kA100).slices == 3);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vlad_aggregate_backward_cuda(
     const Tensor& grad,                        // (B, F, K)

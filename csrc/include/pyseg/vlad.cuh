@@ -29,14 +29,15 @@
 //     aggregate              154 MB   31 MB    12.4 GFLOP   154 MB read
 //     normalize              41 MB    15 MB                 5 MB written
 //   backward
-//     main kernel            216 MB   154 MB   24.8 GFLOP   164 MB read, 154 MB written
+//     main kernel            250 MB   154 MB   24.8 GFLOP   164 MB read, 154 MB written
 //     centers                10 MB    0.1 MB
 //     sums, final pass       89 MB    43 MB                 86 MB read, 43 MB written, or nothing
 //
 // The lower bound is 159 MB forward and 318 MB backward, and 129 MB more where the gradient goes
 // through the statistics of the assignment: 53, 106 and 43 us at 3 TB/s. In addition the forward
 // moves the sums of the three slices of a video, 31 MB each way, and v twice; the backward reads
-// gradient and output twice in each of a video's three blocks, 62 MB instead of 10. These fit an L2
+// gradient and output twice for each of the two or three blocks that share a video, 53 MB instead
+// of 10, and the assignment a second time, 43 MB. These fit an L2
 // cache of 50 MB or stay in it while they are needed. With T = 5 the forward is one launch and the
 // backward two, four with the statistics.
 #pragma once
@@ -94,13 +95,13 @@ BackwardWorkspace<A> backward_workspace(const VladShape& shape, bool norm, const
   const auto [B, N, G, F, K] = shape;
   BackwardWorkspace<A> work{};
   work.columns = arena.take<A>(B * 3 * K);
-  if (plan.warps_m == 0) {
+  if (plan.tiles_k == 0) {
     work.rows = arena.take<Row<A>>(B * N);
     work.attention = arena.take<A>(B * N);
   }
   if (norm) {
     work.norm_sums =
-        arena.take<A>(plan.norm_sums ? plan.parts(B) * 2 * G * K : norm_sums_size(shape));
+        arena.take<A>(plan.norm_sums ? plan.blocks * 2 * G * K : norm_sums_size(shape));
   }
   return work;
 }
@@ -158,19 +159,19 @@ cudaError_t launch_vlad_backward(const VladShape& shape, const VladInput<T, gpu:
   const auto work = gpu::backward_workspace<A>(shape, norm, plan, arena);
   cudaError_t error = cudaSuccess;
   if constexpr (!std::is_same_v<T, double>) {
-    if (plan.warps_m > 0) {
+    if (plan.tiles_k > 0) {
       error = gpu::launch_vlad_backward_mma<T>(shape, in, saved, eps, out, plan, work, stream);
     }
   }
-  if (plan.warps_m == 0) {
+  if (plan.tiles_k == 0) {
     error = gpu::launch_vlad_backward_fma<T>(shape, in, saved, eps, out, work, stream);
   }
   if (error != cudaSuccess || !norm) return error;
   if (!plan.norm_sums) {
     return gpu::launch_norm_backward<T>(shape, in.assignment, in.norm, out, work.norm_sums, stream);
   }
-  error = gpu::launch_norm_sums_finish(shape, in.norm, plan.parts(shape.batch), work.norm_sums,
-                                       out.norm_sums, stream);
+  error = gpu::launch_norm_sums_finish(shape, in.norm, plan.blocks, work.norm_sums, out.norm_sums,
+                                       stream);
   if (error != cudaSuccess || in.norm.row_weights == nullptr) return error;
   return gpu::launch_norm_gradient<T>(shape, in.assignment, in.norm, out, stream);
 }

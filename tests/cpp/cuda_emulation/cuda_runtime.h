@@ -279,11 +279,19 @@ inline int __syncthreads_or(int vote) {
   block.sync_block(vote != 0);
   return block.voted();
 }
+inline void __syncwarp() { emulation::Block::current()->sync_warp(); }
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+  if (mask != 0xffffffffu) emulation::fail("a shuffle of part of a warp");
+  return emulation::Block::current()->exchange(value)(lane);
+}
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int offset) {
-  if (mask != 0xffffffffu) emulation::fail("a shuffle of part of a warp");
-  emulation::Block& block = *emulation::Block::current();
-  return block.exchange(value)(block.lane() ^ offset);
+  return __shfl_sync(mask, value, emulation::Block::current()->lane() ^ offset);
+}
+template <typename T>
+void __stcg(T* address, T value) {
+  *address = value;
 }
 
 template <typename To, typename From>
