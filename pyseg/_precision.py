@@ -44,12 +44,12 @@ class Precision:
             device: The device.
             name: The option ``precision``; default: "bf16" on a GPU, "fp32" on a CPU and on GPUs
                 before compute capability 8.0, which have no bfloat16 products.
-            tf32: The option ``tf32``, which has no effect on a CPU; default: true, unless "fp32" is
-                asked for.
+            tf32: The option ``tf32``, which has no effect on a CPU; default: on a GPU, unless
+                "fp32" is asked for.
         """
-        on_gpu = device.type == "cuda"
-        allowed = name != "fp32" if tf32 is None else tf32
-        return cls(name or ("bf16" if _has_bfloat16(device) else "fp32"), on_gpu and allowed)
+        if tf32 is None:
+            tf32 = device.type == "cuda" and name != "fp32"
+        return cls(name or ("bf16" if _has_bfloat16(device) else "fp32"), tf32)
 
     @property
     def dtype(self) -> torch.dtype | None:

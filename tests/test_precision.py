@@ -22,7 +22,7 @@ def float32_products() -> Iterator[None]:
     [
         (CPU, None, None, Precision("fp32", False)),
         (CPU, "bf16", None, Precision("bf16", False)),
-        (CPU, None, True, Precision("fp32", False)),
+        (CPU, None, True, Precision("fp32", True)),
         (GPU, None, None, Precision("bf16", True)),
         (GPU, "fp16", None, Precision("fp16", True)),
         (GPU, "fp32", None, Precision("fp32", False)),

@@ -328,6 +328,7 @@ def test_config_round_trips_through_the_run_folder(segments_folder, tmp_path):
     ],
 )
 def test_defaults_of_a_gpu(monkeypatch, capability, cores, processes, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))

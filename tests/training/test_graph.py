@@ -41,6 +41,9 @@ WAITING = (
     "aten.repeat_interleave.Tensor",
 )
 
+# What batch normalization overwrites, although its schema does not say so.
+UNDECLARED = ("running_mean", "running_var")
+
 
 class Guard(TorchDispatchMode):
     """Notes what a CUDA graph cannot hold: waiting, sizes from values, copies between devices.
@@ -87,7 +90,8 @@ class Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
         for argument in func._schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            if writes or argument.name in UNDECLARED:
                 for tensor in tree_leaves(given.get(argument.name)):
                     self.before.append((tensor, tensor.detach().clone()))
         result = func(*args, **kwargs)
