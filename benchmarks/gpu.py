@@ -19,6 +19,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,6 +124,12 @@ def aggregation(dtype: torch.dtype) -> Paths:
         for name, op, reference, first in (
             ("vlad_aggregate", ops.vlad_aggregate, ops.vlad_aggregate_reference, slice(4)),
             ("soft_assign", ops.soft_assign, ops.soft_assign_reference, slice(1, 3)),
+            (
+                "soft_assign by cluster",
+                functools.partial(ops.soft_assign, by_cluster=True),
+                ops.soft_assign_reference,
+                slice(1, 3),
+            ),
         ):
             yield (
                 f"{name} {(b, t, g, f, k)}",
@@ -230,31 +237,26 @@ def classifier(name: str) -> tuple[torch.nn.Module, tuple[Tensor, Tensor], Tenso
 
 
 def limits() -> dict[str, float]:
-    """Returns the bytes per second of a large copy and the flop/s of large products."""
+    """Returns the rates of memory, products and bus, which pyseg uses from now on."""
     import torch
 
-    def rate(amount: float, function) -> float:
-        times = []
-        for _ in range(12):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            function()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) / 1e3)
-        return amount / statistics.median(times[2:])
+    from pyseg import _rates
 
-    source = torch.randn(2**29, device="cuda")
-    target = torch.empty_like(source)
-    found = {"copy_bytes_per_second": rate(2 * source.nbytes, lambda: target.copy_(source))}
-    size = 8192
-    for name, dtype in {
-        "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32
-    }.items():  # fmt: skip
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
-        found[f"{name}_flop_per_second"] = rate(2.0 * size**3, lambda a=left, b=right: a @ b)
-    return found
+    device = torch.device(DEVICE)
+    found = _rates.measure_rates(device, size=512 if REHEARSAL else 8192)
+    if not REHEARSAL:
+        _rates.write_rates(torch.cuda.get_device_name(device), found)
+    rates = {"copy_bytes_per_second": 1e9 * found.copy}
+    for name in ("float32", "tf32", "bfloat16", "float16"):
+        rates[f"{name}_flop_per_second"] = 1e9 * getattr(found, name)
+    host = torch.empty(2**20 if REHEARSAL else 2**28, pin_memory=not REHEARSAL)
+    target = host.to(device)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(host)
+        times.append(time.perf_counter() - start)
+    return {**rates, "bus_bytes_per_second": host.nbytes / statistics.median(times)}
 
 
 def output_of(*command: str) -> str | None:

@@ -2,7 +2,7 @@
 # What only a GPU can show, in three commands of less than ten minutes each:
 #
 #   benchmarks/gpu.sh phase1   builds with CUDA, compares every path with float64, measures the
-#                              GPU's limits, then times operators, layer, loss, step, prediction
+#                              GPU's limits, then times operators, layer, loss, step, prediction, host
 #   benchmarks/gpu.sh phase2   the tests marked cuda, those of the fused operators first
 #   benchmarks/gpu.sh phase3   compute-sanitizer, other types and shapes, reading, whole commands
 #
@@ -122,7 +122,10 @@ case $phase in
     bench 'operators' bench_vlad.py "aggregate and bfloat16 and $plain_shapes"
     bench 'layer' bench_vlad.py 'layer and bfloat16 and not audio and not rows'
     bench 'loss' bench_rated_bce.py '1024 and 3862 and not memory'
+    run_pytest graphs 60 -m "$marked" tests/training/test_graph.py tests/test_copies.py
     bench 'step' bench_step.py 'bfloat16'
+    bench 'predict' bench_predict.py predict
+    bench 'host' bench_host.py 'step or counts'
     ;;
   phase2)
     tests operators 280 tests/ops/test_vlad.py tests/ops/test_assignment.py \

@@ -76,7 +76,8 @@ class Batch:
 
     def with_tensors(self, *tensors: Tensor) -> Batch:
         """Returns the batch with other `tensors`."""
-        return Batch(self.ids, *tensors, self.position)
+        frames, num_frames, offsets, classes, scores = tensors
+        return Batch(self.ids, frames, num_frames, offsets, classes, scores, self.position)
 
     def targets(self, num_classes: int) -> Tensor:
         """Returns the scores as a matrix, (B, C) float32: 0 for classes that are not rated.
