@@ -107,7 +107,10 @@ def parts(model: Any, batch: int, length: int, *, training: bool) -> Iterator[Pa
     readers = WORKERS if training else 1
     yield Part(f"reading, {readers} process{'es' * (readers > 1)}", frames, 0, "host", readers)
     yield Part("copy of the frames", frames, place="bus")
-    yield Part("dequantization, once", frames * (1 + HALF))
+    # By each branch of the mixture; for the GRU to float32.
+    widths = sum(layer.feature_size for layer in layers)
+    bytes_of = rows * widths * (1 + HALF) + frames * (1 + FLOAT)
+    yield Part("dequantization, once a branch", bytes_of)
     flop = products = assigned = aggregated = descriptors = 0.0
     for layer in layers:
         costs = layer.operations(batch, length, backward=training, formed=not training)
