@@ -62,7 +62,7 @@ def excess(probabilities: np.ndarray, drawn: Drawn) -> float:
 
 @pytest.mark.parametrize(
     ("seed", "wrong"),
-    enumerate([{"temperature": 3.0, "bias": 2.0}, {"temperature": 0.4}, {"spread": 1.0}]),
+    [(0, {"temperature": 3.0, "bias": 2.0}), (1, {"temperature": 0.4}), (2, {"spread": 1.0})],
 )
 def test_a_miscalibrated_model_is_mended(seed: int, wrong: dict[str, float]) -> None:
     found = fit(draw(2000, seed, **wrong))
