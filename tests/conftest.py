@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -14,6 +18,71 @@ from hypothesis import settings
 settings.register_profile("long", max_examples=5_000)  # `tests/test_hostile_text.py`
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# Forks itself for each line of its input, and prints how the fork has ended.
+FORKING = """
+import json, os, runpy, signal, sys, torch, types
+
+for line in sys.stdin:
+    job = types.SimpleNamespace(**json.loads(line))
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    signal.alarm(240)
+    os.chdir(job.folder)
+    os.environ.clear()
+    os.environ.update(job.environment)
+    for stream, path in enumerate((os.devnull, job.out, job.err)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), stream)
+    kind, *rest = job.words
+    sys.argv = ["-c", *rest[1:]] if kind == "-c" else rest if kind == "-m" else job.words
+    if kind == "-c":
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), vars(main))
+    elif kind == "-m":
+        sys.path[0] = job.folder
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(kind, run_name="__main__")
+    break
+"""
+
+
+@pytest.fixture(scope="session")
+def python(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs Python with some words, and other variables, in a process that has imported only torch.
+
+    It is forked from one that has imported torch, which takes seconds, with one thread, and is
+    killed after four minutes.
+    """
+    files = tmp_path_factory.mktemp("python")
+    out, err = files / "out", files / "err"
+    with contextlib.ExitStack() as stack:
+        started: list[subprocess.Popen[str]] = []
+
+        def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+            if not started:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", FORKING],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=ROOT,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
+                )
+                started.append(stack.enter_context(process))  # whose input ends at the end
+            out.write_text("")
+            err.write_text("")
+            job = SimpleNamespace(words=words, folder=os.getcwd(), out=str(out), err=str(err))
+            job.environment = os.environ | environment
+            print(json.dumps(vars(job)), file=started[0].stdin, flush=True)
+            code = int(started[0].stdout.readline())  # type: ignore[union-attr]
+            return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+
+        yield run
 
 
 @pytest.fixture(scope="session")

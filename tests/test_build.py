@@ -285,10 +285,10 @@ def checkout(tmp_path, monkeypatch):
     return folder
 
 
-def prepare(folder: Path, library: str = "RECORDS", **environment: str) -> subprocess.Popen[str]:
-    """Starts a process that prepares a library as an import does."""
+def prepare(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """Starts a process that prepares the library of records as an import does."""
     return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, str(folder / "pyseg" / "_build.py"), library],
+        [sys.executable, "-c", PREPARE, str(folder / "pyseg" / "_build.py"), "RECORDS"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -375,17 +375,22 @@ def test_import_never_rebuilds(checkout):
 @pytest.mark.parametrize(
     ("library", "source"), [("CPU", "library.cpp"), ("RECORDS", "records/one.cpp")]
 )
-def test_failed_build_is_not_repeated_before_something_changes(checkout, library, source):
+def test_failed_build_is_not_repeated_before_something_changes(checkout, library, source, python):
     source = checkout / "csrc" / source
+
+    def prepared() -> tuple[str, str]:
+        done = python("-c", PREPARE, str(checkout / "pyseg" / "_build.py"), library)
+        return done.stdout, done.stderr
+
     good = source.read_text()
     source.write_text('#error "planted"\n')
-    output, printed = prepare(checkout, library).communicate(timeout=60)
+    output, printed = prepared()
     assert output.startswith("its build failed: ")
     assert "planted" in output
     assert printed.startswith("pyseg: building ")
-    assert prepare(checkout, library).communicate(timeout=60) == (output, "")
+    assert prepared() == (output, "")
     source.write_text(good)
-    output, printed = prepare(checkout, library).communicate(timeout=60)
+    output, printed = prepared()
     assert output.startswith(f"{checkout}/pyseg/")
     assert printed.startswith("pyseg: building ")
 
@@ -452,15 +457,9 @@ def test_cmake_lists(checkout, capsys):
 # ---- the import ----------------------------------------------------------------------------------
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs ``code`` in another process."""
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment
-    )
-
-
-def test_ext_0_ignores_existing_libraries():
+def test_ext_0_ignores_existing_libraries(python):
     done = python(
+        "-c",
         "import pyseg, torch\n"
         "from pyseg import _ext\n"
         "assert not (_ext.HAS_CPU_OPS or _ext.HAS_CUDA_OPS or _ext.HAS_RECORDS)\n"
@@ -473,8 +472,8 @@ def test_ext_0_ignores_existing_libraries():
 
 
 @pytest.mark.skipif(_ext.HAS_CUDA_OPS, reason="CUDA is there")
-def test_strict_cuda_fails_the_import():
-    done = python("import pyseg", PYSEG_CUDA="1")
+def test_strict_cuda_fails_the_import(python):
+    done = python("-c", "import pyseg", PYSEG_CUDA="1")
     assert f"ImportError: PYSEG_CUDA=1, but {_build.why_not(_build.CUDA)}\n" in done.stderr
 
 

@@ -11,12 +11,12 @@ import functools
 import itertools
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -93,31 +93,8 @@ class Done(NamedTuple):
     err: str
 
 
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-}
 LAUNCHED = {"all_checks": 3, "go_on": 3, "fail_in_one": 2, "kill_one": 2}
 """How many processes call which function of this file."""
-
-
-def run_program(*arguments: str) -> Done:
-    """Runs Python with one thread, for at most four minutes, and unbuffered, as it forks."""
-    with subprocess.Popen(
-        [sys.executable, "-u", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | ENVIRONMENT,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun ends its processes
-            out, err = process.communicate()
-            pytest.fail(f"{arguments} did not end:\n{out}\n{err}")
-    return Done(process.returncode, out, err)
 
 
 def launch_all(data: Path, runs: Path) -> None:
@@ -127,19 +104,27 @@ def launch_all(data: Path, runs: Path) -> None:
     they need. Each agent of torchrun has its own process. Outputs and the agents' exit statuses
     are files in the folder of runs.
     """
+    sys.stdout.reconfigure(line_buffering=True)  # no fork prints it again
     train_in_float64(config(data, runs / "one", **CACHED))
     check_metrics()
-    for name, processes in LAUNCHED.items():
+    agents = {
+        name: functools.partial(launch, name, processes, data, runs)
+        for name, processes in LAUNCHED.items()
+    }
+    agents["command"] = functools.partial(launch_command, runs / "failed")
+    for name, run_agent in agents.items():
         agent = os.fork()
         if agent == 0:
             for stream, descriptor in (("out", 1), ("err", 2)):
                 os.dup2(os.open(runs / f"{name}.{stream}", os.O_CREAT | os.O_WRONLY), descriptor)
-            launch(name, processes, data, runs)
+            run_agent()
+            sys.stdout.flush()
+            os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1])
         (runs / f"{name}.code").write_text(str(status))
 
 
-def launch(name: str, processes: int, data: Path, runs: Path) -> NoReturn:
+def launch(name: str, processes: int, data: Path, runs: Path) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -153,13 +138,33 @@ def launch(name: str, processes: int, data: Path, runs: Path) -> NoReturn:
         max_restarts=0,
         start_method="fork",
     )
-    code = 0
-    try:
+    with contextlib.suppress(ChildFailedError):
         elastic_launch(config, _cli.run)(functools.partial(globals()[name], data, runs))
-    except ChildFailedError:
-        code = 1
-    sys.stdout.flush()
-    os._exit(code)
+        return
+    sys.exit(1)
+
+
+def launch_command(run: Path) -> None:
+    """Runs README's command, but the module of its processes in forks."""
+    from torch.distributed import run as torchrun
+    from torch.distributed.launcher.api import elastic_launch
+
+    with pytest.raises(UserError, match="expected 2 processes, as before; found 1"):
+        train.main(["--resume", str(run)])
+
+    def run_module(*words: str) -> None:
+        assert words[:2] == ("-u", "-m")
+        sys.argv = [*words[2:]]
+        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+
+    def forking(config, entrypoint):
+        assert entrypoint == sys.executable
+        config.start_method = "fork"
+        return elastic_launch(config, run_module)
+
+    torchrun.elastic_launch = forking
+    options = ["--standalone", "--nproc_per_node=2", "-m"]
+    torchrun.main([*options, "pyseg.train", "--", "--resume", str(run)])
 
 
 # ---------------------------------------------------------------- functions of the processes
@@ -440,12 +445,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory, python) -> Path:
     """The results of the processes, which make all checks, train, and are stopped in training."""
     folder = tmp_path_factory.mktemp("runs")
-    source = "import sys, test_distributed as t; t.launch_all(*map(t.Path, sys.argv[1:]))"
-    done = run_program("-c", source, str(data), str(folder))
-    assert done.code == 0, done
+    source = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import test_distributed as t; t.launch_all(*map(t.Path, sys.argv[1:]))"
+    )
+    done = python("-c", source, str(data), str(folder), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done
     checked = outcome(folder, "all_checks")
     assert PASSED in checked.out.splitlines(), checked.out + checked.err
     return folder
@@ -531,15 +539,10 @@ def test_a_lost_process_ends_the_run(runs: Path, function: str, rank: int, text:
 
 
 def test_as_many_processes_resume(runs: Path) -> None:
-    """README's command; all other processes here are forked."""
-    run = runs / "failed"
-    with pytest.raises(UserError, match="expected 2 processes, as before; found 1"):
-        train.main(["--resume", str(run)])
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    done = run_program("-m", *launcher, "pyseg.train", "--", "--resume", str(run))
+    done = outcome(runs, "command")
     assert done.code == 0, done.out + done.err
     assert done.out.count("continuing from finetune, step ") == 1
-    assert (run / models.WEIGHTS).is_file()
+    assert (runs / "failed" / models.WEIGHTS).is_file()
 
 
 def test_alone() -> None:

@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -47,14 +43,9 @@ def test_measuring_needs_a_gpu(monkeypatch):
         info.main(["--measure"])
 
 
-def test_command_line_without_libraries():
-    done = subprocess.run(
-        [sys.executable, "-m", "pyseg.info"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYSEG_EXT": "0", "PYSEG_CUDA": "auto"},
-    )
+def test_command_line_without_libraries(python):
+    done = python("-m", "pyseg.info", PYSEG_EXT="0", PYSEG_CUDA="auto")
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert all(": " in line for line in lines)
     assert "CPU ops: not loaded: PYSEG_EXT=0; plain PyTorch runs instead" in lines

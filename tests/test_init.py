@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,13 @@ FILES = [*PACKAGE.glob("[a-z]*.py"), *(path.parent for path in PACKAGE.glob("[a-
 PUBLIC = sorted(path.stem for path in FILES)
 
 
-def test_public_modules_are_attributes():
+def test_public_modules_are_attributes(python):
     """In another process, which has imported none of them by name."""
     code = (
         f"import pyseg\nfor name in {PUBLIC}: print(getattr(pyseg, name).__name__)\n"
         "for name in dir(pyseg): getattr(pyseg, name)\n"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = python("-c", code)
     assert done.stdout.split() == [f"pyseg.{name}" for name in PUBLIC]
     assert {"labels", "metrics", "train"} < set(PUBLIC) <= set(dir(pyseg))
 
@@ -48,10 +45,9 @@ for name, later in {"pyseg": {"pyseg.data", "pyseg.nn"}, "pyseg.data": (), "pyse
 """
 
 
-def test_import_loads_nothing_that_only_some_need():
-    command = [sys.executable, "-c", IMPORTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "pyseg []\npyseg.data []\npyseg.nn []\n"
+def test_import_loads_nothing_that_only_some_need(python):
+    done = python("-c", IMPORTS)
+    assert done.stdout == "pyseg []\npyseg.data []\npyseg.nn []\n", done.stderr
 
 
 def test_paths_for_cpp_users():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -54,13 +52,12 @@ def test_an_unknown_command(monkeypatch) -> None:
         ("pyseg evaluate --on_error ", ["raise", "skip"]),
     ],
 )
-def test_shells_complete(line: str, expected: list[str], tmp_path: Path) -> None:
+def test_shells_complete(line: str, expected: list[str], tmp_path: Path, python) -> None:
     pytest.importorskip("argcomplete")
     asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
     files = {"_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"), "_ARGCOMPLETE_IFS": "\n"}
-    subprocess.run(
-        [sys.executable, "-m", "pyseg"], env={**os.environ, **asked, **files}, check=True
-    )
+    done = python("-m", "pyseg", **asked, **files)
+    assert done.returncode == 0, done.stderr
     found = (tmp_path / "out").read_text().split("\n")
     assert [word.strip() for word in found] == expected
 

@@ -4,8 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -667,10 +665,9 @@ def test_options_of_the_loss(options, text):
         LossConfig(**options)
 
 
-def test_bad_data_is_one_line(tmp_path):
+def test_bad_data_is_one_line(tmp_path, python):
     (tmp_path / "train0000.tfrecord").write_bytes(b"no records at all, but some text")
-    command = [sys.executable, "-m", "pyseg.train", "--data", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python("-m", "pyseg.train", "--data", str(tmp_path))
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("pyseg: error: ")

@@ -124,6 +124,7 @@ def test_requests_to_stop_and_resuming(
 
 DRIVER = """
     import os, signal, sys, torch
+    sys.stdout.reconfigure(line_buffering=True)  # a killed child loses its buffered output
     from pathlib import Path
     from pyseg import _files, checkpoint, train, training
     sys.path.insert(0, {tests!r})
@@ -175,17 +176,10 @@ DRIVER = """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path) -> None:
+def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path, python) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     source = textwrap.dedent(DRIVER).format(tests=str(Path(__file__).parent))
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(
-        # Unbuffered: a killed child loses its buffered output.
-        [sys.executable, "-u", "-c", source, str(data), str(run), str(whole)],
-        capture_output=True,
-        text=True,
-        env=os.environ | threads,
-    )
+    done = python("-c", source, str(data), str(run), str(whole))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("killed at") == 5
     assert "continuing from finetune" in done.stdout

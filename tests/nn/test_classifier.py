@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -228,7 +226,7 @@ def test_subclasses_must_implement_classify() -> None:
         Nothing(2).classify(make_frames(), None)
 
 
-def test_a_first_prediction_imports_no_compiler() -> None:
+def test_a_first_prediction_imports_no_compiler(python) -> None:
     """torch._dynamo and sympy, which PyTorch imports when asked the wrong way, take seconds."""
     program = (
         "import sys, torch, pyseg\n"
@@ -239,4 +237,5 @@ def test_a_first_prediction_imports_no_compiler() -> None:
         "imported = {'torch._dynamo', 'sympy'} & sys.modules.keys()\n"
         "assert not imported, imported\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.ops.conftest import needs_cpu_ops
@@ -13,10 +11,8 @@ PROGRAM = Path(__file__).with_name("hostile.py")
 
 
 @needs_cpu_ops
-def test_no_call_of_an_operator_crashes_hangs_or_returns_a_wrong_result() -> None:
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM)], capture_output=True, text=True, timeout=300
-    )
+def test_no_call_of_an_operator_crashes_hangs_or_returns_a_wrong_result(python) -> None:
+    done = python(str(PROGRAM))
     lines = done.stdout.splitlines()
     faults = [line for line in lines if line.startswith("FAULT")]
     assert done.returncode == 0, faults or (lines[-1:], done.stderr)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -690,7 +687,7 @@ def test_other_devices_use_the_reference():
     assert output.device.type == "meta"
 
 
-def test_works_without_native_code():
+def test_works_without_native_code(python):
     program = (
         "import torch, pyseg\n"
         "assert not pyseg._ext.HAS_CPU_OPS\n"
@@ -698,5 +695,5 @@ def test_works_without_native_code():
         "y = torch.compile(pyseg.ops.vlad_aggregate, backend='eager', fullgraph=True)(x, z, a, c)\n"
         "assert torch.equal(y, pyseg.ops.vlad_aggregate_reference(x, z, a, c))\n"
     )
-    environment = os.environ | {"PYSEG_EXT": "0", "PYSEG_CUDA": "auto"}
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    done = python("-c", program, PYSEG_EXT="0", PYSEG_CUDA="auto")
+    assert done.returncode == 0, done.stderr
