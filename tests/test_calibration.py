@@ -60,11 +60,11 @@ def excess(probabilities: np.ndarray, drawn: Drawn) -> float:
     return float((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean())
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    ("seed", "wrong"),
-    [(0, {"temperature": 3.0, "bias": 2.0}), (1, {"temperature": 0.4}), (2, {"spread": 1.0})],
+    "wrong", [{"temperature": 3.0, "bias": 2.0}, {"temperature": 0.4}, {"spread": 1.0}]
 )
-def test_a_miscalibrated_model_is_mended(seed: int, wrong: dict[str, float]) -> None:
+def test_a_miscalibrated_model_is_mended(wrong: dict[str, float], seed: int) -> None:
     found = fit(draw(2000, seed, **wrong))
     fresh = draw(5000, seed + 100, **wrong)
     before = reliability(sigmoid(fresh.logits), fresh.scores)
