@@ -288,7 +288,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   using D = Gradients<T, kTilesK>;
   constexpr bool kScaled = std::is_same_v<T, __half>;
   constexpr bool kKept = kTilesK <= 7;  // the softmax stays in registers; else it is computed twice
-  constexpr int kScoreTiles = kKept ? kTilesK : 3;  // of which scores are loaded at a time
   constexpr int kFullTiles = kTilesK == 9 ? 7 : kTilesK == 7 ? 4 : 0;
   constexpr int kColumns = D::kColumns, kVector = D::kVector;
   constexpr float kLn2 = 1 / kLog2E;
@@ -535,7 +534,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       };
       float p[kKept ? kTilesK : 1][2][4];
       float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll(kScoreTiles)
+#pragma unroll(kKept ? kTilesK : 3)
       for (int i = 0; i < kTilesK; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
