@@ -194,7 +194,9 @@ def _soft_assign(
         shares: Of the loop's instructions, on sm_90 and sm_80, that serve this order of weights: by
             the loops of kernels that were compiled for one of the two orders alone.
     """
-    trips = dict(zip(MACHINES, ((share,) for share in shares), strict=True))
+    trips: dict[str, tuple[Trips, ...]] = {
+        arch: (share,) for arch, share in zip(MACHINES, shares, strict=True)
+    }
     name = f"pyseg::gpu::soft_assign_{kernel}".replace(
         "<", "<pyseg::gpu::RowPlan<__nv_bfloat16, 16, 1>"
     )
