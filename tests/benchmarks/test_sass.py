@@ -68,3 +68,36 @@ def test_every_kept_line_is_understood():
         assert [text for text in lines if not sass.LINE.fullmatch(text)] == []
         assert ", nvcc " in head
         assert "linked" in last, file.name
+
+
+def test_trips_weight_loops_and_what_is_in_them():
+    kernel = sass.read("100(8 40+8(12 7(3)) 2)")
+    # 10 times 40 + 8, and twice each time 12; 7 and 3 never, 2 every second time
+    assert sass.count(kernel, (1, 0, (10, 2, 0), 0.5)) == (100 + 10 * (48 + 2 * 12) + 1, 80)
+
+
+def test_committed_counts_make_a_table():
+    text = sass.table()
+    assert text.count("\n") == 1 + sum(len(entry.trips) for entry in sass.ENTRIES)
+    assert {line.count("|") for line in text.splitlines()} == {14}
+    for title in ("vlad_aggregate", "vlad_aggregate's backward"):
+        assert f"| {title} | row | sm_90 |" in text
+
+
+@pytest.mark.parametrize("loops", ["100(50)", "100(50(10 20) 3)", "100(50(10(7)) 3)"])
+def test_an_entry_that_does_not_fit_is_an_error(tmp_path, loops):
+    trips = {"sm_90": ((2, 5), 0)}
+    entry = sass.Entry("title", "kernel<float>", "row", units=2, bytes=8, trips=trips, shared=1024)
+    (tmp_path / "all.txt").write_text("digest\n" + line("100(50(10) 3+1(9))"))
+    # 2 (50 + 5 10) instructions for 2 rows; 80 registers a thread leave 3 blocks of 8 warps
+    assert "| 1,024 | 24 | 100 | 0.0 | 8 |" in sass.table(tmp_path, [entry])
+    (tmp_path / "all.txt").write_text("digest\n" + line(loops))
+    message = f"sm_90: kernel<float>: its loops are now {loops}, .* up to date"
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        sass.table(tmp_path, [entry])
+
+
+def test_an_entry_of_an_unknown_kernel_is_an_error(tmp_path):
+    entry = sass.Entry("title", "other", "row", units=1, bytes=8, trips={"sm_80": ()})
+    with pytest.raises(ValueError, match=r"sm_80: .* no kernel other"):
+        sass.table(tmp_path, [entry])

@@ -177,7 +177,7 @@ void test_vlad() {
   for (const VladShape& s :
        {VladShape{2, 5, 1, 7, 3}, VladShape{1, 40, 8, 72, 112}, VladShape{1, 66, 3, 24, 16},
         VladShape{2, 20, 4, 33, 136}, VladShape{1, 0, 1, 3, 2}, VladShape{0, 4, 2, 3, 2},
-        VladShape{1, 12, 2, 0, 3}, VladShape{9, 2, 2, 8, 24}}) {
+        VladShape{1, 12, 2, 0, 3}, VladShape{9, 2, 2, 8, 24}, VladShape{1, 20, 2, 33, 120}}) {
     for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
       test_shape<Float16>(s, 1e-12, kind, false, kTensorCores, 1e-2, "float16");
       test_shape<BFloat16>(s, 1e-12, kind, false, kTensorCores, 4e-2, "bfloat16");

@@ -29,17 +29,17 @@
 //     aggregate              154 MB   31 MB    12.4 GFLOP   154 MB read
 //     normalize              41 MB    15 MB                 5 MB written
 //   backward
-//     main kernel            250 MB   154 MB   24.8 GFLOP   164 MB read, 154 MB written
+//     main kernel            249 MB   154 MB   24.8 GFLOP   164 MB read, 154 MB written
 //     centers                10 MB    0.1 MB
-//     sums, final pass       89 MB    43 MB                 86 MB read, 43 MB written, or nothing
+//     sums, final pass       87 MB    43 MB                 86 MB read, 43 MB written, or nothing
 //
 // The lower bound is 159 MB forward and 318 MB backward, and 129 MB more where the gradient goes
 // through the statistics of the assignment: 53, 106 and 43 us at 3 TB/s. In addition the forward
 // moves the sums of the three slices of a video, 31 MB each way, and v twice; the backward reads
-// gradient and output twice for each of the two or three blocks that share a video, 53 MB instead
-// of 10, and the assignment a second time, 43 MB. These fit an L2
-// cache of 50 MB or stay in it while they are needed. With T = 5 the forward is one launch and the
-// backward two, four with the statistics.
+// gradient and output twice for each of the two or three blocks that share a video, 52 MB instead
+// of 10, and the assignment a second time, 43 MB. These fit an L2 cache of 50 MB or stay in it
+// while they are needed. With T = 5 the forward is one launch and the backward two, four with the
+// statistics.
 #pragma once
 
 #include <type_traits>

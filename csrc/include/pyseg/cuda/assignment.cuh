@@ -15,8 +15,9 @@
 namespace pyseg {
 namespace gpu {
 
-constexpr int kRowThreads = 256;  // of the kernels over rows
-constexpr int kCached = 8;        // scores that a lane keeps: rows of up to 256 are read once
+constexpr int kRowThreads = 256;       // of the kernels over rows
+constexpr int kCached = 8;             // scores that a lane keeps: rows of up to 256 are read once
+constexpr float kLog2E = 1.44269504f;  // log2(e): exp(y) = 2^(y log2(e))
 
 // Kernels over the columns of a (B * T, G * K) matrix: a thread takes the columns of one 16-byte
 // access (or one column, where rows are not aligned), a warp 32 such, and the 8 warps of a block

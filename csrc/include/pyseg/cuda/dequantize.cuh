@@ -80,7 +80,17 @@ __global__ void __launch_bounds__(kThreads)
         const A difference = static_cast<A>(bytes[i]) - zero_point[i];
         x[i] = valid[j] ? multiply_add(difference, scale[i], offset[i]) : A{0};
       }
-      store_values(x, kValues, kValues > 1, values + r * in.width + n);
+      T* const result = values + r * in.width + n;
+      if constexpr (kValues == 1) {
+        narrow(x[0], *result);
+      } else {  // __stcg keeps the compiler from storing each word by itself
+        T narrowed[kValues];
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) narrow(x[i], narrowed[i]);
+        uint4 bits;
+        memcpy(&bits, narrowed, sizeof(bits));
+        __stcg(reinterpret_cast<uint4*>(result), bits);
+      }
     }
   }
 }

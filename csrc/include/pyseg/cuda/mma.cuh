@@ -47,20 +47,24 @@ __device__ inline uint4 to_operands(const float* values, T) {
   }
   return {words[0], words[1], words[2], words[3]};
 }
+__device__ inline float2 widen_pair(uint32_t bits, __half) {
+  __half values[2];
+  memcpy(values, &bits, sizeof(bits));
+  return {widen(values[0]), widen(values[1])};
+}
+__device__ inline float2 widen_pair(uint32_t bits, __nv_bfloat16) {
+  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
+}
 // The values of type T in 16 bytes.
 template <typename T>
 __device__ inline void widen(const uint4& bits, T, float* values) {
   const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      values[2 * i] = __uint_as_float(words[i] << 16);
-      values[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    } else if constexpr (std::is_same_v<T, __half>) {
-      __half halves[2];
-      memcpy(halves, &words[i], sizeof(halves));
-      values[2 * i] = widen(halves[0]);
-      values[2 * i + 1] = widen(halves[1]);
+    if constexpr (sizeof(T) == 2) {
+      const float2 pair = widen_pair(words[i], T{});
+      values[2 * i] = pair.x;
+      values[2 * i + 1] = pair.y;
     } else {
       values[i] = __uint_as_float(words[i]);
     }
@@ -69,8 +73,7 @@ __device__ inline void widen(const uint4& bits, T, float* values) {
 
 // Operands in shared memory, rows of `stride` values. Every function takes the whole warp.
 //
-// Strides of 8 more than a multiple of 16 (for float, where a matrix is read along its rows, of 4
-// more) avoid bank conflicts.
+// Strides of 8 more than a multiple of 16 avoid bank conflicts.
 template <typename T>
 struct Matrices {
   static constexpr int kDepth = 16;  // terms of one product
@@ -80,10 +83,6 @@ struct Matrices {
   // A register of a right operand of ones.
   static constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
 
-  // left(i, j) = source[i][j]
-  __device__ static void load_left(const T* source, int stride, int lane, Left& left) {
-    load_matrices<false>(source + lane % 16 * stride + lane / 16 * 8, left);
-  }
   // left(i, j) = source[j][i]
   __device__ static void load_left_transposed(const T* source, int stride, int lane, Left& left) {
     const int row = lane % 8 + lane / 16 * 8, column = lane / 8 % 2 * 8;
@@ -120,13 +119,6 @@ struct Matrices<float> {
   using Right = uint32_t[2][2];
   static constexpr uint32_t kOnes = 0x3f800000;
 
-  __device__ static void load_left(const float* source, int stride, int lane, Left& left) {
-    const float* const at = source + lane / 4 * stride + lane % 4;
-    left[0] = rounded(at[0]);
-    left[1] = rounded(at[8 * stride]);
-    left[2] = rounded(at[4]);
-    left[3] = rounded(at[8 * stride + 4]);
-  }
   __device__ static void load_left_transposed(const float* source, int stride, int lane,
                                               Left& left) {
     const float* const at = source + lane % 4 * stride + lane / 4;
@@ -141,15 +133,6 @@ struct Matrices<float> {
     for (int i = 0; i < 2; ++i) {
       right[i][0] = __float_as_uint(at[8 * i]);
       right[i][1] = __float_as_uint(at[4 * stride + 8 * i]);
-    }
-  }
-  __device__ static void load_right_transposed(const float* source, int stride, int lane,
-                                               Right& right) {
-    const float* const at = source + lane / 4 * stride + lane % 4;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      right[i][0] = __float_as_uint(at[8 * i * stride]);
-      right[i][1] = __float_as_uint(at[8 * i * stride + 4]);
     }
   }
 

@@ -29,16 +29,11 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies 16 bytes to shared memory, or writes zeros where `inside` is false.
-__device__ inline void copy_16_bytes(void* target, const void* source, bool inside) {
-  PYSEG_SM80("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(target)),
-             "l"(__cvta_generic_to_global(source)), "r"(inside ? 16 : 0) : "memory");
-}
-// Likewise kOffset bytes behind both addresses, but only if `wanted`: an instruction with a
-// predicate and constant offsets, where the compiler makes a branch and two more addresses.
+// Copies 16 bytes to shared memory, or writes zeros where `inside` is false, kOffset bytes behind
+// both addresses, but only if `wanted`: an instruction with a predicate and constant offsets, where
+// the compiler would make a branch and two more addresses.
 template <int kOffset>
-__device__ inline void copy_16_bytes_if(bool wanted, void* target, const void* source,
-                                        bool inside) {
+__device__ inline void copy_16_bytes(bool wanted, void* target, const void* source, bool inside) {
   PYSEG_SM80(
       "{.reg .pred wanted; setp.ne.b32 wanted, %0, 0;\n"
       "@wanted cp.async.cg.shared.global [%1 + %4], [%2 + %4], 16, %3;}\n" ::"r"(
@@ -115,16 +110,10 @@ __device__ inline int opaque(int value) {
 }
 
 // 2^value within two units in the last place; results below the smallest normal number become 0.
-__device__ inline float exp2_approximate(float value) {
+__device__ inline float approximate_exp2(float value) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
   return result;
-}
-
-// exp(value) by one instruction of base 2, for results of 16 bits: with a relative error of about
-// 2^-22 + |value| 2^-24, and 0 in place of denormal numbers.
-__device__ inline float approximate_exp(float value) {
-  return exp2_approximate(value * 1.44269504f);
 }
 
 }  // namespace gpu

@@ -220,15 +220,6 @@ inline bool vectors_aligned(const T* pointer, int width) {
          width * sizeof(T) % sizeof(Bits) == 0;
 }
 
-__device__ inline float2 widen_pair(uint32_t bits, __half) {
-  __half values[2];
-  memcpy(values, &bits, sizeof(bits));
-  return {widen(values[0]), widen(values[1])};
-}
-__device__ inline float2 widen_pair(uint32_t bits, __nv_bfloat16) {
-  return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
-}
-
 // Four adjacent values of type T.
 template <typename T>
 using Four = std::conditional_t<sizeof(T) == 2, uint2, uint4>;
@@ -264,7 +255,6 @@ __device__ inline void store_four(const float (&values)[4], float* result) {
 // thread of the block takes part; a barrier follows.
 __device__ inline void fill_table(const VladShape& shape, const VladNorm<float>& norm, int groups,
                                   int stride, float* table) {
-  constexpr float kLog2E = 1.44269504f;
   const int clusters = static_cast<int>(shape.clusters), plane = groups * clusters;
   const int size = groups * stride;
   for (int i = threadIdx.x; i < size; i += kBackwardThreads) {
@@ -300,7 +290,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   constexpr bool kKept = kTilesK <= 7;  // the softmax stays in registers; else it is computed twice
   constexpr int kFullTiles = kTilesK == 9 ? 7 : kTilesK == 7 ? 4 : 0;
   constexpr int kColumns = D::kColumns, kVector = D::kVector;
-  constexpr float kLn2 = 0.693147181f;
+  constexpr float kLn2 = 1 / kLog2E;
   unsigned char* const memory = dynamic_shared_memory();
   T* const gradients = reinterpret_cast<T*>(memory + layout.gradients);
   float* const scratch = reinterpret_cast<float*>(memory + layout.scratch);
@@ -460,7 +450,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     for (int chunk = first; chunk < end; ++chunk) {
       const int tile = chunk * kBackwardWarps + warp;
       if (plan.slices == 1 && tile >= plan.tiles) break;
-      // Of each of the two rows the place of the lane's first values. Instead of a row that does
+      // Of each of the two rows the place of the lane's first features. Instead of a row that does
       // not exist the last one is read, with an attention of 0 and without results.
       const int row = tile * kMmaTile + lane_row, last = N - 1;
       const bool inside[2] = {row <= last, row + 8 <= last};
@@ -468,17 +458,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       const int64_t index[2] = {first_row + (inside[0] ? row : last),
                                 first_row + (inside[1] ? row + 8 : last)};
       const int64_t at_f[2] = {index[0] * F + kVector * t, index[1] * F + kVector * t};
-      const int64_t at_k[2] = {index[0] * K + 4 * t, index[1] * K + 4 * t};
       const int width = F - kVector * t, clusters = K - 4 * t;
-      // All columns of the first tiles exist, see plan_backward.
-      const auto columns_from = [&](int i) {
-        return kAligned && i < kFullTiles ? 4 : clusters - i * kMmaTile;
-      };
-      // `zero` keeps the compiler from doing so in registers where a later pass reads them again.
-      const auto scores = [&](int i, int h, int zero) {
-        return widen_four<T>(load_bits<Four<T>, kAligned>(
-            in.assignment + at_k[h] + zero + i * kMmaTile, columns_from(i)));
-      };
 
       // g[n,k] = sum_f features[n,f] d'[f,k]
       float g[kTilesK][2][4] = {};
@@ -524,8 +504,22 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
         }
       }
 
-      // y in base 2. Where the softmax does not stay in registers, barriers keep the compiler from
-      // filling them with values that it loads too early.
+      // Not computed before the product, where it would take registers.
+      const int64_t later_row = first_row + opaque(row);
+      const int64_t at_k[2] = {(inside[0] ? later_row : first_row + last) * K + 4 * t,
+                               (inside[1] ? later_row + 8 : first_row + last) * K + 4 * t};
+      // All columns of the first tiles exist, see plan_backward.
+      const auto columns_from = [&](int i) {
+        return kAligned && i < kFullTiles ? 4 : clusters - i * kMmaTile;
+      };
+      // `zero` keeps the compiler from doing so in registers where a later pass reads them again.
+      const auto scores = [&](int i, int h, int zero) {
+        return widen_four<T>(load_bits<Four<T>, kAligned>(
+            in.assignment + at_k[h] + zero + i * kMmaTile, columns_from(i)));
+      };
+
+      // y in base 2. Where the softmax does not stay in registers, a loop here and branches below
+      // keep the compiler from filling them with values that it loads too early.
       const float* const entries[2] = {table + group_of(row, groups) * kTableStride + 4 * t,
                                        table + group_of(row + 8, groups) * kTableStride + 4 * t};
       const auto score_of = [&](int i, int h, int zero, float (&y)[4]) {
@@ -540,9 +534,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       };
       float p[kKept ? kTilesK : 1][2][4];
       float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
+#pragma unroll(kKept ? kTilesK : 3)
       for (int i = 0; i < kTilesK; ++i) {
-        if constexpr (!kKept) __syncwarp();
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           float y[4];
@@ -565,7 +558,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
           score_of(i, h, zero, values);
         }
 #pragma unroll
-        for (float& value : values) value = exp2_approximate(value - largest[h]);
+        for (float& value : values) value = approximate_exp2(value - largest[h]);
       };
 
       // g scale + s, the gradient of the weights, replaces g; d_attention[n] = sum_k p[n,k] g[n,k].
@@ -573,7 +566,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       int zero = opaque(0);
 #pragma unroll
       for (int i = 0; i < kTilesK; ++i) {
-        if constexpr (!kKept) __syncwarp();
+        if (!kKept && i * kMmaTile >= K) continue;
         float scales[4], shifts[4];
         load_four(scale + i * kMmaTile + 4 * t, scales);
         load_four(shift + i * kMmaTile + 4 * t, shifts);
@@ -607,11 +600,11 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       }
 
       // e, and the weights as operands.
-      uint32_t left[kTilesK][D::kSteps][4];
+      uint32_t left[kTilesK][D::kSteps][4] = {};
       zero = opaque(0);
 #pragma unroll
       for (int i = 0; i < kTilesK; ++i) {
-        if constexpr (!kKept) __syncwarp();
+        if (!kKept && i * kMmaTile >= K) continue;
         float scales[4], weights[2][4], e[2][4];
         load_four(scale + i * kMmaTile + 4 * t, scales);
 #pragma unroll
@@ -737,14 +730,15 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
           multiply(d, unit, std::integral_constant<int, 1>{});
       }
     }
-    start = b * plan.chunks + end;
+    start += end - first;
   }
 
   if (!plan.norm_sums) return;
   // Over the warps and the lanes of the same group.
   __syncthreads();
-  for (int i = threadIdx.x; i < 2 * groups * K; i += kBackwardThreads) {
-    const int which = i / (groups * K), group = i / K % groups, k = i % K;
+  const int columns = opaque(groups) * K;
+  for (int i = threadIdx.x; i < 2 * columns; i += kBackwardThreads) {
+    const int which = i / columns, group = i / K % groups, k = i % K;
     const float* const from = sums + (k / kMmaTile * 2 + which) * kLaneValues + k % kMmaTile;
     float sum = 0;
     for (int w = 0; w < kBackwardWarps; ++w) {
@@ -752,7 +746,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
         sum += from[w * kTilesK * 2 * kLaneValues + row * kMmaTile];
       }
     }
-    work.norm_sums[blockIdx.x * int64_t{2 * groups * K} + i] = sum;
+    work.norm_sums[blockIdx.x * int64_t{2 * columns} + i] = sum;
   }
 }
 

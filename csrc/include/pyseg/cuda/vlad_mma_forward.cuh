@@ -1,8 +1,13 @@
 // The forward of the VLAD aggregation on tensor cores, see vlad_mma.cuh.
+//
+// A block owns rows of one video and processes them in chunks that asynchronous copies prefetch
+// into shared memory. Some lanes of a warp compute a row's softmax; its weights go to shared memory
+// as operands, and the sums stay in registers until the last row. K is at most 256.
 #pragma once
 
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "pyseg/cuda/common.cuh"
 #include "pyseg/cuda/mma.cuh"
@@ -22,6 +27,28 @@ constexpr int kForwardTilesF = 3;  // a warp computes up to 3 x 4 results of 16 
 constexpr int kForwardTilesK = 4;
 constexpr int kSliceRows = 1024;  // at most, per block
 constexpr int kForwardPad = 8;
+constexpr int kForwardClusters = 256;  // the limit of K
+
+// Starts the copy of `width` values, at most kMost, to a row in shared memory by kLanes threads, of
+// which this is number `lane`. Where `inside` is false the row becomes 0, and the source is not
+// read. A thread's copies have constant distances, so that they need no arithmetic.
+template <int kLanes, int kMost, typename T>
+__device__ inline void load_row(const T* source, bool inside, int width, bool aligned, T* target,
+                                int lane) {
+  if (aligned) {
+    constexpr int kStep = kLanes * sizeof(uint4) / sizeof(T), kCopies = (kMost + kStep - 1) / kStep;
+    const int first = lane * (sizeof(uint4) / sizeof(T));
+    const auto copy = [&]<int... kIndices>(std::integer_sequence<int, kIndices...>) {
+      (copy_16_bytes<kIndices * kStep* static_cast<int>(sizeof(T))>(
+           first + kIndices * kStep < width, target + first, source + first, inside),
+       ...);
+    };
+    copy(std::make_integer_sequence<int, kCopies>{});
+  } else {
+#pragma unroll 1
+    for (int i = lane; i < width; i += kLanes) target[i] = inside ? source[i] : T(0.f);
+  }
+}
 
 // What depends on kWarpsF, the number of the 12 warps that divide F; the others divide K.
 template <int kWarpsF>
@@ -96,7 +123,6 @@ struct ScoreTable {
   }
   // Every thread of the block takes part; a barrier follows.
   __device__ static void fill(const VladShape& shape, const VladNorm<float>& norm, float2* table) {
-    constexpr float kLog2E = 1.44269504f;
     const int clusters = static_cast<int>(shape.clusters);
     const bool has_norm = norm.values != nullptr;
     const int groups = static_cast<int>(table_groups(shape, has_norm)), plane = groups * clusters;
@@ -144,8 +170,8 @@ struct ScoreTable {
     float total = 0;
 #pragma unroll
     for (int i = 0; i < kColumns; i += 2) {
-      p[i] = exp2_approximate(p[i] - largest);
-      p[i + 1] = exp2_approximate(p[i + 1] - largest);
+      p[i] = approximate_exp2(p[i] - largest);
+      p[i + 1] = approximate_exp2(p[i + 1] - largest);
       total += p[i] + p[i + 1];
     }
     return warp_sum<1, kRowLanes>(total);
@@ -441,7 +467,7 @@ template <typename T>
 constexpr ForwardPlan plan_forward(const VladShape& shape, bool norm, const Device& device) {
   constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;
   if (!device.tensor_cores || shape.rows == 0 || shape.width == 0 || shape.rows > kMost ||
-      shape.width > kMost / kSliceRows || shape.clusters > kMmaClusters) {
+      shape.width > kMost / kSliceRows || shape.clusters > kForwardClusters) {
     return {};
   }
   ForwardPlan plan;

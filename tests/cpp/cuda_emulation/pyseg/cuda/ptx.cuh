@@ -64,17 +64,14 @@ inline unsigned char* dynamic_shared_memory() {
   return reinterpret_cast<unsigned char*>(emulation::dynamic_shared);
 }
 
-inline void copy_16_bytes(void* target, const void* source, bool inside) {
+template <int kOffset>
+void copy_16_bytes(bool wanted, void* target, const void* source, bool inside) {
+  if (!wanted) return;
+  target = static_cast<char*>(target) + kOffset;
+  source = static_cast<const char*>(source) + kOffset;
   emulation::check_16_bytes(target);
   emulation::check_16_bytes(source);
   emulation::copies().back().push_back({target, inside ? source : nullptr});
-}
-
-template <int kOffset>
-void copy_16_bytes_if(bool wanted, void* target, const void* source, bool inside) {
-  if (!wanted) return;
-  copy_16_bytes(static_cast<char*>(target) + kOffset, static_cast<const char*>(source) + kOffset,
-                inside);
 }
 
 inline void commit_copies() { emulation::copies().emplace_back(); }
@@ -137,11 +134,10 @@ inline float round_tf32(float value) {
 
 inline int opaque(int value) { return value; }
 
-inline float exp2_approximate(float value) {
+inline float approximate_exp2(float value) {
   const float result = exp2f(value);
   return result < std::numeric_limits<float>::min() ? 0.f : result;  // NaN stays
 }
-inline float approximate_exp(float value) { return exp2_approximate(value * 1.44269504f); }
 
 }  // namespace gpu
 }  // namespace pyseg
