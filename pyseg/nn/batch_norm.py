@@ -13,6 +13,8 @@ from pyseg.ops._dispatch import as_dtype, has_kernel, is_captured, sum_dtype
 from pyseg.ops._op import is_plain
 from pyseg.ops.assignment import normalize, plain_moments
 
+_DISTRIBUTED = distributed.is_available()  # in this build of torch
+
 
 def _equal_weights(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Returns the weight of every frame of (B, T) in a mean over all: 1 / (B*T)."""
@@ -236,7 +238,7 @@ class BatchNorm(nn.Module):
         return (
             self.training
             and self.synchronized
-            and distributed.is_available()
+            and _DISTRIBUTED
             and distributed.is_initialized()
             and distributed.get_world_size() > 1
         )

@@ -291,11 +291,16 @@ class NeXtVLAD(DerivedWeights):
 
     def _fold(self) -> _Folded:
         assign, attention = self.assign.weight, self.attention.weight
+        # One product for both: fewer kernels, forward and above all backward.
+        folded = matmul(torch.cat((assign, attention)), self.expand.weight)
+        of_assign, of_attention = folded.split((len(assign), len(attention)))
+        bias = self.expand.bias
         return _Folded(
-            matmul(assign, self.expand.weight),
-            assign @ self.expand.bias,
-            matmul(attention, self.expand.weight),
-            torch.addmv(self.attention.bias, attention, self.expand.bias),
+            of_assign,
+            # In training only the running mean includes it.
+            assign.detach() @ bias.detach() if self.training else assign @ bias,
+            of_attention,
+            torch.addmv(self.attention.bias, attention, bias),
         )
 
     def _fold_with_norm(self) -> _Folded:
