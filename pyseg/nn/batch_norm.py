@@ -17,7 +17,10 @@ _DISTRIBUTED = distributed.is_available()  # in this build of torch
 
 
 def _equal_weights(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns the weight of every frame of (B, T) in a mean over all: 1 / (B*T)."""
+    """Returns the weight of every frame of (B, T) in a mean over all: 1 / (B*T).
+
+    Not in inference mode, whose tensors cannot be saved for a gradient, as the cached ones are.
+    """
     if is_captured(device):
         return torch.full(shape, 1.0 / shape.numel(), dtype=dtype, device=device)
     # Another stream would have to wait for the one that fills them.
@@ -29,8 +32,7 @@ def _equal_weights(shape: torch.Size, dtype: torch.dtype, device: torch.device) 
 def _cached_weights(
     shape: torch.Size, dtype: torch.dtype, device: torch.device, stream: int
 ) -> Tensor:
-    with torch.inference_mode(False):  # it is saved for gradients
-        return torch.full(shape, 1.0 / shape.numel(), dtype=dtype, device=device)
+    return torch.full(shape, 1.0 / shape.numel(), dtype=dtype, device=device)
 
 
 class BatchNorm(nn.Module):
