@@ -5,7 +5,7 @@
 
 A GPU that waits for its next kernel is as slow as the host. All runs on the CPU, in one thread, in
 float32, on the path that a GPU takes: without autocast no product makes a detour through float32,
-tensors this small are one tile, and what is done for CPUs alone is switched off: dropout takes
+a layer dequantises bytes once, and what is done for CPUs alone is switched off: dropout takes
 torch's own operators, and the numbers of frames and floating frames are not checked for their
 range. What remains different: the gradient of the loss is not scaled, as its factor is known, and
 there is no launch. Kernels are included, with a few values each; on a GPU they would overlap.
@@ -44,6 +44,7 @@ from pyseg.nn import (
     NeXtVLADClassifier,
     dropout,
     mask,
+    normalize,
 )
 from pyseg.ops import AssignmentNorm
 from pyseg.training import Loss
@@ -60,6 +61,7 @@ ORDERS = {"segments": ("direct", "folded"), "videos": ("reassociated", "reassoci
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dropout, "_in_lanes", lambda *_: False)
     monkeypatch.setattr(mask, "_has_values", lambda *_: False)
+    monkeypatch.setattr(normalize, "_SHARING", ("cpu",))
     monkeypatch.setattr(FrameNormalization, "_refuse_bytes", lambda *_: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

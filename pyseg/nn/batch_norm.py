@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, distributed, nn
 
 from pyseg.errors import ArgumentError
 from pyseg.ops import AssignmentNorm, moments
-from pyseg.ops._dispatch import sum_dtype
-from pyseg.ops.assignment import normalize
+from pyseg.ops._dispatch import as_dtype, has_kernel, is_captured, sum_dtype
+from pyseg.ops._op import is_plain
+from pyseg.ops.assignment import normalize, plain_moments
+
+_DISTRIBUTED = distributed.is_available()  # in this build of torch
+
+
+def _equal_weights(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns the weight of every frame of (B, T) in a mean over all: 1 / (B*T).
+
+    Not in inference mode, whose tensors cannot be saved for a gradient, as the cached ones are.
+    """
+    if is_captured(device):
+        return torch.full(shape, 1.0 / shape.numel(), dtype=dtype, device=device)
+    # Another stream would have to wait for the one that fills them.
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _cached_weights(shape, dtype, device, stream)
+
+
+@functools.lru_cache(maxsize=32)
+def _cached_weights(
+    shape: torch.Size, dtype: torch.dtype, device: torch.device, stream: int
+) -> Tensor:
+    return torch.full(shape, 1.0 / shape.numel(), dtype=dtype, device=device)
 
 
 class BatchNorm(nn.Module):
@@ -107,7 +131,7 @@ class BatchNorm(nn.Module):
             norm = self.deferred(x, counts)
             return normalize(x.unsqueeze(2), norm).squeeze(2).to(x.dtype)
         self._check(x)
-        rows = x.reshape(-1, self.num_features)
+        rows = x if x.dim() == 2 else x.reshape(-1, self.num_features)
         if self._over_processes():
             norm = self.deferred(rows.unsqueeze(0))
             return normalize(rows[None, :, None], norm).reshape(x.shape).to(x.dtype)
@@ -115,7 +139,7 @@ class BatchNorm(nn.Module):
             rows = self._by_batch(rows)
         else:
             rows = self._apply_native(rows, self.running_mean, self.running_var, training=False)
-        return rows.reshape(x.shape)
+        return rows if x.dim() == 2 else rows.reshape(x.shape)
 
     def deferred(
         self, x: Tensor, counts: Tensor | None = None, *, deferred_bias: Tensor | None = None
@@ -167,32 +191,37 @@ class BatchNorm(nn.Module):
         with torch.no_grad():
             running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
             momentum = self.momentum * (count > 0).to(self.running_mean.dtype)
-        self._update(mean, running, momentum, deferred_bias)
+            self._update(mean, running, momentum, deferred_bias)
         return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
 
     def _deferred_of_all(self, x: Tensor, deferred_bias: Tensor | None) -> AssignmentNorm:
         """Returns what `deferred` does where all rows count, which takes fewer kernels."""
-        count = x.shape[0] * x.shape[1]
-        row_weights = x.new_full(x.shape[:2], 1.0 / count, dtype=sum_dtype(x.dtype))
-        mean, var = moments(x.detach().flatten(0, 1), row_weights.flatten())
-        running = var * (count / max(count - 1, 1)) if self.unbiased else var
-        self._update(mean, running, self.momentum, deferred_bias)
+        shape = x.shape[:2]
+        count, is_eager = shape.numel(), is_plain((x,)) and has_kernel(x)
+        with torch._C._AutoDispatchBelowAutograd() if is_eager else torch.no_grad():
+            rows = x.flatten(0, 1)
+            mean, var = plain_moments(rows) if is_eager else moments(rows)
+            running = var * (count / max(count - 1, 1)) if self.unbiased else var
+            self._update(mean, running, self.momentum, deferred_bias)
+        if is_eager:
+            row_weights = _equal_weights(shape, mean.dtype, x.device)
+        else:
+            row_weights = x.new_full(shape, 1.0 / count, dtype=mean.dtype)
         return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
 
     def _update(
         self, mean: Tensor, var: Tensor, momentum: float | Tensor, deferred_bias: Tensor | None
     ) -> None:
-        """Moves the running statistics towards those of a batch."""
-        with torch.no_grad():
-            if deferred_bias is not None:
-                mean = mean + deferred_bias
-            running, dtype = [self.running_mean, self.running_var], self.running_mean.dtype
-            batch = [t if t.dtype == dtype else t.to(dtype) for t in (mean, var)]
-            if isinstance(momentum, Tensor):
-                for before, now in zip(running, batch, strict=True):
-                    before.lerp_(now, momentum)
-            else:  # one kernel for both on a GPU
-                torch._foreach_lerp_(running, batch, momentum)
+        """Moves the running statistics towards those of a batch, without gradients."""
+        if deferred_bias is not None:
+            mean = mean + deferred_bias
+        running, dtype = [self.running_mean, self.running_var], self.running_mean.dtype
+        batch = [as_dtype(mean, dtype), as_dtype(var, dtype)]
+        if isinstance(momentum, Tensor):
+            for before, now in zip(running, batch, strict=True):
+                before.lerp_(now, momentum)
+        else:  # one kernel for both on a GPU
+            torch._foreach_lerp_(running, batch, momentum)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Returns scale and shift, (channels,), of eval mode: y = x * scale + shift."""
@@ -211,7 +240,7 @@ class BatchNorm(nn.Module):
         return (
             self.training
             and self.synchronized
-            and distributed.is_available()
+            and _DISTRIBUTED
             and distributed.is_initialized()
             and distributed.get_world_size() > 1
         )

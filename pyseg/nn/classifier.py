@@ -139,13 +139,13 @@ class FrameClassifier(nn.Module):
             The arguments of `classify`.
         """
         if not isinstance(frames, Tensor):
-            frames = as_tensor("frames", frames).to(next(self.parameters()).device)
+            frames = as_tensor("frames", frames).to(_first_parameter(self).device)
         self.normalization.check(frames)
         mask = None if num_frames is None else frame_mask(num_frames, frames)
         if self.reads_bytes and self.normalization.leaves_bytes(frames) and not self.noise.active:
             return frames, mask
-        x = self.normalization(frames, mask, dtype=next(self.parameters()).dtype)
-        return self.noise(x, mask), mask
+        x = self.normalization(frames, mask, dtype=_first_parameter(self).dtype)
+        return (self.noise(x, mask) if self.noise.active else x), mask
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Classifies prepared frames.
@@ -161,3 +161,14 @@ class FrameClassifier(nn.Module):
             (B, C) logits.
         """
         raise NotImplementedError
+
+
+def _first_parameter(module: nn.Module) -> nn.Parameter:
+    """Returns ``next(module.parameters())``, which takes as long as some kernels of a step."""
+    modules = [module]
+    while True:
+        module = modules.pop()
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                return parameter
+        modules += [child for child in module._modules.values() if child is not None][::-1]

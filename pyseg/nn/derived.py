@@ -1,4 +1,4 @@
-"""Weights that are computed from parameters, and cached in eval mode."""
+"""Weights that are computed from parameters and buffers, and cached."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DerivedWeights(nn.Module):
     Subclasses ask `_may_cache` whether derived weights may outlive the call, and if so get them
     from `_cached`, which derives them anew after a parameter or buffer has changed. A change that
     autograd does not see (through ``.data``) needs another ``eval()``. The cache is neither copied
-    nor saved with the module.
+    nor saved with the module. What is computed from buffers alone may be cached in training too.
     """
 
     _cache: _Cache | None

@@ -99,7 +99,7 @@ class Linear(torch.nn.Linear):
 
 def _autocast_dtype(x: Tensor, y: Tensor) -> torch.dtype | None:
     """Returns the dtype that autocast gives a product on a CPU, None where it does not apply."""
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    if not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
         return None
     return None if torch.float64 in (x.dtype, y.dtype) else torch.get_autocast_dtype("cpu")
 

@@ -58,9 +58,10 @@ def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
     """
     num_frames = as_tensor("num_frames", num_frames)
     batch, length = frames.shape[0], frames.shape[1]
-    if num_frames.is_floating_point() or num_frames.is_complex() or num_frames.dtype == torch.bool:
-        raise TypeError(f"num_frames: expected integers, found {num_frames.dtype}")
-    if num_frames.dtype in (torch.uint16, torch.uint32, torch.uint64):  # few operators take them
+    dtype = num_frames.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"num_frames: expected integers, found {dtype}")
+    if dtype in (torch.uint16, torch.uint32, torch.uint64):  # few operators take them
         num_frames = num_frames.long()
     if num_frames.ndim != 1 or num_frames.shape[0] != batch:
         raise ArgumentError(
@@ -74,8 +75,8 @@ def frame_mask(num_frames: Integers, frames: Tensor) -> Tensor:
                 f"num_frames: expected values in 1..{length} (frames has {length} frames), "
                 f"found {low if low < 1 else high}"
             )
-    steps = torch.arange(length, device=frames.device)
-    return steps < num_frames.to(frames.device).unsqueeze(1)
+    device = frames.device
+    return torch.arange(length, device=device) < num_frames.to(device).unsqueeze(1)
 
 
 def _has_values(num_frames: Tensor) -> bool:

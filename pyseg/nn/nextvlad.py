@@ -176,10 +176,10 @@ class NeXtVLAD(DerivedWeights):
 
         Args:
             frames: (B, T, N) normalised frames, or uint8 as YouTube-8M stores them: bytes are
-                dequantised (0 on padding) tile by tile, inside the products that read them, or on a
-                GPU once for all of them. Padded frames
-                must be finite; padded bytes are ignored, padded floating frames change the result
-                in training only, through the statistics.
+                dequantised (0 on padding) once for all products that read them if there are few or
+                on a GPU, else tile by tile inside these products. Padded frames must be finite;
+                padded bytes are ignored, padded floating frames change the result in training only,
+                through the statistics.
             mask: (B, T) bool, True where the frame is valid. ``None``: all frames are.
             dequantization: (3, N), what bytes stand for, see `pyseg.ops.frame_linear`.
 
@@ -223,7 +223,7 @@ class NeXtVLAD(DerivedWeights):
             norm = self.assign_norm.deferred(assignment, counts, deferred_bias=deferred_bias)
         attention = torch.sigmoid(attention)
         if mask is not None:
-            attention = attention.masked_fill(~mask.unsqueeze(-1), 0.0)
+            attention = attention * mask.unsqueeze(-1)
         assignment = assignment.unflatten(-1, (self.groups, self.clusters))
         if order == "reassociated":
             weights = soft_assign(assignment, attention, norm=norm, by_cluster=True)
@@ -291,11 +291,16 @@ class NeXtVLAD(DerivedWeights):
 
     def _fold(self) -> _Folded:
         assign, attention = self.assign.weight, self.attention.weight
+        # One product for both: fewer kernels, forward and above all backward.
+        folded = matmul(torch.cat((assign, attention)), self.expand.weight)
+        of_assign, of_attention = folded.split((len(assign), len(attention)))
+        bias = self.expand.bias
         return _Folded(
-            matmul(assign, self.expand.weight),
-            assign @ self.expand.bias,
-            matmul(attention, self.expand.weight),
-            attention @ self.expand.bias + self.attention.bias,
+            of_assign,
+            # In training only the running mean includes it.
+            assign.detach() @ bias.detach() if self.training else assign @ bias,
+            of_attention,
+            torch.addmv(self.attention.bias, attention, bias),
         )
 
     def _fold_with_norm(self) -> _Folded:
@@ -343,7 +348,11 @@ def _linear(
 ) -> Tensor:
     if frames.dtype == torch.uint8:
         return frame_linear(frames, mask, weight, bias, dequantization)
-    return linear(frames, weight, bias)
+    if bias is None or frames.is_contiguous():
+        return linear(frames, weight, bias)
+    # One feature of several: of rows that are not contiguous, but a matrix, torch adds the bias in
+    # the product instead of in another pass.
+    return linear(frames.flatten(0, 1), weight, bias).unflatten(0, frames.shape[:2])
 
 
 class NeXtVLADClassifier(FrameClassifier):

@@ -9,11 +9,13 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyseg.errors import ArgumentError
-from pyseg.ops._dispatch import sum_dtype
-from pyseg.ops.frames import RANGE, dequantize, values_of_bytes
+from pyseg.nn.derived import DerivedWeights
+from pyseg.ops._dispatch import is_captured, product_dtype, sum_dtype
+from pyseg.ops._op import is_plain
+from pyseg.ops.frames import RANGE, dequantize, is_one_tile, values_of_bytes
 
 Convention = Literal["dequantize", "l2", "unwhiten", "raw", "standardize"]
 
@@ -26,8 +28,8 @@ _WIDTHS = 4.0
 _RESOLUTION, _LEAST_DEVIATION = 1e-6, 1e-12
 
 
-# Where bytes are dequantised once for all that reads them. On a CPU each product does it again, in
-# tiles that fit the cache: reading floats from memory would take longer.
+# Where any number of bytes is dequantised once for all that reads them. On a CPU each product does
+# it again, in tiles that fit the cache: reading floats from memory would take longer.
 _SHARING = ("cuda",)
 
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
@@ -43,7 +45,9 @@ def shared_frames(
 
     On a GPU that is in autocast's dtype where it is on: floats are cast once, and bytes are
     dequantised once, with a single rounding. B = 80 videos of T = 300 frames of N = 1152 bytes are
-    27.6 MB to read and, in bfloat16, 55 MB to write. On a CPU the frames are returned as they are.
+    27.6 MB to read and, in bfloat16, 55 MB to write. On a CPU bytes are dequantised once if they
+    are no more than a tile of `frame_linear` and the processor computes in that dtype; all other
+    frames are returned as they are.
 
     Args:
         frames: (B, T, N), uint8 or floating.
@@ -51,18 +55,23 @@ def shared_frames(
         weight: a weight of the products, whose dtype bytes get without autocast.
         dequantization: what bytes stand for, see `pyseg.ops.frame_linear`.
     """
-    device, dtype = frames.device.type, weight.dtype
-    if device not in _SHARING:
+    device, dtype, are_bytes = frames.device.type, weight.dtype, frames.dtype == torch.uint8
+    shares = device in _SHARING
+    if not (shares or are_bytes):
         return frames
     in_autocast = torch.is_autocast_enabled(device)
     if in_autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    if frames.dtype == torch.uint8:
+    if not shares:
+        tensors = frames, mask, weight, dequantization
+        if product_dtype(device, dtype) != dtype or not is_one_tile(dtype, *tensors):
+            return frames
+    if are_bytes:
         return dequantize(frames, mask, dtype, dequantization)
     return frames.to(dtype) if in_autocast and frames.dtype != torch.float64 else frames
 
 
-class FrameNormalization(nn.Module):
+class FrameNormalization(DerivedWeights):
     """Normalises stored frames and their padding by the convention that a model was trained with.
 
     Public YouTube-8M systems differ in this step, and a mix-up costs accuracy without any error. So
@@ -236,9 +245,14 @@ class FrameNormalization(nn.Module):
         default = all(limits == RANGE for limits in self.ranges)
         if frames.dtype != torch.uint8 or (default and self.mean is None):
             return None
+        derive = functools.partial(self._dequantization, frames.device)
+        # A CUDA graph must not read memory that a later change of the buffers would free.
+        is_cached = self.mean is not None and is_plain((frames, self.mean, self.deviation))
+        return self._cached(derive) if is_cached and not is_captured(frames.device) else derive()
 
+    def _dequantization(self, device: torch.device) -> Tensor:
         def of_features(values: list[float]) -> Tensor:  # filled: a copy would stall a GPU
-            fill = functools.partial(torch.full, dtype=torch.float64, device=frames.device)
+            fill = functools.partial(torch.full, dtype=torch.float64, device=device)
             sizes = zip(self.feature_sizes, values, strict=True)
             return torch.cat([fill((size,), value) for size, value in sizes])
 

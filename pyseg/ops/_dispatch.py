@@ -32,6 +32,16 @@ def _tf32_allowed() -> bool:
 _tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def is_captured(device: torch.device) -> bool:
+    """Returns whether a CUDA graph is being recorded, which has to own the memory it reads."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns `tensor` in `dtype`; if it has it, without the call that finds that out."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype of sums over values of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -24,8 +24,9 @@ import contextlib
 import functools
 import inspect
 import math
+import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import torch
@@ -122,24 +123,18 @@ class Passed:
         """
         if torch.compiler.is_compiling():
             return check(*tensors)
-        key: list[Any] = []
-        for tensor in tensors:
-            if tensor is None:
-                key.append(None)
-            elif type(tensor) in _PLAIN_TYPES:
-                key += tensor.shape, tensor.dtype, tensor.device
-            else:
-                return check(*tensors)
-        seen = tuple(key)
         try:
-            found: R = self._results[seen]
-        except TypeError:  # symbolic sizes have no hash
+            key = tuple([None if tensor is None else _form(tensor) for tensor in tensors])
+            seen: R = self._results.get(key, _NEW)
+        except (AttributeError, TypeError):  # no tensor, or symbolic sizes, which have no hash
             return check(*tensors)
-        except KeyError:
-            found = check(*tensors)
+        if seen is not _NEW:
+            return seen
+        found = check(*tensors)
+        if _PLAIN_TYPES.issuperset(map(type, tensors)):
             if len(self._results) >= self._MOST:
                 self._results.clear()
-            self._results[seen] = found
+            self._results[key] = found
         return found
 
 
@@ -194,22 +189,28 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     return False
 
 
-# Tensors for which no Python code stands in.
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+# Tensors for which no Python code stands in, and the type of those that are left out.
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
-# The keys that are active where nothing intervenes: no mode, no transform, no tracer, no autocast.
+_NEW: Any = object()  # no result yet
+_form = operator.attrgetter("__class__", "shape", "dtype", "device")
+
+# The keys that are active where nothing intervenes: no mode, no transform, no tracer.
 _PLAIN_KEYS = torch._C.DispatchKeySet(Key.BackendSelect).add(Key.ADInplaceOrView).raw_repr()
 
 
-def is_plain(tensors: Iterable[Any]) -> bool:
+def is_plain(tensors: Collection[Any]) -> bool:
     """Returns whether an operator on `tensors` does what its kernel and its gradient do, no more.
 
     That is eager mode: nothing but autograd intercepts operators, and all tensors have values.
+    Autocast does not count: it casts in public functions, see `Op.autocast`.
     """
     if torch.compiler.is_compiling():
         return False
+    if not _PLAIN_TYPES.issuperset(map(type, tensors)):
+        return False
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN_TYPES or tensor.is_meta):
+        if tensor is not None and tensor.is_meta:
             return False
     return (
         torch._C._dispatch_tls_local_include_set().raw_repr() == _PLAIN_KEYS
@@ -237,6 +238,7 @@ class Op:
     def __init__(self, name: str, schema: str | None = None, /, **arguments: Argument) -> None:
         self.name = name
         self.arguments = arguments
+        self.places = {name: place for place, name in enumerate(arguments)}
         self.defined = schema is not None or _ext.HAS_CPU_OPS
         self._passed = Passed()
         self._python: Callable[..., Any] | None = None  # the kernel, if it is written in Python
@@ -461,16 +463,19 @@ def _autograd_function(
     """Returns a Function that calls `op`, with `function` as its gradient, see `Op.gradient`."""
     schema = op.overload._schema
     inputs, results = list(op.defaults), [result.name for result in schema.returns]
+    num_inputs = len(inputs)
     # By position, as this runs in every step: results first, then arguments.
     place = {name: number for number, name in enumerate(results)}
     place |= {name: len(results) + number for number, name in enumerate(inputs)}
     kinds = {argument.name: str(argument.type) for argument in schema.arguments}
     names = sorted(saved.split(), key=lambda name: "Tensor" not in kinds.get(name, "Tensor"))
-    places = [place[name] for name in names]
     num_tensors = sum("Tensor" in kinds.get(name, "Tensor") for name in names)
+    places = [place[name] for name in names]
+    tensor_places, other_places = places[:num_tensors], places[num_tensors:]
     constants = [results.index(name) for name in constant.split()]
     varying = [number for number in range(len(results)) if number not in constants]
     refusals = [(inputs.index(name), text) for name, text in refused.items()]
+    inputs_and_parts = inputs + parts
 
     # A Function with one level of derivatives, as the dispatcher calls it for each level.
     class Gradient(_SingleLevelFunction):
@@ -478,23 +483,20 @@ def _autograd_function(
 
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            *values, keyset = args
-            of_parts = values[len(inputs) :]
-            ctx.parts = parts[: len(of_parts)]
-            values = values[: len(inputs)]
+            values, of_parts, keyset = args[:num_inputs], args[num_inputs:-1], args[-1]
             if keyset is None:
                 output = op.call_kernel(*values)
             else:
                 with _outer_derivatives():
                     output = op.below_autograd(keyset, *values)
             outputs = output if isinstance(output, tuple) else (output,)
-            everything = *outputs, *values
-            kept = [everything[number] for number in places]
+            everything = outputs + values
             if constants:
                 ctx.mark_non_differentiable(*[outputs[number] for number in constants])
             ctx.set_materialize_grads(False)  # they would be as large as the saved tensors
-            ctx.save_for_backward(*kept[:num_tensors], *of_parts)
-            ctx.others = tuple(kept[num_tensors:])
+            ctx.save_for_backward(*[everything[number] for number in tensor_places], *of_parts)
+            ctx.others = [everything[number] for number in other_places]
+            ctx.num_parts = len(of_parts)
             return output
 
         @staticmethod
@@ -510,13 +512,13 @@ def _autograd_function(
             found: dict[str, Tensor | None] = {}
             if any(grad is not None for grad in wanted):
                 tensors = ctx.saved_tensors
-                named = dict(zip(names, tensors[:num_tensors] + ctx.others, strict=True))
-                if ctx.parts and torch.is_grad_enabled():
+                named = dict(zip(names, (*tensors[:num_tensors], *ctx.others), strict=True))
+                if ctx.num_parts and torch.is_grad_enabled():
                     named["parts"] = tensors[num_tensors:]
-                needed = dict(zip(inputs + ctx.parts, needs, strict=False))
+                needed = dict(zip(inputs_and_parts, needs[:-1], strict=False))
                 found = function(*wanted, needed=needed, **named)
-            taken = enumerate(inputs + ctx.parts)
-            return *[found.get(name) if needs[i] else None for i, name in taken], None
+            taken = zip(inputs_and_parts, needs[:-1], strict=False)
+            return *[found.get(name) if need else None for name, need in taken], None
 
     Gradient.__name__ = f"{op.name}_gradient"
     return Gradient

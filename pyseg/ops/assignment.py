@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyseg.errors import ArgumentError
-from pyseg.ops._dispatch import has_kernel, sum_dtype
+from pyseg.ops._dispatch import as_dtype, has_kernel, sum_dtype
 from pyseg.ops._op import (
     Argument,
     Op,
@@ -93,8 +93,17 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
     _MOMENTS.check(x, row_weights)
     if not has_kernel(x):
         return _moments(x, row_weights)
-    weights = None if row_weights is None else _as(sum_dtype(x.dtype), row_weights)
+    weights = None if row_weights is None else as_dtype(row_weights, sum_dtype(x.dtype))
     mean, variance = _MOMENTS(x, weights).unbind()
+    return mean, variance
+
+
+def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what :func:`moments` returns without a gradient, for a tensor that `is_plain`.
+
+    Without the checks, that is: in a training step they take as long as the kernel.
+    """
+    mean, variance = _MOMENTS.call_kernel(x, None).unbind()
     return mean, variance
 
 
@@ -225,28 +234,24 @@ def call_with_norm(
     """
     if norm is None:
         return op(*tensors, None, None, *others)
-    assignment = tensors[list(op.arguments).index("assignment")]
+    assignment = tensors[op.places["assignment"]]
     shape, dtype = assignment.shape[2:], sum_dtype(assignment.dtype)
     *statistics, weight, bias = norm[:4]
     if norm.row_weights is None:
         return op(*tensors, _pack(norm, shape, dtype), None, *others)
-    row_weights = _as(dtype, norm.row_weights)
+    row_weights = as_dtype(norm.row_weights, dtype)
     if wants_gradient(*statistics) or not is_plain((*tensors, *norm[:4], row_weights)):
         return op(*tensors, _pack(norm, shape, dtype), row_weights, *others)
-    with torch.no_grad():
+    with torch._C._AutoDispatchBelowAutograd():
         packed = _pack(norm, shape, dtype)
     parts = weight.flatten(), bias.flatten()
     return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
 
 
 def _pack(norm: AssignmentNorm, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    mean, variance, weight, bias = (_as(dtype, t).flatten() for t in norm[:4])
+    mean, variance, weight, bias = [as_dtype(t, dtype).flatten() for t in norm[:4]]
     packed = torch.cat((mean, torch.rsqrt(variance + norm.eps), weight, bias))
     return packed.view(4, *shape)
-
-
-def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def call_backward(
@@ -260,7 +265,9 @@ def call_backward(
     if (parts := saved.pop("parts", None)) is not None:
         # The op has to see that there is a second derivative, which it refuses.
         statistics = saved["norm"][:2]
-        flat = torch.cat((statistics.flatten(), *(_as(statistics.dtype, part) for part in parts)))
+        flat = torch.cat(
+            (statistics.flatten(), *(as_dtype(part, statistics.dtype) for part in parts))
+        )
         saved["norm"] = flat.view(saved["norm"].shape)
     norm = saved["norm"]
     *grads, sums = op(**others, **saved)

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional
 
-from pyseg.ops._dispatch import has_kernel, product_dtype, sum_dtype
-from pyseg.ops._op import SUMS, Argument, Op, check_dtype, misfit, wants_gradient
+from pyseg.ops._dispatch import as_dtype, has_kernel, product_dtype, sum_dtype
+from pyseg.ops._op import SUMS, Argument, Op, check_dtype, is_plain, misfit, wants_gradient
 
 # YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py dequantises it as
 # q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but all public
@@ -114,8 +113,8 @@ def dequantize(
     """
     if not has_kernel(frames) or wants_gradient(dequantization):
         return dequantize_reference(frames, mask, dtype, dequantization)
-    rows = None if dequantization is None else dequantization.to(sum_dtype(dtype))
-    return torch.ops.pyseg.dequantize.default(frames, mask, rows, dtype)
+    rows = None if dequantization is None else as_dtype(dequantization, sum_dtype(dtype))
+    return _DEQUANTIZE(frames, mask, rows, dtype)
 
 
 def dequantize_reference(
@@ -180,10 +179,11 @@ def frame_linear(
         >>> pyseg.ops.frame_linear(frames, mask, torch.tensor([[1.0, 1.0]])).flatten().tolist()
         [0.015625, 0.0]
     """
-    _LINEAR.check(frames, mask, weight, bias, dequantization)
-    if not _is_one_tile(frames, weight) or wants_gradient(dequantization):
-        return _LINEAR(frames, mask, weight, bias, dequantization)
+    tensors = frames, mask, weight, bias, dequantization
+    _LINEAR.check(*tensors)
     dtype = product_dtype(frames.device.type, weight.dtype)
+    if not is_one_tile(dtype, *tensors) or wants_gradient(dequantization):
+        return _LINEAR(*tensors)
     x = dequantize(frames, mask, dtype, dequantization)
     if dtype == weight.dtype:
         return functional.linear(x, weight, bias)
@@ -279,17 +279,13 @@ def frame_pool_reference(
     return torch.einsum("bgkn,gfn->bkf", pooled, maps), mass
 
 
-def _is_one_tile(frames: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch's own product of all dequantised frames serves instead of the operator.
+def is_one_tile(dtype: torch.dtype, frames: Tensor, *others: Tensor | None) -> bool:
+    """Whether PyTorch's own product of all frames, dequantised in `dtype`, replaces the operator.
 
-    A compiled graph takes the operator, as the number of frames may change; so do transforms and
-    forward-mode derivatives, for which the operator has rules.
+    Where something intercepts operators, as a compiler does, it gets the operator.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    itemsize = product_dtype(frames.device.type, weight.dtype).itemsize
     limit = _TILE_BYTES.get(frames.device.type, _TILE_BYTES["cpu"])
-    return frames.numel() * itemsize <= limit and forward_ad._current_level < 0
+    return is_plain((frames, *others)) and frames.numel() * dtype.itemsize <= limit
 
 
 def _tiles(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyseg.errors import ArgumentError
-from pyseg.ops._dispatch import has_kernel, sum_dtype
+from pyseg.ops._dispatch import as_dtype, has_kernel, sum_dtype
 from pyseg.ops._op import (
     Argument,
     Op,
@@ -123,9 +123,11 @@ def rated_bce_with_logits(
     sums = sum_dtype(logits.dtype)
     relations: tuple[Tensor | None, ...] = (None, None, None)
     if correlation is not None:
-        relations = correlation.offsets, correlation.columns, correlation.values.to(sums)
-    ratings = offsets.long(), classes.long(), scores.to(sums)
-    return _OP(logits, *ratings, *relations, *weights.values(), wants_gradient(logits))[0]
+        values = correlation.values
+        relations = correlation.offsets, correlation.columns, as_dtype(values, sums)
+    places = as_dtype(offsets, torch.long), as_dtype(classes, torch.long)
+    others = rated_weight, unrated_weight, absent_evidence, wants_gradient(logits)
+    return _OP(logits, *places, as_dtype(scores, sums), *relations, *others)[0]
 
 
 def rated_bce_with_logits_reference(

@@ -230,3 +230,17 @@ def test_bad_input() -> None:
         BatchNorm(3).deferred(torch.zeros(2, 1, 4))
     with pytest.raises(ValueError, match=r"counts: expected shape \(2, 1\) as x .*, found \(3,\)"):
         BatchNorm(3).deferred(torch.zeros(2, 1, 3), torch.ones(3, dtype=torch.bool))
+
+
+def test_equal_weights_of_rows_are_made_once_for_a_shape() -> None:
+    norm = BatchNorm(3)
+    with torch.inference_mode():
+        norm.deferred(torch.randn(2, 7, 3))
+    weights = [norm.deferred(torch.randn(2, 7, 3)).row_weights for _ in range(2)]
+    assert weights[0] is weights[1]
+    assert not weights[0].is_inference()
+    torch.testing.assert_close(weights[0], torch.full((2, 7), 1 / 14))
+    assert norm.deferred(torch.randn(1, 7, 3)).row_weights.shape == (1, 7)
+    assert (
+        norm.deferred(torch.randn(2, 7, 3, dtype=torch.float64)).row_weights.dtype == torch.float64
+    )

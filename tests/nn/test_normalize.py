@@ -269,3 +269,15 @@ def test_bad_input() -> None:
         normalize(torch.zeros(1, 2, 8))
     with pytest.raises(TypeError, match=r"frames: expected uint8 or floating, found torch.int64"):
         normalize(torch.zeros(1, 2, 9, dtype=torch.int64))
+
+
+def test_dequantization_is_computed_once_until_the_buffers_change() -> None:
+    normalize = make("standardize").train()
+    frames = torch.zeros(1, 1, 9, dtype=torch.uint8)
+    first = normalize.dequantization(frames)
+    assert normalize.dequantization(frames) is first
+    normalize.mean.add_(0.25)
+    moved = normalize.dequantization(frames)
+    fresh = make("standardize", mean=MEAN + 0.25).dequantization(frames)
+    assert not torch.equal(moved, first)
+    assert torch.equal(moved, fresh)
