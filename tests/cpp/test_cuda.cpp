@@ -180,9 +180,9 @@ void test_vlad() {
         VladShape{1, 12, 2, 0, 3}, VladShape{9, 2, 2, 8, 24}, VladShape{1, 20, 2, 33, 120}}) {
     for (const Kind kind : {Kind::kPlain, Kind::kConstants, Kind::kStatistics}) {
       test_shape<Float16>(s, 1e-12, kind, false, kTensorCores, 1e-2, "float16");
-      test_shape<BFloat16>(s, 1e-12, kind, false, kTensorCores, 4e-2, "bfloat16");
       test_shape<float>(s, 1e-12, kind, true, kTensorCores, 6e-3, "float");
     }
+    test_shape<BFloat16>(s, 1e-12, Kind::kStatistics, false, kTensorCores, 4e-2, "bfloat16");
     test_shape<float>(s, 1e-12, Kind::kStatistics, false, kPlain, 8e-6, "float");
     test_shape<double>(s, 1e-12, Kind::kStatistics, false, kPlain, 1e-12, "double");
     test_shape<float>(s, 1e4, Kind::kPlain, true, kTensorCores, 6e-3, "clamped");
@@ -203,7 +203,6 @@ void test_slices() {
                                                 {VladShape{1, 40, 2, 592, 16}, 1, 2},
                                                 {VladShape{1, 40, 1, 160, 136}, 1, 2}}) {
     test_slices<Float16>(shape, false, slices, f_slices, 1e-2, "float16");
-    test_slices<BFloat16>(shape, false, slices, f_slices, 4e-2, "bfloat16");
     test_slices<float>(shape, true, slices, f_slices, 6e-3, "float");
   }
   test_slices<BFloat16>({1, 2400, 8, 8, 16}, false, 3, 1, 4e-2, "bfloat16");
@@ -504,7 +503,6 @@ int main() {
   test_vlad();
   test_slices();
   test_plans<Float16>(false, 1e-2, "float16");
-  test_plans<BFloat16>(false, 4e-2, "bfloat16");
   test_plans<float>(true, 6e-3, "float");
   test_soft_assignments();
   test_all_moments();
