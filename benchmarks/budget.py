@@ -182,7 +182,7 @@ def after_prediction() -> str:
     names = SCORED * TOP
     return (
         f"After the last block {keys / 1e6:,.0f} MB of keys are copied to the host and sorted "
-        f"there, and {names / 1e6:,.0f} million names of segments are written."
+        f"there, and {names / 1e6:,.0f} million names of segments\nare written."
     )
 
 
