@@ -12,6 +12,7 @@
 #pragma once
 
 #include <math.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -120,7 +121,7 @@ class Block {
 
   void run() {
     current() = this;
-    if (const int first = next(); first >= 0) swapcontext(&outside_, &states_[first].context);
+    if (const int first = next(); first >= 0) change(outside_, states_[first]);
     current() = nullptr;
     if (all_.expected != 0) fail("threads wait for others that never arrive");
   }
@@ -156,7 +157,9 @@ class Block {
   static constexpr size_t kStack = 256 << 10;
 
   struct State {
-    ucontext_t context;
+    ucontext_t context;  // where it begins
+    jmp_buf place;       // where it goes on
+    bool begun = false;
     int exchanges = 0;
   };
 
@@ -203,7 +206,15 @@ class Block {
   void switch_from(int self) {
     const int other = next();
     if (other == self) return;
-    swapcontext(&states_[self].context, other < 0 ? &outside_ : &states_[other].context);
+    change(states_[self], other < 0 ? outside_ : states_[other]);
+  }
+
+  // Goes on with another state. swapcontext would make a system call each time, for signals.
+  [[gnu::noinline]] static void change(State& from, State& to) {
+    from.begun = true;
+    if (_setjmp(from.place) != 0) return;  // somebody has gone on with `from`
+    if (to.begun) _longjmp(to.place, 1);
+    setcontext(&to.context);
   }
 
   void wait(Barrier& barrier) {
@@ -238,7 +249,7 @@ class Block {
   Barrier all_;
   int first_warp_ = -1;                   // the warp that is scheduled first; -1: none
   std::vector<int> ready_first_, ready_;  // its threads and the others
-  ucontext_t outside_;
+  State outside_;
   int thread_ = 0;
   bool any_ = false, result_ = false;
 };
