@@ -47,6 +47,7 @@ def valid_calls() -> dict[str, list[list[Any]]]:
     vlad = [random(B, T, G, F), random(B, T, G, K), random(B, T, G), random(F, K)]
     norm, row_weights = random(4, G, K) + 0.5, torch.full((B, T), 1 / (B * T))
     norms: list[list[Any]] = [[None, None], [norm, None], [norm, row_weights]]
+    flags = (False, True)
     saved = [ops.vlad_aggregate(*vlad, *some, EPS, False) for some in norms]
     frames = torch.arange(B * T * N, dtype=torch.uint8).view(B, T, N)
     mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -66,8 +67,12 @@ def valid_calls() -> dict[str, list[list[Any]]]:
             [random(B, F, K), *vlad, *some, *results, EPS, True, False]
             for some, results in zip(norms, saved, strict=True)
         ],
-        "soft_assign": [[*vlad[1:3], *some] for some in norms],
-        "soft_assign_backward": [[random(B, T, G, K), *vlad[1:3], *some] for some in norms],
+        "soft_assign": [[*vlad[1:3], *some, by_cluster] for some in norms for by_cluster in flags],
+        "soft_assign_backward": [
+            [grad, *vlad[1:3], *some]
+            for some in norms
+            for grad in (random(B, T, G, K), random(B, T, K, G).mT)
+        ],
         "moments": [[random(5, 3), None], [random(5, 3), torch.full((5,), 0.2)]],
         "rated_bce_with_logits": [
             [*rated, None, None, None, *weights],
@@ -104,7 +109,9 @@ def definitions() -> dict[str, Any]:
     def normalize(z: Tensor, norm: Tensor | None) -> Tensor:
         return z if norm is None else (z - norm[0]) * norm[1] * norm[2] + norm[3]
 
-    def soft_assign(z: Tensor, attention: Tensor, norm: Any, row_weights: Any) -> Tensor:
+    def soft_assign(
+        z: Tensor, attention: Tensor, norm: Any, row_weights: Any, by_cluster: bool = False
+    ) -> Tensor:
         if row_weights is not None and norm is None:
             raise ValueError("row_weights without norm")
         pyseg.ops.soft_assign_reference(z, attention)
@@ -183,7 +190,7 @@ def other_values(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield f"full of {value}", torch.full_like(tensor, value)
         if tensor.numel() and not unsigned:
             one = tensor.clone()
-            one.view(-1)[0] = value
+            one[(0,) * one.dim()] = value
             yield f"first is {value}", one
 
 

@@ -242,6 +242,7 @@ struct Backward {
     const NormSums<A, kBytes> sums(shape, static_cast<bool>(norms));
     const simd::Buffer<A> probability(kRows * stride), gradient(stride);
     A* const g = gradient.get();
+    std::fill_n(g, stride, A{0});  // by cluster, the padding stays as it is
     for (int64_t block = begin; block < end; ++block) {
       A* const block_sums = norm_sums + block * sums_size;
       if (norms) std::fill_n(block_sums, sums_size, A{0});
