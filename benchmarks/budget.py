@@ -11,6 +11,7 @@ Every operator is counted as reading its inputs and writing its results once, in
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -241,4 +242,7 @@ def report() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(report())

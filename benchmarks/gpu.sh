@@ -7,23 +7,32 @@
 #   benchmarks/gpu.sh phase3   compute-sanitizer, other types and shapes, reading, whole commands
 #
 # Each phase replaces its part of benchmarks/results/DEVICE.json. With OUT, a folder, that file,
-# log.txt and tests.xml are written there too, after every step, so that a run that is cut off
-# leaves what it has found. A step that fails or times out is recorded and the others still run;
-# the exit status is 1 if one failed. The GPU's settings are left alone.
+# log.txt and the tests' XML are written there too, after every step, so that a run that is cut off
+# leaves what it has found. A step that fails or times out is recorded and the others still run; one
+# that is stopped ends as by Ctrl-C, and pytest then writes what it has. SECONDS_IN_ALL (default:
+# 560) shortens or lengthens all steps. The exit status is 1 if a step failed, 130 after Ctrl-C. The
+# GPU's settings are left alone.
 #
 # It needs a GPU, nvcc and a Python with a CUDA build of torch, pytest and pytest-benchmark, but no
 # network and no installation; pytest-xdist, where it is, runs eight tests at a time, and the whole
 # commands need jsonargparse and numba. PYTHON names another Python than python3, COMMIT the commit
-# if there is no repository. REHEARSE=1 runs the same steps on the CPU.
+# if there is no repository. REHEARSE=1 runs the same steps on the CPU; only OUT keeps its results.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-readonly SECONDS_IN_ALL=${SECONDS_IN_ALL:-560}
+readonly SECONDS_IN_ALL=${SECONDS_IN_ALL:-560} MEANT_FOR=560
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} REHEARSE=${REHEARSE:-} PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
 phase=${1:-}
 
 if [[ ! $phase =~ ^phase[123]$ ]]; then
   sed -n '2,/^set/{/^set/d; s/^# \{0,1\}//; p}' "$0" >&2
+  exit 2
+fi
+if [[ ! $SECONDS_IN_ALL =~ ^[1-9][0-9]{0,5}$ ]]; then
+  echo "gpu.sh: SECONDS_IN_ALL: expected a number of seconds, found $SECONDS_IN_ALL" >&2
+  exit 2
+fi
+if [ -n "${OUT:-}" ] && ! mkdir -p "$OUT"; then
   exit 2
 fi
 if ! command -v "$python" >/dev/null; then
@@ -51,9 +60,10 @@ record() { # record NAME OUTCOME SECONDS
   "$python" benchmarks/gpu.py report "$phase" "$work" >"$work/table"
 }
 
-# step NAME LIMIT COMMAND...: runs the command for at most LIMIT seconds, records outcome and time
+# step NAME LIMIT COMMAND...: runs the command for at most LIMIT of the 560 seconds, or what is left;
+# records outcome and time
 step() {
-  local name=$1 limit=$2 start=$SECONDS status outcome
+  local name=$1 limit=$(($2 * SECONDS_IN_ALL / MEANT_FOR)) start=$SECONDS status outcome
   shift 2
   [ "$limit" -le "$(left)" ] || limit=$(left)
   if [ "$limit" -lt 10 ]; then
@@ -61,19 +71,37 @@ step() {
     return 1
   fi
   printf '== %s\n' "$name" | tee -a "$work/log.txt"
-  timeout --kill-after=5 "$limit" "$@" >"$work/log" 2>&1
+  set -m # a process group of its own, in which Ctrl-C is not ignored
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$work/log" 2>&1 &
+  running=$!
+  set +m
+  wait "$running"
   status=$?
+  [ -z "$interrupted" ] || wait "$running" # the first one ended with the signal, not the step
+  running=
   case $status in
     0) outcome=passed ;;
     124 | 137) outcome="stopped after $limit s" ;;
     *) outcome="failed with $status" ;;
   esac
+  [ -z "$interrupted" ] || outcome=interrupted
   cat "$work/log" >>"$work/log.txt"
-  [ "$outcome" = passed ] || tail -n 60 "$work/log"
+  [[ $outcome = passed || $outcome = interrupted ]] || tail -n 60 "$work/log"
   printf '== %s: %s, %d s\n' "$name" "$outcome" $((SECONDS - start)) | tee -a "$work/log.txt"
   record "$name" "$outcome" $((SECONDS - start))
+  if [ -n "$interrupted" ]; then
+    cat "$work/table"
+    exit 130
+  fi
   return "$status"
 }
+
+interrupt() { # ends the step that runs, and with it the phase
+  interrupted=yes
+  [ -z "$running" ] || kill -INT -- "-$running" 2>/dev/null
+}
+running='' interrupted=''
+trap interrupt INT TERM HUP
 
 has() { "$python" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "$@"; }
 
@@ -82,8 +110,8 @@ run_pytest() { # run_pytest NAME LIMIT OPTIONS...
   step "$1" "$2" "$python" -m pytest -q -W default -p no:cacheprovider "${@:3}"
 }
 
-bench() { # bench NAME FILE EXPRESSION: the benchmarks of a file that pytest's -k selects
-  run_pytest "benchmarks: $1" "$(left)" "benchmarks/$2" -k "$3" \
+bench() { # bench NAME LIMIT FILE EXPRESSION: the benchmarks of a file that pytest's -k selects
+  run_pytest "benchmarks: $1" "$2" "benchmarks/$3" -k "$4" \
     --benchmark-json "$work/benchmark-${1// /-}.json"
 }
 
@@ -99,14 +127,14 @@ sanitize() { # sanitize TOOL
   if [ -n "$REHEARSE" ]; then
     record "$1" 'left out: no GPU' 0
   else # without torch's cache every tensor is a separate allocation, whose bounds are checked
-    step "$1" 120 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    step "$1" 80 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
       compute-sanitizer --tool "$1" --error-exitcode 9 "$python" benchmarks/gpu.py exercise
   fi
 }
 
 commands() { # what a user runs
   if has jsonargparse numba; then
-    step 'commands' 180 bash -euc '
+    step 'commands' 100 bash -euc '
       "$0" -m pyseg.train --run "$1/run" --pretrain.steps 200 --finetune.steps 200
       "$0" -m pyseg.evaluate --run "$1/run"
       "$0" -m pyseg.predict --run "$1/run" --out "$1/submission.csv"' "$python" "$work"
@@ -121,29 +149,29 @@ case $phase in
   phase1)
     step exercise 120 "$python" benchmarks/gpu.py exercise
     step limits 60 "$python" benchmarks/gpu.py limits "$work/limits.json"
-    bench 'operators' bench_vlad.py "aggregate and bfloat16 and $plain_shapes"
-    bench 'layer' bench_vlad.py 'layer and bfloat16 and not audio and not rows'
-    bench 'loss' bench_rated_bce.py '1024 and 3862 and not memory'
+    bench 'operators' 130 bench_vlad.py "aggregate and bfloat16 and $plain_shapes"
+    bench 'layer' 60 bench_vlad.py 'layer and bfloat16 and not audio and not rows'
+    bench 'loss' 40 bench_rated_bce.py '1024 and 3862 and not memory'
     run_pytest graphs 60 -m "$marked" tests/training/test_graph.py tests/test_copies.py
-    bench 'step' bench_step.py 'bfloat16'
-    bench 'predict' bench_predict.py predict
-    bench 'host' bench_host.py 'step or counts'
+    bench 'step' 100 bench_step.py 'bfloat16'
+    bench 'predict' 60 bench_predict.py predict
+    bench 'host' 60 bench_host.py 'step or counts'
     ;;
   phase2)
     tests operators 280 tests/ops/test_vlad.py tests/ops/test_assignment.py \
       tests/ops/test_rated_bce.py tests/ops/test_frames.py tests/ops/test_gru.py tests/nn
-    tests all "$(left)" tests --deselect tests/ops --deselect tests/nn
+    tests all 560 tests --deselect tests/ops --deselect tests/nn
     ;;
   phase3)
     for tool in memcheck racecheck synccheck initcheck; do sanitize "$tool"; done
-    bench 'float32' bench_vlad.py "aggregate and float32 and $plain_shapes"
-    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 bench 'tf32' bench_vlad.py "aggregate and float32 and $plain_shapes"
-    bench 'reading' bench_input.py 'training'
+    bench 'float32' 60 bench_vlad.py "aggregate and float32 and $plain_shapes"
+    bench 'reading' 40 bench_input.py 'training'
     commands
-    bench 'NetVLAD' bench_vlad.py 'aggregate and bfloat16 and netvlad'
-    bench 'K=136' bench_vlad.py 'aggregate and bfloat16 and K136'
-    bench 'float16' bench_vlad.py "aggregate and float16 and not bfloat16 and $plain_shapes"
-    bench 'audio' bench_vlad.py 'aggregate and bfloat16 and audio'
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 bench 'tf32' 60 bench_vlad.py "aggregate and float32 and $plain_shapes"
+    bench 'NetVLAD' 60 bench_vlad.py 'aggregate and bfloat16 and netvlad'
+    bench 'K=136' 60 bench_vlad.py 'aggregate and bfloat16 and K136'
+    bench 'float16' 60 bench_vlad.py "aggregate and float16 and not bfloat16 and $plain_shapes"
+    bench 'audio' 60 bench_vlad.py 'aggregate and bfloat16 and audio'
     ;;
 esac
 cat "$work/table"

@@ -16,6 +16,7 @@ does not say otherwise.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from dataclasses import dataclass, field
@@ -378,6 +379,9 @@ def table(folder: Path = RESOURCES, entries: list[Entry] = ENTRIES) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     try:
         print(table())
     except ValueError as error:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
 
 def started_module() -> str | None:
@@ -36,6 +37,12 @@ def raise_on_interrupt() -> None:
     """Lets Ctrl-C raise KeyboardInterrupt again, after `end_on_interrupt`."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_on_error(error: Exception) -> NoReturn:
+    """Ends a command with the line of an error, before it has begun."""
+    print(f"pyseg: error: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
 
 
 def tell_interrupted() -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from pyseg import _build
+from pyseg import _build, _command
 
 
 def _load_ops(library: _build.Library, found: Path | str) -> str | None:
@@ -82,7 +82,9 @@ try:
     CUDA_REASON = _load_ops(_build.CUDA, _cuda if isinstance(_cuda, str) else CPU_REASON or _cuda)
     _build.check_strict(CUDA_REASON)
     records, RECORDS_REASON = _load_records(FOUND[_build.RECORDS])
-except _build.BuildError as _error:
+except _build.BuildError as _error:  # a switch has a wrong value, or asks for what fails
+    if _command.started_module() is not None:
+        _command.end_on_error(_error)
     raise ImportError(str(_error)) from None
 
 HAS_CPU_OPS: bool = CPU_REASON is None

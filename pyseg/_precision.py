@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+
+from pyseg.errors import ArgumentError
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 """The values of the option ``precision``."""
@@ -46,7 +48,15 @@ class Precision:
                 before compute capability 8.0, which have no bfloat16 products.
             tf32: The option ``tf32``, which has no effect on a CPU; default: on a GPU, unless
                 "fp32" is asked for.
+
+        Raises:
+            ValueError: An option has another value.
         """
+        if name is not None and name not in get_args(PrecisionName):
+            known = ", ".join(get_args(PrecisionName))
+            raise ArgumentError(f"precision: expected one of {known} or None; found {name!r}")
+        if tf32 is not None and not isinstance(tf32, bool):
+            raise ArgumentError(f"tf32: expected True, False or None; found {tf32!r}")
         if tf32 is None:
             tf32 = device.type == "cuda" and name != "fp32"
         return cls(name or ("bf16" if _has_bfloat16(device) else "fp32"), tf32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import statistics
 import time
 import warnings
@@ -19,6 +20,7 @@ import torch
 
 from pyseg._build import user_cache
 from pyseg._files import atomic_write
+from pyseg.errors import UserError
 
 _MOST = 10**9  # more than any device has, of either unit: products of two rates stay exact
 
@@ -98,9 +100,28 @@ def write_rates(name: str, rates: Rates) -> Path:
     except ValueError:
         found = {}
     devices = {device: each._asdict() for device, each in (found | {name: rates}).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
+    with atomic_write(make_rates_folder()) as file:
         file.write(json.dumps({"devices": devices}, indent=2).encode() + b"\n")
+    return path
+
+
+def make_rates_folder() -> Path:
+    """Makes the folder of the file of rates, and returns the file's path.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    path = rates_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(path.parent, os.W_OK) else "it is read-only"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise UserError(
+            f"{path.parent}: expected a folder that can be written to, found: {reason}; "
+            "PYSEG_CACHE names another"
+        )
     return path
 
 

@@ -180,15 +180,17 @@ def pick_device(name: str | None) -> torch.device:
     Raises:
         pyseg.errors.UserError: There is no such device here.
     """
-    if name is not None and not re.fullmatch(r"[a-z]+(:\d+)?", name):
+    if name is not None and not (isinstance(name, str) and re.fullmatch(r"[a-z]+(:\d+)?", name)):
         raise UserError(f"--device {name}: expected a device, such as cpu, cuda or cuda:1")
+    if name is not None and name.startswith("meta"):
+        raise UserError(f"--device {name}: expected a device that computes, such as cpu")
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--device {name}: expected a device that torch has here, such as cpu or cuda; {reason}"
+            f"--device {name}: expected a device that torch has here, such as cpu; {reason}"
         ) from error
     return device
 

@@ -21,6 +21,7 @@ import torch
 import pyseg
 from pyseg import _build, _cli, _ext, _rates
 from pyseg._table import Table
+from pyseg.errors import UserError
 from pyseg.nn import NeXtVLAD
 from pyseg.nn.product_order import cheapest_order
 
@@ -32,6 +33,8 @@ SWITCHES = (
     "CUDA_HOME",
     "CXX",
     "DEBUG",
+    "PYSEG_CACHE",
+    "PYSEG_LOG",
 )
 _INSTRUCTIONS = ("sse4_2", "pclmulqdq", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -163,7 +166,8 @@ def orders(rates: _rates.Rates | None) -> Table:
 def _measure() -> None:
     """Measures the GPUs that torch sees, and keeps their rates."""
     if not torch.cuda.is_available():
-        raise SystemExit("--measure: expected a GPU that torch sees, found none")
+        raise UserError("--measure: expected a GPU that torch sees, found none")
+    _rates.make_rates_folder()  # before minutes of measuring are lost
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         name = torch.cuda.get_device_name(device)
@@ -198,4 +202,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _cli.run(main)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -541,7 +541,7 @@ def test_alone() -> None:
         assert distributed.parallel(module) is module
 
 
-@pytest.mark.parametrize("name", ["CUDA", "cuda:x", "cpu:0:1", "tpu"])
-def test_no_device(name: str) -> None:
+@pytest.mark.parametrize("name", ["CUDA", "cuda:x", "cpu:0:1", "tpu", "meta", 0])
+def test_no_device(name: Any) -> None:
     with pytest.raises(UserError, match=f"--device {name}: expected a device"):
         distributed.pick_device(name)

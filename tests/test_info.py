@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyseg import _build, _ext, info
+from pyseg.errors import UserError
 
 
 def test_collect_names_what_is_loaded_and_why_not():
@@ -39,7 +40,7 @@ def test_orders_of_known_gpus_and_of_a_cpu(capsys, tmp_path, monkeypatch):
 
 def test_measuring_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="--measure: expected a GPU"):
+    with pytest.raises(UserError, match="--measure: expected a GPU"):
         info.main(["--measure"])
 
 

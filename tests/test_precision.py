@@ -34,6 +34,14 @@ def test_defaults_are_those_of_the_device(device, name, tf32, expected) -> None:
     assert Precision.on(device, name, tf32) == expected
 
 
+@pytest.mark.parametrize("wrong", ["fp64", "BF16", "bfloat16", torch.bfloat16, 3, ""], ids=str)
+def test_other_values_are_refused(wrong) -> None:
+    with pytest.raises(ValueError, match="precision: expected one of fp32, bf16, fp16"):
+        Precision.on(CPU, wrong)
+    with pytest.raises(ValueError, match="tf32: expected True, False or None"):
+        Precision.on(CPU, None, wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )

@@ -10,6 +10,7 @@ import torch
 
 from pyseg import _rates
 from pyseg._rates import Rates
+from pyseg.errors import UserError
 
 RATES = Rates(4000, 51, 352, 753, 754)
 
@@ -27,6 +28,12 @@ def test_measured_rates_are_kept_by_the_name_of_the_device(path: Path) -> None:
     assert _rates.known_rates("NVIDIA A", 9) == (RATES, f"measured, in {path}", None)
     assert _rates.known_rates("NVIDIA B", 9).rates.copy == 2
     assert _rates.known_rates("NVIDIA C", 9) == (_rates.ASSUMED[9], "assumed, as of sm_90", None)
+
+
+def test_a_cache_that_cannot_be_written_is_named(path: Path) -> None:
+    path.parent.write_text("a file")
+    with pytest.raises(UserError, match=f"{path.parent}: expected a folder .* PYSEG_CACHE"):
+        _rates.make_rates_folder()
 
 
 @pytest.mark.parametrize(("major", "nearest"), [(7, 8), (8, 8), (9, 9), (12, 9)])
