@@ -2,7 +2,6 @@
 
 import logging
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -343,15 +342,20 @@ def test_progress_is_a_line_of_the_log_without_a_terminal(caplog, monkeypatch, l
     assert line == ("pretrain: 100 of 1,000 steps (10%), loss 0.123, 400 examples/s, 0:03:00 left")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    source = "from pyseg import _cli; _cli.run(lambda: [print(n) for n in range(100_000)])"
-    with subprocess.Popen(
-        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"0\n"
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 141
+READER = """
+import os, threading
+from pyseg import _cli
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+os.close(writer)
+threading.Thread(target=lambda: (os.read(reader, 2), os.close(reader))).start()
+_cli.run(lambda: [print(n) for n in range(100_000)])
+"""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(python):
+    done = python("-c", READER)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_another_broken_pipe_keeps_its_traceback():

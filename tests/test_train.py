@@ -89,6 +89,12 @@ def log_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def trained(segments_folder, tmp_path_factory) -> Path:
+    """A run of both stages, to which evaluations may be added."""
+    return train.train(config(segments_folder, tmp_path_factory.mktemp("trained") / "run"))
+
+
 def test_trains_both_stages_and_leaves_a_run(segments_folder, tmp_path, capsys):
     run = train.train(config(segments_folder, tmp_path / "run"))
     assert sorted(path.name for path in run.iterdir()) == [
@@ -105,30 +111,26 @@ def test_trains_both_stages_and_leaves_a_run(segments_folder, tmp_path, capsys):
     assert models.load(run).config.class_names == [f"class {i}" for i in range(CLASSES)]
 
 
-def test_evaluate_gives_the_map_of_training(segments_folder, tmp_path, capsys):
-    run = train.train(config(segments_folder, tmp_path / "run"))
+def test_evaluate_gives_the_map_of_training(segments_folder, trained, capsys):
     capsys.readouterr()
-    evaluate.main(["--run", str(run), "--data", str(segments_folder)])
-    last, again = log_of(run)[-2:]
+    evaluate.main(["--run", str(trained), "--data", str(segments_folder)])
+    last, again = log_of(trained)[-2:]
     assert again["map"] == last["map"]
     assert f"{last['map']:.4f}" in capsys.readouterr().out
 
 
-def test_evaluate_reports_data_that_does_not_fit(segments_folder, tmp_path):
-    run = train.train(config(segments_folder, tmp_path / "run"))
+def test_evaluate_reports_data_that_does_not_fit(segments_folder, trained, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "validate0000.tfrecord").symlink_to(segments_folder / "validate0000.tfrecord")
     with pytest.raises(UserError, match=r"other: classes: expected 4, found 3862 \(exp"):
-        evaluate.main(["--run", str(run), "--data", str(other)])
+        evaluate.main(["--run", str(trained), "--data", str(other)])
 
 
-def test_same_seed_gives_same_weights(segments_folder, tmp_path):
-    states = []
-    for name in ("a", "b"):
-        run = train.train(config(segments_folder, tmp_path / name))
-        states.append(models.load(run).state_dict())
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+def test_same_seed_gives_same_weights(segments_folder, trained, tmp_path):
+    run = train.train(config(segments_folder, tmp_path / "run"))
+    first, second = (models.load(folder).state_dict() for folder in (trained, run))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def plain(

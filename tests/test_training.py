@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -345,27 +344,27 @@ def test_another_number_of_threads_is_reported(copy: Path, monkeypatch, capsys) 
     assert "workers: 1, 0 before: the weights will not be, to the bit" in printed
 
 
-OWNER = """
-    import sys
-    from pathlib import Path
-    from pyseg._files import sole_owner
-    with sole_owner(Path(sys.argv[1])):
-        print("owned", flush=True)
-        sys.stdin.read()
-"""
-
-
 def test_one_process_at_a_time(copy: Path) -> None:
-    code = textwrap.dedent(OWNER)
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(copy)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as owner:
-        assert owner.stdout.readline() == b"owned\n"
+    reader, writer = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        try:
+            with sole_owner(copy):
+                os.write(writer, b"owned")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    try:
+        assert os.read(reader, 5) == b"owned"
         before = content_of(copy)
-        with pytest.raises(UserError, match=f"at work there .process {owner.pid} on .*; nothing"):
+        with pytest.raises(UserError, match=f"at work there .process {owner} on .*; nothing"):
             train.main(["--resume", str(copy)])
-        assert content_of(copy) == before
-        owner.kill()
+    finally:
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+        os.close(reader)
+    assert content_of(copy) == before
     assert (copy / ".lock").exists()  # but not held
     with sole_owner(copy):
         pass

@@ -4,8 +4,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -235,14 +233,8 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "--seed -1: expected at least 0" in capsys.readouterr().err
 
 
-def test_as_a_module() -> None:
-    command = [
-        sys.executable,
-        "-W",
-        "error:.*sys.modules:RuntimeWarning",
-        "-m",
-        "pyseg.data.sample",
-    ]
-    result = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert "small generated collection" in result.stdout
-    assert "RuntimeWarning: 'pyseg.data.sample'" not in result.stderr
+def test_as_a_module(python) -> None:
+    done = python("-m", "pyseg.data.sample", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "small generated collection" in done.stdout
+    assert "RuntimeWarning: 'pyseg.data.sample'" not in done.stderr

@@ -284,7 +284,9 @@ def test_the_reference_waits_for_no_gpu_and_compiles():
     # Tensors without values, so that any look at them is an error.
     without_values = [argument.to("meta") for argument in arguments]
     assert rated_bce_with_logits_reference(*without_values).shape == ()
-    compiled = torch.compile(rated_bce_with_logits_reference, fullgraph=True, dynamic=True)
+    compiled = torch.compile(
+        rated_bce_with_logits_reference, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
     expected = own_and_gradient(rated_bce_with_logits_reference, arguments)
     torch.testing.assert_close(own_and_gradient(compiled, arguments), expected)
 
@@ -381,7 +383,7 @@ def test_compiles_whole_for_changing_sizes(device):
         return rated_bce_with_logits(logits * 2, *ratings, correlation)
 
     torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
     for index, batch in enumerate((6, 9, 4)):
         arguments = make((batch, 23), device=device)
         with torch._dynamo.config.patch(error_on_recompile=index > 0):

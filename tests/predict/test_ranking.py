@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import os
 import re
 import signal
@@ -32,6 +33,7 @@ RATED = [4, 1, 3]  # the order of the vocabulary file is the order of the submis
 TINY = {"clusters": 4, "groups": 2, "hidden_size": 8, "reduction": 2}
 
 
+@functools.cache
 def all_scores(run: Path, data: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names of all segments in reading order, their logits, and their videos' logits."""
     model = models.load(run)

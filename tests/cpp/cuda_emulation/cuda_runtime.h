@@ -106,22 +106,19 @@ class Block {
   Block(int threads, const std::function<void()>& kernel)
       : number_(++made()),
         kernel_(kernel),
-        states_(threads),
         warps_((threads + kWarp - 1) / kWarp),
-        exchanges_(warps_.size()) {
+        exchanges_(warps_.size()),
+        exchanged_(threads) {
     if (threads > kMostThreads) fail("a block of too many threads");
     all_.expected = threads;
-    for (int i = 0; i < threads; ++i) {
-      ++warps_[i / kWarp].expected;
-      prepare(states_[i].context, stack(i));
-    }
+    for (int i = 0; i < threads; ++i) ++warps_[i / kWarp].expected;
     if (generator()() % 2 == 0) first_warp_ = static_cast<int>(generator()() % warps_.size());
     for (int i = 0; i < threads; ++i) make_ready(i);
   }
 
   void run() {
     current() = this;
-    if (const int first = next(); first >= 0) change(outside_, states_[first]);
+    if (const int first = next(); first >= 0) change(outside_, state(first));
     current() = nullptr;
     if (all_.expected != 0) fail("threads wait for others that never arrive");
   }
@@ -139,7 +136,7 @@ class Block {
   template <typename T>
   auto exchange(const T& mine) {
     static_assert(sizeof(T) <= sizeof(exchanges_[0].values[0][0]));
-    auto& values = exchanges_[thread_ / kWarp].values[states_[thread_].exchanges++ % 2];
+    auto& values = exchanges_[thread_ / kWarp].values[exchanged_[thread_]++ % 2];
     std::memcpy(&values[thread_ % kWarp], &mine, sizeof(T));
     sync_warp();
     return [&values](int lane) {
@@ -156,11 +153,12 @@ class Block {
  private:
   static constexpr size_t kStack = 256 << 10;
 
+  // A thread, used by all blocks, as making one takes system calls.
   struct State {
     ucontext_t context;  // where it begins
     jmp_buf place;       // where it goes on
     bool begun = false;
-    int exchanges = 0;
+    std::unique_ptr<char[]> stack;
   };
 
   static int64_t& made() {
@@ -168,26 +166,28 @@ class Block {
     return count;
   }
 
-  // Reused by all blocks.
-  static char* stack(int i) {
-    static std::vector<std::unique_ptr<char[]>> stacks(kMostThreads);
-    if (stacks[i] == nullptr) stacks[i].reset(new char[kStack]);
-    return stacks[i].get();
+  static State& state(int i) {
+    static std::vector<State> states(kMostThreads);
+    if (states[i].stack == nullptr) prepare(states[i]);
+    return states[i];
   }
 
   // Not inlined: getcontext returns twice, after which a caller's variables may be wrong.
-  [[gnu::noinline]] static void prepare(ucontext_t& context, char* stack) {
-    getcontext(&context);
-    context.uc_stack.ss_sp = stack;
-    context.uc_stack.ss_size = kStack;
-    context.uc_link = nullptr;
-    makecontext(&context, begin, 0);
+  [[gnu::noinline]] static void prepare(State& state) {
+    state.stack.reset(new char[kStack]);
+    getcontext(&state.context);
+    state.context.uc_stack.ss_sp = state.stack.get();
+    state.context.uc_stack.ss_size = kStack;
+    state.context.uc_link = nullptr;
+    makecontext(&state.context, begin, 0);
   }
 
   static void begin() {
-    Block& block = *current();
-    block.kernel_();
-    block.end();
+    for (;;) {  // after its end in one block it goes on in another
+      Block& block = *current();
+      block.kernel_();
+      block.end();
+    }
   }
 
   void make_ready(int i) { (i / kWarp == first_warp_ ? ready_first_ : ready_).push_back(i); }
@@ -206,7 +206,7 @@ class Block {
   void switch_from(int self) {
     const int other = next();
     if (other == self) return;
-    change(states_[self], other < 0 ? outside_ : states_[other]);
+    change(state(self), other < 0 ? outside_ : state(other));
   }
 
   // Goes on with another state. swapcontext would make a system call each time, for signals.
@@ -243,9 +243,9 @@ class Block {
 
   const int64_t number_;
   const std::function<void()>& kernel_;
-  std::vector<State> states_;
   std::vector<Barrier> warps_;
   std::vector<Exchange> exchanges_;
+  std::vector<int> exchanged_;  // how often, by thread
   Barrier all_;
   int first_warp_ = -1;                   // the warp that is scheduled first; -1: none
   std::vector<int> ready_first_, ready_;  // its threads and the others

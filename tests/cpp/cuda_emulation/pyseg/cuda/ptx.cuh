@@ -38,10 +38,10 @@ float half_of(uint32_t bits, int half) {
 // c(i, j) += sum_d left(i, d) right(d, j) for the lane's four elements.
 template <int kDepth, typename Left, typename Right>
 void multiply_add(const Left& left, const Right& right, float (&c)[4]) {
-  const int lane = Block::current()->lane();
-  for (int e = 0; e < 4; ++e) {
-    const int i = lane / 4 + e / 2 * 8, j = lane % 4 * 2 + e % 2;
-    for (int d = 0; d < kDepth; ++d) c[e] += left(i, d) * right(d, j);
+  const int lane = Block::current()->lane(), i = lane / 4, j = lane % 4 * 2;
+  for (int d = 0; d < kDepth; ++d) {
+    const float rows[2]{left(i, d), left(i + 8, d)}, columns[2]{right(d, j), right(d, j + 1)};
+    for (int e = 0; e < 4; ++e) c[e] += rows[e / 2] * columns[e % 2];
   }
 }
 
