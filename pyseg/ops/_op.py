@@ -198,6 +198,19 @@ _form = operator.attrgetter("__class__", "shape", "dtype", "device")
 # The keys that are active where nothing intervenes: no mode, no transform, no tracer.
 _PLAIN_KEYS = torch._C.DispatchKeySet(Key.BackendSelect).add(Key.ADInplaceOrView).raw_repr()
 
+# Looked up once: this file runs several times in every step.
+_AUTOGRAD = Key.AutogradCPU
+_included_keys = torch._C._dispatch_tls_local_include_set
+_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_num_function_modes = torch._C._len_torch_function_stack
+_is_profiling = torch.autograd._profiler_enabled
+
+# Where `Op.call_kernel` finds the kernels in C++.
+_DEVICE_KEYS = {
+    "cpu": torch._C.DispatchKeySet(Key.CPU),
+    "cuda": torch._C.DispatchKeySet(Key.CUDA),
+}
+
 
 def is_plain(tensors: Collection[Any]) -> bool:
     """Returns whether an operator on `tensors` does what its kernel and its gradient do, no more.
@@ -205,17 +218,21 @@ def is_plain(tensors: Collection[Any]) -> bool:
     That is eager mode: nothing but autograd intercepts operators, and all tensors have values.
     Autocast does not count: it casts in public functions, see `Op.autocast`.
     """
-    if torch.compiler.is_compiling():
-        return False
-    if not _PLAIN_TYPES.issuperset(map(type, tensors)):
+    if not is_eager() or not _PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
     for tensor in tensors:
         if tensor is not None and tensor.is_meta:
             return False
+    return True
+
+
+def is_eager() -> bool:
+    """Returns whether nothing but autograd intercepts operators: no mode, transform or tracer."""
     return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() == _PLAIN_KEYS
-        and not torch._C._dispatch_tls_is_dispatch_key_excluded(Key.AutogradCPU)
-        and not torch._C._len_torch_function_stack()
+        not torch.compiler.is_compiling()
+        and _included_keys().raw_repr() == _PLAIN_KEYS
+        and not _is_excluded(_AUTOGRAD)
+        and not _num_function_modes()
         and forward_ad._current_level < 0
     )
 
@@ -233,25 +250,24 @@ class Op:
             compiled library; without that the operator does not exist, and decorators register
             nothing.
         arguments: the tensors that `check` checks.
+
+    Attributes:
+        check: as `check_arguments`, raises an error that names the first of the tensors that does
+            not fit, and returns the sizes; see `Passed`.
     """
+
+    check: Callable[..., dict[str, int]]
 
     def __init__(self, name: str, schema: str | None = None, /, **arguments: Argument) -> None:
         self.name = name
         self.arguments = arguments
         self.places = {name: place for place, name in enumerate(arguments)}
         self.defined = schema is not None or _ext.HAS_CPU_OPS
-        self._passed = Passed()
+        self.check = functools.partial(Passed().check, functools.partial(check_arguments, arguments))
         self._python: Callable[..., Any] | None = None  # the kernel, if it is written in Python
         self._differentiable: Any = None  # the Function of the gradient
         if schema is not None:
             _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-
-    def check(self, *tensors: Tensor | None) -> dict[str, int]:
-        """Raises an error that names the first argument that does not fit; returns the sizes."""
-        return self._passed.check(self._check, *tensors)
-
-    def _check(self, *tensors: Tensor | None) -> dict[str, int]:
-        return check_arguments(self.arguments, *tensors)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Calls the operator with all arguments of its schema.
@@ -281,7 +297,15 @@ class Op:
         return self.call_kernel(*args)
 
     def call_kernel(self, *args: Any) -> Any:
-        """Calls the kernel for plain tensors, below autograd."""
+        """Calls the kernel for plain tensors, below autograd.
+
+        That of C++ without the dispatcher, which would take as long as a small kernel, unless a
+        profiler is to see the call. The device is that of the first argument.
+        """
+        if self._python is None and not _is_profiling():
+            keys = _DEVICE_KEYS.get(args[0].device.type)
+            if keys is not None:
+                return self._boxed(keys, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return (self._python or self.overload)(*args)
 
@@ -395,6 +419,12 @@ class Op:
     def overload(self) -> Any:
         """The overload that the dispatcher calls: ``torch.ops.pyseg.<name>.default``."""
         return getattr(torch.ops.pyseg, self.name).default
+
+    @functools.cached_property
+    def _boxed(self) -> Callable[..., Any]:
+        """Calls the kernel of some dispatch keys."""
+        boxed: Callable[..., Any] = self.overload._handle.redispatch_boxed
+        return boxed
 
     @property
     def public_name(self) -> str:

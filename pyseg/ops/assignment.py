@@ -26,6 +26,7 @@ _ASSIGN_BACKWARD = Op("soft_assign_backward")
 _MOMENTS = Op(
     "moments", x=Argument("(R, C)"), row_weights=Argument("(R,)", "floating", optional=True)
 )
+_STATISTICS = Op("batch_statistics_")
 
 
 class AssignmentNorm(NamedTuple):
@@ -59,6 +60,16 @@ class AssignmentNorm(NamedTuple):
     bias: Tensor
     eps: float = 1e-3
     row_weights: Tensor | None = None
+
+
+class PackedNorm(AssignmentNorm):
+    """An `AssignmentNorm` with statistics of a batch that also has the form which kernels read.
+
+    Attributes:
+        packed: (4, G*K): mean, 1 / sqrt(variance + eps), weight and bias, in the dtype of sums.
+    """
+
+    packed: Tensor
 
 
 def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -98,13 +109,41 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
     return mean, variance
 
 
-def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what :func:`moments` returns without a gradient, for a tensor that `is_plain`.
+def batch_statistics_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    deferred_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+) -> tuple[Tensor, Tensor]:
+    """Takes the statistics of a batch and moves running ones towards them, for a `PackedNorm`.
 
-    Without the checks, that is: in a training step they take as long as the kernel.
+    All tensors have to be such that `is_plain` and `has_kernel`; no gradient is recorded, and what
+    the kernel checks is not checked before: in a training step that takes as long as the kernel.
+
+    Args:
+        x: (..., C), floating.
+        weight: (C,) of the dtype of sums, as all vectors.
+        bias: (C,).
+        deferred_bias: (C,) what the running mean includes in addition, or ``None``.
+        running_mean: (C,), changed in place, as `torch.lerp` does by `momentum`.
+        running_var: (C,), likewise.
+        momentum: the weight of the batch in the running statistics.
+        eps: added to the variance in `PackedNorm.packed`.
+        unbiased: whether the running variance is that of a sample.
+
+    Returns:
+        (2, C) mean and biased variance, and (4, C) `PackedNorm.packed`.
     """
-    mean, variance = _MOMENTS.call_kernel(x, None).unbind()
-    return mean, variance
+    results: tuple[Tensor, Tensor] = _STATISTICS.call_kernel(
+        x, weight, bias, deferred_bias, running_mean, running_var, momentum, eps, unbiased
+    )
+    torch.autograd.graph.increment_version((running_mean, running_var))
+    return results
 
 
 def moments_reference(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -242,9 +281,12 @@ def call_with_norm(
     row_weights = as_dtype(norm.row_weights, dtype)
     if wants_gradient(*statistics) or not is_plain((*tensors, *norm[:4], row_weights)):
         return op(*tensors, _pack(norm, shape, dtype), row_weights, *others)
-    with torch._C._AutoDispatchBelowAutograd():
-        packed = _pack(norm, shape, dtype)
-    parts = weight.flatten(), bias.flatten()
+    if isinstance(norm, PackedNorm) and norm.packed.dtype == dtype:
+        packed = norm.packed.view(4, *shape)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            packed = _pack(norm, shape, dtype)
+    parts = [part if part.dim() == 1 else part.flatten() for part in (weight, bias)]
     return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
 
 
@@ -361,6 +403,15 @@ _ASSIGN_BACKWARD.refuse_gradient()
 def _moments_fake(x: Tensor, row_weights: Tensor | None) -> Tensor:
     _MOMENTS.check(x, row_weights)
     return x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype))
+
+
+@_STATISTICS.fake
+def _statistics_fake(x: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    dtype, columns = sum_dtype(x.dtype), x.shape[-1]
+    return x.new_empty((2, columns), dtype=dtype), x.new_empty((4, columns), dtype=dtype)
+
+
+_STATISTICS.refuse_gradient()
 
 
 @_MOMENTS.gradient("x row_weights")
