@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor> batch_statistics_cpu(const Tensor& x,       // (..., 
                                                 const Tensor& running_mean,                  // (C)
                                                 const Tensor& running_var,                   // (C)
                                                 double momentum, double eps, bool unbiased) {
-  const BatchStatisticsTensors tensors(x, weight, bias, deferred_bias, running_mean, running_var);
+  BatchStatisticsTensors tensors(x, weight, bias, deferred_bias, running_mean, running_var);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     if (tensors.columns == 0) return;
     take_moments<T>(tensors.rows, tensors.columns, read<T>(tensors.x), nullptr, tensors.moments);

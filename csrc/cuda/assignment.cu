@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> batch_statistics_cuda(const Tensor& x,       // (...,
                                                  const Tensor& running_var,                   // (C)
                                                  double momentum, double eps, bool unbiased) {
   const DeviceGuard guard(x.get_device_index());
-  const BatchStatisticsTensors tensors(x, weight, bias, deferred_bias, running_mean, running_var);
+  BatchStatisticsTensors tensors(x, weight, bias, deferred_bias, running_mean, running_var);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     using A = Sum<T>;
     const int64_t rows = tensors.rows, columns = tensors.columns;

@@ -21,16 +21,18 @@ struct BatchStatisticsTensors {
   Tensor weight;                        // (C)
   Tensor bias;                          // (C)
   std::optional<Tensor> deferred_bias;  // (C)
-  Tensor running_mean;                  // (C)
-  Tensor running_var;                   // (C)
-  Tensor moments;                       // (2, C)
-  Tensor norm;                          // (4, C)
+  Tensor given_mean;                    // (C), to change
+  Tensor given_var;                     // (C), likewise
+  Tensor running_mean;                  // these, or contiguous copies
+  Tensor running_var;
+  Tensor moments;  // (2, C)
+  Tensor norm;     // (4, C)
   int64_t rows, columns;
 
   BatchStatisticsTensors(const Tensor& x_, const Tensor& weight_, const Tensor& bias_,
                          const std::optional<Tensor>& deferred_bias_, const Tensor& running_mean_,
                          const Tensor& running_var_)
-      : running_mean(running_mean_), running_var(running_var_) {
+      : given_mean(running_mean_), given_var(running_var_) {
     PYSEG_CHECK(x_.dim() > 0, "x: expected shape (..., C), found ()");
     columns = x_.size(x_.dim() - 1);
     rows = columns == 0 ? 0 : x_.numel() / columns;
@@ -41,14 +43,14 @@ struct BatchStatisticsTensors {
     check(weight_, "weight");
     check(bias_, "bias");
     if (deferred_bias_) check(*deferred_bias_, "deferred_bias");
-    check(running_mean, "running_mean");
-    check(running_var, "running_var");
-    PYSEG_CHECK(running_mean.is_contiguous() && running_var.is_contiguous(),
-                "running_mean, running_var: expected contiguous tensors, found another");
+    check(given_mean, "running_mean");
+    check(given_var, "running_var");
     x = in_order(x_);
     weight = in_order(weight_);
     bias = in_order(bias_);
     deferred_bias = in_order(deferred_bias_);
+    running_mean = in_order(given_mean);
+    running_var = in_order(given_var);
     const auto sums = accumulate_dtype(x.scalar_type());
     moments = new_tensor(x, {2, columns}, sums);
     norm = new_tensor(x, {4, columns}, sums);
@@ -71,7 +73,12 @@ struct BatchStatisticsTensors {
             write<A>(norm)};
   }
 
-  std::tuple<Tensor, Tensor> result() const { return {moments, norm}; }
+  // Ends the operator, whose kernel is queued.
+  std::tuple<Tensor, Tensor> result() {
+    if (!given_mean.is_contiguous()) torch::stable::copy_(given_mean, running_mean);
+    if (!given_var.is_contiguous()) torch::stable::copy_(given_var, running_var);
+    return {moments, norm};
+  }
 };
 
 }  // namespace pyseg

@@ -286,11 +286,12 @@ class BatchNorm(nn.Module):
             rows = self._apply_native(rows, self.running_mean, unused, training=True)
             self.running_var.mul_(1.0 - self.momentum)
             return rows
+        mean, running = self.running_mean, self.running_var
         if self.unbiased:
-            return self._apply_native(rows, self.running_mean, self.running_var, training=True)
+            return self._apply_native(rows, mean, running, training=True)
         # PyTorch's running variance is that of a sample, so it is another multiple of everything.
         ratio = (count - 1) / count
-        var = self.running_var / ratio
-        rows = self._apply_native(rows, self.running_mean, var, training=True)
-        torch.mul(var, ratio, out=self.running_var)
+        var = running / ratio
+        rows = self._apply_native(rows, mean, var, training=True)
+        torch.mul(var, ratio, out=running)
         return rows

@@ -202,13 +202,22 @@ _PLAIN_KEYS = torch._C.DispatchKeySet(Key.BackendSelect).add(Key.ADInplaceOrView
 _AUTOGRAD = Key.AutogradCPU
 _included_keys = torch._C._dispatch_tls_local_include_set
 _is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_keys_of = torch._C._dispatch_keys
 _num_function_modes = torch._C._len_torch_function_stack
 _is_profiling = torch.autograd._profiler_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
-# Where `Op.call_kernel` finds the kernels in C++.
-_DEVICE_KEYS = {
-    "cpu": torch._C.DispatchKeySet(Key.CPU),
-    "cuda": torch._C.DispatchKeySet(Key.CUDA),
+# The keys of ordinary tensors, and the key of the kernels that take them.
+_KERNEL_KEYS = {
+    torch._C.DispatchKeySet(device)
+    .add(Key.ADInplaceOrView)
+    .add(autograd)
+    .add(autocast)
+    .raw_repr(): torch._C.DispatchKeySet(device)
+    for device, autograd, autocast in (
+        (Key.CPU, Key.AutogradCPU, Key.AutocastCPU),
+        (Key.CUDA, Key.AutogradCUDA, Key.AutocastCUDA),
+    )
 }
 
 
@@ -218,19 +227,13 @@ def is_plain(tensors: Collection[Any]) -> bool:
     That is eager mode: nothing but autograd intercepts operators, and all tensors have values.
     Autocast does not count: it casts in public functions, see `Op.autocast`.
     """
-    if not is_eager() or not _PLAIN_TYPES.issuperset(map(type, tensors)):
+    if torch.compiler.is_compiling() or not _PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
     for tensor in tensors:
         if tensor is not None and tensor.is_meta:
             return False
-    return True
-
-
-def is_eager() -> bool:
-    """Returns whether nothing but autograd intercepts operators: no mode, transform or tracer."""
     return (
-        not torch.compiler.is_compiling()
-        and _included_keys().raw_repr() == _PLAIN_KEYS
+        _included_keys().raw_repr() == _PLAIN_KEYS
         and not _is_excluded(_AUTOGRAD)
         and not _num_function_modes()
         and forward_ad._current_level < 0
@@ -297,17 +300,25 @@ class Op:
         return self.call_kernel(*args)
 
     def call_kernel(self, *args: Any) -> Any:
-        """Calls the kernel for plain tensors, below autograd.
-
-        That of C++ without the dispatcher, which would take as long as a small kernel, unless a
-        profiler is to see the call. The device is that of the first argument.
-        """
-        if self._python is None and not _is_profiling():
-            keys = _DEVICE_KEYS.get(args[0].device.type)
-            if keys is not None:
-                return self._boxed(keys, *args)
+        """Calls the kernel for plain tensors, below autograd."""
         with torch._C._AutoDispatchBelowAutograd():
             return (self._python or self.overload)(*args)
+
+    def call_directly(self, *args: Any) -> Any:
+        """Calls the kernel in C++ as `call_kernel` does, without the dispatcher where possible.
+
+        It is possible unless a profiler is to see the call or a tensor has memory of a kind that
+        the dispatcher handles: what a transform of `torch.func` has wrapped, or a negated view. The
+        dispatcher takes as long as a small kernel, but so does looking at more than a few tensors.
+        """
+        keys = None
+        for place in self._tensors:
+            if (tensor := args[place]) is not None:
+                key = _KERNEL_KEYS.get(_keys_of(tensor).raw_repr())
+                if key is None or keys not in (None, key):
+                    return self.call_kernel(*args)
+                keys = key
+        return self.call_kernel(*args) if _is_profiling() else self._boxed(keys, *args)
 
     def kernel(self, function: Function) -> Function:
         """Makes `function` the kernel on every device."""
@@ -464,6 +475,8 @@ def _casting(
     place = names.index(values[0])
 
     def call(*args: Any, **kwargs: Any) -> R:
+        if not (torch.compiler.is_compiling() or _is_any_autocast_enabled()):
+            return function(*args, **kwargs)
         first = args[place] if place < len(args) else kwargs.get(values[0])
         if not _in_autocast(first):
             return function(*args, **kwargs)

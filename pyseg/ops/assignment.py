@@ -67,9 +67,10 @@ class PackedNorm(AssignmentNorm):
 
     Attributes:
         packed: (4, G*K): mean, 1 / sqrt(variance + eps), weight and bias, in the dtype of sums.
+            ``None`` after `_replace`.
     """
 
-    packed: Tensor
+    packed: Tensor | None = None
 
 
 def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -146,6 +147,30 @@ def batch_statistics_(
     return results
 
 
+def batch_statistics_reference_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    deferred_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+) -> tuple[Tensor, Tensor]:
+    """Does what :func:`batch_statistics_` does, in plain PyTorch."""
+    rows = x.reshape(-1, x.shape[-1])
+    mean, variance = _moments(rows, None)
+    count = len(rows)
+    if count:
+        center = mean if deferred_bias is None else mean + deferred_bias
+        correction = count / max(count - 1, 1) if unbiased else 1.0
+        running_mean.lerp_(center.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * correction).to(running_var.dtype), momentum)
+    rstd = torch.rsqrt(variance + eps)
+    return torch.stack((mean, variance)), torch.stack((mean, rstd, weight, bias))
+
+
 def moments_reference(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns what :func:`moments` returns, in plain PyTorch and differentiable.
 
@@ -216,11 +241,23 @@ def soft_assign(
         >>> weights.flatten().tolist()
         [0.125, 0.125, 0.125, 0.125]
     """
-    _ASSIGN.check(assignment, attention)
-    check_assignment(assignment, norm)
+    try:
+        found = call_unchecked(_ASSIGN, assignment, attention, norm=norm, others=(by_cluster,))
+    except RuntimeError:
+        _check(assignment, attention, norm)
+        raise
+    if found is not None:
+        return found
+    _check(assignment, attention, norm)
     if not has_kernel(assignment):
         return soft_assign_reference(assignment, attention, norm=norm, by_cluster=by_cluster)
     return call_with_norm(_ASSIGN, assignment, attention, norm=norm, others=(by_cluster,))
+
+
+def _check(assignment: Tensor, attention: Tensor, norm: AssignmentNorm | None) -> None:
+    """Checks the arguments; the error names the first that does not fit."""
+    _ASSIGN.check(assignment, attention)
+    check_assignment(assignment, norm)
 
 
 def soft_assign_reference(
@@ -240,8 +277,7 @@ def soft_assign_reference(
         >>> pyseg.ops.soft_assign_reference(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1)).flatten()
         tensor([0.5000, 0.5000])
     """
-    _ASSIGN.check(assignment, attention)
-    check_assignment(assignment, norm)
+    _check(assignment, attention, norm)
     probability = normalize(assignment, norm).softmax(-1)
     weights = (probability * attention.unsqueeze(-1)).to(assignment.dtype)
     return weights.mT.contiguous().mT if by_cluster else weights
@@ -263,6 +299,35 @@ def normalize(assignment: Tensor, norm: AssignmentNorm | None) -> Tensor:
 NORM_PARTS = ("norm.weight", "norm.bias")
 
 
+def call_unchecked(
+    op: Op, *tensors: Tensor, norm: AssignmentNorm | None, others: tuple[Any, ...]
+) -> Any:
+    """Calls an op where that takes no more than its kernel, which checks its arguments itself.
+
+    Returns:
+        What the op returns; ``None`` where something intercepts it, no kernel is loaded, or `norm`
+        has to be packed, and arguments are to be checked first.
+
+    Raises:
+        RuntimeError: an argument does not fit; the caller's own checks know how to say so.
+    """
+    packed: Tensor | None = None
+    row_weights: Tensor | None = None
+    parts: tuple[Tensor, ...] = ()
+    if norm is not None:
+        if not isinstance(norm, PackedNorm) or norm.packed is None:
+            return None
+        row_weights, parts = norm.row_weights, norm[2:4]
+    if not is_plain((*tensors, *parts, row_weights)) or not has_kernel(tensors[0]):
+        return None
+    if norm is not None:
+        assignment = tensors[op.places["assignment"]]
+        if norm.packed.dtype != sum_dtype(assignment.dtype):
+            return None
+        packed = norm.packed.view(4, *assignment.shape[2:])
+    return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
+
+
 def call_with_norm(
     op: Op, *tensors: Tensor, norm: AssignmentNorm | None, others: tuple[Any, ...] = ()
 ) -> Any:
@@ -281,11 +346,8 @@ def call_with_norm(
     row_weights = as_dtype(norm.row_weights, dtype)
     if wants_gradient(*statistics) or not is_plain((*tensors, *norm[:4], row_weights)):
         return op(*tensors, _pack(norm, shape, dtype), row_weights, *others)
-    if isinstance(norm, PackedNorm) and norm.packed.dtype == dtype:
-        packed = norm.packed.view(4, *shape)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            packed = _pack(norm, shape, dtype)
+    with torch._C._AutoDispatchBelowAutograd():
+        packed = _pack(norm, shape, dtype)
     parts = [part if part.dim() == 1 else part.flatten() for part in (weight, bias)]
     return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
 

@@ -87,14 +87,17 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     monkeypatch.setattr(frames, "_TILE_BYTES", {"cpu": limit, "cuda": limit})
     monkeypatch.setattr(frames, "_POOLED_BYTES", {"cpu": 2 * limit, "cuda": 2 * limit})
     made: list[Tensor] = []
-    original = frames.dequantize
+    places = [(frames, "dequantize")]
+    if _ext.HAS_CPU_OPS:
+        places.append((frames._DEQUANTIZE, "call_directly"))
+    for owner, name in places:
 
-    def dequantize(*arguments: Tensor) -> Tensor:
-        x = original(*arguments)
-        made.append(x)
-        return x
+        def dequantize(*arguments: Tensor, original=getattr(owner, name)) -> Tensor:
+            x = original(*arguments)
+            made.append(x)
+            return x
 
-    monkeypatch.setattr(frames, "dequantize", dequantize)
+        monkeypatch.setattr(owner, name, dequantize)
     return made
 
 
