@@ -266,7 +266,8 @@ class Op:
         self.arguments = arguments
         self.places = {name: place for place, name in enumerate(arguments)}
         self.defined = schema is not None or _ext.HAS_CPU_OPS
-        self.check = functools.partial(Passed().check, functools.partial(check_arguments, arguments))
+        check = functools.partial(check_arguments, arguments)
+        self.check = functools.partial(Passed().check, check)
         self._python: Callable[..., Any] | None = None  # the kernel, if it is written in Python
         self._differentiable: Any = None  # the Function of the gradient
         if schema is not None:
@@ -311,14 +312,16 @@ class Op:
         the dispatcher handles: what a transform of `torch.func` has wrapped, or a negated view. The
         dispatcher takes as long as a small kernel, but so does looking at more than a few tensors.
         """
-        keys = None
+        found = None
         for place in self._tensors:
             if (tensor := args[place]) is not None:
-                key = _KERNEL_KEYS.get(_keys_of(tensor).raw_repr())
-                if key is None or keys not in (None, key):
+                keys = _keys_of(tensor).raw_repr()
+                if keys != found and (found is not None or keys not in _KERNEL_KEYS):
                     return self.call_kernel(*args)
-                keys = key
-        return self.call_kernel(*args) if _is_profiling() else self._boxed(keys, *args)
+                found = keys
+        if found is None or _is_profiling():
+            return self.call_kernel(*args)
+        return self._boxed(_KERNEL_KEYS[found], *args)
 
     def kernel(self, function: Function) -> Function:
         """Makes `function` the kernel on every device."""

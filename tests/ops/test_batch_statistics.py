@@ -109,7 +109,9 @@ def test_error_texts(name):
         vectors[place] = wrong
         batch_statistics_(x, *vectors, 0.1, 1e-3, False)
 
-    with pytest.raises(RuntimeError, match=rf"{name}: expected shape \(C,\) = \(19,\), found \(18,\)"):
+    with pytest.raises(
+        RuntimeError, match=rf"{name}: expected shape \(C,\) = \(19,\), found \(18,\)"
+    ):
         call(torch.zeros(18))
     with pytest.raises(RuntimeError, match=f"{name}: expected Float, found Double"):
         call(torch.zeros(COLUMNS).double())
@@ -159,5 +161,7 @@ def test_packed_norm_is_an_assignment_norm():
     ]
     for other in results[1:]:
         torch.testing.assert_close(results[0], other, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"norm.mean: expected shape \(G\*K,\) or \(G, K\) = \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"norm.mean: expected shape \(G\*K,\) or \(G, K\) = \(2, 4\)"
+    ):
         soft_assign(torch.zeros(4, 5, 2, 4), attention, norm=norm)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,17 +89,18 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     monkeypatch.setattr(frames, "_TILE_BYTES", {"cpu": limit, "cuda": limit})
     monkeypatch.setattr(frames, "_POOLED_BYTES", {"cpu": 2 * limit, "cuda": 2 * limit})
     made: list[Tensor] = []
-    places = [(frames, "dequantize")]
+
+    def recording(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def dequantize(*arguments: Tensor) -> Tensor:
+            made.append(original(*arguments))
+            return made[-1]
+
+        return dequantize
+
+    monkeypatch.setattr(frames, "dequantize", recording(frames.dequantize))
     if _ext.HAS_CPU_OPS:
-        places.append((frames._DEQUANTIZE, "call_directly"))
-    for owner, name in places:
-
-        def dequantize(*arguments: Tensor, original=getattr(owner, name)) -> Tensor:
-            x = original(*arguments)
-            made.append(x)
-            return x
-
-        monkeypatch.setattr(owner, name, dequantize)
+        direct = recording(frames._DEQUANTIZE.call_directly)
+        monkeypatch.setattr(frames._DEQUANTIZE, "call_directly", direct)
     return made
 
 
