@@ -303,7 +303,7 @@ class Op:
     def call_kernel(self, *args: Any) -> Any:
         """Calls the kernel for plain tensors, below autograd."""
         with torch._C._AutoDispatchBelowAutograd():
-            return (self._python or self.overload)(*args)
+            return (self._python or self._packet)(*args)
 
     def call_directly(self, *args: Any) -> Any:
         """Calls the kernel in C++ as `call_kernel` does, without the dispatcher where possible.
@@ -433,6 +433,12 @@ class Op:
     def overload(self) -> Any:
         """The overload that the dispatcher calls: ``torch.ops.pyseg.<name>.default``."""
         return getattr(torch.ops.pyseg, self.name).default
+
+    @functools.cached_property
+    def _packet(self) -> Callable[..., Any]:
+        """What the overload calls, without the call between."""
+        packet: Callable[..., Any] = self.overload._op
+        return packet
 
     @functools.cached_property
     def _boxed(self) -> Callable[..., Any]:
