@@ -204,7 +204,7 @@ _included_keys = torch._C._dispatch_tls_local_include_set
 _is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
 _keys_of = torch._C._dispatch_keys
 _num_function_modes = torch._C._len_torch_function_stack
-_is_profiling = torch.autograd._profiler_enabled
+_is_profiling = torch._C._autograd._profiler_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 # The keys of ordinary tensors, and the key of the kernels that take them.

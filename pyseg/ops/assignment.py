@@ -318,13 +318,14 @@ def call_unchecked(
         if not isinstance(norm, PackedNorm) or norm.packed is None:
             return None
         row_weights, parts = norm.row_weights, norm[2:4]
+        packed = norm.packed
     if not is_plain((*tensors, *parts, row_weights)) or not has_kernel(tensors[0]):
         return None
-    if norm is not None:
+    if packed is not None:
         assignment = tensors[op.places["assignment"]]
-        if norm.packed.dtype != sum_dtype(assignment.dtype):
+        if packed.dtype != sum_dtype(assignment.dtype):
             return None
-        packed = norm.packed.view(4, *assignment.shape[2:])
+        packed = packed.view(4, *assignment.shape[2:])
     return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
 
 

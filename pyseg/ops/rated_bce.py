@@ -127,7 +127,9 @@ def rated_bce_with_logits(
     _check(*tensors, correlation=correlation, **weights)
     values = None if correlation is None else correlation.values
     if wants_gradient(scores, values) or not has_kernel(logits):
-        return rated_bce_with_logits_reference(*tensors, correlation, **weights)
+        return rated_bce_with_logits_reference(
+            logits, offsets, classes, scores, correlation, **weights
+        )
     sums = sum_dtype(logits.dtype)
     relations: tuple[Tensor | None, ...] = (None, None, None)
     if correlation is not None:
