@@ -29,6 +29,12 @@ STABLE_TORCH_LIBRARY(pyseg, m) {
       "Tensor? row_weights) -> (Tensor assignment, Tensor attention, Tensor norm_sums)");
   // x is (R, C), row_weights (R); the result is (2, C): mean and biased variance of every column.
   m.def("moments(Tensor x, Tensor? row_weights=None) -> Tensor");
+  // The moments of x, (..., C), the norm made of them, (4, C), and running statistics moved towards
+  // them; all vectors are (C), of the dtype of sums. See include/pyseg/batch_statistics.h.
+  m.def(
+      "batch_statistics_(Tensor x, Tensor weight, Tensor bias, Tensor? deferred_bias, "
+      "Tensor(a!) running_mean, Tensor(b!) running_var, float momentum, float eps, bool unbiased) "
+      "-> (Tensor moments, Tensor norm)");
   // frames is (..., N) of bytes, mask (...) of bools, dequantization (3, N) of the dtype of sums
   // over the result's; see include/pyseg/dequantize_shape.h.
   m.def(

@@ -19,7 +19,7 @@ Tensor dequantize_cpu(const Tensor& frames,                         // (..., N)
                       const std::optional<Tensor>& dequantization,  // (3, N)
                       torch::headeronly::ScalarType dtype) {
   const FrameTensors tensors(frames, mask, dequantization, dtype);
-  const Tensor values = torch::stable::new_empty(frames, frames.sizes(), dtype);
+  const Tensor values = new_tensor(frames, frames.sizes(), dtype);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     const auto in = tensors.input<Accumulate<T>>();
     const int64_t grain = (1 << 15) / std::max<int64_t>(in.width, 1) + 1;  // as torch's own

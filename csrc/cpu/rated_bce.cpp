@@ -16,8 +16,6 @@
 namespace pyseg {
 namespace {
 
-using torch::stable::contiguous;
-using torch::stable::empty_like;
 using torch::stable::parallel_for;
 
 // Checks that offsets go from 0 to size, or with `padded` to at most that.
@@ -110,7 +108,7 @@ Tensor rated_bce_with_logits_backward_cpu(const Tensor& grad_output,  // ()
                                           const Tensor& grad,         // (B, C)
                                           const std::optional<Tensor>& /*logits*/) {
   check_rated_bce_backward(grad_output, grad);
-  const Tensor grad_ = contiguous(grad), result = empty_like(grad_);
+  const Tensor grad_ = in_order(grad), result = new_tensor(grad_);
   scale(grad_output, grad_, result);
   return result;
 }
@@ -119,7 +117,7 @@ void rated_bce_with_logits_backward_in_place_cpu(const Tensor& grad_output,  // 
                                                  const Tensor& grad)         // (B, C)
 {
   check_rated_bce_backward(grad_output, grad);
-  const Tensor grad_ = contiguous(grad);  // where autograd calls this, grad itself
+  const Tensor grad_ = in_order(grad);  // where autograd calls this, grad itself
   scale(grad_output, grad_, grad_);
   if (!grad.is_contiguous()) torch::stable::copy_(const_cast<Tensor&>(grad), grad_);
 }

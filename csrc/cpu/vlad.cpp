@@ -17,7 +17,6 @@ namespace pyseg {
 namespace {
 
 using torch::stable::get_num_threads;
-using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
 // Whether threads that take whole videos would idle for more than a quarter of the time.
@@ -48,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cpu(
       });
       return;
     }
-    const Tensor workspace = new_empty(outputs.mass, {vlad_forward_workspace<T>(shape)});
+    const Tensor workspace = new_tensor(outputs.mass, {vlad_forward_workspace<T>(shape)});
     A* const sums = write<A>(workspace);
     parallel_for(0, shape.batch * vlad_slices(shape), 1, [&](int64_t begin, int64_t end) {
       vlad_forward_slices<T>(shape, in, sums, begin, end);
@@ -88,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vlad_aggregate_backward_cpu(
     const int64_t centers_size = vlad_centers_size<T>(shape);
     const int64_t norm_size = norm ? norm_sums_size<T>(shape) : 0;
     const Tensor workspace =
-        new_empty(saved_tensors.mass, {blocks * centers_size + tasks * norm_size});
+        new_tensor(saved_tensors.mass, {blocks * centers_size + tasks * norm_size});
     A* const centers_sums = write<A>(workspace);
     A* const norm_sums = norm ? centers_sums + blocks * centers_size : nullptr;
     parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

@@ -1,7 +1,6 @@
 // dequantize for CUDA tensors.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
@@ -20,7 +19,7 @@ Tensor dequantize_cuda(const Tensor& frames,                         // (..., N)
                        torch::headeronly::ScalarType dtype) {
   const torch::stable::accelerator::DeviceGuard guard(frames.get_device_index());
   const FrameTensors tensors(frames, mask, dequantization, dtype);
-  const Tensor values = torch::stable::new_empty(frames, frames.sizes(), dtype);
+  const Tensor values = new_tensor(frames, frames.sizes(), dtype);
   const auto run = [&]<typename T>(std::type_identity<T>) {
     STD_CUDA_CHECK(launch_dequantize<T>(tensors.input<gpu::Sum<T>>(), write<T>(values),
                                         current_stream(frames)));

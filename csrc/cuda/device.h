@@ -4,7 +4,6 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -12,6 +11,7 @@
 #include <limits>
 
 #include "../torch/error.h"
+#include "../torch/memory.h"
 #include "pyseg/cuda/common.cuh"
 #include "pyseg/vlad_shape.h"
 
@@ -33,7 +33,7 @@ inline gpu::Device current_device() {
 
 // Workspace of a launch, on the device of `like`.
 inline Tensor new_workspace(const Tensor& like, int64_t bytes) {
-  return torch::stable::new_empty(like, {bytes}, torch::headeronly::ScalarType::Byte);
+  return new_tensor(like, {bytes}, torch::headeronly::ScalarType::Byte);
 }
 
 inline void check_rows(const VladShape& shape) {

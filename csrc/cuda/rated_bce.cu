@@ -17,8 +17,6 @@ namespace pyseg {
 namespace {
 
 using gpu::Sum;
-using torch::stable::contiguous;
-using torch::stable::empty_like;
 using torch::stable::accelerator::DeviceGuard;
 
 std::tuple<Tensor, Tensor> rated_bce_with_logits_cuda(
@@ -60,7 +58,7 @@ Tensor rated_bce_with_logits_backward_cuda(const Tensor& grad_output,  // ()
                                            const std::optional<Tensor>& /*logits*/) {
   check_rated_bce_backward(grad_output, grad);
   const DeviceGuard guard(grad.get_device_index());
-  const Tensor grad_ = contiguous(grad), result = empty_like(grad_);
+  const Tensor grad_ = in_order(grad), result = new_tensor(grad_);
   scale(grad_output, grad_, result);
   return result;
 }
@@ -70,7 +68,7 @@ void rated_bce_with_logits_backward_in_place_cuda(const Tensor& grad_output,  //
 {
   check_rated_bce_backward(grad_output, grad);
   const DeviceGuard guard(grad.get_device_index());
-  const Tensor grad_ = contiguous(grad);  // where autograd calls this, grad itself
+  const Tensor grad_ = in_order(grad);  // where autograd calls this, grad itself
   scale(grad_output, grad_, grad_);
   if (!grad.is_contiguous()) torch::stable::copy_(const_cast<Tensor&>(grad), grad_);
 }

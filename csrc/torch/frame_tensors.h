@@ -1,7 +1,6 @@
 // The inputs of dequantize as tensors: checked, and passed to the kernels as pointers.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
@@ -9,6 +8,7 @@
 #include "../include/pyseg/dequantize_shape.h"
 #include "checks.h"
 #include "dispatch.h"
+#include "memory.h"
 
 namespace pyseg {
 
@@ -26,11 +26,6 @@ inline bool has_rows(const Tensor& frames, int64_t& stride) {
     rows *= frames.size(i);
   }
   return true;
-}
-
-// Contiguous; a call of torch's operator would take as long as a small kernel where it already is.
-inline Tensor in_order(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 struct FrameTensors {
@@ -53,13 +48,13 @@ struct FrameTensors {
       for (int64_t i = 0; same && i < mask_->dim(); ++i) same = mask_->size(i) == given.size(i);
       PYSEG_CHECK(same, "mask: expected shape (...) to fit frames ", shape_text(given), ", found ",
                   shape_text(*mask_));
-      mask = in_order(*mask_);
+      mask = in_order(mask_);
     }
     if (dequantization_) {
       check_shape(*dequantization_, "dequantization", "(3, N)", {3, width});
       check_dtype(*dequantization_, "dequantization", accumulate_dtype(dtype));
       check_device(*dequantization_, "dequantization", given, "frames");
-      dequantization = in_order(*dequantization_);
+      dequantization = in_order(dequantization_);
     }
     if (!has_rows(given, stride)) {
       frames = torch::stable::contiguous(given);

@@ -2,7 +2,6 @@
 // way for every device, and passed to the kernels as pointers.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
@@ -10,6 +9,7 @@
 
 #include "../include/pyseg/rated_bce_shape.h"
 #include "dispatch.h"
+#include "memory.h"
 #include "rated_bce_checks.h"
 
 namespace pyseg {
@@ -30,20 +30,17 @@ struct RatedBceTensors {
                   const Tensor& scores, const std::optional<Tensor>& correlation_offsets,
                   const std::optional<Tensor>& correlation_columns,
                   const std::optional<Tensor>& correlation_values, bool needs_grad)
-      : logits(torch::stable::contiguous(logits)),
-        offsets(torch::stable::contiguous(offsets)),
-        classes(torch::stable::contiguous(classes)),
-        scores(torch::stable::contiguous(scores)) {
-    if (correlation_offsets) {
-      this->correlation_offsets = torch::stable::contiguous(*correlation_offsets);
-      this->correlation_columns = torch::stable::contiguous(*correlation_columns);
-      this->correlation_values = torch::stable::contiguous(*correlation_values);
-    }
+      : logits(in_order(logits)),
+        offsets(in_order(offsets)),
+        classes(in_order(classes)),
+        scores(in_order(scores)),
+        correlation_offsets(in_order(correlation_offsets)),
+        correlation_columns(in_order(correlation_columns)),
+        correlation_values(in_order(correlation_values)) {
     const auto sums = accumulate_dtype(logits.scalar_type());
-    loss = torch::stable::new_empty(logits, {}, sums);
-    row_loss = torch::stable::new_empty(logits, {logits.size(0)}, sums);
-    grad = needs_grad ? torch::stable::empty_like(this->logits)
-                      : torch::stable::new_empty(logits, {0});
+    loss = new_tensor(logits, {}, sums);
+    row_loss = new_tensor(logits, {logits.size(0)}, sums);
+    grad = needs_grad ? new_tensor(logits) : new_tensor(logits, {0});
   }
 
   template <typename T, typename A>

@@ -11,12 +11,9 @@
 #include "../include/pyseg/vlad_shape.h"
 #include "checks.h"
 #include "dispatch.h"
+#include "memory.h"
 
 namespace pyseg {
-
-inline std::optional<Tensor> contiguous_or_none(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
 
 // The batch normalisation of an assignment.
 struct NormTensors {
@@ -24,7 +21,7 @@ struct NormTensors {
   std::optional<Tensor> row_weights;  // (B, T)
 
   NormTensors(const std::optional<Tensor>& values, const std::optional<Tensor>& row_weights)
-      : values(contiguous_or_none(values)), row_weights(contiguous_or_none(row_weights)) {}
+      : values(in_order(values)), row_weights(in_order(row_weights)) {}
 
   template <typename A>
   VladNorm<A> norm() const {
@@ -34,19 +31,18 @@ struct NormTensors {
   // (2, G, K), or (0) without norm.
   Tensor new_sums(const VladShape& shape, const Tensor& values_of_dtype) const {
     const auto sums = accumulate_dtype(values_of_dtype.scalar_type());
-    return values
-               ? torch::stable::new_empty(values_of_dtype, {2, shape.groups, shape.clusters}, sums)
-               : torch::stable::new_empty(values_of_dtype, {0}, sums);
+    return values ? new_tensor(values_of_dtype, {2, shape.groups, shape.clusters}, sums)
+                  : new_tensor(values_of_dtype, {0}, sums);
   }
 };
 
 // The result of soft_assign, (B, T, G, K), for the values of a contiguous assignment; with
 // by_cluster a view of contiguous memory (B, T, K, G).
 inline Tensor new_weights(const Tensor& assignment, bool by_cluster) {
-  if (!by_cluster) return torch::stable::empty_like(assignment);
-  const auto size = [&](int64_t i) { return assignment.size(i); };
-  return torch::stable::transpose(
-      torch::stable::new_empty(assignment, {size(0), size(1), size(3), size(2)}), 2, 3);
+  if (!by_cluster) return new_tensor(assignment);
+  const int64_t T = assignment.size(1), G = assignment.size(2), K = assignment.size(3);
+  const int64_t strides[] = {T * K * G, K * G, 1, G};
+  return new_strided(assignment, assignment.sizes(), strides, assignment.scalar_type());
 }
 
 // The gradient of these weights, in whichever order it comes; copied if that is another one.
@@ -56,7 +52,7 @@ struct WeightsGradient {
 
   explicit WeightsGradient(const Tensor& grad)
       : by_cluster(!grad.is_contiguous() && torch::stable::transpose(grad, 2, 3).is_contiguous()),
-        tensor(by_cluster ? grad : torch::stable::contiguous(grad)) {}
+        tensor(by_cluster ? grad : in_order(grad)) {}
 };
 
 struct VladInputTensors {
@@ -69,10 +65,10 @@ struct VladInputTensors {
   VladInputTensors(const Tensor& features, const Tensor& assignment, const Tensor& attention,
                    const Tensor& centers, const std::optional<Tensor>& norm,
                    const std::optional<Tensor>& row_weights)
-      : features(torch::stable::contiguous(features)),
-        assignment(torch::stable::contiguous(assignment)),
-        attention(torch::stable::contiguous(attention)),
-        centers(torch::stable::contiguous(centers)),
+      : features(in_order(features)),
+        assignment(in_order(assignment)),
+        attention(in_order(attention)),
+        centers(in_order(centers)),
         norm(norm, row_weights) {}
 
   template <typename T, typename A>
@@ -88,10 +84,10 @@ struct VladOutputTensors {
   Tensor square_norm;  // (B, K)
 
   VladOutputTensors(const VladShape& shape, const Tensor& features)
-      : output(torch::stable::new_empty(features, {shape.batch, shape.width, shape.clusters})),
-        mass(torch::stable::new_empty(features, {shape.batch, shape.clusters},
-                                      accumulate_dtype(features.scalar_type()))),
-        square_norm(torch::stable::new_empty(mass, {shape.batch, shape.clusters})) {}
+      : output(new_tensor(features, {shape.batch, shape.width, shape.clusters})),
+        mass(new_tensor(features, {shape.batch, shape.clusters},
+                        accumulate_dtype(features.scalar_type()))),
+        square_norm(new_tensor(mass, {shape.batch, shape.clusters})) {}
 
   template <typename T, typename A>
   VladOutput<T, A> pointers() const {
@@ -109,10 +105,10 @@ struct VladSavedTensors {
 
   VladSavedTensors(const Tensor& grad, const Tensor& output, const Tensor& mass,
                    const Tensor& square_norm)
-      : grad(torch::stable::contiguous(grad)),
-        output(torch::stable::contiguous(output)),
-        mass(torch::stable::contiguous(mass)),
-        square_norm(torch::stable::contiguous(square_norm)) {}
+      : grad(in_order(grad)),
+        output(in_order(output)),
+        mass(in_order(mass)),
+        square_norm(in_order(square_norm)) {}
 
   template <typename T, typename A>
   VladSaved<T, A> saved() const {
@@ -130,11 +126,10 @@ struct VladGradientTensors {
   bool has_norm;
 
   VladGradientTensors(const VladShape& shape, const VladInputTensors& in, bool needs_features)
-      : features(needs_features ? torch::stable::empty_like(in.features)
-                                : torch::stable::new_empty(in.features, {0})),
-        assignment(torch::stable::empty_like(in.assignment)),
-        attention(torch::stable::empty_like(in.attention)),
-        centers(torch::stable::empty_like(in.centers)),
+      : features(needs_features ? new_tensor(in.features) : new_tensor(in.features, {0})),
+        assignment(new_tensor(in.assignment)),
+        attention(new_tensor(in.attention)),
+        centers(new_tensor(in.centers)),
         norm_sums(in.norm.new_sums(shape, in.features)),
         needs_features(needs_features),
         has_norm(in.norm.values.has_value()) {}

@@ -11,7 +11,7 @@ from pyseg.errors import ArgumentError
 from pyseg.ops import AssignmentNorm, moments
 from pyseg.ops._dispatch import as_dtype, has_kernel, is_captured, sum_dtype
 from pyseg.ops._op import is_plain
-from pyseg.ops.assignment import normalize, plain_moments
+from pyseg.ops.assignment import PackedNorm, batch_statistics_, normalize
 
 _DISTRIBUTED = distributed.is_available()  # in this build of torch
 
@@ -196,18 +196,31 @@ class BatchNorm(nn.Module):
 
     def _deferred_of_all(self, x: Tensor, deferred_bias: Tensor | None) -> AssignmentNorm:
         """Returns what `deferred` does where all rows count, which takes fewer kernels."""
-        shape = x.shape[:2]
-        count, is_eager = shape.numel(), is_plain((x,)) and has_kernel(x)
-        with torch._C._AutoDispatchBelowAutograd() if is_eager else torch.no_grad():
-            rows = x.flatten(0, 1)
-            mean, var = plain_moments(rows) if is_eager else moments(rows)
-            running = var * (count / max(count - 1, 1)) if self.unbiased else var
-            self._update(mean, running, self.momentum, deferred_bias)
-        if is_eager:
-            row_weights = _equal_weights(shape, mean.dtype, x.device)
-        else:
-            row_weights = x.new_full(shape, 1.0 / count, dtype=mean.dtype)
-        return AssignmentNorm(mean, var, self.weight, self.bias, self.eps, row_weights)
+        shape, weight, bias = x.shape[:2], self.weight, self.bias
+        running = self.running_mean, self.running_var
+        dtype = sum_dtype(x.dtype)
+        vectors = weight, bias, *running
+        if (
+            is_plain((x, *vectors, deferred_bias))
+            and has_kernel(x)
+            and all(vector.dtype == dtype for vector in vectors)
+        ):
+            if deferred_bias is not None:
+                deferred_bias = as_dtype(deferred_bias, dtype)
+            both, packed = batch_statistics_(
+                x, weight, bias, deferred_bias, *running, self.momentum, self.eps, self.unbiased
+            )
+            row_weights = _equal_weights(shape, dtype, x.device)
+            norm = PackedNorm(both[0], both[1], weight, bias, self.eps, row_weights)
+            norm.packed = packed
+            return norm
+        count = shape.numel()
+        with torch.no_grad():
+            mean, var = moments(x.flatten(0, 1))
+            now = var * (count / max(count - 1, 1)) if self.unbiased else var
+            self._update(mean, now, self.momentum, deferred_bias)
+        row_weights = x.new_full(shape, 1.0 / count, dtype=dtype)
+        return AssignmentNorm(mean, var, weight, bias, self.eps, row_weights)
 
     def _update(
         self, mean: Tensor, var: Tensor, momentum: float | Tensor, deferred_bias: Tensor | None
@@ -273,11 +286,12 @@ class BatchNorm(nn.Module):
             rows = self._apply_native(rows, self.running_mean, unused, training=True)
             self.running_var.mul_(1.0 - self.momentum)
             return rows
+        mean, running = self.running_mean, self.running_var
         if self.unbiased:
-            return self._apply_native(rows, self.running_mean, self.running_var, training=True)
+            return self._apply_native(rows, mean, running, training=True)
         # PyTorch's running variance is that of a sample, so it is another multiple of everything.
         ratio = (count - 1) / count
-        var = self.running_var / ratio
-        rows = self._apply_native(rows, self.running_mean, var, training=True)
-        torch.mul(var, ratio, out=self.running_var)
+        var = running / ratio
+        rows = self._apply_native(rows, mean, var, training=True)
+        torch.mul(var, ratio, out=running)
         return rows

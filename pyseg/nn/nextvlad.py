@@ -8,7 +8,7 @@ followed where the two differ.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -202,14 +202,16 @@ class NeXtVLAD(DerivedWeights):
                 f"mask: expected shape {tuple(frames.shape[:2])} as frames has, "
                 f"found {tuple(mask.shape)}"
             )
+        batch, length, _ = frames.shape
+        groups, clusters, expand = self.groups, self.clusters, self.expand
         order = self.cheapest_order(frames)
-        frames = shared_frames(frames, mask, self.expand.weight, dequantization)
-        apply = functools.partial(_linear, frames, mask, dequantization)
+        frames = shared_frames(frames, mask, expand.weight, dequantization)
+        apply = _products(frames, mask, dequantization)
         norm: AssignmentNorm | None = None
         deferred_bias: Tensor | None = None  # not added to the assignment
         expanded: Tensor | None = None
         if order == "direct":
-            expanded = apply(self.expand.weight, self.expand.bias)
+            expanded = apply(expand.weight, expand.bias)
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
             folded = self._cached(self._fold_with_norm) if self._may_cache() else self._fold()
@@ -218,20 +220,21 @@ class NeXtVLAD(DerivedWeights):
                 bias, deferred_bias = None, bias
             attention = apply(folded.attention, folded.attention_bias)
             assignment = apply(folded.assign, bias)
+        assignment = assignment.view(batch, length, groups * clusters)
         if norm is None:
             counts = None if self.padded_statistics else mask
             norm = self.assign_norm.deferred(assignment, counts, deferred_bias=deferred_bias)
-        attention = torch.sigmoid(attention)
+        attention = torch.sigmoid(attention).view(batch, length, groups)
         if mask is not None:
             attention = attention * mask.unsqueeze(-1)
-        assignment = assignment.unflatten(-1, (self.groups, self.clusters))
+        assignment = assignment.view(batch, length, groups, clusters)
         if order == "reassociated":
             weights = soft_assign(assignment, attention, norm=norm, by_cluster=True)
             vlad = self._pool(frames, weights, dequantization)
         else:
             if expanded is None:
-                expanded = apply(self.expand.weight, self.expand.bias)
-            features = expanded.unflatten(-1, (self.groups, -1))
+                expanded = apply(expand.weight, expand.bias)
+            features = expanded.view(batch, length, groups, expanded.shape[-1] // groups)
             vlad = vlad_aggregate(features, assignment, attention, self.centers, norm=norm)
         return self.norm(vlad.flatten(1))
 
@@ -298,7 +301,7 @@ class NeXtVLAD(DerivedWeights):
         return _Folded(
             of_assign,
             # In training only the running mean includes it.
-            assign.detach() @ bias.detach() if self.training else assign @ bias,
+            torch.mv(*((assign.detach(), bias.detach()) if self.training else (assign, bias))),
             of_attention,
             torch.addmv(self.attention.bias, attention, bias),
         )
@@ -339,20 +342,27 @@ class NeXtVLAD(DerivedWeights):
         )
 
 
-def _linear(
+def _products(
+    frames: Tensor, mask: Tensor | None, dequantization: Tensor | None
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Returns the product of the frames with a weight and a bias, (B, T, M) or (B*T, M).
+
+    The latter of floats: of rows that are not contiguous, one feature of several, but a matrix,
+    torch adds the bias in the product instead of in another pass.
+    """
+    if frames.dtype != torch.uint8:
+        return functools.partial(linear, frames.flatten(0, 1))
+    return functools.partial(_of_bytes, frames, mask, dequantization)
+
+
+def _of_bytes(
     frames: Tensor,
     mask: Tensor | None,
     dequantization: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    if frames.dtype == torch.uint8:
-        return frame_linear(frames, mask, weight, bias, dequantization)
-    if bias is None or frames.is_contiguous():
-        return linear(frames, weight, bias)
-    # One feature of several: of rows that are not contiguous, but a matrix, torch adds the bias in
-    # the product instead of in another pass.
-    return linear(frames.flatten(0, 1), weight, bias).unflatten(0, frames.shape[:2])
+    return frame_linear(frames, mask, weight, bias, dequantization)
 
 
 class NeXtVLADClassifier(FrameClassifier):

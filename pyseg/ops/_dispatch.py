@@ -12,13 +12,12 @@ from pyseg import _ext
 
 def has_kernel(tensor: Tensor) -> bool:
     """Returns whether compiled kernels support the device of `tensor`."""
-    device = tensor.device.type
-    return (device == "cpu" and _ext.HAS_CPU_OPS) or (device == "cuda" and _ext.HAS_CUDA_OPS)
+    return (tensor.is_cpu and _ext.HAS_CPU_OPS) or (tensor.is_cuda and _ext.HAS_CUDA_OPS)
 
 
 def allow_tf32(tensor: Tensor) -> bool:
     """Returns whether an op may round `tensor` to TF32 in products, as PyTorch's own ops may."""
-    return tensor.device.type == "cuda" and tensor.dtype == torch.float32 and _tf32_allowed()
+    return tensor.is_cuda and tensor.dtype == torch.float32 and _tf32_allowed()
 
 
 def _tf32_allowed() -> bool:

@@ -198,6 +198,28 @@ _form = operator.attrgetter("__class__", "shape", "dtype", "device")
 # The keys that are active where nothing intervenes: no mode, no transform, no tracer.
 _PLAIN_KEYS = torch._C.DispatchKeySet(Key.BackendSelect).add(Key.ADInplaceOrView).raw_repr()
 
+# Looked up once: this file runs several times in every step.
+_AUTOGRAD = Key.AutogradCPU
+_included_keys = torch._C._dispatch_tls_local_include_set
+_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_keys_of = torch._C._dispatch_keys
+_num_function_modes = torch._C._len_torch_function_stack
+_is_profiling = torch._C._autograd._profiler_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+
+# The keys of ordinary tensors, and the key of the kernels that take them.
+_KERNEL_KEYS = {
+    torch._C.DispatchKeySet(device)
+    .add(Key.ADInplaceOrView)
+    .add(autograd)
+    .add(autocast)
+    .raw_repr(): torch._C.DispatchKeySet(device)
+    for device, autograd, autocast in (
+        (Key.CPU, Key.AutogradCPU, Key.AutocastCPU),
+        (Key.CUDA, Key.AutogradCUDA, Key.AutocastCUDA),
+    )
+}
+
 
 def is_plain(tensors: Collection[Any]) -> bool:
     """Returns whether an operator on `tensors` does what its kernel and its gradient do, no more.
@@ -205,17 +227,15 @@ def is_plain(tensors: Collection[Any]) -> bool:
     That is eager mode: nothing but autograd intercepts operators, and all tensors have values.
     Autocast does not count: it casts in public functions, see `Op.autocast`.
     """
-    if torch.compiler.is_compiling():
-        return False
-    if not _PLAIN_TYPES.issuperset(map(type, tensors)):
+    if torch.compiler.is_compiling() or not _PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
     for tensor in tensors:
         if tensor is not None and tensor.is_meta:
             return False
     return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() == _PLAIN_KEYS
-        and not torch._C._dispatch_tls_is_dispatch_key_excluded(Key.AutogradCPU)
-        and not torch._C._len_torch_function_stack()
+        _included_keys().raw_repr() == _PLAIN_KEYS
+        and not _is_excluded(_AUTOGRAD)
+        and not _num_function_modes()
         and forward_ad._current_level < 0
     )
 
@@ -233,25 +253,25 @@ class Op:
             compiled library; without that the operator does not exist, and decorators register
             nothing.
         arguments: the tensors that `check` checks.
+
+    Attributes:
+        check: as `check_arguments`, raises an error that names the first of the tensors that does
+            not fit, and returns the sizes; see `Passed`.
     """
+
+    check: Callable[..., dict[str, int]]
 
     def __init__(self, name: str, schema: str | None = None, /, **arguments: Argument) -> None:
         self.name = name
         self.arguments = arguments
         self.places = {name: place for place, name in enumerate(arguments)}
         self.defined = schema is not None or _ext.HAS_CPU_OPS
-        self._passed = Passed()
+        check = functools.partial(check_arguments, arguments)
+        self.check = functools.partial(Passed().check, check)
         self._python: Callable[..., Any] | None = None  # the kernel, if it is written in Python
         self._differentiable: Any = None  # the Function of the gradient
         if schema is not None:
             _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-
-    def check(self, *tensors: Tensor | None) -> dict[str, int]:
-        """Raises an error that names the first argument that does not fit; returns the sizes."""
-        return self._passed.check(self._check, *tensors)
-
-    def _check(self, *tensors: Tensor | None) -> dict[str, int]:
-        return check_arguments(self.arguments, *tensors)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Calls the operator with all arguments of its schema.
@@ -283,7 +303,25 @@ class Op:
     def call_kernel(self, *args: Any) -> Any:
         """Calls the kernel for plain tensors, below autograd."""
         with torch._C._AutoDispatchBelowAutograd():
-            return (self._python or self.overload)(*args)
+            return (self._python or self._packet)(*args)
+
+    def call_directly(self, *args: Any) -> Any:
+        """Calls the kernel in C++ as `call_kernel` does, without the dispatcher where possible.
+
+        It is possible unless a profiler is to see the call or a tensor has memory of a kind that
+        the dispatcher handles: what a transform of `torch.func` has wrapped, or a negated view. The
+        dispatcher takes as long as a small kernel, but so does looking at more than a few tensors.
+        """
+        found = None
+        for place in self._tensors:
+            if (tensor := args[place]) is not None:
+                keys = _keys_of(tensor).raw_repr()
+                if keys != found and (found is not None or keys not in _KERNEL_KEYS):
+                    return self.call_kernel(*args)
+                found = keys
+        if found is None or _is_profiling():
+            return self.call_kernel(*args)
+        return self._boxed(_KERNEL_KEYS[found], *args)
 
     def kernel(self, function: Function) -> Function:
         """Makes `function` the kernel on every device."""
@@ -396,6 +434,18 @@ class Op:
         """The overload that the dispatcher calls: ``torch.ops.pyseg.<name>.default``."""
         return getattr(torch.ops.pyseg, self.name).default
 
+    @functools.cached_property
+    def _packet(self) -> Callable[..., Any]:
+        """What the overload calls, without the call between."""
+        packet: Callable[..., Any] = self.overload._op
+        return packet
+
+    @functools.cached_property
+    def _boxed(self) -> Callable[..., Any]:
+        """Calls the kernel of some dispatch keys."""
+        boxed: Callable[..., Any] = self.overload._handle.redispatch_boxed
+        return boxed
+
     @property
     def public_name(self) -> str:
         """The public function that this operator is a part of; one ending in _ works in place."""
@@ -434,6 +484,8 @@ def _casting(
     place = names.index(values[0])
 
     def call(*args: Any, **kwargs: Any) -> R:
+        if not (torch.compiler.is_compiling() or _is_any_autocast_enabled()):
+            return function(*args, **kwargs)
         first = args[place] if place < len(args) else kwargs.get(values[0])
         if not _in_autocast(first):
             return function(*args, **kwargs)

@@ -26,6 +26,7 @@ _ASSIGN_BACKWARD = Op("soft_assign_backward")
 _MOMENTS = Op(
     "moments", x=Argument("(R, C)"), row_weights=Argument("(R,)", "floating", optional=True)
 )
+_STATISTICS = Op("batch_statistics_")
 
 
 class AssignmentNorm(NamedTuple):
@@ -59,6 +60,17 @@ class AssignmentNorm(NamedTuple):
     bias: Tensor
     eps: float = 1e-3
     row_weights: Tensor | None = None
+
+
+class PackedNorm(AssignmentNorm):
+    """An `AssignmentNorm` with statistics of a batch that also has the form which kernels read.
+
+    Attributes:
+        packed: (4, G*K): mean, 1 / sqrt(variance + eps), weight and bias, in the dtype of sums.
+            ``None`` after `_replace`.
+    """
+
+    packed: Tensor | None = None
 
 
 def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -98,13 +110,65 @@ def moments(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tenso
     return mean, variance
 
 
-def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what :func:`moments` returns without a gradient, for a tensor that `is_plain`.
+def batch_statistics_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    deferred_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+) -> tuple[Tensor, Tensor]:
+    """Takes the statistics of a batch and moves running ones towards them, for a `PackedNorm`.
 
-    Without the checks, that is: in a training step they take as long as the kernel.
+    All tensors have to be such that `is_plain` and `has_kernel`; no gradient is recorded, and what
+    the kernel checks is not checked before: in a training step that takes as long as the kernel.
+
+    Args:
+        x: (..., C), floating.
+        weight: (C,) of the dtype of sums, as all vectors.
+        bias: (C,).
+        deferred_bias: (C,) what the running mean includes in addition, or ``None``.
+        running_mean: (C,), changed in place, as `torch.lerp` does by `momentum`.
+        running_var: (C,), likewise.
+        momentum: the weight of the batch in the running statistics.
+        eps: added to the variance in `PackedNorm.packed`.
+        unbiased: whether the running variance is that of a sample.
+
+    Returns:
+        (2, C) mean and biased variance, and (4, C) `PackedNorm.packed`.
     """
-    mean, variance = _MOMENTS.call_kernel(x, None).unbind()
-    return mean, variance
+    results: tuple[Tensor, Tensor] = _STATISTICS.call_kernel(
+        x, weight, bias, deferred_bias, running_mean, running_var, momentum, eps, unbiased
+    )
+    torch.autograd.graph.increment_version((running_mean, running_var))
+    return results
+
+
+def batch_statistics_reference_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    deferred_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    unbiased: bool,
+) -> tuple[Tensor, Tensor]:
+    """Does what :func:`batch_statistics_` does, in plain PyTorch."""
+    rows = x.reshape(-1, x.shape[-1])
+    mean, variance = _moments(rows, None)
+    count = len(rows)
+    if count:
+        center = mean if deferred_bias is None else mean + deferred_bias
+        correction = count / max(count - 1, 1) if unbiased else 1.0
+        running_mean.lerp_(center.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * correction).to(running_var.dtype), momentum)
+    rstd = torch.rsqrt(variance + eps)
+    return torch.stack((mean, variance)), torch.stack((mean, rstd, weight, bias))
 
 
 def moments_reference(x: Tensor, row_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -177,11 +241,23 @@ def soft_assign(
         >>> weights.flatten().tolist()
         [0.125, 0.125, 0.125, 0.125]
     """
-    _ASSIGN.check(assignment, attention)
-    check_assignment(assignment, norm)
+    try:
+        found = call_unchecked(_ASSIGN, assignment, attention, norm=norm, others=(by_cluster,))
+    except RuntimeError:
+        _check(assignment, attention, norm)
+        raise
+    if found is not None:
+        return found
+    _check(assignment, attention, norm)
     if not has_kernel(assignment):
         return soft_assign_reference(assignment, attention, norm=norm, by_cluster=by_cluster)
     return call_with_norm(_ASSIGN, assignment, attention, norm=norm, others=(by_cluster,))
+
+
+def _check(assignment: Tensor, attention: Tensor, norm: AssignmentNorm | None) -> None:
+    """Checks the arguments; the error names the first that does not fit."""
+    _ASSIGN.check(assignment, attention)
+    check_assignment(assignment, norm)
 
 
 def soft_assign_reference(
@@ -201,8 +277,7 @@ def soft_assign_reference(
         >>> pyseg.ops.soft_assign_reference(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1)).flatten()
         tensor([0.5000, 0.5000])
     """
-    _ASSIGN.check(assignment, attention)
-    check_assignment(assignment, norm)
+    _check(assignment, attention, norm)
     probability = normalize(assignment, norm).softmax(-1)
     weights = (probability * attention.unsqueeze(-1)).to(assignment.dtype)
     return weights.mT.contiguous().mT if by_cluster else weights
@@ -222,6 +297,36 @@ def normalize(assignment: Tensor, norm: AssignmentNorm | None) -> Tensor:
 
 
 NORM_PARTS = ("norm.weight", "norm.bias")
+
+
+def call_unchecked(
+    op: Op, *tensors: Tensor, norm: AssignmentNorm | None, others: tuple[Any, ...]
+) -> Any:
+    """Calls an op where that takes no more than its kernel, which checks its arguments itself.
+
+    Returns:
+        What the op returns; ``None`` where something intercepts it, no kernel is loaded, or `norm`
+        has to be packed, and arguments are to be checked first.
+
+    Raises:
+        RuntimeError: an argument does not fit; the caller's own checks know how to say so.
+    """
+    packed: Tensor | None = None
+    row_weights: Tensor | None = None
+    parts: tuple[Tensor, ...] = ()
+    if norm is not None:
+        if not isinstance(norm, PackedNorm) or norm.packed is None:
+            return None
+        row_weights, parts = norm.row_weights, norm[2:4]
+        packed = norm.packed
+    if not is_plain((*tensors, *parts, row_weights)) or not has_kernel(tensors[0]):
+        return None
+    if packed is not None:
+        assignment = tensors[op.places["assignment"]]
+        if packed.dtype != sum_dtype(assignment.dtype):
+            return None
+        packed = packed.view(4, *assignment.shape[2:])
+    return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
 
 
 def call_with_norm(
@@ -244,7 +349,7 @@ def call_with_norm(
         return op(*tensors, _pack(norm, shape, dtype), row_weights, *others)
     with torch._C._AutoDispatchBelowAutograd():
         packed = _pack(norm, shape, dtype)
-    parts = weight.flatten(), bias.flatten()
+    parts = [part if part.dim() == 1 else part.flatten() for part in (weight, bias)]
     return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
 
 
@@ -361,6 +466,15 @@ _ASSIGN_BACKWARD.refuse_gradient()
 def _moments_fake(x: Tensor, row_weights: Tensor | None) -> Tensor:
     _MOMENTS.check(x, row_weights)
     return x.new_empty((2, x.shape[1]), dtype=sum_dtype(x.dtype))
+
+
+@_STATISTICS.fake
+def _statistics_fake(x: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    dtype, columns = sum_dtype(x.dtype), x.shape[-1]
+    return x.new_empty((2, columns), dtype=dtype), x.new_empty((4, columns), dtype=dtype)
+
+
+_STATISTICS.refuse_gradient()
 
 
 @_MOMENTS.gradient("x row_weights")

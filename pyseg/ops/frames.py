@@ -180,15 +180,50 @@ def frame_linear(
         [0.015625, 0.0]
     """
     tensors = frames, mask, weight, bias, dequantization
+    if is_plain(tensors) and has_kernel(frames):
+        try:
+            product = _one_product(*tensors)
+        except RuntimeError:  # of the kernel or of PyTorch: arguments that do not fit have our own
+            _LINEAR.check(*tensors)
+            raise
+        if product is not None:
+            return product
     _LINEAR.check(*tensors)
-    dtype = product_dtype(frames.device.type, weight.dtype)
-    if not is_one_tile(dtype, *tensors) or wants_gradient(dequantization):
-        return _LINEAR(*tensors)
-    x = dequantize(frames, mask, dtype, dequantization)
-    if dtype == weight.dtype:
+    return _LINEAR(*tensors)
+
+
+def _one_product(
+    frames: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    dequantization: Tensor | None,
+) -> Tensor | None:
+    """Returns PyTorch's own product of frames that are dequantised before, if they fit one tile.
+
+    Else, or where arguments do not fit, ``None``. To check those as `Op.check` does takes longer
+    than the dequantisation of a few frames. So this checks no more than what neither its kernel nor
+    PyTorch's product would refuse.
+    """
+    if frames.ndim != 3 or weight.ndim != 2:
+        return None
+    if bias is not None and (bias.ndim != 1 or bias.numel() != weight.size(0)):
+        return None
+    wanted = dtype = weight.dtype
+    device = "cpu" if frames.is_cpu else "cuda"
+    if dtype == torch.bfloat16:
+        dtype = product_dtype(device, dtype)
+    if frames.numel() * dtype.itemsize > _TILE_BYTES[device]:
+        return None
+    if dequantization is not None:
+        if wants_gradient(dequantization) or not dequantization.is_floating_point():
+            return None
+        dequantization = as_dtype(dequantization, sum_dtype(dtype))
+    x = _DEQUANTIZE.call_directly(frames, mask, dequantization, dtype)
+    if dtype == wanted:
         return functional.linear(x, weight, bias)
     shift = None if bias is None else bias.to(dtype)
-    return functional.linear(x, weight.to(dtype), shift).to(weight.dtype)
+    return functional.linear(x, weight.to(dtype), shift).to(wanted)
 
 
 def frame_linear_reference(

@@ -16,6 +16,7 @@ from pyseg.ops._op import (
     check_arguments,
     check_at_least,
     check_device,
+    is_plain,
     misfit,
     wants_gradient,
 )
@@ -114,7 +115,16 @@ def rated_bce_with_logits(
         "unrated_weight": unrated_weight,
         "absent_evidence": absent_evidence,
     }
-    _check(logits, offsets, classes, scores, correlation=correlation, **weights)
+    tensors = logits, offsets, classes, scores
+    if correlation is None and _is_ready(*tensors):
+        try:  # the kernel checks its arguments itself
+            return _OP.with_parts(
+                *tensors, None, None, None, *weights.values(), wants_gradient(logits), parts=()
+            )[0]
+        except RuntimeError:
+            _check(*tensors, correlation=None, **weights)
+            raise
+    _check(*tensors, correlation=correlation, **weights)
     values = None if correlation is None else correlation.values
     if wants_gradient(scores, values) or not has_kernel(logits):
         return rated_bce_with_logits_reference(
@@ -128,6 +138,17 @@ def rated_bce_with_logits(
     places = as_dtype(offsets, torch.long), as_dtype(classes, torch.long)
     others = rated_weight, unrated_weight, absent_evidence, wants_gradient(logits)
     return _OP(logits, *places, as_dtype(scores, sums), *relations, *others)[0]
+
+
+def _is_ready(logits: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor) -> bool:
+    """Returns whether the kernel reads these tensors as they are, and nothing intercepts it."""
+    return (
+        is_plain((logits, offsets, classes, scores))
+        and has_kernel(logits)
+        and offsets.dtype == classes.dtype == torch.long
+        and scores.dtype == sum_dtype(logits.dtype)
+        and not wants_gradient(scores)
+    )
 
 
 def rated_bce_with_logits_reference(

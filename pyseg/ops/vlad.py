@@ -13,6 +13,7 @@ from pyseg.ops.assignment import (
     NORM_PARTS,
     AssignmentNorm,
     call_backward,
+    call_unchecked,
     call_with_norm,
     check_assignment,
     fake_norm_sums,
@@ -98,10 +99,17 @@ def vlad_aggregate(
         True
     """
     tensors = features, assignment, attention, centers
-    _check(*tensors, norm=norm, eps=eps)
-    if not has_kernel(features):
-        return vlad_aggregate_reference(*tensors, norm=norm, eps=eps)
-    return call_with_norm(_OP, *tensors, norm=norm, others=(eps, allow_tf32(features)))[0]
+    try:
+        found = call_unchecked(_OP, *tensors, norm=norm, others=(eps, allow_tf32(features)))
+    except (RuntimeError, AttributeError):
+        _check(*tensors, norm=norm, eps=eps)
+        raise
+    if found is None:
+        _check(*tensors, norm=norm, eps=eps)
+        if not has_kernel(features):
+            return vlad_aggregate_reference(*tensors, norm=norm, eps=eps)
+        found = call_with_norm(_OP, *tensors, norm=norm, others=(eps, allow_tf32(features)))
+    return found[0]
 
 
 def vlad_aggregate_reference(

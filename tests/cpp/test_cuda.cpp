@@ -20,6 +20,7 @@
 #include "expect.h"
 #include "naive_rated_bce.h"
 #include "naive_vlad.h"
+#include "pyseg/cuda/batch_statistics.cuh"
 #include "pyseg/cuda/dequantize.cuh"
 #include "pyseg/rated_bce.cuh"
 #include "pyseg/soft_assign.cuh"
@@ -289,6 +290,40 @@ void test_moments(int64_t rows, int64_t columns, bool weighted, double tolerance
   expect_close(result.read(), expected, tolerance, what);
 }
 
+// One column less than a block of threads has, and more.
+void test_batch_statistics(int64_t columns, bool deferred, float momentum) {
+  std::mt19937_64 generator(4);
+  std::vector<float> vectors[6];
+  for (auto& values : vectors) values = random_values<float>(columns, 1, generator);
+  auto& [mean, weight, bias, deferred_bias, running_mean, running_var] = vectors;
+  std::vector<float> moments(mean);
+  for (int64_t c = 0; c < columns; ++c) moments.push_back(mean[c] * mean[c]);
+  Doubles norm(4 * columns), means(columns), variances(columns);
+  const double eps = 1e-3, correction = 1.25;
+  for (int64_t c = 0; c < columns; ++c) {
+    const double variance = moments[columns + c];
+    norm[c] = mean[c];
+    norm[columns + c] = 1 / std::sqrt(variance + eps);
+    norm[2 * columns + c] = weight[c];
+    norm[3 * columns + c] = bias[c];
+    const double center = mean[c] + (deferred ? double{deferred_bias[c]} : 0);
+    means[c] = running_mean[c] + momentum * (center - running_mean[c]);
+    variances[c] = running_var[c] + momentum * (variance * correction - running_var[c]);
+  }
+  const std::string what = "batch statistics of " + std::to_string(columns) + " columns";
+  const Memory<float> moments_(moments), weight_(weight), bias_(bias), deferred_(deferred_bias);
+  const Memory<float> mean_(running_mean), var_(running_var), norm_(4 * columns);
+  expect_success(pyseg::launch_batch_statistics<float>(
+                     {columns, moments_.get(), weight_.get(), bias_.get(),
+                      deferred ? deferred_.get() : nullptr, momentum, static_cast<float>(eps),
+                      static_cast<float>(correction), mean_.get(), var_.get(), norm_.get()},
+                     nullptr),
+                 what);
+  expect_close(norm_.read(), norm, 1e-6, what + " norm");
+  expect_close(mean_.read(), means, 1e-6, what + " running mean");
+  expect_close(var_.read(), variances, 1e-6, what + " running variance");
+}
+
 // `in` with its logits in GPU memory.
 template <typename T>
 pyseg::RatedBceInput<typename OnGpu<T>::type, Accumulate<T>> on_gpu(
@@ -459,6 +494,9 @@ void test_all_moments() {
       test_moments<double>(rows, columns, weighted, 1e-14);
       test_moments<BFloat16>(rows, columns, weighted, 1e-6);
     }
+  }
+  for (const int64_t columns : {1, 127, 300}) {
+    test_batch_statistics(columns, columns != 127, columns == 300 ? 0.75f : 0.25f);
   }
 }
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import pyseg
 from pyseg.labels import LabelCorrelation
+from pyseg.ops.assignment import batch_statistics_reference_
 from pyseg.ops.frames import dequantize_reference
 
 SOURCES = str(pyseg._build.SOURCES)  # no error may name the folder of the build
@@ -72,6 +73,10 @@ def valid_calls() -> dict[str, list[list[Any]]]:
             [grad, *vlad[1:3], *some]
             for some in norms
             for grad in (random(B, T, G, K), random(B, T, K, G).mT)
+        ],
+        "batch_statistics_": [
+            [random(5, 3), *(random(3) + place for place in range(5)), 0.3, 1e-3, unbiased]
+            for unbiased in flags
         ],
         "moments": [[random(5, 3), None], [random(5, 3), torch.full((5,), 0.2)]],
         "rated_bce_with_logits": [
@@ -154,6 +159,7 @@ def definitions() -> dict[str, Any]:
         "vlad_aggregate": vlad,
         "soft_assign": soft_assign,
         "moments": lambda *args: torch.stack(pyseg.ops.moments_reference(*args)),
+        "batch_statistics_": lambda *args: batch_statistics_reference_(*copies(list(args))),
         "rated_bce_with_logits": rated,
         "rated_bce_with_logits_backward": lambda scale, grad, _: scale * grad,
         "dequantize": lambda frames, mask, rows, dtype: dequantize_reference(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,14 +89,18 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     monkeypatch.setattr(frames, "_TILE_BYTES", {"cpu": limit, "cuda": limit})
     monkeypatch.setattr(frames, "_POOLED_BYTES", {"cpu": 2 * limit, "cuda": 2 * limit})
     made: list[Tensor] = []
-    original = frames.dequantize
 
-    def dequantize(*arguments: Tensor) -> Tensor:
-        x = original(*arguments)
-        made.append(x)
-        return x
+    def recording(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def dequantize(*arguments: Tensor) -> Tensor:
+            made.append(original(*arguments))
+            return made[-1]
 
-    monkeypatch.setattr(frames, "dequantize", dequantize)
+        return dequantize
+
+    monkeypatch.setattr(frames, "dequantize", recording(frames.dequantize))
+    if _ext.HAS_CPU_OPS:
+        direct = recording(frames._DEQUANTIZE.call_directly)
+        monkeypatch.setattr(frames._DEQUANTIZE, "call_directly", direct)
     return made
 
 

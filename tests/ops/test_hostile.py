@@ -40,7 +40,7 @@ def test_no_call_of_an_operator_crashes_hangs_or_returns_a_wrong_result(nan_in_n
     faults = [line for line in lines if line.startswith("FAULT")]
     assert done.returncode == 0, faults or (lines[-1:], done.stderr)
     found = re.fullmatch(
-        r"(\d+) calls of 15 operators: (\d+) refused, (\d+) answered, 0 faults", lines[-1]
+        r"(\d+) calls of 16 operators: (\d+) refused, (\d+) answered, 0 faults", lines[-1]
     )
     assert found is not None
     calls, refused, answered = map(int, found.groups())

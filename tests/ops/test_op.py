@@ -223,3 +223,22 @@ def test_error_texts_after_a_call_that_passed() -> None:
             frame_linear(x, None, torch.ones(4, 2))
         with pytest.raises(TypeError, match="frames: expected uint8, found"):
             frame_linear(x.float(), None, torch.ones(4, 3))
+
+
+@needs_cpu_ops
+def test_a_direct_call_is_left_to_the_dispatcher_where_a_tensor_needs_it() -> None:
+    """A negated view holds the opposite numbers, which the dispatcher makes of it."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (2, 3, 4), generator=random, dtype=torch.uint8)
+    rows, weight = torch.rand(3, 4, generator=random), torch.rand(5, 4, generator=random)
+    expected = frame_linear(x, None, weight, None, rows)
+    negated = torch._neg_view(-rows)
+    torch.testing.assert_close(frame_linear(x, None, weight, None, negated), expected)
+
+
+@needs_cpu_ops
+def test_a_profiler_sees_direct_calls() -> None:
+    x, weight = torch.zeros(1, 2, 4, dtype=torch.uint8), torch.ones(5, 4)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        frame_linear(x, None, weight)
+    assert "pyseg::dequantize" in {event.name for event in profile.events()}
