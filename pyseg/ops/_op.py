@@ -85,7 +85,10 @@ def check_arguments(arguments: Mapping[str, Argument], *tensors: Tensor | None) 
             continue
         check_tensor(name, tensor, argument.dtype)
         assert tensor is not None
-        if tensor.dim() != len(argument.dimensions):
+        if tensor.dim() != len(argument.dimensions) or any(
+            dimension.isdigit() and size != int(dimension)
+            for dimension, size in zip(argument.dimensions, tensor.shape, strict=True)
+        ):
             raise ArgumentError(
                 f"{name}: expected shape {argument.layout}, found {tuple(tensor.shape)}"
             )
@@ -144,6 +147,8 @@ def check_tensor(name: str, value: Any, dtype: str) -> None:
         raise TypeError(f"{name}: expected a Tensor, found {type(value).__name__}")
     if not _DTYPES[dtype](value):
         raise TypeError(f"{name}: expected {dtype}, found {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense Tensor, found one of {value.layout}")
 
 
 def check_dtype(name: str, tensor: Tensor, like: str, other: Tensor, *, sums: bool = False) -> None:
@@ -163,7 +168,11 @@ def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
 
 def check_at_least(name: str, value: float, least: float) -> None:
     """Raises if a number is smaller, infinite or NaN."""
-    if not least <= value < math.inf:
+    try:
+        inside = least <= value < math.inf
+    except TypeError:
+        raise TypeError(f"{name}: expected a number, found {type(value).__name__}") from None
+    if not inside:
         raise ArgumentError(
             f"{name}: expected a finite number of at least {least:.3g}, found {value}"
         )
@@ -193,7 +202,7 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 _NEW: Any = object()  # no result yet
-_form = operator.attrgetter("__class__", "shape", "dtype", "device")
+_form = operator.attrgetter("__class__", "shape", "dtype", "device", "layout")
 
 # The keys that are active where nothing intervenes: no mode, no transform, no tracer.
 _PLAIN_KEYS = torch._C.DispatchKeySet(Key.BackendSelect).add(Key.ADInplaceOrView).raw_repr()

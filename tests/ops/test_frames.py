@@ -288,6 +288,11 @@ def test_the_dequantization_has_no_gradient() -> None:
     assert rows.grad.abs().sum() > 0
     with pytest.raises(ValueError, match=r"dequantization: expected shape \(3, N\) = \(3, 6\)"):
         frame_linear(x, mask, weight, bias, rows[:, :5])
+    for function in (frame_linear, frame_linear_reference):
+        with pytest.raises(
+            ValueError, match=r"dequantization: expected shape \(3, N\), found \(2, 6\)"
+        ):
+            function(x, mask, weight, bias, rows[:2])
 
 
 def test_references_take_bytes() -> None:

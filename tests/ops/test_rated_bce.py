@@ -623,6 +623,11 @@ BAD_ARGUMENTS = {
         ValueError,
         r"rated_weight: expected a finite number of at least 0, found -1\.0",
     ),
+    "rated_weight: text": (
+        {"rated_weight": "2"},
+        TypeError,
+        "rated_weight: expected a number, found str",
+    ),
     "unrated_weight": (
         {"unrated_weight": math.nan},
         ValueError,

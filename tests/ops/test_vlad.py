@@ -553,6 +553,11 @@ BAD_ARGUMENTS = {
         r"centers: expected shape \(F, K\) = \(5, 4\) to fit features \(2, 3, 2, 5\), "
         r"found \(4, 5\)",
     ),
+    "sparse": (
+        replaced(0, torch.zeros(2, 3, 2, 5).to_sparse()),
+        TypeError,
+        r"features: expected a dense Tensor, found one of torch\.sparse_coo",
+    ),
     "no cluster": (
         [*make(grad=False)[:1], torch.zeros(2, 3, 2, 0), torch.zeros(2, 3, 2), torch.zeros(5, 0)],
         ValueError,
