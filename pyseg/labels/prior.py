@@ -17,6 +17,9 @@ WEAKEST, STRONGEST = 2.0**-10, 2.0**20
 _FREQUENT = 0.1  # base rates above it, which few labels can have, are computed one by one
 _TERMS = 8  # of a series in base rates up to that: the relative error is below 1e-8
 _USUAL, _STEP = 4.0, math.log(2)  # the search starts there
+_MOST_STEPS = (
+    50  # about five are taken; a NaN, of counts that no videos have, must not loop forever
+)
 _TOLERANCE = 1e-3  # of the logarithm of the strength, on which P hardly depends
 
 
@@ -117,10 +120,11 @@ def _falling_root(
         at = min(max(at + step, low), high)
         value = function(at)
         step *= 2
-    while True:
+    for _ in range(_MOST_STEPS):
         before, at = at, (other[0] * value - at * other[1]) / (value - other[1])
         if abs(at - before) < _TOLERANCE:
-            return at
+            break
         found = function(at)
         other = (before, value) if found * value < 0 else (other[0], other[1] / 2)
         value = found
+    return at
