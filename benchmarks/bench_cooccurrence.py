@@ -4,8 +4,9 @@
 
 The label lists are those of ``data/yt8m/labelsets.csv.gz`` below the folder PYSEG_SHARED (default
 ``../shared``), 980,029 videos of YouTube-8M; without that file, similar ones are generated.
-`counting` starts from lists in memory; `file` starts from the .csv.gz file and ends with the saved
-matrix. Results are medians of contenders that take turns; all give the same counts.
+`counting` and `prior` start from lists in memory, `prior` ends with the matrix of all pairs, in
+processor time; `file` starts from the .csv.gz file and ends with the saved matrix. Results are
+medians of contenders that take turns; all give the same counts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import collections
 import gzip
 import itertools
 import os
+import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -80,6 +83,22 @@ def test_counting(compare, lists):
             "SciPy": lambda: by_scipy(*lists),
             "Counter": lambda: by_counter(*lists),
         }
+    )
+
+
+@pytest.mark.benchmark(timer=time.process_time)
+def test_prior(compare, lists):
+    def matrix(prior: float | Literal["fit"]) -> LabelCorrelation:
+        counted = count_cooccurrence(*lists, CLASSES)
+        return LabelCorrelation.from_counts(counted, 0.0, prior=prior)
+
+    compare(
+        {
+            "counting alone": lambda: count_cooccurrence(*lists, CLASSES),
+            "to the matrix": lambda: matrix(0.0),
+            "with a fitted prior": lambda: matrix("fit"),
+        },
+        timer=time.process_time,
     )
 
 

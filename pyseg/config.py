@@ -116,6 +116,8 @@ class LossConfig:
             pyseg.cooccur; "auto": counted from the labels of the training videos; or "none".
         threshold: Counted probabilities below it are dropped (eq. 5).
         min_support: Counted pairs of fewer videos are dropped.
+        prior: Videos that the base rates of labels are worth where probabilities are counted
+            (`pyseg.labels.prior_strength`): 0: none (eq. 4); "fit": what the counts say.
         absent_evidence: Evidence of a class rated 0, relative to one rated 1: how much it says of
             the other classes; 0 in the paper.
 
@@ -128,6 +130,7 @@ class LossConfig:
     correlation: str = "auto"
     threshold: float = 0.5
     min_support: int = 1
+    prior: float | Literal["fit"] = 0.0
     absent_evidence: float = 0.0
 
     def __post_init__(self) -> None:
@@ -137,6 +140,8 @@ class LossConfig:
         for name in ("threshold", "absent_evidence"):
             _cli.check_range(name, getattr(self, name), 0, 1)
         _cli.check_range("min_support", self.min_support, 1)
+        if self.prior != "fit":
+            _cli.check_range("prior", self.prior, 0)
 
 
 # The values of each recipe that differ from the defaults. The paper gives learning rates, batch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from pyseg.labels import (
     Cooccurrence,
     CooccurrenceCounter,
     LabelCorrelation,
+    prior_strength,
 )
 from pyseg.metrics._distributed import gather
 
@@ -46,6 +48,8 @@ class CooccurConfig:
             --data; of a table alone YouTube-8M's 3,862.
         threshold: The lowest probability of a relation to keep; equation (5) of the paper.
         min_support: The lowest number of videos of a pair to keep.
+        prior: Videos that the base rates of labels are worth where probabilities are counted
+            (`pyseg.labels.prior_strength`): 0: none (eq. 4); "fit": what the counts say.
         classes: A vocabulary of the classes to keep: its column Index, and Name for the output, as
             in segment_vocabulary.csv; default: all.
         vocabulary: A vocabulary of all classes' names, only for the output.
@@ -63,6 +67,7 @@ class CooccurConfig:
     num_classes: int | None = None
     threshold: float = 0.5
     min_support: int = 1
+    prior: float | Literal["fit"] = 0.0
     classes: str | None = None
     vocabulary: str | None = None
     top: int = 10
@@ -73,6 +78,8 @@ class CooccurConfig:
         _cli.check_range("num_classes", self.num_classes, 1, 2**31 - 1)
         _cli.check_range("threshold", self.threshold, 0, 1)
         _cli.check_range("min_support", self.min_support, 1)
+        if self.prior != "fit":
+            _cli.check_range("prior", self.prior, 0)
         _cli.check_range("top", self.top, 0)
 
 
@@ -200,9 +207,10 @@ def _run(config: CooccurConfig) -> None:
         names |= dict(zip(chosen.classes, chosen.names, strict=True))
     report = ReadReport()
     counted, left_out = count(config, report)
+    strength = prior_strength(counted) if config.prior == "fit" else config.prior
     with _cli.option("classes", config.classes):
         correlation = LabelCorrelation.from_counts(
-            counted, config.threshold, kept, min_support=config.min_support
+            counted, config.threshold, kept, min_support=config.min_support, prior=strength
         )
     if distributed.is_first():
         correlation.save(config.out)
@@ -211,6 +219,8 @@ def _run(config: CooccurConfig) -> None:
     print(f"videos: {counted.num_videos}, left out: {left_out}")
     print(f"labels: {counted.counts.sum()} of {(counted.counts > 0).sum()} classes")
     print(f"pairs: {counted.values.sum()}, different: {len(counted.values)}")
+    if config.prior == "fit":
+        print(f"base rates are worth {strength:.3g} videos")
     print(f"relations of at least {config.threshold:g}: {len(correlation.values)}")
     numbers = range(correlation.num_classes) if kept is None else kept
     for line in strongest(correlation, counted, list(numbers), names, config.top):

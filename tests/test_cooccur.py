@@ -12,7 +12,7 @@ from pyseg import cooccur
 from pyseg.data import DataError, FeatureSet, FrameSchema, RecordError
 from pyseg.data.records import encode_frames, write_records
 from pyseg.errors import UserError
-from pyseg.labels import LabelCorrelation
+from pyseg.labels import LabelCorrelation, prior_strength
 
 VOCABULARY = "Index,Name\n" + "".join(f"{i},{name}\n" for i, name in enumerate("abcde"))
 
@@ -115,6 +115,26 @@ def test_classes_are_those_of_the_vocabulary(folder: Path, capsys: pytest.Captur
     assert correlation.related(2) == []  # seen once
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "->" in line] == ["  B -> A: 1.00 of 2 videos"]
+
+
+def test_the_prior_is_fitted_to_all_classes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "lists.csv").write_text("v0,0 1\nv1,0 1\nv2,0\nv3,2\n" * 10)
+    options = ["--labels", f"{folder}/lists.csv", "--classes", f"{folder}/some.csv"]
+    fitted = run(folder, *options, "--threshold", "0", "--prior", "fit")
+    line = capsys.readouterr().out.splitlines()[3]
+    counted, _ = cooccur.count(
+        cooccur.CooccurConfig("", labels=f"{folder}/lists.csv", num_classes=5)
+    )
+    strength = prior_strength(counted)
+    assert line == f"base rates are worth {strength:.3g} videos"
+    expected = (20 + strength * 0.75) / (20 + strength)
+    assert fitted.related(0) == [(1, pytest.approx(expected, rel=1e-6))]
+    given = run(folder, *options, "--threshold", "0", "--prior", "4")
+    assert given.related(0) == [(1, pytest.approx(23 / 24))]
+    with pytest.raises(UserError, match="prior: expected at least 0, found -1"):
+        run(folder, *options, "--prior", "-1")
 
 
 def test_errors_are_lines(folder: Path) -> None:

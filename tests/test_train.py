@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -635,6 +636,15 @@ def test_correlation_of_the_training_videos_alone(pairs_folder, tmp_path, capsys
     assert Run(run).config().loss == loss
 
 
+def test_prior_of_the_correlation(tmp_path):
+    lists = SimpleNamespace(num_classes=3, label_lists=lambda *_: [([0, 2, 3, 4], [0, 1, 0, 2])])
+    found = train.label_correlation(LossConfig(threshold=0.0, prior=2.0), lists)
+    assert found.related(1) == [(0, pytest.approx((1 + 2 * 2 / 3) / 3))]
+    for given in (2.0, "fit"):
+        Run(tmp_path).write_config(TrainConfig(loss=LossConfig(prior=given)))
+        assert Run(tmp_path).config().loss.prior == given
+
+
 def test_correlation_of_a_file(pairs_folder, tmp_path, capsys):
     path = tmp_path / "correlation.npz"
     offsets = torch.tensor([0, 1, 1, 1, 1])
@@ -659,6 +669,7 @@ def test_correlation_of_a_file(pairs_folder, tmp_path, capsys):
         ({"unrated_weight": float("nan")}, "unrated_weight: expected at least 0, found nan"),
         ({"threshold": 1.5}, r"threshold: expected a number in \[0, 1\], found 1.5"),
         ({"min_support": 0}, "min_support: expected at least 1, found 0"),
+        ({"prior": -1.0}, "prior: expected at least 0, found -1.0"),
         ({"absent_evidence": -0.1}, r"absent_evidence: expected a number in \[0, 1\], found -0.1"),
     ],
 )

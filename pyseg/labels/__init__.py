@@ -9,6 +9,7 @@ from pyseg.labels.cooccurrence import (
     count_cooccurrence_reference,
 )
 from pyseg.labels.correlation import LabelCorrelation
+from pyseg.labels.prior import prior_strength
 
 __all__ = [
     "Cooccurrence",
@@ -16,4 +17,5 @@ __all__ = [
     "LabelCorrelation",
     "count_cooccurrence",
     "count_cooccurrence_reference",
+    "prior_strength",
 ]

@@ -1,11 +1,12 @@
-"""Label correlation: the thresholded conditional probability P' of the paper."""
+"""Label correlation: the conditional probability P' of the paper."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from pyseg._files import atomic_write
 from pyseg._paths import path_text
 from pyseg.errors import ArgumentError, DataError
 from pyseg.labels.cooccurrence import Cooccurrence
+from pyseg.labels.prior import prior_strength
 
 if TYPE_CHECKING:
     import networkx
@@ -89,15 +91,17 @@ class LabelCorrelation:
             raise ArgumentError(
                 f"columns: expected none on the diagonal, found row {wrong} in itself"
             )
-        keys, order = (rows * classes + columns).sort()
-        if (keys.diff() == 0).any():
-            wrong = int(keys[:-1][keys.diff() == 0][0])
-            raise ArgumentError(
-                f"columns: expected each once in a row, found {wrong % classes} twice in "
-                f"row {wrong // classes}"
-            )
-        self.offsets, self.columns = offsets, columns[order]
-        self.values = values[order].float()
+        keys = rows * classes + columns
+        if (keys.diff() <= 0).any():
+            keys, order = keys.sort()
+            if (keys.diff() == 0).any():
+                wrong = int(keys[:-1][keys.diff() == 0][0])
+                raise ArgumentError(
+                    f"columns: expected each once in a row, found {wrong % classes} twice in "
+                    f"row {wrong // classes}"
+                )
+            columns, values = columns[order], values[order]
+        self.offsets, self.columns, self.values = offsets, columns, values.float()
 
     @classmethod
     def from_counts(
@@ -107,10 +111,17 @@ class LabelCorrelation:
         classes: Sequence[int] | np.ndarray | Tensor | None = None,
         *,
         min_support: int = 1,
+        prior: float | Literal["fit"] = 0.0,
     ) -> LabelCorrelation:
         """Computes P' from counts: P_ij = M_ij / N_i (eq. 4), 0 below the threshold (eq. 5).
 
         A label that never occurs has an empty row.
+
+        With a prior of strength s, P_ij is (M_ij + s p_j) / (N_i + s) instead, with the base rate
+        p_j of label j: the posterior mean, which is near the base rate where N_i is small, so that
+        no threshold is needed against noise (`pyseg.labels.prior_strength`). Only pairs that were
+        seen together are kept, as there are too many others for a sparse matrix; theirs would be
+        s p_j / (N_i + s).
 
         Args:
             cooccurrence: the counts of `count_cooccurrence`.
@@ -118,14 +129,25 @@ class LabelCorrelation:
             classes: the labels to keep, in the order of the result; counts stay those of all
                 videos. ``None``: all.
             min_support: pairs seen in fewer videos are dropped as noise, however probable.
+            prior: the strength s in videos; "fit": the one that makes the counts most likely.
 
         Raises:
             ValueError: An argument is out of its range, or a class is named twice.
+
+        Example:
+            >>> from pyseg.labels import count_cooccurrence
+            >>> counted = count_cooccurrence([0, 2, 3, 4, 5], [0, 1, 0, 2, 2], num_classes=3)
+            >>> LabelCorrelation.from_counts(counted, 0.0).related(1)
+            [(0, 1.0)]
+            >>> LabelCorrelation.from_counts(counted, 0.0, prior=2).related(1)
+            [(0, 0.6666666865348816)]
         """
         if not 0.0 <= threshold <= 1.0:
             raise ArgumentError(f"threshold: expected a number in [0, 1], found {threshold}")
         if min_support < 1:
             raise ArgumentError(f"min_support: expected at least 1, found {min_support}")
+        if prior != "fit" and not (isinstance(prior, float | int) and 0 <= prior < math.inf):
+            raise ArgumentError(f'prior: expected "fit" or at least 0, found {prior!r}')
         total = cooccurrence.num_classes
         kept = np.arange(total) if classes is None else np.asarray(classes)
         if kept.ndim != 1 or len(kept) == 0 or kept.dtype.kind not in "iu":
@@ -143,7 +165,10 @@ class LabelCorrelation:
         rows = np.concatenate((upper, cooccurrence.columns))
         columns = np.concatenate((cooccurrence.columns, upper))
         together = np.concatenate((cooccurrence.values, cooccurrence.values))
-        probability = together / cooccurrence.counts[rows]
+        strength = prior_strength(cooccurrence) if prior == "fit" else prior
+        rates = cooccurrence.counts / max(cooccurrence.num_videos, 1)
+        expected = strength * rates[columns]
+        probability = (together + expected) / (cooccurrence.counts[rows] + strength)
         wanted = (probability >= threshold) & (together >= min_support)
         wanted &= (place[rows] >= 0) & (place[columns] >= 0)
         rows, columns, probability = (
@@ -151,7 +176,7 @@ class LabelCorrelation:
             place[columns[wanted]],
             probability[wanted],
         )
-        order = np.lexsort((columns, rows))
+        order = np.argsort(rows * len(kept) + columns)
         sizes = np.bincount(rows, minlength=len(kept))
         return cls(
             torch.from_numpy(np.concatenate(([0], np.cumsum(sizes)))),

@@ -6,8 +6,8 @@ of some seeds, on the data of an `Experiment`. The command writes one folder:
 * ``tables.md``: the tables, beside the paper's numbers;
 * ``tables.json``: the same, with the values of every seed;
 * ``table-<name>.png``: pictures of them, with the extra ``report``;
-* ``runs``: the run folders. A finished run is not repeated: an interrupted command can be resumed,
-  and tables share runs.
+* ``runs``: the run folders. A finished run is not repeated, and an interrupted one goes on from its
+  last checkpoint: the same command again resumes an interrupted command. Tables share runs.
 
 The tables are:
 

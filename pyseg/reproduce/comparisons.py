@@ -128,6 +128,7 @@ def _beyond_the_paper(experiment: Experiment) -> Comparison:
         alone("  one model alone"),
         alone("  alone, without absent evidence", absent_evidence=0.0),
         alone("  alone, with the paper's τ = 0.5", threshold=0.5),
+        alone("  alone, with a prior of P", prior="fit"),
         alone("  alone, with the paper's m = 2.5, n = 0.1", rated_weight=2.5, unrated_weight=0.1),
     ]
     if experiment.has_ceiling:

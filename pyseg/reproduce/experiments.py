@@ -275,10 +275,14 @@ class IncompleteVideos(Experiment):
         """Returns a loss with its correlation in a file, see `Experiment.loss`."""
         if loss.correlation != "auto":
             return loss
-        path = folder / f"correlation-{loss.threshold}.npz"
+        path = folder / f"correlation-{loss.threshold}-{loss.min_support}-{loss.prior}.npz"
         if path not in self._saved:
             counted = LabelCorrelation.from_counts(
-                self.counts, loss.threshold, self._classes, min_support=loss.min_support
+                self.counts,
+                loss.threshold,
+                self._classes,
+                min_support=loss.min_support,
+                prior=loss.prior,
             )
             counted.save(path)
             self._saved.add(path)

@@ -16,12 +16,15 @@ from pyseg import distributed, models
 from pyseg._containers import parse_json
 from pyseg._files import atomic_write
 from pyseg.config import LossConfig, StageConfig, TrainConfig
-from pyseg.errors import DataError
+from pyseg.data import Collection
+from pyseg.errors import DataError, MissingFileError, UserError
 from pyseg.reproduce.comparisons import PLAIN, Variant
 from pyseg.reproduce.experiments import Experiment
+from pyseg.runs import Run
 from pyseg.train import train
 
 _RESULT = "result.json"
+_TRAINED = "trained"  # an empty file in the folder of a run whose training has ended
 _QUICK = 4  # the divisor of the steps
 
 
@@ -50,9 +53,10 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
-        """Returns the measures of a variant with a seed, and its duration in seconds.
+        """Returns the measures of a variant with a seed, and the seconds that they took.
 
-        The result of a finished run is read from its folder.
+        The result of a finished run is read from its folder; a run that was interrupted goes on
+        from its last checkpoint, and the seconds are those after that.
 
         Raises:
             pyseg.errors.DataError: That result is damaged.
@@ -91,6 +95,7 @@ class Runner:
             loss=variant.loss,
             seed=seed,
             device=self.device,
+            checkpoint_minutes=1.0,
             precision="fp32",  # on a GPU too, as in the published tables
             tf32=False,
         )
@@ -119,21 +124,33 @@ class Runner:
             loss=_pretraining_loss(variant),
         )
         folder = self.folder / f"{self._key(config)}-{seed}-pretrained"
-        done = folder / _RESULT
-        if not done.is_file():
-            self._train(replace(config, run=str(folder)), complete=False)
-            with atomic_write(done) as file:
-                file.write(b"{}")
+        self._train(replace(config, run=str(folder)), complete=False)
         return folder
 
     def _train(self, config: TrainConfig, complete: bool) -> None:
-        folder = Path(config.run or "")
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-        log = folder.with_suffix(".log")
+        """Trains a run, or what is left of it."""
+        run = Run(config.run or "")
+        done = run.folder / _TRAINED
+        if done.is_file():
+            return
         loss = self.experiment.loss(config.loss, self.folder)
         collection = self.experiment.collection(config.seed, complete=complete)
-        with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            train(replace(config, loss=loss), collection)
+        log = run.folder.with_suffix(".log")
+        with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            if not (run.is_unfinished and _goes_on(run, collection)):
+                shutil.rmtree(run.folder, ignore_errors=True)
+                train(replace(config, loss=loss), collection)
+        done.touch()
+
+
+def _goes_on(run: Run, collection: Collection) -> bool:
+    """Trains a run from its last checkpoint, if that is undamaged and of the same data."""
+    try:
+        train(TrainConfig(resume=str(run)), collection)
+    except (DataError, MissingFileError, UserError) as error:
+        print(f"{error}; it is trained from its beginning")
+        return False
+    return True
 
 
 def _pretraining_loss(variant: Variant) -> LossConfig:

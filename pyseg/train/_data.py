@@ -57,7 +57,11 @@ def label_correlation(
     for offsets, labels in collection.label_lists("train", report):
         counter.update(offsets, labels)
     return LabelCorrelation.from_counts(
-        counter.finish(), config.threshold, classes, min_support=config.min_support
+        counter.finish(),
+        config.threshold,
+        classes,
+        min_support=config.min_support,
+        prior=config.prior,
     )
 
 

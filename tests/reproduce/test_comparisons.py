@@ -21,7 +21,8 @@ def test_the_tables_of_the_paper() -> None:
     assert thresholds == [0.3, 0.4, 0.5, 0.6]
     assert [row.paper for row in tables["5"].variants] == [0.740, 0.749]
     assert not tables["best"].ceiling  # nobody knows all labels of the sample
-    assert [row.copies for row in tables["best"].variants] == [1, 1, 3, 1, 1, 1, 1]
+    assert [row.copies for row in tables["best"].variants] == [1, 1, 3, 1, 1, 1, 1, 1]
+    assert [row.loss.prior for row in tables["best"].variants].count("fit") == 1
 
 
 def test_what_goes_beyond_the_paper() -> None:

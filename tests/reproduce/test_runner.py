@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from pyseg.config import LossConfig
 from pyseg.reproduce import PLAIN, ModelSpec, Runner, Variant, open_experiment, runner
 from pyseg.reproduce.experiments import GeneratedSample
+from pyseg.training import StageRun
 
 
 def test_runs_are_kept_and_shared(tiny: ModelSpec, tmp_path: Path, monkeypatch) -> None:
@@ -35,13 +39,46 @@ def test_runs_are_kept_and_shared(tiny: ModelSpec, tmp_path: Path, monkeypatch) 
     assert trained[3:] == [("pretrain", 1), ("finetune", 1)]
 
 
-def test_an_interrupted_run_is_done_again(tiny: ModelSpec, tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Stages and numbers of the steps that are taken; the fifth one of fine-tuning is the last."""
+    taken: list[tuple[str, int]] = []
+    take = StageRun._take_step
+
+    def recorded(self, batch):
+        taken.append((self.stage.name, self.step))
+        if taken.count(("finetune", 4)) == 1 and taken[-1] == ("finetune", 4):
+            os.kill(os.getpid(), signal.SIGINT)
+        return take(self, batch)
+
+    monkeypatch.setattr(StageRun, "_take_step", recorded)
+    return taken
+
+
+def test_an_interrupted_run_goes_on(tiny: ModelSpec, tmp_path: Path, steps, monkeypatch) -> None:
+    def run(folder: str) -> dict:
+        return Runner(experiment, tmp_path / folder).run(Variant("plain", tiny, PLAIN), 0)
+
     experiment = open_experiment("sample", tmp_path)
-    row = Variant("plain", tiny, PLAIN)
-    measure = GeneratedSample.measure
+    with pytest.raises(KeyboardInterrupt):
+        run("runs")
+    shutil.copytree(tmp_path / "runs", tmp_path / "damaged")
+    whole = [("pretrain", step) for step in range(4)] + [("finetune", step) for step in range(8)]
+    assert steps == whole[:9]
     with monkeypatch.context() as patch:
-        patch.setattr(GeneratedSample, "measure", lambda *_: (_ for _ in ()).throw(KeyError))
+        patch.setattr(GeneratedSample, "measure", lambda *_: {}["none"])
         with pytest.raises(KeyError):
-            Runner(experiment, tmp_path / "runs").run(row, 0)
-    assert GeneratedSample.measure is measure
-    assert Runner(experiment, tmp_path / "runs").run(row, 0)["measures"]["map_rated"] > 0
+            run("runs")
+    assert steps == whole  # none of them twice
+    found = run("runs")
+    assert steps == whole
+    assert found["measures"]["map_rated"] > 0
+    # A checkpoint that cannot be read is no reason to stop: training starts again.
+    (checkpoint,) = (tmp_path / "damaged").glob("*-0/checkpoints/*5.pt")
+    for path in checkpoint.parent.iterdir():
+        path.write_bytes(b"damaged")
+    del steps[:]
+    steps.append(("finetune", 4))  # is not interrupted again
+    assert run("damaged")["measures"] == found["measures"]
+    assert steps[1:] == whole[4:]
+    assert "damaged" in checkpoint.parents[1].with_suffix(".log").read_text()
