@@ -30,10 +30,11 @@ struct BatchStatistics {
   A* norm;          // (4, C)
 };
 
-// Computed from the nearer end, as torch.lerp does: exact for a part of 0 and of 1.
+// Computed from the nearer end, with one rounding, as torch.lerp does: exact for a part of 0 and of
+// 1, and the same to the bit as that operator, which compiled graphs take.
 template <typename A>
 PYSEG_BOTH inline A moved(A from, A to, A part) {
-  return part < A(0.5) ? from + part * (to - from) : to - (to - from) * (1 - part);
+  return part < A(0.5) ? std::fma(part, to - from, from) : std::fma(part - 1, to - from, to);
 }
 
 template <typename A>
