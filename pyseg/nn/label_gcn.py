@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pyseg.labels import LabelCorrelation
 
 
+NODE_SIZE = 300
+"""ML-GCN's number of features of a label, that of word vectors."""
+
+
 class LabelGCN(DerivedWeights):
     """Makes the weights of linear classifiers from a graph of the labels: logits = x W^T (+ b).
 
@@ -106,7 +110,7 @@ class LabelGCN(DerivedWeights):
         correlation: LabelCorrelation | Tensor | np.ndarray | None = None,
         node_features: Tensor | np.ndarray | None = None,
         *,
-        node_size: int = 300,
+        node_size: int = NODE_SIZE,
         gcn_size: int = 1024,
         adjacency: Adjacency = "rows",
         train_graph: bool = True,

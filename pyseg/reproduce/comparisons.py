@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyseg.config import RECIPES, LossConfig
+from pyseg.config import RECIPES, LossConfig, StageConfig
 from pyseg.reproduce.experiments import Experiment, ModelSpec
 
 PLAIN = LossConfig(rated_weight=1.0, unrated_weight=1.0, correlation="none")
@@ -25,6 +25,7 @@ class Variant:
         paper: The paper's number.
         complete: Whether it is trained on complete labels, which makes it the ceiling.
         copies: The number of models trained together, see `pyseg.config.TrainConfig`.
+        finetune: The stage of fine-tuning; default: the experiment's.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Variant:
     paper: float | None = None
     complete: bool = False
     copies: int = 1
+    finetune: StageConfig | None = None
 
 
 @dataclass(frozen=True)

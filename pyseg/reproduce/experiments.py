@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import nn
 
+from pyseg._files import atomic_write
 from pyseg.config import LossConfig, StageConfig
 from pyseg.data import (
     Collection,
@@ -34,8 +35,9 @@ from pyseg.data import (
 )
 from pyseg.errors import MissingFileError, UserError
 from pyseg.evaluate import evaluate, predictions
-from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation
+from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation, embed_labels
 from pyseg.metrics import MeanAveragePrecisionAtK
+from pyseg.nn.label_gcn import NODE_SIZE
 
 Part = Literal["test", "validation"]
 
@@ -58,10 +60,14 @@ class ModelSpec:
     Attributes:
         name: A preset of `pyseg.models`.
         overrides: Its arguments.
+        node_features: See `pyseg.config.TrainConfig`.
+        graph_threshold: Likewise.
     """
 
     name: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    node_features: str | None = None
+    graph_threshold: float = 0.0
 
 
 # The paper's models at a size that two cores train in seconds. Of the three NeXtVLADs the second
@@ -175,6 +181,16 @@ class Experiment(ABC):
         del folder
         return loss
 
+    def node_features(self, model: ModelSpec, folder: Path) -> str | None:
+        """Returns node features that are computed from data that the experiment may use.
+
+        Args:
+            model: The model, with the node features "auto" if they are to be computed.
+            folder: Where a file of them may be written.
+        """
+        del folder
+        return model.node_features
+
 
 class IncompleteVideos(Experiment):
     """Video-level features of YouTube-8M, with one rated class per training video.
@@ -283,6 +299,22 @@ class IncompleteVideos(Experiment):
             counted.save(path)
             self._saved.add(path)
         return replace(loss, correlation=str(path))
+
+    def node_features(self, model: ModelSpec, folder: Path) -> str | None:
+        """Returns a file of the label embeddings of the rated classes, see `Experiment`.
+
+        All labels are embedded, since those that are not rated say something about the rated ones.
+        """
+        if model.node_features != "auto":
+            return model.node_features
+        size = model.overrides.get("node_size", NODE_SIZE)
+        path = folder / f"nodes-{size}.npy"
+        if path not in self._saved:
+            embedded = embed_labels(self.counts, size)[list(self._classes)]
+            with atomic_write(path) as file:
+                np.save(file, embedded.numpy())
+            self._saved.add(path)
+        return str(path)
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Returns the MAP that `measures` describes."""

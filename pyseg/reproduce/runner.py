@@ -68,7 +68,7 @@ class Runner:
         began = time.perf_counter()
         if self.experiment.pretrain is not None:
             config = replace(config, init=str(self._pretrained(variant, seed)))
-        self._train(replace(config, run=str(folder)), variant.complete)
+        self._train(replace(config, run=str(folder)), variant)
         model = models.load(folder, device=distributed.pick_device(self.device))
         measures = self.experiment.measure(model, seed)
         found = {"measures": measures, "seconds": time.perf_counter() - began}
@@ -85,9 +85,11 @@ class Runner:
             data=self.experiment.name,
             model=variant.model.name,
             overrides=dict(variant.model.overrides),
+            node_features=variant.model.node_features,
+            graph_threshold=variant.model.graph_threshold,
             copies=variant.copies,
             stage="finetune",
-            finetune=self.shorten(self.experiment.finetune),
+            finetune=self.shorten(variant.finetune or self.experiment.finetune),
             loss=variant.loss,
             seed=seed,
             device=self.device,
@@ -121,19 +123,20 @@ class Runner:
         folder = self.folder / f"{self._key(config)}-{seed}-pretrained"
         done = folder / _RESULT
         if not done.is_file():
-            self._train(replace(config, run=str(folder)), complete=False)
+            self._train(replace(config, run=str(folder)), replace(variant, complete=False))
             with atomic_write(done) as file:
                 file.write(b"{}")
         return folder
 
-    def _train(self, config: TrainConfig, complete: bool) -> None:
+    def _train(self, config: TrainConfig, variant: Variant) -> None:
         folder = Path(config.run or "")
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
         log = folder.with_suffix(".log")
         loss = self.experiment.loss(config.loss, self.folder)
-        collection = self.experiment.collection(config.seed, complete=complete)
+        nodes = self.experiment.node_features(variant.model, self.folder)
+        collection = self.experiment.collection(config.seed, complete=variant.complete)
         with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            train(replace(config, loss=loss), collection)
+            train(replace(config, loss=loss, node_features=nodes), collection)
 
 
 def _pretraining_loss(variant: Variant) -> LossConfig:
