@@ -114,9 +114,13 @@ def _correlation(experiment: Experiment) -> Comparison:
 
 
 def _label_graph(experiment: Experiment) -> Comparison:
-    pairs = zip(experiment.graph_models.items(), (0.740, 0.749), strict=True)
-    variants = [Variant(name, model, _CORRELATED, paper=number) for (name, model), number in pairs]
-    return Comparison("5", "a graph of the labels", variants)
+    papers, stage = {"DBoF": 0.740, "DBoF with GCN": 0.749}, experiment.graph_finetune
+    variants = [
+        Variant(name, model, _CORRELATED, paper=papers.get(name), finetune=stage)
+        for name, model in experiment.graph_models.items()
+    ]
+    title = "a graph of the labels" + (f", {stage.steps} steps" if stage else "")
+    return Comparison("5", title, variants)
 
 
 def _beyond_the_paper(experiment: Experiment) -> Comparison:

@@ -19,7 +19,14 @@ def test_the_tables_of_the_paper() -> None:
     assert all(row.loss.correlation == "none" for row in tables["3"].variants)
     thresholds = [row.loss.threshold for row in tables["4"].variants[1:]]
     assert thresholds == [0.3, 0.4, 0.5, 0.6]
-    assert [row.paper for row in tables["5"].variants] == [0.740, 0.749]
+    graphs = tables["5"].variants
+    assert [row.paper for row in graphs[:2]] == [0.740, 0.749]
+    # Every graph has its twin without one, and nodes that know nothing.
+    kinds = [row.model.overrides.get("adjacency") for row in graphs]
+    assert kinds == [None, None, "ml-gcn", "identity", "ml-gcn", "identity", "ml-gcn"]
+    nodes = [row.model.node_features for row in graphs]
+    assert nodes == [None, None, "auto", "auto", "auto", "auto", None]
+    assert {row.finetune for row in graphs} == {None}
     assert not tables["best"].ceiling  # nobody knows all labels of the sample
     assert [row.copies for row in tables["best"].variants] == [1, 1, 3, 1, 1, 1, 1]
 
