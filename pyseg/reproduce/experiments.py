@@ -99,8 +99,8 @@ _NO_GRAPH = {"adjacency": "identity"}
 def _graph_models(**overrides: Any) -> dict[str, ModelSpec]:
     """Returns the models of table 5: classifiers are learned, made by a GCN, or the sum of both.
 
-    The second one is the paper's form as far as the paper describes it. Beside each graph stands
-    the same without one, so that it shows what the graph contributes, and what the nodes do.
+    The second one is the paper's form, with what the paper says of it. Beside each graph of label
+    embeddings stands the same without one (A = I), which tells what the graph contributes.
     """
     shared = {"clusters": 512, "hidden_size": 256, "batch_norm_momentum": 0.1, **overrides}
     made = functools.partial(ModelSpec, "dbof-gcn")
@@ -109,10 +109,10 @@ def _graph_models(**overrides: Any) -> dict[str, ModelSpec]:
         "DBoF": ModelSpec("dbof", {**shared, "head": "logistic"}),
         "DBoF with GCN": made({**shared, **_GRAPH}),
         "  label embeddings, ML-GCN's graph": embedded({**shared, **_LIKE_ML_GCN}),
-        "  label embeddings, no graph": embedded({**shared, **_LIKE_ML_GCN, **_NO_GRAPH}),
-        "  + linear, label embeddings, ML-GCN's graph": embedded({**shared, **_WITH_LINEAR}),
-        "  + linear, label embeddings, no graph": embedded({**shared, **_WITH_LINEAR, **_NO_GRAPH}),
-        "  + linear, random nodes, ML-GCN's graph": made({**shared, **_WITH_LINEAR}),
+        "  label embeddings, A = I": embedded({**shared, **_LIKE_ML_GCN, **_NO_GRAPH}),
+        "  W0 + GCN, label embeddings, ML-GCN's graph": embedded({**shared, **_WITH_LINEAR}),
+        "  W0 + GCN, label embeddings, A = I": embedded({**shared, **_WITH_LINEAR, **_NO_GRAPH}),
+        "  W0 + GCN, random nodes, ML-GCN's graph": made({**shared, **_WITH_LINEAR}),
     }
 
 
@@ -245,7 +245,7 @@ class IncompleteVideos(Experiment):
     architectures: ClassVar = {}  # means of whole videos have no time axis
     graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
-    graph_finetune = StageConfig(400, 1e-3, 128, schedule="cosine")  # more overtrain all of them
+    graph_finetune = StageConfig(200, 1e-3, 128, schedule="cosine")  # more of them overtrain
 
     def __init__(self, folder: Path, part: Part) -> None:
         """Reads the tables.
