@@ -90,6 +90,7 @@ class LabelGCN(DerivedWeights):
         first: (D, D1) W1.
         second: (D1, H) W2.
         linear: (C, H) W0, or ``None``.
+        step_factors: the factors of `learning_rate_factors`, or ``None``.
 
     Example:
         >>> from pyseg.labels import LabelCorrelation
@@ -102,6 +103,7 @@ class LabelGCN(DerivedWeights):
     """
 
     nodes: Tensor
+    step_factors: Tensor | None
 
     def __init__(
         self,
@@ -147,7 +149,10 @@ class LabelGCN(DerivedWeights):
         self.linear: nn.Parameter | None = None
         if linear_share:
             self._add_linear(linear_share)
-        self._factors = {} if step_share is None else self._smaller_steps(step_share)
+        # Saved with the weights, since it is of the first ones.
+        self.register_buffer("step_factors", None)
+        if step_share is not None:
+            self.step_factors = self._smaller_steps(step_share)
 
     def _add_linear(self, share: float) -> None:
         """Adds W0, and brings both parts to their share of the variance of linear classifiers."""
@@ -156,39 +161,40 @@ class LabelGCN(DerivedWeights):
         if weight.device.type != "meta":
             with torch.no_grad():
                 found = self.classifiers().square().mean().sqrt()
-                self.second *= (2.0 * (1.0 - share) / size) ** 0.5 / found.clamp(min=1e-12)
+                self.second.mul_((2.0 * (1.0 - share) / size) ** 0.5 / found.clamp(min=1e-12))
                 weight *= share**0.5
         self.linear = nn.Parameter(weight)
 
     @torch.no_grad()
-    def _smaller_steps(self, share: float) -> dict[str, float]:
-        """Returns the factors of the learning rate, from the initial weights."""
-        if self.second.device.type == "meta":  # weights to come, which are not to be trained
-            return {}
+    def _smaller_steps(self, share: float) -> Tensor:
+        """Returns the factors of the learning rates of `_shared`, from the initial weights."""
         size = self.second.shape[1]
         hidden, smooth = self._hidden(), self.graph(self.graph(self.nodes))
         # The largest change of a logit by a step that changes every number by 1, relative to that
         # by a step on W, for inputs of independent N(0, 1); f halves what passes it, roughly.
         at_hidden = 0.5 * self.second.norm(dim=1)
-        changes = {
+        changes: dict[str, Tensor] = {
             "nodes": 0.5 * (self.first @ self.second).norm(dim=1).sum() / size,
             "first": smooth.abs().sum(1).mean() * at_hidden.sum() / size,
             "second": self.graph(hidden).abs().sum(1).mean(),
         }
-        if not isinstance(self.graph, nn.Identity):
+        if isinstance(self.graph, (DenseGraph, SparseGraph)):
             name = "graph.weight" if isinstance(self.graph, DenseGraph) else "graph.values"
             # Twice, as A comes twice.
             changes[name] = 2.0 * self.graph.reach((hidden @ self.second).norm(dim=1)) / size
-        trained = {name for name, _ in self.named_parameters()}
-        return {
-            name: share / max(float(change), share)
-            for name, change in changes.items()
-            if name in trained
-        }
+        return torch.stack([share / changes[name].clamp(min=share) for name in self._shared()])
+
+    def _shared(self) -> list[str]:
+        """Returns the parameters that smaller steps are for."""
+        shared = ("nodes", "first", "second", "graph.weight", "graph.values")
+        trained = dict(self.named_parameters())
+        return [name for name in shared if name in trained]
 
     def learning_rate_factors(self) -> dict[str, float]:
         """Returns the factors that `pyseg.nn.learning_rate_groups` asks for."""
-        return self._factors
+        if self.step_factors is None or self.step_factors.device.type == "meta":
+            return {}
+        return dict(zip(self._shared(), self.step_factors.tolist(), strict=True))
 
     def regularized(self) -> tuple[Tensor, ...]:
         """Returns what `l2_penalty` counts: W1, W2, which the reference does not have, and W0."""
@@ -205,7 +211,7 @@ class LabelGCN(DerivedWeights):
         if isinstance(self.graph, SparseGraph):
             raise ArgumentError("classes: expected all, as the label graph is sparse")
         rows = {"nodes": self.nodes, "bias": self.bias, "linear": self.linear}
-        state = {name: rows[name][classes] for name in rows if rows[name] is not None}
+        state = {name: each[classes] for name, each in rows.items() if each is not None}
         if isinstance(self.graph, DenseGraph):
             state["graph.weight"] = self.graph.weight[classes][:, classes]
         return state

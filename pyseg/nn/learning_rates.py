@@ -49,10 +49,9 @@ def learning_rate_groups(model: nn.Module) -> list[tuple[float, list[nn.Paramete
     """
     factors: dict[nn.Parameter, float] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, OwnLearningRates):
-            continue
-        own = dict(module.named_parameters())
-        for key, factor in module.learning_rate_factors().items():
+        asked = module.learning_rate_factors() if isinstance(module, OwnLearningRates) else {}
+        own = dict(module.named_parameters()) if asked else {}
+        for key, factor in asked.items():
             where = f"learning_rate_factors: {'.'.join(filter(None, (name, key)))}"
             if key not in own:
                 raise ArgumentError(f"{where}: expected a parameter, found none of that name")

@@ -130,7 +130,7 @@ def test_what_is_trained() -> None:
     assert trained("identity", linear_share=0.5) == ["nodes", "first", "second", "linear"]
     assert trained("dense", train_nodes=False) == ["first", "second", "graph.weight"]
     names = {name for name, _ in make("sparse", train_nodes=False).named_buffers()}
-    assert names == {"nodes", "graph.offsets", "graph.columns", "graph.values"}
+    assert names == {"nodes", "graph.offsets", "graph.columns", "graph.values", "step_factors"}
 
 
 def test_node_features_may_be_given() -> None:
@@ -208,6 +208,7 @@ def test_one_rate_for_all() -> None:
     without = LabelGCN(4, 3, node_features=np.zeros((3, 2)))  # nothing that a step could change
     names = ["nodes", "first", "second", "graph.weight"]
     assert without.learning_rate_factors() == dict.fromkeys(names, 1.0)
+    assert make(step_share=None).step_factors is None
     frozen = make("sparse", train_nodes=False).learning_rate_factors()
     assert list(frozen) == ["first", "second"]
 
@@ -272,7 +273,8 @@ def test_classifiers_are_not_copied_or_saved() -> None:
     with torch.no_grad():
         expected = head(x)
         assert head._cache is not None
-        assert list(head.state_dict()) == ["nodes", "first", "second", "graph.weight"]
+        names = ["nodes", "first", "second", "step_factors", "graph.weight"]
+        assert list(head.state_dict()) == names
         for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
             assert other._cache is None
             assert torch.equal(other(x), expected)
