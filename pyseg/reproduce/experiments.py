@@ -245,7 +245,7 @@ class IncompleteVideos(Experiment):
     architectures: ClassVar = {}  # means of whole videos have no time axis
     graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
-    graph_finetune = StageConfig(200, 1e-3, 128, schedule="cosine")  # more of them overtrain
+    graph_finetune = StageConfig(200, 1e-3, 128, schedule="cosine")  # more overtrain
 
     def __init__(self, folder: Path, part: Part) -> None:
         """Reads the tables.
