@@ -90,8 +90,8 @@ _ARCHITECTURES = {
 }
 
 
-_GRAPH = {"node_size": 128, "gcn_size": 256, "bias": True}
-_LIKE_ML_GCN = {**_GRAPH, "adjacency": "ml-gcn", "sparse_graph": True}
+_RANDOM_NODES = {"node_size": 128, "gcn_size": 256, "bias": True}
+_LIKE_ML_GCN = {**_RANDOM_NODES, "adjacency": "ml-gcn", "sparse_graph": True}
 _WITH_LINEAR = {**_LIKE_ML_GCN, "linear_share": 0.5}
 _NO_GRAPH = {"adjacency": "identity"}
 
@@ -107,13 +107,24 @@ def _graph_models(**overrides: Any) -> dict[str, ModelSpec]:
     embedded = functools.partial(made, node_features="auto")
     return {
         "DBoF": ModelSpec("dbof", {**shared, "head": "logistic"}),
-        "DBoF with GCN": made({**shared, **_GRAPH}),
+        "DBoF with GCN": made({**shared, **_RANDOM_NODES}),
         "  label embeddings, ML-GCN's graph": embedded({**shared, **_LIKE_ML_GCN}),
         "  label embeddings, A = I": embedded({**shared, **_LIKE_ML_GCN, **_NO_GRAPH}),
         "  W0 + GCN, label embeddings, ML-GCN's graph": embedded({**shared, **_WITH_LINEAR}),
         "  W0 + GCN, label embeddings, A = I": embedded({**shared, **_WITH_LINEAR, **_NO_GRAPH}),
         "  W0 + GCN, random nodes, ML-GCN's graph": made({**shared, **_WITH_LINEAR}),
     }
+
+
+def with_graph(model: ModelSpec, **overrides: Any) -> ModelSpec:
+    """Returns a model to whose linear classifiers a graph of label embeddings adds, as in table 5.
+
+    Args:
+        model: The model.
+        **overrides: Changes to the graph.
+    """
+    head = {"head": "gcn", **_WITH_LINEAR, **overrides}
+    return replace(model, overrides={**model.overrides, **head}, node_features="auto")
 
 
 class Experiment(ABC):
