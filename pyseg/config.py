@@ -218,8 +218,12 @@ class TrainConfig:
             distillation of the paper's section 3.1. Not for a model that is a mixture already.
         eigenvalues: A .npy file of the features' PCA eigenvalues, which
             --overrides.normalization unwhiten needs.
-        node_features: A .npy file of the label graph's node features (C, D), for a model with the
-            head "gcn"; its graph starts as the correlation of --loss.correlation.
+        node_features: Features of the labels (C, D) for a model with the head "gcn", whose graph
+            starts as the correlation of --loss.correlation: a .npy file; or "auto", which embeds
+            the labels by how often they occur together in the training videos, in
+            --overrides.node_size numbers. Default: learnt from random ones.
+        graph_threshold: Smaller probabilities are left out of the label graph, though not of the
+            targets; --loss.threshold leaves out of both.
         recipe: Defaults of other options: "paper" is the paper's schedule and mixture, of 200,000
             and 250,000 steps; "best" makes the most of few ratings. Given options take precedence;
             in Python a whole `StageConfig` or `LossConfig` is one option.
@@ -303,6 +307,7 @@ class TrainConfig:
     copies: int = 1
     eigenvalues: str | None = None
     node_features: str | None = None
+    graph_threshold: float = 0.0
     recipe: Literal["sample", "paper", "best"] = "sample"
     stage: Literal["both", "pretrain", "finetune"] = "both"
     classes: Literal["all", "rated"] = "all"
@@ -345,7 +350,8 @@ class TrainConfig:
         _cli.check_range("seed", self.seed, 0, 2**63 - 1)  # for torch and NumPy
         if self.workers is not None:
             _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
-        _cli.check_range("test_fraction", self.test_fraction, 0, 1)
+        for name in ("test_fraction", "graph_threshold"):
+            _cli.check_range(name, getattr(self, name), 0, 1)
 
     @property
     def trained(self) -> str:

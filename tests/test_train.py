@@ -33,7 +33,7 @@ from pyseg.data import (
 )
 from pyseg.data.youtube8m import FRAMES
 from pyseg.errors import DataError, RecordError, UserError
-from pyseg.labels import LabelCorrelation
+from pyseg.labels import CooccurrenceCounter, LabelCorrelation, embed_labels
 from pyseg.runs import Run, open_data
 from pyseg.submission import read_submission
 from pyseg.train._machine import settle
@@ -730,6 +730,47 @@ def test_a_label_graph_starts_as_the_correlation_of_the_loss(pairs_folder, tmp_p
         assert len(graph.nonzero()) > CLASSES
     torch.testing.assert_close(head.graph.weight.detach(), graph / graph.sum(1, keepdim=True))
     assert np.array_equal(head.nodes.detach().numpy(), nodes)
+
+
+def test_node_features_of_the_training_videos(tmp_path, monkeypatch):
+    """They and the correlation are of one count, from which the graph may take less."""
+    frames = np.ones((6, 1152), np.uint8)
+    lists = [[0, 1], [0, 1], [0, 2], [3]]
+    records = [encode_frames(f"v{video:03d}", frames, lists[video % 4]) for video in range(40)]
+    write_records(tmp_path / "train0000.tfrecord", records)
+    write_vocabulary(tmp_path)
+    counts = []
+    count = CooccurrenceCounter.finish
+    monkeypatch.setattr(
+        CooccurrenceCounter, "finish", lambda self: (counts.append(count(self)), counts[-1])[1]
+    )
+    none = {stage: StageConfig(0, 1.0) for stage in QUICK}
+    gcn = {"head": "gcn", "node_size": 3, "gcn_size": 4, "sparse_graph": True}
+    loss = LossConfig(correlation="auto", threshold=0.0)
+    options = {"node_features": "auto", "graph_threshold": 0.5, "loss": loss, **none}
+    made = replace(config(tmp_path, tmp_path / "run", **options), overrides=TINY | gcn)
+    head = models.load(train.train(made)).head
+    assert len(counts) == 1
+    assert torch.equal(head.nodes.detach(), embed_labels(counts[0], 3))
+    assert len(head.graph.values) == 3 + CLASSES  # not that of label 2, given label 0
+    more = replace(made, run=str(tmp_path / "more"), overrides=TINY | gcn | {"node_size": 9})
+    head = models.load(train.train(more)).head
+    assert head.nodes.shape == (CLASSES, CLASSES)  # there are no more dimensions
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"--node_features auto: expected a model with a label graph .*, found nextvlad-small"),
+        ({"head": "gcn", "node_size": 0}, r"--overrides\.node_size: expected at least 1, found 0"),
+        ({"head": "gcn", "node_size": "a"}, r"--overrides\.node_size: .*found 'a'"),
+    ],
+)
+def test_node_features_that_cannot_be(pairs_folder, tmp_path, changes, message):
+    options = replace(config(pairs_folder, tmp_path / "run"), overrides=TINY | changes)
+    with pytest.raises(UserError, match=message):
+        train.train(replace(options, node_features="auto"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_stages_apart_and_weights_of_another_run(segments_folder, tmp_path, capsys):

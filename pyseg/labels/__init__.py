@@ -1,4 +1,4 @@
-"""Label co-occurrence: counts of pairs, and the label correlation computed from them."""
+"""Label co-occurrence: counts of pairs, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pyseg.labels.cooccurrence import (
     count_cooccurrence_reference,
 )
 from pyseg.labels.correlation import LabelCorrelation
+from pyseg.labels.embedding import embed_labels
 from pyseg.labels.prior import prior_strength
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "LabelCorrelation",
     "count_cooccurrence",
     "count_cooccurrence_reference",
+    "embed_labels",
     "prior_strength",
 ]

@@ -15,6 +15,7 @@ from pyseg.nn.gru import GRU
 from pyseg.nn.head import LogisticHead, MixtureOfExperts
 from pyseg.nn.l2 import l2_penalty
 from pyseg.nn.label_gcn import LabelGCN
+from pyseg.nn.learning_rates import OwnLearningRates, learning_rate_groups
 from pyseg.nn.logistic_regression import LogisticRegression
 from pyseg.nn.mask import frame_mask
 from pyseg.nn.mixture import Mixture, MixtureOutputs
@@ -43,6 +44,8 @@ __all__ = [
     "MixtureOutputs",
     "NeXtVLAD",
     "NeXtVLADClassifier",
+    "OwnLearningRates",
     "frame_mask",
     "l2_penalty",
+    "learning_rate_groups",
 ]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyseg.config import RECIPES, LossConfig
-from pyseg.reproduce.experiments import Experiment, ModelSpec
+from pyseg.config import RECIPES, LossConfig, StageConfig
+from pyseg.reproduce.experiments import Experiment, ModelSpec, with_graph
 
 PLAIN = LossConfig(rated_weight=1.0, unrated_weight=1.0, correlation="none")
 """Cross-entropy in which unrated classes count as absent."""
@@ -25,6 +25,7 @@ class Variant:
         paper: The paper's number.
         complete: Whether it is trained on complete labels, which makes it the ceiling.
         copies: The number of models trained together, see `pyseg.config.TrainConfig`.
+        finetune: The stage of fine-tuning; default: the experiment's.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Variant:
     paper: float | None = None
     complete: bool = False
     copies: int = 1
+    finetune: StageConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def recipe_variant(
 def make_comparisons(experiment: Experiment) -> list[Comparison]:
     """Returns the tables that an experiment has the data for, in order."""
     architectures = [_architectures(experiment)] if experiment.architectures else []
-    others = (_reweighting, _correlation, _label_graph, _beyond_the_paper)
+    others = (_reweighting, _correlation, _label_graph, _graph_of_others, _beyond_the_paper)
     return architectures + [make(experiment) for make in others]
 
 
@@ -85,6 +87,7 @@ def _architectures(experiment: Experiment) -> Comparison:
 
 _REWEIGHTED = LossConfig(correlation="none")
 _CORRELATED = LossConfig(correlation="auto", threshold=0.5)
+_PAPERS_RECIPE = "the paper's recipe (m = 2.5, n = 0.1, τ = 0.5)"
 
 
 def _reweighting(experiment: Experiment) -> Comparison:
@@ -112,9 +115,23 @@ def _correlation(experiment: Experiment) -> Comparison:
 
 
 def _label_graph(experiment: Experiment) -> Comparison:
-    pairs = zip(experiment.graph_models.items(), (0.740, 0.749), strict=True)
-    variants = [Variant(name, model, _CORRELATED, paper=number) for (name, model), number in pairs]
-    return Comparison("5", "a graph of the labels", variants)
+    papers, stage = {"DBoF": 0.740, "DBoF with GCN": 0.749}, experiment.graph_finetune
+    variants = [
+        Variant(name, model, _CORRELATED, paper=papers.get(name), finetune=stage)
+        for name, model in experiment.graph_models.items()
+    ]
+    title = "a graph of the labels" + (f", {stage.steps} steps" if stage else "")
+    return Comparison("5", title, variants)
+
+
+def _graph_of_others(experiment: Experiment) -> Comparison:
+    model = experiment.model
+    variants = [
+        Variant(_PAPERS_RECIPE, model, _CORRELATED),
+        Variant("  W0 + GCN, ML-GCN's graph", with_graph(model), _CORRELATED),
+        Variant("  W0 + GCN, A = I", with_graph(model, adjacency="identity"), _CORRELATED),
+    ]
+    return Comparison("gcn", f"a graph of the labels for the model {model.name}", variants)
 
 
 def _beyond_the_paper(experiment: Experiment) -> Comparison:
@@ -123,7 +140,7 @@ def _beyond_the_paper(experiment: Experiment) -> Comparison:
     best_recipe, alone = best("--recipe best"), functools.partial(best, copies=1)
     variants = [
         Variant("plain", model, PLAIN),
-        Variant("the paper's recipe (m = 2.5, n = 0.1, τ = 0.5)", model, _CORRELATED),
+        Variant(_PAPERS_RECIPE, model, _CORRELATED),
         best_recipe,
         alone("  one model alone"),
         alone("  alone, without absent evidence", absent_evidence=0.0),

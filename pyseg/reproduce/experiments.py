@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import nn
 
+from pyseg._files import atomic_write
 from pyseg.config import LossConfig, StageConfig
 from pyseg.data import (
     Collection,
@@ -34,8 +35,9 @@ from pyseg.data import (
 )
 from pyseg.errors import MissingFileError, UserError
 from pyseg.evaluate import evaluate, predictions
-from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation
+from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation, embed_labels
 from pyseg.metrics import MeanAveragePrecisionAtK
+from pyseg.nn.label_gcn import NODE_SIZE
 
 Part = Literal["test", "validation"]
 
@@ -58,10 +60,14 @@ class ModelSpec:
     Attributes:
         name: A preset of `pyseg.models`.
         overrides: Its arguments.
+        node_features: See `pyseg.config.TrainConfig`.
+        graph_threshold: Likewise.
     """
 
     name: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    node_features: str | None = None
+    graph_threshold: float = 0.0
 
 
 # The paper's models at a size that two cores train in seconds. Of the three NeXtVLADs the second
@@ -84,13 +90,41 @@ _ARCHITECTURES = {
 }
 
 
+_RANDOM_NODES = {"node_size": 128, "gcn_size": 256, "bias": True}
+_LIKE_ML_GCN = {**_RANDOM_NODES, "adjacency": "ml-gcn", "sparse_graph": True}
+_WITH_LINEAR = {**_LIKE_ML_GCN, "linear_share": 0.5}
+_NO_GRAPH = {"adjacency": "identity"}
+
+
 def _graph_models(**overrides: Any) -> dict[str, ModelSpec]:
-    """Returns the models of table 5: one linear classifier is learned, the other made by a GCN."""
+    """Returns the models of table 5: classifiers are learned, made by a GCN, or the sum of both.
+
+    The second one is the paper's form, with what the paper says of it. Beside each graph of label
+    embeddings stands the same without one (A = I), which tells what the graph contributes.
+    """
     shared = {"clusters": 512, "hidden_size": 256, "batch_norm_momentum": 0.1, **overrides}
+    made = functools.partial(ModelSpec, "dbof-gcn")
+    embedded = functools.partial(made, node_features="auto")
     return {
         "DBoF": ModelSpec("dbof", {**shared, "head": "logistic"}),
-        "DBoF with GCN": ModelSpec("dbof-gcn", {**shared, "bias": True}),
+        "DBoF with GCN": made({**shared, **_RANDOM_NODES}),
+        "  label embeddings, ML-GCN's graph": embedded({**shared, **_LIKE_ML_GCN}),
+        "  label embeddings, A = I": embedded({**shared, **_LIKE_ML_GCN, **_NO_GRAPH}),
+        "  W0 + GCN, label embeddings, ML-GCN's graph": embedded({**shared, **_WITH_LINEAR}),
+        "  W0 + GCN, label embeddings, A = I": embedded({**shared, **_WITH_LINEAR, **_NO_GRAPH}),
+        "  W0 + GCN, random nodes, ML-GCN's graph": made({**shared, **_WITH_LINEAR}),
     }
+
+
+def with_graph(model: ModelSpec, **overrides: Any) -> ModelSpec:
+    """Returns a model to whose linear classifiers a graph of label embeddings adds, as in table 5.
+
+    Args:
+        model: The model.
+        **overrides: Changes to the graph.
+    """
+    head = {"head": "gcn", **_WITH_LINEAR, **overrides}
+    return replace(model, overrides={**model.overrides, **head}, node_features="auto")
 
 
 class Experiment(ABC):
@@ -106,7 +140,8 @@ class Experiment(ABC):
         measures: What `measure` returns, the decisive one first, with a description of each.
         model: The model of tables 3 and 4.
         architectures: The models of table 2, by the paper's names; none without a time axis.
-        graph_models: The models of table 5, by the paper's names.
+        graph_models: The models of table 5, the first two by the paper's names.
+        graph_finetune: Their second stage; default: `finetune`.
         pretrain: The first stage, on video labels, if there is one.
         finetune: The second stage, on ratings.
         has_ceiling: Whether there are complete labels to train on.
@@ -122,6 +157,7 @@ class Experiment(ABC):
     graph_models: ClassVar[Mapping[str, ModelSpec]] = _graph_models()
     pretrain: StageConfig | None = None
     finetune: StageConfig
+    graph_finetune: StageConfig | None = None
     has_ceiling = True
 
     def __init__(self, folder: Path, part: Part) -> None:
@@ -175,6 +211,16 @@ class Experiment(ABC):
         del folder
         return loss
 
+    def node_features(self, model: ModelSpec, folder: Path) -> str | None:
+        """Returns node features that are computed from data that the experiment may use.
+
+        Args:
+            model: The model, with the node features "auto" if they are to be computed.
+            folder: Where a file of them may be written.
+        """
+        del folder
+        return model.node_features
+
 
 class IncompleteVideos(Experiment):
     """Video-level features of YouTube-8M, with one rated class per training video.
@@ -210,6 +256,7 @@ class IncompleteVideos(Experiment):
     architectures: ClassVar = {}  # means of whole videos have no time axis
     graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
+    graph_finetune = StageConfig(200, 1e-3, 128, schedule="cosine")  # more overtrain
 
     def __init__(self, folder: Path, part: Part) -> None:
         """Reads the tables.
@@ -287,6 +334,22 @@ class IncompleteVideos(Experiment):
             counted.save(path)
             self._saved.add(path)
         return replace(loss, correlation=str(path))
+
+    def node_features(self, model: ModelSpec, folder: Path) -> str | None:
+        """Returns a file of the label embeddings of the rated classes, see `Experiment`.
+
+        All labels are embedded, since those that are not rated say something about the rated ones.
+        """
+        if model.node_features != "auto":
+            return model.node_features
+        size = model.overrides.get("node_size", NODE_SIZE)
+        path = folder / f"nodes-{size}.npy"
+        if path not in self._saved:
+            embedded = embed_labels(self.counts, size)[list(self._classes)]
+            with atomic_write(path) as file:
+                np.save(file, embedded.numpy())
+            self._saved.add(path)
+        return str(path)
 
     def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Returns the MAP that `measures` describes."""

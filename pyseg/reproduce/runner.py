@@ -72,7 +72,7 @@ class Runner:
         began = time.perf_counter()
         if self.experiment.pretrain is not None:
             config = replace(config, init=str(self._pretrained(variant, seed)))
-        self._train(replace(config, run=str(folder)), variant.complete)
+        self._train(replace(config, run=str(folder)), variant)
         model = models.load(folder, device=distributed.pick_device(self.device))
         measures = self.experiment.measure(model, seed)
         found = {"measures": measures, "seconds": time.perf_counter() - began}
@@ -89,9 +89,11 @@ class Runner:
             data=self.experiment.name,
             model=variant.model.name,
             overrides=dict(variant.model.overrides),
+            node_features=variant.model.node_features,
+            graph_threshold=variant.model.graph_threshold,
             copies=variant.copies,
             stage="finetune",
-            finetune=self.shorten(self.experiment.finetune),
+            finetune=self.shorten(variant.finetune or self.experiment.finetune),
             loss=variant.loss,
             seed=seed,
             device=self.device,
@@ -124,22 +126,24 @@ class Runner:
             loss=_pretraining_loss(variant),
         )
         folder = self.folder / f"{self._key(config)}-{seed}-pretrained"
-        self._train(replace(config, run=str(folder)), complete=False)
+        trained = replace(variant, complete=False)
+        self._train(replace(config, run=str(folder)), trained)
         return folder
 
-    def _train(self, config: TrainConfig, complete: bool) -> None:
+    def _train(self, config: TrainConfig, variant: Variant) -> None:
         """Trains a run, or what is left of it."""
         run = Run(config.run or "")
         done = run.folder / _TRAINED
         if done.is_file():
             return
         loss = self.experiment.loss(config.loss, self.folder)
-        collection = self.experiment.collection(config.seed, complete=complete)
+        nodes = self.experiment.node_features(variant.model, self.folder)
+        collection = self.experiment.collection(config.seed, complete=variant.complete)
         log = run.folder.with_suffix(".log")
         with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             if not (run.is_unfinished and _goes_on(run, collection)):
                 shutil.rmtree(run.folder, ignore_errors=True)
-                train(replace(config, loss=loss), collection)
+                train(replace(config, loss=loss, node_features=nodes), collection)
         done.touch()
 
 

@@ -39,6 +39,7 @@ from pyseg.train._data import (
     classes_to_tune,
     hold_out,
     label_correlation,
+    label_graph,
     normalization,
     ratings_per_class,
 )
@@ -110,10 +111,9 @@ def _train(
     if run is not None:
         check_features(f"--resume {config.resume}", run.features(), collection.features)
     config, collection, blind = hold_out(config, collection)
-    counted, graph, known = ReadReport(), None, known_overrides(config)
-    if "correlation" in known:
-        graph = label_correlation(config.loss, collection, report=counted)
-    given = normalization(config, collection, known, resumed=checkpoint is not None)
+    counted, known = ReadReport(), known_overrides(config)
+    graph, nodes = label_graph(config, collection, known, counted)
+    given = nodes | normalization(config, collection, known, resumed=checkpoint is not None)
     model = make_model(config, collection, known, graph, device, given)
     if config.init is not None and checkpoint is None:
         start_from(model, Path(config.init))

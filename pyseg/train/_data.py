@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pyseg import distributed
 from pyseg._progress import Progress
@@ -15,7 +17,8 @@ from pyseg.data import Collection, Example, ReadReport, RecordDataset, frame_mom
 from pyseg.data.hashing import held_out
 from pyseg.data.records import without_record_warnings
 from pyseg.errors import UserError
-from pyseg.labels import CooccurrenceCounter, LabelCorrelation
+from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation, embed_labels
+from pyseg.nn.label_gcn import NODE_SIZE
 
 _FEW_VIDEOS = 100  # of more than these, some are held out by any seed
 _SEEDS = 100
@@ -26,6 +29,7 @@ def label_correlation(
     collection: Collection,
     classes: Sequence[int] | None = None,
     report: ReadReport | None = None,
+    counts: Cooccurrence | None = None,
 ) -> LabelCorrelation | None:
     """Returns the correlation that the options choose.
 
@@ -37,6 +41,7 @@ def label_correlation(
         collection: The data whose labels are counted.
         classes: The classes to keep; default: all.
         report: See `pyseg.data.read_frames`.
+        counts: What `count_labels` returned, if it was called.
 
     Raises:
         ValueError: The file is not a correlation, or has another number of classes.
@@ -53,16 +58,66 @@ def label_correlation(
                 f"{correlation.num_classes}"
             )
         return correlation
-    counter = CooccurrenceCounter(collection.num_classes)
-    for offsets, labels in collection.label_lists("train", report):
-        counter.update(offsets, labels)
+    counts = count_labels(collection, report) if counts is None else counts
     return LabelCorrelation.from_counts(
-        counter.finish(),
+        counts,
         config.threshold,
         classes,
         min_support=config.min_support,
         prior=config.prior,
     )
+
+
+def count_labels(collection: Collection, report: ReadReport | None = None) -> Cooccurrence:
+    """Counts the labels of the training videos; `report` receives the problems."""
+    counter = CooccurrenceCounter(collection.num_classes)
+    for offsets, labels in collection.label_lists("train", report):
+        counter.update(offsets, labels)
+    return counter.finish()
+
+
+def strong_relations(correlation: LabelCorrelation, threshold: float) -> LabelCorrelation:
+    """Returns a correlation without the probabilities that are smaller than a threshold."""
+    kept = correlation.values >= threshold
+    before = torch.cat((kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)))
+    return LabelCorrelation(
+        before[correlation.offsets], correlation.columns[kept], correlation.values[kept]
+    )
+
+
+def label_graph(
+    config: TrainConfig, collection: Collection, known: Sequence[str], report: ReadReport
+) -> tuple[LabelCorrelation | None, dict[str, Tensor]]:
+    """Returns what a model with a label graph is made of, beside sizes.
+
+    Args:
+        config: The options.
+        collection: The data.
+        known: The overrides that the model takes.
+        report: See `label_correlation`.
+
+    Returns:
+        The correlation, None for a model without a graph; and its argument ``node_features``, if
+        ``--node_features auto`` asks for them.
+
+    Raises:
+        pyseg.errors.UserError: The options do not fit the model or the data.
+    """
+    counts, given = None, {}
+    if config.node_features == "auto":
+        if "node_features" not in known:
+            raise UserError(
+                "--node_features auto: expected a model with a label graph "
+                f"(--overrides.head gcn), found {config.model}"
+            )
+        size = config.overrides.get("node_size", NODE_SIZE)
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"--overrides.node_size: expected at least 1, found {size!r}")
+        counts = count_labels(collection, report)
+        given["node_features"] = embed_labels(counts, min(size, counts.num_classes))
+    if "correlation" not in known:
+        return None, given
+    return label_correlation(config.loss, collection, report=report, counts=counts), given
 
 
 def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, Collection, str]:

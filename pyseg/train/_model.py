@@ -17,6 +17,7 @@ from pyseg.data import Collection
 from pyseg.errors import ArgumentError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
+from pyseg.train._data import strong_relations
 
 
 def known_overrides(config: TrainConfig) -> list[str]:
@@ -59,7 +60,7 @@ def make_model(
         known: The overrides that the model takes, from `known_overrides`.
         graph: The correlation of all classes, if the model has a label graph.
         device: The device of its weights.
-        decided: Overrides that the data decides, from `pyseg.train._data.normalization`.
+        decided: Overrides that the data decides, from `pyseg.train._data`.
 
     Raises:
         pyseg.errors.UserError: There is no such model, or not enough memory for it.
@@ -76,10 +77,11 @@ def make_model(
         **config.overrides,
     }
     for option in ("eigenvalues", "node_features"):
-        if (path := getattr(config, option)) is not None:
+        path = getattr(config, option)
+        if path is not None and option not in decided:
             arguments[option] = read_array(path, f"--{option} {path}")
     if graph is not None:
-        arguments["correlation"] = graph
+        arguments["correlation"] = strong_relations(graph, config.graph_threshold)
     if config.copies > 1:
         if "branches" in known:
             raise UserError(

@@ -13,7 +13,7 @@ from pyseg import distributed
 from pyseg._precision import Precision
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.errors import UserError
-from pyseg.nn import FrameClassifier, l2_penalty
+from pyseg.nn import FrameClassifier, l2_penalty, learning_rate_groups
 
 
 class Step(nn.Module):
@@ -84,8 +84,11 @@ class Optimization:
         # First, before the weights are copied: it broadcasts those of the first process.
         step = distributed.parallel(Step(model, loss, config.l2))
         self._loss_of = torch.compile(step) if options.compile else step
+        groups = learning_rate_groups(model)
+        self._factors = [factor for factor, _ in groups]
         # fused: one pass over the weights instead of a dozen, which would be half of a short step.
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        self._optimizer = torch.optim.Adam([{"params": each} for _, each in groups], fused=True)
+        self.set_rate(config.learning_rate)
         self._scaler = torch.amp.GradScaler(
             self._device.type, enabled=self._precision.name == "fp16"
         )
@@ -99,12 +102,17 @@ class Optimization:
             group["capturable"] = True
 
     def set_rate(self, rate: float) -> None:
-        """Sets the learning rate of the next step."""
-        for group in self._optimizer.param_groups:
+        """Sets the learning rate of the next step, from which some parameters' may differ.
+
+        Args:
+            rate: The rate of all parameters that no module has a factor for, see
+                `pyseg.nn.learning_rate_groups`.
+        """
+        for group, factor in zip(self._optimizer.param_groups, self._factors, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(rate * factor)
             else:
-                group["lr"] = rate
+                group["lr"] = rate * factor
 
     def step(self, *tensors: Tensor) -> Tensor:
         """Takes a step on `pyseg.data.Batch.tensors`; returns the loss, without a gradient."""

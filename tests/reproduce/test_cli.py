@@ -39,7 +39,7 @@ def test_what_cannot_be_done_is_told(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="seeds: expected at least 1, found 0"):
         ReproduceConfig(seeds=0)
     monkeypatch.setattr(GeneratedSample, "architectures", {})
-    with pytest.raises(UserError, match="--table 2: expected one of 3, 4, 5, best, which sam"):
+    with pytest.raises(UserError, match="--table 2: expected one of 3, 4, 5, gcn, best, which sam"):
         reproduce(ReproduceConfig(table="2", out=str(tmp_path)))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--out .*file: expected a folder, found a file"):

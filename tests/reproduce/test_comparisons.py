@@ -12,14 +12,28 @@ from pyseg.reproduce.experiments import GeneratedSample
 
 def test_the_tables_of_the_paper() -> None:
     tables = {t.name: t for t in make_comparisons(GeneratedSample(Path(), "test"))}
-    assert list(tables) == ["2", "3", "4", "5", "best"]
+    assert list(tables) == ["2", "3", "4", "5", "gcn", "best"]
     assert [row.paper for row in tables["2"].variants] == [0.770, 0.773, 0.778]
     weights = [(row.loss.rated_weight, row.loss.unrated_weight) for row in tables["3"].variants]
     assert weights == [(1.0, 1.0), (2.0, 0.1), (2.5, 0.1), (3.0, 0.1)]
     assert all(row.loss.correlation == "none" for row in tables["3"].variants)
     thresholds = [row.loss.threshold for row in tables["4"].variants[1:]]
     assert thresholds == [0.3, 0.4, 0.5, 0.6]
-    assert [row.paper for row in tables["5"].variants] == [0.740, 0.749]
+    graphs = tables["5"].variants
+    assert [row.paper for row in graphs[:2]] == [0.740, 0.749]
+    # Every graph has its twin without one, and nodes that know nothing.
+    kinds = [row.model.overrides.get("adjacency") for row in graphs]
+    assert kinds == [None, None, "ml-gcn", "identity", "ml-gcn", "identity", "ml-gcn"]
+    nodes = [row.model.node_features for row in graphs]
+    assert nodes == [None, None, "auto", "auto", "auto", "auto", None]
+    assert {row.finetune for row in graphs} == {None}
+    linear, *others = tables["gcn"].variants
+    assert (linear.model, linear.loss) == (
+        tables["4"].variants[3].model,
+        tables["4"].variants[3].loss,
+    )
+    assert [row.model.overrides["adjacency"] for row in others] == ["ml-gcn", "identity"]
+    assert all(row.model.name == linear.model.name and row.loss == linear.loss for row in others)
     assert not tables["best"].ceiling  # nobody knows all labels of the sample
     assert [row.copies for row in tables["best"].variants] == [1, 1, 3, 1, 1, 1, 1, 1]
     assert [row.loss.prior for row in tables["best"].variants].count("fit") == 1

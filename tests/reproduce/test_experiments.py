@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import nn
 
 from pyseg.config import LossConfig
 from pyseg.data import encode_video, held_out, write_records
-from pyseg.labels import LabelCorrelation
-from pyseg.reproduce.experiments import FEWEST_POSITIVES, open_experiment
+from pyseg.labels import LabelCorrelation, embed_labels
+from pyseg.reproduce.experiments import FEWEST_POSITIVES, ModelSpec, open_experiment
 
 RATED = [5, 3, 8]  # numbers 0 to 2 among the rated classes
 
@@ -64,6 +65,20 @@ def test_incomplete_videos(yt8m: Path, tmp_path: Path) -> None:
     assert LabelCorrelation.load(loss.correlation).related(0) == [(1, pytest.approx(0.75))]
     assert LabelCorrelation.load(loss.correlation).related(2) == []
     assert experiment.loss(LossConfig(correlation="none"), tmp_path).correlation == "none"
+
+
+def test_node_features_are_of_other_videos(yt8m: Path, tmp_path: Path) -> None:
+    experiment = open_experiment("yt8m", yt8m)
+    model = ModelSpec("dbof-gcn", {"node_size": 2}, node_features="auto")
+    path = experiment.node_features(model, tmp_path)
+    nodes = np.load(path)
+    # All labels are embedded, then the rated ones are chosen. None of the others has label 8.
+    np.testing.assert_array_equal(nodes, embed_labels(experiment.counts, 2)[RATED].numpy())
+    assert nodes[1].any()  # label 5 is in every list, and says nothing
+    assert not nodes[[0, 2]].any()
+    given = replace(model, node_features="nodes.npy")
+    assert experiment.node_features(given, tmp_path) == "nodes.npy"
+    assert experiment.node_features(ModelSpec("dbof"), tmp_path) is None
 
 
 def test_validation_leaves_test_videos_alone(yt8m: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyseg.config import LossConfig
+from pyseg.config import LossConfig, StageConfig
 from pyseg.reproduce import PLAIN, ModelSpec, Runner, Variant, open_experiment, runner
 from pyseg.reproduce.experiments import GeneratedSample
 from pyseg.training import StageRun
@@ -37,6 +37,24 @@ def test_runs_are_kept_and_shared(tiny: ModelSpec, tmp_path: Path, monkeypatch) 
     assert trained[2:] == [("finetune", 0)]
     again.run(plain, 1)
     assert trained[3:] == [("pretrain", 1), ("finetune", 1)]
+
+
+def test_a_row_has_its_own_steps_and_nodes(tiny: ModelSpec, tmp_path: Path, monkeypatch) -> None:
+    trained = []
+    train = runner.train
+
+    def recorded(config, collection):
+        trained.append((config.stage, config.finetune.steps, config.node_features))
+        assert config.graph_threshold == 0.3
+        return train(config, collection)
+
+    monkeypatch.setattr(runner, "train", recorded)
+    graph = {**tiny.overrides, "head": "gcn", "node_size": 3, "gcn_size": 4}
+    model = ModelSpec(tiny.name, graph, node_features="auto", graph_threshold=0.3)
+    row = Variant("graph", model, LossConfig(), finetune=StageConfig(4, 1e-3, 8))
+    quick = Runner(open_experiment("sample", tmp_path), tmp_path / "runs", quick=True)
+    assert quick.run(row, 0)["measures"]["map_rated"] > 0
+    assert trained == [("pretrain", 0, "auto"), ("finetune", 1, "auto")]
 
 
 @pytest.fixture
