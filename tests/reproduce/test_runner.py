@@ -73,7 +73,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return taken
 
 
-def test_an_interrupted_run_goes_on(tiny: ModelSpec, tmp_path: Path, steps, monkeypatch) -> None:
+def test_an_interrupted_run_goes_on(
+    tiny: ModelSpec, tmp_path: Path, steps, monkeypatch, ctrl_c
+) -> None:
     def run(folder: str) -> dict:
         return Runner(experiment, tmp_path / folder).run(Variant("plain", tiny, PLAIN), 0)
 
