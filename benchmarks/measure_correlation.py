@@ -23,11 +23,11 @@ from pyseg._table import Table
 from pyseg.data import open_collection, read_label_table
 from pyseg.labels import (
     Cooccurrence,
-    CooccurrenceCounter,
     LabelCorrelation,
     count_cooccurrence,
     prior_strength,
 )
+from pyseg.train._data import count_labels
 
 CLASSES = 3862
 SIZES = (3_000, 30_000, 300_000)
@@ -58,10 +58,9 @@ def rows(counted: Cooccurrence, held_out: Cooccurrence) -> Iterator[tuple[str, f
     def matrix(threshold: float = 0.0, **options: float) -> np.ndarray:
         return LabelCorrelation.from_counts(counted, threshold, **options).dense().numpy()
 
-    rates = (counted.counts / counted.num_videos)[None]
     strength = prior_strength(counted)
     of = counted.counts[:, None]
-    yield "base rates", at_a_distance(np.repeat(rates, counted.num_classes, 0))
+    yield "base rates", at_a_distance(np.tile(counted.rates, (counted.num_classes, 1)))
     for threshold in (0.5, 0.1, 0.0):
         yield f"τ = {threshold:g}", at_a_distance(matrix(threshold))
     yield "τ = 0, pairs of 3 videos or more", at_a_distance(matrix(min_support=3))
@@ -96,13 +95,8 @@ def youtube8m(table: str) -> Iterator[tuple[str, Cooccurrence, Cooccurrence]]:
 def audioset(folder: str) -> tuple[str, Cooccurrence, Cooccurrence]:
     """Returns name, counted and held-out lists of the weak labels."""
     collection = open_collection(folder, test_fraction=0.3)
-    found = []
-    for part in ("train", "test"):
-        counter = CooccurrenceCounter(collection.num_classes)
-        for block in collection.label_lists(part):
-            counter.update(*block)
-        found.append(counter.finish())
-    return f"AudioSet, {found[0].num_videos:,} lists", *found
+    counted, held_out = count_labels(collection), count_labels(collection, part="test")
+    return f"AudioSet, {counted.num_videos:,} lists", counted, held_out
 
 
 def main() -> None:

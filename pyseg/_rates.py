@@ -94,13 +94,13 @@ def read_rates(path: Path) -> dict[str, Rates]:
 
 def write_rates(name: str, rates: Rates) -> Path:
     """Adds the rates of a device to the file, and returns its path; a damaged one is replaced."""
-    path = rates_path()
+    path = make_rates_folder()
     try:
         found = read_rates(path)
     except ValueError:
         found = {}
     devices = {device: each._asdict() for device, each in (found | {name: rates}).items()}
-    with atomic_write(make_rates_folder()) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps({"devices": devices}, indent=2).encode() + b"\n")
     return path
 

@@ -49,11 +49,28 @@ class Cooccurrence:
     def pairs(self) -> Integers:
         """(C, C) int64, M_ij: the videos with both labels; symmetric, with N on the diagonal."""
         dense = np.zeros((self.num_classes, self.num_classes), np.int64)
-        rows = np.repeat(np.arange(self.num_classes), np.diff(self.offsets))
-        dense[rows, self.columns] = self.values
-        dense[self.columns, rows] = self.values
+        rows, columns, values = self.entries()
+        dense[rows, columns] = values
         np.fill_diagonal(dense, self.counts)
         return dense
+
+    @property
+    def rates(self) -> NDArray[np.float64]:
+        """(C,) float64, p_i: the share of the videos with label i; 0 if there are no videos."""
+        return self.counts / max(self.num_videos, 1)
+
+    def entries(self) -> tuple[Integers, Integers, Integers]:
+        """Returns rows, columns and values of `pairs` off the diagonal, those above it first.
+
+        Returns:
+            Three times (2 nnz,) int64.
+        """
+        upper = np.repeat(np.arange(self.num_classes), np.diff(self.offsets))
+        return (
+            np.concatenate((upper, self.columns)),
+            np.concatenate((self.columns, upper)),
+            np.concatenate((self.values, self.values)),
+        )
 
     def merge(self, other: Cooccurrence) -> Cooccurrence:
         """Returns the counts of both, as if the videos had been counted together.

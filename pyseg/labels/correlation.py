@@ -160,14 +160,9 @@ class LabelCorrelation:
         if (place >= 0).sum() != len(kept):
             values, times = np.unique(kept, return_counts=True)
             raise ArgumentError(f"classes: expected each once, found {values[times > 1][0]} again")
-        upper = np.repeat(np.arange(total), np.diff(cooccurrence.offsets))
-        # Both directions of every pair: M is symmetric, P is not.
-        rows = np.concatenate((upper, cooccurrence.columns))
-        columns = np.concatenate((cooccurrence.columns, upper))
-        together = np.concatenate((cooccurrence.values, cooccurrence.values))
+        rows, columns, together = cooccurrence.entries()  # M is symmetric, P is not
         strength = prior_strength(cooccurrence) if prior == "fit" else prior
-        rates = cooccurrence.counts / max(cooccurrence.num_videos, 1)
-        expected = strength * rates[columns]
+        expected = strength * cooccurrence.rates[columns]
         probability = (together + expected) / (cooccurrence.counts[rows] + strength)
         wanted = (probability >= threshold) & (together >= min_support)
         wanted &= (place[rows] >= 0) & (place[columns] >= 0)

@@ -70,12 +70,11 @@ def embed_labels(cooccurrence: Cooccurrence, size: int) -> Tensor:
 def _information(cooccurrence: Cooccurrence) -> Tensor:
     """Returns the positive pointwise mutual information I, sparse, float64."""
     classes = cooccurrence.num_classes
-    upper = np.repeat(np.arange(classes), np.diff(cooccurrence.offsets))
+    rows, columns, pairs = cooccurrence.entries()
     labels = np.flatnonzero(cooccurrence.counts)
-    rows = np.concatenate((upper, cooccurrence.columns, labels))
-    columns = np.concatenate((cooccurrence.columns, upper, labels))
+    rows, columns = np.concatenate((rows, labels)), np.concatenate((columns, labels))
     counts = cooccurrence.counts.astype(np.float64)  # whose products may exceed integers
-    pairs = np.concatenate((cooccurrence.values, cooccurrence.values, counts[labels]))
+    pairs = np.concatenate((pairs, counts[labels]))
     values = np.log(cooccurrence.num_videos * pairs / (counts[rows] * counts[columns])).clip(0.0)
     places = torch.from_numpy(np.stack((rows, columns)))
     matrix = torch.sparse_coo_tensor(

@@ -46,7 +46,7 @@ def prior_strength(cooccurrence: Cooccurrence) -> float:
         >>> round(prior_strength(count_cooccurrence(offsets, lists, num_classes=2)), 1)
         2.6
     """
-    rates = cooccurrence.counts / max(cooccurrence.num_videos, 1)
+    rates = cooccurrence.rates
     numbers, times = np.unique(cooccurrence.counts, return_counts=True)
     arrays = (cooccurrence.counts, rates, numbers, times)
     counts, p, distinct, repeats = (torch.from_numpy(array).double() for array in arrays)

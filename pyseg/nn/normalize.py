@@ -63,8 +63,8 @@ def shared_frames(
     if in_autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     if not shares:
-        tensors = frames, mask, weight, dequantization
-        if product_dtype(device, dtype) != dtype or not is_one_tile(dtype, *tensors):
+        is_eager = is_plain((frames, mask, weight, dequantization))
+        if product_dtype(device, dtype) != dtype or not (is_eager and is_one_tile(dtype, frames)):
             return frames
     if are_bytes:
         return dequantize(frames, mask, dtype, dequantization)

@@ -210,10 +210,9 @@ def _one_product(
     if bias is not None and (bias.ndim != 1 or bias.numel() != weight.size(0)):
         return None
     wanted = dtype = weight.dtype
-    device = "cpu" if frames.is_cpu else "cuda"
     if dtype == torch.bfloat16:
-        dtype = product_dtype(device, dtype)
-    if frames.numel() * dtype.itemsize > _TILE_BYTES[device]:
+        dtype = product_dtype(frames.device.type, dtype)
+    if not is_one_tile(dtype, frames):
         return None
     if dequantization is not None:
         if wants_gradient(dequantization) or not dequantization.is_floating_point():
@@ -314,13 +313,13 @@ def frame_pool_reference(
     return torch.einsum("bgkn,gfn->bkf", pooled, maps), mass
 
 
-def is_one_tile(dtype: torch.dtype, frames: Tensor, *others: Tensor | None) -> bool:
+def is_one_tile(dtype: torch.dtype, frames: Tensor) -> bool:
     """Whether PyTorch's own product of all frames, dequantised in `dtype`, replaces the operator.
 
-    Where something intercepts operators, as a compiler does, it gets the operator.
+    It does so where all tensors are such that `is_plain`; what intercepts operators, as a compiler
+    does, gets the operator.
     """
-    limit = _TILE_BYTES.get(frames.device.type, _TILE_BYTES["cpu"])
-    return is_plain((frames, *others)) and frames.numel() * dtype.itemsize <= limit
+    return frames.numel() * dtype.itemsize <= _TILE_BYTES["cuda" if frames.is_cuda else "cpu"]
 
 
 def _tiles(

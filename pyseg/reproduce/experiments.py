@@ -38,6 +38,7 @@ from pyseg.evaluate import evaluate, predictions
 from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation, embed_labels
 from pyseg.metrics import MeanAveragePrecisionAtK
 from pyseg.nn.label_gcn import NODE_SIZE
+from pyseg.train._data import count_labels
 
 Part = Literal["test", "validation"]
 
@@ -195,11 +196,7 @@ class Experiment(ABC):
             classes: Classes of the collection.
             threshold: See `pyseg.labels.LabelCorrelation.from_counts`.
         """
-        collection = self.collection(0)
-        counter = CooccurrenceCounter(collection.num_classes)
-        for offsets, labels in collection.label_lists("train"):
-            counter.update(offsets, labels)
-        return LabelCorrelation.from_counts(counter.finish(), threshold, classes)
+        return LabelCorrelation.from_counts(count_labels(self.collection(0)), threshold, classes)
 
     def loss(self, loss: LossConfig, folder: Path) -> LossConfig:
         """Returns a loss whose correlation is counted on data that the experiment may use.

@@ -14,6 +14,7 @@ from pyseg import distributed
 from pyseg._progress import Progress
 from pyseg.config import LossConfig, TrainConfig
 from pyseg.data import Collection, Example, ReadReport, RecordDataset, frame_moments
+from pyseg.data.collection import Part
 from pyseg.data.hashing import held_out
 from pyseg.data.records import without_record_warnings
 from pyseg.errors import UserError
@@ -68,10 +69,12 @@ def label_correlation(
     )
 
 
-def count_labels(collection: Collection, report: ReadReport | None = None) -> Cooccurrence:
-    """Counts the labels of the training videos; `report` receives the problems."""
+def count_labels(
+    collection: Collection, report: ReadReport | None = None, *, part: Part = "train"
+) -> Cooccurrence:
+    """Counts the labels of one part of the videos; `report` receives the problems."""
     counter = CooccurrenceCounter(collection.num_classes)
-    for offsets, labels in collection.label_lists("train", report):
+    for offsets, labels in collection.label_lists(part, report):
         counter.update(offsets, labels)
     return counter.finish()
 
