@@ -304,7 +304,8 @@ def parse(
         first.set_defaults(_defaults(parser))
         given = _parsed(first, first.parse_args, words)
         import_plugins(given.get("plugin"))  # a preset of theirs may have defaults
-        parser.set_defaults(dict(layer(given)))
+        first.set_defaults(dict(layer(given)))  # once more: those of a recipe's preset follow
+        parser.set_defaults(dict(layer(_parsed(first, first.parse_args, words))))
     options = _parsed(parser, parser.parse_args, words)
     import_plugins(options.get("plugin"))
     for name in _words(config_class):
@@ -527,7 +528,7 @@ def read_config(
         if is_dataclass(hints[name]) and not isinstance(value, dict):
             raise UserError(f"{path}: {name}: expected options, found {type(value).__name__}")
     try:
-        if layer is not None:
+        for _ in range(0 if layer is None else 2):  # as in `parse`
             parser.set_defaults(dict(layer(_parsed(parser, parser.parse_string, text))))
         return _instantiate(config_class, _parsed(parser, parser.parse_string, text))
     except UserError as error:

@@ -90,6 +90,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a whole file by `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 def behind_links(path: str | os.PathLike[str]) -> Path:
     """Returns the target of a symbolic link, and any other path as it is."""
     return Path(os.path.realpath(path) if os.path.islink(path) else path)

@@ -34,7 +34,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pyseg.errors import ArgumentError, UserError
@@ -115,6 +115,13 @@ def total(value: Value) -> Value:
         3
     """
     return functools.reduce(operator.iadd, from_all(value))
+
+
+def add_up(*tensors: Tensor) -> None:
+    """Replaces tensors by their sums over all processes; every process must call it."""
+    if world_size() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
 
 
 def share_of_batch(name: str, batch_size: int) -> int:

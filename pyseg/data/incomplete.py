@@ -13,7 +13,7 @@ import numpy as np
 
 from pyseg.data.batch import Example
 from pyseg.data.datasets import VideoDataset
-from pyseg.data.hashing import stable_hash
+from pyseg.data.hashing import held_out, stable_hash
 from pyseg.data.records import ReadReport
 from pyseg.data.shards import Paths
 from pyseg.errors import ArgumentError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 POSITIVE_SHARE = 132_442 / 237_788
 """The share of positive ratings in the 2019 release of YouTube-8M."""
+
+
+_SHARE_SEED = 2  # those of splits are others
 
 
 class IncompleteVideoDataset(VideoDataset):
@@ -42,11 +45,13 @@ class IncompleteVideoDataset(VideoDataset):
         complete: Rate all classes instead: an example then has all its labels, with scores of 1.
         positive_share: In [0, 1].
         rating_seed: Another seed draws other classes to rate.
+        share: The share of the videos to keep, chosen by their ids; a larger one has the same
+            videos and others.
         options: See `VideoDataset`; classes have their new numbers.
 
     Raises:
         ValueError: `confusable` has another number of classes, or `positive_share` is not in
-            [0, 1].
+            [0, 1], or `share` is not.
 
     Example:
         >>> import os, tempfile
@@ -74,6 +79,7 @@ class IncompleteVideoDataset(VideoDataset):
         complete: bool = False,
         positive_share: float = POSITIVE_SHARE,
         rating_seed: int = 0,
+        share: float = 1.0,
         **options: Any,
     ) -> None:
         if confusable.num_classes != len(among):
@@ -90,6 +96,9 @@ class IncompleteVideoDataset(VideoDataset):
         self.complete = complete
         self.positive_share = positive_share
         self.rating_seed = rating_seed
+        if not 0 <= share <= 1:
+            raise ArgumentError(f"share: expected a number in [0, 1], found {share}")
+        self.share = share
         self._places = {number: place for place, number in enumerate(among)}
         super().__init__(paths, **options)
 
@@ -99,7 +108,7 @@ class IncompleteVideoDataset(VideoDataset):
         for id, example in super()._read(path, shard, report):
             labels = (self._places.get(label) for label in example.classes.tolist())
             present = np.array([label for label in labels if label is not None], np.int64)
-            if not len(present):
+            if not len(present) or not held_out(id, self.share, _SHARE_SEED):
                 continue
             if self.complete:
                 classes, scores = present, np.ones(len(present), np.float32)

@@ -6,21 +6,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from pyseg import _cli
 from pyseg._extras import install_command
 from pyseg._files import remove_unfinished, sole_owner
 from pyseg._memory import keep_memory
 from pyseg._progress import Progress
 from pyseg.errors import UserError
-from pyseg.reproduce.comparisons import Comparison, Variant, make_comparisons
+from pyseg.reproduce.comparisons import Comparison, make_comparisons
 from pyseg.reproduce.config import ReproduceConfig
-from pyseg.reproduce.estimates import Estimate, Outcome
+from pyseg.reproduce.curve import run_curve
+from pyseg.reproduce.estimates import Estimate
 from pyseg.reproduce.experiments import Experiment, open_experiment
 from pyseg.reproduce.output import Results, can_draw
 from pyseg.reproduce.rating import run_rating
-from pyseg.reproduce.runner import Runner
+from pyseg.reproduce.runner import Runner, run_all
 
 
 def reproduce(config: ReproduceConfig) -> Path:
@@ -32,9 +31,17 @@ def reproduce(config: ReproduceConfig) -> Path:
     """
     out = config.out_folder
     _cli.check_out_folder("out", out)
-    experiment = open_experiment(config.data, Path(config.folder or config.data), config.part)
-    comparisons = [] if config.table == "rating" else make_comparisons(experiment)
-    if config.table not in ("all", "rating"):
+    experiment = open_experiment(
+        config.data,
+        Path(config.folder or config.data),
+        config.part,
+        None if config.more is None else Path(config.more),
+    )
+    if config.table == "curve" and not experiment.has_shares:
+        raise UserError(f"--table curve: expected --data yt8m with it, found {config.data}")
+    alone = {"rating": run_rating, "curve": run_curve}.get(config.table)
+    comparisons = make_comparisons(experiment) if alone is None else []
+    if alone is None and config.table != "all":
         known = ", ".join(comparison.name for comparison in comparisons)
         comparisons = [found for found in comparisons if found.name == config.table]
         if not comparisons:
@@ -47,8 +54,8 @@ def reproduce(config: ReproduceConfig) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with sole_owner(out):
         remove_unfinished(out)
-        if config.table == "rating":
-            run_rating(config, experiment)
+        if alone is not None:
+            alone(config, experiment)
         else:
             _run(config, experiment, comparisons)
     return out
@@ -69,10 +76,10 @@ def _run(
         for comparison in comparisons:
             outcomes = []
             for variant in comparison.variants:
-                outcome = _outcome(runner, variant, config.used_seeds, bar)
+                outcome = run_all(runner, variant, config.used_seeds, bar)
                 means = ", ".join(
-                    f"{measure} {Estimate.of(values).text('.4f')}"
-                    for measure, values in outcome.values.items()
+                    f"{measure} {Estimate.of(outcome.values(measure)).text('.4f')}"
+                    for measure in outcome.classes
                 )
                 bar.write(
                     f"{comparison.name}: {variant.name.strip()}: {means} "
@@ -81,16 +88,6 @@ def _run(
                 outcomes.append(outcome)
             results.add(comparison, outcomes)
     print(f"{time.perf_counter() - began:.0f} s; written: {results.tables_file}")
-
-
-def _outcome(runner: Runner, variant: Variant, seeds: Sequence[int], bar: Progress) -> Outcome:
-    """Runs a variant with every seed."""
-    runs = []
-    for seed in seeds:
-        runs.append(runner.run(variant, seed))
-        bar.update()
-    values = {m: [run["measures"][m] for run in runs] for m in runner.experiment.measures}
-    return Outcome(variant, values, float(np.mean([run["seconds"] for run in runs])))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

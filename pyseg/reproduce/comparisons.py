@@ -13,6 +13,11 @@ from pyseg.reproduce.experiments import Experiment, ModelSpec, with_graph
 PLAIN = LossConfig(rated_weight=1.0, unrated_weight=1.0, correlation="none")
 """Cross-entropy in which unrated classes count as absent."""
 
+RIDGE = ModelSpec("ridge")
+"""The linear model that ``--recipe best`` solves in closed form."""
+
+_COPIES = 3  # models that are trained together
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -26,6 +31,7 @@ class Variant:
         complete: Whether it is trained on complete labels, which makes it the ceiling.
         copies: The number of models trained together, see `pyseg.config.TrainConfig`.
         finetune: The stage of fine-tuning; default: the experiment's.
+        share: The share of the videos that it is trained on, see `Experiment.collection`.
     """
 
     name: str
@@ -35,6 +41,7 @@ class Variant:
     complete: bool = False
     copies: int = 1
     finetune: StageConfig | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,9 @@ def recipe_variant(
 def make_comparisons(experiment: Experiment) -> list[Comparison]:
     """Returns the tables that an experiment has the data for, in order."""
     architectures = [_architectures(experiment)] if experiment.architectures else []
-    others = (_reweighting, _correlation, _label_graph, _graph_of_others, _beyond_the_paper)
-    return architectures + [make(experiment) for make in others]
+    others = (_reweighting, _correlation, _label_graph, _graph_of_others)
+    beyond = (_beyond_the_paper, _best_by_steps)
+    return architectures + [make(experiment) for make in others + beyond]
 
 
 def _architectures(experiment: Experiment) -> Comparison:
@@ -135,21 +143,55 @@ def _graph_of_others(experiment: Experiment) -> Comparison:
 
 
 def _beyond_the_paper(experiment: Experiment) -> Comparison:
+    best = functools.partial(recipe_variant, model=RIDGE, recipe="best")
+    variants = [
+        Variant("plain targets", RIDGE, PLAIN),
+        Variant("the paper's targets (τ = 0.5)", RIDGE, _CORRELATED),
+        best("--recipe best"),
+        best("  without absent evidence", absent_evidence=0.0),
+        best("  with full absent evidence", absent_evidence=1.0),
+        best("  with a prior of P", prior="fit"),
+    ]
+    if experiment.has_ceiling:
+        variants.append(Variant("complete labels, the ceiling", RIDGE, PLAIN, complete=True))
+    title = "beyond the paper, by ridge regression"
+    return Comparison("best", title, variants, ceiling=experiment.has_ceiling)
+
+
+def _best_by_steps(experiment: Experiment) -> Comparison:
     model = experiment.model
     best = functools.partial(recipe_variant, model=model, recipe="best")
-    best_recipe, alone = best("--recipe best"), functools.partial(best, copies=1)
     variants = [
         Variant("plain", model, PLAIN),
         Variant(_PAPERS_RECIPE, model, _CORRELATED),
-        best_recipe,
-        alone("  one model alone"),
-        alone("  alone, without absent evidence", absent_evidence=0.0),
-        alone("  alone, with the paper's τ = 0.5", threshold=0.5),
-        alone("  alone, with a prior of P", prior="fit"),
-        alone("  alone, with the paper's m = 2.5, n = 0.1", rated_weight=2.5, unrated_weight=0.1),
+        best("--recipe best"),
+        best("  without absent evidence", absent_evidence=0.0),
+        best("  with full absent evidence", absent_evidence=1.0),
+        best("  with a prior of P", prior="fit"),
+        best("  with the paper's τ = 0.5", threshold=0.5),
+        best("  with the paper's m = 2.5, n = 0.1", rated_weight=2.5, unrated_weight=0.1),
+        best(f"  {_COPIES} copies", copies=_COPIES),
+        recipe_variant("--recipe best, by ridge regression", RIDGE, "best"),
     ]
     if experiment.has_ceiling:
         ceiling = Variant("complete labels, the ceiling", model, PLAIN, complete=True)
-        together = f"complete labels, {best_recipe.copies} models"
-        variants += [replace(ceiling, name=together, copies=best_recipe.copies), ceiling]
-    return Comparison("best", "beyond the paper", variants, ceiling=experiment.has_ceiling)
+        several = replace(ceiling, name=f"complete labels, {_COPIES} copies", copies=_COPIES)
+        by_ridge = replace(ceiling, name="complete labels, by ridge regression", model=RIDGE)
+        variants += [several, by_ridge, ceiling]
+    title = f"the same targets for the model {model.name}"
+    return Comparison("steps", title, variants, ceiling=experiment.has_ceiling)
+
+
+def curve_lines(experiment: Experiment) -> list[Comparison]:
+    """Returns the lines of the learning curve, from plain targets to complete labels, by model."""
+
+    def line(name: str, model: ModelSpec) -> Comparison:
+        variants = [
+            Variant("plain", model, PLAIN),
+            Variant("the paper's", model, _CORRELATED),
+            recipe_variant("best", model, "best"),
+            Variant("complete", model, PLAIN, complete=True),
+        ]
+        return Comparison("curve", name, variants, ceiling=True)
+
+    return [line("ridge regression", RIDGE), line(experiment.model.name, experiment.model)]

@@ -15,10 +15,12 @@ class ReproduceConfig:
     """What to reproduce, and on which data.
 
     Args:
-        table: A table of the paper; "gcn" and "best" go beyond it, "all" is all of these that the
-            data allows. "rating": how few answers a model needs that asks the questions itself.
+        table: A table of the paper; "gcn", "best" and "steps" go beyond it, "all" is all of these
+            that the data allows. "curve": how they grow with the number of videos. "rating": how
+            few answers a model needs that asks the questions itself.
         data: The experiment's data.
         folder: The folder of the data; default: the one of that name. The sample needs none.
+        more: A folder with further shards, for yt8m.
         seeds: Runs per row.
         quick: A trial with a quarter of the steps and one seed.
         part: The held-out videos: "test", or "validation", a part of the training videos, for
@@ -31,9 +33,10 @@ class ReproduceConfig:
         ValueError: A value is out of its range.
     """
 
-    table: Literal["2", "3", "4", "5", "gcn", "best", "rating", "all"] = "all"
+    table: Literal["2", "3", "4", "5", "gcn", "best", "steps", "curve", "rating", "all"] = "all"
     data: Literal["yt8m", "audioset", "sample"] = "sample"
     folder: str | None = None
+    more: str | None = None
     seeds: int = 3
     quick: bool = False
     part: Part = "test"

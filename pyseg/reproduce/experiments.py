@@ -34,7 +34,7 @@ from pyseg.data import (
     vocabulary,
 )
 from pyseg.errors import MissingFileError, UserError
-from pyseg.evaluate import evaluate, predictions
+from pyseg.evaluate import predictions, rank_ratings
 from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation, embed_labels
 from pyseg.metrics import MeanAveragePrecisionAtK
 from pyseg.nn.label_gcn import NODE_SIZE
@@ -146,7 +146,9 @@ class Experiment(ABC):
         pretrain: The first stage, on video labels, if there is one.
         finetune: The second stage, on ratings.
         has_ceiling: Whether there are complete labels to train on.
+        has_shares: Whether there are learning curves: training on shares of the videos.
         folder: The folder of the data.
+        more: A folder of further data, if there is one.
         part: The held-out part.
     """
 
@@ -160,34 +162,49 @@ class Experiment(ABC):
     finetune: StageConfig
     graph_finetune: StageConfig | None = None
     has_ceiling = True
+    has_shares = False
 
     def __init__(self, folder: Path, part: Part) -> None:
         self.folder = folder
+        self.more: Path | None = None
         self.part = part
-        self._collections: dict[tuple[int, bool], Collection] = {}
+        self._collections: dict[tuple[int, bool, float], Collection] = {}
 
     @abstractmethod
-    def _open(self, seed: int, complete: bool) -> Collection:
+    def _open(self, seed: int, complete: bool, share: float) -> Collection:
         """Returns the data with the test videos held out."""
 
-    def collection(self, seed: int, *, complete: bool = False) -> Collection:
+    def collection(self, seed: int, *, complete: bool = False, share: float = 1.0) -> Collection:
         """Returns the data.
 
         Args:
             seed: Determines which classes of an example are rated, unless the data does.
             complete: Whether examples are rated for all classes.
+            share: The share of the videos, by their ids: all that a smaller share has too. Only for
+                an experiment with `has_shares`.
         """
-        key = seed, complete
+        key = seed, complete, share
         if key not in self._collections:  # cached, as a collection may hold its records in memory
-            found = self._open(seed, complete)
+            found = self._open(seed, complete, share)
             if self.part == "validation":
                 found = found.without_test(VALIDATION_FRACTION, _VALIDATION_SEED)
             self._collections[key] = found
         return self._collections[key]
 
     @abstractmethod
-    def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Returns the measures of a model on the held-out videos."""
+    def measure(self, model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+        """Returns the measures of a model on the held-out videos.
+
+        Returns:
+            For each measure, which is a mean over classes, its value for every class, (C,) float64;
+            NaN for classes that do not count.
+        """
+
+    def training_examples(self, share: float = 1.0) -> int:
+        """Returns the number of rated examples in the training part, see `collection`."""
+        segments = self.collection(0, share=share).segments("train")
+        assert segments is not None
+        return sum(1 for _ in segments)
 
     def correlation(self, classes: Sequence[int], threshold: float) -> LabelCorrelation:
         """Returns P' of some classes, counted on data that the experiment may use.
@@ -254,14 +271,16 @@ class IncompleteVideos(Experiment):
     graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
     graph_finetune = StageConfig(200, 1e-3, 128, schedule="cosine")  # more overtrain
+    has_shares = True
 
-    def __init__(self, folder: Path, part: Part) -> None:
+    def __init__(self, folder: Path, part: Part, more: Path | None = None) -> None:
         """Reads the tables.
 
         Args:
             folder: A folder with ``video_level*`` shards, ``vocabulary.csv``,
                 ``segment_vocabulary.csv`` and ``labelsets.csv.gz``.
             part: The held-out part.
+            more: A folder with further shards.
 
         Raises:
             FileNotFoundError: One of them is missing.
@@ -272,9 +291,14 @@ class IncompleteVideos(Experiment):
         for name in (_LABEL_LISTS, vocabulary.FILE, vocabulary.SEGMENT_FILE):
             if not (folder / name).is_file():
                 raise MissingFileError(f"{folder / name}: no such file")
+        shards = "video_level*.tfrecord*"
         self._opened = open_collection(
-            folder / "video_level*.tfrecord*", test_fraction=TEST_FRACTION, seed=_TEST_SEED
+            folder / shards, test_fraction=TEST_FRACTION, seed=_TEST_SEED
         )
+        self.more = more
+        if more is not None:
+            paths = open_collection(more / shards).video_paths
+            self._opened = replace(self._opened, video_paths=(*self._opened.video_paths, *paths))
         self._lists = folder / _LABEL_LISTS
         self._classes = vocabulary.read_segment_vocabulary(folder / vocabulary.SEGMENT_FILE).classes
 
@@ -293,12 +317,13 @@ class IncompleteVideos(Experiment):
         """The label correlation of the rated classes, without a threshold."""
         return LabelCorrelation.from_counts(self.counts, 0.0, self._classes)
 
-    def _open(self, seed: int, complete: bool) -> Collection:
+    def _open(self, seed: int, complete: bool, share: float) -> Collection:
         make = functools.partial(
             IncompleteVideoDataset,
             among=self._classes,
             confusable=self.confusable,
             rating_seed=seed,
+            share=share,
         )
         names = self._opened.class_names
         return replace(
@@ -348,9 +373,9 @@ class IncompleteVideos(Experiment):
             self._saved.add(path)
         return str(path)
 
-    def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Returns the MAP that `measures` describes."""
-        return {"map": complete_map(model, self.collection(seed, complete=True))}
+    def measure(self, model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+        """Returns what `measures` describes, see `Experiment.measure`."""
+        return {"map": complete_precision(model, self.collection(seed, complete=True))}
 
 
 class RatedClips(Experiment):
@@ -387,17 +412,19 @@ class RatedClips(Experiment):
         if self._opened.name != "audioset" or not self._opened.has_segments:
             raise UserError(f"{folder}: expected AudioSet records with strong labels")
 
-    def _open(self, seed: int, complete: bool) -> Collection:
+    def _open(self, seed: int, complete: bool, share: float) -> Collection:
         make = self._opened.make_segments
         assert make is not None
         rated = None if complete else 1
         options: dict[str, Any] = {"rating_seed": seed, "rated_per_segment": rated}
         return replace(self._opened, make_segments=functools.partial(make, **options))
 
-    def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Returns the two kinds of MAP that `measures` describes."""
-        complete = complete_map(model, self.collection(seed, complete=True))
-        return {"map_rated": rated_map(model, self.collection(seed)), "map_complete": complete}
+    def measure(self, model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+        """Returns what `measures` describes, see `Experiment.measure`."""
+        return {
+            "map_rated": rated_precision(model, self.collection(seed)),
+            "map_complete": complete_precision(model, self.collection(seed, complete=True)),
+        }
 
 
 class GeneratedSample(Experiment):
@@ -415,15 +442,17 @@ class GeneratedSample(Experiment):
     finetune = StageConfig(200, 1e-3, noise=0.1)
     has_ceiling = False
 
-    def _open(self, seed: int, complete: bool) -> Collection:
+    def _open(self, seed: int, complete: bool, share: float) -> Collection:
         return open_collection("sample", test_fraction=TEST_FRACTION, seed=_TEST_SEED)
 
-    def measure(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Returns the MAP that `measures` describes."""
-        return {"map_rated": rated_map(model, self.collection(seed))}
+    def measure(self, model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+        """Returns what `measures` describes, see `Experiment.measure`."""
+        return {"map_rated": rated_precision(model, self.collection(seed))}
 
 
-def open_experiment(name: str, folder: Path, part: Part = "test") -> Experiment:
+def open_experiment(
+    name: str, folder: Path, part: Part = "test", more: Path | None = None
+) -> Experiment:
     """Returns an experiment.
 
     Args:
@@ -431,31 +460,41 @@ def open_experiment(name: str, folder: Path, part: Part = "test") -> Experiment:
         folder: The folder of its data; the sample needs none.
         part: "test", or "validation": a part of the training videos is held out instead, and the
             test videos are not used at all.
+        more: A folder with further shards, for "yt8m" alone.
 
     Raises:
         FileNotFoundError: A file is missing.
         pyseg.errors.DataError: A file is malformed.
+        pyseg.errors.UserError: The experiment takes no further shards.
     """
-    kinds: dict[str, type[Experiment]] = {
-        kind.name: kind for kind in (IncompleteVideos, RatedClips, GeneratedSample)
-    }
-    return kinds[name](folder, part)
+    if name == IncompleteVideos.name:
+        return IncompleteVideos(folder, part, more)
+    if more is not None:
+        raise UserError(f"--more {more}: expected --data yt8m with it, found {name}")
+    return {kind.name: kind for kind in (RatedClips, GeneratedSample)}[name](folder, part)
 
 
-def rated_map(model: nn.Module, collection: Collection) -> float:
-    """Returns MAP@100k over the rated pairs of held-out segments."""
-    return evaluate(model, collection, "test").score
+def rated_precision(model: nn.Module, collection: Collection) -> np.ndarray:
+    """Returns the average precision of each class over the rated pairs of held-out segments.
+
+    Returns:
+        (C,) float64, whose mean is MAP@100k; NaN for classes without a positive.
+    """
+    segments = collection.segments("test")
+    assert segments is not None
+    ranked = rank_ratings(predictions(model, segments), collection.num_classes)
+    return np.where(ranked.positives > 0, ranked.per_class, np.nan)
 
 
-def complete_map(model: nn.Module, collection: Collection) -> float:
-    """Returns MAP over the complete labels of held-out examples.
+def complete_precision(model: nn.Module, collection: Collection) -> np.ndarray:
+    """Returns the average precision of each class over the complete labels of held-out examples.
 
     Args:
         model: The model.
         collection: The data, whose segments are rated for all classes.
 
     Returns:
-        The mean over the classes with at least `FEWEST_POSITIVES` positives.
+        (C,) float64; NaN for classes with fewer than `FEWEST_POSITIVES` positives.
     """
     segments = collection.segments("test")
     assert segments is not None
@@ -463,5 +502,4 @@ def complete_map(model: nn.Module, collection: Collection) -> float:
     for batch, logits in predictions(model, segments):
         ranking.update_dense(logits, batch.targets(collection.num_classes).numpy() > 0.5)
     result = ranking.compute()
-    enough = result.positives >= FEWEST_POSITIVES
-    return float(np.mean(result.per_class[enough]))
+    return np.where(result.positives >= FEWEST_POSITIVES, result.per_class, np.nan)

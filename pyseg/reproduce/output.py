@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 import pyseg
 from pyseg._charts import color, label, new_axes, new_figure, png
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg._table import Table
 from pyseg.reproduce.comparisons import Comparison
 from pyseg.reproduce.config import ReproduceConfig
@@ -33,7 +32,7 @@ def describe(comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequ
         columns.append(["" if paper is None else f"{paper:.3f}" for paper in papers])
     for measure in measures:
         head += [measure, "difference"]
-        columns.append([Estimate.of(outcome.values[measure]).text(".3f") for outcome in outcomes])
+        columns.append([Estimate.of(outcome.values(measure)).text(".3f") for outcome in outcomes])
         compared = [""] + [
             difference.text("+.3f") + " *" * difference.is_clear
             for difference in differences(outcomes, measure)[1:]
@@ -62,8 +61,8 @@ def to_json(
         row["model"] = asdict(variant.model) | {"copies": variant.copies}
         for measure in measures:
             row[measure] = {
-                "values": outcome.values[measure],
-                **_plain(Estimate.of(outcome.values[measure])),
+                "values": outcome.values(measure).tolist(),
+                **_plain(Estimate.of(outcome.values(measure))),
                 "difference": _plain(compared[measure][number]),
             }
             if (gaps := closed.get(measure)) is not None:
@@ -74,8 +73,9 @@ def to_json(
 
 def _plain(estimate: Estimate) -> dict[str, float | None]:
     """Returns an estimate for JSON, which has no NaN."""
-    error = None if math.isnan(estimate.error) else estimate.error
-    return {"mean": estimate.mean, "standard_error": error}
+    names = ("mean", "standard_error", "standard_error_over_classes")
+    found = zip(names, estimate, strict=True)
+    return {name: None if math.isnan(value) else value for name, value in found}
 
 
 def can_draw() -> bool:
@@ -86,7 +86,7 @@ def can_draw() -> bool:
 def draw(comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequence[str]) -> bytes:
     """Draws the mean, two standard errors and the paper's number of every row; returns a PNG."""
     panels = [
-        (measure, [Estimate.of(outcome.values[measure]) for outcome in outcomes])
+        (measure, [Estimate.of(outcome.values(measure)) for outcome in outcomes])
         for measure in measures
     ]
     papers = [outcome.variant.paper for outcome in outcomes]
@@ -100,7 +100,7 @@ def draw(comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequence
         is_first = number == 1
         place = (1, len(panels), number)
         axes = new_axes(figure, comparison.title if is_first else "", x_label, place)
-        means, errors = np.array(estimates).T
+        means, errors, _ = np.array(estimates).T
         axes.errorbar(
             means, places, xerr=2 * np.nan_to_num(errors), fmt="o", color=color(number - 1),
             markersize=5, capsize=2,
@@ -134,12 +134,12 @@ class Results:
         self._texts.append(describe(comparison, outcomes, measures))
         self._numbers.append(to_json(comparison, outcomes, measures))
         if can_draw():
-            _write(
+            write_file(
                 self.folder / f"table-{comparison.name}.png", draw(comparison, outcomes, measures)
             )
-        _write(self.tables_file, "\n".join([*self._introduction(), *self._texts]).encode())
+        write_file(self.tables_file, "\n".join([*self._introduction(), *self._texts]).encode())
         text = json.dumps(self._description() | {"tables": self._numbers}, indent=2)
-        _write(self.folder / "tables.json", f"{text}\n".encode())
+        write_file(self.folder / "tables.json", f"{text}\n".encode())
 
     def _introduction(self) -> list[str]:
         """Returns the lines before the first table."""
@@ -149,8 +149,9 @@ class Results:
             "",
             f"{experiment.description[0].upper()}{experiment.description[1:]}. {self._steps} steps "
             f"of {experiment.finetune.batch_size}; {seeds} seed{'s' * (seeds > 1)}, mean ± "
-            "standard error; differences are from the first row, seed by seed; * marks those of "
-            "more than two standard errors."
+            "standard error over seeds; differences are from the first row, seed by seed, with a "
+            "second standard error over classes (bootstrap); * marks those of more than two "
+            "standard errors, of both together."
             + " Held out: the validation part."
             * (experiment.part == "validation"),
             "",
@@ -169,8 +170,3 @@ class Results:
             "torch": torch.__version__,
             "measures": dict(self._experiment.measures),
         }
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)

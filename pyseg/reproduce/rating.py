@@ -17,7 +17,7 @@ import torch
 import pyseg
 from pyseg._charts import color, new_axes, new_figure, png
 from pyseg._containers import parse_json
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg._progress import Progress
 from pyseg._table import Table
 from pyseg.errors import DataError
@@ -94,8 +94,7 @@ def run_rating(config: ReproduceConfig, experiment: Experiment) -> None:
                 path = runs / f"rating-{_key(experiment, asking)}-{seed}.json"
                 if not path.is_file():
                     truth = truth or read_truth(experiment)
-                    with atomic_write(path) as file:
-                        file.write(json.dumps(simulate(truth, asking, seed)).encode())
+                    write_file(path, json.dumps(simulate(truth, asking, seed)).encode())
                 values.append(_read(path))
                 bar.update()
             curves.append(Curve(asking, np.array(values)))
@@ -179,7 +178,7 @@ def _write_all(
         describe_curves(curves),
         "",
     ]
-    _write(out / "rating.md", "\n".join(lines).encode())
+    write_file(out / "rating.md", "\n".join(lines).encode())
     described: dict[str, Any] = {
         "protocol": experiment.name,
         "part": experiment.part,
@@ -197,11 +196,6 @@ def _write_all(
             for curve in curves
         ],
     }
-    _write(out / "rating.json", f"{json.dumps(described, indent=2)}\n".encode())
+    write_file(out / "rating.json", f"{json.dumps(described, indent=2)}\n".encode())
     if can_draw():
-        _write(out / "rating.png", draw_curves(curves[:5]))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
+        write_file(out / "rating.png", draw_curves(curves[:5]))

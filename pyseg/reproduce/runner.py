@@ -7,18 +7,23 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import pyseg
 from pyseg import distributed, models
 from pyseg._containers import parse_json
-from pyseg._files import atomic_write
+from pyseg._files import write_file
+from pyseg._progress import Progress
 from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Collection
 from pyseg.errors import DataError, MissingFileError, UserError
 from pyseg.reproduce.comparisons import PLAIN, Variant
+from pyseg.reproduce.estimates import Outcome
 from pyseg.reproduce.experiments import Experiment
 from pyseg.runs import Run
 from pyseg.train import train
@@ -55,29 +60,30 @@ class Runner:
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Returns the measures of a variant with a seed, and the seconds that they took.
 
-        The result of a finished run is read from its folder; a run that was interrupted goes on
-        from its last checkpoint, and the seconds are those after that.
+        The measures are those of every class (`Experiment.measure`), under "classes". The result of
+        a finished run is read from its folder; a run that was interrupted goes on from its last
+        checkpoint, and the seconds are those after that.
 
         Raises:
             pyseg.errors.DataError: That result is damaged.
         """
         config = self._config(variant, seed)
-        folder = self.folder / f"{self._key(config, variant.complete)}-{seed}"
+        folder = self.folder / f"{self._key(config, variant)}-{seed}"
         result = folder / _RESULT
         if result.is_file():
             found: dict[str, Any] = parse_json(result.read_bytes(), str(result), finite=False)
-            if not isinstance(found, dict) or found.keys() != {"measures", "seconds"}:
-                raise DataError(f"{result}: expected measures and seconds: delete {folder}")
+            if not isinstance(found, dict) or found.keys() != {"classes", "seconds"}:
+                raise DataError(f"{result}: expected classes and seconds: delete {folder}")
             return found
         began = time.perf_counter()
         if self.experiment.pretrain is not None:
             config = replace(config, init=str(self._pretrained(variant, seed)))
         self._train(replace(config, run=str(folder)), variant)
         model = models.load(folder, device=distributed.pick_device(self.device))
-        measures = self.experiment.measure(model, seed)
-        found = {"measures": measures, "seconds": time.perf_counter() - began}
-        with atomic_write(result) as file:
-            file.write(json.dumps(found).encode())
+        measured = self.experiment.measure(model, seed)
+        classes = {name: values.tolist() for name, values in measured.items()}
+        found = {"classes": classes, "seconds": time.perf_counter() - began}
+        write_file(result, json.dumps(found).encode())
         return found
 
     def shorten(self, stage: StageConfig) -> StageConfig:
@@ -102,13 +108,16 @@ class Runner:
             tf32=False,
         )
 
-    def _key(self, config: TrainConfig, complete: bool = False) -> str:
+    def _key(self, config: TrainConfig, variant: Variant) -> str:
         """Returns the name that runs share which differ only in the seed."""
+        more = self.experiment.more
         options = {
             **asdict(config),
             "seed": None,
-            "complete": complete,
+            "complete": variant.complete,
+            "share": variant.share,
             "data": str(self.experiment.folder.resolve()),
+            "more": more and str(more.resolve()),
             "part": self.experiment.part,
             "version": pyseg.__version__,
         }
@@ -125,8 +134,8 @@ class Runner:
             finetune=StageConfig(0, 1.0),
             loss=_pretraining_loss(variant),
         )
-        folder = self.folder / f"{self._key(config)}-{seed}-pretrained"
         trained = replace(variant, complete=False)
+        folder = self.folder / f"{self._key(config, trained)}-{seed}-pretrained"
         self._train(replace(config, run=str(folder)), trained)
         return folder
 
@@ -138,13 +147,25 @@ class Runner:
             return
         loss = self.experiment.loss(config.loss, self.folder)
         nodes = self.experiment.node_features(variant.model, self.folder)
-        collection = self.experiment.collection(config.seed, complete=variant.complete)
+        collection = self.experiment.collection(
+            config.seed, complete=variant.complete, share=variant.share
+        )
         log = run.folder.with_suffix(".log")
         with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             if not (run.is_unfinished and _goes_on(run, collection)):
                 shutil.rmtree(run.folder, ignore_errors=True)
                 train(replace(config, loss=loss, node_features=nodes), collection)
         done.touch()
+
+
+def run_all(runner: Runner, variant: Variant, seeds: Sequence[int], bar: Progress) -> Outcome:
+    """Runs a variant with every seed; `bar` counts the runs."""
+    runs = []
+    for seed in seeds:
+        runs.append(runner.run(variant, seed))
+        bar.update()
+    classes = {m: np.array([run["classes"][m] for run in runs]) for m in runner.experiment.measures}
+    return Outcome(variant, classes, float(np.mean([run["seconds"] for run in runs])))
 
 
 def _goes_on(run: Run, collection: Collection) -> bool:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 FEW_RATINGS = 50
-"""Ratings of a class, the median over the rated classes, below which `train` suggests "linear"."""
+"""Ratings of a class, the median over the rated classes, below which `train` suggests "ridge"."""
 
 __all__ = ["FEW_RATINGS", "RESUMABLE", "label_correlation", "main", "parse_options", "train"]
 
@@ -134,7 +134,7 @@ def _train(
     elif distributed.is_first():  # the options that may have changed
         run.write_config(replace(config, resume=None))
     _print_task(config, collection, model, correlation, counted, blind)
-    _suggest_linear(config, stages)
+    _suggest_ridge(config, stages)
     if trainer.resumes:
         print(f"continuing from {trainer.resumes}")
     trainer.fit()
@@ -170,13 +170,13 @@ def _print_task(
         print(f"label correlation: {summary}")
 
 
-def _suggest_linear(config: TrainConfig, stages: Sequence[Stage]) -> None:
-    """Prints that a simpler model may do, if there are few ratings."""
+def _suggest_ridge(config: TrainConfig, stages: Sequence[Stage]) -> None:
+    """Prints that a simpler model may be better, if there are few ratings."""
     for stage in stages:
-        if stage.name != "finetune" or not stage.config.steps or config.model == "linear":
+        if stage.name != "finetune" or not stage.config.steps or config.solver == "ridge":
             continue
         if stage.dataset.cached and (number := ratings_per_class(stage.dataset)) < FEW_RATINGS:
-            print(f"data: {number} ratings a class; with so few, --model linear is often as good")
+            print(f"data: {number} ratings a class; with so few, --recipe best is often better")
 
 
 def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:

@@ -40,6 +40,8 @@ def make_stages(
     """
     # Repeated without end, so that every batch is full, as batch statistics require.
     order: dict[str, Any] = {"shuffle": True, "seed": config.seed, "repeat": True}
+    if config.solver == "ridge":  # the order of the sums
+        order = {"seed": config.seed}
     stages = []
     if config.stage != "finetune":
         frames = {"max_frames": config.max_frames} if collection.level == "frame" else {}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyseg import _cli, distributed
 from pyseg._progress import Progress
-from pyseg.checkpoint import random_state, save_checkpoint
+from pyseg.checkpoint import random_state
 from pyseg.checkpoint import set_random_state as restore_random_state
 from pyseg.config import StageConfig
 from pyseg.data import Batch, Feed, RecordDataset
@@ -326,26 +326,17 @@ class StageRun:
         }
         processes = distributed.from_all(own)
         self.saved_at = time.monotonic()
-        if not distributed.is_first():
-            return
-        state = {
-            "stage": self.stage.name,
-            "step": self.step,
-            "steps": self.steps,
-            "identity": self.trainer.identity,
-            **self.optimization.state(),
-            "best": [self.best, self.best_step, self.worse],
-            "processes": processes,
-            "skipped": self.skipped,
-            "seconds": self.seconds,
-            "log": self.trainer.log.size(),
-            "steps_before": self.trainer.log.steps_before,
-        }
-        save_checkpoint(
-            self.trainer.run.checkpoints_folder,
-            self.trainer.log.steps_before + self.step,
-            state,
-            keep=self.trainer.config.keep_checkpoints,
+        self.trainer.save_checkpoint(
+            self.stage.name,
+            self.step,
+            {
+                "steps": self.steps,
+                **self.optimization.state(),
+                "best": [self.best, self.best_step, self.worse],
+                "processes": processes,
+                "skipped": self.skipped,
+                "seconds": self.seconds,
+            },
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -358,10 +349,7 @@ class StageRun:
         device = self.trainer.device
         own = state["processes"][distributed.rank()]
         self.recent = [(ids, torch.tensor(loss, device=device)) for ids, loss in own["recent"]]
-        if distributed.is_first() and self.trainer.log.size() < state["log"]:
-            print(f"{self.trainer.run.log_file}: lines of the steps before are missing")
-        self.trainer.log.cut(state["log"])
-        self.trainer.log.steps_before = state["steps_before"]
+        self.trainer.rewind_log(state)
         restore_random_state(own["random"])
 
 

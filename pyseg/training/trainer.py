@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from pyseg import _cli, distributed, models
 from pyseg._files import remove_unfinished
-from pyseg.checkpoint import list_checkpoints, remove_checkpoints_after
+from pyseg.checkpoint import list_checkpoints, remove_checkpoints_after, save_checkpoint
 from pyseg.config import TrainConfig
 from pyseg.data.loading import worker_errors
 from pyseg.errors import WorkerError
@@ -21,6 +21,7 @@ from pyseg.results import Result
 from pyseg.runs import Run
 from pyseg.training.identity import check_resumed, identify
 from pyseg.training.log import Log
+from pyseg.training.ridge import RidgeRun
 from pyseg.training.stages import Stage, StageRun
 
 
@@ -89,6 +90,7 @@ class Trainer:
             KeyboardInterrupt: The user asked to stop; the state is saved.
         """
         names = [stage.name for stage in self.stages]
+        make_run = RidgeRun if self.config.solver == "ridge" else StageRun
         first = 0 if self._resumed is None else names.index(self._resumed["stage"])
         best_step = 0  # of the previous stage
         with (
@@ -106,7 +108,7 @@ class Trainer:
                     self.save_weights(self.model, self.run.pretrained_folder)
                 if stage.config.steps:
                     steps = best_step if stage.refit else stage.config.steps
-                    stage_run = StageRun(self, stage, steps, self._resumed, stopped)
+                    stage_run = make_run(self, stage, steps, self._resumed, stopped)
                     stage_run.run()
                     best_step = stage_run.best_step
                     self.log.steps_before += stage_run.step
@@ -121,6 +123,37 @@ class Trainer:
                 self.run.calibration_file.unlink(missing_ok=True)
             models.save(model, folder or self.run.folder)
         distributed.wait()
+
+    def save_checkpoint(self, stage: str, step: int, state: Mapping[str, Any]) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            stage: The current stage.
+            step: The number of its steps so far.
+            state: What else the stage needs; the first process's counts. It has at least
+                ``steps``, ``model``, and for each of the ``processes`` its own state.
+        """
+        if distributed.is_first():
+            save_checkpoint(
+                self.run.checkpoints_folder,
+                self.log.steps_before + step,
+                {
+                    "stage": stage,
+                    "step": step,
+                    "identity": self.identity,
+                    "log": self.log.size(),
+                    "steps_before": self.log.steps_before,
+                    **state,
+                },
+                keep=self.config.keep_checkpoints,
+            )
+
+    def rewind_log(self, state: Mapping[str, Any]) -> None:
+        """Truncates the log to the lines from before a checkpoint, whose content is `state`."""
+        if distributed.is_first() and self.log.size() < state["log"]:
+            print(f"{self.run.log_file}: lines of the steps before are missing")
+        self.log.cut(state["log"])
+        self.log.steps_before = state["steps_before"]
 
     def _is_refitted(self, number: int) -> bool:
         return number + 1 < len(self.stages) and self.stages[number + 1].refit
