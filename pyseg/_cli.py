@@ -528,8 +528,8 @@ def read_config(
         if is_dataclass(hints[name]) and not isinstance(value, dict):
             raise UserError(f"{path}: {name}: expected options, found {type(value).__name__}")
     try:
-        for _ in range(0 if layer is None else 2):  # as in `parse`
-            parser.set_defaults(dict(layer(_parsed(parser, parser.parse_string, text))))
+        for apply in () if layer is None else (layer, layer):  # twice, as in `parse`
+            parser.set_defaults(dict(apply(_parsed(parser, parser.parse_string, text))))
         return _instantiate(config_class, _parsed(parser, parser.parse_string, text))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

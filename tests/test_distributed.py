@@ -54,6 +54,7 @@ CACHED = {
     "pretrain": NONE,
     "finetune": StageConfig(12, 1e-3, 6, evaluate_every=4),
 }
+RIDGE = {"recipe": "best", "pretrain": StageConfig(1, 1.0, 6), "finetune": StageConfig(1, 1.0, 6)}
 NOISY = {
     "overrides": TINY | {"dropout": 0.2},
     "pretrain": StageConfig(6, 1e-2, 6, noise=0.1, clip_norm=1.0),
@@ -106,6 +107,7 @@ def launch_all(data: Path, runs: Path) -> None:
     """
     sys.stdout.reconfigure(line_buffering=True)  # no fork prints it again
     train_in_float64(config(data, runs / "one", **CACHED))
+    train.train(config(data, runs / "one-ridge", **RIDGE))
     check_metrics()
     for name, processes in LAUNCHED.items():
         agent = os.fork()
@@ -155,6 +157,7 @@ def all_checks(data: Path, runs: Path) -> None:
         check_metrics()
         check_feeding(data, runs / "feeding")
         train_in_float64(config(data, runs / "several", **CACHED))
+        train.train(config(data, runs / "several-ridge", **RIDGE))
         train.train(config(data, runs / "noisy", **NOISY))
         check_skipping(data, runs / "skipping")
         evaluate.main(["--run", str(runs / "several"), "--part", "all", "--device", "cpu"])
@@ -453,6 +456,14 @@ def test_several_processes_train_like_one(runs: Path) -> None:
     assert of_one["rated"] == 2 * len(NAMES)
 
 
+def test_several_processes_solve_like_one(runs: Path) -> None:
+    expected, found = log_of(runs / "one-ridge"), log_of(runs / "several-ridge")
+    assert [line.get("examples") for line in found] == [line.get("examples") for line in expected]
+    left, right = (load_file(runs / run / models.WEIGHTS) for run in ("several-ridge", "one-ridge"))
+    for key, value in left.items():
+        torch.testing.assert_close(value, right[key], rtol=1e-5, atol=1e-6, msg=key)
+
+
 def test_several_processes_count_like_one(data: Path, runs: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "one.npz"
     cooccur.main(["--data", str(data), *COUNTED, "--out", str(out)])
@@ -478,7 +489,7 @@ def test_several_processes_predict_like_one(data: Path, runs: Path, capsys) -> N
 
 def test_one_process_prints(runs: Path) -> None:
     lines = outcome(runs, "all_checks").out.splitlines()
-    assert sum(line.startswith("run folder: ") for line in lines) == 4
+    assert sum(line.startswith("run folder: ") for line in lines) == 5
     assert not Run(runs / "several").checkpoints_folder.exists()
 
 

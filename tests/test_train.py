@@ -843,6 +843,17 @@ def test_recipes_are_defaults(segments_folder, tmp_path, capsys):
     assert (found.pretrain.batch_size, found.finetune.batch_size) == (80, 80)
     assert (found.loss.rated_weight, found.loss.unrated_weight) == (2.5, 0.1)
     assert (found.loss.correlation, found.loss.threshold) == ("auto", 0.5)
+    for options, model, solver in (
+        ([], "ridge", "ridge"),  # the recipe's preset has defaults of its own
+        (["--model", "mlp"], "mlp", "gradient"),
+        (["--solver", "gradient"], "ridge", "gradient"),
+    ):
+        with pytest.raises(SystemExit):
+            train.main(["--recipe", "best", *options, "--print_config"])
+        printed.write_text(capsys.readouterr().out)
+        found = _cli.read_config(make_parser(), TrainConfig, printed)
+        assert (found.model, found.solver, found.loss.threshold) == (model, solver, 0.0)
+        assert found == train.parse_options(["--recipe", "best", *options])
     with pytest.raises(UserError, match="--recipe papers: expected one of"):
         train.main(["--recipe", "papers"])
 
@@ -864,10 +875,10 @@ def test_a_preset_has_defaults(capsys, tmp_path):
     assert (found.finetune.l2, found.finetune.learning_rate) == (0.25, 0.03)
 
 
-def test_few_ratings_suggest_the_linear_model(segments_folder, tmp_path, capsys, monkeypatch):
+def test_few_ratings_suggest_another_recipe(segments_folder, tmp_path, capsys, monkeypatch):
     """The fixture has two ratings of one class in each of 40 videos."""
-    line = "ratings a class; with so few, --model linear is often as good"
-    for model, few, said in (("mlp", 50, True), ("mlp", 2, False), ("linear", 50, False)):
+    line = "ratings a class; with so few, --recipe best is often better"
+    for model, few, said in (("mlp", 50, True), ("mlp", 2, False), ("ridge", 50, False)):
         monkeypatch.setattr(train, "FEW_RATINGS", few)
         written = config(segments_folder, tmp_path / f"{model}{few}", model=model)
         written.overrides = {"hidden_size": 4} if model == "mlp" else {}
@@ -879,7 +890,8 @@ def test_copies_are_trained_together(segments_folder, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     options = [f"--overrides.{key}={value}" for key, value in TINY.items()]
     steps = ["--pretrain.steps", "2", "--finetune.steps", "2"]
-    train.main(["--data", str(segments_folder), "--recipe", "best", *options, *steps])
+    name = ["--model", "nextvlad-small", "--copies", "3"]
+    train.main(["--data", str(segments_folder), "--recipe", "best", *name, *options, *steps])
     assert "model: 3 x nextvlad-small, " in capsys.readouterr().out
     run = tmp_path / "runs/youtube8m-3xnextvlad-small-1"
     model = models.load(run)

@@ -7,6 +7,7 @@ stopped or killed at any step and then resumed ends with the same weights.
 from pyseg.training.log import Log, summary_writer
 from pyseg.training.losses import Loss, make_loss, register_loss
 from pyseg.training.optimization import Optimization, Step
+from pyseg.training.ridge import RidgeRegression, RidgeSolution
 from pyseg.training.stages import Stage, StageRun
 from pyseg.training.trainer import Trainer
 
@@ -14,6 +15,8 @@ __all__ = [
     "Log",
     "Loss",
     "Optimization",
+    "RidgeRegression",
+    "RidgeSolution",
     "Stage",
     "StageRun",
     "Step",

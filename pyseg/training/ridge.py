@@ -144,15 +144,18 @@ class RidgeRegression:
             error = error - (2 * (start * products).sum() - scale * power) * scale
             products, start = products - scale * fitted, scale * start
         values, vectors = torch.linalg.eigh(moments)
+        # Smaller ones are what rounding left of the moments about 0.
+        least = self._sums[:size, :size].trace() * size * torch.finfo(values.dtype).eps
+        values = values.where(values > least, 0.0)
         rotated = vectors.T @ products
         penalty = _best_penalty(values, rotated.square().sum(1), error, n)
-        damped = values.clamp(min=0.0) + penalty
+        damped = values + penalty
         solved = start + vectors @ (rotated / damped.unsqueeze(1))
         return RidgeSolution(
             solved.T,
             mean_y - mean_x @ solved,
             penalty,
-            1 + float((values.clamp(min=0.0) / damped).sum()),
+            1 + float((values / damped).sum()),
             vectors / damped.sqrt(),
             mean_x,
         )
@@ -162,16 +165,15 @@ def _best_penalty(values: Tensor, powers: Tensor, error: Tensor, n: int) -> floa
     """Returns the penalty with the least generalised cross-validation error.
 
     Args:
-        values: (N,) the eigenvalues, smallest first.
+        values: (N,) the eigenvalues, smallest first, at least 0.
         powers: (N,) the squared products of inputs and outputs along their eigenvectors.
         error: The sum of the squared outputs, centred.
         n: The number of examples.
     """
     largest = float(values[-1])
-    if largest <= 0.0:  # all examples are equal
+    if not largest:  # all examples are equal
         return 1.0
-    is_there = values > largest * len(values) * torch.finfo(values.dtype).eps
-    values, powers = values[is_there], powers[is_there]
+    values, powers = values[values > 0.0], powers[values > 0.0]
     penalties = largest * _PENALTIES.to(values)
     # What is left of the outputs, and of the degrees of freedom, summed from what is left along
     # each eigenvector and outside of them: as differences from all they would vanish in rounding.

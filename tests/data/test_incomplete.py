@@ -57,6 +57,10 @@ def test_ratings_depend_on_seed_and_video_alone(shard: Path) -> None:
     assert ratings(shuffle=True, seed=3, cache=True) == first
     assert ratings(rating_seed=1) != first
     assert {score for _, score in ratings(positive_share=1.0).values()} == {1.0}
+    half, third = ratings(share=0.5), ratings(share=1 / 3)
+    assert third.keys() < half.keys() < first.keys()
+    assert len(half) / len(first) == pytest.approx(0.5, abs=0.05)
+    assert all(first[id] == rating for id, rating in half.items())
 
 
 def test_complete_labels_and_classes_of_their_own(shard: Path) -> None:

@@ -46,6 +46,7 @@ SMALL_PRESETS: dict[str, dict[str, Any]] = {
     "nextvlad2": _NEXTVLAD,
     "nextvlad3": _NEXTVLAD,
     "paper-mixture": _NEXTVLAD | _GRU,
+    "ridge": {"feature_sizes": (12, 6)},
 }
 every_preset = pytest.mark.parametrize("name", models.names())
 
@@ -53,7 +54,7 @@ every_preset = pytest.mark.parametrize("name", models.names())
 def make_preset(name: str, **overrides: Any) -> nn.Module:
     torch.manual_seed(0)
     model = models.create(name, num_classes=4, **(SMALL_PRESETS[name] | overrides))
-    if name == "linear":  # whose weights start at 0
+    if name in ("linear", "ridge"):  # whose weights start at 0
         nn.init.normal_(model.head.linear.weight)
     return model
 
@@ -64,7 +65,7 @@ def unlike_presets(**overrides: Any) -> list[str]:
 
 
 # Together they have every part of every preset; tests/nn traces the parts separately.
-PRESETS_TO_TRACE = ("dbof-gcn", "linear", "mlp", "paper-mixture")
+PRESETS_TO_TRACE = ("dbof-gcn", "linear", "mlp", "paper-mixture", "ridge")
 
 
 def make_batch(batch: int = 8, length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,7 +167,7 @@ def test_preset_trains_a_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", unlike_presets())
 def test_preset_overfits_eight_videos(name: str) -> None:
-    if name == "linear":
+    if name in ("linear", "ridge"):
         pytest.skip("logistic regression on means needs more steps")
     model = make_preset(name)
     frames, num_frames = make_batch()

@@ -27,7 +27,7 @@ def test_command(tiny: ModelSpec, tmp_path: Path, capsys) -> None:
     found = json.loads((out / "tables.json").read_text())
     assert found["tables"][0]["rows"][0]["name"] == "plain"
     assert sorted(found["tables"][0]["rows"][0]["map_rated"]) == [
-        "difference", "mean", "standard_error", "values",
+        "difference", "mean", "standard_error", "standard_error_over_classes", "values",
     ]  # fmt: skip
     if can_draw():
         assert (out / "table-3.png").read_bytes().startswith(b"\x89PNG")
@@ -39,8 +39,10 @@ def test_what_cannot_be_done_is_told(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="seeds: expected at least 1, found 0"):
         ReproduceConfig(seeds=0)
     monkeypatch.setattr(GeneratedSample, "architectures", {})
-    with pytest.raises(UserError, match="--table 2: expected one of 3, 4, 5, gcn, best, which sam"):
+    with pytest.raises(UserError, match="--table 2: expected one of 3, 4, 5, gcn, best, steps, "):
         reproduce(ReproduceConfig(table="2", out=str(tmp_path)))
+    with pytest.raises(UserError, match="--table curve: expected --data yt8m with it, found samp"):
+        reproduce(ReproduceConfig(table="curve", out=str(tmp_path)))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--out .*file: expected a folder, found a file"):
         reproduce(ReproduceConfig(out=str(tmp_path / "file")))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from pyseg.config import RECIPES
 from pyseg.reproduce import ModelSpec, make_comparisons, recipe_variant
+from pyseg.reproduce.comparisons import curve_lines
 from pyseg.reproduce.experiments import GeneratedSample
 
 
 def test_the_tables_of_the_paper() -> None:
     tables = {t.name: t for t in make_comparisons(GeneratedSample(Path(), "test"))}
-    assert list(tables) == ["2", "3", "4", "5", "gcn", "best"]
+    assert list(tables) == ["2", "3", "4", "5", "gcn", "best", "steps"]
     assert [row.paper for row in tables["2"].variants] == [0.770, 0.773, 0.778]
     weights = [(row.loss.rated_weight, row.loss.unrated_weight) for row in tables["3"].variants]
     assert weights == [(1.0, 1.0), (2.0, 0.1), (2.5, 0.1), (3.0, 0.1)]
@@ -35,27 +36,33 @@ def test_the_tables_of_the_paper() -> None:
     assert [row.model.overrides["adjacency"] for row in others] == ["ml-gcn", "identity"]
     assert all(row.model.name == linear.model.name and row.loss == linear.loss for row in others)
     assert not tables["best"].ceiling  # nobody knows all labels of the sample
-    assert [row.copies for row in tables["best"].variants] == [1, 1, 3, 1, 1, 1, 1, 1]
-    assert [row.loss.prior for row in tables["best"].variants].count("fit") == 1
+    assert {row.model.name for row in tables["best"].variants} == {"ridge"}
+    assert [row.copies for row in tables["steps"].variants] == [1] * 8 + [3, 1]
+    for name in ("best", "steps"):
+        assert [row.loss.prior for row in tables[name].variants].count("fit") == 1
 
 
 def test_what_goes_beyond_the_paper() -> None:
     given = RECIPES["best"]
     model = ModelSpec("mlp")
     row = recipe_variant("best", model, "best")
-    assert row.copies == given["copies"]
+    assert row.copies == 1
     assert row.loss.absent_evidence == given["loss.absent_evidence"]
-    alone = recipe_variant("alone", model, "best", copies=1, threshold=0.5)
-    assert alone.loss == replace(row.loss, threshold=0.5)
-    assert alone.copies == 1
+    several = recipe_variant("several", model, "best", copies=3, threshold=0.5)
+    assert several.loss == replace(row.loss, threshold=0.5)
+    assert several.copies == 3
 
 
-def test_complete_labels_are_learnt_by_as_many_models_as_the_recipe_has(monkeypatch) -> None:
+def test_complete_labels_are_a_ceiling_for_each_kind_of_model(monkeypatch) -> None:
     monkeypatch.setattr(GeneratedSample, "has_ceiling", True)
-    monkeypatch.setitem(RECIPES["best"], "copies", 5)
-    rows = make_comparisons(GeneratedSample(Path(), "test"))[-1].variants
-    assert rows[2].copies == 5
-    assert [(row.name, row.copies) for row in rows if row.complete] == [
-        ("complete labels, 5 models", 5),
-        ("complete labels, the ceiling", 1),
+    *_, best, steps = make_comparisons(GeneratedSample(Path(), "test"))
+    assert best.ceiling
+    assert steps.ceiling
+    assert [row.model.name for row in best.variants if row.complete] == ["ridge"]
+    assert [(row.model.name, row.copies) for row in steps.variants if row.complete] == [
+        ("nextvlad-small", 3),
+        ("ridge", 1),
+        ("nextvlad-small", 1),
     ]
+    for line in curve_lines(GeneratedSample(Path(), "test")):
+        assert [row.complete for row in line.variants] == [False, False, False, True]

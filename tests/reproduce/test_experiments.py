@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,31 +12,11 @@ from torch import nn
 
 from pyseg.config import LossConfig
 from pyseg.data import encode_video, held_out, write_records
+from pyseg.errors import UserError
 from pyseg.labels import LabelCorrelation, embed_labels
 from pyseg.reproduce.experiments import FEWEST_POSITIVES, ModelSpec, open_experiment
 
-RATED = [5, 3, 8]  # numbers 0 to 2 among the rated classes
-
-
-@pytest.fixture(scope="module")
-def yt8m(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 videos with two rated classes each, and label lists of them and of 40 others."""
-    folder = tmp_path_factory.mktemp("yt8m")
-    lists = []
-    for shard in range(2):
-        records = []
-        for number in range(60):
-            labels = [RATED[number % 3], RATED[(number + 1) % 3], 1]
-            records.append(encode_video(f"{shard}v{number:02d}", np.full(1152, number % 3), labels))
-            lists.append(f"{shard}v{number:02d},8")  # wrong, so that counting it shows
-        write_records(folder / f"video_level_validate{shard:04d}.tfrecord.gz", records)
-    lists += [f"o{number:02d},{'5 3' if number % 4 else '5'}" for number in range(40)]
-    with gzip.open(folder / "labelsets.csv.gz", "wt") as file:
-        file.write("\n".join(lists))
-    rows = ["Index,Name", *(f"{number},class {number}" for number in range(3862))]
-    (folder / "vocabulary.csv").write_text("\n".join(rows))
-    (folder / "segment_vocabulary.csv").write_text("Index\n" + "\n".join(map(str, RATED)))
-    return folder
+from .conftest import RATED
 
 
 def ids(dataset) -> set[str]:
@@ -89,6 +68,27 @@ def test_validation_leaves_test_videos_alone(yt8m: Path) -> None:
     assert 0 < len(ids(inner.segments("test"))) < len(ids(inner.segments("train")))
 
 
+def test_shares_of_the_videos(yt8m: Path) -> None:
+    experiment = open_experiment("yt8m", yt8m)
+    whole, half, eighth = (
+        ids(experiment.collection(0, share=share).segments("train")) for share in (1.0, 0.5, 0.125)
+    )
+    assert eighth < half < whole
+    assert experiment.training_examples(0.5) == len(half)
+    assert 0.35 < len(half) / len(whole) < 0.65
+
+
+def test_further_shards(yt8m: Path, tmp_path: Path) -> None:
+    videos = [encode_video(f"m{number:02d}", np.ones(1152), [RATED[0]]) for number in range(9)]
+    write_records(tmp_path / "video_level_train0.tfrecord", videos)
+    both = ids(open_experiment("yt8m", yt8m, more=tmp_path).collection(0).segments("all"))
+    assert both == ids(open_experiment("yt8m", yt8m).collection(0).segments("all")) | {
+        f"m{number:02d}" for number in range(9)
+    }
+    with pytest.raises(UserError, match=r"--more .*: expected --data yt8m with it, found sample"):
+        open_experiment("sample", yt8m, more=tmp_path)
+
+
 class Oracle(nn.Module):
     """Reads the classes from the features of `yt8m`, and gets one wrong."""
 
@@ -114,7 +114,8 @@ def test_measured_on_complete_labels(yt8m: Path) -> None:
     reversed_order = np.sort(truth[:, 2])  # all negatives come first
     ranks = np.flatnonzero(reversed_order) + 1
     worst = (np.arange(1, len(ranks) + 1) / ranks).mean()
-    assert experiment.measure(Oracle(), 0)["map"] == pytest.approx((1 + 1 + worst) / 3)
+    measured = experiment.measure(Oracle(), 0)["map"]
+    assert measured == pytest.approx([1, 1, worst])
 
 
 def test_sample() -> None:
