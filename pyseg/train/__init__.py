@@ -54,9 +54,22 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 FEW_RATINGS = 50
-"""Ratings of a class, the median over the rated classes, below which `train` suggests "ridge"."""
+"""Ratings of a class, the median over the rated classes, below which `train` suggests a linear model."""
 
-__all__ = ["FEW_RATINGS", "RESUMABLE", "label_correlation", "main", "parse_options", "train"]
+MANY_CLASSES = 40
+"""From so many classes on it suggests ``--recipe best``, for which unrated classes are mostly absent."""
+
+_LINEAR = ("linear", "ridge")
+
+__all__ = [
+    "FEW_RATINGS",
+    "MANY_CLASSES",
+    "RESUMABLE",
+    "label_correlation",
+    "main",
+    "parse_options",
+    "train",
+]
 
 
 def train(config: TrainConfig, collection: Collection | None = None) -> Path:
@@ -134,7 +147,7 @@ def _train(
     elif distributed.is_first():  # the options that may have changed
         run.write_config(replace(config, resume=None))
     _print_task(config, collection, model, correlation, counted, blind)
-    _suggest_ridge(config, stages)
+    _suggest_linear(config, stages, collection.num_classes)
     if trainer.resumes:
         print(f"continuing from {trainer.resumes}")
     trainer.fit()
@@ -170,13 +183,14 @@ def _print_task(
         print(f"label correlation: {summary}")
 
 
-def _suggest_ridge(config: TrainConfig, stages: Sequence[Stage]) -> None:
-    """Prints that a simpler model may be better, if there are few ratings."""
+def _suggest_linear(config: TrainConfig, stages: Sequence[Stage], num_classes: int) -> None:
+    """Prints that a simpler model may do, if there are few ratings."""
     for stage in stages:
-        if stage.name != "finetune" or not stage.config.steps or config.solver == "ridge":
+        if stage.name != "finetune" or not stage.config.steps or config.model in _LINEAR:
             continue
         if stage.dataset.cached and (number := ratings_per_class(stage.dataset)) < FEW_RATINGS:
-            print(f"data: {number} ratings a class; with so few, --recipe best is often better")
+            option = "--recipe best" if num_classes >= MANY_CLASSES else "--model linear"
+            print(f"data: {number} ratings a class; with so few, {option} is often as good")
 
 
 def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:
