@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 FEW_RATINGS = 50
-"""Ratings of a class, the median over the rated classes, below which `train` suggests a linear model."""
+"""Ratings of a class, the median over rated ones, below which `train` suggests a linear model."""
 
 MANY_CLASSES = 40
-"""From so many classes on it suggests ``--recipe best``, for which unrated classes are mostly absent."""
+"""From so many classes on it suggests ``--recipe best``, for which unrated classes are absent."""
 
 _LINEAR = ("linear", "ridge")
 
