@@ -236,7 +236,8 @@ class BatchNorm(nn.Module):
                 self.unbiased,
             )
             row_weights = _equal_weights(count, dtype, x.device)
-            norm = PackedNorm(*both.unbind(), weight, bias, self.eps, row_weights)
+            mean, var = both.unbind()
+            norm = PackedNorm(mean, var, weight, bias, self.eps, row_weights)
             norm.packed = packed
             return norm
         with torch.no_grad():
