@@ -12,8 +12,8 @@ there is no launch. Kernels are included, with a few values each; on a GPU they 
 Contenders take turns; results are medians of the time that the process ran.
 
 The peers of an operator are its reference and, for `frame_linear`, torch's product of frames that
-are dequantised already; those of the layer and of the step are plain PyTorch, the step's with the
-same fused Adam.
+are dequantised already, and the other parts that it consists of; those of the layer and of the step
+are plain PyTorch, the step's with the same fused Adam.
 
 `test_counts` prints what a step dispatches, forward, backward and optimizer: on a GPU each operator
 other than a view or an allocation is a kernel, or several. It counts what operators written in
@@ -48,6 +48,7 @@ from pyseg.nn import (
     normalize,
 )
 from pyseg.ops import AssignmentNorm
+from pyseg.ops._op import Op, is_plain
 from pyseg.training import Loss
 
 pytestmark = [needs_kernels, pytest.mark.benchmark(timer=time.process_time)]
@@ -96,6 +97,14 @@ def vlad_inputs() -> dict[str, Tensor]:
 
 FRAMES = torch.randint(0, 256, (BATCH, LENGTH, SIZES[0]), dtype=torch.uint8)
 RATINGS = torch.arange(BATCH + 1), torch.zeros(BATCH, dtype=torch.long), torch.ones(BATCH)
+
+# What `frame_linear` calls besides torch's product, and what the measurement itself takes.
+DEQUANTIZE = Op("dequantize")
+PARTS: dict[str, Callable[[], object]] = {
+    "its kernel": lambda: DEQUANTIZE.call_directly(FRAMES, None, None, torch.float32),
+    "its is_plain": lambda: is_plain((FRAMES, None, FRAMES, FRAMES, None)),
+    "nothing": lambda: None,
+}
 
 # Of each operator its floating inputs, and how to call it, or its reference, with them.
 Call = Callable[..., Tensor]
@@ -152,11 +161,10 @@ def test_op(compare, name: str, direction: str) -> None:
         values = torch.randn(FRAMES.shape)
         functions["F.linear"] = lambda *inputs: nn.functional.linear(values, *inputs)
     tensors = list(inputs.values())
-    compare(
-        {name: contender(function, tensors, direction) for name, function in functions.items()},
-        rounds=ROUNDS,
-        timer=time.process_time,
-    )
+    contenders = {name: contender(call, tensors, direction) for name, call in functions.items()}
+    if op == "frame_linear" and direction == "forward":
+        contenders |= PARTS
+    compare(contenders, rounds=ROUNDS, timer=time.process_time)
 
 
 def contender(

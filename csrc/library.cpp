@@ -1,9 +1,9 @@
 // Every operator that pyseg registers. The kernels are in cpu/ and cuda/; gradients, fake kernels
 // and autocast rules in pyseg/ops/. The backward of an op takes the outputs of its forward.
 //
-// norm is (4, G, K): mean, rstd, weight and bias of the assignment's batch normalisation, or none;
-// row_weights is (B, T) or none, see include/pyseg/vlad_shape.h. Both, like every sum that an op
-// returns, have the dtype in which sums over the values are kept. norm_sums is (2, G, K), an empty
+// norm is (4, G*K): mean, rstd, weight and bias of the assignment's batch normalisation, or none;
+// row_weights is (B*T) or none, see include/pyseg/vlad_shape.h. Both, like every sum that an op
+// returns, have the dtype in which sums over the values are kept. norm_sums is (2, G*K), an empty
 // tensor without norm.
 #include <torch/csrc/stable/library.h>
 

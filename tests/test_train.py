@@ -237,6 +237,9 @@ def test_a_run_without_evaluation_resumes(tmp_path, monkeypatch, capsys):
     data = plain(tmp_path / "a.tfrecord", 20)
     options = {"pretrain": StageConfig(4, 1e-3, 8), "test_fraction": 0.0, "checkpoint_steps": 1}
     whole = train.train(config(data, tmp_path / "whole", **options))
+    # The device comes first: that this run has ended matters only where it can be trained.
+    with pytest.raises(UserError, match="--device nowhere: expected a device"):
+        train.main(["--resume", str(whole), "--device", "nowhere"])
 
     def stop(self, *_):
         if self.step == 2:

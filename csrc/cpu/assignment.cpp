@@ -22,8 +22,8 @@ using torch::stable::parallel_for;
 
 Tensor soft_assign_cpu(const Tensor& assignment,                  // (B, T, G, K)
                        const Tensor& attention,                   // (B, T, G)
-                       const std::optional<Tensor>& norm,         // (4, G, K)
-                       const std::optional<Tensor>& row_weights,  // (B, T)
+                       const std::optional<Tensor>& norm,         // (4, G*K)
+                       const std::optional<Tensor>& row_weights,  // (B*T)
                        bool by_cluster) {
   const VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   const Tensor assignment_ = in_order(assignment), attention_ = in_order(attention);
@@ -44,8 +44,8 @@ std::tuple<Tensor, Tensor, Tensor> soft_assign_backward_cpu(
     const Tensor& grad,                        // (B, T, G, K)
     const Tensor& assignment,                  // (B, T, G, K)
     const Tensor& attention,                   // (B, T, G)
-    const std::optional<Tensor>& norm,         // (4, G, K)
-    const std::optional<Tensor>& row_weights)  // (B, T)
+    const std::optional<Tensor>& norm,         // (4, G*K)
+    const std::optional<Tensor>& row_weights)  // (B*T)
 {
   const VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   check_weights_grad(assignment, grad);

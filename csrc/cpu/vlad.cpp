@@ -30,8 +30,8 @@ std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cpu(
     const Tensor& assignment,                  // (B, T, G, K)
     const Tensor& attention,                   // (B, T, G)
     const Tensor& centers,                     // (F, K)
-    const std::optional<Tensor>& norm,         // (4, G, K)
-    const std::optional<Tensor>& row_weights,  // (B, T)
+    const std::optional<Tensor>& norm,         // (4, G*K)
+    const std::optional<Tensor>& row_weights,  // (B*T)
     double eps, bool /*allow_tf32*/) {
   const VladShape shape =
       check_vlad(features, assignment, attention, centers, norm, row_weights, eps);
@@ -66,8 +66,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> vlad_aggregate_backward_cpu(
     const Tensor& assignment,                  // (B, T, G, K)
     const Tensor& attention,                   // (B, T, G)
     const Tensor& centers,                     // (F, K)
-    const std::optional<Tensor>& norm,         // (4, G, K)
-    const std::optional<Tensor>& row_weights,  // (B, T)
+    const std::optional<Tensor>& norm,         // (4, G*K)
+    const std::optional<Tensor>& row_weights,  // (B*T)
     const Tensor& output,                      // (B, F, K)
     const Tensor& mass,                        // (B, K)
     const Tensor& square_norm,                 // (B, K)

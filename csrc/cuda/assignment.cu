@@ -22,8 +22,8 @@ using torch::stable::accelerator::DeviceGuard;
 
 Tensor soft_assign_cuda(const Tensor& assignment,                  // (B, T, G, K)
                         const Tensor& attention,                   // (B, T, G)
-                        const std::optional<Tensor>& norm,         // (4, G, K)
-                        const std::optional<Tensor>& row_weights,  // (B, T)
+                        const std::optional<Tensor>& norm,         // (4, G*K)
+                        const std::optional<Tensor>& row_weights,  // (B*T)
                         bool by_cluster) {
   const VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   const DeviceGuard guard(assignment.get_device_index());
@@ -44,8 +44,8 @@ std::tuple<Tensor, Tensor, Tensor> soft_assign_backward_cuda(
     const Tensor& grad,                        // (B, T, G, K)
     const Tensor& assignment,                  // (B, T, G, K)
     const Tensor& attention,                   // (B, T, G)
-    const std::optional<Tensor>& norm,         // (4, G, K)
-    const std::optional<Tensor>& row_weights)  // (B, T)
+    const std::optional<Tensor>& norm,         // (4, G*K)
+    const std::optional<Tensor>& row_weights)  // (B*T)
 {
   const VladShape shape = check_soft_assign(assignment, attention, norm, row_weights);
   check_weights_grad(assignment, grad);

@@ -36,8 +36,8 @@ std::tuple<Tensor, Tensor, Tensor> vlad_aggregate_cuda(
     const Tensor& assignment,                  // (B, T, G, K)
     const Tensor& attention,                   // (B, T, G)
     const Tensor& centers,                     // (F, K)
-    const std::optional<Tensor>& norm,         // (4, G, K)
-    const std::optional<Tensor>& row_weights,  // (B, T)
+    const std::optional<Tensor>& norm,         // (4, G*K)
+    const std::optional<Tensor>& row_weights,  // (B*T)
     double eps, bool allow_tf32) {
   const VladShape shape =
       check_vlad(features, assignment, attention, centers, norm, row_weights, eps);

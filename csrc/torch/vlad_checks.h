@@ -20,26 +20,26 @@ inline void check_sums(const Tensor& tensor, const char* name, const Tensor& val
 }
 
 inline void check_norm(const Tensor& assignment,                  // (B, T, G, K)
-                       const std::optional<Tensor>& norm,         // (4, G, K)
-                       const std::optional<Tensor>& row_weights)  // (B, T)
+                       const std::optional<Tensor>& norm,         // (4, G*K)
+                       const std::optional<Tensor>& row_weights)  // (B*T)
 {
   const int64_t B = assignment.size(0), T = assignment.size(1);
   const int64_t G = assignment.size(2), K = assignment.size(3);
   if (norm) {
-    check_shape(*norm, "norm", "(4, G, K)", {4, G, K});
+    check_shape(*norm, "norm", "(4, G*K)", {4, G * K});
     check_sums(*norm, "norm", assignment, "assignment");
   }
   if (row_weights) {
     PYSEG_CHECK(norm.has_value(), "row_weights: expected None without norm, found a tensor");
-    check_shape(*row_weights, "row_weights", "(B, T)", {B, T});
+    check_shape(*row_weights, "row_weights", "(B*T,)", {B * T});
     check_sums(*row_weights, "row_weights", assignment, "assignment");
   }
 }
 
 inline VladShape check_soft_assign(const Tensor& assignment,                  // (B, T, G, K)
                                    const Tensor& attention,                   // (B, T, G)
-                                   const std::optional<Tensor>& norm,         // (4, G, K)
-                                   const std::optional<Tensor>& row_weights)  // (B, T)
+                                   const std::optional<Tensor>& norm,         // (4, G*K)
+                                   const std::optional<Tensor>& row_weights)  // (B*T)
 {
   check_dimensions(assignment, "assignment", "(B, T, G, K)");
   const int64_t B = assignment.size(0), T = assignment.size(1);
@@ -57,8 +57,8 @@ inline VladShape check_vlad(const Tensor& features,                    // (B, T,
                             const Tensor& assignment,                  // (B, T, G, K)
                             const Tensor& attention,                   // (B, T, G)
                             const Tensor& centers,                     // (F, K)
-                            const std::optional<Tensor>& norm,         // (4, G, K)
-                            const std::optional<Tensor>& row_weights,  // (B, T)
+                            const std::optional<Tensor>& norm,         // (4, G*K)
+                            const std::optional<Tensor>& row_weights,  // (B*T)
                             double eps) {
   check_dimensions(features, "features", "(B, T, G, F)");
   check_dimensions(assignment, "assignment", "(B, T, G, K)");

@@ -17,8 +17,8 @@ namespace pyseg {
 
 // The batch normalisation of an assignment.
 struct NormTensors {
-  std::optional<Tensor> values;       // (4, G, K)
-  std::optional<Tensor> row_weights;  // (B, T)
+  std::optional<Tensor> values;       // (4, G*K)
+  std::optional<Tensor> row_weights;  // (B*T)
 
   NormTensors(const std::optional<Tensor>& values, const std::optional<Tensor>& row_weights)
       : values(in_order(values)), row_weights(in_order(row_weights)) {}
@@ -28,10 +28,10 @@ struct NormTensors {
     return {values ? read<A>(*values) : nullptr, row_weights ? read<A>(*row_weights) : nullptr};
   }
 
-  // (2, G, K), or (0) without norm.
+  // (2, G*K), or (0) without norm.
   Tensor new_sums(const VladShape& shape, const Tensor& values_of_dtype) const {
     const auto sums = accumulate_dtype(values_of_dtype.scalar_type());
-    return values ? new_tensor(values_of_dtype, {2, shape.groups, shape.clusters}, sums)
+    return values ? new_tensor(values_of_dtype, {2, shape.groups * shape.clusters}, sums)
                   : new_tensor(values_of_dtype, {0}, sums);
   }
 };
@@ -121,7 +121,7 @@ struct VladGradientTensors {
   Tensor assignment;  // (B, T, G, K)
   Tensor attention;   // (B, T, G)
   Tensor centers;     // (F, K)
-  Tensor norm_sums;   // (2, G, K), or (0) without norm
+  Tensor norm_sums;   // (2, G*K), or (0) without norm
   bool needs_features;
   bool has_norm;
 

@@ -32,6 +32,9 @@ class Cooccurrence:
         offsets: (C + 1,) int64: row i's entries are ``offsets[i]:offsets[i + 1]``.
         columns: (nnz,) int32, the other label j > i of each pair, increasing within a row.
         values: (nnz,) int64, M_ij > 0.
+
+    Raises:
+        ValueError: More videos have a label than there are, or a pair of labels than one of them.
     """
 
     num_videos: int
@@ -39,6 +42,23 @@ class Cooccurrence:
     offsets: Integers
     columns: NDArray[np.int32]
     values: Integers
+
+    def __post_init__(self) -> None:
+        """Checks that the counts fit together."""
+        most = self.counts.max(initial=0)
+        if most > self.num_videos:
+            raise ArgumentError(
+                f"counts: expected at most num_videos = {self.num_videos}, found {most}"
+            )
+        first = np.repeat(self.counts, np.diff(self.offsets))
+        outside = self.values > np.minimum(first, self.counts[self.columns])
+        if outside.any():
+            at = int(outside.argmax())
+            raise ArgumentError(
+                "values: expected at most as many videos with a pair as with each of its labels, "
+                f"found {self.values[at]} of labels with {first[at]} and "
+                f"{self.counts[self.columns[at]]}"
+            )
 
     @property
     def num_classes(self) -> int:

@@ -16,23 +16,21 @@ from pyseg.ops.assignment import PackedNorm, batch_statistics_, normalize
 _DISTRIBUTED = distributed.is_available()  # in this build of torch
 
 
-def _equal_weights(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns the weight of every frame of (B, T) in a mean over all: 1 / (B*T).
+def _equal_weights(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns the weights of rows in a mean over all of them, (count,): 1 / count each.
 
     Not in inference mode, whose tensors cannot be saved for a gradient, as the cached ones are.
     """
     if is_captured(device):
-        return torch.full(shape, 1.0 / shape.numel(), dtype=dtype, device=device)
+        return torch.full((count,), 1.0 / count, dtype=dtype, device=device)
     # Another stream would have to wait for the one that fills them.
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _cached_weights(shape, dtype, device, stream)
+    return _cached_weights(count, dtype, device, stream)
 
 
 @functools.lru_cache(maxsize=32)
-def _cached_weights(
-    shape: torch.Size, dtype: torch.dtype, device: torch.device, stream: int
-) -> Tensor:
-    return torch.full(shape, 1.0 / shape.numel(), dtype=dtype, device=device)
+def _cached_weights(count: int, dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:
+    return torch.full((count,), 1.0 / count, dtype=dtype, device=device)
 
 
 class BatchNorm(nn.Module):
@@ -119,7 +117,7 @@ class BatchNorm(nn.Module):
 
         Args:
             x: (..., channels), floating.
-            counts: for an `x` of (B, T, channels): see `deferred`.
+            counts: see `deferred`.
 
         Returns:
             The same shape and dtype as `x`.
@@ -127,18 +125,38 @@ class BatchNorm(nn.Module):
         Raises:
             ValueError: the last dimension is not `num_features`, or `counts` does not fit.
         """
-        if counts is not None and self.training:
-            norm = self.deferred(x, counts)
-            return normalize(x.unsqueeze(2), norm).squeeze(2).to(x.dtype)
         self._check(x)
         rows = x if x.dim() == 2 else x.reshape(-1, self.num_features)
-        if self._over_processes():
-            norm = self.deferred(rows.unsqueeze(0))
+        if (counts is not None and self.training) or self._over_processes():
+            norm = self.deferred(x, counts)
             return normalize(rows[None, :, None], norm).reshape(x.shape).to(x.dtype)
-        if self.training and rows.shape[0] > 0:
-            rows = self._by_batch(rows)
-        else:
-            rows = self._apply_native(rows, self.running_mean, self.running_var, training=False)
+        var = running = self.running_var
+        count, ratio, training = rows.shape[0], 1.0, False
+        if self.training and count > 0:  # a condition, as `training` must be no symbol
+            training = True
+            if count == 1:  # PyTorch divides by n - 1; the variance is 0
+                var, ratio = torch.zeros_like(running), 0.0
+            elif not self.unbiased:
+                # PyTorch's is that of a sample, so it is another multiple of everything.
+                ratio = (count - 1) / count
+                var = running / ratio
+        # In training it moves both towards the statistics of this batch.
+        # Not torch.nn.functional.batch_norm: it refuses a single row.
+        rows = torch.batch_norm(
+            rows,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            var,
+            training,
+            self.momentum,
+            self.eps,
+            torch.backends.cudnn.enabled,
+        )
+        if ratio == 0.0:
+            running.mul_(1.0 - self.momentum)
+        elif var is not running:
+            torch.mul(var, ratio, out=running)
         return rows if x.dim() == 2 else rows.reshape(x.shape)
 
     def deferred(
@@ -149,8 +167,8 @@ class BatchNorm(nn.Module):
         In training mode it takes the statistics and updates the running ones, as `forward` does.
 
         Args:
-            x: (B, T, channels), floating.
-            counts: (B, T) how often a row enters the statistics in training mode: a bool mask, or
+            x: (..., channels), floating.
+            counts: (...) how often a row enters the statistics in training mode: a bool mask, or
                 integers (every row is normalised). ``None``: once each. If all are 0, the running
                 statistics stay.
             deferred_bias: (channels,) a bias that was not added to `x`, in training mode only:
@@ -168,26 +186,26 @@ class BatchNorm(nn.Module):
                 f"counts: expected shape {tuple(x.shape[:-1])} as x has, "
                 f"found {tuple(counts.shape)}"
             )
-        batch, length = x.shape[:2]
+        shape = x.shape[:-1]
         over_processes = self._over_processes()
-        if not self.training or (batch * length == 0 and not over_processes):
+        if not self.training or (shape.numel() == 0 and not over_processes):
             return AssignmentNorm(
                 self.running_mean, self.running_var, self.weight, self.bias, self.eps
             )
         if counts is None and not over_processes:
             return self._deferred_of_all(x, deferred_bias)
         if counts is None:
-            counts = torch.ones(batch, length, dtype=torch.bool, device=x.device)
-        counts = counts.to(sum_dtype(x.dtype))
+            counts = torch.ones(shape, dtype=torch.bool, device=x.device)
+        counts, rows = counts.flatten().to(sum_dtype(x.dtype)), x.reshape(-1, self.num_features)
         row_weights: Tensor | None = None
         if over_processes:  # the gradient through them is that of `GlobalMoments`, not of the op
             from pyseg.nn._global_moments import global_moments  # it imports all of torch._dynamo
 
-            mean, var, count = global_moments(x.flatten(0, 1), counts.flatten())
+            mean, var, count = global_moments(rows, counts)
         else:
             count = counts.sum()
             row_weights = counts / count.clamp(min=1.0)
-            mean, var = moments(x.detach().flatten(0, 1), row_weights.flatten())
+            mean, var = moments(rows.detach(), row_weights)
         with torch.no_grad():
             running = var * (count / (count - 1.0).clamp(min=1.0)) if self.unbiased else var
             momentum = self.momentum * (count > 0).to(self.running_mean.dtype)
@@ -196,30 +214,37 @@ class BatchNorm(nn.Module):
 
     def _deferred_of_all(self, x: Tensor, deferred_bias: Tensor | None) -> AssignmentNorm:
         """Returns what `deferred` does where all rows count, which takes fewer kernels."""
-        shape, weight, bias = x.shape[:2], self.weight, self.bias
-        running = self.running_mean, self.running_var
-        dtype = sum_dtype(x.dtype)
-        vectors = weight, bias, *running
+        count, dtype = x.shape[:-1].numel(), sum_dtype(x.dtype)
+        weight, bias = self.weight, self.bias
+        running_mean, running_var = self.running_mean, self.running_var
         if (
-            is_plain((x, *vectors, deferred_bias))
+            weight.dtype == bias.dtype == running_mean.dtype == running_var.dtype == dtype
             and has_kernel(x)
-            and all(vector.dtype == dtype for vector in vectors)
+            and is_plain((x, weight, bias, running_mean, running_var, deferred_bias))
         ):
             if deferred_bias is not None:
                 deferred_bias = as_dtype(deferred_bias, dtype)
             both, packed = batch_statistics_(
-                x, weight, bias, deferred_bias, *running, self.momentum, self.eps, self.unbiased
+                x,
+                weight,
+                bias,
+                deferred_bias,
+                running_mean,
+                running_var,
+                self.momentum,
+                self.eps,
+                self.unbiased,
             )
-            row_weights = _equal_weights(shape, dtype, x.device)
-            norm = PackedNorm(both[0], both[1], weight, bias, self.eps, row_weights)
+            row_weights = _equal_weights(count, dtype, x.device)
+            mean, var = both.unbind()
+            norm = PackedNorm(mean, var, weight, bias, self.eps, row_weights)
             norm.packed = packed
             return norm
-        count = shape.numel()
         with torch.no_grad():
-            mean, var = moments(x.flatten(0, 1))
+            mean, var = moments(x.reshape(-1, self.num_features))
             now = var * (count / max(count - 1, 1)) if self.unbiased else var
             self._update(mean, now, self.momentum, deferred_bias)
-        row_weights = x.new_full(shape, 1.0 / count, dtype=dtype)
+        row_weights = x.new_full((count,), 1.0 / count, dtype=dtype)
         return AssignmentNorm(mean, var, weight, bias, self.eps, row_weights)
 
     def _update(
@@ -263,35 +288,3 @@ class BatchNorm(nn.Module):
             raise ArgumentError(
                 f"x: expected a last dimension of {self.num_features}, found {tuple(x.shape)}"
             )
-
-    def _apply_native(self, rows: Tensor, mean: Tensor, var: Tensor, *, training: bool) -> Tensor:
-        # In training it moves `mean` and `var` towards the statistics of this batch.
-        # Not torch.nn.functional.batch_norm: it refuses a single row.
-        return torch.batch_norm(
-            rows,
-            self.weight,
-            self.bias,
-            mean,
-            var,
-            training,
-            self.momentum,
-            self.eps,
-            torch.backends.cudnn.enabled,
-        )
-
-    def _by_batch(self, rows: Tensor) -> Tensor:
-        count = rows.shape[0]
-        if count == 1:  # PyTorch divides by n - 1; the variance is 0
-            unused = torch.zeros_like(self.running_var)
-            rows = self._apply_native(rows, self.running_mean, unused, training=True)
-            self.running_var.mul_(1.0 - self.momentum)
-            return rows
-        mean, running = self.running_mean, self.running_var
-        if self.unbiased:
-            return self._apply_native(rows, mean, running, training=True)
-        # PyTorch's running variance is that of a sample, so it is another multiple of everything.
-        ratio = (count - 1) / count
-        var = running / ratio
-        rows = self._apply_native(rows, mean, var, training=True)
-        torch.mul(var, ratio, out=running)
-        return rows

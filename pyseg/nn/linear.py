@@ -37,6 +37,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         ...     linear(x, weight).dtype
         torch.bfloat16
     """
+    if not torch.is_autocast_enabled("cpu"):
+        return functional.linear(x, weight, bias)
     dtype = _autocast_dtype(x, weight)
     if dtype is None or not (_slow(dtype) or x.numel() <= _FEW_ROWS * weight.shape[1]):
         return functional.linear(x, weight, bias)
@@ -52,7 +54,7 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
         >>> matmul(torch.ones(2, 3), torch.ones(3, 1)).tolist()
         [[3.0], [3.0]]
     """
-    dtype = _autocast_dtype(x, y)
+    dtype = _autocast_dtype(x, y) if torch.is_autocast_enabled("cpu") else None
     if dtype is None or not _slow(dtype):
         return torch.matmul(x, y)
     with torch.autocast("cpu", enabled=False):
@@ -98,8 +100,8 @@ class Linear(torch.nn.Linear):
 
 
 def _autocast_dtype(x: Tensor, y: Tensor) -> torch.dtype | None:
-    """Returns the dtype that autocast gives a product on a CPU, None where it does not apply."""
-    if not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
+    """Returns the dtype that autocast, on for CPUs, gives a product; None if it does not apply."""
+    if x.device.type != "cpu":
         return None
     return None if torch.float64 in (x.dtype, y.dtype) else torch.get_autocast_dtype("cpu")
 

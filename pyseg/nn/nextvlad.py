@@ -220,9 +220,10 @@ class NeXtVLAD(DerivedWeights):
                 bias, deferred_bias = None, bias
             attention = apply(folded.attention, folded.attention_bias)
             assignment = apply(folded.assign, bias)
-        assignment = assignment.view(batch, length, groups * clusters)
         if norm is None:
-            counts = None if self.padded_statistics else mask
+            counts: Tensor | None = None
+            if mask is not None and not self.padded_statistics:
+                counts = mask.reshape(assignment.shape[:-1])
             norm = self.assign_norm.deferred(assignment, counts, deferred_bias=deferred_bias)
         attention = torch.sigmoid(attention).view(batch, length, groups)
         if mask is not None:
@@ -296,7 +297,7 @@ class NeXtVLAD(DerivedWeights):
         assign, attention = self.assign.weight, self.attention.weight
         # One product for both: fewer kernels, forward and above all backward.
         folded = matmul(torch.cat((assign, attention)), self.expand.weight)
-        of_assign, of_attention = folded.split((len(assign), len(attention)))
+        of_assign, of_attention = folded.split((assign.shape[0], attention.shape[0]))
         bias = self.expand.bias
         return _Folded(
             of_assign,
@@ -451,9 +452,12 @@ class NeXtVLADClassifier(FrameClassifier):
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Classifies prepared frames, see `FrameClassifier.classify`."""
+        dequantization = self.normalization.dequantization(x)
+        # Here for all features at once; each of those that stay bytes decides for itself.
+        x = shared_frames(x, mask, self.hidden.weight, dequantization)
         parts = x.split(self.feature_sizes, -1)
         scales: Sequence[Tensor | None] = [None] * len(parts)
-        if (dequantization := self.normalization.dequantization(x)) is not None:
+        if dequantization is not None:
             scales = dequantization.split(self.feature_sizes, -1)
         aggregates = [
             branch(part, mask, scale)

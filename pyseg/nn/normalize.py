@@ -56,10 +56,9 @@ def shared_frames(
         dequantization: what bytes stand for, see `pyseg.ops.frame_linear`.
     """
     device, dtype, are_bytes = frames.device.type, weight.dtype, frames.dtype == torch.uint8
-    shares = device in _SHARING
-    if not (shares or are_bytes):
+    shares, in_autocast = device in _SHARING, torch.is_autocast_enabled(device)
+    if not (are_bytes or (shares and in_autocast)):
         return frames
-    in_autocast = torch.is_autocast_enabled(device)
     if in_autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     if not shares:
@@ -68,7 +67,7 @@ def shared_frames(
             return frames
     if are_bytes:
         return dequantize(frames, mask, dtype, dequantization)
-    return frames.to(dtype) if in_autocast and frames.dtype != torch.float64 else frames
+    return frames if frames.dtype == torch.float64 else frames.to(dtype)
 
 
 class FrameNormalization(DerivedWeights):
@@ -242,8 +241,9 @@ class FrameNormalization(DerivedWeights):
             (3, N) float64, the argument ``dequantization`` of `pyseg.ops.frame_linear`, on the
             device of `frames`; ``None`` where its default fits.
         """
-        default = all(limits == RANGE for limits in self.ranges)
-        if frames.dtype != torch.uint8 or (default and self.mean is None):
+        if frames.dtype != torch.uint8:
+            return None
+        if self.mean is None and all(limits == RANGE for limits in self.ranges):
             return None
         derive = functools.partial(self._dequantization, frames.device)
         # A CUDA graph must not read memory that a later change of the buffers would free.

@@ -50,8 +50,9 @@ class AssignmentNorm(NamedTuple):
         weight: the same; the scale after normalisation.
         bias: the same; the offset after normalisation.
         eps: added to the variance.
-        row_weights: (B, T) the weight of each frame in the statistics, with sum 1: 1 / (B*T)
-            everywhere, or 0 for frames that are left out. ``None``: the statistics are constants.
+        row_weights: (B*T,) or (B, T), the weight of each frame in the statistics, with sum 1:
+            1 / (B*T) everywhere, or 0 for frames that are left out. ``None``: the statistics are
+            constants.
     """
 
     mean: Tensor
@@ -325,7 +326,6 @@ def call_unchecked(
         assignment = tensors[op.places["assignment"]]
         if packed.dtype != sum_dtype(assignment.dtype):
             return None
-        packed = packed.view(4, *assignment.shape[2:])
     return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
 
 
@@ -334,29 +334,27 @@ def call_with_norm(
 ) -> Any:
     """Calls an op with `norm` between its tensors and its other arguments.
 
-    The native ops take `norm` as one tensor, (4, G, K), and its row weights. In a training step
-    only weight and bias have a gradient, which the backward op returns as it is.
+    The native ops take `norm` as one tensor, (4, G*K), and its row weights, (B*T,). In a training
+    step only weight and bias have a gradient, which the backward op returns as it is.
     """
     if norm is None:
         return op(*tensors, None, None, *others)
-    assignment = tensors[op.places["assignment"]]
-    shape, dtype = assignment.shape[2:], sum_dtype(assignment.dtype)
+    dtype = sum_dtype(tensors[op.places["assignment"]].dtype)
     *statistics, weight, bias = norm[:4]
     if norm.row_weights is None:
-        return op(*tensors, _pack(norm, shape, dtype), None, *others)
-    row_weights = as_dtype(norm.row_weights, dtype)
+        return op(*tensors, _pack(norm, dtype), None, *others)
+    row_weights = as_dtype(norm.row_weights, dtype).flatten()
     if wants_gradient(*statistics) or not is_plain((*tensors, *norm[:4], row_weights)):
-        return op(*tensors, _pack(norm, shape, dtype), row_weights, *others)
+        return op(*tensors, _pack(norm, dtype), row_weights, *others)
     with torch._C._AutoDispatchBelowAutograd():
-        packed = _pack(norm, shape, dtype)
+        packed = _pack(norm, dtype)
     parts = [part if part.dim() == 1 else part.flatten() for part in (weight, bias)]
     return op.with_parts(*tensors, packed, row_weights, *others, parts=parts)
 
 
-def _pack(norm: AssignmentNorm, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _pack(norm: AssignmentNorm, dtype: torch.dtype) -> Tensor:
     mean, variance, weight, bias = [as_dtype(t, dtype).flatten() for t in norm[:4]]
-    packed = torch.cat((mean, torch.rsqrt(variance + norm.eps), weight, bias))
-    return packed.view(4, *shape)
+    return torch.stack((mean, torch.rsqrt(variance + norm.eps), weight, bias))
 
 
 def call_backward(
@@ -370,14 +368,13 @@ def call_backward(
     if (parts := saved.pop("parts", None)) is not None:
         # The op has to see that there is a second derivative, which it refuses.
         statistics = saved["norm"][:2]
-        flat = torch.cat(
-            (statistics.flatten(), *(as_dtype(part, statistics.dtype) for part in parts))
+        saved["norm"] = torch.stack(
+            (*statistics, *(as_dtype(part, statistics.dtype) for part in parts))
         )
-        saved["norm"] = flat.view(saved["norm"].shape)
     norm = saved["norm"]
     *grads, sums = op(**others, **saved)
     if "norm.weight" in needed:
-        return grads, dict(zip(NORM_PARTS, sums.view(2, -1).unbind(), strict=True))
+        return grads, dict(zip(NORM_PARTS, sums.unbind(), strict=True))
     if norm is None or not needed["norm"]:
         return grads, {}
     by_weight, by_bias = sums.unbind()
@@ -416,7 +413,7 @@ def _check_norm(assignment: Tensor, *fields: Any) -> None:
         if field == "row_weights":
             if tensor is None:
                 continue
-            shapes, layout = [(batch, frames)], "(B, T)"
+            shapes, layout = [(batch, frames), (batch * frames,)], "(B, T) or (B*T,)"
         check_tensor(name, tensor, "floating")
         check_device(name, tensor, "assignment", assignment)
         if tuple(tensor.shape) not in shapes:
@@ -425,7 +422,7 @@ def _check_norm(assignment: Tensor, *fields: Any) -> None:
 
 def fake_norm_sums(assignment: Tensor, norm: Tensor | None) -> Tensor:
     """Returns the fake of the sums of a backward op."""
-    shape = (0,) if norm is None else (2, *assignment.shape[2:])
+    shape = (0,) if norm is None else (2, norm.shape[1])
     return assignment.new_empty(shape, dtype=sum_dtype(assignment.dtype))
 
 

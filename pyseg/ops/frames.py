@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyseg.ops._dispatch import as_dtype, has_kernel, product_dtype, sum_dtype
-from pyseg.ops._op import SUMS, Argument, Op, check_dtype, is_plain, misfit, wants_gradient
+from pyseg.ops._op import (
+    SUMS,
+    Argument,
+    Op,
+    check_dtype,
+    is_any_autocast_enabled,
+    is_plain,
+    misfit,
+    wants_gradient,
+)
 
 # YouTube-8M stores a feature x in [-2, 2] as a byte; the starter code's utils.py dequantises it as
 # q * (range / 255) + (range / 512 + min). The offset is not half a bin of 4/255, but all public
@@ -141,7 +150,6 @@ def _dequantize_fake(
     return frames.new_empty(frames.shape, dtype=dtype)
 
 
-@_LINEAR.autocast()
 def frame_linear(
     frames: Tensor,
     mask: Tensor | None,
@@ -180,14 +188,26 @@ def frame_linear(
         [0.015625, 0.0]
     """
     tensors = frames, mask, weight, bias, dequantization
-    if is_plain(tensors) and has_kernel(frames):
-        try:
-            product = _one_product(*tensors)
-        except RuntimeError:  # of the kernel or of PyTorch: arguments that do not fit have our own
-            _LINEAR.check(*tensors)
-            raise
+    # Without autocast not even its wrapper is called: few frames take less time than it.
+    if is_plain(tensors) and not is_any_autocast_enabled():
+        product = _one_product(*tensors)
         if product is not None:
             return product
+    return _cast_linear(*tensors)
+
+
+@_LINEAR.autocast()
+def _cast_linear(
+    frames: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    dequantization: Tensor | None,
+) -> Tensor:
+    tensors = frames, mask, weight, bias, dequantization
+    product = _one_product(*tensors) if is_plain(tensors) else None
+    if product is not None:
+        return product
     _LINEAR.check(*tensors)
     return _LINEAR(*tensors)
 
@@ -205,7 +225,7 @@ def _one_product(
     than the dequantisation of a few frames. So this checks no more than what neither its kernel nor
     PyTorch's product would refuse.
     """
-    if frames.ndim != 3 or weight.ndim != 2:
+    if not has_kernel(frames) or frames.ndim != 3 or weight.ndim != 2:
         return None
     if bias is not None and (bias.ndim != 1 or bias.numel() != weight.size(0)):
         return None
@@ -218,11 +238,15 @@ def _one_product(
         if wants_gradient(dequantization) or not dequantization.is_floating_point():
             return None
         dequantization = as_dtype(dequantization, sum_dtype(dtype))
-    x = _DEQUANTIZE.call_directly(frames, mask, dequantization, dtype)
-    if dtype == wanted:
-        return functional.linear(x, weight, bias)
-    shift = None if bias is None else bias.to(dtype)
-    return functional.linear(x, weight.to(dtype), shift).to(wanted)
+    try:
+        x = _DEQUANTIZE.call_directly(frames, mask, dequantization, dtype)
+        if dtype == wanted:
+            return functional.linear(x, weight, bias)
+        shift = None if bias is None else bias.to(dtype)
+        return functional.linear(x, weight.to(dtype), shift).to(wanted)
+    except RuntimeError:  # of the kernel or of PyTorch: arguments that do not fit have our own
+        _LINEAR.check(frames, mask, weight, bias, dequantization)
+        raise
 
 
 def frame_linear_reference(

@@ -394,7 +394,7 @@ def _gradient(
     twice = torch.is_grad_enabled()  # possibly create_graph=True
     # Not in float16: grad is B times the gradient, see the schema, so the scale is hardly ever 1.
     if not twice and grad.dtype != torch.float16 and _is_read_once(grad_output):
-        torch.ops.pyseg.rated_bce_with_logits_backward_.default(grad_output, grad)
+        _BACKWARD_IN_PLACE(grad_output, grad)
         return {"logits": grad}
     return {"logits": _BACKWARD(grad_output, grad, logits if twice else None)}
 

@@ -92,9 +92,9 @@ def train(config: TrainConfig, collection: Collection | None = None) -> Path:
 
 def _start(config: TrainConfig, collection: Collection | None = None) -> Path:
     """Does the work of `train`, also for a resumed run whose options have changed."""
+    device = distributed.local_device(distributed.pick_device(config.device))
     if config.resume is not None:
         config = check_resumed(config)
-    device = distributed.local_device(distributed.pick_device(config.device))
     with (
         distributed.session(device, config.timeout_minutes),
         without_record_warnings(),

@@ -133,10 +133,10 @@ class StageRun:
         recorder = None if options.cuda_graph is False else graph.make_recorder(self.trainer.device)
         if recorder is None:
             if options.cuda_graph:
-                print(f"CUDA graphs: none on {self.trainer.device}")
+                self.trainer.print_once(f"CUDA graphs: none on {self.trainer.device}")
             return None
         if why := graph.why_not(options, self.model, self.stage.loss):
-            print(f"CUDA graphs: none: {why}")
+            self.trainer.print_once(f"CUDA graphs: none: {why}")
             return None
         self.optimization.keep_rate_on_device()
         return graph.GraphedSteps(self.optimization.step, recorder)

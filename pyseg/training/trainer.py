@@ -63,6 +63,7 @@ class Trainer:
         self.log = Log(run, config.tensorboard)
         self.device = next(model.parameters()).device
         self.identity = identify(config, model, stages)
+        self._printed: set[str] = set()
         self._resumed: dict[str, Any] | None = None
         if checkpoint is not None:
             path, self._resumed = checkpoint
@@ -80,6 +81,12 @@ class Trainer:
         if self._resumed is None:
             return None
         return f"{self._resumed['stage']}, step {self._resumed['step']}"
+
+    def print_once(self, line: str) -> None:
+        """Prints a line that holds for the whole run, not again in every stage."""
+        if line not in self._printed:
+            self._printed.add(line)
+            print(line)
 
     def fit(self) -> None:
         """Runs the remaining stages; the run's folder then holds the final weights.

@@ -124,10 +124,23 @@ def test_duplicate_labels_count_once_and_counts_are_64_bit() -> None:
     assert counted.counts.tolist() == [0, 1, 0, 1, 0]
     assert counted.pairs[1, 3] == counted.pairs[3, 1] == 1
     large = Cooccurrence(
-        counted.num_videos, counted.counts * 2**40, counted.offsets, counted.columns,
+        2**40, counted.counts * 2**40, counted.offsets, counted.columns,
         counted.values * 2**40,
     )  # fmt: skip
     assert large.merge(counted).pairs[3, 1] == 2**40 + 1
+
+
+@pytest.mark.parametrize(
+    ("videos", "pairs", "text"),
+    [
+        (4, 2, "counts: expected at most num_videos = 4, found 5"),
+        (5, 4, "values: .* with each of its labels, found 4 of labels with 5 and 3"),
+    ],
+)
+def test_more_videos_with_labels_than_there_are(videos: int, pairs: int, text: str) -> None:
+    arrays = (np.array(values) for values in ([5, 3], [0, 1, 1], [1], [pairs]))
+    with pytest.raises(ValueError, match=text):
+        Cooccurrence(videos, *arrays)
 
 
 @pytest.mark.parametrize("kind", ["list", "int32", "uint8", "torch"])

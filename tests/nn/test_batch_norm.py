@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -133,6 +135,8 @@ def test_a_row_may_count_several_times(unbiased: bool) -> None:
     places = torch.arange(6).repeat_interleave(counts.flatten())
     summed = torch.zeros(6, 4, dtype=torch.float64).index_add(0, places, repeated.grad)
     torch.testing.assert_close(x.grad.flatten(0, 1), summed)
+    rows = copy.deepcopy(norms[0])(x.flatten(0, 1), counts.flatten())
+    torch.testing.assert_close(rows, y.flatten(0, 1))
     for norm in norms:
         norm.eval()
     torch.testing.assert_close(norms[0](x, counts), norms[1](x))
@@ -232,15 +236,15 @@ def test_bad_input() -> None:
         BatchNorm(3).deferred(torch.zeros(2, 1, 3), torch.ones(3, dtype=torch.bool))
 
 
-def test_equal_weights_of_rows_are_made_once_for_a_shape() -> None:
+def test_equal_weights_of_rows_are_made_once_for_a_number() -> None:
     norm = BatchNorm(3)
     with torch.inference_mode():
         norm.deferred(torch.randn(2, 7, 3))
     weights = [norm.deferred(torch.randn(2, 7, 3)).row_weights for _ in range(2)]
     assert weights[0] is weights[1]
     assert not weights[0].is_inference()
-    torch.testing.assert_close(weights[0], torch.full((2, 7), 1 / 14))
-    assert norm.deferred(torch.randn(1, 7, 3)).row_weights.shape == (1, 7)
+    torch.testing.assert_close(weights[0], torch.full((14,), 1 / 14))
+    assert norm.deferred(torch.randn(7, 3)).row_weights.shape == (7,)
     assert (
         norm.deferred(torch.randn(2, 7, 3, dtype=torch.float64)).row_weights.dtype == torch.float64
     )

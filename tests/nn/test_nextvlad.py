@@ -611,6 +611,21 @@ def test_a_gpu_dequantises_once_a_step_and_rounds_once(
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("sharing", [(), ("cpu",)], ids=["tile", "gpu"])
+def test_a_classifier_dequantizes_all_features_once(
+    sharing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    original = normalize.dequantize
+    monkeypatch.setattr(normalize, "_SHARING", sharing)
+    monkeypatch.setattr(
+        normalize, "dequantize", lambda *a: (shapes.append(a[0].shape), original(*a))[1]
+    )
+    frames = make_frames(3, 4)
+    make_model()(frames, torch.tensor([4, 1, 2]))
+    assert shapes == [frames.shape]
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("length", [5, 300])
 def test_bfloat16_autocast(training: bool, length: int) -> None:

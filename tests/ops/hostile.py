@@ -46,7 +46,7 @@ def valid_calls() -> dict[str, list[list[Any]]]:
     """Returns valid arguments of each operator."""
     ops = torch.ops.pyseg
     vlad = [random(B, T, G, F), random(B, T, G, K), random(B, T, G), random(F, K)]
-    norm, row_weights = random(4, G, K) + 0.5, torch.full((B, T), 1 / (B * T))
+    norm, row_weights = random(4, G * K) + 0.5, torch.full((B * T,), 1 / (B * T))
     norms: list[list[Any]] = [[None, None], [norm, None], [norm, row_weights]]
     flags = (False, True)
     saved = [ops.vlad_aggregate(*vlad, *some, EPS, False) for some in norms]
@@ -112,7 +112,10 @@ def definitions() -> dict[str, Any]:
     """Returns the operators' definitions in plain PyTorch and float64."""
 
     def normalize(z: Tensor, norm: Tensor | None) -> Tensor:
-        return z if norm is None else (z - norm[0]) * norm[1] * norm[2] + norm[3]
+        if norm is None:
+            return z
+        mean, rstd, weight, bias = norm.unflatten(1, z.shape[2:])
+        return (z - mean) * rstd * weight + bias
 
     def soft_assign(
         z: Tensor, attention: Tensor, norm: Any, row_weights: Any, by_cluster: bool = False

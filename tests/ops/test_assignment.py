@@ -230,14 +230,15 @@ def test_gradcheck(device, shape, norm):
 
 
 def packed(assignment: Tensor, norm: str | None, grad: bool, layout: str) -> list[Tensor | None]:
-    """Returns norm (4, G, K) and row weights (B, T) as the raw ops take them."""
+    """Returns norm (4, G*K) and row weights (B*T,) as the raw ops take them."""
     if norm is None:
         return [None, None]
     dtype = torch.promote_types(assignment.dtype, torch.float32)
-    values = torch.rand(4, *assignment.shape[2:], dtype=dtype, device=assignment.device) + 0.5
-    weights = torch.full(assignment.shape[:2], 1 / 6, dtype=dtype, device=assignment.device)
+    values = torch.rand(4, assignment[0, 0].numel(), dtype=dtype, device=assignment.device) + 0.5
+    weights = torch.full((6, 2), 1 / 6, dtype=dtype, device=assignment.device)[:, 0]
     values = with_layout(values, layout).requires_grad_(grad)
-    return [values, with_layout(weights, layout) if norm == "statistics" else None]
+    weights = weights.contiguous() if layout == "contiguous" else weights
+    return [values, weights if norm == "statistics" else None]
 
 
 @pytest.mark.parametrize(
@@ -496,10 +497,10 @@ BAD_NORMS = {
         r"norm.eps: expected a finite number of .* 0, found -1.0",
     ),
     "row_weights: shape": (
-        NORM._replace(row_weights=torch.ones(6)),
+        NORM._replace(row_weights=torch.ones(5)),
         ValueError,
-        r"norm.row_weights: expected shape \(B, T\) = \(2, 3\) to fit assignment \(2, 3, 2, 4\), "
-        r"found \(6,\)",
+        r"norm.row_weights: expected shape \(B, T\) or \(B\*T,\) = \(2, 3\) to fit assignment "
+        r"\(2, 3, 2, 4\), found \(5,\)",
     ),
     "row_weights: bool": (
         NORM._replace(row_weights=torch.ones(2, 3, dtype=torch.bool)),
@@ -627,13 +628,13 @@ def test_raw_ops_check_what_they_read():
     with pytest.raises(RuntimeError, match=r"attention: expected Float, found Double"):
         ops.soft_assign(z, a.double())
     with pytest.raises(
-        RuntimeError, match=r"norm: expected shape \(4, G, K\) = \(4, 2, 4\), found \(1,\)"
+        RuntimeError, match=r"norm: expected shape \(4, G\*K\) = \(4, 8\), found \(1,\)"
     ):
         ops.soft_assign(z, a, torch.ones(1))
     with pytest.raises(
-        RuntimeError, match=r"row_weights: expected shape \(B, T\) = \(2, 3\), found \(2,\)"
+        RuntimeError, match=r"row_weights: expected shape \(B\*T,\) = \(6,\), found \(2,\)"
     ):
-        ops.soft_assign(z, a, torch.ones(4, 2, 4), torch.ones(2))
+        ops.soft_assign(z, a, torch.ones(4, 8), torch.ones(2))
     with pytest.raises(
         RuntimeError, match=r"grad: expected shape \(B, T, G, K\) = .*, found \(1, 3, 2, 4\)"
     ):

@@ -281,12 +281,13 @@ def test_opcheck(device, dtype, grad, layout):
 
 
 def packed_norm(assignment: Tensor, norm: str, layout: str, grad: bool) -> list[Tensor | None]:
-    """Returns norm (4, G, K) and row weights (B, T) as the raw op takes them."""
+    """Returns norm (4, G*K) and row weights (B*T,) as the raw op takes them."""
     dtype = torch.promote_types(assignment.dtype, torch.float32)
-    values = torch.rand(4, *assignment.shape[2:], dtype=dtype, device=assignment.device) + 0.5
+    values = torch.rand(4, assignment[0, 0].numel(), dtype=dtype, device=assignment.device) + 0.5
     values = with_layout(values, layout).requires_grad_(grad)
-    weights = torch.full(assignment.shape[:2], 1 / 6, dtype=dtype, device=assignment.device)
-    return [values, with_layout(weights, layout) if norm == "statistics" else None]
+    weights = torch.full((6, 2), 1 / 6, dtype=dtype, device=assignment.device)[:, 0]
+    weights = weights.contiguous() if layout == "contiguous" else weights
+    return [values, weights if norm == "statistics" else None]
 
 
 @pytest.mark.parametrize(
@@ -626,20 +627,20 @@ def test_raw_op_refuses_integers_and_bad_eps():
 
 RAW_NORMS = {
     "norm: shape": (
-        torch.ones(4, 8),
-        None,
-        r"norm: expected shape \(4, G, K\) = \(4, 2, 4\), found \(4, 8\)",
-    ),
-    "norm: dtype": (torch.ones(4, 2, 4).double(), None, r"norm: expected Float, found Double"),
-    "row_weights: alone": (None, torch.ones(2, 3), r"row_weights: expected None without norm"),
-    "row_weights: shape": (
         torch.ones(4, 2, 4),
-        torch.ones(6),
-        r"row_weights: expected shape \(B, T\) = \(2, 3\), found \(6,\)",
+        None,
+        r"norm: expected shape \(4, G\*K\) = \(4, 8\), found \(4, 2, 4\)",
+    ),
+    "norm: dtype": (torch.ones(4, 8).double(), None, r"norm: expected Float, found Double"),
+    "row_weights: alone": (None, torch.ones(6), r"row_weights: expected None without norm"),
+    "row_weights: shape": (
+        torch.ones(4, 8),
+        torch.ones(2, 3),
+        r"row_weights: expected shape \(B\*T,\) = \(6,\), found \(2, 3\)",
     ),
     "row_weights: dtype": (
-        torch.ones(4, 2, 4),
-        torch.ones(2, 3).bfloat16(),
+        torch.ones(4, 8),
+        torch.ones(6).bfloat16(),
         r"row_weights: expected Float, found BFloat16",
     ),
 }
