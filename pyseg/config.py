@@ -119,7 +119,9 @@ class LossConfig:
         prior: Videos that the base rates of labels are worth where probabilities are counted
             (`pyseg.labels.prior_strength`): 0: none (eq. 4); "fit": what the counts say.
         absent_evidence: Evidence of a class rated 0, relative to one rated 1: how much it says of
-            the other classes; 0 in the paper.
+            the other classes; 0 in the paper. "bayes": what it says by Bayes' rule, if a rater is
+            asked about a class because of one that comes with it
+            (`pyseg.labels.LabelCorrelation.when_absent`).
 
     Raises:
         ValueError: A value is out of its range.
@@ -131,14 +133,15 @@ class LossConfig:
     threshold: float = 0.5
     min_support: int = 1
     prior: float | Literal["fit"] = 0.0
-    absent_evidence: float = 0.0
+    absent_evidence: float | Literal["bayes"] = 0.0
 
     def __post_init__(self) -> None:
         """Checks the values."""
         for name in ("rated_weight", "unrated_weight"):
             _cli.check_range(name, getattr(self, name), 0)
-        for name in ("threshold", "absent_evidence"):
-            _cli.check_range(name, getattr(self, name), 0, 1)
+        _cli.check_range("threshold", self.threshold, 0, 1)
+        if self.absent_evidence != "bayes":
+            _cli.check_range("absent_evidence", self.absent_evidence, 0, 1)
         _cli.check_range("min_support", self.min_support, 1)
         if self.prior != "fit":
             _cli.check_range("prior", self.prior, 0)
@@ -155,7 +158,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss.rated_weight": 1.0,
         "loss.unrated_weight": 0.2,
         "loss.threshold": 0.0,
-        "loss.absent_evidence": 0.5,
+        "loss.absent_evidence": "bayes",
     },
     "paper": {
         "model": "paper-mixture",

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 
+_LEAST = 1e-4  # of the probabilities given that a label is absent, most of which are tiny
+
+
 class LabelCorrelation:
     """P', the probability of every label given another one; sparse.
 
@@ -206,6 +209,35 @@ class LabelCorrelation:
         moved.offsets, moved.columns = self.offsets.to(device), self.columns.to(device)
         moved.values = self.values.to(device)
         return moved
+
+    def when_absent(self) -> LabelCorrelation:
+        """Returns the probability of every label where another one was asked about and is absent.
+
+        By Bayes' rule, with this model of the question: a video is asked about a label i because of
+        one of its own labels, l, with a probability in proportion to P_li in row l; and i is absent
+        with probability 1 - P_li. So it has that label l with probability::
+
+            W_il  in proportion to  P_il (1 - P_li) / (sum over k of P_lk),  summing to 1 over l
+
+        and label j with probability ``sum over l of W_il P_lj``, where P_ll = 1. Probabilities
+        below 0.0001 are left out. The pairs must not be those above a threshold only, or little is
+        known of l.
+
+        Example:
+            >>> offsets, columns = torch.tensor([0, 1, 3, 3]), torch.tensor([1, 0, 2])
+            >>> asked = LabelCorrelation(offsets, columns, torch.tensor([0.5, 0.2, 0.4]))
+            >>> asked.when_absent().related(0)  # label 0 was asked about because of label 1
+            [(1, 1.0), (2, 0.4000000059604645)]
+        """
+        given = self.dense()
+        totals = given.sum(1).clamp(min=torch.finfo(given.dtype).tiny)
+        reasons = given * (1.0 - given.T) / totals
+        reasons /= reasons.sum(1, keepdim=True).clamp(min=torch.finfo(given.dtype).tiny)
+        found = (reasons @ given + reasons).clamp(max=1.0).fill_diagonal_(0.0)
+        rows, columns = (found >= _LEAST).nonzero(as_tuple=True)
+        sizes = torch.bincount(rows, minlength=self.num_classes)
+        offsets = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
+        return LabelCorrelation(offsets, columns, found[rows, columns])
 
     def related(self, label: int) -> list[tuple[int, float]]:
         """Returns the labels that `label` implies and their probabilities, largest first."""

@@ -205,6 +205,7 @@ def correlated_targets(
     num_classes: int,
     *,
     absent_evidence: float = 0.0,
+    absent: LabelCorrelation | None = None,
 ) -> Tensor:
     """Returns the dense targets y' of equation (6).
 
@@ -216,10 +217,13 @@ def correlated_targets(
         correlation: P' of C classes, on the device of the scores; ``None``: no relations.
         num_classes: the number of classes C.
         absent_evidence: see `rated_bce_with_logits`.
+        absent: P of C classes given that a class is rated 0, as of `LabelCorrelation.when_absent`,
+            in place of `absent_evidence`.
 
     Returns:
         (B, C) of the dtype of `scores`: the score of a rated class, and for the others
-        ``min(1, sum of e * P')`` over the rated ones.
+        ``min(1, sum of e * P')`` over the rated ones; with `absent`, the sum of
+        ``s * P' + (1 - s) * absent`` over their scores s.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype does not fit.
@@ -242,7 +246,13 @@ def correlated_targets(
     if scores.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(offsets, classes, scores, num_classes)
     _check_absent_evidence(absent_evidence)
-    targets, _ = _targets(offsets, classes, scores, correlation, num_classes, absent_evidence)
+    if absent is not None:
+        if absent_evidence:
+            raise ArgumentError("absent_evidence: expected none with absent, found both")
+        _check_correlation(absent, num_classes, scores)
+    targets, _ = _targets(
+        offsets, classes, scores, correlation, num_classes, absent_evidence, absent
+    )
     return targets
 
 
@@ -253,6 +263,7 @@ def _targets(
     correlation: LabelCorrelation | None,
     num_classes: int,
     absent_evidence: float,
+    absent: LabelCorrelation | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns y' (B, C), and whether each class is rated (B, C)."""
     batch = offsets.shape[0] - 1
@@ -271,6 +282,8 @@ def _targets(
         return given, rated
     evidence = spread(scores + absent_evidence * (1.0 - scores))
     related = evidence @ correlation.dense().to(given.dtype)
+    if absent is not None:
+        related = related + spread(1.0 - scores) @ absent.dense().to(given.dtype)
     return torch.where(rated, given, related.clamp(max=1.0)), rated
 
 

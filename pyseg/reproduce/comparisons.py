@@ -149,6 +149,7 @@ def _beyond_the_paper(experiment: Experiment) -> Comparison:
         Variant("the paper's targets (τ = 0.5)", RIDGE, _CORRELATED),
         best("--recipe best"),
         best("  without absent evidence", absent_evidence=0.0),
+        best("  with absent evidence of a half", absent_evidence=0.5),
         best("  with full absent evidence", absent_evidence=1.0),
         best("  with a prior of P", prior="fit"),
     ]

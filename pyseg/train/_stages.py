@@ -58,13 +58,16 @@ def make_stages(
         # A label graph of the same classes has already counted it.
         if config.finetune.steps and (graph is None or classes is not None):
             correlation = label_correlation(config.loss, collection, classes, counted)
+        by_bayes = config.loss.absent_evidence == "bayes"
+        absent = correlation.when_absent() if by_bayes and correlation is not None else None
         loss = _loss(
             "finetune",
             config.finetune,
             rated_weight=config.loss.rated_weight,
             unrated_weight=config.loss.unrated_weight,
             correlation=None if correlation is None else correlation.to(device),
-            absent_evidence=config.loss.absent_evidence,
+            absent_evidence=0.0 if by_bayes else config.loss.absent_evidence,
+            absent=None if absent is None else absent.to(device),
         )
         longest = collection.features.segment_size if config.pad_frames else None
         stages.append(Stage("finetune", config.finetune, segments, loss, classes, frames=longest))

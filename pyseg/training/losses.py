@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyseg._registry import Make, Registry, check_known, check_types, parameters
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
-from pyseg.ops import rated_bce_with_logits
+from pyseg.ops import correlated_targets, rated_bce_with_logits
 
 _LOSSES: Registry[Callable[..., nn.Module]] = Registry("loss")
 
@@ -82,6 +84,7 @@ class Loss(nn.Module):
         unrated_weight: The weight of all others; both 1 is plain cross-entropy.
         correlation: The label correlation, for the targets of unrated classes.
         absent_evidence: See `pyseg.ops.rated_bce_with_logits`.
+        absent: See `pyseg.ops.correlated_targets`; in plain PyTorch, as no operator takes it.
     """
 
     takes_spare_ratings = True
@@ -92,14 +95,37 @@ class Loss(nn.Module):
         unrated_weight: float = 1.0,
         correlation: LabelCorrelation | None = None,
         absent_evidence: float = 0.0,
+        absent: LabelCorrelation | None = None,
     ) -> None:
         super().__init__()
         self.rated_weight, self.unrated_weight = rated_weight, unrated_weight
         self.correlation = correlation
         self.absent_evidence = absent_evidence
+        self.absent = absent
+
+    def targets(self, offsets: Tensor, classes: Tensor, scores: Tensor, num_classes: int) -> Tensor:
+        """Returns the targets y' (B, C) of the ratings of a `pyseg.data.Batch`."""
+        return correlated_targets(
+            offsets,
+            classes,
+            scores,
+            self.correlation,
+            num_classes,
+            absent_evidence=self.absent_evidence,
+            absent=self.absent,
+        )
 
     def forward(self, logits: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
         """Returns the loss of (B, C) logits; the ratings are those of a `pyseg.data.Batch`."""
+        if self.absent is not None:
+            targets = self.targets(offsets, classes, scores, logits.shape[1])
+            rated = correlated_targets(
+                offsets, classes, torch.ones_like(scores), None, logits.shape[1]
+            )
+            weights = torch.where(rated > 0, self.rated_weight, self.unrated_weight)
+            return functional.binary_cross_entropy_with_logits(
+                logits.float(), targets, weights, reduction="sum"
+            ) / max(len(logits), 1)
         return rated_bce_with_logits(
             logits,
             offsets,

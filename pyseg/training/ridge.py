@@ -22,7 +22,6 @@ from pyseg.data.loading import loader
 from pyseg.errors import UserError
 from pyseg.evaluate import report_of_all
 from pyseg.nn import LogisticRegression
-from pyseg.ops import correlated_targets
 from pyseg.training.losses import Loss
 
 if TYPE_CHECKING:
@@ -357,14 +356,8 @@ class RidgeRun:
 
     @torch.no_grad()
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        targets = correlated_targets(
-            batch.offsets,
-            batch.classes,
-            batch.scores,
-            self.loss.correlation,
-            self.model.num_classes,
-            absent_evidence=self.loss.absent_evidence,
-        )
+        ratings = batch.offsets, batch.classes, batch.scores
+        targets = self.loss.targets(*ratings, self.model.num_classes)
         return self.model.features(batch.frames, batch.num_frames), targets
 
     def _stop_if_asked(self) -> None:

@@ -167,3 +167,34 @@ def test_bad_arguments(counted: Cooccurrence) -> None:
         make(counted, 0.5).related(5)
     with pytest.raises(TypeError, match="offsets: expected a Tensor, found list"):
         LabelCorrelation([0], [], [])
+
+
+def test_what_an_absent_label_says_by_bayes_rule() -> None:
+    """Against the sums of its definition, one by one."""
+    given = torch.tensor(
+        [[0.0, 0.5, 0.0, 0.1], [0.2, 0.0, 0.4, 0.0], [0.0, 1.0, 0.0, 0.0], [0.3, 0.0, 0.0, 0.0]]
+    )
+    rows, columns = given.nonzero(as_tuple=True)
+    offsets = torch.tensor([0, 2, 4, 5, 6])
+    found = LabelCorrelation(offsets, columns, given[rows, columns]).when_absent().dense()
+    for asked in range(4):
+        reasons = {}
+        for reason in range(4):
+            if given[asked, reason] > 0:
+                chance = given[asked, reason] * (1 - given[reason, asked])
+                reasons[reason] = float(chance / given[reason].sum())
+        for label in range(4):
+            expected = 0.0
+            for reason, chance in reasons.items():
+                implied = 1.0 if label == reason else float(given[reason, label])
+                expected += chance / sum(reasons.values()) * implied
+            if label == asked:
+                expected = 0.0
+            assert float(found[asked, label]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_absent_label_that_nothing_suggests_says_nothing() -> None:
+    nothing = LabelCorrelation(torch.zeros(4).long(), torch.zeros(0).long(), torch.zeros(0))
+    assert len(nothing.when_absent().values) == 0
+    always = LabelCorrelation(torch.tensor([0, 1, 2]), torch.tensor([1, 0]), torch.ones(2))
+    assert len(always.when_absent().values) == 0  # it cannot be absent

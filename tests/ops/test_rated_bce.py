@@ -253,6 +253,40 @@ def test_correlated_targets_are_those_of_the_paper():
 @pytest.mark.parametrize("shape", [(7, 16), (3, 257), (0, 5), (3, 0)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES)
+def test_targets_of_classes_that_are_rated_0():
+    """They have relations of their own; a score between counts for both."""
+    size = 6
+    present, absent = (correlation_of(size, seed) for seed in (0, 1))
+    ratings = (
+        torch.tensor([0, 1, 2, 4, 4]),
+        torch.tensor([0, 1, 2, 5]),
+        torch.tensor([1.0, 0, 0.3, 0]),
+    )
+    found = correlated_targets(*ratings, present, size, absent=absent)
+    for row, rated in enumerate([{0: 1.0}, {1: 0.0}, {2: 0.3, 5: 0.0}, {}]):
+        for label in range(size):
+            expected = sum(
+                score * float(present.dense()[i, label])
+                + (1 - score) * float(absent.dense()[i, label])
+                for i, score in rated.items()
+            )
+            expected = rated.get(label, min(1.0, expected))
+            assert float(found[row, label]) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="absent_evidence: expected none with absent, found both"):
+        correlated_targets(*ratings, present, size, absent=absent, absent_evidence=0.5)
+    with pytest.raises(ValueError, match="correlation: expected"):
+        correlated_targets(*ratings, present, size, absent=correlation_of(size + 1, 0))
+
+
+def correlation_of(size: int, seed: int) -> LabelCorrelation:
+    generator = torch.Generator().manual_seed(seed)
+    given = torch.rand(size, size, generator=generator).fill_diagonal_(0)
+    given[given < 0.5] = 0
+    rows, columns = given.nonzero(as_tuple=True)
+    offsets = torch.cat((torch.zeros(1).long(), (given > 0).sum(1).cumsum(0)))
+    return LabelCorrelation(offsets, columns, given[rows, columns])
+
+
 def test_padding_changes_nothing(device, dtype, shape, function):
     logits, *ratings = make(shape, dtype, device)
     correlation = make_correlation(shape[1]).to(device) if shape[1] else None

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyseg import models, train
 from pyseg.config import LossConfig, StageConfig, TrainConfig
-from pyseg.data import Ratings, encode_frames, write_records
+from pyseg.data import Ratings, ReadReport, encode_frames, open_collection, write_records
 from pyseg.errors import UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.reproduce import PLAIN
 from pyseg.runs import Run
-from pyseg.training import RidgeRegression, RidgeSolution, Trainer, losses
+from pyseg.train._stages import make_stages
+from pyseg.training import Loss, RidgeRegression, RidgeSolution, Trainer, losses
 from pyseg.training.ridge import _Calibration
 
 
@@ -189,6 +190,33 @@ def test_targets_are_those_of_the_loss(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(
         correlated[2:] / plain[2:], (correlated / plain)[2, 0].expand(2, 1152)
     )
+
+
+def test_bayes_rule_for_classes_that_are_rated_0(folder: Path, tmp_path: Path) -> None:
+    """Steps take the same targets as a regression, and the weights of the loss."""
+    stages = make_stages(
+        ridge(folder, tmp_path, stage="finetune"),
+        open_collection(folder),
+        None,
+        None,
+        torch.device("cpu"),
+        ReadReport(),
+    )[0]
+    loss = stages[0].loss
+    assert isinstance(loss, Loss)
+    assert loss.absent_evidence == 0
+    loss.correlation = related = LabelCorrelation(
+        torch.tensor([0, 1, 2, 2, 2]), torch.tensor([1, 0]), torch.tensor([0.5, 0.25])
+    )
+    loss.absent = related.when_absent()
+    ratings = torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([0.0])
+    assert loss.targets(*ratings, 4).tolist() == [[0, 1, 0, 0]]
+    logits = torch.randn(1, 4, requires_grad=True)
+    weights = torch.tensor([[1.0, 0.2, 0.2, 0.2]])
+    expected = nn.functional.binary_cross_entropy_with_logits(
+        logits, loss.targets(*ratings, 4), weights, reduction="sum"
+    )
+    torch.testing.assert_close(loss(logits, *ratings), expected)
 
 
 @pytest.mark.parametrize(
