@@ -249,10 +249,6 @@ def test_correlated_targets_are_those_of_the_paper():
     assert torch.equal(plain.double(), expected)
 
 
-@pytest.mark.parametrize("function", [rated_bce_with_logits, rated_bce_with_logits_reference])
-@pytest.mark.parametrize("shape", [(7, 16), (3, 257), (0, 5), (3, 0)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("device", DEVICES)
 def test_targets_of_classes_that_are_rated_0():
     """They have relations of their own; a score between counts for both."""
     size = 6
@@ -287,6 +283,10 @@ def correlation_of(size: int, seed: int) -> LabelCorrelation:
     return LabelCorrelation(offsets, columns, given[rows, columns])
 
 
+@pytest.mark.parametrize("function", [rated_bce_with_logits, rated_bce_with_logits_reference])
+@pytest.mark.parametrize("shape", [(7, 16), (3, 257), (0, 5), (3, 0)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("device", DEVICES)
 def test_padding_changes_nothing(device, dtype, shape, function):
     logits, *ratings = make(shape, dtype, device)
     correlation = make_correlation(shape[1]).to(device) if shape[1] else None
