@@ -84,7 +84,7 @@ def export(config: ExportConfig) -> Comparison:
             ) from error
         if not found.difference <= LARGEST_DIFFERENCE:
             raise UserError(
-                f"--run {config.run}: expected probabilities within {LARGEST_DIFFERENCE:g} of the "
+                f"--run {source.name}: expected probabilities within {LARGEST_DIFFERENCE:g} of the "
                 f"model's, found a difference of {found.difference:.2g}; nothing was written"
             )
         with atomic_write(config.file) as file, path.open("rb") as written:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from pyseg._containers import text_error
 from pyseg._extras import requires
 from pyseg.errors import UserError
 from pyseg.export.config import FormatName
@@ -58,9 +56,8 @@ def _check_compiler() -> None:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler as error:
         raise UserError(
-            "--format aoti: expected a C++ compiler, which compiles the model, found "
-            f"CXX={os.environ.get('CXX', 'g++')}, which does not run: install g++, or name another "
-            "with the variable CXX"
+            "--format aoti: expected a C++ compiler, which compiles the model, found none that "
+            f"runs ({text_error(error)}): install g++, or name another with the variable CXX"
         ) from error
 
 

@@ -63,12 +63,14 @@ class Source:
     """What is exported of a run.
 
     Attributes:
+        name: The run, for messages.
         module: The model, which makes probabilities.
         features: The features of the frames that it takes.
         dtype: The dtype of frames: uint8, or float32 of a run that was trained on mean features.
         metadata: The texts that go into the file, by name.
     """
 
+    name: str
     module: Probabilities
     features: FeatureSet
     dtype: torch.dtype
@@ -89,8 +91,10 @@ class Source:
         model: Any = run.model()
         classes = scored_classes(run, model)
         calibration = run.calibration(model.num_classes) if calibrate else None
+        module = Probabilities(model.float(), calibration, classes.columns())
         return Source(
-            module=Probabilities(model.float(), calibration, classes.columns()).eval(),
+            name=str(run),
+            module=module.eval().requires_grad_(False),
             features=run.features(),
             dtype=torch.float32 if model.config.level == "video" else torch.uint8,
             metadata={
@@ -126,6 +130,6 @@ class Source:
                 return export(self.module, self.batch(2, 3), dynamic_shapes=shapes)
         except Exception as error:  # whatever the model of a plugin and the tracer raise
             raise UserError(
-                "--run: expected a model that torch.export can trace for batches and videos of "
-                f"any size, found: {text_error(error)}"
+                f"--run {self.name}: expected a model that torch.export can trace for batches and "
+                f"videos of any size, found: {text_error(error)}"
             ) from error
