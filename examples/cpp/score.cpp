@@ -37,6 +37,9 @@ class Model {
  public:
   explicit Model(const std::string& path) : loader_(path) {
     const auto metadata = loader_.get_metadata();
+    if (!metadata.count("class_names.json") || !metadata.count("features.json")) {
+      throw std::runtime_error("expected a file of pyseg.export, found another package");
+    }
     for (const Json& name : Json::parse(metadata.at("class_names.json")).items) {
       names_.push_back(name.text);
     }
@@ -166,7 +169,8 @@ int main(int argc, char** argv) {
     }
     scorer.flush();
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "score: %s: %s\n", place.c_str(), error.what());
+    const std::string text = error.what();  // torch's goes on with where it was raised
+    std::fprintf(stderr, "score: %s: %s\n", place.c_str(), text.substr(0, text.find('\n')).c_str());
     return 1;
   }
 }

@@ -17,6 +17,7 @@ from pyseg.export.config import FormatName
 from pyseg.export.program import INPUTS, OUTPUT
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch.export import ExportedProgram
 
 Runner = Callable[[Tensor, Tensor], Tensor]
@@ -85,8 +86,8 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     if weights > _LARGEST_ONNX:
         raise UserError(
-            f"--format onnx: expected at most {_LARGEST_ONNX:,} bytes of weights, which is what one "
-            f"ONNX file can hold, found {weights:,}: take --format pt2 or aoti"
+            f"--format onnx: expected at most {_LARGEST_ONNX:,} bytes of weights, all that one file "
+            f"can hold, found {weights:,}: take --format pt2 or aoti"
         )
     exported = torch.onnx.export(
         program,
@@ -104,7 +105,7 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str
     path.write_bytes(model.SerializeToString())
 
 
-def _name_dimensions(model: onnx.ModelProto) -> None:
+def _name_dimensions(model: ModelProto) -> None:
     """Names the free dimensions of a graph: torch calls them s77 and the like."""
     frames = model.graph.input[0].type.tensor_type.shape.dim
     names = {frames[0].dim_param: "batch", frames[1].dim_param: "frames"}

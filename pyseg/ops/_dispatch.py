@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyseg import _ext
 
-
 _plain = False  # whether `plain_operators` is active
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
+import runpy
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,7 +232,7 @@ def test_what_cannot_be_traced_is_refused(mlp: Path, monkeypatch: pytest.MonkeyP
 
 def test_too_large_for_onnx(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.formats, "_LARGEST_ONNX", 100)
-    with pytest.raises(UserError, match="onnx: expected at most 100 bytes of weights, .* found "):
+    with pytest.raises(UserError, match=r"onnx: expected at most 100 bytes of weights, .* found "):
         export.main(["--run", str(mlp), "--format", "onnx"])
 
 
@@ -254,12 +257,53 @@ def test_options(
 
 def test_what_is_missing(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"--format onnx needs onnxscript: pip install .*\[export\]"):
+    with pytest.raises(
+        UserError, match=r"--format onnx needs onnxscript: pip install .*\[export\]"
+    ):
         export.main(["--run", str(mlp), "--format", "onnx"])
     from torch._inductor import config
 
     with (
         config.patch({"cpp.cxx": ("no-compiler",)}),
-        pytest.raises(UserError, match=r"--format aoti: expected a C\+\+ compiler, .*found none .*no-compiler"),
+        pytest.raises(
+            UserError, match=r"--format aoti: expected a C\+\+ compiler, .*found none .*no-compiler"
+        ),
     ):
         export.main(["--run", str(mlp), "--format", "aoti"])
+
+
+def test_the_example_of_a_server(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration fits the file; a stand-in for the server answers its client with that."""
+    folder = Path(__file__).parents[2] / "examples" / "triton"
+    config = (folder / "pyseg" / "config.pbtxt").read_text()
+    named = re.findall(r'name: "(\w+)"\s+data_type: TYPE_(\w+)\s+dims: \[ ([^]]*) \]', config)
+    assert named == [
+        ("frames", "UINT8", "-1, 1152"),
+        ("num_frames", "INT64", "1"),
+        ("probabilities", "FP32", "1000"),
+    ]
+    export.main(["--run", str(mlp), "--format", "onnx"])
+    session = onnxruntime.InferenceSession(mlp / "model.onnx")
+
+    def answer(request: urllib.request.Request) -> io.BytesIO:
+        assert request.full_url == "http://host:1/v2/models/name/infer"
+        given = {}
+        for tensor, (name, dtype, _) in zip(
+            json.loads(request.data)["inputs"], named[:2], strict=True
+        ):
+            assert (tensor["name"], tensor["datatype"]) == (name, dtype)
+            given[name] = np.array(tensor["data"], dtype.lower()).reshape(tensor["shape"])
+        given["num_frames"] = given["num_frames"].reshape(-1)  # as reshape in the configuration
+        [found] = session.run(None, given)
+        output = {"name": "probabilities", "datatype": "FP32", "shape": found.shape}
+        return io.BytesIO(
+            json.dumps({"outputs": [output | {"data": found.ravel().tolist()}]}).encode()
+        )
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    client = runpy.run_path(str(folder / "score.py"))
+    frames = batch(1, 10)[0][0].numpy()
+    found = client["score"]("http://host:1", "name", *client["cut"](frames, FEATURES.segment_size))
+    predicted = Predictor(mlp, device="cpu").predict(frames[-2:])  # the last, shorter segment
+    assert found.shape == (3, len(CLASSES))
+    np.testing.assert_allclose(found[-1], predicted.scores[0], atol=1e-6)
