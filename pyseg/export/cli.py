@@ -108,9 +108,10 @@ def compare(source: Source, run: Runner, path: Path) -> Comparison:
         batch = source.batch(*shape)
         differences.append((run(*batch) - source.module(*batch)).abs().max())
     batch = source.batch(_TIMED, size)
-    times: list[list[float]] = [[], []]
+    runners: tuple[Runner, Runner] = (run, source.module)
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_REPEATS):  # in turn, so that a busy machine slows both
-        for each, runner in zip(times, (run, source.module), strict=True):
+        for each, runner in zip(times, runners, strict=True):
             start = time.perf_counter()
             runner(*batch)
             each.append(time.perf_counter() - start)

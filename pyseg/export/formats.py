@@ -86,7 +86,7 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     if weights > _LARGEST_ONNX:
         raise UserError(
-            f"--format onnx: expected at most {_LARGEST_ONNX:,} bytes of weights, all that one file "
+            f"--format onnx: expected at most {_LARGEST_ONNX:,} bytes of weights, which one file "
             f"can hold, found {weights:,}: take --format pt2 or aoti"
         )
     exported = torch.onnx.export(
