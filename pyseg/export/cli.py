@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> Comparison:
         pyseg.errors.DataError: A file of the run is damaged.
         OSError: The file cannot be written.
     """
-    _cli.check_out("out", str(config.file))
+    _cli.check_out("out", config.out)
     format = FORMATS[config.format]
     format.check()
     run = Run(config.run)

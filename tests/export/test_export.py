@@ -243,7 +243,8 @@ def test_too_large_for_onnx(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--format", "onnx", "--out", "a.pt2"], "--out: expected a .onnx file .* found a.pt2"),
         (["--format", "pt2", "--out", "no/a.pt2"], "--out no/a.pt2: expected a folder no, found"),
         (["--format", "pt2", "--out", "f.pt2"], "--out f.pt2: expected a file, found a folder"),
-        (["--format", "pt2", "--run", "f.pt2"], "f.pt2 is not a run folder: it has no model.json"),
+        (["--format", "pt2"], "f.pt2 is not a run folder: it has no model.json"),
+        (["--format", "pt2", "--run", "none"], "none is not a run folder: it has no model.json"),
     ],
 )
 def test_options(
