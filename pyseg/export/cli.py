@@ -78,8 +78,8 @@ def export(config: ExportConfig) -> Comparison:
             raise
         except Exception as error:  # torch's exporters raise errors of many kinds
             raise UserError(
-                f"--format {config.format}: expected a model that can be exported, found: "
-                f"{text_error(error)}"
+                f"--format {config.format}: expected a model that torch {torch.__version__} can "
+                f"export, found: {text_error(error)}"
             ) from error
         if not found.difference <= LARGEST_DIFFERENCE:
             raise UserError(

@@ -230,6 +230,17 @@ def test_what_cannot_be_traced_is_refused(mlp: Path, monkeypatch: pytest.MonkeyP
         export.main(["--run", str(mlp), "--format", "pt2"])
 
 
+def test_what_torch_cannot_write_is_refused(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: Any, **__: Any) -> None:
+        raise AssertionError("a loop\nand a graph")
+
+    monkeypatch.setattr(torch.export, "save", save)
+    with pytest.raises(
+        UserError, match=r"^--format pt2: expected a model that torch 2.* found: a loop$"
+    ):
+        export.main(["--run", str(mlp), "--format", "pt2"])
+
+
 def test_too_large_for_onnx(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.formats, "_LARGEST_ONNX", 100)
     with pytest.raises(UserError, match=r"onnx: expected at most 100 bytes of weights, .* found "):
