@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from pyseg import distributed as distributed
     from pyseg import errors as errors
     from pyseg import evaluate as evaluate
+    from pyseg import export as export
     from pyseg import extract as extract
     from pyseg import info as info
     from pyseg import labels as labels

@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "score every segment of every video, or draw one video over time",
     "rate": "ask on a web page what segments show, and learn from the answers",
     "calibrate": "make probabilities of scores that mean what they say",
+    "export": "write a model as one file that runs without pyseg",
     "report": "draw runs on an HTML page",
     "cooccur": "count which labels occur together",
     "reproduce": "run the paper's experiments",

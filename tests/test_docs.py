@@ -26,6 +26,7 @@ COMMANDS = (
     "cooccur",
     "data",
     "evaluate",
+    "export",
     "extract",
     "models",
     "predict",

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from pyseg import _ext
 
+_plain = False  # whether `plain_operators` is active
+
+
+@contextlib.contextmanager
+def plain_operators() -> Iterator[None]:
+    """Lets every operator be its reference, which makes programs that need no pyseg to run.
+
+    It is for tracing. What other threads compute meanwhile is the same, but slower.
+    """
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def is_reference() -> bool:
+    """Returns whether operators are their references, see `plain_operators`."""
+    return _plain
+
 
 def has_kernel(tensor: Tensor) -> bool:
-    """Returns whether compiled kernels support the device of `tensor`."""
+    """Returns whether compiled kernels support the device of `tensor`, and may run."""
+    if _plain:
+        return False
     return (tensor.is_cpu and _ext.HAS_CPU_OPS) or (tensor.is_cuda and _ext.HAS_CUDA_OPS)
 
 

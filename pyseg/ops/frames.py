@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyseg.ops._dispatch import as_dtype, has_kernel, product_dtype, sum_dtype
+from pyseg.ops._dispatch import as_dtype, has_kernel, is_reference, product_dtype, sum_dtype
 from pyseg.ops._op import (
     SUMS,
     Argument,
@@ -208,6 +208,8 @@ def _cast_linear(
     product = _one_product(*tensors) if is_plain(tensors) else None
     if product is not None:
         return product
+    if is_reference():
+        return frame_linear_reference(*tensors)
     _LINEAR.check(*tensors)
     return _LINEAR(*tensors)
 
@@ -310,6 +312,8 @@ def frame_pool(
         (3.0, 2.0)
     """
     tensors = frames, weights, maps
+    if is_reference():
+        return frame_pool_reference(*tensors, dequantization)
     _POOL.check(*tensors, dequantization)
     keep = wants_gradient(*tensors)
     sums, mass, _ = _POOL(*tensors, keep, dequantization)

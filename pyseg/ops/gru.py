@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyseg.ops._dispatch import is_reference
 from pyseg.ops._op import Argument, Op, misfit, wants_gradient
 
 _OP = Op(
@@ -68,6 +69,8 @@ def gru_recurrence(gates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         >>> torch.allclose(states, gru(x)[0], atol=1e-6)
         True
     """
+    if is_reference():
+        return gru_recurrence_reference(gates, weight, bias)
     _check(gates, weight, bias)
     keep = wants_gradient(gates, weight, bias)
     return _OP(gates, weight, bias, keep)[0]
@@ -121,18 +124,31 @@ def gru_recurrence_reference(gates: Tensor, weight: Tensor, bias: Tensor) -> Ten
     """Returns what :func:`gru_recurrence` returns, frame by frame: its definition.
 
     Arguments, result and errors are those of :func:`gru_recurrence`. It can be differentiated any
-    number of times.
+    number of times. :func:`torch.export` gets a loop over any number of frames.
     """
     _check(gates, weight, bias)
-    state = gates.new_zeros(gates.shape[0], weight.shape[1])
+    batch, size = gates.shape[0], weight.shape[1]
+    state = gates.new_zeros(batch, size)
+    if torch.compiler.is_exporting():
+        frames = gates.movedim(1, 0)
+        scanned = torch.ops.higher_order.scan(_step, [state], [frames], (weight, bias, batch))
+        return scanned[1].movedim(0, 1)
     states = [state]
     for gate in gates.unbind(1):
-        inputs, hidden = gate.chunk(3, -1), (state @ weight.t() + bias).chunk(3, -1)
-        reset, update = (torch.sigmoid(inputs[i] + hidden[i]) for i in range(2))
-        candidate = torch.tanh(inputs[2] + reset * hidden[2])
-        state = (1 - update) * candidate + update * state
-        states.append(state)
+        states += _step(states[-1], gate, weight, bias, batch)[:1]
     return torch.stack(states, 1)[:, 1:]
+
+
+def _step(
+    state: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, batch: int
+) -> tuple[Tensor, Tensor]:
+    """Returns the next state twice: the operator for loops wants it to go on, and as a result."""
+    inputs = gate.view(batch, 3, weight.shape[1]).unbind(1)
+    hidden = (state @ weight.t() + bias).view(batch, 3, weight.shape[1]).unbind(1)
+    reset, update = (torch.sigmoid(inputs[i] + hidden[i]) for i in range(2))
+    candidate = torch.tanh(inputs[2] + reset * hidden[2])
+    state = (1 - update) * candidate + update * state
+    return state, state.clone()
 
 
 def _check(gates: Tensor, weight: Tensor, bias: Tensor) -> None:

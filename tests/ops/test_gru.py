@@ -51,6 +51,23 @@ def test_it_is_its_reference(shape: tuple[int, int], dtype: torch.dtype) -> None
         assert torch.equal(gru_recurrence(*inputs), gru_recurrence(*make(*shape, dtype=dtype)))
 
 
+def test_a_traced_reference_is_a_loop_over_any_number_of_frames() -> None:
+    class Recurrence(nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return gru_recurrence_reference(*inputs)
+
+    inputs = make(dtype=torch.float32)
+    free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1)}
+    with torch.no_grad():
+        program = torch.export.export(Recurrence(), inputs, dynamic_shapes=((free, None, None),))
+        for shape in ((3, 4), (1, 1), (2, 7)):
+            gates = make(*shape, dtype=torch.float32)[0], *inputs[1:]
+            torch.testing.assert_close(program.module()(*gates), gru_recurrence(*gates))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert "scan" in names
+    assert not any("pyseg" in name for name in names)
+
+
 @pytest.mark.parametrize("function", [gru_recurrence, gru_recurrence_reference])
 def test_no_frames(function) -> None:
     assert function(*make(3, 0)).shape == (3, 0, 2)

@@ -14,7 +14,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyseg.ops import AssignmentNorm, frame_linear, frames, moments, soft_assign
+from pyseg.ops import (
+    AssignmentNorm,
+    frame_linear,
+    frame_pool,
+    frames,
+    gru_recurrence,
+    moments,
+    soft_assign,
+    vlad_aggregate,
+)
+from pyseg.ops._dispatch import is_reference, plain_operators
 from pyseg.ops._op import Passed
 from tests.ops.conftest import needs_cpu_ops
 
@@ -242,3 +252,40 @@ def test_a_profiler_sees_direct_calls() -> None:
     with torch.autograd.profiler.profile() as profile:
         frame_linear(x, None, weight)
     assert "pyseg::dequantize" in {event.name for event in profile.function_events}
+
+
+class _Calls(TorchDispatchMode):
+    """Notes the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+def test_plain_operators_are_references() -> None:
+    weights = torch.full((1, 1, 1, 1), 0.5)
+
+    def compute() -> list[Tensor]:
+        z = torch.zeros(1, 1, 1, 2)
+        sums = frame_pool(FRAMES, weights, torch.eye(2).unsqueeze(0))
+        return [
+            linear(torch.eye(2)),
+            *sums,
+            soft_assign(z, weights[0]),
+            vlad_aggregate(z, z, weights[0], torch.eye(2)),
+            gru_recurrence(torch.ones(1, 1, 3), torch.ones(3, 1), torch.ones(3)),
+        ]
+
+    with _Calls() as called:
+        expected = compute()
+    assert any("pyseg" in name for name in called.names)
+    with pytest.raises(KeyError), plain_operators():
+        raise KeyError
+    with plain_operators(), _Calls() as called:
+        torch.testing.assert_close(compute(), expected)
+    assert not any("pyseg" in name for name in called.names)
+    assert not is_reference()
