@@ -57,6 +57,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "nextvlad2": _NEXTVLAD,
     "nextvlad3": _NEXTVLAD,
     "paper-mixture": _MIXTURE,
+    "ridge": {},
 }
 UNLIKE = (
     "attention-gru",
@@ -68,6 +69,7 @@ UNLIKE = (
     "nextvlad1",
     "nextvlad1-gcn",
     "paper-mixture",
+    "ridge",
 )
 
 
