@@ -20,6 +20,7 @@ from pyseg.reproduce.experiments import Experiment, open_experiment
 from pyseg.reproduce.output import Results, can_draw
 from pyseg.reproduce.rating import run_rating
 from pyseg.reproduce.runner import Runner, run_all
+from pyseg.reproduce.segments import run_segments
 
 
 def reproduce(config: ReproduceConfig) -> Path:
@@ -39,7 +40,11 @@ def reproduce(config: ReproduceConfig) -> Path:
     )
     if config.table == "curve" and not experiment.has_shares:
         raise UserError(f"--table curve: expected --data yt8m with it, found {config.data}")
-    alone = {"rating": run_rating, "curve": run_curve}.get(config.table)
+    if config.table == "segments" and experiment.pretrain is None:
+        raise UserError(
+            f"--table segments: expected --data audioset or sample with it, found {config.data}"
+        )
+    alone = {"rating": run_rating, "curve": run_curve, "segments": run_segments}.get(config.table)
     comparisons = make_comparisons(experiment) if alone is None else []
     if alone is None and config.table != "all":
         known = ", ".join(comparison.name for comparison in comparisons)

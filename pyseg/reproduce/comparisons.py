@@ -183,6 +183,14 @@ def _best_by_steps(experiment: Experiment) -> Comparison:
     return Comparison("steps", title, variants, ceiling=experiment.has_ceiling)
 
 
+def segment_models(experiment: Experiment) -> list[Variant]:
+    """Returns the models of the table "segments"."""
+    return [
+        Variant(f"{experiment.model.name}, the paper's recipe", experiment.model, _CORRELATED),
+        recipe_variant("--recipe best", RIDGE, "best"),
+    ]
+
+
 def curve_lines(experiment: Experiment) -> list[Comparison]:
     """Returns the lines of the learning curve, from plain targets to complete labels, by model."""
 

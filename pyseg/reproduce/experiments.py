@@ -15,32 +15,36 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from torch import nn
 
 from pyseg._files import atomic_write
 from pyseg.config import LossConfig, StageConfig
 from pyseg.data import (
+    Batch,
     Collection,
     IncompleteVideoDataset,
+    RecordDataset,
     open_collection,
     read_label_table,
     read_videos,
     vocabulary,
 )
 from pyseg.errors import MissingFileError, UserError
-from pyseg.evaluate import predictions, rank_ratings
+from pyseg.evaluate import rank_ratings
 from pyseg.labels import Cooccurrence, CooccurrenceCounter, LabelCorrelation, embed_labels
 from pyseg.metrics import MeanAveragePrecisionAtK
 from pyseg.nn.label_gcn import NODE_SIZE
 from pyseg.train._data import count_labels
 
 Part = Literal["test", "validation"]
+
+Scored = Callable[[RecordDataset], Iterable[tuple[Batch, np.ndarray]]]
+"""Scores a data set, see `Experiment.measure`."""
 
 FEWEST_POSITIVES = 3
 """Classes with fewer positives are excluded from means: their average precision is unreliable."""
@@ -192,8 +196,13 @@ class Experiment(ABC):
         return self._collections[key]
 
     @abstractmethod
-    def measure(self, model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+    def measure(self, scored: Scored, seed: int) -> dict[str, np.ndarray]:
         """Returns the measures of a model on the held-out videos.
+
+        Args:
+            scored: Yields the batches of a data set with the model's logits, as
+                `functools.partial(pyseg.evaluate.predictions, model)` does.
+            seed: See `collection`.
 
         Returns:
             For each measure, which is a mean over classes, its value for every class, (C,) float64;
@@ -373,9 +382,9 @@ class IncompleteVideos(Experiment):
             self._saved.add(path)
         return str(path)
 
-    def measure(self, model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+    def measure(self, scored: Scored, seed: int) -> dict[str, np.ndarray]:
         """Returns what `measures` describes, see `Experiment.measure`."""
-        return {"map": complete_precision(model, self.collection(seed, complete=True))}
+        return {"map": complete_precision(scored, self.collection(seed, complete=True))}
 
 
 class RatedClips(Experiment):
@@ -419,11 +428,11 @@ class RatedClips(Experiment):
         options: dict[str, Any] = {"rating_seed": seed, "rated_per_segment": rated}
         return replace(self._opened, make_segments=functools.partial(make, **options))
 
-    def measure(self, model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+    def measure(self, scored: Scored, seed: int) -> dict[str, np.ndarray]:
         """Returns what `measures` describes, see `Experiment.measure`."""
         return {
-            "map_rated": rated_precision(model, self.collection(seed)),
-            "map_complete": complete_precision(model, self.collection(seed, complete=True)),
+            "map_rated": rated_precision(scored, self.collection(seed)),
+            "map_complete": complete_precision(scored, self.collection(seed, complete=True)),
         }
 
 
@@ -445,9 +454,9 @@ class GeneratedSample(Experiment):
     def _open(self, seed: int, complete: bool, share: float) -> Collection:
         return open_collection("sample", test_fraction=TEST_FRACTION, seed=_TEST_SEED)
 
-    def measure(self, model: nn.Module, seed: int) -> dict[str, np.ndarray]:
+    def measure(self, scored: Scored, seed: int) -> dict[str, np.ndarray]:
         """Returns what `measures` describes, see `Experiment.measure`."""
-        return {"map_rated": rated_precision(model, self.collection(seed))}
+        return {"map_rated": rated_precision(scored, self.collection(seed))}
 
 
 def open_experiment(
@@ -474,7 +483,7 @@ def open_experiment(
     return {kind.name: kind for kind in (RatedClips, GeneratedSample)}[name](folder, part)
 
 
-def rated_precision(model: nn.Module, collection: Collection) -> np.ndarray:
+def rated_precision(scored: Scored, collection: Collection) -> np.ndarray:
     """Returns the average precision of each class over the rated pairs of held-out segments.
 
     Returns:
@@ -482,15 +491,15 @@ def rated_precision(model: nn.Module, collection: Collection) -> np.ndarray:
     """
     segments = collection.segments("test")
     assert segments is not None
-    ranked = rank_ratings(predictions(model, segments), collection.num_classes)
+    ranked = rank_ratings(scored(segments), collection.num_classes)
     return np.where(ranked.positives > 0, ranked.per_class, np.nan)
 
 
-def complete_precision(model: nn.Module, collection: Collection) -> np.ndarray:
+def complete_precision(scored: Scored, collection: Collection) -> np.ndarray:
     """Returns the average precision of each class over the complete labels of held-out examples.
 
     Args:
-        model: The model.
+        scored: See `Experiment.measure`.
         collection: The data, whose segments are rated for all classes.
 
     Returns:
@@ -499,7 +508,7 @@ def complete_precision(model: nn.Module, collection: Collection) -> np.ndarray:
     segments = collection.segments("test")
     assert segments is not None
     ranking = MeanAveragePrecisionAtK(collection.num_classes)
-    for batch, logits in predictions(model, segments):
+    for batch, logits in scored(segments):
         ranking.update_dense(logits, batch.targets(collection.num_classes).numpy() > 0.5)
     result = ranking.compute()
     return np.where(result.positives >= FEWEST_POSITIVES, result.per_class, np.nan)

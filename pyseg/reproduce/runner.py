@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -22,6 +23,7 @@ from pyseg._progress import Progress
 from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Collection
 from pyseg.errors import DataError, MissingFileError, UserError
+from pyseg.evaluate import predictions
 from pyseg.reproduce.comparisons import PLAIN, Variant
 from pyseg.reproduce.estimates import Outcome
 from pyseg.reproduce.experiments import Experiment
@@ -76,15 +78,27 @@ class Runner:
                 raise DataError(f"{result}: expected classes and seconds: delete {folder}")
             return found
         began = time.perf_counter()
-        if self.experiment.pretrain is not None:
-            config = replace(config, init=str(self._pretrained(variant, seed)))
-        self._train(replace(config, run=str(folder)), variant)
+        self.trained(variant, seed)
         model = models.load(folder, device=distributed.pick_device(self.device))
-        measured = self.experiment.measure(model, seed)
+        measured = self.experiment.measure(functools.partial(predictions, model), seed)
         classes = {name: values.tolist() for name, values in measured.items()}
         found = {"classes": classes, "seconds": time.perf_counter() - began}
         write_file(result, json.dumps(found).encode())
         return found
+
+    def trained(self, variant: Variant, seed: int) -> tuple[Path, Path | None]:
+        """Trains a variant with a seed, unless that is done.
+
+        Returns:
+            The folder of its run, and that of the run it was fine-tuned from, if there is one.
+        """
+        config, before = self._config(variant, seed), None
+        folder = self.folder / f"{self._key(config, variant)}-{seed}"
+        if self.experiment.pretrain is not None:
+            before = self._pretrained(variant, seed)
+            config = replace(config, init=str(before))
+        self._train(replace(config, run=str(folder)), variant)
+        return folder, before
 
     def shorten(self, stage: StageConfig) -> StageConfig:
         """Returns a stage with fewer steps if the options ask for a quick run."""

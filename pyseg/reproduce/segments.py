@@ -1,0 +1,149 @@
+"""The table "segments": what tells segments apart that their own frames do not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyseg import distributed, models
+from pyseg._progress import Progress
+from pyseg.data import Batch, RecordDataset
+from pyseg.data.loading import loader
+from pyseg.evaluate import predictions
+from pyseg.reproduce.comparisons import Comparison, Variant, segment_models
+from pyseg.reproduce.config import ReproduceConfig
+from pyseg.reproduce.estimates import Outcome
+from pyseg.reproduce.experiments import Experiment, Scored
+from pyseg.reproduce.output import Results
+from pyseg.reproduce.runner import Runner
+
+Windows = Callable[[int, int, int], list[tuple[int, int]]]
+"""Returns the windows, (first frame, end), to score for a segment: of its start and its end, and of
+the number of its video's frames."""
+
+_BATCH = 256
+
+
+def run_segments(config: ReproduceConfig, experiment: Experiment) -> None:
+    """Writes a table of ways to score the segments of trained models."""
+    runner = Runner(
+        experiment, config.out_folder / "runs", quick=config.quick, device=config.device
+    )
+    results = Results(config, experiment, runner.shorten(experiment.finetune).steps)
+    variants = segment_models(experiment)
+    with Progress("reproduce", "runs", len(variants) * len(config.used_seeds)) as bar:
+        for variant in variants:
+            measured: dict[str, list[dict[str, np.ndarray]]] = {}
+            for seed in config.used_seeds:
+                for name, scored in _ways(runner, variant, seed):
+                    measured.setdefault(name, []).append(experiment.measure(scored, seed))
+                bar.update()
+            outcomes = [
+                Outcome(
+                    Variant(name, variant.model, variant.loss),
+                    {m: np.array([values[m] for values in found]) for m in experiment.measures},
+                    0.0,
+                )
+                for name, found in measured.items()
+            ]
+            rows = [outcome.variant for outcome in outcomes]
+            title = f"ways to score a segment, {variant.name}"
+            results.add(Comparison(f"segments-{variant.model.name}", title, rows), outcomes)
+    print(f"written: {results.tables_file}")
+
+
+def _ways(runner: Runner, variant: Variant, seed: int) -> Iterator[tuple[str, Scored]]:
+    """Yields the ways to score segments, by name; the first one is to score their own frames."""
+    device = distributed.pick_device(runner.device)
+    tuned, pretrained = (
+        None if folder is None else models.load(folder, device=device)
+        for folder in runner.trained(variant, seed)
+    )
+    assert tuned is not None
+    collection = runner.experiment.collection(seed)
+    videos = {e.id: torch.tensor(e.frames) for e in collection.videos("test")}
+    in_windows = functools.partial(_scored_in_windows, tuned, videos)
+    yield "fine-tuned", functools.partial(predictions, tuned)
+    if pretrained is not None:
+        yield "pretrained alone", functools.partial(predictions, pretrained)
+    for frames in (1, 2):
+        yield f"  with {frames} more on each side", in_windows(_extended(frames))
+    yield "  on the whole video", in_windows(_whole)
+    for shift in (1, 2):
+        yield f"  mean of windows shifted by up to {shift}", in_windows(_shifted(shift))
+    if pretrained is not None:
+        whole = _scored_in_windows(pretrained, videos, _whole)
+        for weight in (0.25, 0.5):
+            name = f"  and the pretrained model on the whole video, weight {weight}"
+            yield name, _merged(functools.partial(predictions, tuned), whole, weight)
+
+
+def _extended(frames: int) -> Windows:
+    return lambda start, end, length: [(max(0, start - frames), min(length, end + frames))]
+
+
+def _whole(start: int, end: int, length: int) -> list[tuple[int, int]]:
+    del start, end
+    return [(0, length)]
+
+
+def _shifted(most: int) -> Windows:
+    def windows(start: int, end: int, length: int) -> list[tuple[int, int]]:
+        moves = range(max(-most, -start), min(most, length - end) + 1)
+        return [(start + move, end + move) for move in moves]
+
+    return windows
+
+
+def _scored_in_windows(model: nn.Module, videos: dict[str, Tensor], windows: Windows) -> Scored:
+    """Returns what scores segments by the mean logits of some windows of their videos."""
+
+    def scored(segments: RecordDataset) -> Iterator[tuple[Batch, np.ndarray]]:
+        for batch in loader(segments, _BATCH):
+            parts, owners = [], []
+            for owner, (id, size) in enumerate(zip(batch.ids, batch.num_frames, strict=True)):
+                video, _, start = id.rpartition(":")
+                first = int(start)
+                frames = videos[video]
+                for begin, end in windows(first, first + int(size), len(frames)):
+                    parts.append(frames[begin:end])
+                    owners.append(owner)
+            yield batch, _means(model, parts, torch.tensor(owners), len(batch))
+
+    return scored
+
+
+@torch.inference_mode()
+def _means(model: nn.Module, parts: Sequence[Tensor], owners: Tensor, count: int) -> np.ndarray:
+    """Returns the mean logits of the windows of each of `count` segments."""
+    device = next(model.parameters()).device
+    padded = nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+    num_frames = torch.tensor([len(part) for part in parts])
+    logits = torch.cat(
+        [
+            model.eval()(frames.to(device), lengths.to(device)).float().cpu()
+            for frames, lengths in zip(padded.split(_BATCH), num_frames.split(_BATCH), strict=True)
+        ]
+    )
+    sums = torch.zeros(count, logits.shape[1]).index_add_(0, owners, logits)
+    return (sums / torch.bincount(owners, minlength=count).unsqueeze(1)).numpy()
+
+
+def _merged(own: Scored, whole: Scored, weight: float) -> Scored:
+    """Returns what merges two scores as ``pyseg.predict --video_weight`` does."""
+
+    def scored(segments: RecordDataset) -> Iterator[tuple[Batch, np.ndarray]]:
+        of_whole: dict[str, np.ndarray] = {}
+        for batch, logits in whole(segments):
+            of_whole |= dict(zip(batch.ids, logits, strict=True))
+        for batch, logits in own(segments):
+            video = np.stack([of_whole[id] for id in batch.ids])
+            both = [functional.logsigmoid(torch.from_numpy(each)) for each in (logits, video)]
+            yield batch, ((1 - weight) * both[0] + weight * both[1]).numpy()
+
+    return scored
