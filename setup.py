@@ -53,11 +53,16 @@ class BuildLibraries(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """Tags a wheel without compiled code as pure Python: it runs anywhere, and builds at import."""
+    """Tags a wheel: with libraries, for every Python from 3.10 on; without, as pure Python.
+
+    The latter runs anywhere, and builds at import.
+    """
 
     def finalize_options(self):
+        compiled = bool(self.distribution.ext_modules)
+        self.py_limited_api = "cp310" if compiled else False
         super().finalize_options()
-        self.root_is_pure = not self.distribution.ext_modules
+        self.root_is_pure = not compiled
 
 
 try:
@@ -66,7 +71,7 @@ try:
 except builder.BuildError as error:
     sys.exit(f"pyseg: {error}")
 setup(
-    # The record reader, and so the wheel's tag, depends on the Python version.
+    # The record reader, and so the wheel's tag, is of CPython's limited API.
     ext_modules=[Extension("pyseg._records", sources=[])] if buildable else [],
     cmdclass={"build_py": BuildPython, "build_ext": BuildLibraries, "bdist_wheel": Wheel},
 )
