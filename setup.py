@@ -23,10 +23,11 @@ class BuildPython(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
+            left_out = shutil.ignore_patterns("*.py", "__*", "resources")
             for name in ("csrc", "cmake"):
                 target = Path(self.build_lib, "pyseg", name)
                 shutil.rmtree(target, ignore_errors=True)  # from an earlier build
-                shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("*.py", "__*"))
+                shutil.copytree(ROOT / name, target, ignore=left_out)
 
 
 class BuildLibraries(build_ext):

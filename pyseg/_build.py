@@ -1,8 +1,8 @@
 """Builds pyseg's native libraries: the only place with their sources, flags and requirements.
 
-``torch.utils.cpp_extension`` builds the operators, with ninja; setuptools the record reader. It has four callers: ``setup.py``, :mod:`pyseg._ext` (the first import builds what the
-installation could not, without torch), developers (``python -m pyseg._build``), and CMake
-(``--cmake``).
+``torch.utils.cpp_extension`` builds the operators, with ninja; setuptools the record reader. It has
+four callers: ``setup.py``, :mod:`pyseg._ext` (the first import builds what the installation could
+not, without torch), developers (``python -m pyseg._build``), and CMake (``--cmake``).
 
 This file adds what these tools lack: the reason why a library cannot be built, for ``python -m
 pyseg.info``; one build for all processes that import pyseg at the same time, and no retry after a
@@ -334,7 +334,9 @@ def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str
     environment["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     if library is CUDA:
         environment["CUDA_HOME"] = str(find_toolkit()[0])
-    code = f"import runpy, sys; sys.path[:] = {search_path()}; build = runpy.run_path({__file__!r}); "
+    code = (
+        f"import runpy, sys; sys.path[:] = {search_path()}; build = runpy.run_path({__file__!r}); "
+    )
     code += f"build['compile_library']{library.file, folder, objects}"
     # It writes to a file and inherits the lock, so that it finishes if this process is killed.
     with open(Path(folder, "log"), "w+", errors="replace") as log:
