@@ -55,8 +55,8 @@ def test_paths_for_cpp_users():
     assert Path(pyseg.cmake_prefix_path, "pysegConfig.cmake").is_file()
 
 
-def test_operators_and_layers_need_torch_alone(python):
-    """So `pip install --no-deps` is enough for a project that has torch and wants an operator."""
+def test_operators_and_layers_need_torch_and_numpy_alone(python):
+    """So `pip install --no-deps` is enough beside torch for a project that wants an operator."""
     code = """
 import sys
 import torch
