@@ -1,10 +1,8 @@
 // Errors of operators.
 #pragma once
 
+#include <charconv>
 #include <concepts>
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -13,22 +11,12 @@ namespace pyseg {
 inline void append_text(std::string& text, const std::string& part) { text += part; }
 inline void append_text(std::string& text, const char* part) { text += part; }
 
-template <std::integral T>
+// Appends a number with as many digits as it takes to read it back.
+template <typename T>
+  requires std::integral<T> || std::floating_point<T>
 void append_text(std::string& text, T number) {
-  text += std::to_string(number);
-}
-
-// Appends a number with as many digits as it takes to read it back. std::to_chars does so too, but
-// is newer than the libstdc++ of manylinux_2_28.
-template <std::floating_point T>
-void append_text(std::string& text, T number) {
-  char found[32];
-  int digits = 1;
-  do {
-    std::snprintf(found, sizeof found, "%.*g", digits, static_cast<double>(number));
-  } while (static_cast<T>(std::strtod(found, nullptr)) != number &&
-           digits++ < std::numeric_limits<T>::max_digits10);
-  text += found;
+  char digits[32];
+  text.append(digits, std::to_chars(digits, digits + sizeof digits, number).ptr);
 }
 
 // Throws an exception that PyTorch turns into Python's RuntimeError.
