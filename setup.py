@@ -23,10 +23,11 @@ class BuildPython(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
+            left_out = shutil.ignore_patterns("*.py", "__*", "resources")
             for name in ("csrc", "cmake"):
                 target = Path(self.build_lib, "pyseg", name)
                 shutil.rmtree(target, ignore_errors=True)  # from an earlier build
-                shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("*.py", "__*"))
+                shutil.copytree(ROOT / name, target, ignore=left_out)
 
 
 class BuildLibraries(build_ext):
@@ -53,11 +54,16 @@ class BuildLibraries(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """Tags a wheel without compiled code as pure Python: it runs anywhere, and builds at import."""
+    """Tags a wheel: with libraries, for every Python from 3.10 on; without, as pure Python.
+
+    The latter runs anywhere, and builds at import.
+    """
 
     def finalize_options(self):
+        compiled = bool(self.distribution.ext_modules)
+        self.py_limited_api = "cp310" if compiled else False
         super().finalize_options()
-        self.root_is_pure = not self.distribution.ext_modules
+        self.root_is_pure = not compiled
 
 
 try:
@@ -66,7 +72,7 @@ try:
 except builder.BuildError as error:
     sys.exit(f"pyseg: {error}")
 setup(
-    # The record reader, and so the wheel's tag, depends on the Python version.
+    # The record reader, and so the wheel's tag, is of CPython's limited API.
     ext_modules=[Extension("pyseg._records", sources=[])] if buildable else [],
     cmdclass={"build_py": BuildPython, "build_ext": BuildLibraries, "bdist_wheel": Wheel},
 )

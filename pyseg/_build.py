@@ -1,9 +1,8 @@
 """Builds pyseg's native libraries: the only place with their sources, flags and requirements.
 
-``torch.utils.cpp_extension`` builds the operators, with ninja; setuptools and pybind11 the record
-reader. It has four callers: ``setup.py``, :mod:`pyseg._ext` (the first import builds what the
-installation could not, without torch), developers (``python -m pyseg._build``), and CMake
-(``--cmake``).
+``torch.utils.cpp_extension`` builds the operators, with ninja; setuptools the record reader. It has
+four callers: ``setup.py``, :mod:`pyseg._ext` (the first import builds what the installation could
+not, without torch), developers (``python -m pyseg._build``), and CMake (``--cmake``).
 
 This file adds what these tools lack: the reason why a library cannot be built, for ``python -m
 pyseg.info``; one build for all processes that import pyseg at the same time, and no retry after a
@@ -18,7 +17,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.machinery
-import importlib.util
 import json
 import os
 import platform
@@ -40,7 +38,6 @@ INSTALLED = (PACKAGE / "csrc").is_dir()
 SOURCES = PACKAGE / "csrc" if INSTALLED else PACKAGE.parent / "csrc"
 OBJECTS = SOURCES.parent / "build" / "objects"  # of a checkout, kept for the next build
 DISTRIBUTION = "pyseg-video"  # the name for pip; "pyseg" on the public index is another project
-PATH = [*sys.path, sysconfig.get_path("purelib")]  # pip hides it and torch from a build
 
 MIN_TORCH = (2, 10)  # the oldest torch that the binaries support
 DEFINITIONS = [f"-DTORCH_TARGET_VERSION=0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"]
@@ -67,7 +64,7 @@ class Library(NamedTuple):
 
 CPU = Library("libpyseg.so", ("library.cpp", "cpu/*.cpp"))
 CUDA = Library("libpyseg_cuda.so", ("cuda/*.cu",))
-RECORDS = Library(f"_records{sysconfig.get_config_var('EXT_SUFFIX')}", ("records/*.cpp",))
+RECORDS = Library("_records.abi3.so", ("records/*.cpp",))
 LIBRARIES = (CPU, CUDA, RECORDS)
 Found = dict[Library, Any]  # the path of a library, or a string: the reason why there is none
 
@@ -156,9 +153,23 @@ class Torch(NamedTuple):
 
 
 @functools.cache
+def search_path() -> list[str]:
+    """Returns ``sys.path`` with what tools hide from a build.
+
+    pip hides the packages of its own environment, torch among them; ``python -m build`` runs in an
+    environment of its own, so that torch may be in the active one, or beside Python itself.
+    """
+    path = [*sys.path, sysconfig.get_path("purelib")]
+    if importlib.machinery.PathFinder.find_spec("torch", path) is None:
+        for prefix in filter(None, (os.environ.get("VIRTUAL_ENV"), sys.base_prefix)):
+            path.append(sysconfig.get_path("purelib", vars={"base": prefix}))
+    return path
+
+
+@functools.cache
 def find_torch() -> Torch | None:
     """Returns the torch that pyseg will use, or None; does not import it, which takes seconds."""
-    spec = importlib.machinery.PathFinder.find_spec("torch", PATH)
+    spec = importlib.machinery.PathFinder.find_spec("torch", search_path())
     if spec is None or spec.origin is None:
         return None
     facts = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
@@ -210,7 +221,8 @@ def why_not(library: Library) -> str | None:
     if isinstance(compiler, str):
         return compiler
     if library is RECORDS:
-        return None
+        free = sysconfig.get_config_var("Py_GIL_DISABLED")
+        return "a Python without the GIL has no limited API" if free else None
     if torch is None:
         return "torch is not installed"
     if tuple(int(number) for number in torch.version.split(".")[:2]) < MIN_TORCH:
@@ -228,10 +240,8 @@ def why_not(library: Library) -> str | None:
 
 def includes(library: Library) -> list[str]:
     """Returns the include folders of the other projects that ``library`` uses."""
-    torch, pybind11 = find_torch(), importlib.util.find_spec("pybind11")
-    folders = [Path(str(pybind11.origin)).parent] if library is RECORDS and pybind11 else []
-    folders += [torch.folder] if torch else []  # it contains a copy of pybind11
-    return [str(folder / "include") for folder in folders]
+    torch = find_torch() if library is not RECORDS else None
+    return [str(torch.folder / "include")] if torch else []
 
 
 def flags(library: Library) -> list[str]:
@@ -254,6 +264,8 @@ def prefix_maps(library: Library) -> list[str]:
 def extension(library: Library) -> dict[str, Any]:
     """Returns the arguments of setuptools' Extension for ``library``."""
     compile_args = [*flags(library), *prefix_maps(library)]
+    if library is not CUDA:
+        compile_args += ["-include", str(SOURCES / "portable.h")]
     compile_args += [word for folder in includes(library) for word in ("-isystem", folder)]
     link_args = [f"-Wl,-soname,{library.file}"]
     libraries, folders = [], []
@@ -322,7 +334,9 @@ def run_compiler(library: Library, folder: str, objects: str) -> tuple[bool, str
     environment["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
     if library is CUDA:
         environment["CUDA_HOME"] = str(find_toolkit()[0])
-    code = f"import runpy, sys; sys.path[:] = {PATH}; build = runpy.run_path({__file__!r}); "
+    code = (
+        f"import runpy, sys; sys.path[:] = {search_path()}; build = runpy.run_path({__file__!r}); "
+    )
     code += f"build['compile_library']{library.file, folder, objects}"
     # It writes to a file and inherits the lock, so that it finishes if this process is killed.
     with open(Path(folder, "log"), "w+", errors="replace") as log:
@@ -352,7 +366,8 @@ def build_library(library: Library, folder: Path, first: bool) -> Path | str:
     noted = read_note(path)
     if path.exists() and noted.items() >= facts.items():
         return path
-    attempt = digest(facts, PATH[-1] in sys.path)  # pip's isolated builds have other packages
+    # pip's isolated builds have other packages.
+    attempt = digest(facts, sysconfig.get_path("purelib") in sys.path)
     if first and noted.get("attempt") == attempt:
         return noted["failed"]
     usual = "2 to 4 minutes" if library is CUDA else "a minute or two"

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ CPU_TORCH = _build.Torch(Path("torch"), "2.13.0+cpu", None)
 CUDA_TORCH = _build.Torch(Path("torch"), "2.11.0+cu130", "13.0")
 OLD_TORCH = _build.Torch(Path("torch"), "2.9.1+cu130", "13.0")
 TOOLKIT = (Path("cuda"), "13.0")
-FINDERS = (_build.find_torch, _build.find_compiler, _build.find_toolkit)
+FINDERS = (_build.search_path, _build.find_torch, _build.find_compiler, _build.find_toolkit)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,11 @@ def clean(monkeypatch):
     yield
     for finder in FINDERS:
         finder.cache_clear()
+
+
+def get_path(name: str, vars: dict[str, str] | None = None, *, prefix: str) -> str:
+    """sysconfig's, of an environment in ``prefix``."""
+    return str(Path((vars or {}).get("base", prefix), "lib", name))
 
 
 def script(path: Path, text: str) -> Path:
@@ -126,6 +133,23 @@ def test_find_torch_looks_past_pips_isolation():
         [sys.executable, "-c", code, _build.__file__], capture_output=True, text=True
     )
     assert done.stdout == f"{_build.find_torch()}\n", done.stderr
+
+
+def test_find_torch_looks_past_an_environment_of_the_build(monkeypatch, tmp_path):
+    """``python -m build`` runs in an environment without torch, started in an active one."""
+    packages = tmp_path / "lib" / "purelib"
+    (packages / "torch").mkdir(parents=True)
+    (packages / "torch" / "__init__.py").touch()
+    (packages / "torch" / "version.py").write_text('__version__ = "2.12.0"\ncuda = None\n')
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "python"))
+    monkeypatch.setattr(_build.sysconfig, "get_path", partial(get_path, prefix=str(tmp_path / "v")))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert _build.find_torch() is None
+    for finder in FINDERS:
+        finder.cache_clear()
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path))
+    assert _build.find_torch() == _build.Torch(packages / "torch", "2.12.0", None)
 
 
 def test_no_torch(monkeypatch):
@@ -278,6 +302,7 @@ def checkout(tmp_path, monkeypatch):
     shutil.copy(_build.__file__, folder / "pyseg")
     (folder / "pyseg" / "__init__.py").write_text('__version__ = "0.0.1"\n')
     (folder / "csrc" / "include" / "pyseg" / "one.h").write_text("constexpr int kOne = 1;\n")
+    shutil.copy(_build.SOURCES / "portable.h", folder / "csrc")
     for source in ("library.cpp", "records/one.cpp"):
         (folder / "csrc" / source).write_text(
             '#include "pyseg/one.h"\nextern "C" const char* one() { return __FILE__ + kOne; }\n'
@@ -469,6 +494,19 @@ def test_ext_0_ignores_existing_libraries(python):
         PYSEG_EXT="0",
     )
     assert done.stdout == "PYSEG_EXT=0 PYSEG_EXT=0 PYSEG_EXT=0 None\n(1, 4, 5)\n", done.stderr
+
+
+@pytest.mark.parametrize("library", [_build.CPU, _build.RECORDS])
+def test_symbols_are_those_of_manylinux_2_28(library):
+    """A wheel runs where torch's does, however new glibc and libstdc++ are here."""
+    path = _ext.FOUND[library]
+    if isinstance(path, str):
+        pytest.skip(path)
+    newest = {b"GLIBC": (2, 28), b"GLIBCXX": (3, 4, 24), b"CXXABI": (1, 3, 11)}
+    found = re.findall(rb"\0(GLIBC|GLIBCXX|CXXABI)_([0-9.]+)(?=\0)", path.read_bytes())
+    assert {name for name, _ in found} == set(newest)
+    for name, version in found:
+        assert tuple(map(int, version.split(b"."))) <= newest[name], (name, version)
 
 
 @pytest.mark.skipif(_ext.HAS_CUDA_OPS, reason="CUDA is there")

@@ -53,3 +53,29 @@ def test_import_loads_nothing_that_only_some_need(python):
 def test_paths_for_cpp_users():
     assert Path(pyseg.include_path(), "pyseg", "vlad.h").is_file()
     assert Path(pyseg.cmake_prefix_path, "pysegConfig.cmake").is_file()
+
+
+def test_operators_and_layers_need_torch_and_numpy_alone(python):
+    """So `pip install --no-deps` is enough beside torch for a project that wants an operator."""
+    code = """
+import sys
+import torch
+
+class Missing:
+    names = {"jsonargparse", "numba", "safetensors", "tqdm"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+for name in [name for name in sys.modules if name.partition(".")[0] in Missing.names]:
+    del sys.modules[name]  # torch uses some where they are there
+sys.meta_path.insert(0, Missing())
+import pyseg.nn
+import pyseg.ops
+ones = torch.ones(1, 3, 2, 4), torch.ones(1, 3, 2, 5), torch.ones(1, 3, 2)
+print(tuple(pyseg.ops.vlad_aggregate(*ones, torch.zeros(4, 5)).shape))
+print(tuple(pyseg.nn.NeXtVLAD(8, clusters=4, groups=2)(torch.ones(2, 3, 8)).shape))
+"""
+    done = python("-c", code)
+    assert done.stdout == "(1, 4, 5)\n(2, 32)\n", done.stderr

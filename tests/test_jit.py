@@ -53,6 +53,18 @@ def test_default_is_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder(njit(double)) == folder(numba.njit(cache=True)(double))
 
 
+@pytest.mark.usefixtures("no_numba_cache")
+def test_nothing_is_written_into_an_installed_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PYSEG_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(_build, "INSTALLED", True)
+    found = folder(njit(double))
+    assert found is not None
+    assert found.parent == tmp_path / "pyseg" / "numba"
+
+
 @pytest.mark.parametrize("cache", [None, "not/a/folder"])
 @pytest.mark.usefixtures("no_numba_cache")
 def test_compiles_where_nothing_can_be_written_to(
