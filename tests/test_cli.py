@@ -71,7 +71,7 @@ def test_a_recipe_sets_defaults_wherever_it_is_named(words, tmp_path):
     path = tmp_path / "best.yaml"
     path.write_text("recipe: best\nloss: {threshold: 0.25}\n")
     given = parse_options([word or str(path) for word in words] + ["--loss.rated_weight", "1.5"])
-    assert (given.recipe, given.copies, given.loss.absent_evidence) == ("best", 3, 1.0)
+    assert (given.recipe, given.copies, given.loss.absent_evidence) == ("best", 1, "bayes")
     assert given.loss.rated_weight == 1.5
     assert given.loss.threshold == (0.25 if None in words else 0.0)
 

@@ -189,14 +189,14 @@ def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path, pytho
 
 def test_checkpoints_hold_everything(data: Path, tmp_path: Path, monkeypatch) -> None:
     kept = []
-    save = training.stages.save_checkpoint
+    save = training.trainer.save_checkpoint
 
     def saved(folder, number, state, *, keep):
         path = save(folder, number, state, keep=keep)
         kept.append((number, [p.name for p in list_checkpoints(folder)]))
         return path
 
-    monkeypatch.setattr("pyseg.training.stages.save_checkpoint", saved)
+    monkeypatch.setattr("pyseg.training.trainer.save_checkpoint", saved)
     train.train(config(data, tmp_path / "run", keep_checkpoints=3, checkpoint_steps=3))
     assert [number for number, _ in kept] == [0, 3, 6, 7, 10, 13]
     assert all(len(names) <= 3 for _, names in kept)

@@ -56,8 +56,11 @@ def shared_frames(
         dequantization: what bytes stand for, see `pyseg.ops.frame_linear`.
     """
     device, dtype, are_bytes = frames.device.type, weight.dtype, frames.dtype == torch.uint8
-    shares, in_autocast = device in _SHARING, torch.is_autocast_enabled(device)
-    if not (are_bytes or (shares and in_autocast)):
+    shares = device in _SHARING
+    if not (are_bytes or shares):
+        return frames
+    in_autocast = torch.is_autocast_enabled(device)
+    if not (are_bytes or in_autocast):
         return frames
     if in_autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)

@@ -85,10 +85,10 @@ class RidgeRegression:
     Example:
         >>> x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
         >>> regression = RidgeRegression(3, 1)
-        >>> regression.update(x, x @ torch.tensor([[1.0], [0.0], [2.0]]) + 5)
+        >>> regression.update(x, x @ torch.tensor([[1.0], [0.5], [2.0]]) + 5)
         >>> solution = regression.solve()
         >>> solution.weight.round(decimals=3).tolist(), solution.bias.round(decimals=3).tolist()
-        ([[1.0, 0.0, 2.0]], [5.0])
+        ([[1.0, 0.5, 2.0]], [5.0])
     """
 
     def __init__(
