@@ -49,6 +49,7 @@ from pyseg.train._model import known_overrides, make_model, start_from
 from pyseg.train._stages import make_stages
 from pyseg.training import Stage, Trainer, summary_writer
 from pyseg.training.identity import check_features
+from pyseg.training.ridge import check_solvable
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -132,6 +133,9 @@ def _train(
         start_from(model, Path(config.init))
     classes = classes_to_tune(config, collection)
     stages, correlation = make_stages(config, collection, classes, graph, device, counted)
+    if config.solver == "ridge":
+        for stage in stages:
+            check_solvable(model, stage)
     if distributed.rank():  # the same weights in all processes, but different dropout and noise
         torch.manual_seed(config.seed + distributed.rank())
 

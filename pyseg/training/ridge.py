@@ -21,7 +21,7 @@ from pyseg.data import Batch
 from pyseg.data.loading import loader
 from pyseg.errors import UserError
 from pyseg.evaluate import report_of_all
-from pyseg.nn import LogisticRegression
+from pyseg.nn import FrameClassifier, LogisticRegression
 from pyseg.training.losses import Loss
 
 if TYPE_CHECKING:
@@ -242,6 +242,25 @@ class _Calibration:
         return max(slope, 1.0), bias
 
 
+def check_solvable(model: FrameClassifier, stage: Stage) -> tuple[LogisticRegression, Loss]:
+    """Returns the model and the loss of a stage that ridge regression can solve.
+
+    Raises:
+        pyseg.errors.UserError: The model is not linear, or the stage has another loss.
+    """
+    if not isinstance(model, LogisticRegression):
+        raise UserError(
+            "--solver ridge: expected a linear model (--model ridge or linear), found "
+            f"{type(model).__name__}"
+        )
+    if not isinstance(stage.loss, Loss):
+        raise UserError(
+            f"--solver ridge: expected --{stage.name}.loss rated-bce, whose targets it takes, "
+            f"found {stage.config.loss}"
+        )
+    return model, stage.loss
+
+
 class RidgeRun:
     """A running stage that solves a ridge regression instead of taking steps.
 
@@ -274,20 +293,9 @@ class RidgeRun:
         resumed: Mapping[str, Any] | None,
         stopped: Callable[[], bool],
     ) -> None:
-        if not isinstance(trainer.model, LogisticRegression):
-            raise UserError(
-                "--solver ridge: expected a linear model (--model ridge or linear), found "
-                f"{type(trainer.model).__name__}"
-            )
-        if not isinstance(stage.loss, Loss):
-            raise UserError(
-                f"--solver ridge: expected --{stage.name}.loss rated-bce, whose targets it takes, "
-                f"found {stage.config.loss}"
-            )
         self.trainer = trainer
         self.stage = stage
-        self.model = trainer.model
-        self.loss = stage.loss
+        self.model, self.loss = check_solvable(trainer.model, stage)
         self.steps = steps
         self.stopped = stopped
         if resumed is not None:

@@ -235,6 +235,7 @@ def test_only_for_linear_models_and_the_papers_targets(
     monkeypatch.setitem(losses._LOSSES, "mine", torch.nn.MSELoss)
     with pytest.raises(UserError, match=message):
         train.train(ridge(folder, tmp_path / "run", solver="ridge", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_stage_starts_again(
