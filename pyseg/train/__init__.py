@@ -133,9 +133,7 @@ def _train(
         start_from(model, Path(config.init))
     classes = classes_to_tune(config, collection)
     stages, correlation = make_stages(config, collection, classes, graph, device, counted)
-    if config.solver == "ridge":
-        for stage in stages:
-            check_solvable(model, stage)
+    _check_solver(config, model, stages)
     if distributed.rank():  # the same weights in all processes, but different dropout and noise
         torch.manual_seed(config.seed + distributed.rank())
 
@@ -157,6 +155,12 @@ def _train(
     trainer.fit()
     _print_next_steps(config, run, evaluated=not blind)
     return run
+
+
+def _check_solver(config: TrainConfig, model: FrameClassifier, stages: Sequence[Stage]) -> None:
+    if config.solver == "ridge":
+        for stage in stages:
+            check_solvable(model, stage)
 
 
 def _print_task(
