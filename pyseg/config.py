@@ -270,8 +270,8 @@ class TrainConfig:
         keep_checkpoints: Checkpoints to keep, the last ones.
         tensorboard: Write TensorBoard files too: the numbers of metrics.jsonl, into the run folder.
             The same as --tracker tensorboard.
-        tracker: Registered trackers that receive the numbers of metrics.jsonl too: "mlflow",
-            "wandb", "tensorboard".
+        tracker: "mlflow", "wandb", "tensorboard" or registered: receive the numbers of metrics.jsonl
+            too.
         timeout_minutes: Minutes that torchrun's processes wait for each other.
         resume: A run folder to resume: training continues from its last checkpoint. All other
             options are the run's; steps, workers, device, --cuda_graph, checkpoint intervals, and
@@ -306,7 +306,6 @@ class TrainConfig:
             "run",
             "resume",
             "checkpoint_minutes",
-            "tensorboard",
             "tracker",
         ),
     }
