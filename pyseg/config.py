@@ -270,8 +270,8 @@ class TrainConfig:
         keep_checkpoints: Checkpoints to keep, the last ones.
         tensorboard: Write TensorBoard files too: the numbers of metrics.jsonl, into the run folder.
             The same as --tracker tensorboard.
-        tracker: "mlflow", "wandb", "tensorboard" or registered: receive the numbers of metrics.jsonl
-            too.
+        tracker: Send the numbers of metrics.jsonl to "mlflow", "wandb", "tensorboard" or a
+            registered tracker.
         timeout_minutes: Minutes that torchrun's processes wait for each other.
         resume: A run folder to resume: training continues from its last checkpoint. All other
             options are the run's; steps, workers, device, --cuda_graph, checkpoint intervals, and
