@@ -13,6 +13,7 @@ from pyseg import train
 from pyseg.config import TrainConfig
 from pyseg.errors import ArgumentError, UserError
 from pyseg.runs import Run
+from pyseg.train import _folder
 from pyseg.training import Log, make_tracker, register_tracker
 
 OPTIONS: dict[str, Any] = {"model": "mlp", "overrides.hidden_size": 4, "tracker": ["mlflow"]}
@@ -136,3 +137,12 @@ def test_several_are_given_and_kept_in_the_run_folder(tmp_path: Path) -> None:
     del lines[first : first + 3]  # as of a run before there were trackers
     run.config_file.write_text("".join(lines))
     assert run.config().trackers == ["tensorboard"]
+
+
+def test_a_copy_of_a_run_is_tracked_as_another_one(tmp_path: Path) -> None:
+    run, other = Run(tmp_path / "run"), Run(tmp_path / "copy")
+    run.folder.mkdir()
+    for file in (run.config_file, run.tracker_file("mlflow"), run.tracker_file("wandb")):
+        file.write_text("kept")
+    _folder._copy(run, other)
+    assert [path.name for path in other.folder.iterdir()] == [other.config_file.name]
