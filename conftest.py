@@ -12,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 
+# Needs a package that is slow to import; tests/metrics/test_torchmetrics.py runs its examples.
+collect_ignore = ["pyseg/metrics/torchmetrics.py"]
+
 # The tests have their own PYSEG_CACHE; numba's kernels are still compiled only once.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / "build" / "numba"))
 # Keeps Inductor from testing g++ for vector instructions, which takes 9 s in each process.

@@ -36,6 +36,7 @@ myst_heading_anchors = 3
 default_role = "py:obj"  # in docstrings: a link if there is such an object, code otherwise
 add_module_names = False
 autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_mock_imports = ["torchmetrics"]  # of pyseg.metrics.torchmetrics, and slow to import
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"

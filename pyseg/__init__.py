@@ -42,11 +42,15 @@ def load(
     calibrate: bool = True,
     precision: Literal["fp32", "bf16", "fp16"] | None = None,
     tf32: bool | None = None,
+    revision: str | None = None,
 ) -> Predictor:
     """Loads a run for predictions: when do its classes occur in a video?
 
     Args:
-        run: The run folder that `pyseg.train` wrote.
+        run: The run folder that `pyseg.train` wrote; or, where there is no such folder, the name
+            ``org/name`` of a model that `push` has put on a hub. Weights are a safetensors file,
+            and nothing that is downloaded is unpickled or run. Where its backbone is a function of
+            a module, name it as `backbone`.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
         backbone: The network that computes the features of video files; default: the one that
             computed those of the training data.
@@ -56,10 +60,11 @@ def load(
         precision: Mixed precision; default: "bf16" on a GPU, "fp32" on a CPU.
         tf32: Whether a GPU may round the inputs of float32 products to TF32; default: unless
             `precision` is "fp32".
+        revision: The branch, tag or commit of a model on a hub; default: its main branch.
 
     Raises:
         pyseg.errors.UserError: The folder is not a run, its model takes no frames, or there is no
-            such device.
+            such device or model.
         pyseg.errors.DataError: A file of the run is damaged.
 
     Example:
@@ -72,7 +77,7 @@ def load(
     """
     make: type[Predictor] = importlib.import_module("pyseg.predict").Predictor
     return make(
-        run,
+        importlib.import_module("pyseg._hub").find(run, revision, backbone),
         device=device,
         backbone=backbone,
         weights=weights,
@@ -80,6 +85,50 @@ def load(
         precision=precision,
         tf32=tf32,
     )
+
+
+def push(
+    run: str | os.PathLike[str],
+    name: str,
+    *,
+    license: str,
+    data: str | None = None,
+    limits: str | None = None,
+    private: bool = True,
+) -> str:
+    """Puts a run's model on a hub, with a card, from where `load` takes it by its name.
+
+    The card says what the model is, how it did (metrics.jsonl), on which data, and its limits.
+    Neither the log nor the options nor paths of this machine are sent. It takes huggingface_hub,
+    whose environment variables say where the hub is and who you are (HF_ENDPOINT, HF_TOKEN).
+
+    Args:
+        run: The run folder that `pyseg.train` wrote.
+        name: ``org/name``. If it exists, a commit is added to it.
+        license: The identifier of the weights' licence, such as "apache-2.0" or "other".
+        data: What the card is to say about the data, beside the name and the split.
+        limits: What it is to say about limits, beside what follows from the run.
+        private: Whether a new model is visible to members of the organisation only.
+
+    Returns:
+        The commit, a revision for `load`.
+
+    Raises:
+        pyseg.errors.ArgumentError: A name or a licence has no such form.
+        pyseg.errors.UserError: The folder is not a run, its training has not ended, the hub
+            refuses, or huggingface_hub is not installed.
+        pyseg.errors.DataError: A file of the run is damaged.
+
+    Example:
+        .. code-block:: python
+
+            pyseg.push("runs/films", "studio/films", license="cc-by-4.0", limits="Films only.")
+            model = pyseg.load("studio/films")
+    """
+    pushed: str = importlib.import_module("pyseg._hub").push(
+        run, name, license=license, data=data, limits=limits, private=private
+    )
+    return pushed
 
 
 _started = _command.started_module()

@@ -269,6 +269,9 @@ class TrainConfig:
         checkpoint_steps: Steps between checkpoints; default: only by the clock.
         keep_checkpoints: Checkpoints to keep, the last ones.
         tensorboard: Write TensorBoard files too: the numbers of metrics.jsonl, into the run folder.
+            The same as --tracker tensorboard.
+        tracker: Send the numbers of metrics.jsonl to "mlflow", "wandb", "tensorboard" or a
+            registered tracker.
         timeout_minutes: Minutes that torchrun's processes wait for each other.
         resume: A run folder to resume: training continues from its last checkpoint. All other
             options are the run's; steps, workers, device, --cuda_graph, checkpoint intervals, and
@@ -303,7 +306,7 @@ class TrainConfig:
             "run",
             "resume",
             "checkpoint_minutes",
-            "tensorboard",
+            "tracker",
         ),
     }
 
@@ -342,6 +345,7 @@ class TrainConfig:
     checkpoint_steps: int | None = None
     keep_checkpoints: int = 2
     tensorboard: bool = False
+    tracker: list[str] = field(default_factory=list, metadata={"repeated": True})
     timeout_minutes: float = 10.0
     resume: str | None = None
 
@@ -361,6 +365,16 @@ class TrainConfig:
             _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
         for name in ("test_fraction", "graph_threshold"):
             _cli.check_range(name, getattr(self, name), 0, 1)
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names of all trackers, each once.
+
+        Example:
+            >>> TrainConfig(tensorboard=True, tracker=["mlflow", "tensorboard"]).trackers
+            ['mlflow', 'tensorboard']
+        """
+        return list(dict.fromkeys([*self.tracker, *["tensorboard"] * self.tensorboard]))
 
     @property
     def trained(self) -> str:

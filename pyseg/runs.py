@@ -10,6 +10,7 @@ A run folder holds
 * ``metrics.jsonl``: one JSON object per line; ``stage`` is the part of the run that wrote it;
 * ``calibration.json``: what makes probabilities of the logits, if `pyseg.calibrate` wrote it;
 * ``tensorboard``: the same numbers for TensorBoard, if requested;
+* ``mlflow.id``, ``wandb.id``: what those trackers call the run, if requested;
 * ``pretrained``: the weights before fine-tuning, if ``--final_fit`` needs them;
 * ``checkpoints``: during training, all that ``--resume`` needs.
 """
@@ -78,6 +79,10 @@ class Run:
     def __str__(self) -> str:
         """The folder."""
         return str(self.folder)
+
+    def tracker_file(self, name: str) -> Path:
+        """Returns the file of what a tracker calls the run."""
+        return self.folder / f"{name}.id"
 
     def config(self) -> TrainConfig:
         """Returns the options of its training.

@@ -604,7 +604,20 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
         return optimise(self, batch)
 
     run = tmp_path / "run"
-    options = config(data, run, checkpoint_steps=5, tensorboard=True)
+    repeated = []
+
+    @training.register_tracker("recorded")
+    class Recorded:
+        def start(self, folder: Path, options: dict) -> None:
+            repeated.append((folder, options["finetune.steps"]))
+
+        def log(self, stage: str, step: int, values: dict) -> None:
+            repeated.append((stage, step, sorted(values)))
+
+        def finish(self) -> None:
+            repeated.append("finished")
+
+    options = config(data, run, checkpoint_steps=5, tensorboard=True, tracker=["recorded"])
     monkeypatch.setattr(training.StageRun, "_take_step", fail)
     with pytest.raises(FailureError):
         train.train(options)
@@ -618,6 +631,11 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
             expected.setdefault(f"{line['stage']}/{name}", {})[step] = line[name]
     assert list(expected["finetune/learning_rate"]) == [9, 11, 13, 15, 16]
     assert list(expected["evaluate/map"]) == [7, 11, 15, 16]
+    assert repeated.count((run, STAGES["finetune"].steps)) == repeated.count("finished") == 2
+    assert repeated[-1] == "finished"
+    names = ["examples_per_second", "learning_rate", "loss"]
+    assert repeated.count(("finetune", 13, names)) == 2  # step 6, logged before the failure too
+    assert repeated.count(("finetune", 11, names)) == 1
     events = accumulator.EventAccumulator(str(Run(run).tensorboard_folder)).Reload()
     assert set(events.Tags()["scalars"]) == set(expected)
     for tag, values in expected.items():
@@ -627,7 +645,7 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
 
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("pyseg.distributed.is_first", lambda: False)
-    log = training.Log(Run(tmp_path), tensorboard=True)
+    log = training.Log(Run(tmp_path), ["tensorboard"])
     log.write("pretrain", step=1, loss=0.5)
     log.close()
     assert list(tmp_path.iterdir()) == []
@@ -637,7 +655,7 @@ def test_missing_tensorboard_is_reported_at_the_start(
     data: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"--tensorboard: .*pip install -e '.*\[tensorboard\]'"):
+    with pytest.raises(UserError, match=r"--tracker tensorboard needs .*pip .*\[tensorboard\]'"):
         train.train(config(data, tmp_path / "run", tensorboard=True))
     assert list(tmp_path.iterdir()) == []
 

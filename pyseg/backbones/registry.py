@@ -126,6 +126,19 @@ def find_backbone(made: BackboneInfo) -> str:
     )
 
 
+def imports_code(name: str) -> bool:
+    """Returns whether `make_backbone` imports a module that the name of a backbone gives.
+
+    Example:
+        >>> imports_code("my_module:make"), imports_code("timm:vit_small_patch14_dinov2")
+        (True, False)
+    """
+    try:
+        return _parse(name)[0] == _FACTORY
+    except ArgumentError:
+        return False
+
+
 def _parse(name: str) -> tuple[str, str]:
     """Returns the kind of a backbone, and the argument."""
     if name in _KINDS:

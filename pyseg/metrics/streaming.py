@@ -16,6 +16,7 @@ of a process unchanged, so that updates may follow; `reset` clears it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -70,9 +71,26 @@ class _Metric(ABC, Generic[Result]):
         Raises:
             ValueError: no process has a row, and the metric is a mean over rows.
         """
+        return self.result_of(gather(self._state()))
+
+    def take(self) -> list[np.ndarray]:
+        """Returns the state as one-dimensional arrays, and clears it."""
+        arrays = self._state()
+        self.reset()
+        return arrays
+
+    def result_of(self, states: Iterable[Sequence[np.ndarray]]) -> Result:
+        """Returns the result of what `take` returned of metrics with the same options.
+
+        Args:
+            states: their arrays, one metric after the other.
+
+        Raises:
+            ValueError: there is no row, and the metric is a mean over rows.
+        """
         total = type(self)(**self._options())
-        for arrays in gather(self._state()):
-            total._add(arrays)
+        for arrays in states:
+            total._add(list(arrays))
         return total._result()
 
     def _check(self, scores: np.ndarray) -> None:

@@ -47,7 +47,7 @@ from pyseg.train._folder import RESUMABLE, check_new, check_resumed, create, res
 from pyseg.train._machine import settle
 from pyseg.train._model import known_overrides, make_model, start_from
 from pyseg.train._stages import make_stages
-from pyseg.training import Stage, Trainer, summary_writer
+from pyseg.training import Stage, Trainer, make_tracker
 from pyseg.training.identity import check_features
 from pyseg.training.ridge import check_solvable
 
@@ -112,8 +112,8 @@ def _train(
 ) -> Run:
     """Trains in one process of the run; adds the lock of the run's folder to `owned`."""
     config = settle(config, device)
-    if config.tensorboard and distributed.is_first():
-        summary_writer()  # raises before a run folder is made
+    for name in config.trackers if distributed.is_first() else ():
+        make_tracker(name)  # raises before a run folder is made
     checkpoint = None if config.resume is None else resume(config, owned)
     if checkpoint is None and config.run is not None:
         check_new(Run(config.run))  # before the data is read, which may take minutes

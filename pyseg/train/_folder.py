@@ -30,6 +30,7 @@ RESUMABLE = (
     "checkpoint_steps",
     "keep_checkpoints",
     "tensorboard",
+    "tracker",
     "timeout_minutes",
 )
 """The options that may be given with ``--resume``, and changed in a run's config.yaml."""
@@ -143,7 +144,8 @@ def _copy(source: Run, run: Run) -> None:
     check_new(run)
     unfinished = run.folder.with_name(f".{run.folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(source.folder, unfinished, ignore=shutil.ignore_patterns(".*"))
+    ignored = shutil.ignore_patterns(".*", Run(source.folder).tracker_file("*").name)
+    shutil.copytree(source.folder, unfinished, ignore=ignored)
     unfinished.replace(run.folder)
 
 

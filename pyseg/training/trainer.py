@@ -13,7 +13,7 @@ from torch import nn
 from pyseg import _cli, distributed, models
 from pyseg._files import remove_unfinished
 from pyseg.checkpoint import list_checkpoints, remove_checkpoints_after, save_checkpoint
-from pyseg.config import TrainConfig
+from pyseg.config import TrainConfig, flat_options
 from pyseg.data.loading import worker_errors
 from pyseg.errors import WorkerError
 from pyseg.nn import FrameClassifier
@@ -60,7 +60,7 @@ class Trainer:
         self.config = config
         self.run = run
         self.evaluate = evaluate
-        self.log = Log(run, config.tensorboard)
+        self.log = Log(run, config.trackers, flat_options(config))
         self.device = next(model.parameters()).device
         self.identity = identify(config, model, stages)
         self._printed: set[str] = set()
