@@ -15,9 +15,9 @@ class ReproduceConfig:
     """What to reproduce, and on which data.
 
     Args:
-        table: A table of the paper; "gcn", "best" and "steps" go beyond it, "all" is all of these
-            that the data allows. "curve": how they grow with the number of videos. "rating": how
-            few answers a model needs that asks the questions itself.
+        table: A table of the paper; "gcn", "best", "steps" and "literature" go beyond it, "all" is
+            all of these that the data allows. "curve": how they grow with the number of videos.
+            "rating": how few answers a model needs that asks the questions itself.
         data: The experiment's data.
         folder: The folder of the data; default: the one of that name. The sample needs none.
         more: A folder with further shards, for yt8m.
@@ -33,7 +33,9 @@ class ReproduceConfig:
         ValueError: A value is out of its range.
     """
 
-    table: Literal["2", "3", "4", "5", "gcn", "best", "steps", "curve", "rating", "all"] = "all"
+    table: Literal[
+        "2", "3", "4", "5", "gcn", "best", "steps", "literature", "curve", "rating", "all"
+    ] = "all"
     data: Literal["yt8m", "audioset", "sample"] = "sample"
     folder: str | None = None
     more: str | None = None
