@@ -412,13 +412,17 @@ class EntropyMaximization(_RememberingLoss):
 
 METHODS = (
     Method("large-loss rejection (LL-R)", "large-loss", {"scheme": "reject"}),
-    Method("large-loss correction (LL-Ct)", "large-loss", {"scheme": "correct"}),
-    Method("  permanently (LL-Cp)", "large-loss", {"scheme": "correct-permanently"}),
+    Method("large-loss correction (LL-Ct)", "large-loss", {"scheme": "correct", "delta": 0.02}),
+    Method(
+        "  permanently (LL-Cp)", "large-loss", {"scheme": "correct-permanently", "delta": 0.005}
+    ),
     Method("LL-R with BoostLU", "large-loss", {"scheme": "reject", "boost": 5.0}),
     Method("self-paced correction (SPLC)", "self-paced-correction"),
-    Method("joint estimation (ROLE)", "joint-estimation"),
-    Method("entropy maximization (EM)", "entropy-maximization"),
-    Method("  with pseudo-labels (EM + APL)", "entropy-maximization", {"pseudo": 0.9}),
+    Method("joint estimation (ROLE)", "joint-estimation", {"learning_rate": 0.2}),
+    Method("entropy maximization (EM)", "entropy-maximization", {"alpha": 0.01}),
+    Method(
+        "  with pseudo-labels (EM + APL)", "entropy-maximization", {"alpha": 0.01, "pseudo": 0.9}
+    ),
 )
 """The rows of the table. Arguments that differ from the papers' were chosen on the validation part
 of yt8m among three values, see docs/reproduction.md."""

@@ -56,19 +56,23 @@ def probability(z: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-z))
 
 
-def entropy(p: Tensor, q: Tensor | float) -> Tensor:
-    """Returns the cross-entropy of a probability p and a target q."""
-    return -(q * torch.log(p) + (1 - q) * torch.log(1 - p))
+def entropy(z: Tensor, q: Tensor | float) -> Tensor:
+    """Returns the cross-entropy of the probability of a logit z and a target q."""
+    return -q * torch.log(probability(z)) - (1 - q) * torch.log(probability(-z))
 
 
 def batches(
     count: int, examples: Sequence[int] = range(len(RATINGS))
 ) -> Iterator[tuple[list[str], Ratings, Tensor]]:
-    """Yields ids, ratings and logits of steps, each of which has the examples in another order."""
+    """Yields ids, ratings and logits of steps, each of which has the examples in another order.
+
+    The later an example is in `RATINGS`, the larger its logits are as a rule.
+    """
     generator = torch.Generator().manual_seed(0)
     for step in range(count):
         chosen = [examples[(place + step) % len(examples)] for place in range(len(examples))]
         logits = torch.randn(len(chosen), CLASSES, generator=generator, dtype=torch.float64)
+        logits += torch.tensor(chosen).unsqueeze(1) / 2 - 1
         yield [IDS[n] for n in chosen], [RATINGS[n] for n in chosen], logits.requires_grad_()
 
 
@@ -105,8 +109,8 @@ def test_large_losses(scheme: str, boost: float, examples: Sequence[int]) -> Non
             for c in range(CLASSES):
                 z = boost * logits[n, c] if logits[n, c] > 0 else logits[n, c]
                 target = row.get(c, float((ids[n], c) in corrected))
-                losses[n, c] = entropy(probability(z), target)
-                opposite[n, c] = entropy(probability(z), 1.0)
+                losses[n, c] = entropy(z, target)
+                opposite[n, c] = entropy(z, 1.0)
                 if c not in row and (ids[n], c) not in corrected:
                     unrated.append((n, c))
         rate = delta / 100 * (1 if scheme == "correct-permanently" else epoch)
@@ -172,10 +176,10 @@ def test_joint_estimation(examples: Sequence[int]) -> None:
         for n, row in enumerate(ratings):
             for c in range(CLASSES):
                 p = probability(z[n, c])
-                total = total + entropy(p, probability(other[n, c]))
+                total = total + entropy(z[n, c], probability(other[n, c]))
                 number = number + p
                 if c in row:
-                    total = total + entropy(p, row[c])
+                    total = total + entropy(z[n, c], row[c])
         return (total + (number / len(z) - expected) ** 2 * len(z) / CLASSES) / len(z) / 2
 
     def naive(ids: list[str], ratings: Ratings, logits: Tensor) -> Tensor:
@@ -229,13 +233,14 @@ def test_entropy_maximization(pseudo: float, examples: Sequence[int]) -> None:
         total = torch.zeros(()).double()
         for n, row in enumerate(ratings):
             for c in range(CLASSES):
-                p, pair = probability(logits[n, c]), (ids[n], c)
+                z, pair = logits[n, c], (ids[n], c)
+                p = probability(z)
                 if c in row:
-                    total = total + entropy(p, row[c])
+                    total = total + entropy(z, row[c])
                 elif pair in labels:
-                    total = total + beta * entropy(p, labels[pair])
+                    total = total + beta * entropy(z, labels[pair])
                 else:
-                    total = total - alpha * entropy(p, p)
+                    total = total - alpha * entropy(z, p)
                 if c not in row:
                     latest[pair] = p.item()
         return total / len(ids)
