@@ -286,7 +286,8 @@ def test_a_checkpoint_goes_on(name: str) -> None:
 def test_an_interrupted_run_remembers_examples(
     tiny: ModelSpec, tmp_path, monkeypatch, ctrl_c
 ) -> None:
-    stage = StageConfig(8, 1e-3, 8, loss="joint-estimation", loss_overrides={"expected": 2.0})
+    options = {"scheme": "correct-permanently", "delta": 5.0, "epoch_steps": 5}
+    stage = StageConfig(8, 1e-3, 8, loss="large-loss", loss_overrides=options)
     row = Variant("row", tiny, PLAIN, finetune=stage)
     experiment = open_experiment("sample", tmp_path)
     Runner(experiment, tmp_path / "whole").run(row, 0)
