@@ -179,8 +179,8 @@ class LargeLoss(_RememberingLoss):
         """Returns the loss of (B, C) logits; the ratings are those of a `pyseg.data.Batch`."""
         targets, rated = _dense(logits, offsets, classes, scores)
         logits = torch.where(logits > 0, self.boost * logits, logits)
-        permanent = self.scheme == "correct-permanently"
-        if permanent:
+        rows = None
+        if self.scheme == "correct-permanently":
             rows = self.recall(corrected=torch.zeros_like(rated))
             corrected = self.kept["corrected"][rows] & ~rated
             targets, rated = targets.masked_fill(corrected, 1.0), rated | corrected
@@ -188,7 +188,7 @@ class LargeLoss(_RememberingLoss):
         epoch = self.epoch
         self.calls += 1
         if epoch:
-            share = self.delta / 100 * (1 if permanent else epoch)
+            share = self.delta / 100 * (epoch if rows is None else 1)
             largest = losses.detach().masked_fill(rated, -math.inf).flatten()
             count = min(math.ceil(share * len(largest)), len(largest))
             large = ~rated & (losses.detach() >= largest.topk(count).values[-1])
@@ -196,7 +196,7 @@ class LargeLoss(_RememberingLoss):
                 torch.zeros_like(losses) if self.scheme == "reject" else _bce(logits, 1.0 - targets)
             )
             losses = torch.where(large, other, losses)
-            if permanent:
+            if rows is not None:
                 numbers, columns = large.nonzero(as_tuple=True)
                 self.kept["corrected"][rows[numbers], columns] = True
         return losses.sum() / len(logits)
