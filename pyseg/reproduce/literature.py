@@ -130,8 +130,8 @@ class LargeLoss(_RememberingLoss):
         LL-Cp  "correct-permanently":  in this and all later steps, with k = ceil(B C delta / 100)
 
     Source: Kim, Kim, Akata and Lee, CVPR 2022, "Large Loss Matters in Weakly Supervised Multi-Label
-    Classification", equations 2 to 6; k as in the authors' code (snucml/LargeLossMatters,
-    losses.py). There delta is 0.1 to 0.5, and training takes 10 epochs.
+    Classification"; k as in the authors' code (snucml/LargeLossMatters, losses.py). There delta is
+    0.1 to 0.5, and training takes 10 epochs.
 
     With `boost` > 1 it is BoostLU on top: Kim et al., CVPR 2023, "Bridging the Gap between Model
     Explanations in Partially Annotated Multi-label Classification". It multiplies what is positive
@@ -140,9 +140,8 @@ class LargeLoss(_RememberingLoss):
 
         BoostLU(z) = max(z, boost z)
 
-    This is strictly increasing: at inference, where the paper gains most, it leaves the ranking of
-    every class as it is, and `pyseg.metrics` measure the same. What is left is its effect on
-    training. Where there is more than one position, it is not the paper's.
+    This is strictly increasing: at inference it leaves the ranking of every class as it is, and
+    `pyseg.metrics` measure the same. What is left is its effect on training. Where there is more than one position, it is not the paper's.
 
     Args:
         scheme: What happens to large losses.
@@ -215,9 +214,9 @@ class SelfPacedCorrection(_StatefulLoss):
     A score between 0 and 1 has a share of both.
 
     Source: Zhang, Cheng, Huang, Wen, Feng, Li and Guo, 2021, "Simple and Robust Loss Design for
-    Multi-Label Learning with Missing Labels", arXiv:2112.07368, section 3.3, with its focal margin
-    loss. The authors' code (xinyu1205/robust-loss-mlml) has no margin in the loss of the classes
-    that it corrects; the equation has, and so has this.
+    Multi-Label Learning with Missing Labels", arXiv:2112.07368, with its focal margin loss. Here
+    loss+ is the same for all; the authors' code (xinyu1205/robust-loss-mlml) has no margin in that
+    of the classes it corrects.
 
     Args:
         tau: The probability from which on an unrated class counts as present.
@@ -268,10 +267,9 @@ class JointEstimation(_RememberingLoss):
     log-odds of 0.4 and 0.6 for others. Calls of the loss take its steps, of Adam.
 
     Source: Cole, Mac Aodha, Lorieul, Perona, Morris and Jojic, CVPR 2021, "Multi-Label Learning
-    from Single Positive Labels", equations 7 to 10, times C; initial values and rates are those of
-    the authors' code (elijahcole/single-positive-multi-label). K is the mean number of labels in
-    the complete training data, in the paper as here. This differs: Adam knows of an example from
-    its first batch on, and the rate of theta, ten times that of the classifier in the paper, is
+    from Single Positive Labels", times C; initial values are those of the authors' code
+    (elijahcole/single-positive-multi-label). This differs: Adam knows of an example from its first
+    batch on, and the rate of theta, ten times that of the classifier in the authors' code, is
     constant whatever the classifier's schedule.
 
     Args:
@@ -345,7 +343,7 @@ class EntropyMaximization(_RememberingLoss):
     it is not rated. Such a pair keeps its probability of then as its label q.
 
     Source: Zhou, Chen, Wang, Chen and Heng, ECCV 2022, "Acknowledging the Unknown for Multi-label
-    Learning with Single Positive Labels", equations 4 and 7 and section 3.3, with negative
+    Learning with Single Positive Labels", with negative
     pseudo-labels only, as in the authors' code (Correr-Zhou/SPML-AckTheUnknown). This differs: the
     probabilities are those of the last step that each example was in, with dropout, not those of
     a pass over all examples at the end of the epoch.
