@@ -141,7 +141,8 @@ class LargeLoss(_RememberingLoss):
         BoostLU(z) = max(z, boost z)
 
     This is strictly increasing: at inference it leaves the ranking of every class as it is, and
-    `pyseg.metrics` measure the same. What is left is its effect on training. Where there is more than one position, it is not the paper's.
+    `pyseg.metrics` measure the same. What is left is its effect on training. Where there is more
+    than one position, it is not the paper's.
 
     Args:
         scheme: What happens to large losses.
