@@ -15,6 +15,8 @@ The tables are:
   the paper's.
 * best: the share of the gap between plain cross-entropy and training on complete labels that is
   closed by the paper's recipe, by ``--recipe best`` of pyseg.train, and by parts of the latter.
+* literature: losses of other papers on missing labels (`pyseg.reproduce.literature`), beside the
+  paper's recipe and ``--recipe best``. Only for yt8m.
 * rating: how few answers a model needs that asks the questions itself (`pyseg.rate`), with
   simulated raters. It is not part of ``--table all``, and writes ``rating.md``, ``rating.json`` and
   ``rating.png`` instead of tables.

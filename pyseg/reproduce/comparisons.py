@@ -1,4 +1,4 @@
-"""The training runs of the paper's tables, and of one table beyond the paper."""
+"""The training runs of the paper's tables, and of those beyond the paper."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from pyseg.config import RECIPES, LossConfig, StageConfig
 from pyseg.reproduce.experiments import Experiment, ModelSpec, with_graph
+from pyseg.reproduce.literature import METHODS, PAPER_EPOCHS, Method
 
 PLAIN = LossConfig(rated_weight=1.0, unrated_weight=1.0, correlation="none")
 """Cross-entropy in which unrated classes count as absent."""
@@ -84,7 +85,8 @@ def make_comparisons(experiment: Experiment) -> list[Comparison]:
     architectures = [_architectures(experiment)] if experiment.architectures else []
     others = (_reweighting, _correlation, _label_graph, _graph_of_others)
     beyond = (_beyond_the_paper, _best_by_steps)
-    return architectures + [make(experiment) for make in others + beyond]
+    literature = [] if experiment.labels_per_example is None else [_literature(experiment)]
+    return architectures + [make(experiment) for make in others + beyond] + literature
 
 
 def _architectures(experiment: Experiment) -> Comparison:
@@ -189,6 +191,27 @@ def segment_models(experiment: Experiment) -> list[Variant]:
         Variant(f"{experiment.model.name}, the paper's recipe", experiment.model, _CORRELATED),
         recipe_variant("--recipe best", RIDGE, "best"),
     ]
+
+
+def _literature(experiment: Experiment) -> Comparison:
+    model, stage = experiment.model, experiment.finetune
+
+    def finetune(method: Method) -> StageConfig:
+        if method.loss == "joint-estimation":
+            given = {"expected": experiment.labels_per_example}
+        else:
+            given = {"epoch_steps": stage.steps // PAPER_EPOCHS}
+        return replace(stage, loss=method.loss, loss_overrides=given | dict(method.overrides))
+
+    variants = [
+        Variant("plain", model, PLAIN),
+        *(Variant(method.name, model, PLAIN, finetune=finetune(method)) for method in METHODS),
+        Variant(_PAPERS_RECIPE, model, _CORRELATED),
+        recipe_variant("--recipe best", model, "best"),
+        Variant("complete labels, the ceiling", model, PLAIN, complete=True),
+    ]
+    title = f"losses of the literature for the model {model.name}"
+    return Comparison("literature", title, variants, ceiling=True)
 
 
 def curve_lines(experiment: Experiment) -> list[Comparison]:

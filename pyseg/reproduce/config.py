@@ -15,10 +15,10 @@ class ReproduceConfig:
     """What to reproduce, and on which data.
 
     Args:
-        table: A table of the paper; "gcn", "best" and "steps" go beyond it, "all" is all of these
-            that the data allows. "curve": how they grow with the number of videos. "segments": what
-            more than its own frames says of a segment. "rating": how few answers a model needs that
-            asks the questions itself.
+        table: A table of the paper; "gcn", "best", "steps" and "literature" go beyond it, "all" is
+            all of these that the data allows. "curve": how they grow with the number of videos.
+            "segments": what more than its own frames says of a segment. "rating": how few answers a
+            model needs that asks the questions itself.
         data: The experiment's data.
         folder: The folder of the data; default: the one of that name. The sample needs none.
         more: A folder with further shards, for yt8m.
@@ -35,7 +35,18 @@ class ReproduceConfig:
     """
 
     table: Literal[
-        "2", "3", "4", "5", "gcn", "best", "steps", "curve", "segments", "rating", "all"
+        "2",
+        "3",
+        "4",
+        "5",
+        "gcn",
+        "best",
+        "steps",
+        "literature",
+        "curve",
+        "segments",
+        "rating",
+        "all",
     ] = "all"
     data: Literal["yt8m", "audioset", "sample"] = "sample"
     folder: str | None = None

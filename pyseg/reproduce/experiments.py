@@ -151,6 +151,8 @@ class Experiment(ABC):
         finetune: The second stage, on ratings.
         has_ceiling: Whether there are complete labels to train on.
         has_shares: Whether there are learning curves: training on shares of the videos.
+        labels_per_example: The mean number of labels in the training part, if it is known, which a
+            method of the table "literature" is told.
         folder: The folder of the data.
         more: A folder of further data, if there is one.
         part: The held-out part.
@@ -167,6 +169,7 @@ class Experiment(ABC):
     graph_finetune: StageConfig | None = None
     has_ceiling = True
     has_shares = False
+    labels_per_example: float | None = None
 
     def __init__(self, folder: Path, part: Part) -> None:
         self.folder = folder
@@ -281,6 +284,7 @@ class IncompleteVideos(Experiment):
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
     graph_finetune = StageConfig(200, 1e-3, 128, schedule="cosine")  # more overtrain
     has_shares = True
+    labels_per_example = 1.86  # 1.84 without the validation part
 
     def __init__(self, folder: Path, part: Part, more: Path | None = None) -> None:
         """Reads the tables.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -60,7 +61,8 @@ def make_stages(
             correlation = label_correlation(config.loss, collection, classes, counted)
         by_bayes = config.loss.absent_evidence == "bayes"
         absent = correlation.when_absent() if by_bayes and correlation is not None else None
-        loss = _loss(
+        make = functools.partial(
+            _loss,
             "finetune",
             config.finetune,
             rated_weight=config.loss.rated_weight,
@@ -70,11 +72,11 @@ def make_stages(
             absent=None if absent is None else absent.to(device),
         )
         longest = collection.features.segment_size if config.pad_frames else None
-        stages.append(Stage("finetune", config.finetune, segments, loss, classes, frames=longest))
+        stages.append(Stage("finetune", config.finetune, segments, make(), classes, frames=longest))
         if config.final_fit:
             everything = cast(RecordDataset, collection.segments("all", classes=classes, **order))
             stages.append(
-                Stage("final", config.finetune, everything, loss, refit=True, frames=longest)
+                Stage("final", config.finetune, everything, make(), refit=True, frames=longest)
             )
     elif config.final_fit:
         raise UserError("--final_fit: the data has no rated segments")

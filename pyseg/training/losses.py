@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,15 @@ from pyseg.ops import correlated_targets, rated_bce_with_logits
 _LOSSES: Registry[Callable[..., nn.Module]] = Registry("loss")
 
 
+@runtime_checkable
+class KnowsExamples(Protocol):
+    """A loss that keeps something of every example, see `register_loss`."""
+
+    def set_examples(self, ids: Sequence[str]) -> None:
+        """Tells the ids of the examples of the next call."""
+        ...
+
+
 def register_loss(name: str) -> Callable[[Make], Make]:
     """Registers a loss, which ``--pretrain.loss NAME`` and ``--finetune.loss NAME`` choose.
 
@@ -27,6 +36,9 @@ def register_loss(name: str) -> Callable[[Make], Make]:
     With an attribute ``takes_spare_ratings = True`` its steps may become CUDA graphs. It must then
     ignore the classes and scores after ``offsets[-1]``, wait for no value of a GPU, and do the same
     in every step.
+
+    A loss that keeps something of every example has a method ``set_examples(ids)``, which is called
+    before each step with the ids of the batch. Checkpoints store its ``state_dict()``.
 
     Args:
         name: The name of the loss, which must be new.

@@ -78,6 +78,7 @@ class Optimization:
         self, model: FrameClassifier, loss: nn.Module, config: StageConfig, options: TrainConfig
     ) -> None:
         self._model = model
+        self._loss = loss
         self._config = config
         self._device = next(model.parameters()).device
         self._precision = Precision(options.precision or "fp32")
@@ -151,6 +152,7 @@ class Optimization:
         """Returns what a checkpoint stores of it."""
         return {
             "model": self._model.state_dict(),
+            "loss": self._loss.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -160,6 +162,7 @@ class Optimization:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores `state`, also that of another device."""
         self._model.load_state_dict(state["model"])
+        self._loss.load_state_dict(state["loss"])
         own = [(group["lr"], group["capturable"]) for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(state["optimizer"])
         for group, (rate, capturable) in zip(self._optimizer.param_groups, own, strict=True):

@@ -24,6 +24,7 @@ from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 from pyseg.training import graph
 from pyseg.training.identity import digest
+from pyseg.training.losses import KnowsExamples
 from pyseg.training.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -227,6 +228,8 @@ class StageRun:
     def _take_step(self, batch: Batch) -> Tensor:
         """Takes a step; returns the loss, without waiting for the GPU."""
         self.optimization.set_rate(self.stage.config.learning_rate_at(self.step))
+        if isinstance(self.stage.loss, KnowsExamples):
+            self.stage.loss.set_examples(batch.ids)
         if self.graphs is not None:
             return self.graphs(batch)
         if self.trainer.config.on_nan == "raise":
