@@ -16,7 +16,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from pyseg._containers import read_json
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg._paths import path_text
 from pyseg.errors import ArgumentError, DataError, MissingFileError
 from pyseg.models.registry import ModelConfig, create, placeholder
@@ -73,8 +73,8 @@ def save(
         description["class_names"] = list(class_names)
     if config.level is not None:
         description["level"] = config.level
-    _write(folder / WEIGHTS, weights)
-    _write(folder / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
+    write_file(folder / WEIGHTS, weights)
+    write_file(folder / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FrameClassifier:
@@ -228,8 +228,3 @@ def _digest(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
         digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(data)

@@ -128,7 +128,11 @@ def rated_bce_with_logits(
     values = None if correlation is None else correlation.values
     if wants_gradient(scores, values) or not has_kernel(logits):
         return rated_bce_with_logits_reference(
-            logits, offsets, classes, scores, correlation, **weights
+            *tensors,
+            correlation,
+            rated_weight=rated_weight,
+            unrated_weight=unrated_weight,
+            absent_evidence=absent_evidence,
         )
     sums = sum_dtype(logits.dtype)
     relations: tuple[Tensor | None, ...] = (None, None, None)
@@ -161,10 +165,12 @@ def rated_bce_with_logits_reference(
     rated_weight: float = 2.5,
     unrated_weight: float = 0.1,
     absent_evidence: float = 0.0,
+    absent: LabelCorrelation | None = None,
 ) -> Tensor:
     """Returns what :func:`rated_bce_with_logits` returns, in plain PyTorch: its definition.
 
-    Arguments and errors are those of :func:`rated_bce_with_logits`. It forms targets and weights of
+    Arguments and errors are those of :func:`rated_bce_with_logits`, and `absent`, which no kernel
+    takes, that of :func:`correlated_targets`. It forms targets and weights of
     size (B, C), and can be differentiated any number of times.
 
     Example:
@@ -181,6 +187,7 @@ def rated_bce_with_logits_reference(
         unrated_weight=unrated_weight,
         absent_evidence=absent_evidence,
     )
+    _check_absent(absent, absent_evidence, logits.shape[1], logits)
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         try:
             _check_values(offsets, classes, scores, logits.shape[1])
@@ -188,7 +195,7 @@ def rated_bce_with_logits_reference(
             raise RuntimeError(str(error)) from None
     sums = sum_dtype(logits.dtype)
     targets, rated = _targets(
-        offsets, classes, scores.to(sums), correlation, logits.shape[1], absent_evidence
+        offsets, classes, scores.to(sums), correlation, logits.shape[1], absent_evidence, absent
     )
     weights = torch.full_like(targets, unrated_weight).masked_fill(rated, rated_weight)
     loss = functional.binary_cross_entropy_with_logits(
@@ -246,10 +253,7 @@ def correlated_targets(
     if scores.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(offsets, classes, scores, num_classes)
     _check_absent_evidence(absent_evidence)
-    if absent is not None:
-        if absent_evidence:
-            raise ArgumentError("absent_evidence: expected none with absent, found both")
-        _check_correlation(absent, num_classes, scores)
+    _check_absent(absent, absent_evidence, num_classes, scores)
     targets, _ = _targets(
         offsets, classes, scores, correlation, num_classes, absent_evidence, absent
     )
@@ -308,6 +312,15 @@ def _check(
 def _check_absent_evidence(value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ArgumentError(f"absent_evidence: expected a number in [0, 1], found {value}")
+
+
+def _check_absent(
+    absent: LabelCorrelation | None, absent_evidence: float, num_classes: int, like: Tensor
+) -> None:
+    if absent is not None:
+        if absent_evidence:
+            raise ArgumentError("absent_evidence: expected none with absent, found both")
+        _check_correlation(absent, num_classes, like)
 
 
 def _check_correlation(

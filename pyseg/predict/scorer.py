@@ -27,6 +27,21 @@ from pyseg.runs import Run
 from pyseg.timeline import Rating
 
 
+def merged(logits: Tensor, videos: Tensor, weight: float, owners: Tensor | None = None) -> Tensor:
+    """Returns segments' logits merged with those of their videos, as logarithms of probabilities.
+
+    Args:
+        logits: (S, C) of the segments.
+        videos: (V, C) of the videos.
+        weight: The weight of the videos, in [0, 1].
+        owners: (S,) the video of each segment. ``None``: each has its own.
+    """
+    whole = functional.logsigmoid(videos)
+    return (1 - weight) * functional.logsigmoid(logits) + weight * (
+        whole if owners is None else whole[owners]
+    )
+
+
 class Scorer:
     """Scores all segments of videos with a run's model.
 
@@ -165,8 +180,7 @@ class Scorer:
                 among = torch.zeros_like(videos, dtype=torch.bool).scatter_(1, best, True)
                 candidates = among[:, self._columns][owners]
             if (weight := self.config.video_weight) > 0:
-                whole = functional.logsigmoid(videos[:, self._columns])[owners]
-                scores = (1 - weight) * functional.logsigmoid(scores) + weight * whole
+                scores = merged(scores, videos[:, self._columns], weight, owners)
         return scores, candidates
 
     def _video_logits(self, block: SegmentBlock, model: nn.Module) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-import pyseg
-from pyseg._charts import color, new_axes, new_figure, png
+from pyseg._charts import new_axes, new_figure, png
 from pyseg._files import write_file
 from pyseg._progress import Progress
 from pyseg._table import Table
@@ -21,7 +18,7 @@ from pyseg.reproduce.comparisons import Comparison, curve_lines
 from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.estimates import Estimate, Outcome, gaps_closed
 from pyseg.reproduce.experiments import Experiment
-from pyseg.reproduce.output import can_draw
+from pyseg.reproduce.output import can_draw, draw_band, write_json
 from pyseg.reproduce.runner import Runner, run_all
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -101,13 +98,8 @@ def draw_points(points: Sequence[Point], measure: str) -> bytes:
         own = _of(points, title)
         videos = [point.videos for point in own]
         for place, variant in enumerate(own[0].line.variants):
-            estimates = [Estimate.of(point.outcomes[place].values(measure)) for point in own]
-            means = np.array([estimate.mean for estimate in estimates])
-            errors = 2 * np.nan_to_num([estimate.error for estimate in estimates])
-            axes.plot(videos, means, "o-", markersize=4, color=color(place), label=variant.name)
-            axes.fill_between(
-                videos, means - errors, means + errors, color=color(place), alpha=0.15, linewidth=0
-            )
+            values = np.array([point.outcomes[place].values(measure) for point in own]).T
+            draw_band(axes, videos, values, place, variant.name, "o-")
         axes.set_xscale("log", base=2)
         axes.set_xticks(videos, [f"{number:,}" for number in videos])
         axes.minorticks_off()
@@ -134,22 +126,14 @@ def _write_all(
         "",
     ]
     write_file(out / "curve.md", "\n".join(lines).encode())
-    described = {
-        "protocol": experiment.name,
-        "part": experiment.part,
-        "quick": config.quick,
-        "seeds": seeds,
-        "pyseg": pyseg.__version__,
-        "torch": torch.__version__,
-        "points": [
-            {
-                "model": point.line.title,
-                "videos": point.videos,
-                measure: {o.variant.name: o.values(measure).tolist() for o in point.outcomes},
-            }
-            for point in points
-        ],
-    }
-    write_file(out / "curve.json", f"{json.dumps(described, indent=2)}\n".encode())
+    described = [
+        {
+            "model": point.line.title,
+            "videos": point.videos,
+            measure: {o.variant.name: o.values(measure).tolist() for o in point.outcomes},
+        }
+        for point in points
+    ]
+    write_json(out / "curve.json", config, experiment, {"points": described})
     if can_draw():
         write_file(out / "curve.png", draw_points(points, measure))

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,43 @@ def draw(comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequence
     return png(figure)
 
 
+def draw_band(
+    axes: Any, x: Sequence[float], values: np.ndarray, number: int, name: str, style: str = "-"
+) -> None:
+    """Draws a mean curve with two standard errors.
+
+    Args:
+        axes: Where to draw.
+        x: The P places.
+        values: (seeds, P).
+        number: The number of the curve, which decides its color.
+        name: Its name in the legend.
+        style: Its line and markers, as matplotlib has them.
+    """
+    means = values.mean(0)
+    axes.plot(x, means, style, markersize=4, color=color(number), label=name)
+    if len(values) > 1:
+        error = 2 * values.std(0, ddof=1) / math.sqrt(len(values))
+        axes.fill_between(
+            x, means - error, means + error, color=color(number), alpha=0.15, linewidth=0
+        )
+
+
+def write_json(
+    path: Path, config: ReproduceConfig, experiment: Experiment, numbers: dict[str, Any]
+) -> None:
+    """Writes numbers as JSON, after what describes the experiment and the options."""
+    described = {
+        "protocol": experiment.name,
+        "part": experiment.part,
+        "quick": config.quick,
+        "seeds": len(config.used_seeds),
+        "pyseg": pyseg.__version__,
+        "torch": torch.__version__,
+    }
+    write_file(path, f"{json.dumps(described | numbers, indent=2)}\n".encode())
+
+
 class Results:
     """The results so far in the folder of a command.
 
@@ -138,8 +176,8 @@ class Results:
                 self.folder / f"table-{comparison.name}.png", draw(comparison, outcomes, measures)
             )
         write_file(self.tables_file, "\n".join([*self._introduction(), *self._texts]).encode())
-        text = json.dumps(self._description() | {"tables": self._numbers}, indent=2)
-        write_file(self.folder / "tables.json", f"{text}\n".encode())
+        numbers = {"measures": dict(self._experiment.measures), "tables": self._numbers}
+        write_json(self.folder / "tables.json", self._config, self._experiment, numbers)
 
     def _introduction(self) -> list[str]:
         """Returns the lines before the first table."""
@@ -158,15 +196,3 @@ class Results:
             *(f"- `{name}`: {text}" for name, text in experiment.measures.items()),
             "",
         ]
-
-    def _description(self) -> dict[str, Any]:
-        """Returns a description of the experiment and the options, for JSON."""
-        return {
-            "protocol": self._experiment.name,
-            "part": self._experiment.part,
-            "quick": self._config.quick,
-            "seeds": len(self._config.used_seeds),
-            "pyseg": pyseg.__version__,
-            "torch": torch.__version__,
-            "measures": dict(self._experiment.measures),
-        }

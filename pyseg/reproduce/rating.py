@@ -9,13 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
 import pyseg
-from pyseg._charts import color, new_axes, new_figure, png
+from pyseg._charts import new_axes, new_figure, png
 from pyseg._containers import parse_json
 from pyseg._files import write_file
 from pyseg._progress import Progress
@@ -25,7 +24,7 @@ from pyseg.reproduce.asking import BUDGETS, Asking, Truth, read_truth, simulate
 from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.estimates import Estimate
 from pyseg.reproduce.experiments import Experiment
-from pyseg.reproduce.output import can_draw
+from pyseg.reproduce.output import can_draw, draw_band, write_json
 
 ROWS = (
     Asking("random", "random"),
@@ -150,14 +149,7 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
     figure = new_figure(6.4, 4.0)
     axes = new_axes(figure, "Which questions are asked", "answers a class")
     for number, curve in enumerate(curves):
-        means = curve.values.mean(0)
-        name = curve.asking.name.strip()
-        axes.plot(BUDGETS, means, color=color(number), label=name)
-        if len(curve.values) > 1:
-            error = 2 * curve.values.std(0, ddof=1) / math.sqrt(len(curve.values))
-            axes.fill_between(
-                BUDGETS, means - error, means + error, color=color(number), alpha=0.15, linewidth=0
-            )
+        draw_band(axes, BUDGETS, curve.values, number, curve.asking.name.strip())
     axes.set_ylabel("MAP, held-out segments")
     axes.legend(fontsize=8, frameon=False)
     return png(figure)
@@ -179,13 +171,7 @@ def _write_all(
         "",
     ]
     write_file(out / "rating.md", "\n".join(lines).encode())
-    described: dict[str, Any] = {
-        "protocol": experiment.name,
-        "part": experiment.part,
-        "quick": config.quick,
-        "seeds": seeds,
-        "pyseg": pyseg.__version__,
-        "torch": torch.__version__,
+    described = {
         "budgets": list(BUDGETS),
         "rows": [
             {
@@ -196,6 +182,6 @@ def _write_all(
             for curve in curves
         ],
     }
-    write_file(out / "rating.json", f"{json.dumps(described, indent=2)}\n".encode())
+    write_json(out / "rating.json", config, experiment, described)
     if can_draw():
         write_file(out / "rating.png", draw_curves(curves[:5]))

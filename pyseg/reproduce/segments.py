@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyseg import distributed, models
 from pyseg._progress import Progress
 from pyseg.data import Batch, RecordDataset
 from pyseg.data.loading import loader
 from pyseg.evaluate import predictions
+from pyseg.predict.scorer import merged
 from pyseg.reproduce.comparisons import Comparison, Variant, segment_models
 from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.estimates import Outcome
@@ -143,7 +143,7 @@ def _merged(own: Scored, whole: Scored, weight: float) -> Scored:
             of_whole |= dict(zip(batch.ids, logits, strict=True))
         for batch, logits in own(segments):
             video = np.stack([of_whole[id] for id in batch.ids])
-            both = [functional.logsigmoid(torch.from_numpy(each)) for each in (logits, video)]
-            yield batch, ((1 - weight) * both[0] + weight * both[1]).numpy()
+            both = torch.from_numpy(logits), torch.from_numpy(video)
+            yield batch, merged(*both, weight).numpy()
 
     return scored

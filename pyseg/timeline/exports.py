@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pyseg._extras import requires
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg.errors import ArgumentError
 from pyseg.timeline.events import Event, Thresholds
 from pyseg.timeline.page import page
@@ -83,8 +83,7 @@ def save(timeline: Timeline, path: Path, on: Thresholds | None, off: Thresholds 
     """Writes a timeline in the format of the path's suffix; see `Timeline.save`."""
     encode = FORMATS[suffix(path)]
     content = encode(timeline, timeline.events(on, off), path)
-    with atomic_write(path) as file:
-        file.write(content)
+    write_file(path, content)
 
 
 def _format(*suffixes: str) -> Callable[[Encode], Encode]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyseg._registry import Make, Registry, check_known, check_types, parameters
 from pyseg.errors import ArgumentError
 from pyseg.labels import LabelCorrelation
-from pyseg.ops import correlated_targets, rated_bce_with_logits
+from pyseg.ops import (
+    correlated_targets,
+    rated_bce_with_logits,
+    rated_bce_with_logits_reference,
+)
 
 _LOSSES: Registry[Callable[..., nn.Module]] = Registry("loss")
 
@@ -130,14 +132,16 @@ class Loss(nn.Module):
     def forward(self, logits: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
         """Returns the loss of (B, C) logits; the ratings are those of a `pyseg.data.Batch`."""
         if self.absent is not None:
-            targets = self.targets(offsets, classes, scores, logits.shape[1])
-            rated = correlated_targets(
-                offsets, classes, torch.ones_like(scores), None, logits.shape[1]
+            return rated_bce_with_logits_reference(
+                logits,
+                offsets,
+                classes,
+                scores,
+                self.correlation,
+                rated_weight=self.rated_weight,
+                unrated_weight=self.unrated_weight,
+                absent=self.absent,
             )
-            weights = torch.where(rated > 0, self.rated_weight, self.unrated_weight)
-            return functional.binary_cross_entropy_with_logits(
-                logits.float(), targets, weights, reduction="sum"
-            ) / max(len(logits), 1)
         return rated_bce_with_logits(
             logits,
             offsets,

@@ -20,7 +20,6 @@ from pyseg._progress import Progress
 from pyseg.data import Batch
 from pyseg.data.loading import loader
 from pyseg.errors import UserError
-from pyseg.evaluate import report_of_all
 from pyseg.nn import FrameClassifier, LogisticRegression
 from pyseg.training.losses import Loss
 
@@ -138,9 +137,9 @@ class RidgeRegression:
         if weight is not None:
             start = weight.to(moments).T
             fitted = moments @ start
-            power = (start * fitted).sum()
-            scale = torch.where(power > 0, (start * products).sum() / power, 0.0).clamp(min=0.0)
-            error = error - (2 * (start * products).sum() - scale * power) * scale
+            power, shared = (start * fitted).sum(), (start * products).sum()
+            scale = torch.where(power > 0, shared / power, 0.0).clamp(min=0.0)
+            error = error - scale * shared
             products, start = products - scale * fitted, scale * start
         values, vectors = torch.linalg.eigh(moments)
         # Smaller ones are what rounding left of the moments about 0.
@@ -305,10 +304,12 @@ class RidgeRun:
     def run(self) -> None:
         """Solves the regression; the model then has its weights."""
         trainer, name, began = self.trainer, self.stage.name, time.perf_counter()
-        state = {"steps": self.steps, "model": self.model.state_dict()}
-        trainer.save_checkpoint(
-            name, 0, {**state, "processes": [{}] * distributed.world_size()}
-        )  # if the folder is not writable, this fails now
+        state = {
+            "steps": self.steps,
+            "model": self.model.state_dict(),
+            "processes": [{}] * distributed.world_size(),
+        }
+        trainer.save_checkpoint(name, 0, state)  # if the folder is not writable, this fails now
         self.model.eval()
         head = self.model.head.linear
         regression = RidgeRegression(head.in_features, head.out_features, trainer.device)
@@ -330,8 +331,7 @@ class RidgeRun:
             f"{name}: ridge regression on {regression.count} examples in {seconds:.0f} s, penalty "
             f"{solution.penalty:.3g}, {solution.freedom:.0f} degrees of freedom"
         )
-        if (summary := report_of_all(self.stage.dataset).summary()) and not self.stage.refit:
-            print(f"{name}: {summary}")
+        self.stage.print_problems()
         trainer.log.write(
             name,
             step=self.step,

@@ -67,6 +67,11 @@ class Stage:
         with _cli.option(name):
             return distributed.share_of_batch(name, self.config.batch_size)
 
+    def print_problems(self) -> None:
+        """Prints the problems found in its records; all processes call it."""
+        if (summary := report_of_all(self.dataset).summary()) and not self.refit:
+            print(f"{self.name}: {summary}")
+
     def fingerprint(self) -> dict[str, Any]:
         """Returns what identifies its examples and targets."""
         correlation = getattr(self.loss, "correlation", None)
@@ -216,8 +221,7 @@ class StageRun:
         )
         if self.skipped:
             print(f"{name}: {self.skipped} batches skipped, their loss was not finite")
-        if (summary := report_of_all(self.stage.dataset).summary()) and not self.stage.refit:
-            print(f"{name}: {summary}")
+        self.stage.print_problems()
 
     def _next(self) -> Batch:
         batch = next(self.feed, None)
