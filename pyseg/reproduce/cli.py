@@ -17,10 +17,23 @@ from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.curve import run_curve
 from pyseg.reproduce.estimates import Estimate
 from pyseg.reproduce.experiments import Experiment, open_experiment
+from pyseg.reproduce.mixtures import mixture_tables
 from pyseg.reproduce.output import Results, can_draw
 from pyseg.reproduce.rating import run_rating
 from pyseg.reproduce.runner import Runner, run_all
-from pyseg.reproduce.segments import run_segments
+from pyseg.reproduce.segments import segment_tables
+from pyseg.reproduce.ways import run_ways
+
+
+def _segments(config: ReproduceConfig, experiment: Experiment) -> None:
+    run_ways(config, experiment, segment_tables(experiment))
+
+
+def _mixtures(config: ReproduceConfig, experiment: Experiment) -> None:
+    run_ways(config, experiment, mixture_tables(experiment))
+
+
+_ALONE = {"rating": run_rating, "curve": run_curve, "segments": _segments, "mixtures": _mixtures}
 
 
 def reproduce(config: ReproduceConfig) -> Path:
@@ -44,7 +57,7 @@ def reproduce(config: ReproduceConfig) -> Path:
         raise UserError(
             f"--table segments: expected --data audioset or sample with it, found {config.data}"
         )
-    alone = {"rating": run_rating, "curve": run_curve, "segments": run_segments}.get(config.table)
+    alone = _ALONE.get(config.table)
     comparisons = make_comparisons(experiment) if alone is None else []
     if alone is None and config.table != "all":
         known = ", ".join(comparison.name for comparison in comparisons)

@@ -17,7 +17,8 @@ PLAIN = LossConfig(rated_weight=1.0, unrated_weight=1.0, correlation="none")
 RIDGE = ModelSpec("ridge")
 """The linear model that ``--recipe best`` solves in closed form."""
 
-_COPIES = 3  # models that are trained together
+COPIES = 3
+"""The models of a mixture of equal ones."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Variant:
         copies: The number of models trained together, see `pyseg.config.TrainConfig`.
         finetune: The stage of fine-tuning; default: the experiment's.
         share: The share of the videos that it is trained on, see `Experiment.collection`.
+        draw: Another number is another draw of weights and batches, with the same ratings.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Variant:
     copies: int = 1
     finetune: StageConfig | None = None
     share: float = 1.0
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,12 +176,12 @@ def _best_by_steps(experiment: Experiment) -> Comparison:
         best("  with a prior of P", prior="fit"),
         best("  with the paper's τ = 0.5", threshold=0.5),
         best("  with the paper's m = 2.5, n = 0.1", rated_weight=2.5, unrated_weight=0.1),
-        best(f"  {_COPIES} copies", copies=_COPIES),
+        best(f"  {COPIES} copies", copies=COPIES),
         recipe_variant("--recipe best, by ridge regression", RIDGE, "best"),
     ]
     if experiment.has_ceiling:
         ceiling = Variant("complete labels, the ceiling", model, PLAIN, complete=True)
-        several = replace(ceiling, name=f"complete labels, {_COPIES} copies", copies=_COPIES)
+        several = replace(ceiling, name=f"complete labels, {COPIES} copies", copies=COPIES)
         by_ridge = replace(ceiling, name="complete labels, by ridge regression", model=RIDGE)
         variants += [several, by_ridge, ceiling]
     title = f"the same targets for the model {model.name}"

@@ -17,8 +17,9 @@ class ReproduceConfig:
     Args:
         table: A table of the paper; "gcn", "best", "steps" and "literature" go beyond it, "all" is
             all of these that the data allows. "curve": how they grow with the number of videos.
-            "segments": what more than its own frames says of a segment. "rating": how few answers a
-            model needs that asks the questions itself.
+            "segments": what more than its own frames says of a segment. "mixtures": three models
+            that are alike, or not. "rating": how few answers a model needs that asks the questions
+            itself.
         data: The experiment's data.
         folder: The folder of the data; default: the one of that name. The sample needs none.
         more: A folder with further shards, for yt8m.
@@ -45,6 +46,7 @@ class ReproduceConfig:
         "literature",
         "curve",
         "segments",
+        "mixtures",
         "rating",
         "all",
     ] = "all"

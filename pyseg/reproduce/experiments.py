@@ -132,6 +132,24 @@ def with_graph(model: ModelSpec, **overrides: Any) -> ModelSpec:
     return replace(model, overrides={**model.overrides, **head}, node_features="auto")
 
 
+# Beside `nextvlad-small`; branches of a mixture share the normalization of frames.
+_UNLIKE_FRAMES = {
+    "architectures": {
+        "DBoF": ModelSpec(
+            "dbof",
+            {
+                "clusters": 512,
+                "hidden_size": 256,
+                "batch_norm_momentum": 0.1,
+                "head": "logistic",
+                "normalization": "dequantize",
+            },
+        ),
+        "attention GRU": ModelSpec("attention-gru", {k: _GRU[k] for k in _GRU if k != "name"}),
+    }
+}
+
+
 class Experiment(ABC):
     """Data with a fixed split and fixed ratings, and the measures of a model on them.
 
@@ -146,6 +164,7 @@ class Experiment(ABC):
         model: The model of tables 3 and 4.
         architectures: The models of table 2, by the paper's names; none without a time axis.
         graph_models: The models of table 5, the first two by the paper's names.
+        unlike: For each difference from `model`, as "architectures", models by name that have it.
         graph_finetune: Their second stage; default: `finetune`.
         pretrain: The first stage, on video labels, if there is one.
         finetune: The second stage, on ratings.
@@ -164,6 +183,7 @@ class Experiment(ABC):
     model: ModelSpec
     architectures: ClassVar[Mapping[str, ModelSpec]] = _ARCHITECTURES
     graph_models: ClassVar[Mapping[str, ModelSpec]] = _graph_models()
+    unlike: ClassVar[Mapping[str, Mapping[str, ModelSpec]]] = _UNLIKE_FRAMES
     pretrain: StageConfig | None = None
     finetune: StageConfig
     graph_finetune: StageConfig | None = None
@@ -248,6 +268,15 @@ class Experiment(ABC):
         return model.node_features
 
 
+_PERCEPTRON = {
+    "hidden_size": 512,
+    "normalization": "l2",
+    "input_dropout": 0.3,
+    "dropout": 0.6,
+    "prior": _PRIOR,
+}
+
+
 class IncompleteVideos(Experiment):
     """Video-level features of YouTube-8M, with one rated class per training video.
 
@@ -269,18 +298,21 @@ class IncompleteVideos(Experiment):
         "map": "MAP over the complete labels of held-out videos, over the classes with at least "
         f"{FEWEST_POSITIVES} of them"
     }
-    model = ModelSpec(
-        "mlp",
-        {
-            "hidden_size": 512,
-            "normalization": "l2",
-            "input_dropout": 0.3,
-            "dropout": 0.6,
-            "prior": _PRIOR,
-        },
-    )
+    model = ModelSpec("mlp", _PERCEPTRON)
     architectures: ClassVar = {}  # means of whole videos have no time axis
     graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
+    unlike: ClassVar = {
+        "architectures": {
+            "DBoF": graph_models["DBoF"],
+            "NeXtVLAD": ModelSpec(
+                "nextvlad-small", {"hidden_size": 512, "normalization": "l2", "prior": _PRIOR}
+            ),
+        },
+        "features": {
+            name: ModelSpec("mlp-of-feature", {**_PERCEPTRON, "feature": number})
+            for number, name in enumerate(("perceptron of rgb", "perceptron of audio"))
+        },
+    }
     finetune = StageConfig(1600, 1e-3, 128, schedule="cosine")
     graph_finetune = StageConfig(200, 1e-3, 128, schedule="cosine")  # more overtrain
     has_shares = True

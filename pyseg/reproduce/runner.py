@@ -33,6 +33,7 @@ from pyseg.train import train
 _RESULT = "result.json"
 _TRAINED = "trained"  # an empty file in the folder of a run whose training has ended
 _QUICK = 4  # the divisor of the steps
+_DRAWS = 1_000  # more than the seeds of a row, so that draws of their weights differ
 
 
 class Runner:
@@ -97,7 +98,7 @@ class Runner:
         if self.experiment.pretrain is not None:
             before = self._pretrained(variant, seed)
             config = replace(config, init=str(before))
-        self._train(replace(config, run=str(folder)), variant)
+        self._train(replace(config, run=str(folder)), variant, seed)
         return folder, before
 
     def shorten(self, stage: StageConfig) -> StageConfig:
@@ -115,7 +116,7 @@ class Runner:
             stage="finetune",
             finetune=self.shorten(variant.finetune or self.experiment.finetune),
             loss=variant.loss,
-            seed=seed,
+            seed=seed + _DRAWS * variant.draw,
             device=self.device,
             checkpoint_minutes=1.0,
             precision="fp32",  # on a GPU too, as in the published tables
@@ -130,6 +131,7 @@ class Runner:
             "seed": None,
             "complete": variant.complete,
             "share": variant.share,
+            "draw": variant.draw,
             "data": str(self.experiment.folder.resolve()),
             "more": more and str(more.resolve()),
             "part": self.experiment.part,
@@ -150,10 +152,10 @@ class Runner:
         )
         trained = replace(variant, complete=False)
         folder = self.folder / f"{self._key(config, trained)}-{seed}-pretrained"
-        self._train(replace(config, run=str(folder)), trained)
+        self._train(replace(config, run=str(folder)), trained, seed)
         return folder
 
-    def _train(self, config: TrainConfig, variant: Variant) -> None:
+    def _train(self, config: TrainConfig, variant: Variant, seed: int) -> None:
         """Trains a run, or what is left of it."""
         run = Run(config.run or "")
         done = run.folder / _TRAINED
@@ -162,7 +164,7 @@ class Runner:
         loss = self.experiment.loss(config.loss, self.folder)
         nodes = self.experiment.node_features(variant.model, self.folder)
         collection = self.experiment.collection(
-            config.seed, complete=variant.complete, share=variant.share
+            seed, complete=variant.complete, share=variant.share
         )
         log = run.folder.with_suffix(".log")
         with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pyseg import distributed, models
-from pyseg._progress import Progress
 from pyseg.data import Batch, RecordDataset
 from pyseg.data.loading import loader
 from pyseg.evaluate import predictions
 from pyseg.predict.scorer import merged
-from pyseg.reproduce.comparisons import Comparison, Variant, segment_models
-from pyseg.reproduce.config import ReproduceConfig
-from pyseg.reproduce.estimates import Outcome
+from pyseg.reproduce.comparisons import Variant, segment_models
 from pyseg.reproduce.experiments import Experiment, Scored
-from pyseg.reproduce.output import Results
 from pyseg.reproduce.runner import Runner
+from pyseg.reproduce.ways import Ways
 
 Windows = Callable[[int, int, int], list[tuple[int, int]]]
 """Returns the windows, (first frame, end), to score for a segment: of its start and its end, and of
@@ -29,32 +27,21 @@ the number of its video's frames."""
 _BATCH = 256
 
 
-def run_segments(config: ReproduceConfig, experiment: Experiment) -> None:
-    """Writes a table of ways to score the segments of trained models."""
-    runner = Runner(
-        experiment, config.out_folder / "runs", quick=config.quick, device=config.device
-    )
-    results = Results(config, experiment, runner.shorten(experiment.finetune).steps)
-    variants = segment_models(experiment)
-    with Progress("reproduce", "runs", len(variants) * len(config.used_seeds)) as bar:
-        for variant in variants:
-            measured: dict[str, list[dict[str, np.ndarray]]] = {}
-            for seed in config.used_seeds:
-                for name, scored in _ways(runner, variant, seed):
-                    measured.setdefault(name, []).append(experiment.measure(scored, seed))
-                bar.update()
-            outcomes = [
-                Outcome(
-                    Variant(name, variant.model, variant.loss),
-                    {m: np.array([values[m] for values in found]) for m in experiment.measures},
-                    0.0,
-                )
-                for name, found in measured.items()
-            ]
-            rows = [outcome.variant for outcome in outcomes]
-            title = f"ways to score a segment, {variant.name}"
-            results.add(Comparison(f"segments-{variant.model.name}", title, rows), outcomes)
-    print(f"written: {results.tables_file}")
+def segment_tables(experiment: Experiment) -> list[Ways]:
+    """Returns the tables of ways to score the segments of trained models."""
+    return [
+        Ways(
+            f"segments-{variant.model.name}",
+            f"ways to score a segment, {variant.name}",
+            functools.partial(_rows, variant),
+        )
+        for variant in segment_models(experiment)
+    ]
+
+
+def _rows(variant: Variant, runner: Runner, seed: int) -> Iterator[tuple[Variant, Scored]]:
+    for name, scored in _ways(runner, variant, seed):
+        yield replace(variant, name=name), scored
 
 
 def _ways(runner: Runner, variant: Variant, seed: int) -> Iterator[tuple[str, Scored]]:
