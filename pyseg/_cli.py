@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from pyseg import __version__, _command, _help
 from pyseg._extras import find_module
-from pyseg._files import atomic_write, behind_links, why_not_a_file
+from pyseg._files import behind_links, why_not_a_file, write_file
 from pyseg.errors import ArgumentError, MissingFileError, PysegError, UserError
 
 if TYPE_CHECKING:
@@ -554,8 +554,7 @@ def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "
 
 def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) -> None:
     """Writes options as YAML that ``--config`` and `read_config` read."""
-    with atomic_write(path) as file:
-        file.write(parser.dump(parser.parse_object(asdict(config))).encode())
+    write_file(path, parser.dump(parser.parse_object(asdict(config))).encode())
 
 
 @contextlib.contextmanager

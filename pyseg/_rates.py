@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from pyseg._build import user_cache
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg.errors import UserError
 
 _MOST = 10**9  # more than any device has, of either unit: products of two rates stay exact
@@ -100,8 +100,7 @@ def write_rates(name: str, rates: Rates) -> Path:
     except ValueError:
         found = {}
     devices = {device: each._asdict() for device, each in (found | {name: rates}).items()}
-    with atomic_write(path) as file:
-        file.write(json.dumps({"devices": devices}, indent=2).encode() + b"\n")
+    write_file(path, json.dumps({"devices": devices}, indent=2).encode() + b"\n")
     return path
 
 

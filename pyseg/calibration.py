@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyseg._containers import is_number, read_json
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg._paths import path_text
 from pyseg.errors import ArgumentError, DataError
 from pyseg.metrics import Reliability, reliability
@@ -224,8 +224,9 @@ class Calibration:
             "after": _described(self.after),
             "classes": columns,
         }
-        with atomic_write(Path(path_text(path))) as file:
-            file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        write_file(
+            Path(path_text(path)), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+        )
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Calibration:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg._containers import is_number, read_json
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg._paths import path_text
 from pyseg.data.records import FrameSchema
 from pyseg.errors import ArgumentError, DataError
@@ -260,8 +260,7 @@ class FeatureSet:
             "backbone": None if self.backbone is None else dict(vars(self.backbone)),
             "pyseg": __version__,
         }
-        with atomic_write(Path(path_text(path))) as file:
-            file.write((json.dumps(described, indent=1) + "\n").encode())
+        write_file(Path(path_text(path)), (json.dumps(described, indent=1) + "\n").encode())
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> FeatureSet:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg._paths import path_text
 from pyseg.data._tables import read_table
 from pyseg.errors import DataError
@@ -108,8 +108,7 @@ def write_vocabulary(path: str | os.PathLike[str], names: Sequence[str]) -> None
 def _write(path: str | os.PathLike[str], rows: Iterable[Sequence[object]]) -> None:
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows(rows)
-    with atomic_write(Path(path_text(path))) as file:
-        file.write(table.getvalue().encode())
+    write_file(Path(path_text(path)), table.getvalue().encode())
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[list[int], list[str]]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg._containers import read_json
-from pyseg._files import LOCK, atomic_write, sole_owner
+from pyseg._files import LOCK, sole_owner, write_file
 from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg.data import features as feature_set
@@ -319,8 +319,7 @@ class _Work:
                 f"{existing[0]}: expected a folder without a collection; delete what it has, or "
                 "choose another folder"
             )
-        with atomic_write(request) as file:
-            file.write(json.dumps(digest).encode())
+        write_file(request, json.dumps(digest).encode())
 
     def _digest(self) -> str:
         """Returns a digest of all that determines the records."""
@@ -403,8 +402,7 @@ class _Work:
         if (first := next(rest, None)) is not None:
             write_records(self._unfinished(shard), itertools.chain([first], rest))
             size = self._unfinished(shard).stat().st_size
-        with atomic_write(self._state(shard)) as file:
-            file.write(json.dumps({"bytes": size, "report": vars(report)}).encode())
+        write_file(self._state(shard), json.dumps({"bytes": size, "report": vars(report)}).encode())
         return report
 
     def _state(self, shard: _Shard) -> Path:

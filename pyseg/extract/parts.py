@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg._containers import read_json
-from pyseg._files import LOCK, atomic_write, remove_unfinished, sole_owner
+from pyseg._files import LOCK, atomic_write, remove_unfinished, sole_owner, write_file
 from pyseg.data import features as feature_set
 from pyseg.errors import DataError, UserError
 from pyseg.extract.manifest import Outcome, Video
@@ -77,8 +77,7 @@ class Parts:
                         "another --out"
                     )
             return
-        with atomic_write(path) as file:
-            file.write(text.encode())
+        write_file(path, text.encode())
 
     def find(self, video: Video) -> Outcome | None:
         """Returns what became of a video, None where that is unknown or its file has changed."""

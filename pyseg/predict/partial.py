@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyseg._containers import read_arrays
-from pyseg._files import atomic_write
+from pyseg._files import atomic_write, write_file
 from pyseg.data.segments import SegmentBlock
 from pyseg.errors import DataError, UserError
 from pyseg.metrics import TopKPerClass
@@ -111,8 +111,7 @@ class PartialPrediction:
     def save(self) -> None:
         """Saves the state."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._request_file) as file:
-            file.write(self._request.encode())
+        write_file(self._request_file, self._request.encode())
         names = "".join(f"{id}\n" for id in self.videos).encode()
         digest = "" if self.scores is None else self.scores.written()
         arrays: dict[str, Any] = {

@@ -12,7 +12,7 @@ import torch
 import pyseg
 from pyseg import _cli, distributed
 from pyseg._extras import requires
-from pyseg._files import atomic_write
+from pyseg._files import write_file
 from pyseg.report.config import ReportConfig
 from pyseg.report.evaluation import add_evaluation
 from pyseg.report.page import render
@@ -59,8 +59,7 @@ def report(config: ReportConfig) -> Path:
         versions,
     )
     out = folders[0] / "report.html" if config.out is None else Path(config.out)
-    with atomic_write(out) as file:
-        file.write(page.encode("utf-8", "replace"))
+    write_file(out, page.encode("utf-8", "replace"))
     print(f"report: {out} ({len(page) / 1e6:.1f} MB)")
     return out
 

@@ -347,8 +347,7 @@ class RidgeRun:
         if self.stage.refit or trainer.evaluate is None:
             print(f"after {name}: no evaluation, as nothing is held out")
             return
-        result = trainer.evaluate(self.model)
-        trainer.log.write("evaluate", step=self.step, after=name, **result.values())
+        result = trainer.evaluated(self.model, name, self.step)
         print(f"after {name}: {result.describe()}")
 
     def _examples(self, text: str) -> Iterator[tuple[Tensor, Tensor]]:

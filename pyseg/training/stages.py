@@ -286,10 +286,8 @@ class StageRun:
         return self._mean
 
     def _evaluate(self) -> None:
-        assert self.trainer.evaluate is not None
-        result = self._result = self.trainer.evaluate(self.weights)
-        value = result.score
-        self.trainer.log.write("evaluate", step=self.step, after=self.stage.name, **result.values())
+        result = self.trainer.evaluated(self.weights, self.stage.name, self.step)
+        self._result, value = result, result.score
         if self.stage.config.evaluate_every:
             print(f"{self.stage.name} step {self.step}: {result.describe()}")
         if self.best is None or not value <= self.best:

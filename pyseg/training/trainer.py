@@ -123,6 +123,13 @@ class Trainer:
         if distributed.is_first():
             shutil.rmtree(self.run.checkpoints_folder, ignore_errors=True)
 
+    def evaluated(self, model: FrameClassifier, stage: str, step: int) -> Result:
+        """Returns the result of a model on held-out videos, after writing it to the log."""
+        assert self.evaluate is not None
+        result = self.evaluate(model)
+        self.log.write("evaluate", step=step, after=stage, **result.values())
+        return result
+
     def save_weights(self, model: nn.Module, folder: Path | None = None) -> None:
         """Saves weights in a folder; default: the run's, as its final ones."""
         if distributed.is_first():
