@@ -51,6 +51,8 @@ def reproduce(config: ReproduceConfig) -> Path:
         config.part,
         None if config.more is None else Path(config.more),
     )
+    if config.quick:
+        experiment.shorten()
     if config.table == "curve" and not experiment.has_shares:
         raise UserError(f"--table curve: expected --data yt8m with it, found {config.data}")
     if config.table == "segments" and experiment.pretrain is None:
@@ -83,10 +85,8 @@ def _run(
     config: ReproduceConfig, experiment: Experiment, comparisons: Sequence[Comparison]
 ) -> None:
     """Runs comparisons and writes their tables, in a folder that no other command uses."""
-    runner = Runner(
-        experiment, config.out_folder / "runs", quick=config.quick, device=config.device
-    )
-    results = Results(config, experiment, runner.shorten(experiment.finetune).steps)
+    runner = Runner(experiment, config.out_folder / "runs", device=config.device)
+    results = Results(config, experiment, experiment.finetune.steps)
     print(f"{experiment.name}: {experiment.description}")
     variants = sum(len(comparison.variants) for comparison in comparisons)
     began = time.perf_counter()

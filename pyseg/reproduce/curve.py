@@ -42,7 +42,7 @@ class Point(NamedTuple):
 def run_curve(config: ReproduceConfig, experiment: Experiment) -> None:
     """Trains all points and writes ``curve.md``, ``curve.json`` and ``curve.png``."""
     out = config.out_folder
-    runner = Runner(experiment, out / "runs", quick=config.quick, device=config.device)
+    runner = Runner(experiment, out / "runs", device=config.device)
     points: list[Point] = []
     lines = curve_lines(experiment)
     runs = len(SHARES) * sum(len(line.variants) for line in lines) * len(config.used_seeds)

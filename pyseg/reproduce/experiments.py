@@ -197,6 +197,13 @@ class Experiment(ABC):
         self.part = part
         self._collections: dict[tuple[int, bool, float], Collection] = {}
 
+    def shorten(self) -> None:
+        """Divides the steps of every stage by four, for a trial."""
+        for name in ("pretrain", "finetune", "graph_finetune"):
+            stage: StageConfig | None = getattr(self, name)
+            if stage is not None:
+                setattr(self, name, replace(stage, steps=stage.steps // 4))
+
     @abstractmethod
     def _open(self, seed: int, complete: bool, share: float) -> Collection:
         """Returns the data with the test videos held out."""

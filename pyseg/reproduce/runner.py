@@ -32,7 +32,6 @@ from pyseg.train import train
 
 _RESULT = "result.json"
 _TRAINED = "trained"  # an empty file in the folder of a run whose training has ended
-_QUICK = 4  # the divisor of the steps
 _DRAWS = 1_000  # more than the seeds of a row, so that draws of their weights differ
 
 
@@ -42,7 +41,6 @@ class Runner:
     Args:
         experiment: The data and the measures.
         folder: The folder of the runs.
-        quick: Whether to take fewer steps.
         device: The device to train on.
     """
 
@@ -51,12 +49,10 @@ class Runner:
         experiment: Experiment,
         folder: Path,
         *,
-        quick: bool = False,
         device: str | None = None,
     ) -> None:
         self.experiment = experiment
         self.folder = folder
-        self.quick = quick
         self.device = device
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -101,10 +97,6 @@ class Runner:
         self._train(replace(config, run=str(folder)), variant, seed)
         return folder, before
 
-    def shorten(self, stage: StageConfig) -> StageConfig:
-        """Returns a stage with fewer steps if the options ask for a quick run."""
-        return replace(stage, steps=stage.steps // _QUICK) if self.quick else stage
-
     def _config(self, variant: Variant, seed: int) -> TrainConfig:
         return TrainConfig(
             data=self.experiment.name,
@@ -114,7 +106,7 @@ class Runner:
             graph_threshold=variant.model.graph_threshold,
             copies=variant.copies,
             stage="finetune",
-            finetune=self.shorten(variant.finetune or self.experiment.finetune),
+            finetune=variant.finetune or self.experiment.finetune,
             loss=variant.loss,
             seed=seed + _DRAWS * variant.draw,
             device=self.device,
@@ -146,7 +138,7 @@ class Runner:
         config = replace(
             self._config(variant, seed),
             stage="pretrain",
-            pretrain=self.shorten(self.experiment.pretrain),
+            pretrain=self.experiment.pretrain,
             finetune=StageConfig(0, 1.0),
             loss=_pretraining_loss(variant),
         )

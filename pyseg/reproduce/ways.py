@@ -33,10 +33,8 @@ class Ways(NamedTuple):
 
 def run_ways(config: ReproduceConfig, experiment: Experiment, tables: Sequence[Ways]) -> None:
     """Trains what tables need, and writes them."""
-    runner = Runner(
-        experiment, config.out_folder / "runs", quick=config.quick, device=config.device
-    )
-    results = Results(config, experiment, runner.shorten(experiment.finetune).steps)
+    runner = Runner(experiment, config.out_folder / "runs", device=config.device)
+    results = Results(config, experiment, experiment.finetune.steps)
     measures = experiment.measures
     with Progress("reproduce", "seeds", len(tables) * len(config.used_seeds)) as bar:
         for table in tables:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pyseg.config import RECIPES
+from pyseg.config import RECIPES, StageConfig
 from pyseg.reproduce import ModelSpec, make_comparisons, recipe_variant
 from pyseg.reproduce.comparisons import curve_lines
-from pyseg.reproduce.experiments import GeneratedSample
+from pyseg.reproduce.experiments import GeneratedSample, IncompleteVideos
 
 
 def test_the_tables_of_the_paper() -> None:
@@ -40,6 +40,26 @@ def test_the_tables_of_the_paper() -> None:
     assert [row.copies for row in tables["steps"].variants] == [1] * 8 + [3, 1]
     for name in ("best", "steps"):
         assert [row.loss.prior for row in tables[name].variants].count("fit") == 1
+
+
+def test_a_trial_takes_a_quarter_of_the_steps(yt8m: Path) -> None:
+    def stages(experiment: IncompleteVideos) -> list[StageConfig]:
+        rows = (row for table in make_comparisons(experiment) for row in table.variants)
+        return [row.finetune or experiment.finetune for row in rows]
+
+    trial = IncompleteVideos(yt8m, "test")
+    trial.shorten()
+    epochs = 0
+    for short, full in zip(stages(trial), stages(IncompleteVideos(yt8m, "test")), strict=True):
+        assert 4 * short.steps == full.steps
+        if "epoch_steps" in full.loss_overrides:
+            assert 4 * short.loss_overrides["epoch_steps"] == full.loss_overrides["epoch_steps"]
+            epochs += 1
+    assert epochs > 4
+    sample = GeneratedSample(Path(), "test")
+    steps = sample.pretrain.steps
+    sample.shorten()
+    assert (sample.pretrain.steps, GeneratedSample.pretrain.steps) == (steps // 4, steps)
 
 
 def test_what_goes_beyond_the_paper() -> None:

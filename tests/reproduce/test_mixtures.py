@@ -41,7 +41,7 @@ def test_draws_differ_in_weights_but_not_in_ratings(tiny: ModelSpec, tmp_path: P
             opened.append(seed)
             return super().collection(seed, **options)
 
-    runner = Runner(Sample(Path(), "test"), tmp_path, quick=True)
+    runner = Runner(Sample(Path(), "test"), tmp_path)
     variant = recipe_variant("one", tiny, "best")
     folders = [runner.trained(replace(variant, draw=draw), 1) for draw in (0, 1)]
     assert set(opened) == {1}
