@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Docstrings do not depend on compiled libraries: none is built or loaded.
-os.environ.setdefault("PYSEG_EXT", "0")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pyseg
@@ -19,7 +17,7 @@ project_copyright = author
 version = release = pyseg.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
@@ -29,6 +27,14 @@ extensions = [
 html_theme = "furo"
 html_title = f"pyseg {release}"
 html_static_path = ["_static"]
+
+# Notebooks are kept without outputs. Every build runs them, and fails where a cell fails.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120  # seconds a cell
+nb_merge_streams = True
+nb_render_markdown_format = "myst"  # which has tables
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import itertools
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -89,6 +90,15 @@ def test_environment_variables_are_documented() -> None:
     assert "PYSEG_CACHE" in named
     table = TEXTS[ROOT / "docs" / "configuration.md"]
     assert not [name for name in named if f"| `{name}` |" not in table]
+
+
+def test_notebooks_are_kept_without_outputs() -> None:
+    notebooks = [*ROOT.glob("docs/**/*.ipynb")]
+    assert notebooks
+    for path in notebooks:
+        cells = json.loads(path.read_text())["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]], path
 
 
 def test_links_lead_somewhere() -> None:

@@ -120,6 +120,19 @@ def test_evaluate_gives_the_map_of_training(segments_folder, trained, capsys):
     assert f"{last['map']:.4f}" in capsys.readouterr().out
 
 
+def test_evaluate_keeps_segments_only_for_other_processes(segments_folder, trained, monkeypatch):
+    def refuse(examples):
+        raise MemoryError("they are kept")
+
+    monkeypatch.setattr("pyseg.data.datasets.ExampleMemory", refuse)
+    arguments = ["--run", str(trained), "--data", str(segments_folder)]
+    evaluate.main(arguments)
+    last, again = log_of(trained)[-2:]
+    assert again["map"] == last["map"]
+    with pytest.raises(MemoryError, match="they are kept"):
+        evaluate.main([*arguments, "--workers", "1"])
+
+
 def test_evaluate_reports_data_that_does_not_fit(segments_folder, trained, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

@@ -297,6 +297,7 @@ def evaluate(
     report: ReadReport | None = None,
     precision: PrecisionName | None = None,
     tf32: bool | None = None,
+    cache: bool = True,
 ) -> Result:
     """Returns the metrics of a model on one part of a collection.
 
@@ -313,12 +314,13 @@ def evaluate(
             them.
         precision: See `predictions`.
         tf32: See `predictions`.
+        cache: Whether the rated segments of all parts stay in memory, for the next evaluation.
 
     Raises:
         pyseg.errors.UserError: The part has no example.
     """
     with contextlib.nullcontext() if report is None else without_record_warnings():
-        segments = collection.segments(part, classes=classes)
+        segments = collection.segments(part, classes=classes, cache=cache)
         dataset = collection.videos(part, classes=classes) if segments is None else segments
         scored = predictions(
             model,
@@ -472,6 +474,9 @@ def evaluate_run(config: EvaluateConfig) -> Result:
     note_level(model, collection.level, run, data)
     part = config.part or "test"
     report = ReadReport()
+    # One process reads them once, in this order. Several would each have rows of other segments,
+    # and of equal scores another would come first.
+    cache = config.workers > 0 or distributed.world_size() > 1
     result = evaluate(
         model,
         collection,
@@ -482,6 +487,7 @@ def evaluate_run(config: EvaluateConfig) -> Result:
         report=report,
         precision=config.precision,
         tf32=config.tf32,
+        cache=cache,
     )
     if summary := report.summary():
         print(f"records: {summary}")
