@@ -351,6 +351,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         for name in ("checkpoint_minutes", "timeout_minutes"):
             _cli.check_above(name, getattr(self, name), 0)
         if self.final_fit and (self.stage == "pretrain" or not self.finetune.steps):

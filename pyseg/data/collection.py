@@ -15,6 +15,7 @@ import numpy as np
 
 from pyseg._paths import path_text
 from pyseg._registry import Registry
+from pyseg._urls import is_url
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
     FrameDataset,
@@ -273,7 +274,7 @@ def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
     Raises:
         FileNotFoundError: It is a name, but neither a file nor registered.
     """
-    name = path_text(data, "data")
+    name = path_text(data, "data", remote=True)
     if name in _SOURCES:
         return _SOURCES[name]()
     if name.isidentifier() and not os.path.exists(name):
@@ -281,7 +282,7 @@ def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
             f"{name}: no such file or folder, nor one of the sources {', '.join(_SOURCES)}; your "
             "own has to be registered (--plugin)"
         )
-    return data
+    return name if is_url(name) else data
 
 
 def open_collection(
@@ -334,7 +335,7 @@ def open_collection(
     held_out("", test_fraction)
     check_on_error(on_error)
     if vocabulary is not None:
-        vocabulary = path_text(vocabulary, "vocabulary")
+        vocabulary = path_text(vocabulary, "vocabulary", remote=True)
     found = look(find_data(data), on_error)
     if labels is not None and not found.format.takes_labels:
         raise DataError(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from pyseg import _urls
 from pyseg._progress import Progress
 from pyseg._sampling import sample_random_frames, sample_random_sequence
 from pyseg.data.batch import Example
@@ -243,7 +244,12 @@ class RecordDataset(IterableDataset[Example]):
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state for a worker process, where torch.distributed is not initialised."""
         rank, world_size = self.group()
-        return {**self.__dict__, "rank": rank, "world_size": world_size}
+        return {**self.__dict__, "rank": rank, "world_size": world_size, "secrets": _urls.secrets()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes over the state, in a worker process that may not have been forked."""
+        _urls.learn(state.pop("secrets"))
+        self.__dict__.update(state)
 
     def __len__(self) -> int:
         """Returns the number of examples of this rank, if they are in memory.

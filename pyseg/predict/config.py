@@ -123,6 +123,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         for name in ("top", "video_top", "timeline_classes"):
             _cli.check_range(name, getattr(self, name), 1)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)

@@ -234,7 +234,7 @@ def _read(
     records: Callable[[RecordFile], Iterator[_Result]],
 ) -> Iterator[_Result]:
     """Checks the arguments of all readers immediately; reads when iteration starts."""
-    name = path_text(path)
+    name = path_text(path, remote=True)
     check_on_error(on_error)
     index, count = shard
     if not 0 <= index < count:
