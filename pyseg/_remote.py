@@ -60,8 +60,7 @@ def _error(url: str, error: Exception) -> PysegError:
     if type(error.__cause__).__module__.startswith("aiohttp"):
         cause = cast(Exception, error.__cause__)  # HTTP's size of a file calls any failure missing
     status = getattr(cause, "status", None)
-    lines = _urls.redacted(str(cause)).strip().splitlines()
-    reason = lines[0] if lines else type(cause).__name__
+    reason = " ".join(_urls.redacted(str(cause)).split())[:300] or type(cause).__name__
     if isinstance(cause, PermissionError) or status in (401, 403):
         return UserError(f"{url}: expected a file that you may read, found: {reason}")
     if isinstance(error, FileNotFoundError) and (cause is error or status in (404, 410)):
@@ -84,16 +83,17 @@ def _resolve(url: str) -> tuple[Any, str]:
             f"{url}: expected the URL with its password or signature, which pyseg does not store: "
             "name it again, found this name of it"
         )
-    scheme = _urls.parts(url)[0].split("://")[0]
-    with requires_package(scheme, f"reading {url}"):
-        try:
-            return cast(tuple[Any, str], fsspec.core.url_to_fs(real))
-        except ImportError as error:
-            raise (error.__cause__ or error) from None
-        except ValueError as error:
-            if "Protocol not known" not in str(error):
-                raise
-            raise UserError(f"{url}: expected a protocol that fsspec knows, found none") from None
+    try:
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(real))
+    except ImportError as error:
+        cause = error.__cause__ or error
+        with requires_package(getattr(cause, "name", None) or "a package", f"reading {url}"):
+            raise cause from None
+    except ValueError as error:
+        if "Protocol not known" not in str(error):
+            raise
+        raise UserError(f"{url}: expected a protocol that fsspec knows, found none") from None
+    raise AssertionError("unreachable")
 
 
 def _info(url: str) -> dict[str, Any] | None:
@@ -282,6 +282,13 @@ class _Stream:
         self._at = 0
 
     def __call__(self, start: int, count: int) -> bytes:
+        try:
+            return self._next(start, count)
+        except BaseException:
+            self.close()
+            raise
+
+    def _next(self, start: int, count: int) -> bytes:
         if self._file is None or self._at != start:
             self.close()
             self._file, self._at = _open_stream(self._fs, self._path), 0
@@ -372,26 +379,31 @@ class RemoteFile(io.RawIOBase):
         expected, future = self._blocks[0]  # which stays there if it fails
         with _explained(self._url):
             data = future.result()
-        if len(data) != expected and self.size >= 0:
-            raise UserError(
-                f"{self._url}: expected {self.size} bytes in the file, found "
-                f"{self._got + len(data)}: the transfer has ended early, or the file has changed"
-            )
         self._blocks.popleft()
         self._got += len(data)
         self._ready = memoryview(data)
-        self._taken += 1
         self._ended = len(data) < expected
         if not self._ended:
             self._ask(min(self._taken, self._ahead))
+        self._taken += 1
 
     def _ask(self, blocks: int) -> None:
         """Starts threads for the next blocks, until so many are on their way or waiting."""
         while len(self._blocks) < blocks and (self.size < 0 or self._asked < self.size):
             count = self._block if self.size < 0 else min(self._block, self.size - self._asked)
-            self._blocks.append((count, _in_thread(self._fetch, self._asked, count)))
+            self._blocks.append((count, _in_thread(self._whole, self._asked, count)))
             self._asked += count
             self._block = min(2 * self._block, BLOCK)
+
+    def _whole(self, start: int, count: int) -> bytes:
+        """Fetches a block, which is shorter only where the size is unknown and the file ends."""
+        data = self._fetch(start, count)
+        if len(data) != count and self.size >= 0:
+            raise OSError(
+                f"expected {self.size} bytes in the file, found {start + len(data)}: the transfer "
+                "has ended early, or the file has changed"
+            )
+        return data
 
     def close(self) -> None:
         """Closes the file."""

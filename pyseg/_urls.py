@@ -85,11 +85,8 @@ def beside(folder: Path | str, name: str) -> Path | str:
 def has_magic(url: str) -> bool:
     """Returns whether a URL is a glob; a ``?`` may begin its query instead."""
     start, place, _ = parts(url)
-    return "*" in place or (glob.has_magic(_QUERY.sub("", place)) and not _is_http(start))
-
-
-def _is_http(start: str) -> bool:
-    return start.endswith(("http://", "https://"))
+    place = _QUERY.sub("", place).removeprefix(f"{_HIDDEN}@")
+    return "*" in place or (glob.has_magic(place) and not start.endswith(("http://", "https://")))
 
 
 def redacted(text: str) -> str:

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pyseg._files import open_shard
 from pyseg._remote import RemoteFile
@@ -67,7 +67,7 @@ class RecordFile:
         source: Any
         head = self._read_head()
         if isinstance(self._file, RemoteFile):
-            size, source = self._file.size, Rest(head, self._file)
+            size, source = self._file.size, Rest(head, cast(BinaryIO, self._file))
         elif stat.S_ISREG((status := os.fstat(self._file.fileno())).st_mode):
             size = status.st_size or -1  # files of the kernel have size 0, whatever they hold
             self._file.seek(0)

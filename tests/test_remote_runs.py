@@ -1,0 +1,208 @@
+"""Commands with records at URLs."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pyseg import _remote, calibrate, cooccur, evaluate, models, predict, report, train
+from pyseg.config import StageConfig, TrainConfig, flat_options
+from pyseg.data import Feed, FrameDataset, open_collection, read_records, write_records
+from pyseg.data import __main__ as data_command
+from pyseg.errors import UserError
+from pyseg.rate.sources import Records
+from pyseg.runs import Run
+from pyseg.training import StageRun
+
+QUICK = {
+    "model": "linear",
+    "pretrain": StageConfig(3, 1e-3, 4),
+    "finetune": StageConfig(3, 1e-3, 4),
+    "device": "cpu",
+    "workers": 0,
+}
+
+
+def memory_fs() -> MemoryFileSystem:
+    return fsspec.filesystem("memory")
+
+
+@pytest.fixture
+def memory(clips: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The collection of `clips` in memory."""
+    monkeypatch.setattr(_remote, "_files", set())
+    for path in clips.iterdir():
+        memory_fs().pipe_file(f"/clips/{path.name}", path.read_bytes())
+    yield "memory://clips"
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def lines(run: Path) -> list[dict[str, object]]:
+    """The log of a run, without the time that it took."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if "second" not in key and key != "data"}
+        for line in found
+    ]
+
+
+def test_a_collection_is_that_of_the_folder(memory: str, clips: Path) -> None:
+    local = open_collection(clips)
+    for url in (memory, f"{memory}/", f"{memory}/*.tfrecord", f"{memory}/videos-00000.tfrecord"):
+        found = open_collection(url)
+        assert found.features == local.features
+        assert found.class_names == local.class_names
+        assert found.video_paths == (f"{memory}/videos-00000.tfrecord",)
+        assert [example.id for example in found.segments("test")] == [
+            example.id for example in local.segments("test")
+        ]
+    assert open_collection(clips, vocabulary=f"{memory}/vocabulary.csv").num_classes == 3
+
+
+def test_a_run_is_that_on_the_folder(memory, clips, tmp_path, monkeypatch) -> None:
+    """Trains, evaluates, predicts, calibrates and counts, from the URL as from the folder."""
+    monkeypatch.chdir(tmp_path)
+    places = {"local": str(clips), "remote": memory}
+    for name, data in places.items():
+        train.train(TrainConfig(data, run=name, **QUICK))
+        predict.cli.main(["--run", name, "--out", f"{name}.csv"])
+        cooccur.main(["--data", data, "--out", f"{name}.npz"])
+    evaluate.main(["--run", "local", "--part", "all"])
+    evaluate.main(["--run", "remote", "--part", "all"])
+    assert lines(tmp_path / "local") == lines(tmp_path / "remote")
+    evaluate.main(["--run", "remote", "--submission", "remote.csv"])
+    predict.cli.main(["--run", "remote", "--video", "v03", "--export", "remote.json"])
+    calibrate.cli.main(["--run", "remote"])
+    report.cli.main(["--run", "remote", "--out", "remote.html"])
+    for suffix in ("csv", "npz"):
+        first, second = (tmp_path / f"{name}.{suffix}" for name in places)
+        assert first.read_bytes() == second.read_bytes(), suffix
+    assert Run("remote").config().data == memory
+
+
+def test_a_run_resumes_on_the_same_data_only(memory, clips, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.train(TrainConfig(memory, run="whole", **QUICK))
+
+    def stop(self: StageRun) -> None:
+        if self.stage.name == "finetune" and self.step == 2:
+            self.save()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyseg.training.StageRun._save_if_due", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(TrainConfig(memory, run="run", **QUICK))
+    shard, data = f"{memory}/videos-00000.tfrecord", (clips / "videos-00000.tfrecord").read_bytes()
+    write_records(tmp_path / "other", list(read_records(shard))[:-1])
+    memory_fs().pipe_file(shard, (tmp_path / "other").read_bytes())
+    with pytest.raises(
+        UserError, match=r"shards: videos-00000.tfrecord: expected .* bytes, digest"
+    ):
+        train.train(TrainConfig(resume="run"))
+    memory_fs().pipe_file(shard, data)
+    train.train(TrainConfig(resume="run"))
+    first, second = (models.load(folder).state_dict() for folder in ("whole", "run"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_collection_is_rated(memory, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = "video,start,end,class,score\nv00,0,3,Dog,1\nv00,0,3,Bird,1\n"
+    (tmp_path / "ratings.csv").write_text(table)
+    words = ["import", "--features", memory, "--ratings", "ratings.csv", "--out", "rated"]
+    data_command.main(words)
+    assert open_collection("rated").class_names == ["Dog", "Cat", "Car", "Bird"]
+
+
+def test_questions_about_records(memory, clips) -> None:
+    found, local = Records.read(memory), Records.read(str(clips))
+    assert (found.ids, found.names, found.ratings) == (local.ids, local.names, local.ratings)
+
+
+@pytest.mark.parametrize("scheme", ["file", "simplecache::file"])
+def test_workers_read_and_resume(clips, scheme, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "simplecache", {"cache_storage": str(tmp_path)})
+    features = open_collection(clips).features
+
+    def feed(data: str, state: object = None) -> Feed:
+        options = {"shuffle": True, "repeat": True, "buffer": 5}
+        dataset = FrameDataset(data, features.schema, **options)
+        return Feed(dataset, 4, workers=2, state=state)  # type: ignore[arg-type]
+
+    local, remote = feed(str(clips)), feed(f"{scheme}://{clips}")
+    for _ in range(5):
+        assert next(local).ids == next(remote).ids
+    assert next(feed(f"{scheme}://{clips}", remote.state())).ids == next(local).ids
+
+
+@pytest.mark.parametrize("option", ["run", "init", "resume"])
+def test_a_run_is_local(option: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"run|init.* expected a local path, found .*URL"):
+        train.main([f"--{option}", "s3://b/x"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (predict.cli.main, ["--run", "run", "--out"]),
+        (predict.cli.main, ["--run", "run", "--video", "v", "--export"]),
+        (cooccur.main, ["--data", "memory://b", "--out"]),
+        (data_command.main, ["import", "--features", "f", "--ratings", "r", "--out"]),
+        (data_command.main, ["download", "--subset", "frame", "--partition", "train", "--folder"]),
+    ],
+    ids=str,
+)
+def test_outputs_are_local(main, words, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{words[-1]} s3://b/x.csv: expected a local path"):
+        main([*words, "s3://b/x.csv"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_stores_no_secrets(clips, tmp_path, monkeypatch, capsys) -> None:
+    """Neither what is printed nor what is stored has the password or the signature."""
+    monkeypatch.chdir(tmp_path)
+    handler = functools.partial(Quiet, directory=str(clips))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        data = f"http://ann:hunter2@{place}/"
+        train.main(
+            [
+                "--data",
+                data,
+                "--run",
+                "run",
+                "--model",
+                "linear",
+                "--stage",
+                "pretrain",
+                "--pretrain.steps",
+                "2",
+            ]
+        )
+        evaluate.main(["--run", "run", "--data", data])
+        server.shutdown()
+    assert Run("run").config().data == f"http://***@{place}/"
+    stored = b"".join(path.read_bytes() for path in Path("run").rglob("*") if path.is_file())
+    assert b"hunter2" not in stored
+    assert "hunter2" not in "".join(capsys.readouterr())
+    assert "hunter2" not in str(flat_options(TrainConfig(data)))
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
