@@ -40,7 +40,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
         >>> is_url("s3://bucket/yt8m/*.tfrecord"), is_url("simplecache::s3://bucket"), is_url("a/b")
         (True, True, False)
     """
-    return isinstance(path, str) and _URL.match(path) is not None
+    return isinstance(path, str) and "://" in path and _URL.match(path) is not None
 
 
 def parts(url: str) -> tuple[str, str, str]:

@@ -105,7 +105,9 @@ def fingerprints(paths: Sequence[str]) -> dict[str, str]:
     levels = zip(*(place[:-1] for place in places), strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda level: len({*level}) == 1, levels))
     names = ["/".join(place[common:]) for place in places]
-    return dict(zip(names, map_in_order(_fingerprint, paths, _THREADS), strict=True))
+    far = any(map(_urls.is_url, paths))
+    found = map_in_order(_fingerprint, paths, _THREADS) if far else map(_fingerprint, paths)
+    return dict(zip(names, found, strict=True))
 
 
 def _fingerprint(path: str) -> str:
