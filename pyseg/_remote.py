@@ -106,18 +106,24 @@ def _info(url: str) -> dict[str, Any] | None:
         return None
 
 
+def _kind(url: str) -> str | None:
+    """Returns "file" or "directory", as fsspec calls what is at a URL; None: there is nothing."""
+    if url in _files:
+        return "file"
+    if _urls.has_magic(url) or (info := _info(url)) is None:
+        return None
+    if info.get("mimetype") == "text/html":  # it may be a list of links
+        with _explained(url):
+            fs, path = _resolve(url)
+            return "directory" if fs.isdir(path) else "file"
+    return cast(str, info["type"])
+
+
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Returns whether there is a folder at a path or URL."""
     if not _urls.is_url(path):
         return os.path.isdir(path)
-    url = cast(str, path)
-    if url in _files or _urls.has_magic(url) or (info := _info(url)) is None:
-        return False
-    if info.get("mimetype") == "text/html":  # a list of links
-        with _explained(url):
-            fs, place = _resolve(url)
-            return bool(fs.isdir(place))
-    return bool(info["type"] == "directory")
+    return _kind(cast(str, path)) == "directory"
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -128,15 +134,13 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     """
     if not _urls.is_url(path):
         return os.path.isfile(path)
-    url = cast(str, path)
     try:
-        info = _info(url)
+        return _kind(cast(str, path)) == "file"
     except UserError as error:
         if "that you may read" not in str(error):
             raise
         _LOG.warning("%s; taken for missing", error)
         return False
-    return info is not None and info["type"] != "directory"
 
 
 def size_of(path: str) -> int:
@@ -212,8 +216,6 @@ def files_below(folder: str) -> list[str]:
 
 def find(url: str, of_folder: Callable[[str], list[str]]) -> tuple[list[str], bool]:
     """Returns the files of a glob, a folder or a file at a URL, and whether it is a folder."""
-    if url in _files:
-        return [url], False
     if _urls.has_magic(url):
         with _explained(url):
             fs, place = _resolve(url)
@@ -222,9 +224,10 @@ def find(url: str, of_folder: Callable[[str], list[str]]) -> tuple[list[str], bo
             hidden = _urls.split(url)[1].startswith(".")
             files = _names(url, names)
             return [f for f in files if hidden or not _urls.split(f)[1].startswith(".")], False
-    if is_folder(url):
+    kind = _kind(url)
+    if kind == "directory":
         return of_folder(url), True
-    if not is_file(url):
+    if kind is None:
         return [], False
     _files.add(url)
     return [url], False

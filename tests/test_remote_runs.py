@@ -130,9 +130,20 @@ def test_questions_about_records(memory, clips) -> None:
     assert (found.ids, found.names, found.ratings) == (local.ids, local.names, local.ratings)
 
 
-@pytest.mark.parametrize("scheme", ["file", "simplecache::file"])
-def test_workers_read_and_resume(clips, scheme, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def served(clips: Path) -> Iterator[str]:
+    """Host and port of a server of `clips`."""
+    handler = functools.partial(Quiet, directory=str(clips))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("scheme", ["file", "simplecache::file", "http"])
+def test_workers_read_and_resume(clips, served, scheme, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(fsspec.config.conf, "simplecache", {"cache_storage": str(tmp_path)})
+    place = f"{scheme}://{f'ann:pw@{served}' if scheme == 'http' else clips}"
     features = open_collection(clips).features
 
     def feed(data: str, state: object = None) -> Feed:
@@ -140,10 +151,10 @@ def test_workers_read_and_resume(clips, scheme, tmp_path, monkeypatch) -> None:
         dataset = FrameDataset(data, features.schema, **options)
         return Feed(dataset, 4, workers=2, state=state)  # type: ignore[arg-type]
 
-    local, remote = feed(str(clips)), feed(f"{scheme}://{clips}")
+    local, remote = feed(str(clips)), feed(place)
     for _ in range(5):
         assert next(local).ids == next(remote).ids
-    assert next(feed(f"{scheme}://{clips}", remote.state())).ids == next(local).ids
+    assert next(feed(place, remote.state())).ids == next(local).ids
 
 
 @pytest.mark.parametrize("option", ["run", "init", "resume"])
@@ -172,31 +183,14 @@ def test_outputs_are_local(main, words, tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_stores_no_secrets(clips, tmp_path, monkeypatch, capsys) -> None:
-    """Neither what is printed nor what is stored has the password or the signature."""
+def test_a_run_stores_no_secrets(served, tmp_path, monkeypatch, capsys) -> None:
+    """Neither what is printed nor what is stored has the password."""
     monkeypatch.chdir(tmp_path)
-    handler = functools.partial(Quiet, directory=str(clips))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        place = f"127.0.0.1:{server.server_port}"
-        data = f"http://ann:hunter2@{place}/"
-        train.main(
-            [
-                "--data",
-                data,
-                "--run",
-                "run",
-                "--model",
-                "linear",
-                "--stage",
-                "pretrain",
-                "--pretrain.steps",
-                "2",
-            ]
-        )
-        evaluate.main(["--run", "run", "--data", data])
-        server.shutdown()
-    assert Run("run").config().data == f"http://***@{place}/"
+    data = f"http://ann:hunter2@{served}/"
+    quick = ["--model", "linear", "--stage", "pretrain", "--pretrain.steps", "2"]
+    train.main(["--data", data, "--run", "run", *quick])
+    evaluate.main(["--run", "run", "--data", data])
+    assert Run("run").config().data == f"http://***@{served}/"
     stored = b"".join(path.read_bytes() for path in Path("run").rglob("*") if path.is_file())
     assert b"hunter2" not in stored
     assert "hunter2" not in "".join(capsys.readouterr())
