@@ -209,8 +209,8 @@ class TrainConfig:
     """What to train, and on which data.
 
     Args:
-        data: Records as a folder, a glob or a file; or "sample", a small collection that is
-            generated in the user's cache folder at first use.
+        data: Records as a folder, a glob or a file, local or as a URL; or "sample", a small
+            collection that is generated in the user's cache folder at first use.
         labels: Tables of AudioSet's strong labels, file or glob; default: those beside the
             records.
         vocabulary: A vocabulary.csv that names the classes; default: the one beside the records.

@@ -40,8 +40,8 @@ class CooccurConfig:
     Args:
         out: The file to write, for example correlation.npz.
         labels: A table of label lists; lines "id,label label ...", plain or gzip-compressed.
-        data: TFRecords, frame-level or video-level; a folder, glob or file. With --labels, both are
-            counted.
+        data: TFRecords, frame-level or video-level; a folder, glob, file or URL. With --labels,
+            both are counted.
         exclude_ids: A file with the ids of videos to leave out; one per line, or a table as for
             --labels. For example the test videos.
         num_classes: Number of classes C; default: that of --vocabulary, or else of the collection

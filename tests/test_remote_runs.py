@@ -14,7 +14,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pyseg import _remote, calibrate, cooccur, evaluate, models, predict, report, train
+from pyseg import _remote, _urls, calibrate, cooccur, evaluate, models, predict, report, train
 from pyseg.config import StageConfig, TrainConfig, flat_options
 from pyseg.data import Feed, FrameDataset, open_collection, read_records, write_records
 from pyseg.data import __main__ as data_command
@@ -190,6 +190,12 @@ def test_a_run_stores_no_secrets(served, tmp_path, monkeypatch, capsys) -> None:
     quick = ["--model", "linear", "--stage", "pretrain", "--pretrain.steps", "2"]
     train.main(["--data", data, "--run", "run", *quick])
     evaluate.main(["--run", "run", "--data", data])
+    with pytest.raises(UserError, match="expected a checkpoint, found none"):  # the same data
+        train.main(["--resume", "run", "--data", data])
+    monkeypatch.setattr(_urls, "_users", {})  # as in a process of its own
+    monkeypatch.setattr(_urls, "_urls", {})
+    with pytest.raises(UserError, match=r"with its password or signature.*: name it again"):
+        evaluate.main(["--run", "run"])
     assert Run("run").config().data == f"http://***@{served}/"
     stored = b"".join(path.read_bytes() for path in Path("run").rglob("*") if path.is_file())
     assert b"hunter2" not in stored

@@ -311,7 +311,8 @@ def open_collection(
     such as the unlabelled test partition.
 
     Args:
-        data: A folder, a glob or a file; or the name of a source (`register_source`), such as
+        data: A folder, a glob or a file, or a URL of one of these (``"s3://bucket/yt8m"``, by
+            fsspec); or the name of a source (`register_source`), such as
             ``"sample"``, which is generated at first use.
         labels: Tables of labels, for a format that takes them, such as AudioSet's: a file, a glob,
             or a list of these; default: those beside the records.
@@ -323,6 +324,7 @@ def open_collection(
 
     Raises:
         FileNotFoundError: There is nothing at ``data``, or a required file is missing.
+        pyseg.errors.UserError: A URL cannot be read.
         pyseg.errors.DataError: The format of the records is unknown, or a table is malformed.
         pyseg.errors.RecordError: A file cannot be read as TFRecords.
         ValueError: ``test_fraction`` is not in [0, 1].

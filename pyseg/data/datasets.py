@@ -55,7 +55,7 @@ class RecordDataset(IterableDataset[Example]):
     ``repeat=True`` no rank ever ends.
 
     Args:
-        paths: Shards: a glob, a folder, a file, or a list of these (`find_shards`).
+        paths: Shards: a glob, a folder, a file, a URL of these, or a list (`find_shards`).
         shuffle: Shuffle the shards, and the examples within chunks; in memory, all of them.
         seed: The seed of the order and of sampled frames; at least 0.
         buffer: The examples of a chunk, which are read ahead and shuffled together.

@@ -120,7 +120,7 @@ def read_label_records(
     """Reads the labels of TFRecords, frame-level or video-level; features are not decoded.
 
     Args:
-        path: A TFRecord file, plain or gzip-compressed.
+        path: A TFRecord file, plain or gzip-compressed, or its URL.
         keep: Returns whether to keep a video, by id; default: all.
         id_key: Context feature with the id.
         on_error: See `pyseg.data.read_frames`.

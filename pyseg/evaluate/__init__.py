@@ -55,7 +55,8 @@ class EvaluateConfig:
 
     Args:
         run: The run folder that `pyseg.train` wrote.
-        data: Records as a folder, glob or file, or "sample"; default: what the run was trained on.
+        data: Records as a folder, glob, file or URL, or "sample"; default: what the run was
+            trained on.
         labels: Tables of AudioSet's strong labels, file or glob; default: those
             beside the records, or what the run was trained on.
         part: Videos to evaluate on: those that the run held out ("test"), its training videos, or

@@ -16,7 +16,8 @@ class RateConfig:
     """What to ask about, and where to store the answers.
 
     Args:
-        data: The videos' features: a folder, a glob or a file of records, with ratings or without.
+        data: The videos' features: a folder, a glob, a file or a URL of records, with ratings or
+            without.
         run: The run folder of a model that knows some of the classes already: learning starts from
             its scores.
         videos: The videos to show, as files, folders or globs; default: the files that the features
