@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import pickle
 import random
 import sys
 import threading
@@ -19,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pyseg import _files, _remote, _urls
 from pyseg._remote import RemoteFile
-from pyseg.data import find_shards, read_records, write_records
+from pyseg.data import FrameDataset, find_shards, read_records, write_records
 from pyseg.data.records import find_features, is_record_file
 from pyseg.data.shards import fingerprints
 from pyseg.errors import MissingFileError, RecordError, UserError
@@ -469,6 +470,18 @@ def test_secrets_reach_the_server_and_nothing_else(server, capsys) -> None:
             assert "0f3a" not in str(shown)
             assert "pw" not in str(shown)
             shown = None if shown.__suppress_context__ and not shown.__cause__ else shown.__cause__
+
+
+def test_a_data_set_takes_its_secrets_along(server, monkeypatch) -> None:
+    """To worker processes, which are not forked everywhere."""
+    write_records(server.folder / "a.tfrecord", PAYLOADS)
+    secret = server.url.replace("//", "//ann:pw@")
+    sent = pickle.dumps(FrameDataset(f"{secret}/a.tfrecord?token=0f3a"))
+    monkeypatch.setattr(_urls, "_users", {})
+    monkeypatch.setattr(_urls, "_urls", {})
+    [path] = pickle.loads(sent).paths
+    assert "pw" not in path
+    assert outcome(path) == (PAYLOADS, "")
 
 
 def test_a_name_cannot_be_opened_by_itself() -> None:

@@ -5,18 +5,28 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pyseg import _remote, _urls, calibrate, cooccur, evaluate, models, predict, report, train
 from pyseg.config import StageConfig, TrainConfig, flat_options
-from pyseg.data import Feed, FrameDataset, open_collection, read_records, write_records
+from pyseg.data import (
+    Feed,
+    FrameDataset,
+    Ratings,
+    encode_frames,
+    open_collection,
+    read_records,
+    write_records,
+)
 from pyseg.data import __main__ as data_command
 from pyseg.errors import UserError
 from pyseg.rate.sources import Records
@@ -67,6 +77,28 @@ def test_a_collection_is_that_of_the_folder(memory: str, clips: Path) -> None:
             example.id for example in local.segments("test")
         ]
     assert open_collection(clips, vocabulary=f"{memory}/vocabulary.csv").num_classes == 3
+
+
+def test_a_long_series_is_searched_in_part(memory, clips, tmp_path, monkeypatch, caplog) -> None:
+    """A local one always is in full, as that skips the frames."""
+    schema = open_collection(clips).features.schema
+    frames = np.zeros((24, 512), np.uint8)
+    plain = encode_frames("w00", frames, [0], schema=schema)
+    ratings = Ratings(np.array([0]), np.array([0]), np.ones(1, np.float32))
+    rated = encode_frames("w01", frames, [0], ratings, schema)
+    for name in ("features.json", "vocabulary.csv"):
+        (tmp_path / name).write_bytes((clips / name).read_bytes())
+    write_records(tmp_path / "a.tfrecord", [plain, rated])
+    memory_fs().put(str(tmp_path), "/plain", recursive=True)
+    monkeypatch.setattr(sys.modules["pyseg.data.formats"], "_SEARCHED", len(plain))
+    for most in (len(plain) + 1, len(plain)):
+        monkeypatch.setattr(sys.modules["pyseg.data.formats"], "_LOOKED_INTO", most)
+        caplog.clear()
+        assert open_collection("memory://plain").has_segments is (most > len(plain))
+        assert open_collection(tmp_path).has_segments
+        assert ("the rest was not searched" in caplog.text) is (most <= len(plain))
+    monkeypatch.setattr(sys.modules["pyseg.data.formats"], "_SEARCHED", 2**30)
+    assert open_collection("memory://plain").has_segments
 
 
 def test_a_run_is_that_on_the_folder(memory, clips, tmp_path, monkeypatch) -> None:

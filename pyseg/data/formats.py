@@ -6,6 +6,7 @@ See :class:`Format`, :func:`register_format` and :func:`look`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
 
 _SNIFFED = 16  # files of a series whose first record is read
 _THREADS = 8  # threads that wait for the disk
+_SEARCHED = 1 << 32  # bytes of a series at URLs that is searched in full
+_LOOKED_INTO = 1 << 26  # bytes that are searched of the files of a sample of a longer one
 _NOTHING = FeatureKind("nothing", 0)
+_LOG = logging.getLogger("pyseg")
 _ID_KEYS = ("id", "video_id")  # the second: YouTube-8M's releases of 2016 and 2017
 _USELESS = {
     "unlabelled": "records without labels",
@@ -287,7 +291,8 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
     """Finds the records in a folder, glob or file, and chooses those of one format.
 
     Of a series, files whose names differ only in the shard's number, a sample is read, and all if
-    the sample is not uniform. All records are searched for ratings, until the first in a series.
+    the sample is not uniform. All records are searched for ratings, until the first in a series; of
+    more than 4 GiB at URLs the first 64 MiB of a sample of the files, and a line is logged.
 
     Args:
         data: A folder, a glob or a file.
@@ -342,13 +347,11 @@ def _sort(
     kinds: dict[Kind, list[str]] = {}
     rated: set[str] = set()
     unusable = ""
-
-    def empty(path: str) -> bool:
-        return is_file(path) and not size_of(path)
-
-    for path in filter(empty, paths):
-        kinds.setdefault(Kind("empty"), []).append(path)
-    for series in _series([path for path in paths if not empty(path)]):
+    empty = [path for path in paths if is_file(path) and not size_of(path)]
+    if empty:
+        kinds[Kind("empty")] = empty
+        paths = [path for path in paths if path not in kinds[Kind("empty")]]
+    for series in _series(paths):
         seen = {path: inspector.inspect(path) for path in sample_of(series)}
         kinds_seen = {_labelled(*found) for found in seen.values()}
         if len(kinds_seen) > 1 or Kind("empty") in kinds_seen:
@@ -415,12 +418,37 @@ def _series(paths: Sequence[str]) -> Iterator[list[str]]:
 
 def _holding(name: str, paths: Sequence[str], *, first: bool = False) -> list[str]:
     """Returns the files with a context feature in some record; with ``first``, only one."""
+    if _is_long(paths):
+        sample = sample_of(paths)
+        found = _search(name, sample, first, _LOOKED_INTO)
+        if not found:
+            _LOG.warning(
+                "%s, ...: no %s in the first %d MiB of %d of %d files; the rest was not searched",
+                *(paths[0], name, _LOOKED_INTO >> 20, len(sample), len(paths)),
+            )
+        if first or not found:
+            return found
+    return _search(name, paths, first)
+
+
+def _is_long(paths: Sequence[str]) -> bool:
+    """Returns whether a series is too long to be searched in full: much data, and at URLs."""
+    total = 0
+    for path in filter(is_url, paths):
+        total += max(0, size_of(path))
+        if total > _SEARCHED:
+            return True
+    return False
+
+
+def _search(name: str, paths: Sequence[str], first: bool, most: int | None = None) -> list[str]:
+    """Returns what `_holding` does, after a search of so many bytes of each file."""
     found: list[str] = []
     if not paths:
         return found
     with (
         contextlib.closing(
-            map_in_order(lambda path: find_features(path, [name]), paths, _THREADS)
+            map_in_order(lambda path: find_features(path, [name], most), paths, _THREADS)
         ) as searched,
         Progress(f"looking for {name}", "shards", len(paths)) as bar,
     ):

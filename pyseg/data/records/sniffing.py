@@ -104,7 +104,9 @@ def is_record_file(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str]:
+def find_features(
+    path: str | os.PathLike[str], names: Iterable[str], most: int | None = None
+) -> set[str]:
     """Returns those of some context features that occur in a file's records.
 
     Frames are not read: of an uncompressed file, only the start of each record is. Checksums are
@@ -113,6 +115,7 @@ def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str
     Args:
         path: A TFRecord file, plain or gzip-compressed.
         names: The features; the search ends when all are found.
+        most: The bytes after which it ends in any case; default: the whole file.
 
     Raises:
         RecordError: The file cannot be read.
@@ -128,14 +131,15 @@ def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str
         {'labels'}
     """
     wanted = {name.encode(): name for name in names}
-    left = set(wanted)
+    left, read = set(wanted), 0
     with RecordFile(path_text(path, remote=True), "skip") as file:
         for data in file.contexts():
             # A name that is not in the bytes needs no parsing.
             if any(name in data for name in left):
                 with contextlib.suppress(wire.ContentError):
                     left -= wire.Message.parse(data, _MOST_FEATURES).context.keys()
-            if not left:
+            read += len(data)
+            if not left or (most is not None and read >= most):
                 break
     return {name for key, name in wanted.items() if key not in left}
 
