@@ -99,7 +99,7 @@ class Far(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.replace("far://", "memory://"))
 
-    def cat_file(self, path: str, start: int, end: int) -> bytes:
+    def cat_file(self, path: str, *, start: int, end: int) -> bytes:
         time.sleep(LATENCY + (end - start) / RATE)
         return super().cat_file(path, start, end)
 

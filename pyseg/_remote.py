@@ -199,8 +199,8 @@ def ends_of(path: str, count: int) -> tuple[int, bytes]:
         info = fs.info(place)
         size = _size(info)
         if _has_ranges(fs, size):
-            start = max(0, size - count)
-            return size, fs.cat_file(place, 0, min(count, size)) + fs.cat_file(place, start, size)
+            spans = (0, min(count, size)), (max(0, size - count), size)
+            return size, b"".join(_part(fs, place, *span) for span in spans)
         with _open_stream(fs, place) as file:
             return size, file.read(count) + _version(info).encode()
 
@@ -268,6 +268,10 @@ def _has_ranges(fs: Any, size: int) -> bool:
 
 def _protocols(fs: Any) -> set[str]:
     return {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
+
+
+def _part(fs: Any, path: str, start: int, end: int) -> bytes:
+    return cast(bytes, fs.cat_file(path, start=start, end=end))  # their places are not the same
 
 
 def _open_stream(fs: Any, path: str) -> Any:
@@ -348,7 +352,7 @@ class RemoteFile(io.RawIOBase):
             self._fetch: Callable[[int, int], bytes] = _Stream(fs, path)
             if _has_ranges(fs, self.size):
                 self._ahead = AHEAD
-                self._fetch = lambda start, count: fs.cat_file(path, start, start + count)
+                self._fetch = lambda start, count: _part(fs, path, start, start + count)
         self._blocks: deque[tuple[int, Future[bytes]]] = deque()
         self._ready = memoryview(b"")
         self._block, self._taken = FIRST, 0

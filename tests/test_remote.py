@@ -44,7 +44,7 @@ class Parts(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.replace("parts://", "memory://"))
 
-    def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
+    def cat_file(self, path: str, version: Any = None, *, start: int, end: int) -> bytes:
         with self.lock:
             Parts.at_once += 1
             Parts.most_at_once = max(Parts.most_at_once, Parts.at_once)
@@ -217,7 +217,7 @@ def test_a_lasting_failure_names_the_url(put, monkeypatch, on_error: str) -> Non
     monkeypatch.setattr(_remote, "FIRST", 30_000)
     put("memory://b.tfrecord")
 
-    def cat_file(self, path, start, end):
+    def cat_file(self, path, *, start, end):
         if start:
             raise OSError("connection reset")
         return MemoryFileSystem.cat_file(self, path, start, end)

@@ -204,7 +204,6 @@ def test_a_run_is_local(option: str, tmp_path, monkeypatch) -> None:
         (predict.cli.main, ["--run", "run", "--video", "v", "--export"]),
         (cooccur.main, ["--data", "memory://b", "--out"]),
         (data_command.main, ["import", "--features", "f", "--ratings", "r", "--out"]),
-        (data_command.main, ["download", "--subset", "frame", "--partition", "train", "--folder"]),
     ],
     ids=str,
 )
