@@ -557,14 +557,13 @@ def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "
         name, value = prefix + field.name, options[field.name]
         if is_dataclass(hints[field.name]):
             value = _instantiate(cast(type, hints[field.name]), value, name + ".")
-        value = list(map(named, value)) if isinstance(value, list) else named(value)
         for text in value if isinstance(value, list) else [value]:
             if text == "":
                 raise UserError(f"--{name}: expected a value, found an empty one")
             if isinstance(text, str) and "\0" in text:
                 raise UserError(f"--{name} {text!r}: expected text without a NUL character")
             if name in _LOCAL and is_url(text):
-                raise UserError(f"--{name} {text}: expected a local path, found a URL")
+                raise UserError(f"--{name} {named(text)}: expected a local path, found a URL")
         values[field.name] = value
     with option_group(prefix):
         return config_class(**values)

@@ -75,6 +75,7 @@ class CooccurConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         _cli.check_range("num_classes", self.num_classes, 1, 2**31 - 1)
         _cli.check_range("threshold", self.threshold, 0, 1)
         _cli.check_range("min_support", self.min_support, 1)

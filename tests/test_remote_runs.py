@@ -17,6 +17,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pyseg import _remote, _urls, calibrate, cooccur, evaluate, models, predict, report, train
+from pyseg.calibrate.config import CalibrateConfig
 from pyseg.config import StageConfig, TrainConfig, flat_options
 from pyseg.data import (
     Feed,
@@ -28,8 +29,13 @@ from pyseg.data import (
     write_records,
 )
 from pyseg.data import __main__ as data_command
+from pyseg.data.importing import ImportConfig
 from pyseg.errors import UserError
+from pyseg.evaluate import EvaluateConfig
+from pyseg.predict import PredictConfig
+from pyseg.rate.config import RateConfig
 from pyseg.rate.sources import Records
+from pyseg.report import ReportConfig
 from pyseg.runs import Run
 from pyseg.training import StageRun
 
@@ -232,6 +238,23 @@ def test_a_run_stores_no_secrets(served, tmp_path, monkeypatch, capsys) -> None:
     assert b"hunter2" not in stored
     assert "hunter2" not in "".join(capsys.readouterr())
     assert "hunter2" not in str(flat_options(TrainConfig(data)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        TrainConfig,
+        EvaluateConfig,
+        functools.partial(PredictConfig, "run"),
+        functools.partial(cooccur.CooccurConfig, "out"),
+        functools.partial(RateConfig, out="out"),
+        functools.partial(ReportConfig, ["run"]),
+        functools.partial(CalibrateConfig, "run"),
+        lambda data: ImportConfig(features=data, out="out"),
+    ],
+)
+def test_options_have_no_secrets(make) -> None:
+    assert "hunter2" not in str(make(data="https://ann:hunter2@host/a?sig=hunter2"))
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

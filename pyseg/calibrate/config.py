@@ -45,4 +45,5 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)

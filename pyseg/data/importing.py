@@ -428,6 +428,7 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         frames_of_a_segment(self.fps, self.segment_seconds)
         _cli.check_above("annotation_fps", self.annotation_fps, 0)
         self.parsed_ranges()

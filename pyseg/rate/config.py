@@ -72,6 +72,7 @@ class RateConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         _cli.check_range("every", self.every, 1, 1_000_000)
         _cli.check_range("test_fraction", self.test_fraction, 0, 1)
         _cli.check_range("gain", self.gain, 0, 1)

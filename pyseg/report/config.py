@@ -48,6 +48,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         if not self.run:
             raise ArgumentError("run: expected at least one folder, found none")
         if len({Path(run).resolve() for run in self.run}) < len(self.run):
