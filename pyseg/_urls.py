@@ -20,8 +20,11 @@ from typing import Any
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
 _URL = re.compile(rf"((?:{_SCHEME}::)*{_SCHEME}://)(.*?)(::{_SCHEME}(?:::|://).*)?", re.DOTALL)
 _QUERY = re.compile(r"\?(?=[^?/]*=).*", re.DOTALL)
-_USER = re.compile(r"(?<=://)[^/?#@\s]+@")
-_VALUE = re.compile(r"(?<=[?&;])([^?&;=:\s'\"]+)=([^&;\s'\")>,]*)")
+# A name alone is an account, as in sftp://ann@host, or a container; of HTTP it may be a token.
+_USER = re.compile(
+    r"(?:(?<=http://)|(?<=https://))[^/?#\s]+@|(?<=://)[^/?#@:\s]*:[^/?#\s]*@", re.IGNORECASE
+)
+_VALUE = re.compile(r"(?<=[?&;])([^?&;=:\s'\"]+)=([^&;\s'\">]*)")
 _SECRET = re.compile(
     "x-(amz|goog)-|sig|token|key|secret|pass|pwd|cred|auth|policy|expires|session|jwt|hmac|^code$",
     re.IGNORECASE,

@@ -64,10 +64,13 @@ def test_globs() -> None:
     "url",
     [
         "https://ann:pw@host/a.tfrecord",
+        "https://ann@host/a.tfrecord",
+        "https://ann:pw@pw@host:80/a.tfrecord",
         "simplecache::https://ann:pw@host/a.tfrecord",
         "ftp://ann:p%40w@host:21/a",
         SIGNED,
         "https://host/a?token=pw",
+        "https://host/a?sig=pw,pw)pw",
         "https://host/a?id=3&access_key=pw",
         "https://acc.blob.net/a?sv=2024&sig=pw%3D",
         "https://host/a?q=0123456789abcdef0123456789",
@@ -99,7 +102,9 @@ def test_other_files_have_other_names() -> None:
     assert _urls.named(again) == _urls.named(SIGNED)  # signed anew
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/train?.tfrecord", "https://host/a?id=3", "a?b=c", 3])
+@pytest.mark.parametrize(
+    "text", ["s3://bucket/train?.tfrecord", "https://host/a?id=3", "sftp://joe@host/a", "a?b=c", 3]
+)
 def test_what_has_no_secrets_stays(text: object) -> None:
     assert _urls.named(text) == text
 
