@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 from pyseg import __version__, _command, _help
 from pyseg._extras import find_module
 from pyseg._files import behind_links, why_not_a_file, write_file
+from pyseg._urls import is_url, named
 from pyseg.errors import ArgumentError, MissingFileError, PysegError, UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 Config = TypeVar("Config")
+
+_LOCAL = frozenset(
+    (
+        *("out", "run", "resume", "init", "folder", "more", "like", "scores", "timeline", "export"),
+        *("videos", "video_file", "frames_file", "ratings", "links"),
+    )
+)
+"""Options that are paths of this machine, whatever the command; `--data` may be a URL."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing that carry no file name
 
@@ -100,6 +109,12 @@ def check_range(name: str, value: float | None, least: float, most: float = math
 
 MOST_EXAMPLES = 1 << 20
 """The largest batch size; more is a typing error."""
+
+
+def hide_secrets(config: DataclassInstance) -> None:
+    """Replaces URLs in the options of a command by their names without passwords and signatures."""
+    for field in fields(config):
+        setattr(config, field.name, named(getattr(config, field.name)))
 
 
 def check_above(name: str, value: float | None, bound: float) -> None:
@@ -547,6 +562,8 @@ def _instantiate(config_class: type[Config], options: Namespace, prefix: str = "
                 raise UserError(f"--{name}: expected a value, found an empty one")
             if isinstance(text, str) and "\0" in text:
                 raise UserError(f"--{name} {text!r}: expected text without a NUL character")
+            if name in _LOCAL and is_url(text):
+                raise UserError(f"--{name} {named(text)}: expected a local path, found a URL")
         values[field.name] = value
     with option_group(prefix):
         return config_class(**values)

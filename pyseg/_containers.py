@@ -11,6 +11,7 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+from pyseg import _remote
 from pyseg._paths import path_text
 from pyseg.errors import DataError
 
@@ -68,8 +69,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         DataError: See `parse_json`; the message names the file.
         OSError: The file cannot be read.
     """
-    name = path_text(path)
-    with open(name, "rb") as file:
+    name = path_text(path, remote=True)
+    with _remote.open_file(name) as file:
         return parse_json(file.read(), name)
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import hashlib
+import io
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from pyseg import _remote, _urls
 from pyseg._paths import path_text
+from pyseg._remote import RemoteFile
 from pyseg.errors import ArgumentError, MissingFileError, UserError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -22,24 +27,31 @@ LOCK = ".lock"
 """The name of the lock in a folder that a process owns (`sole_owner`)."""
 
 
-def find_files(paths: Paths, of_folder: Callable[[str], list[str]], missing: str) -> list[str]:
+def find_files(
+    paths: Paths, of_folder: Callable[[str], list[str]], missing: str, *, remote: bool = False
+) -> list[str]:
     """Returns the files of a glob, a folder, a file, or a list of these, each once.
 
     Args:
         paths: What the user named. A glob's files are in the order of their names.
         of_folder: Returns the files that a folder stands for.
         missing: The message where a folder has none.
+        remote: Whether they may be URLs.
 
     Raises:
         pyseg.errors.MissingFileError: One of `paths` matches nothing; the message names it.
         pyseg.errors.ArgumentError: The list is empty.
+        pyseg.errors.UserError: A URL cannot be read, or must not be given.
     """
     if not isinstance(paths, Sequence) or isinstance(paths, str):
         paths = [paths]
     found: dict[str, str] = {}
     for path in paths:
-        text = path_text(path, "paths")
-        if os.path.isdir(text):
+        text = path_text(path, "paths", remote=remote)
+        if _urls.is_url(text):
+            files, is_folder = _remote.find(text, of_folder)
+            problem = missing if is_folder else "no such file or folder, or none that matches"
+        elif os.path.isdir(text):
             files, problem = of_folder(text), missing
         elif os.path.exists(text):
             files, problem = [text], ""
@@ -51,10 +63,43 @@ def find_files(paths: Paths, of_folder: Callable[[str], list[str]], missing: str
         if not files:
             raise MissingFileError(f"{text}: {problem}")
         for file in files:
-            found.setdefault(os.path.realpath(file), file)
+            found.setdefault(_remote.location(file), file)
     if not found:
         raise ArgumentError("paths: expected at least one file, found none")
     return list(found.values())
+
+
+def open_shard(path: str) -> io.RawIOBase:
+    """Opens a file of records, unbuffered: a local one, or one at a URL.
+
+    Where the environment variable PYSEG_REMOTE_CACHE names a folder, files at URLs are copied there
+    first, each version of a file once, whatever the number of processes that read it.
+
+    Args:
+        path: The file, or the name of its URL (`pyseg._urls.named`).
+
+    Raises:
+        pyseg.errors.PysegError: The URL cannot be read.
+        OSError: The file cannot be read, or the copy cannot be written.
+    """
+    if not _urls.is_url(path):
+        return open(path, "rb", buffering=0)
+    cache = os.environ.get("PYSEG_REMOTE_CACHE")
+    return open(_copy_of(path, Path(cache)), "rb", buffering=0) if cache else RemoteFile(path)
+
+
+def _copy_of(url: str, folder: Path) -> Path:
+    """Returns the local copy of a file at a URL, after making it if there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(f"{url} {_remote.version(url)}".encode()).hexdigest()[:24]
+    copy, lock = folder / f"{digest}-{_urls.split(url)[1]}", folder / f".{digest}{LOCK}"
+    if not copy.is_file():
+        with open(lock, "ab") as file, locked(file):
+            if not copy.is_file():
+                with RemoteFile(url) as source, atomic_write(copy) as whole:
+                    shutil.copyfileobj(source, whole, 1 << 20)
+            lock.unlink(missing_ok=True)
+    return copy
 
 
 @contextlib.contextmanager

@@ -209,8 +209,8 @@ class TrainConfig:
     """What to train, and on which data.
 
     Args:
-        data: Records as a folder, a glob or a file; or "sample", a small collection that is
-            generated in the user's cache folder at first use.
+        data: Records as a folder, a glob or a file, local or as a URL; or "sample", a small
+            collection that is generated in the user's cache folder at first use.
         labels: Tables of AudioSet's strong labels, file or glob; default: those beside the
             records.
         vocabulary: A vocabulary.csv that names the classes; default: the one beside the records.
@@ -351,6 +351,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         for name in ("checkpoint_minutes", "timeout_minutes"):
             _cli.check_above(name, getattr(self, name), 0)
         if self.final_fit and (self.stage == "pretrain" or not self.finetune.steps):

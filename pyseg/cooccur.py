@@ -6,7 +6,6 @@ torchrun, the TFRecord files are divided over the processes (`pyseg.distributed`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ import torch
 
 from pyseg import _cli, distributed
 from pyseg._progress import Progress
+from pyseg._remote import size_of
 from pyseg.data import ReadReport, vocabulary, youtube8m
 from pyseg.data._tables import read_ids
 from pyseg.data.collection import find_data, open_collection
@@ -40,8 +40,8 @@ class CooccurConfig:
     Args:
         out: The file to write, for example correlation.npz.
         labels: A table of label lists; lines "id,label label ...", plain or gzip-compressed.
-        data: TFRecords, frame-level or video-level; a folder, glob or file. With --labels, both are
-            counted.
+        data: TFRecords, frame-level or video-level; a folder, glob, file or URL. With --labels,
+            both are counted.
         exclude_ids: A file with the ids of videos to leave out; one per line, or a table as for
             --labels. For example the test videos.
         num_classes: Number of classes C; default: that of --vocabulary, or else of the collection
@@ -75,6 +75,7 @@ class CooccurConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         _cli.check_range("num_classes", self.num_classes, 1, 2**31 - 1)
         _cli.check_range("threshold", self.threshold, 0, 1)
         _cli.check_range("min_support", self.min_support, 1)
@@ -109,8 +110,8 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
     paths = paths[distributed.rank() :: distributed.world_size()]
     labels = config.labels if distributed.is_first() else None
     left_out = 0
-    size = sum(os.path.getsize(path) for path in [*paths, *([labels] if labels else [])])
-    with Progress("counting", "B", size, scale=True) as bar:
+    sizes = {path: max(0, size_of(path)) for path in [*paths, *([labels] if labels else [])]}
+    with Progress("counting", "B", sum(sizes.values()), scale=True) as bar:
 
         def keep(id: str) -> bool:
             return id not in exclude
@@ -129,7 +130,7 @@ def count(config: CooccurConfig, report: ReadReport | None = None) -> tuple[Cooc
                         report=own,
                     ),
                 )
-                bar.update(os.path.getsize(path))
+                bar.update(sizes[path])
 
         for name, blocks in sources():
             for lists in blocks:

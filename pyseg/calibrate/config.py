@@ -16,7 +16,7 @@ class CalibrateConfig:
 
     Args:
         run: The run folder that `pyseg.train` wrote.
-        data: Records as a folder, glob or file, or "sample"; default: the run's training data.
+        data: Records as a folder, glob, file or URL, or "sample"; default: the run's training data.
         ratings: The answers of `pyseg.rate`, or a table of ratings with the columns video, start,
             end, class and score; default: the rated segments of the data.
         part: Videos of other data than the run's: those that a run would hold out ("test"), the
@@ -45,4 +45,5 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)

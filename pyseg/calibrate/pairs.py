@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from pyseg._progress import Progress
 from pyseg._registry import unknown
+from pyseg._remote import location
 from pyseg.calibrate.config import CalibrateConfig
 from pyseg.data import Collection, ReadReport, find_shards
 from pyseg.data.annotations import Annotations, Settled, settle
@@ -115,12 +115,10 @@ class HeldOut:
         if self.config.data is None:
             return True
         try:
-            own = {
-                os.path.realpath(path) for path in find_shards(find_data(self.scorer.trained.data))
-            }
+            own = {location(path) for path in find_shards(find_data(self.scorer.trained.data))}
         except (DataError, FileNotFoundError):  # they are there no more
             return False
-        return any(os.path.realpath(path) in own for path in self.scorer.shards)
+        return any(location(path) in own for path in self.scorer.shards)
 
     def _open(self) -> Collection | None:
         """Returns the collection; None where its records are not labeled."""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn, cast
 
+from pyseg import _remote
 from pyseg._paths import path_text
 from pyseg.errors import DataError
 
@@ -106,8 +107,8 @@ def open_unpacked(path: str | os.PathLike[str], content: bytes | None = None) ->
         OSError: It cannot be read. Reading it may also raise `DAMAGED_GZIP`.
     """
     of_memory = None if content is None else io.BufferedReader(io.BytesIO(content))
-    with of_memory or open(path_text(path), "rb") as file:
-        compressed = file.peek(2)[:2] == b"\x1f\x8b"
+    with of_memory or _remote.open_file(path_text(path, remote=True)) as file:
+        compressed = cast(io.BufferedReader, file).peek(2)[:2] == b"\x1f\x8b"
         yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
 
 
@@ -215,7 +216,7 @@ def read_rows(
         [(1, ['a', 'b c']), (2, ['d, "e" ', 'f'])]
     """
     with open_unpacked(path, content) as file:
-        lines = _Lines(os.fspath(path), file)
+        lines = _Lines(path_text(path, remote=True), file)
         for line in lines:
             number = lines.number
             if not line.strip(" \r\n"):
@@ -285,7 +286,7 @@ def read_table(
             a text table; the message names file and line.
         OSError: The file cannot be read.
     """
-    name = path_text(path)
+    name = path_text(path, remote=True)
     rows = read_rows(path, delimiter, content)
     line, first = next(rows, (1, []))
     found = [name.strip() for name in first]

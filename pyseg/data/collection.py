@@ -15,6 +15,7 @@ import numpy as np
 
 from pyseg._paths import path_text
 from pyseg._registry import Registry
+from pyseg._urls import is_url
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
     FrameDataset,
@@ -273,7 +274,7 @@ def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
     Raises:
         FileNotFoundError: It is a name, but neither a file nor registered.
     """
-    name = path_text(data, "data")
+    name = path_text(data, "data", remote=True)
     if name in _SOURCES:
         return _SOURCES[name]()
     if name.isidentifier() and not os.path.exists(name):
@@ -281,7 +282,7 @@ def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
             f"{name}: no such file or folder, nor one of the sources {', '.join(_SOURCES)}; your "
             "own has to be registered (--plugin)"
         )
-    return data
+    return name if is_url(name) else data
 
 
 def open_collection(
@@ -310,7 +311,8 @@ def open_collection(
     such as the unlabelled test partition.
 
     Args:
-        data: A folder, a glob or a file; or the name of a source (`register_source`), such as
+        data: A folder, a glob or a file, or a URL of one of these (``"s3://bucket/yt8m"``, by
+            fsspec); or the name of a source (`register_source`), such as
             ``"sample"``, which is generated at first use.
         labels: Tables of labels, for a format that takes them, such as AudioSet's: a file, a glob,
             or a list of these; default: those beside the records.
@@ -322,6 +324,7 @@ def open_collection(
 
     Raises:
         FileNotFoundError: There is nothing at ``data``, or a required file is missing.
+        pyseg.errors.UserError: A URL cannot be read.
         pyseg.errors.DataError: The format of the records is unknown, or a table is malformed.
         pyseg.errors.RecordError: A file cannot be read as TFRecords.
         ValueError: ``test_fraction`` is not in [0, 1].
@@ -334,7 +337,7 @@ def open_collection(
     held_out("", test_fraction)
     check_on_error(on_error)
     if vocabulary is not None:
-        vocabulary = path_text(vocabulary, "vocabulary")
+        vocabulary = path_text(vocabulary, "vocabulary", remote=True)
     found = look(find_data(data), on_error)
     if labels is not None and not found.format.takes_labels:
         raise DataError(

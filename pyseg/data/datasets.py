@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from pyseg import _urls
 from pyseg._progress import Progress
 from pyseg._sampling import sample_random_frames, sample_random_sequence
 from pyseg.data.batch import Example
@@ -54,7 +55,7 @@ class RecordDataset(IterableDataset[Example]):
     ``repeat=True`` no rank ever ends.
 
     Args:
-        paths: Shards: a glob, a folder, a file, or a list of these (`find_shards`).
+        paths: Shards: a glob, a folder, a file, a URL of these, or a list (`find_shards`).
         shuffle: Shuffle the shards, and the examples within chunks; in memory, all of them.
         seed: The seed of the order and of sampled frames; at least 0.
         buffer: The examples of a chunk, which are read ahead and shuffled together.
@@ -243,7 +244,12 @@ class RecordDataset(IterableDataset[Example]):
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state for a worker process, where torch.distributed is not initialised."""
         rank, world_size = self.group()
-        return {**self.__dict__, "rank": rank, "world_size": world_size}
+        return {**self.__dict__, "rank": rank, "world_size": world_size, "secrets": _urls.secrets()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes over the state, in a worker process that may not have been forked."""
+        _urls.learn(state.pop("secrets"))
+        self.__dict__.update(state)
 
     def __len__(self) -> int:
         """Returns the number of examples of this rank, if they are in memory.

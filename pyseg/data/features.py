@@ -277,7 +277,7 @@ class FeatureSet:
             >>> FeatureSet.read(path).segment_seconds
             5.0
         """
-        name = path_text(path)
+        name = path_text(path, remote=True)
         content = read_json(path)
         if not isinstance(content, dict):
             raise DataError(f"{name}: expected a JSON object, found {type(content).__name__}")

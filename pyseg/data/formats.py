@@ -6,6 +6,7 @@ See :class:`Format`, :func:`register_format` and :func:`look`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyseg._progress import Progress
 from pyseg._registry import Registry
+from pyseg._remote import is_file, is_folder, size_of
 from pyseg._threads import map_in_order
+from pyseg._urls import beside, is_url, parents, split
 from pyseg.data.features import FeatureSet
 from pyseg.data.records import (
     FeatureKind,
@@ -35,7 +38,10 @@ if TYPE_CHECKING:
 
 _SNIFFED = 16  # files of a series whose first record is read
 _THREADS = 8  # threads that wait for the disk
+_SEARCHED = 1 << 32  # bytes of a series at URLs that is searched in full
+_LOOKED_INTO = 1 << 26  # bytes that are searched of the files of a sample of a longer one
 _NOTHING = FeatureKind("nothing", 0)
+_LOG = logging.getLogger("pyseg")
 _ID_KEYS = ("id", "video_id")  # the second: YouTube-8M's releases of 2016 and 2017
 _USELESS = {
     "unlabelled": "records without labels",
@@ -82,7 +88,7 @@ class Format:
         recognize: Returns whether a file with this first record has the format, instead of its
             features' names.
         described_by: The name of the file that describes the features of a collection.
-        describe: Reads that file; default: `FeatureSet.read`.
+        describe: Reads that file, by its path or its URL; default: `FeatureSet.read`.
 
     Example:
         >>> from pyseg.data import open_records
@@ -101,7 +107,7 @@ class Format:
     standardize: bool = False
     recognize: Callable[[RecordKind], bool] | None = None
     described_by: str | None = None
-    describe: Callable[[Path], FeatureSet] | None = None
+    describe: Callable[[Path | str], FeatureSet] | None = None
 
     def matches(self, kind: RecordKind) -> bool:
         """Returns whether a file with this first record has the format, by its features' names."""
@@ -188,7 +194,7 @@ class Found:
         features: The features of these files' records.
         paths: The files.
         rated: The files of every series in which a record has ratings.
-        folders: The folders to search for tables.
+        folders: The folders to search for tables; those at URLs are text.
         notes: Lines on what was left out.
     """
 
@@ -196,7 +202,7 @@ class Found:
     features: FeatureSet
     paths: tuple[str, ...]
     rated: tuple[str, ...]
-    folders: tuple[Path, ...]
+    folders: tuple[Path | str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -206,10 +212,10 @@ class Found:
             return self.features.schema
         return VideoSchema(self.features.features, self.features.id_key)
 
-    def beside(self, *names: str) -> Path | None:
+    def beside(self, *names: str) -> Path | str | None:
         """Returns the first existing file of these names beside the records or above them."""
-        places = (folder / name for folder in self.folders for name in names)
-        return next((place for place in places if place.is_file()), None)
+        places = (beside(folder, name) for folder in self.folders for name in names)
+        return next(filter(is_file, places), None)
 
 
 class Inspector:
@@ -221,13 +227,13 @@ class Inspector:
     """
 
     def __init__(self, data: str | os.PathLike[str], on_error: OnError) -> None:
-        self._data = [Path(data)] if os.path.isdir(data) else []
+        self._data = _as_folder(data)
         self._on_error = on_error
-        self._described: dict[Path, tuple[Format, FeatureSet, Path] | None] = {}
+        self._described: dict[Path | str, tuple[Format, FeatureSet, Path | str] | None] = {}
 
-    def folders(self, path: str) -> list[Path]:
+    def folders(self, path: str) -> list[Path | str]:
         """Returns the folders with tables that belong to a file, the nearest one first."""
-        return [*list(Path(path).parents)[:2], *self._data]
+        return [*parents(path), *self._data]
 
     def inspect(self, path: str) -> tuple[RecordKind | None, Kind]:
         """Returns the first record of a file, and the kind that the file has if it has labels.
@@ -258,27 +264,35 @@ class Inspector:
         described = self._description(path)
         return id_key(path) if described is None else described[1].id_key
 
-    def _description(self, path: str) -> tuple[Format, FeatureSet, Path] | None:
+    def _description(self, path: str) -> tuple[Format, FeatureSet, Path | str] | None:
         """Returns the format and the features of a file that is described, and the description."""
-        folder = Path(path).parent
+        folder = parents(path)[0]
         if folder not in self._described:
             self._described[folder] = next(
                 (
                     (format, (format.describe or FeatureSet.read)(place), place)
                     for near in self.folders(path)
                     for format in reversed(_FORMATS.values())
-                    if format.described_by and (place := near / format.described_by).is_file()
+                    if format.described_by and is_file(place := beside(near, format.described_by))
                 ),
                 None,
             )
         return self._described[folder]
 
 
+def _as_folder(data: str | os.PathLike[str]) -> list[Path | str]:
+    """Returns what was asked for, if it is a folder."""
+    if not is_folder(data):
+        return []
+    return [str(data) if is_url(data) else Path(data)]
+
+
 def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
     """Finds the records in a folder, glob or file, and chooses those of one format.
 
     Of a series, files whose names differ only in the shard's number, a sample is read, and all if
-    the sample is not uniform. All records are searched for ratings, until the first in a series.
+    the sample is not uniform. All records are searched for ratings, until the first in a series; of
+    more than 4 GiB at URLs the first 64 MiB of a sample of the files, and a line is logged.
 
     Args:
         data: A folder, a glob or a file.
@@ -307,7 +321,7 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
         raise DataError(f"{os.fspath(data)}: expected {expected}; {unusable}")
     of_kind = set(kinds[chosen])
     used = tuple(path for path in records if path in of_kind)
-    near = [Path(data)] if os.path.isdir(data) else []
+    near = _as_folder(data)
     near += [folder for path in used for folder in inspector.folders(path)]
     return Found(
         format=_FORMATS[chosen.name],
@@ -333,13 +347,11 @@ def _sort(
     kinds: dict[Kind, list[str]] = {}
     rated: set[str] = set()
     unusable = ""
-
-    def empty(path: str) -> bool:
-        return os.path.isfile(path) and not os.path.getsize(path)
-
-    for path in filter(empty, paths):
-        kinds.setdefault(Kind("empty"), []).append(path)
-    for series in _series([path for path in paths if not empty(path)]):
+    empty = [path for path in paths if is_file(path) and not size_of(path)]
+    if empty:
+        kinds[Kind("empty")] = empty
+        paths = [path for path in paths if path not in kinds[Kind("empty")]]
+    for series in _series(paths):
         seen = {path: inspector.inspect(path) for path in sample_of(series)}
         kinds_seen = {_labelled(*found) for found in seen.values()}
         if len(kinds_seen) > 1 or Kind("empty") in kinds_seen:
@@ -397,7 +409,7 @@ def _series(paths: Sequence[str]) -> Iterator[list[str]]:
     """Yields lists of paths that differ only in the number of the shard, the end of the name."""
     series: dict[tuple[str, str], list[str]] = {}
     for path in paths:
-        folder, name = os.path.split(path)
+        folder, name = split(path)
         stem = re.sub(r"-of-\d+", "", name).split(".")[0]
         match = re.fullmatch(r"(.*?)(\d+|[0-9A-Za-z]{2})", stem)
         series.setdefault((folder, match[1] if match else stem), []).append(path)
@@ -406,12 +418,37 @@ def _series(paths: Sequence[str]) -> Iterator[list[str]]:
 
 def _holding(name: str, paths: Sequence[str], *, first: bool = False) -> list[str]:
     """Returns the files with a context feature in some record; with ``first``, only one."""
+    if _is_long(paths):
+        sample = sample_of(paths)
+        found = _search(name, sample, first, _LOOKED_INTO)
+        if not found:
+            _LOG.warning(
+                "%s, ...: no %s in the first %d MiB of %d of %d files; the rest was not searched",
+                *(paths[0], name, _LOOKED_INTO >> 20, len(sample), len(paths)),
+            )
+        if first or not found:
+            return found
+    return _search(name, paths, first)
+
+
+def _is_long(paths: Sequence[str]) -> bool:
+    """Returns whether a series is too long to be searched in full: much data, and at URLs."""
+    total = 0
+    for path in filter(is_url, paths):
+        total += max(0, size_of(path))
+        if total > _SEARCHED:
+            return True
+    return False
+
+
+def _search(name: str, paths: Sequence[str], first: bool, most: int | None = None) -> list[str]:
+    """Returns what `_holding` does, after a search of so many bytes of each file."""
     found: list[str] = []
     if not paths:
         return found
     with (
         contextlib.closing(
-            map_in_order(lambda path: find_features(path, [name]), paths, _THREADS)
+            map_in_order(lambda path: find_features(path, [name], most), paths, _THREADS)
         ) as searched,
         Progress(f"looking for {name}", "shards", len(paths)) as bar,
     ):
@@ -455,7 +492,7 @@ def _recognize(record: RecordKind) -> tuple[Format | None, FeatureSet | None, No
 
 
 def _misfit(
-    record: RecordKind, features: FeatureSet, level: str, source: Path | None
+    record: RecordKind, features: FeatureSet, level: str, source: Path | str | None
 ) -> str | None:
     """Returns in what a record is not as its features say, if anything.
 

@@ -23,6 +23,7 @@ from pyseg._containers import read_arrays, read_shapes
 from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg._table import Table
+from pyseg._urls import is_url
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
 from pyseg.data.annotations.reading import Paths
 from pyseg.data.features import FeatureSet
@@ -427,6 +428,7 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         frames_of_a_segment(self.fps, self.segment_seconds)
         _cli.check_above("annotation_fps", self.annotation_fps, 0)
         self.parsed_ranges()
@@ -505,7 +507,7 @@ def _run(config: ImportConfig) -> tuple[WriteReport, Sequence[str]]:
         "elan_classes": config.elan_classes,
         "on_error": config.on_error,
     }
-    if holds_collection(Path(config.features)):
+    if is_url(config.features) or holds_collection(Path(config.features)):
         config.check_of_collection()
         return rate_collection(config.features, config.out, **common), ()
     report = import_features(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyseg._paths import path_text
+from pyseg._remote import size_of
 from pyseg.data._tables import (
     DAMAGED_GZIP,
     MAX_LINE,
@@ -74,8 +75,8 @@ def read_label_table(
     """
     from pyseg.data import _label_kernels
 
-    name = path_text(path)
-    size = os.path.getsize(name)
+    name = path_text(path, remote=True)
+    size = size_of(name)
     ids = set(exclude)
     encoded = {id.encode("utf-8", "surrogateescape") for id in ids}
     hashed = (_label_kernels.hash_id(np.frombuffer(id, np.uint8)) for id in encoded)
@@ -119,7 +120,7 @@ def read_label_records(
     """Reads the labels of TFRecords, frame-level or video-level; features are not decoded.
 
     Args:
-        path: A TFRecord file, plain or gzip-compressed.
+        path: A TFRecord file, plain or gzip-compressed, or its URL.
         keep: Returns whether to keep a video, by id; default: all.
         id_key: Context feature with the id.
         on_error: See `pyseg.data.read_frames`.

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from pyseg._paths import path_text
 from pyseg._progress import Progress
+from pyseg._remote import location, version
+from pyseg._urls import parents
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
 from pyseg.data.annotations.reading import Paths
 from pyseg.data.audioset import StrongSegmentDataset
@@ -88,14 +90,15 @@ def rate_collection(
         (1, 'rare')
     """
     check_on_error(on_error)
-    name, out = path_text(data, "data"), path_text(out, "out")
+    name, out = path_text(data, "data", remote=True), path_text(out, "out")
     collection = open_collection(data, test_fraction=0, on_error=on_error)
     if collection.level != "frame":
         raise DataError(
             f"{name}: expected frames, of which segments can be rated, found the mean "
             "features of whole videos"
         )
-    _check_out(out, [name, *map(os.path.dirname, collection.video_paths)])
+    folders = (parents(path)[0] for path in collection.video_paths)
+    _check_out(out, [name, *map(str, folders)])
     records = _Records(collection, on_error)
     videos, left_out = records.look()
     annotations = Annotations.read(
@@ -126,9 +129,9 @@ def rate_collection(
 
 def _check_out(out: str, folders: Sequence[str]) -> None:
     """Checks that what is written does not become a part of what is read."""
-    place = Path(os.path.realpath(out))
+    place = Path(location(out))
     for folder in folders:
-        source = Path(os.path.realpath(folder))
+        source = Path(location(folder))
         if place == source or source in place.parents:
             raise ArgumentError(
                 f"out: expected a folder outside of the collection {folder}, found {out}"
@@ -169,7 +172,7 @@ class _Records:
         paths = self._collection.video_paths
         with Progress("looking at videos", "shards", len(paths)) as bar:
             for path in paths:
-                stamp = os.stat(path)
+                stamp = f"{path} {version(path)}"
                 report = ReadReport()
                 for number, record in enumerate(self._frames(path, report)):
                     if (wrong := self._why_not(record.id, seen)) is not None:
@@ -183,7 +186,7 @@ class _Records:
                             record.id,
                             len(record.frames),
                             functools.partial(self._read, path, number),
-                            f"{path} {stamp.st_size} {stamp.st_mtime_ns}",
+                            stamp,
                             self._stored,
                         )
                     )

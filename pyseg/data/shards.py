@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from pyseg import _remote, _urls
 from pyseg._files import Paths as Paths
 from pyseg._files import find_files
+from pyseg._threads import map_in_order
 from pyseg.data.records import is_record_file
 from pyseg.errors import MissingFileError
 from pyseg.video.paths import SUFFIXES
 
 _RECORD_NAME = re.compile(r".+\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE)
 _MISSING = "no file in this folder ends in .tfrecord or .tfrecord.gz, or holds records"
+_THREADS = 8  # threads that wait for servers
 _END = 4096  # bytes at either end of a shard that its fingerprint covers
 
 
@@ -28,11 +31,11 @@ def named_as_records(path: str) -> bool:
         >>> named_as_records("val.tfrecord-00000-of-00001"), named_as_records("vocabulary.csv")
         (True, False)
     """
-    return _RECORD_NAME.fullmatch(os.path.basename(path)) is not None
+    return _RECORD_NAME.fullmatch(_urls.split(path)[1]) is not None
 
 
 def find_shards(paths: Paths) -> list[str]:
-    """Returns the files of a glob, a folder, a file, or a list of these.
+    """Returns the files of a glob, a folder, a file, or a list of these: paths or URLs.
 
     A folder stands for every file of records in it, at any depth: ``*.tfrecord``, ``*.tfrecords``
     and ``*.tfrec``, which may be followed by ``-00000-of-00001`` and ``.gz``; if there is none,
@@ -48,13 +51,13 @@ def find_shards(paths: Paths) -> list[str]:
         ...
         pyseg.errors.MissingFileError: no/such/*.tfrecord: no file matches
     """
-    return find_files(paths, _records_in, _MISSING)
+    return find_files(paths, _records_in, _MISSING, remote=True)
 
 
 def _records_in(folder: str) -> list[str]:
-    every = sorted(str(p) for p in Path(folder).rglob("*") if not p.is_dir())
+    every = _remote.files_below(folder)
     found = list(filter(named_as_records, every)) or list(filter(_holds_records, every))
-    if not found and any(Path(path).suffix.lower() in SUFFIXES for path in every):
+    if not found and any(os.path.splitext(path)[1].lower() in SUFFIXES for path in every):
         raise MissingFileError(
             f"{folder}: {_MISSING}, but there are videos: run python -m pyseg.extract --videos "
             f"{shlex.quote(folder)} --backbone NETWORK --out FOLDER first, and name that FOLDER"
@@ -64,9 +67,9 @@ def _records_in(folder: str) -> list[str]:
 
 def _holds_records(path: str) -> bool:
     """Returns whether a file holds records and is not being written."""
-    name = os.path.basename(path)
+    name = _urls.split(path)[1]
     unfinished = name.startswith(".") or name.endswith(".part")
-    return not unfinished and os.path.isfile(path) and is_record_file(path)
+    return not unfinished and _remote.is_file(path) and is_record_file(path)
 
 
 class Share(NamedTuple):
@@ -98,14 +101,15 @@ def divide(num_shards: int, consumers: int, consumer: int) -> list[Share]:
 
 def fingerprints(paths: Sequence[str]) -> dict[str, str]:
     """Returns the size and a digest of the ends of each shard, by path below a common folder."""
-    common = os.path.commonpath([os.path.dirname(os.path.realpath(path)) for path in paths])
-    return {os.path.relpath(os.path.realpath(path), common): _fingerprint(path) for path in paths}
+    places = [_remote.location(path).split("/") for path in paths]
+    levels = zip(*(place[:-1] for place in places), strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda level: len({*level}) == 1, levels))
+    names = ["/".join(place[common:]) for place in places]
+    far = any(map(_urls.is_url, paths))
+    found = map_in_order(_fingerprint, paths, _THREADS) if far else map(_fingerprint, paths)
+    return dict(zip(names, found, strict=True))
 
 
 def _fingerprint(path: str) -> str:
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        ends = file.read(_END)
-        file.seek(max(0, size - _END))
-        ends += file.read()
+    size, ends = _remote.ends_of(path, _END)
     return f"{size} bytes, digest {hashlib.sha256(ends).hexdigest()[:16]}"

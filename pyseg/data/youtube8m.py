@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 
+from pyseg._urls import split
 from pyseg.data.collection import Collection, open_records
 from pyseg.data.features import FeatureSet
 from pyseg.data.formats import Format, Found, OpenOptions
@@ -24,7 +25,7 @@ def is_train(path: str) -> bool:
         >>> is_train("yt8m/train0093.tfrecord"), is_train("yt8m/trailers.tfrecord")
         (True, False)
     """
-    folder, name = os.path.split(path)
+    folder, name = split(path)
     # Shards are named train0000 and so on, in the first releases train and two letters or digits.
     shard = re.match(r"train([^A-Za-z]|[\w-]{2}\.)", name)
     return bool(shard or re.match(r"train(ing)?(?![A-Za-z])", os.path.basename(folder)))

@@ -29,6 +29,7 @@ from pyseg._memory import keep_memory
 from pyseg._precision import Precision, PrecisionName
 from pyseg._progress import Progress
 from pyseg._registry import Make, Registry
+from pyseg._remote import is_file
 from pyseg.data import Batch, Collection, loader, open_collection
 from pyseg.data.collection import Part
 from pyseg.data.loading import worker_errors
@@ -54,7 +55,8 @@ class EvaluateConfig:
 
     Args:
         run: The run folder that `pyseg.train` wrote.
-        data: Records as a folder, glob or file, or "sample"; default: what the run was trained on.
+        data: Records as a folder, glob, file or URL, or "sample"; default: what the run was
+            trained on.
         labels: Tables of AudioSet's strong labels, file or glob; default: those
             beside the records, or what the run was trained on.
         part: Videos to evaluate on: those that the run held out ("test"), its training videos, or
@@ -92,6 +94,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         _cli.check_range("top", self.top, 1)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)
         _cli.check_range("workers", self.workers, 0, MOST_WORKERS)
@@ -423,7 +426,7 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]
         raise UserError("--submission: expected --truth or --run with it, found neither")
     num_rated = None
     lines = []
-    if Path(source).is_file() and not (is_record_file(source) or named_as_records(source)):
+    if is_file(source) and not (is_record_file(source) or named_as_records(source)):
         truth = read_truth(source)
         if truth.overwritten:
             lines = [f"truth: overwrote {truth.overwritten} ratings by later ones of the same pair"]

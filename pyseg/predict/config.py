@@ -23,7 +23,8 @@ class PredictConfig:
 
     Args:
         run: The run folder that `pyseg.train` wrote.
-        data: Records as a folder, glob or file, labeled or not; default: the run's training data.
+        data: Records as a folder, glob, file or URL, labeled or not; default: the run's training
+            data.
         out: The submission file to write.
         classes: A vocabulary of the classes to write: its column Index, as in
             segment_vocabulary.csv; default: the rated classes of the run's training data.
@@ -123,6 +124,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         for name in ("top", "video_top", "timeline_classes"):
             _cli.check_range(name, getattr(self, name), 1)
         _cli.check_range("batch_size", self.batch_size, 1, _cli.MOST_EXAMPLES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from pyseg import _cli, distributed
 from pyseg._files import sole_owner
 from pyseg._progress import Progress
+from pyseg._remote import location, size_of
 from pyseg._threads import read_ahead
 from pyseg.data import ReadReport
 from pyseg.data.segments import UNRATED_ENDS, read_segments
@@ -88,7 +88,7 @@ def _request(scorer: Scorer) -> dict[str, Any]:
     """Returns everything that determines a prediction, which a resumed one must share."""
     request = {
         **asdict(scorer.config),
-        "shards": [[os.path.realpath(path), os.path.getsize(path)] for path in scorer.shards],
+        "shards": [[location(path), size_of(path)] for path in scorer.shards],
         "classes": list(scorer.classes.numbers),
         "weights": scorer.run.weights_digest(),
         "precision": scorer.precision.name,

@@ -16,7 +16,8 @@ class RateConfig:
     """What to ask about, and where to store the answers.
 
     Args:
-        data: The videos' features: a folder, a glob or a file of records, with ratings or without.
+        data: The videos' features: a folder, a glob, a file or a URL of records, with ratings or
+            without.
         run: The run folder of a model that knows some of the classes already: learning starts from
             its scores.
         videos: The videos to show, as files, folders or globs; default: the files that the features
@@ -71,6 +72,7 @@ class RateConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         _cli.check_range("every", self.every, 1, 1_000_000)
         _cli.check_range("test_fraction", self.test_fraction, 0, 1)
         _cli.check_range("gain", self.gain, 0, 1)

@@ -16,6 +16,8 @@ import torch
 
 from pyseg._progress import Progress
 from pyseg._registry import suggestion
+from pyseg._remote import is_file
+from pyseg._urls import beside, is_url, parents
 from pyseg.data import FeatureSet, ReadReport, find_shards, open_collection, read_frames
 from pyseg.data.annotations.interval import check_name
 from pyseg.data.collection import find_data
@@ -123,16 +125,15 @@ def _names(
     """Returns the names of the classes of records."""
     if labelled:
         return list(open_collection(place, on_error=on_error).class_names or ())
-    folders = [*Path(shards[0]).parents][:2]
-    files = (folder / VOCABULARY for folder in folders)
-    path = next((file for file in files if file.is_file()), None)
+    files = (beside(folder, VOCABULARY) for folder in parents(shards[0]))
+    path = next(filter(is_file, files), None)
     return [] if path is None else read_vocabulary(path)
 
 
 def _paths(place: str | os.PathLike[str]) -> dict[str, str]:
     """Returns the files that features were computed from, by id, where a manifest tells."""
     folder = Path(place)
-    if not (folder / manifest.FILE).is_file():
+    if is_url(place) or not (folder / manifest.FILE).is_file():
         return {}
     return {id: path for id, path, status in manifest.read_manifest(folder) if status != "skipped"}
 

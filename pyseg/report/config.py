@@ -18,7 +18,8 @@ class ReportConfig:
     Args:
         run: Run folders that `pyseg.train` wrote; the others are compared with the first.
         out: The HTML file; default: report.html in the first run.
-        data: Records as a folder, glob or file, or "sample"; default: each run's training data.
+        data: Records as a folder, glob, file or URL, or "sample"; default: each run's training
+            data.
         part: Videos to evaluate on: those that the run held out ("test"), its training
             videos, or all.
         evaluate: Evaluate the models; without it, everything that needs the data is left out.
@@ -47,6 +48,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        _cli.hide_secrets(self)
         if not self.run:
             raise ArgumentError("run: expected at least one folder, found none")
         if len({Path(run).resolve() for run in self.run}) < len(self.run):

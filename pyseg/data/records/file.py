@@ -7,14 +7,16 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
+from pyseg._files import open_shard
+from pyseg._remote import RemoteFile
 from pyseg.data.records.engine import engine
 from pyseg.data.records.framing import LARGEST_RECORD, mask
 from pyseg.data.records.report import ReadReport
 from pyseg.data.records.sources import HEAD, Gunzip, Rest, looks_like
 from pyseg.data.records.wire import LONGEST_VARINT
-from pyseg.errors import RecordError, UserError
+from pyseg.errors import MissingFileError, RecordError, UserError
 
 _LARGEST_RECORD = 1 << 28  # bytes, by default
 _CONTEXT = 512  # bytes that usually hold a record's context features
@@ -24,7 +26,7 @@ class RecordFile:
     """An open file of records, which an engine reads.
 
     Args:
-        path: A TFRecord file, plain or gzip-compressed.
+        path: A TFRecord file, plain or gzip-compressed, or the name of the URL of one.
         on_error: "raise" an error at a faulty record, or "skip" it.
         report: Counts skipped records.
         shard: `(i, n)`: only records whose number is i modulo n are taken.
@@ -46,9 +48,11 @@ class RecordFile:
         self._skip = on_error == "skip"
         self._engine = engine()
         try:
-            self._file: Any = open(path, "rb", buffering=0)  # noqa: SIM115 - closed in __exit__
+            self._file: Any = open_shard(path)
         except IsADirectoryError:
             raise RecordError(f"{path}: expected a TFRecord file, found a folder", path) from None
+        except (MissingFileError, UserError) as error:  # of a URL
+            raise RecordError(str(error), path) from error
         except OSError as error:
             found = error.strerror or str(error)
             raise RecordError(f"{path}: expected a readable file, found: {found}", path) from error
@@ -61,9 +65,10 @@ class RecordFile:
     def _open(self) -> None:
         size = -1
         source: Any
-        status = os.fstat(self._file.fileno())
         head = self._read_head()
-        if stat.S_ISREG(status.st_mode):
+        if isinstance(self._file, RemoteFile):
+            size, source = self._file.size, Rest(head, cast(BinaryIO, self._file))
+        elif stat.S_ISREG((status := os.fstat(self._file.fileno())).st_mode):
             size = status.st_size or -1  # files of the kernel have size 0, whatever they hold
             self._file.seek(0)
             source = self._file
@@ -82,6 +87,8 @@ class RecordFile:
         try:
             while len(head) < HEAD and (piece := self._file.read(HEAD - len(head))):
                 head += piece
+        except UserError as error:  # of a URL
+            raise RecordError(str(error), self._path) from error
         except OSError as error:
             found = error.strerror or str(error)
             text = f"{self._path}: expected a readable file, found: {found}"
@@ -120,7 +127,7 @@ class RecordFile:
                 yield record
             return
         size, largest = os.fstat(self._file.fileno()).st_size, _largest_record()
-        with open(self._path, "rb", buffering=1 << 13) as file:
+        with open(self._file.name, "rb", buffering=1 << 13) as file:
             offset = 0
             while self._is_header(header := file.read(12)):
                 length = int.from_bytes(header[:8], "little")
@@ -143,6 +150,10 @@ class RecordFile:
             except OSError as error:
                 record, offset, fatal = self._reader.record, self._reader.offset, True
                 text = f"reading failed: {error.strerror}" if error.strerror else str(error)
+            except UserError as error:  # of a URL: what a server did not send is never skipped
+                record, offset = self._reader.record, self._reader.offset
+                text = f"{error} (in record {record} at byte {offset})"
+                raise RecordError(text, self._path, record, offset) from error
             self._skip_or_raise(text, record, offset)
             if fatal:
                 return None

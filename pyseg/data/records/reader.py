@@ -31,7 +31,7 @@ def read_records(path: PathLike, on_error: str = "raise") -> Iterator[bytes]:
     """Reads the payloads of a TFRecord file, undecoded.
 
     Args:
-        path: A TFRecord file, plain or gzip-compressed.
+        path: A TFRecord file, plain or gzip-compressed, or its URL.
         on_error: "raise", or "skip" to leave out damaged records. If the place of the next record
             is unknown, the rest of the file is skipped. A `RecordWarning` at the end says what was
             skipped.
@@ -76,7 +76,7 @@ def read_frames(
     """Reads frame-level records (tf.SequenceExample), with rated segments if there are any.
 
     Args:
-        path: A TFRecord file, plain or gzip-compressed.
+        path: A TFRecord file, plain or gzip-compressed, or its URL.
         schema: The names of the features.
         max_frames: Frames to keep of a longer video; ratings that start past them are dropped.
             None keeps all.
@@ -177,7 +177,7 @@ def read_videos(
     They are tf.Example, or tf.SequenceExample with the values in context features.
 
     Args:
-        path: A TFRecord file, plain or gzip-compressed.
+        path: A TFRecord file, plain or gzip-compressed, or its URL.
         schema: The names of the features.
         block: Records per block; only the last block of a file may have fewer.
         on_error: As for `read_frames`. "raise" yields the records before the faulty one first.
@@ -234,7 +234,7 @@ def _read(
     records: Callable[[RecordFile], Iterator[_Result]],
 ) -> Iterator[_Result]:
     """Checks the arguments of all readers immediately; reads when iteration starts."""
-    name = path_text(path)
+    name = path_text(path, remote=True)
     check_on_error(on_error)
     index, count = shard
     if not 0 <= index < count:

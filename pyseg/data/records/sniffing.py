@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pyseg._paths import path_text
+from pyseg._urls import is_url
 from pyseg.data.records import wire
 from pyseg.data.records.file import RecordFile
 from pyseg.errors import RecordError
@@ -65,7 +66,7 @@ def sniff(path: str | os.PathLike[str], on_error: str = "raise") -> RecordKind |
         >>> kind.lists["rgb"], kind.context["labels"], kind.compressed
         (FeatureKind(type='bytes', size=1024), FeatureKind(type='int64', size=1), False)
     """
-    name = path_text(path)
+    name = path_text(path, remote=True)
     with RecordFile(name, on_error) as file:
         data = file.take("next_record")
         if data is None:
@@ -87,20 +88,25 @@ def sniff(path: str | os.PathLike[str], on_error: str = "raise") -> RecordKind |
 def is_record_file(path: str | os.PathLike[str]) -> bool:
     """Returns whether a file starts like a TFRecord file, plain or gzip-compressed.
 
-    False for an empty or unreadable file.
+    False for an empty or unreadable file; a URL that cannot be read is an error.
 
     Example:
         >>> is_record_file(__file__)
         False
     """
+    name = path_text(path, remote=True)
     try:
-        with RecordFile(path_text(path)) as file:
+        with RecordFile(name) as file:
             return file.begins_as_records()
     except RecordError:
+        if is_url(name):
+            raise
         return False
 
 
-def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str]:
+def find_features(
+    path: str | os.PathLike[str], names: Iterable[str], most: int | None = None
+) -> set[str]:
     """Returns those of some context features that occur in a file's records.
 
     Frames are not read: of an uncompressed file, only the start of each record is. Checksums are
@@ -109,6 +115,7 @@ def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str
     Args:
         path: A TFRecord file, plain or gzip-compressed.
         names: The features; the search ends when all are found.
+        most: The bytes after which it ends in any case; default: the whole file.
 
     Raises:
         RecordError: The file cannot be read.
@@ -124,14 +131,15 @@ def find_features(path: str | os.PathLike[str], names: Iterable[str]) -> set[str
         {'labels'}
     """
     wanted = {name.encode(): name for name in names}
-    left = set(wanted)
-    with RecordFile(path_text(path), "skip") as file:
+    left, read = set(wanted), 0
+    with RecordFile(path_text(path, remote=True), "skip") as file:
         for data in file.contexts():
             # A name that is not in the bytes needs no parsing.
             if any(name in data for name in left):
                 with contextlib.suppress(wire.ContentError):
                     left -= wire.Message.parse(data, _MOST_FEATURES).context.keys()
-            if not left:
+            read += len(data)
+            if not left or (most is not None and read >= most):
                 break
     return {name for key, name in wanted.items() if key not in left}
 

@@ -1,0 +1,443 @@
+"""Files that may lie at a URL: listing, opening, and reading ahead, by fsspec.
+
+Every function takes a local path or the name of a URL (`pyseg._urls.named`). fsspec is imported at
+the first URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from pyseg import _urls
+from pyseg._extras import requires, requires_package
+from pyseg.errors import MissingFileError, PysegError, UserError
+
+FIRST = 1 << 18
+"""Bytes of the first block that is read of a file; each one is twice as long as the one before."""
+
+BLOCK = 1 << 22
+"""Bytes of the largest blocks."""
+
+AHEAD = 4
+"""Blocks that are read ahead, at once, where files can be read in parts; elsewhere it is one."""
+
+ATTEMPTS = 3
+"""How often a block is tried, beside the retries of fsspec."""
+
+_PAUSE = 0.5  # seconds before the second attempt, and four times as many before the third
+_PATIENCE = 1.0  # seconds to wait for the blocks that nobody wants any more
+_VERSIONS = ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "blob_id")
+_LOG = logging.getLogger("pyseg")
+_files: set[str] = set()  # URLs that were found to be files
+
+
+@contextlib.contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Makes an error of pyseg of any failure of fsspec, whose errors have no common base."""
+    try:
+        yield
+    except PysegError:
+        raise
+    except Exception as error:
+        # A traceback shows the messages of causes too.
+        raise _error(url, error) from (error if _urls.revealed(url) == url else None)
+
+
+def _error(url: str, error: Exception) -> PysegError:
+    """Returns the error of pyseg for a failure at a URL."""
+    cause = error
+    if type(error.__cause__).__module__.startswith("aiohttp"):
+        cause = cast(Exception, error.__cause__)  # HTTP's size of a file calls any failure missing
+    status = getattr(cause, "status", None)
+    reason = " ".join(_urls.redacted(str(cause)).split())[:300] or type(cause).__name__
+    if isinstance(cause, PermissionError) or status in (401, 403):
+        return UserError(f"{url}: expected a file that you may read, found: {reason}")
+    if isinstance(error, FileNotFoundError) and (cause is error or status in (404, 410)):
+        return MissingFileError(f"{url}: no such file or folder")
+    return UserError(f"{url}: reading failed: {reason}")
+
+
+def _resolve(url: str) -> tuple[Any, str]:
+    """Returns the file system of a URL, and the path in it.
+
+    No object keeps a file system, as it must not be used after a fork; fsspec keeps it, and makes
+    another one then.
+    """
+    with requires("remote", f"reading {url}"):
+        import fsspec
+
+    real = _urls.revealed(url)
+    if real is None:
+        raise UserError(
+            f"{url}: expected the URL with its password or signature, which pyseg does not store: "
+            "name it again, found this name of it"
+        )
+    try:
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(real))
+    except ImportError as error:
+        cause = error.__cause__ or error
+        with requires_package(getattr(cause, "name", None) or "a package", f"reading {url}"):
+            raise cause from None
+    except ValueError as error:
+        if "Protocol not known" not in str(error):
+            raise
+        raise UserError(f"{url}: expected a protocol that fsspec knows, found none") from None
+    raise AssertionError("unreachable")
+
+
+def _info(url: str) -> dict[str, Any] | None:
+    """Returns what is known of a file or folder; None: there is none."""
+    try:
+        with _explained(url):
+            fs, path = _resolve(url)
+            return cast(dict[str, Any], fs.info(path))
+    except MissingFileError:
+        return None
+
+
+def _kind(url: str) -> str | None:
+    """Returns "file" or "directory", as fsspec calls what is at a URL; None: there is nothing."""
+    if url in _files:
+        return "file"
+    if _urls.has_magic(url) or (info := _info(url)) is None:
+        return None
+    if info.get("mimetype") == "text/html":  # it may be a list of links
+        with _explained(url):
+            fs, path = _resolve(url)
+            return "directory" if fs.isdir(path) else "file"
+    return cast(str, info["type"])
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Returns whether there is a folder at a path or URL."""
+    if not _urls.is_url(path):
+        return os.path.isdir(path)
+    return _kind(cast(str, path)) == "directory"
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Returns whether there is a file at a path or URL.
+
+    A store that lists nothing refuses what is not there, too: what may not be read counts as not
+    there, with a warning.
+    """
+    if not _urls.is_url(path):
+        return os.path.isfile(path)
+    try:
+        return _kind(cast(str, path)) == "file"
+    except UserError as error:
+        if "that you may read" not in str(error):
+            raise
+        _LOG.warning("%s; taken for missing", error)
+        return False
+
+
+def size_of(path: str) -> int:
+    """Returns the size of a file in bytes; -1: its server does not tell.
+
+    Raises:
+        pyseg.errors.MissingFileError: There is no file at a URL.
+        OSError: There is no file at a local path.
+    """
+    if not _urls.is_url(path):
+        return os.path.getsize(path)
+    info = _info(path)
+    if info is None:
+        raise MissingFileError(f"{path}: no such file or folder")
+    return _size(info)
+
+
+def _size(info: dict[str, Any]) -> int:
+    size = info.get("size")
+    return -1 if size is None else int(size)
+
+
+def location(path: str) -> str:
+    """Returns what identifies a file on this machine: its real path, or its URL."""
+    return path if _urls.is_url(path) else os.path.realpath(path)
+
+
+def version(path: str) -> str:
+    """Returns a text that changes when a file does, as far as its server tells."""
+    if not _urls.is_url(path):
+        stamp = os.stat(path)
+        return f"{stamp.st_size} {stamp.st_mtime_ns}"
+    with _explained(path):
+        fs, place = _resolve(path)
+        return _version(fs.info(place))
+
+
+def _version(info: dict[str, Any]) -> str:
+    return " ".join(str(info[name]) for name in ("size", *_VERSIONS) if info.get(name) is not None)
+
+
+def ends_of(path: str, count: int) -> tuple[int, bytes]:
+    """Returns the size of a file, and its first and last bytes, ``count`` of each.
+
+    Of a server that sends files only from their start, the last ones are what it says of the
+    version of the file.
+    """
+    if not _urls.is_url(path):
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            ends = file.read(count)
+            file.seek(max(0, size - count))
+            return size, ends + file.read()
+    with _explained(path):
+        fs, place = _resolve(path)
+        info = fs.info(place)
+        size = _size(info)
+        if _has_ranges(fs, size):
+            spans = (0, min(count, size)), (max(0, size - count), size)
+            return size, b"".join(_part(fs, place, *span) for span in spans)
+        with _open_stream(fs, place) as file:
+            return size, file.read(count) + _version(info).encode()
+
+
+def files_below(folder: str) -> list[str]:
+    """Returns all files in a folder, at any depth, in the order of their names."""
+    if not _urls.is_url(folder):
+        return sorted(str(path) for path in Path(folder).rglob("*") if not path.is_dir())
+    with _explained(folder):
+        fs, place = _resolve(folder)
+        return _names(folder, fs.find(place))
+
+
+def find(url: str, of_folder: Callable[[str], list[str]]) -> tuple[list[str], bool]:
+    """Returns the files of a glob, a folder or a file at a URL, and whether it is a folder."""
+    if _urls.has_magic(url):
+        with _explained(url):
+            fs, place = _resolve(url)
+            found = fs.glob(place, detail=True)
+            names = [name for name, info in found.items() if info["type"] == "file"]
+            hidden = _urls.split(url)[1].startswith(".")
+            files = _names(url, names)
+            return [f for f in files if hidden or not _urls.split(f)[1].startswith(".")], False
+    kind = _kind(url)
+    if kind == "directory":
+        return of_folder(url), True
+    if kind is None:
+        return [], False
+    _files.add(url)
+    return [url], False
+
+
+def _names(url: str, places: list[str]) -> list[str]:
+    """Returns the names of the URLs of files in the same file system as a URL."""
+    start, place, rest = _urls.parts(url)
+    names = []
+    for found in places:
+        found = found.rpartition("://")[2]  # of HTTP it is the whole URL
+        if not place.startswith("/"):
+            found = found.lstrip("/")
+        names.append(_urls.named(f"{start}{found}{rest}"))
+    _files.update(names)
+    return sorted(names)
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a local file, or one at a URL, for reading it once.
+
+    Raises:
+        pyseg.errors.PysegError: A URL cannot be read.
+        OSError: A local file cannot be read.
+    """
+    if not _urls.is_url(path):
+        return open(path, "rb")
+    return cast(BinaryIO, io.BufferedReader(RemoteFile(cast(str, path)), FIRST))
+
+
+def _has_ranges(fs: Any, size: int) -> bool:
+    """Returns whether any part of a file can be asked for, by several threads at once.
+
+    That is so for object stores; a server of HTTP may ignore it and send the whole file.
+    """
+    return bool(fs.async_impl) and size >= 0 and not _protocols(fs) & {"http", "https"}
+
+
+def _protocols(fs: Any) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
+
+
+def _part(fs: Any, path: str, start: int, end: int) -> bytes:
+    return cast(bytes, fs.cat_file(path, start=start, end=end))  # their places are not the same
+
+
+def _open_stream(fs: Any, path: str) -> Any:
+    """Opens a file that is read from its start, in one request where that is possible."""
+    whole = {"block_size": 0} if _protocols(fs) & {"http", "https", "hf"} else {}
+    return fs.open(path, "rb", **whole)
+
+
+class _Stream:
+    """Fetches the blocks of a file one after the other; after a failure it opens the file again."""
+
+    def __init__(self, fs: Any, path: str) -> None:
+        self._fs, self._path = fs, path
+        self._file: Any = None
+        self._at = 0
+
+    def __call__(self, start: int, count: int) -> bytes:
+        try:
+            return self._next(start, count)
+        except BaseException:
+            self.close()
+            raise
+
+    def _next(self, start: int, count: int) -> bytes:
+        if self._file is None or self._at != start:
+            self.close()
+            self._file, self._at = _open_stream(self._fs, self._path), 0
+            while self._at < start:
+                if not self._read(min(start - self._at, BLOCK)):
+                    raise OSError(f"expected at least {start} bytes, found {self._at}")
+        pieces = []
+        while count and (piece := self._read(count)):
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+    def _read(self, count: int) -> bytes:
+        piece = cast(bytes, self._file.read(count))
+        self._at += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Closes the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+class RemoteFile(io.RawIOBase):
+    """The bytes of a file at a URL in their order, read ahead by threads.
+
+    While a block is used, the next ones are fetched: `AHEAD` at once from an object store, one from
+    any other server, which sends the file in one stream. No more than AHEAD + 1 blocks of `BLOCK`
+    bytes are held, which is 20 MiB. Blocks are small at first, so that looking at the first record
+    of a file costs little.
+
+    Args:
+        url: The name of the URL.
+
+    Attributes:
+        size: The size of the file in bytes; -1: the server does not tell.
+
+    Raises:
+        pyseg.errors.MissingFileError: There is no such file.
+        pyseg.errors.UserError: The file cannot be read, or ends early: here, and while reading.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+        with _explained(url):
+            fs, path = _resolve(url)
+            info = fs.info(path)
+            if info["type"] == "directory":
+                raise UserError(f"{url}: expected a file, found a folder")
+            self.size = _size(info)
+            self._ahead = 1
+            self._fetch: Callable[[int, int], bytes] = _Stream(fs, path)
+            if _has_ranges(fs, self.size):
+                self._ahead = AHEAD
+                self._fetch = lambda start, count: _part(fs, path, start, start + count)
+        self._blocks: deque[tuple[int, Future[bytes]]] = deque()
+        self._ready = memoryview(b"")
+        self._block, self._taken = FIRST, 0
+        self._asked = self._got = 0  # bytes
+        self._ended = False
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def tell(self) -> int:
+        """Returns the number of bytes that were read."""
+        return self._got - len(self._ready)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fills the start of ``buffer``; returns the number of bytes, 0 at the end."""
+        if not self._ready and not self._ended:
+            self._take()
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._ready))
+        view[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _take(self) -> None:
+        """Waits for the next block, and asks for those after it."""
+        self._ask(1)
+        if not self._blocks:
+            self._ended = True
+            return
+        expected, future = self._blocks[0]  # which stays there if it fails
+        with _explained(self._url):
+            data = future.result()
+        self._blocks.popleft()
+        self._got += len(data)
+        self._ready = memoryview(data)
+        self._ended = len(data) < expected
+        if not self._ended:
+            self._ask(min(self._taken, self._ahead))
+        self._taken += 1
+
+    def _ask(self, blocks: int) -> None:
+        """Starts threads for the next blocks, until so many are on their way or waiting."""
+        while len(self._blocks) < blocks and (self.size < 0 or self._asked < self.size):
+            count = self._block if self.size < 0 else min(self._block, self.size - self._asked)
+            self._blocks.append((count, _in_thread(self._whole, self._asked, count)))
+            self._asked += count
+            self._block = min(2 * self._block, BLOCK)
+
+    def _whole(self, start: int, count: int) -> bytes:
+        """Fetches a block, which is shorter only where the size is unknown and the file ends."""
+        data = self._fetch(start, count)
+        if len(data) != count and self.size >= 0:
+            raise OSError(
+                f"expected {self.size} bytes in the file, found {start + len(data)}: the transfer "
+                "has ended early, or the file has changed"
+            )
+        return data
+
+    def close(self) -> None:
+        """Closes the file."""
+        if not self.closed:
+            wait([future for _, future in self._blocks], _PATIENCE)
+            self._blocks.clear()
+            if isinstance(self._fetch, _Stream):
+                with contextlib.suppress(Exception):
+                    self._fetch.close()
+        super().close()
+
+
+def _in_thread(fetch: Callable[[int, int], bytes], start: int, count: int) -> Future[bytes]:
+    """Fetches a block in a thread that does not delay the end of the process."""
+    future: Future[bytes] = Future()
+
+    def run() -> None:
+        for attempt in itertools.count(1):
+            try:
+                future.set_result(fetch(start, count))
+                return
+            except Exception as error:
+                lasting = isinstance(error, FileNotFoundError | PermissionError)
+                if lasting or attempt == ATTEMPTS:
+                    future.set_exception(error)
+                    return
+            time.sleep(_PAUSE * 4 ** (attempt - 1))
+
+    threading.Thread(target=run, name="pyseg-remote", daemon=True).start()
+    return future

@@ -1,0 +1,156 @@
+"""URLs of files: what is one, its parts, and its name without the secrets in it.
+
+A URL is called by a name that hides a user, a password and the signature of a query. Messages,
+logs and files have only such names; `revealed` returns the URL that a name stands for in this
+process.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Schemes as fsspec chains them: what precedes the path, the path, and what it is a part of, as in
+# simplecache::s3://bucket/a.tfrecord and zip://a.tfrecord::s3://bucket/b.zip.
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
+_URL = re.compile(rf"((?:{_SCHEME}::)*{_SCHEME}://)(.*?)(::{_SCHEME}(?:::|://).*)?", re.DOTALL)
+_QUERY = re.compile(r"\?(?=[^?/]*=).*", re.DOTALL)
+# A name alone is an account, as in sftp://ann@host, or a container; of HTTP it may be a token.
+_USER = re.compile(
+    r"(?:(?<=http://)|(?<=https://))[^/?#\s]+@|(?<=://)[^/?#@:\s]*:[^/?#\s]*@", re.IGNORECASE
+)
+_VALUE = re.compile(r"(?<=[?&;])([^?&;=:\s'\"]+)=([^&;\s'\">]*)")
+_SECRET = re.compile(
+    "x-(amz|goog)-|sig|token|key|secret|pass|pwd|cred|auth|policy|expires|session|jwt|hmac|^code$",
+    re.IGNORECASE,
+)
+_LONG = 20  # characters of a value that may be a secret, whatever it is called
+_HIDDEN = "***"
+
+_users: dict[str, str] = {}  # by host
+_urls: dict[str, str] = {}  # by name
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is a URL.
+
+    Example:
+        >>> is_url("s3://bucket/yt8m/*.tfrecord"), is_url("simplecache::s3://bucket"), is_url("a/b")
+        (True, True, False)
+    """
+    return isinstance(path, str) and "://" in path and _URL.match(path) is not None
+
+
+def parts(url: str) -> tuple[str, str, str]:
+    """Returns what precedes the path of a URL, the path, and the rest of a chain."""
+    found = _URL.fullmatch(url)
+    assert found is not None
+    return found[1], found[2], found[3] or ""
+
+
+def split(path: str) -> tuple[str, str]:
+    """Returns the folder of a path or a URL, and the name in it, without a query.
+
+    Example:
+        >>> split("https://host/yt8m/a.tfrecord?x=1"), split("yt8m/a.tfrecord")
+        (('https://host/yt8m', 'a.tfrecord'), ('yt8m', 'a.tfrecord'))
+    """
+    if not is_url(path):
+        return os.path.split(path)
+    start, place, rest = parts(path)
+    folder, _, name = _QUERY.sub("", place).rpartition("/")
+    return start + folder + rest, name
+
+
+def parents(path: str) -> Sequence[Path | str]:
+    """Returns the folder of a file and the folder above it, as far as there are any."""
+    if not is_url(path):
+        return [*Path(path).parents][:2]
+    near = split(path)[0]
+    _, place, _ = parts(near)
+    return [near, split(near)[0]] if "/" in place.strip("/") else [near]
+
+
+def beside(folder: Path | str, name: str) -> Path | str:
+    """Returns the path or the URL of a file in a folder."""
+    if isinstance(folder, Path) or not is_url(folder):
+        return Path(folder) / name
+    start, place, rest = parts(folder)
+    place = _QUERY.sub("", place).rstrip("/")
+    return f"{start}{place}{'/' if place else ''}{name}{rest}"
+
+
+def has_magic(url: str) -> bool:
+    """Returns whether a URL is a glob; a ``?`` may begin its query instead."""
+    start, place, _ = parts(url)
+    place = _QUERY.sub("", place).removeprefix(f"{_HIDDEN}@")
+    return "*" in place or (glob.has_magic(place) and not start.endswith(("http://", "https://")))
+
+
+def redacted(text: str) -> str:
+    """Returns a text in which users, passwords and secrets of the URLs in it are hidden.
+
+    Example:
+        >>> redacted("https://ann:pw@host/a.tfrecord?part=1&X-Amz-Signature=0f3a")
+        'https://***@host/a.tfrecord?part=1&X-Amz-Signature=***'
+    """
+
+    def hidden(found: re.Match[str]) -> str:
+        key, value = found[1], found[2]
+        if _SECRET.search(key):
+            return f"{key}={_HIDDEN}"
+        if len(value) < _LONG or value.startswith(_HIDDEN):
+            return found[0]
+        # Some digits of a digest keep the names of different files apart.
+        return f"{key}={_HIDDEN}{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+
+    if "://" not in text:
+        return text
+    return _VALUE.sub(hidden, _USER.sub(f"{_HIDDEN}@", text))
+
+
+def named(path: Any) -> Any:
+    """Returns the name of a URL, which `revealed` takes from now on, and anything else as it is."""
+    if not is_url(path):
+        return path
+    name = redacted(path)
+    if name != path and f"{_HIDDEN}@" not in path:
+        for user in _USER.finditer(path):
+            host = re.split("[/?#:]", path[user.end() :], maxsplit=1)[0]
+            _users[host] = user[0]
+        _urls[name] = path
+    return name
+
+
+def revealed(name: str) -> str | None:
+    """Returns the URL that a name stands for; None: this process does not know its secrets.
+
+    Other files of a host have the user and the password that a URL of that host had.
+    """
+    if name in _urls:
+        return _urls[name]
+    at = f"://{_HIDDEN}@"
+    before, found, place = name.partition(at)
+    if found:
+        user = _users.get(re.split("[/?#:]", place, maxsplit=1)[0])
+        if user is None:
+            return None
+        name = f"{before}://{user}{place}"
+    return None if f"={_HIDDEN}" in name else name
+
+
+def secrets() -> tuple[dict[str, str], dict[str, str]]:
+    """Returns what `revealed` knows, for `learn` in another process."""
+    return _users, _urls
+
+
+def learn(known: tuple[dict[str, str], dict[str, str]]) -> None:
+    """Takes over the `secrets` of the process that started this one."""
+    users, urls = known
+    _users.update(users)
+    _urls.update(urls)
