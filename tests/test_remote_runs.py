@@ -211,7 +211,6 @@ def test_a_run_is_local(option: str, tmp_path, monkeypatch) -> None:
         (cooccur.main, ["--data", "memory://b", "--out"]),
         (data_command.main, ["import", "--features", "f", "--ratings", "r", "--out"]),
     ],
-    ids=str,
 )
 def test_outputs_are_local(main, words, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
