@@ -378,7 +378,7 @@ def _products(
 
 
 def _values(frames: Tensor, mask: Tensor | None, dequantization: Tensor | None) -> Tensor:
-    """Returns float32 frames, from bytes or such values."""
+    """Returns the float32 values of bytes; other frames as they are."""
     if frames.dtype != torch.uint8:
         return frames
     return dequantize(frames, mask, torch.float32, dequantization)
