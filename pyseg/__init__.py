@@ -40,7 +40,7 @@ def load(
     backbone: str | None = None,
     weights: str | None = None,
     calibrate: bool = True,
-    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    precision: Literal["fp32", "bf16", "fp16", "int8"] | None = None,
     tf32: bool | None = None,
     revision: str | None = None,
 ) -> Predictor:
@@ -57,7 +57,8 @@ def load(
         weights: Its file of weights; default: the one that the training data were extracted with.
         calibrate: Whether to use the run's calibration, if `pyseg.calibrate` wrote one; otherwise
             scores are the sigmoids of logits.
-        precision: Mixed precision; default: "bf16" on a GPU, "fp32" on a CPU.
+        precision: "fp32"; "bf16" or "fp16" is mixed precision; "int8", on a CPU, lets large layers
+            multiply 8-bit integers. Default: "bf16" on a GPU, "fp32" on a CPU.
         tf32: Whether a GPU may round the inputs of float32 products to TF32; default: unless
             `precision` is "fp32".
         revision: The branch, tag or commit of a model on a hub; default: its main branch.

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 
+from pyseg._int8 import has_fast_int8, int8_products
 from pyseg.errors import ArgumentError
 
-PrecisionName = Literal["fp32", "bf16", "fp16"]
-"""The values of the option ``precision``."""
+MixedPrecisionName = Literal["fp32", "bf16", "fp16"]
+"""The values of the option ``precision`` of training."""
+
+PrecisionName = Literal["fp32", "bf16", "fp16", "int8"]
+"""The values of the option ``precision`` of everything else."""
+
+_LOG = logging.getLogger("pyseg")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,7 +30,9 @@ class Precision:
     """The precision of a model's products.
 
     Attributes:
-        name: "bf16" or "fp16" is torch's automatic mixed precision; "fp32" is none.
+        name: "bf16" or "fp16" is torch's automatic mixed precision; "fp32" is none. "int8", only on
+            a CPU and without gradients, is float32 but for large linear layers, which multiply
+            8-bit integers (`pyseg._int8`).
         tf32: Whether products of float32 may round their inputs to TF32, which only a GPU does.
 
     Example:
@@ -45,18 +55,26 @@ class Precision:
         Args:
             device: The device.
             name: The option ``precision``; default: "bf16" on a GPU, "fp32" on a CPU and on GPUs
-                before compute capability 8.0, which have no bfloat16 products.
+                before compute capability 8.0, which have no bfloat16 products. "int8" becomes
+                "fp32" on a processor that is no faster with it, and a log line says so.
             tf32: The option ``tf32``, which has no effect on a CPU; default: on a GPU, unless
                 "fp32" is asked for.
 
         Raises:
-            ValueError: An option has another value.
+            ValueError: An option has another value, or "int8" is asked for on a GPU.
         """
         if name is not None and name not in get_args(PrecisionName):
             known = ", ".join(get_args(PrecisionName))
             raise ArgumentError(f"precision: expected one of {known} or None; found {name!r}")
         if tf32 is not None and not isinstance(tf32, bool):
             raise ArgumentError(f"tf32: expected True, False or None; found {tf32!r}")
+        if name == "int8":
+            if device.type != "cpu":
+                raise ArgumentError(
+                    "precision: expected one of fp32, bf16, fp16 or None on a GPU; found 'int8', "
+                    "which is for a CPU"
+                )
+            name = _int8_or_fp32()
         if tf32 is None:
             tf32 = device.type == "cuda" and name != "fp32"
         return cls(name or ("bf16" if _has_bfloat16(device) else "fp32"), tf32)
@@ -74,7 +92,8 @@ class Precision:
         is restored afterwards. Weights are cast once while the context lasts, so it should enclose
         many batches; training has to leave `autocast` at every step, as weights change.
         """
-        with allow_tf32(self.tf32), self.autocast(device):
+        int8 = int8_products(self.name == "int8")
+        with allow_tf32(self.tf32), self.autocast(device), int8:
             yield
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -109,6 +128,17 @@ def allow_tf32(allowed: bool) -> Iterator[None]:
         if (found == "tf32") != allowed:
             torch.set_float32_matmul_precision(before[0])
         cudnn.allow_tf32 = before[1]
+
+
+@functools.cache
+def _int8_or_fp32() -> PrecisionName:
+    if has_fast_int8():
+        return "int8"
+    _LOG.warning(
+        "precision int8: expected a processor that multiplies 8-bit integers exactly and fast "
+        "(VNNI or AMX), found another; float32 is used"
+    )
+    return "fp32"
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -7,10 +7,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from pyseg import _cli, models
-from pyseg._precision import PrecisionName
+from pyseg._precision import MixedPrecisionName
 from pyseg._registry import suggestion
 from pyseg.data.memory import MOST_WORKERS
 from pyseg.data.records import OnError
@@ -335,7 +335,7 @@ class TrainConfig:
     seed: int = 0
     workers: int | None = None
     device: str | None = None
-    precision: PrecisionName | None = None
+    precision: MixedPrecisionName | None = None
     tf32: bool | None = None
     cuda_graph: bool | None = None
     compile: bool = False
@@ -354,6 +354,11 @@ class TrainConfig:
         _cli.hide_secrets(self)
         for name in ("checkpoint_minutes", "timeout_minutes"):
             _cli.check_above(name, getattr(self, name), 0)
+        known = get_args(MixedPrecisionName)
+        if self.precision not in (None, *known):  # int8 is for predictions
+            raise ArgumentError(
+                f"precision: expected one of {', '.join(known)} or None; found {self.precision!r}"
+            )
         if self.final_fit and (self.stage == "pretrain" or not self.finetune.steps):
             raise ArgumentError("final_fit: expected fine-tuning with it, found none")
         if "noise" in self.overrides:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pyseg import _precision
+from pyseg._int8 import takes_int8
 from pyseg._precision import Precision, allow_tf32
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -40,6 +42,29 @@ def test_other_values_are_refused(wrong) -> None:
         Precision.on(CPU, wrong)
     with pytest.raises(ValueError, match="tf32: expected True, False or None"):
         Precision.on(CPU, None, wrong)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_int8_is_for_processors_that_are_fast_with_it(monkeypatch, caplog, fast) -> None:
+    monkeypatch.setattr(_precision, "has_fast_int8", lambda: fast)
+    _precision._int8_or_fp32.cache_clear()
+    found = [Precision.on(CPU, "int8") for _ in range(2)]
+    _precision._int8_or_fp32.cache_clear()
+    assert found == [Precision("int8" if fast else "fp32")] * 2
+    assert len(caplog.records) == (0 if fast else 1)  # it says so once
+    with pytest.raises(ValueError, match=r"precision: expected .* on a GPU; found 'int8', which"):
+        Precision.on(GPU, "int8")
+
+
+def test_int8_is_left_after_an_error() -> None:
+    x, weight = torch.ones(1, 1024), torch.ones(512, 1024)
+    with contextlib.suppress(ZeroDivisionError), Precision("int8").used_on(CPU):
+        assert takes_int8(x, weight)
+        with Precision("fp32").used_on(CPU):
+            assert not takes_int8(x, weight)
+        assert (torch.ones(2, 3) @ torch.ones(3, 2)).dtype == torch.float32
+        _ = 1 / 0
+    assert not takes_int8(x, weight)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from pyseg.data import (
     write_records,
 )
 from pyseg.data.youtube8m import FRAMES
-from pyseg.errors import DataError, RecordError, UserError
+from pyseg.errors import ArgumentError, DataError, RecordError, UserError
 from pyseg.labels import CooccurrenceCounter, LabelCorrelation, embed_labels
 from pyseg.runs import Run, open_data
 from pyseg.submission import read_submission
@@ -355,6 +356,11 @@ def test_defaults_of_a_gpu(monkeypatch, capability, cores, processes, expected):
     assert settle(found, torch.device("cpu")) == found  # a run that resumes elsewhere
     given = TrainConfig(precision="fp32", tf32=False, workers=0)
     assert settle(given, gpu) == given
+
+
+def test_int8_is_for_predictions_only() -> None:
+    with pytest.raises(ArgumentError, match="precision: expected one of fp32, bf16, fp16 or None"):
+        TrainConfig(precision=cast(Any, "int8"))
 
 
 @pytest.mark.parametrize("pads", [False, True])

@@ -24,8 +24,9 @@ class CalibrateConfig:
         batch_size: Segments scored at once.
         on_error: "raise" at a damaged record, or "skip" and report it; default: as the run did.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
-        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. The default
-            is "bf16" on a GPU and "fp32" on a CPU, whatever the run was trained with.
+        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. "int8", on a
+            CPU, lets the large layers multiply 8-bit integers, if it is faster with them. The
+            default is "bf16" on a GPU and "fp32" on a CPU, whatever the run was trained with.
         tf32: Let a GPU round the inputs of float32 products to TF32; default: unless --precision
             fp32 is given.
 

@@ -69,8 +69,9 @@ class EvaluateConfig:
         workers: Processes that read ahead; 0 reads in this process.
         on_error: "raise" at a damaged record, or "skip" and report it; default: as the run did.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
-        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. The default
-            is "bf16" on a GPU and "fp32" on a CPU, whatever the run was trained with.
+        precision: Mixed precision: automatic, with "bf16" or "fp16"; "fp32" is none. "int8", on a
+            CPU, lets the large layers multiply 8-bit integers, if it is faster with them. The
+            default is "bf16" on a GPU and "fp32" on a CPU, whatever the run was trained with.
         tf32: Let a GPU round the inputs of float32 products to TF32; default: unless --precision
             fp32 is given.
 
@@ -122,7 +123,8 @@ def predictions(
         batch_size: Examples scored at once; it affects logits by rounding only.
         workers: Processes that read ahead.
         progress: The title of a progress bar; None: no bar.
-        precision: "fp32", "bf16" or "fp16"; default: "bf16" on a GPU, "fp32" on a CPU.
+        precision: "fp32"; "bf16" or "fp16" is mixed precision; "int8", on a CPU, lets large layers
+            multiply 8-bit integers. Default: "bf16" on a GPU, "fp32" on a CPU.
         tf32: Whether a GPU may round the inputs of float32 products to TF32; default: unless
             `precision` is "fp32".
 

@@ -30,9 +30,9 @@ class DerivedWeights(nn.Module):
 
     _cache: _Cache | None
 
-    def __init__(self) -> None:
-        """Starts with an empty cache."""
-        super().__init__()
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Starts with an empty cache; another base class gets the arguments."""
+        super().__init__(*args, **options)
         self._cache = None
 
     def train(self, mode: bool = True) -> DerivedWeights:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyseg._int8 import Int8Weights, int8_linear, round_weights, takes_int8
+from pyseg.nn.derived import DerivedWeights
 from pyseg.ops._dispatch import product_dtype
 
 # With so few rows a float32 product costs less than casting the weights, and their gradient back,
@@ -61,8 +63,11 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
         return torch.matmul(x.float(), y.float()).to(dtype)
 
 
-class Linear(torch.nn.Linear):
-    """`torch.nn.Linear`, computed by `linear`.
+class Linear(DerivedWeights, torch.nn.Linear):
+    """`torch.nn.Linear`, computed by `linear`; of integers where `pyseg._int8.takes_int8`.
+
+    Weights are rounded once, and again after they have changed (`DerivedWeights`). Where a gradient
+    is needed, and in programs of torch.compile and torch.export, they stay as they are.
 
     Args:
         in_features: size of the input.
@@ -96,7 +101,12 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns ``input @ weight.T + bias``."""
+        if self._may_cache() and takes_int8(input, self.weight):
+            return int8_linear(input, self._cached(self._round), self.bias)
         return linear(input, self.weight, self.bias)
+
+    def _round(self) -> Int8Weights:
+        return round_weights(self.weight)
 
 
 def _autocast_dtype(x: Tensor, y: Tensor) -> torch.dtype | None:

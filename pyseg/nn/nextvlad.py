@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyseg._int8 import takes_int8
 from pyseg._rates import rates_of
 from pyseg.errors import ArgumentError
 from pyseg.nn.batch_norm import BatchNorm
@@ -36,6 +37,7 @@ from pyseg.nn.product_order import (
 )
 from pyseg.ops import AssignmentNorm, frame_linear, frame_pool, soft_assign, vlad_aggregate
 from pyseg.ops._dispatch import allow_tf32
+from pyseg.ops.frames import dequantize
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -205,13 +207,19 @@ class NeXtVLAD(DerivedWeights):
         batch, length, _ = frames.shape
         groups, clusters, expand = self.groups, self.clusters, self.expand
         order = self.cheapest_order(frames)
+        integers = self._multiplies_integers(order)
+        if integers:
+            order, frames = "direct", _values(frames, mask, dequantization)
         frames = shared_frames(frames, mask, expand.weight, dequantization)
         apply = _products(frames, mask, dequantization)
         norm: AssignmentNorm | None = None
         deferred_bias: Tensor | None = None  # not added to the assignment
         expanded: Tensor | None = None
         if order == "direct":
-            expanded = apply(expand.weight, expand.bias)
+            # The layer keeps its integers; elsewhere it is a call too many.
+            expanded = (
+                expand(frames.flatten(0, 1)) if integers else apply(expand.weight, expand.bias)
+            )
             attention, assignment = self.attention(expanded), self.assign(expanded)
         else:
             folded = self._cached(self._fold_with_norm) if self._may_cache() else self._fold()
@@ -293,6 +301,19 @@ class NeXtVLAD(DerivedWeights):
             tf32=allow_tf32(weight),
         )
 
+    def _multiplies_integers(self, cheapest: Order) -> bool:
+        """Whether both layers multiply 8-bit integers, which saves more time than another order.
+
+        But frames of long videos are aggregated first: that leaves W few rows to multiply.
+        """
+        weight = self.expand.weight
+        return (
+            self.order is None
+            and cheapest != "reassociated"
+            and self._may_cache()
+            and takes_int8(weight, weight)
+        )
+
     def _fold(self) -> _Folded:
         assign, attention = self.assign.weight, self.attention.weight
         # One product for both: fewer kernels, forward and above all backward.
@@ -354,6 +375,13 @@ def _products(
     if frames.dtype != torch.uint8:
         return functools.partial(linear, frames.flatten(0, 1))
     return functools.partial(_of_bytes, frames, mask, dequantization)
+
+
+def _values(frames: Tensor, mask: Tensor | None, dequantization: Tensor | None) -> Tensor:
+    """Returns the float32 values of bytes; other frames as they are."""
+    if frames.dtype != torch.uint8:
+        return frames
+    return dequantize(frames, mask, torch.float32, dequantization)
 
 
 def _of_bytes(

@@ -72,7 +72,8 @@ class Predictor:
         batch_size: Windows scored at once.
         calibrate: Whether to use the run's calibration, if `pyseg.calibrate` wrote one.
         device: The device, as "cpu" or "cuda"; default: a GPU if there is one.
-        precision: "fp32", "bf16" or "fp16"; default: "bf16" on a GPU, "fp32" on a CPU.
+        precision: "fp32"; "bf16" or "fp16" is mixed precision; "int8", on a CPU, lets large layers
+            multiply 8-bit integers. Default: "bf16" on a GPU, "fp32" on a CPU.
         tf32: Whether a GPU may round the inputs of float32 products to TF32; default: unless
             `precision` is "fp32".
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import cast
 
 import torch
 
-from pyseg._precision import Precision
+from pyseg._precision import MixedPrecisionName, Precision
 from pyseg.config import TrainConfig
 
 _MOST_WORKERS = 8  # of a process, by default: more only compete for the cores
@@ -32,7 +33,8 @@ def settle(config: TrainConfig, device: torch.device) -> TrainConfig:
     if workers is None:
         workers = _workers() if device.type == "cuda" else 0
     used = Precision.on(device, config.precision, config.tf32)
-    return replace(config, workers=workers, precision=used.name, tf32=used.tf32)
+    precision = cast(MixedPrecisionName, used.name)
+    return replace(config, workers=workers, precision=precision, tf32=used.tf32)
 
 
 def _workers() -> int:

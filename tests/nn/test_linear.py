@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.nn import functional
 
+from pyseg._int8 import has_fast_int8, int8_linear, int8_products, round_weights
 from pyseg.nn.linear import _FEW_ROWS, Linear, linear, matmul
 from pyseg.ops import _dispatch
 
@@ -81,3 +83,30 @@ def test_compiles_whole_for_any_number_of_rows(slow: bool) -> None:
         x = torch.randn(rows, 6)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(compiled(x), layer(x))
+
+
+@pytest.mark.skipif(not has_fast_int8(), reason="the processor has no VNNI and no AMX")
+@torch.no_grad()
+def test_large_layers_multiply_integers_where_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(1024, 300).eval(), torch.randn(4, 1024)
+    exact = layer(x)
+    with int8_products(True):
+        rounded = layer(x)
+        assert torch.equal(rounded, int8_linear(x, round_weights(layer.weight), layer.bias))
+        assert not torch.equal(rounded, exact)
+        layer.weight *= 2
+        assert torch.equal(layer(x), int8_linear(x, round_weights(layer.weight), layer.bias))
+        layer.weight /= 2
+        # What derives nothing keeps the weights: a gradient, training, programs.
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        with torch.enable_grad():
+            assert torch.equal(layer(x), exact)
+        assert torch.equal(compiled(x), exact)
+        [in_thread] = ThreadPoolExecutor(1).map(layer, [x])
+        assert torch.equal(in_thread, exact)
+        assert torch.equal(layer.train()(x), exact)
+        copied = copy.deepcopy(layer.eval())
+        assert torch.equal(copied(x), rounded)
+        assert copied.state_dict().keys() == {"weight", "bias"}
+    assert torch.equal(layer(x), exact)

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyseg import _ext
-from pyseg.nn import BatchNorm, NeXtVLAD, NeXtVLADClassifier, nextvlad, normalize
+from pyseg import _ext, _int8
+from pyseg._int8 import has_fast_int8, int8_linear, int8_products
+from pyseg.nn import BatchNorm, NeXtVLAD, NeXtVLADClassifier, linear, nextvlad, normalize
 from pyseg.nn.product_order import Order
 from pyseg.ops import frame_pool_reference
 from pyseg.ops import frames as frame_ops
@@ -232,6 +233,40 @@ def test_folded_weights_are_formed_once_and_follow_the_weights(
     layer.double()
     frames = frames.double()
     check(1)
+
+
+@pytest.mark.skipif(not has_fast_int8(), reason="the processor has no VNNI and no AMX")
+@pytest.mark.parametrize("bytes_", [True, False])
+@torch.no_grad()
+def test_integers_are_multiplied_layer_by_layer_but_for_long_videos(
+    monkeypatch: pytest.MonkeyPatch, bytes_: bool
+) -> None:
+    monkeypatch.setattr(_int8, "_FEWEST_WEIGHTS", 0)
+    calls = []
+    monkeypatch.setattr(
+        linear, "int8_linear", lambda *args: calls.append(args[1]) or int8_linear(*args)
+    )
+    layer = scramble(NeXtVLAD(96, clusters=8, groups=4)).eval()
+    mask = torch.arange(6) < torch.tensor([[6], [2], [0]])
+    frames = torch.randint(0, 256, (3, 6, 96), dtype=torch.uint8)
+    if not bytes_:
+        frames = frame_ops.dequantize(frames, mask, torch.float32)
+    exact = layer(frames, mask)
+    with int8_products(True):
+        rounded = layer(frames, mask)
+        assert len(calls) == 3  # expansion, attention, assignment
+        error = (rounded - exact).norm(dim=1) / exact.norm(dim=1)
+        assert (error[:2] > 1e-4).all()
+        assert (error < 0.05).all()
+        alone = layer(frames[1:2, :2])  # its own frames, no others
+        torch.testing.assert_close(rounded[1:2], alone, rtol=1e-4, atol=1e-4)
+        calls.clear()
+        layer.order = "folded"
+        torch.testing.assert_close(layer(frames, mask), exact, rtol=1e-4, atol=1e-4)
+        monkeypatch.setattr(layer, "cheapest_order", lambda frames: "reassociated")
+        layer.order = None
+        torch.testing.assert_close(layer(frames, mask), exact, rtol=1e-4, atol=1e-4)
+        assert not calls
 
 
 def test_folded_weights_are_not_copied_or_saved() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pyseg
-from pyseg import extract, models, predict, train
+from pyseg import _int8, extract, models, predict, train
 from pyseg.data import BackboneInfo, FeatureSet
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.runs import Run
@@ -84,6 +84,18 @@ def test_arrays_and_tensors_of_bytes_or_values(run: Path, features: FeatureSet) 
     np.testing.assert_allclose(model.predict(requires_grad).scores, expected, atol=1e-5)
     half = model.predict(torch.from_numpy(values).bfloat16())
     np.testing.assert_allclose(half.scores, expected, atol=0.05)
+
+
+def test_integers_on_request(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_int8, "_FEWEST_WEIGHTS", 0)
+    frames = np.random.default_rng(0).integers(0, 256, (20, 7), np.uint8)
+    exact = pyseg.load(run, device="cpu").predict(frames).scores
+    model = pyseg.load(run, device="cpu", precision="int8")
+    rounded = model.predict(frames).scores
+    np.testing.assert_allclose(rounded, exact, atol=0.02)
+    assert np.array_equal(rounded, exact) != _int8.has_fast_int8()
+    alone = model.predict(frames[4 : 4 + SEGMENT]).scores  # in a batch of one window
+    np.testing.assert_allclose(alone[0], rounded[4], atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])

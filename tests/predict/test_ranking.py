@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyseg import _cli, _files, evaluate, models, predict, train
+from pyseg import _cli, _files, _int8, evaluate, models, predict, train
+from pyseg._int8 import has_fast_int8
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import (
     FrameSchema,
@@ -265,17 +266,24 @@ def test_ranking_where_the_scores_are(
     assert scores.read_bytes() == (tmp_path / "host.npz").read_bytes()
 
 
-def test_the_precision_is_that_of_the_options(run: Path, data: Path, tmp_path: Path) -> None:
+def test_the_precision_is_that_of_the_options(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_int8, "_FEWEST_WEIGHTS", 0)
     scores = {}
-    for name in ("fp32", "bf16"):
+    for name in ("fp32", "bf16", "int8"):
         path = tmp_path / f"{name}.npz"
         main(run, data, tmp_path / "s.csv", "--scores", str(path), "--precision", name)
         with np.load(path) as file:
             scores[name] = file["scores"]
     _, rows, _ = all_scores(run, data)
     np.testing.assert_allclose(scores["fp32"], rows[:, RATED], rtol=1e-4, atol=1e-5)
-    error = np.abs(scores["bf16"] - scores["fp32"]).max() / np.abs(scores["fp32"]).max()
-    assert 1e-4 < error < 5e-2
+    for name in ("bf16", "int8"):
+        error = np.abs(scores[name] - scores["fp32"]).max() / np.abs(scores["fp32"]).max()
+        if name == "bf16" or has_fast_int8():
+            assert 1e-4 < error < 5e-2, name
+        else:
+            assert error == 0
 
 
 def flip(path: Path) -> None:
@@ -385,7 +393,7 @@ def test_requests_to_stop_are_noted_once(number: int) -> None:
         (["--video", "1e1", "--timeline", "t.gif"], r"timeline: expected a .png or .html file"),
         (["--top", "0"], "top: expected at least 1, found 0"),
         (["--video_weight", "1.5"], r"video_weight: expected in \[0, 1\], found 1.5"),
-        (["--precision", "fp8"], "--precision fp8: expected one of 'fp32', 'bf16', 'fp16'"),
+        (["--precision", "fp8"], "--precision fp8: expected one of 'fp32', 'bf16', 'fp16', 'int8'"),
         (["--scores", "s.parquet"], "scores: expected the name of an .npz file"),
     ],
 )
