@@ -310,9 +310,9 @@ class IncompleteVideos(Experiment):
     graph_models: ClassVar = _graph_models(clusters=1024, hidden_size=512, prior=_PRIOR)
     unlike: ClassVar = {
         "architectures": {
-            "DBoF": graph_models["DBoF"],
-            "NeXtVLAD": ModelSpec(
-                "nextvlad-small", {"hidden_size": 512, "normalization": "l2", "prior": _PRIOR}
+            "linear": ModelSpec("linear", {"normalization": "l2", "prior": _PRIOR}),
+            "perceptron with experts": ModelSpec(
+                "mlp", {**{k: _PERCEPTRON[k] for k in _PERCEPTRON if k != "prior"}, "head": "moe"}
             ),
         },
         "features": {
