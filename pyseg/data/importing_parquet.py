@@ -19,7 +19,7 @@ from pyseg._containers import Shapes, text_error
 from pyseg.data.importing_files import Arrays, Found, Source
 from pyseg.errors import DataError
 
-_IDS = ("video", "id")  # the first of them that is there
+_IDS = ("video", "id")  # the first of them that has text
 _ORDERS = ("frame", "time")
 
 
@@ -39,12 +39,13 @@ def in_parquet(path: Path) -> Found:
         axes = {column.name: _axes(column.type) for column in schema}
         per_video = 2 in axes.values()
         features = [name for name, found in axes.items() if found == (2 if per_video else 1)]
-        id_column = next((name for name in _IDS if name in axes), None)
+        texts = {column.name for column in schema if _is_text(column.type)}
+        id_column = next((name for name in _IDS if name in texts), None)
         if id_column is None or not features:
             there = ", ".join(f"{column.name} ({column.type})" for column in schema)
             raise DataError(
-                f"{path}: expected a column video or id, and columns of lists of numbers (a frame) "
-                f"or of lists of these (a video), found {there or 'none'}"
+                f"{path}: expected a column video or id of text, and columns of lists of numbers "
+                f"(a frame) or of lists of these (a video), found {there or 'none'}"
             )
         order = None if per_video else next((name for name in _ORDERS if axes.get(name) == 0), None)
         columns = tuple([*features, order] if order else features)
@@ -73,6 +74,11 @@ def _axes(kind: Any) -> int:
     while _is_list(kind):
         kind, axes = kind.value_type, axes + 1
     return axes if types.is_floating(kind) or types.is_uint8(kind) else 0
+
+
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def _is_list(kind: Any) -> bool:

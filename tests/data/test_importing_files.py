@@ -124,7 +124,9 @@ def test_several_kinds_of_files_in_a_folder(tmp_path: Path) -> None:
     apart = written(tmp_path / "numpy", tmp_path / "from numpy", feature_name="clip")
     [a, b, d] = VIDEOS.items()
     folder = write_tar(tmp_path / "in" / "1.tar", {f"{a[0]}.npy": saved(a[1])}).parent
-    write_parquet(folder / "2.parquet", {"id": [b[0]], "clip": lists([b[1].tolist()], 2)})
+    write_parquet(
+        folder / "2.parquet", {"video": [b"film"], "id": [b[0]], "clip": lists([b[1].tolist()], 2)}
+    )
     write_tar(folder / "3.tar", {f"{d[0]}.npy": saved(d[1])})
     assert written(folder, tmp_path / "out", feature_name="clip") == apart
 
@@ -326,10 +328,11 @@ def test_files_without_videos(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"video": ["a"]}, r"expected a column video or id, .* found video \(string\)"),
+        ({"video": ["a"]}, r"expected a column video or id of text, .* found video \(string\)"),
         ({"name": ["a"], "x": [[[1.0]]]}, r"expected a column video or id"),
         ({"video": ["a"], "x": [[1]]}, r"found video \(string\), x \(list<.*int64>\)"),
-        ({"video": [3], "x": [[1.0]]}, r"rows 0 to 0': the id of the video: expected text"),
+        ({"video": [3], "x": [[1.0]]}, r"a column video or id of text, .* found video \(int64\)"),
+        ({"id": ["a "], "x": [[1.0]]}, r"rows 0 to 0': the id of the video: .* white space"),
         ({"video": ["a", None], "x": [[[1.0]]] * 2}, r"row 1': .* expected text, found None"),
         ({"id": ["a", "b", "a"], "x": [[1.0]] * 3}, r"rows 2 to 2: expected every video once"),
         ({"id": ["a", "a"], "x": [[[1.0]]] * 2}, r"row 1: expected every video once"),
