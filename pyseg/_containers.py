@@ -7,13 +7,16 @@ import math
 import os
 import zipfile
 from collections.abc import Iterable
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
 from pyseg import _remote
 from pyseg._paths import path_text
 from pyseg.errors import DataError
+
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+"""Shape and type of arrays, by name."""
 
 
 def parse_json(content: str | bytes, name: str, *, finite: bool = True) -> Any:
@@ -88,24 +91,32 @@ def read_arrays(path: str | os.PathLike[str], name: str | None = None) -> dict[s
         OSError: The file cannot be opened.
     """
     path = path_text(path)
-    name = name or path
     with open(path, "rb") as file:
-        _check_start(file, name)
-        try:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-        except Exception as error:  # zipfile and NumPy raise anything on a damaged file
-            reason = text_error(error)
-            if "allow_pickle" in reason:
-                reason = "an array of Python objects"
-            raise DataError(f"{name}: expected a NumPy file, found: {reason}") from error
+        return arrays_in(file, name or path)
+
+
+def arrays_in(file: IO[bytes], name: str) -> dict[str, np.ndarray]:
+    """Returns what `read_arrays` does, from an open file at its beginning.
+
+    Raises:
+        DataError: See `read_arrays`; the message begins with ``name``.
+    """
+    _check_start(file, name)
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except Exception as error:  # zipfile and NumPy raise anything on a damaged file
+        reason = text_error(error)
+        if "allow_pickle" in reason:
+            reason = "an array of Python objects"
+        raise DataError(f"{name}: expected a NumPy file, found: {reason}") from error
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise DataError(f"{name}: expected arrays, found {key!r}, which is not one")
     return arrays
 
 
-def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+def read_shapes(path: str | os.PathLike[str]) -> Shapes:
     """Returns shape and type of the arrays that `read_arrays` returns, without reading them.
 
     Raises:
@@ -121,19 +132,28 @@ def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...]
     """
     name = path_text(path)
     with open(name, "rb") as file:
-        _check_start(file, name)
-        try:
-            if file.read(2) != b"PK":
-                file.seek(0)
-                return {"": _header(file)}
-            with zipfile.ZipFile(file) as archive:
-                shapes = {}
-                for member in archive.namelist():
-                    with archive.open(member) as array:
-                        shapes[member.removesuffix(".npy")] = _header(array)
-                return shapes
-        except Exception as error:  # zipfile and NumPy raise anything on a damaged file
-            raise DataError(f"{name}: expected a NumPy file, found: {text_error(error)}") from error
+        return shapes_in(file, name)
+
+
+def shapes_in(file: IO[bytes], name: str) -> Shapes:
+    """Returns what `read_shapes` does, from an open file at its beginning.
+
+    Raises:
+        DataError: See `read_arrays`; the message begins with ``name``.
+    """
+    _check_start(file, name)
+    try:
+        if file.read(2) != b"PK":
+            file.seek(0)
+            return {"": _header(file)}
+        with zipfile.ZipFile(file) as archive:
+            shapes = {}
+            for member in archive.namelist():
+                with archive.open(member) as array:
+                    shapes[member.removesuffix(".npy")] = _header(array)
+            return shapes
+    except Exception as error:  # zipfile and NumPy raise anything on a damaged file
+        raise DataError(f"{name}: expected a NumPy file, found: {text_error(error)}") from error
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -149,7 +169,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _check_start(file: BinaryIO, name: str) -> None:
+def _check_start(file: IO[bytes], name: str) -> None:
     """Checks that a file begins as .npy and .npz files do, and returns to its beginning."""
     start = file.read(6)
     file.seek(0)

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyseg import _cli
-from pyseg._containers import read_arrays, read_shapes
+from pyseg._containers import Shapes
+from pyseg._extras import requires
 from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg._table import Table
@@ -27,6 +29,7 @@ from pyseg._urls import is_url
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
 from pyseg.data.annotations.reading import Paths
 from pyseg.data.features import FeatureSet
+from pyseg.data.importing_files import SUFFIXES, Found, Source, in_numpy, in_tar
 from pyseg.data.records import OnError, check_on_error, why_not_an_id
 from pyseg.data.rerating import rate_collection
 from pyseg.data.shards import named_as_records
@@ -37,7 +40,9 @@ from pyseg.ops.frames import RANGE
 RANGE_VIDEOS = 100
 """The videos whose values determine the ranges of the features."""
 
-_SUFFIXES = (".npy", ".npz")
+_SUFFIXES = (*SUFFIXES, ".tar", ".parquet")
+_KINDS = ", ".join(_SUFFIXES[:-1]) + f" or {_SUFFIXES[-1]}"
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 _OF_FILES = ("fps", "segment_seconds", "ranges", "feature_name")  # options
 _SHOWN_CLASSES = 20  # in the table of a command
 _CLOSE = 1e-6  # relative: segments are whole numbers of frames, as far as a decimal can say
@@ -74,14 +79,22 @@ def import_features(
     feature_name: str = "features",
     on_error: OnError = "raise",
 ) -> ImportReport:
-    r"""Writes features from NumPy files and the ratings of their videos as a collection.
+    r"""Writes features from files and the ratings of their videos as a collection.
 
     Every ``.npy`` file has the features (T, N) of one video; an ``.npz`` file has several features
     (T, N_i) by name, with the same T. The name of the file without its suffix is the id of the
-    video, with the subfolders before it. Values may be float16, float32 or float64; they are stored
-    as bytes, of which a feature's least and greatest value in the first 100 videos are the ends.
-    Values of type uint8 are taken for stored bytes, whose range is [-2, 2] unless ``ranges`` says
-    otherwise. What is written is described by `write_collection`.
+    video, with the subfolders before it. A ``.tar`` file has samples as WebDataset's: the members
+    ``ID.npy``, ``ID.npz``, or one ``ID.NAME.npy`` for each feature; an id has no dot after its last
+    slash, and members that are no NumPy files are ignored. A ``.parquet`` file has columns of
+    lists, which are features by name: in a row for each frame lists of N_i numbers, with the id in
+    the column ``video`` or ``id``, the rows of a video together, in the order of ``frame`` or
+    ``time`` if there is such a column; in a row for each video lists of such lists. Other columns
+    are ignored. A folder may have files of several kinds.
+
+    Values may be float16, float32 or float64; they are stored as bytes, of which a feature's least
+    and greatest value in the first 100 videos are the ends. Values of type uint8 are taken for
+    stored bytes, whose range is [-2, 2] unless ``ranges`` says otherwise. What is written is
+    described by `write_collection`.
 
     Args:
         features: The folder of the files.
@@ -97,7 +110,7 @@ def import_features(
         elan_classes: Whether the names of the "tiers" or the "values" of annotations are ELAN's
             classes.
         ranges: (low, high) of all features or by the name of a feature; default: see above.
-        feature_name: The name of the feature in ``.npy`` files.
+        feature_name: The name of the feature in ``.npy`` files and ``ID.npy`` of tar files.
         on_error: "raise" at a file that cannot be read or an annotation that fits no video, or
             "skip" and report it.
 
@@ -106,7 +119,8 @@ def import_features(
             it. Or ``out`` has a collection.
         pyseg.errors.MissingFileError: There is no such folder, or no file in it.
         pyseg.errors.ArgumentError: An argument is out of range.
-        pyseg.errors.UserError: Another process is writing to the folder.
+        pyseg.errors.UserError: Another process is writing to the folder, or a Parquet file needs
+            pyarrow.
         OSError: A file cannot be read or written.
 
     Example:
@@ -125,10 +139,10 @@ def import_features(
     check_on_error(on_error)
     folder, out = Path(path_text(features, "features")), path_text(out, "out")
     frames = frames_of_a_segment(fps, segment_seconds)
-    files, left_out = _look(folder, feature_name, on_error)
-    names = list(files[0].shapes)
+    videos, left_out = _look(folder, feature_name, on_error)
+    names = list(videos[0].shapes)
     annotations = Annotations.read(
-        [file.id for file in files],
+        [video.source.id for video in videos],
         ratings,
         labels,
         complete=complete,
@@ -137,28 +151,29 @@ def import_features(
         elan_classes=elan_classes,
         on_error=on_error,
     )
-    sizes = tuple((name, shape[1]) for name, (shape, _) in files[0].shapes.items())
+    sizes = tuple((name, shape[1]) for name, (shape, _) in videos[0].shapes.items())
     described = FeatureSet(sizes, frame_seconds=1 / fps, segment_size=frames)
-    described, range_notes = _with_ranges(described, files, ranges, on_error)
-    videos = [file.video(names) for file in files]
-    written = write_collection(out, described, videos, annotations, on_error=on_error)
+    described, range_notes = _with_ranges(described, videos, ranges, on_error)
+    sources = [video.written(names) for video in videos]
+    written = write_collection(out, described, sources, annotations, on_error=on_error)
     report = ImportReport(**vars(written), features=described, range_notes=range_notes)
     report.left_out = left_out + report.left_out
     return report
 
 
 def holds_collection(folder: Path) -> bool:
-    """Returns whether a folder has the records of a collection, not NumPy files to import.
+    """Returns whether a folder has the records of a collection, not files to import.
 
-    A collection may have NumPy files besides, and a folder of these may have one that was made of
+    A collection may have such files besides, and a folder of these may have one that was made of
     them in a folder of its own.
     """
     if not folder.is_dir():
         return False
     if any(named_as_records(path.name) for path in folder.iterdir()):
         return True
-    has_files = any(_holds_features(path, folder) for path in folder.rglob("*"))
-    return not has_files and any(named_as_records(path.name) for path in folder.rglob("*"))
+    paths = list(folder.rglob("*"))
+    has_files = any(path.suffix in _SUFFIXES and _is_meant(path, folder) for path in paths)
+    return not has_files and any(named_as_records(path.name) for path in paths)
 
 
 def frames_of_a_segment(fps: float, segment_seconds: float) -> int:
@@ -183,18 +198,16 @@ def frames_of_a_segment(fps: float, segment_seconds: float) -> int:
     return whole
 
 
-class _File(NamedTuple):
-    """A file of the features of a video.
+class _Video(NamedTuple):
+    """The features of a video, which fit together.
 
     Attributes:
-        path: The file.
-        id: The id of the video.
+        source: Where they are.
         shapes: Shape and type by the name of the feature.
     """
 
-    path: Path
-    id: str
-    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    source: Source
+    shapes: Shapes
 
     def widths(self) -> dict[str, tuple[int, str]]:
         """Returns the width of each feature, and whether it has bytes or numbers."""
@@ -209,108 +222,139 @@ class _File(NamedTuple):
         Raises:
             pyseg.errors.DataError: It cannot be read, or a value is not finite.
         """
-        arrays = read_arrays(self.path)
+        arrays = self.source.read()
         found = []
         for name in names:
-            array = arrays.get(name, arrays.get(""))
+            array = arrays.get(name)
             if array is None or array.shape != self.shapes[name][0]:
-                raise DataError(f"{self.path}: expected the same arrays as before, found others")
+                raise DataError(
+                    f"{self.source.name}: expected the same arrays as before, found others"
+                )
             if array.dtype != np.uint8:
                 with np.errstate(over="ignore"):
                     array = array.astype(np.float32)
                 if not (finite := np.isfinite(array)).all():
                     row, column = np.argwhere(~finite)[0]
                     raise DataError(
-                        f"{self.path}: expected finite numbers, found {array[row, column]} in row "
-                        f"{row}, column {column} of {name}"
+                        f"{self.source.name}: expected finite numbers, found {array[row, column]} "
+                        f"in row {row}, column {column} of {name}"
                     )
             found.append(array)
         return found
 
-    def video(self, names: Sequence[str]) -> SourceVideo:
+    def written(self, names: Sequence[str]) -> SourceVideo:
         """Returns what `write_collection` takes."""
-        status = self.path.stat()
+        status = self.source.path.stat()
         [num_frames, *_] = {shape[0] for shape, _ in self.shapes.values()}
         stamp = f"{status.st_size} {status.st_mtime_ns}"
-        return SourceVideo(self.id, num_frames, functools.partial(self.read, names), stamp)
+        return SourceVideo(self.source.id, num_frames, functools.partial(self.read, names), stamp)
 
 
-def _look(folder: Path, feature_name: str, on_error: OnError) -> tuple[list[_File], list[str]]:
-    """Returns the files of features in a folder, which fit together, and why others are left out.
+def _look(folder: Path, feature_name: str, on_error: OnError) -> tuple[list[_Video], list[str]]:
+    """Returns the videos in a folder, which fit together, and why others are left out.
 
     Raises:
         pyseg.errors.DataError: One cannot be read, or does not fit the others.
         pyseg.errors.MissingFileError: There is no file.
     """
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "none"
-        raise MissingFileError(f"{folder}: expected a folder of .npy or .npz files, found {found}")
-    paths = sorted(path for path in folder.rglob("*") if _holds_features(path, folder))
+        there = "a file" if folder.exists() else "none"
+        raise MissingFileError(f"{folder}: expected a folder of {_KINDS} files, found {there}")
+    paths = sorted(path for path in folder.rglob("*") if _is_meant(path, folder))
     if not paths:
-        raise MissingFileError(f"{folder}: no file in this folder ends in .npy or .npz")
-    files: dict[str, _File] = {}
-    left_out = []
+        raise MissingFileError(f"{folder}: no file in this folder ends in {_KINDS}")
+    videos: dict[str, _Video] = {}
+    left_out: list[str] = []
+
+    @contextlib.contextmanager
+    def may_fail() -> Iterator[None]:
+        try:
+            yield
+        except (DataError, OSError) as error:
+            if on_error == "raise":
+                raise
+            left_out.append(str(error))
+
     with Progress("looking at features", "files", len(paths)) as bar:
         for path in paths:
             bar.update()
-            try:
-                file = _File(path, _id(path, folder), _shapes(path, feature_name))
-                if (same := files.get(file.id)) is not None:
-                    raise DataError(
-                        f"{path}: expected one file a video, found {same.path.name} of the same "
-                        f"video {file.id!r}"
-                    )
-                _compare(file, next(iter(files.values()), file))
-            except (DataError, OSError) as error:
-                if on_error == "raise":
-                    raise
-                left_out.append(str(error))
-                continue
-            files[file.id] = file
-    if not files:
-        raise DataError(f"{folder}: expected a file that can be read; {left_out[0]}")
-    return list(files.values()), left_out
+            found = Found([], [])
+            with may_fail():
+                found = _in_file(path, folder, feature_name)
+            left_out += found.left_out
+            for source in found.sources:
+                with may_fail():
+                    video = _Video(source, _shapes(source, videos))
+                    _compare(video, next(iter(videos.values()), video))
+                    videos[source.id] = video
+    if not videos:
+        reason = left_out[0] if left_out else "none has a video"
+        raise DataError(f"{folder}: expected a file that can be read; {reason}")
+    return list(videos.values()), left_out
 
 
-def _holds_features(path: Path, folder: Path) -> bool:
+def _is_meant(path: Path, folder: Path) -> bool:
+    """Returns whether a file is to be imported; one that is compressed is meant, and refused."""
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix in _SUFFIXES and not hidden and path.is_file()
+    named = path.suffix in _SUFFIXES or _COMPRESSED.search(path.name) is not None
+    return named and not hidden and path.is_file()
 
 
-def _id(path: Path, folder: Path) -> str:
-    id = path.relative_to(folder).with_suffix("").as_posix()
-    if (wrong := why_not_an_id(id)) is not None:
-        raise DataError(f"{os.fspath(path)!r}: the file's name is the id of the video: {wrong}")
-    return id
+def _in_file(path: Path, folder: Path, feature_name: str) -> Found:
+    """Returns the videos of a file.
+
+    Raises:
+        pyseg.errors.DataError: It is damaged, or compressed.
+        pyseg.errors.UserError: A package that reads it is missing.
+    """
+    if path.suffix == ".parquet":
+        with requires("tables", "a .parquet file"):
+            from pyseg.data.importing_parquet import in_parquet
+        return in_parquet(path)
+    if path.suffix == ".tar":
+        return in_tar(path, feature_name)
+    if path.suffix in SUFFIXES:
+        return in_numpy(path, folder, feature_name)
+    raise DataError(
+        f"{path}: expected a tar file that is not compressed, found {path.suffix}: decompress it "
+        "to a .tar file, or move it elsewhere"
+    )
 
 
-def _shapes(path: Path, feature_name: str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Returns shape and type of the features in a file, by name."""
-    shapes = {name or feature_name: header for name, header in read_shapes(path).items()}
+def _shapes(source: Source, videos: Mapping[str, _Video]) -> Shapes:
+    """Returns shape and type of the features of a video that is not among others, by name."""
+    name = source.name
+    if (wrong := why_not_an_id(source.id)) is not None:
+        raise DataError(f"{name!r}: the id of the video: {wrong}")
+    if (same := videos.get(source.id)) is not None:
+        raise DataError(
+            f"{name}: expected every video once, found {source.id!r} in {same.source.name}, too"
+        )
+    shapes = source.shapes()
     if not shapes:
-        raise DataError(f"{path}: expected arrays of features, found none")
-    for name, (shape, dtype) in shapes.items():
+        raise DataError(f"{name}: expected arrays of features, found none")
+    for feature, (shape, dtype) in shapes.items():
         if len(shape) != 2 or 0 in shape:
             raise DataError(
-                f"{path}: expected features of shape (T, N), found {name} of shape {shape}"
+                f"{name}: expected features of shape (T, N), found {feature} of shape {shape}"
             )
         if dtype != np.uint8 and (dtype.kind != "f" or dtype.itemsize > 8):
             raise DataError(
-                f"{path}: expected float16, float32, float64 or uint8, found {dtype} in {name}"
+                f"{name}: expected float16, float32, float64 or uint8, found {dtype} in {feature}"
             )
-    lengths = {name: shape[0] for name, (shape, _) in shapes.items()}
+    lengths = {feature: shape[0] for feature, (shape, _) in shapes.items()}
     if len({*lengths.values()}) > 1:
-        raise DataError(f"{path}: expected as many frames of every feature, found {lengths}")
+        raise DataError(f"{name}: expected as many frames of every feature, found {lengths}")
     return shapes
 
 
-def _compare(file: _File, first: _File) -> None:
-    """Checks that a file has the same features as the first one."""
-    expected, found = first.widths(), file.widths()
+def _compare(video: _Video, first: _Video) -> None:
+    """Checks that a video has the same features as the first one."""
+    expected, found = first.widths(), video.widths()
     if expected != found:
         raise DataError(
-            f"{file.path}: expected {_described(expected)} as in {first.path}, found "
-            f"{_described(found)}"
+            f"{video.source.name}: expected {_described(expected)} as in {first.source.name}, "
+            f"found {_described(found)}"
         )
 
 
@@ -319,18 +363,18 @@ def _described(features: Mapping[str, tuple[int, str]]) -> str:
 
 
 def _with_ranges(
-    features: FeatureSet, files: Sequence[_File], ranges: Ranges | None, on_error: OnError
+    features: FeatureSet, videos: Sequence[_Video], ranges: Ranges | None, on_error: OnError
 ) -> tuple[FeatureSet, list[str]]:
     """Returns the features with the ranges of their values, and lines on where these come from."""
     given = _given_ranges(ranges, [name for name, _ in features.features])
-    types = {name: dtype for name, (_, dtype) in files[0].shapes.items()}
+    types = {name: dtype for name, (_, dtype) in videos[0].shapes.items()}
     measured = [
         name for name, _ in features.features if name not in given and types[name] != np.uint8
     ]
-    several = min(RANGE_VIDEOS, len(files))
+    several = min(RANGE_VIDEOS, len(videos))
     if measured:
         some = tuple((name, width) for name, width in features.features if name in measured)
-        samples = _samples(files[:RANGE_VIDEOS], measured, on_error)
+        samples = _samples(videos[:RANGE_VIDEOS], measured, on_error)
         found = FeatureSet(some).with_ranges_of(samples).ranges
         given = {**given, **dict(zip(measured, found, strict=True))}
     chosen, notes = [], []
@@ -347,14 +391,14 @@ def _with_ranges(
 
 
 def _samples(
-    files: Sequence[_File], names: Sequence[str], on_error: OnError
+    videos: Sequence[_Video], names: Sequence[str], on_error: OnError
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Yields the values of some videos, the features side by side."""
-    with Progress("finding ranges", "videos", len(files)) as bar:
-        for file in files:
+    with Progress("finding ranges", "videos", len(videos)) as bar:
+        for video in videos:
             bar.update()
             try:
-                yield np.concatenate(file.read(names), axis=1)
+                yield np.concatenate(video.read(names), axis=1)
             except (DataError, OSError):
                 if on_error == "raise":
                     raise
@@ -387,8 +431,9 @@ class ImportConfig:
 
     Args:
         features: A folder of .npy files (T, N) or .npz files (named arrays (T, N)), one a video;
-            the name of the file without its suffix is the id of the video. Or a collection, whose
-            frames are written with more ratings.
+            the name of the file without its suffix is the id of the video. Or of .tar files of
+            WebDataset with such members, or of .parquet files with a row a frame or a video. Or a
+            collection, whose frames are written with more ratings.
         out: The folder to write.
         ratings: Rated intervals: a file, a folder or a glob. A table video,start,end,class,score;
             VIA's "Only Temporal Segments as CSV"; Label Studio's JSON; Audacity's labels; or .eaf
@@ -404,7 +449,7 @@ class ImportConfig:
         elan_classes: Whether ELAN's tiers or the values of its annotations are the classes.
         ranges: The least and the greatest value of a feature, as low,high of all features or
             name:low,high;name:low,high; default: those of the first 100 videos, for bytes -2,2.
-        feature_name: The name of the feature in .npy files.
+        feature_name: The name of the feature in .npy files, also of .tar files.
         on_error: "raise" at a file that cannot be read or a rating that fits no video, or "skip"
             and report it.
 
@@ -480,8 +525,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _cli.make_parser(
         ImportConfig,
         "pyseg.data import",
-        "Writes features from NumPy files, or the frames of a collection, and the ratings of their "
-        "videos as a collection that --data takes.",
+        "Writes features from NumPy, tar or Parquet files, or the frames of a collection, and the "
+        "ratings of their videos as a collection that --data takes.",
     )
     config = _cli.parse(parser, ImportConfig, argv)
     _cli.check_out_folder("out", Path(config.out))

@@ -147,10 +147,10 @@ def test_times(folder: Path, tmp_path: Path) -> None:
         (
             "plain.npz",
             np.zeros((20, 4)),
-            r"plain\.npz: expected one file a video",
+            r"plain\.npz: expected every video once, found 'plain' in .*plain\.npy, too",
         ),
-        (" z.npy", np.zeros((20, 4)), r" z\.npy': the file's name is the id .* white space"),
-        ("z\n.npy", np.zeros((20, 4)), r"z\\n\.npy': the file's name is the id"),
+        (" z.npy", np.zeros((20, 4)), r" z\.npy': the id of the video: .* white space"),
+        ("z\n.npy", np.zeros((20, 4)), r"z\\n\.npy': the id of the video"),
     ],
 )
 def test_a_bad_file(
