@@ -15,11 +15,17 @@ The tables are:
   the paper's.
 * best: the share of the gap between plain cross-entropy and training on complete labels that is
   closed by the paper's recipe, by ``--recipe best`` of pyseg.train, and by parts of the latter.
+* steps: the same targets, for a model that is trained by steps.
 * literature: losses of other papers on missing labels (`pyseg.reproduce.literature`), beside the
   paper's recipe and ``--recipe best``. Only for yt8m.
+* curve: the same shares, by the number of training videos. Only for yt8m.
+* segments, mixtures: ways to score with trained models: what more than its own frames says of a
+  segment, where videos have frames; and three models that are alike, or not.
 * rating: how few answers a model needs that asks the questions itself (`pyseg.rate`), with
-  simulated raters. It is not part of ``--table all``, and writes ``rating.md``, ``rating.json`` and
-  ``rating.png`` instead of tables.
+  simulated raters.
+
+The last four are not part of ``--table all``; curve and rating write ``curve.md`` and ``rating.md``,
+with ``.json`` and ``.png``, instead of tables.
 """
 
 from pyseg.reproduce.cli import main, reproduce
