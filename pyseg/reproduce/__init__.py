@@ -24,8 +24,8 @@ The tables are:
 * rating: how few answers a model needs that asks the questions itself (`pyseg.rate`), with
   simulated raters.
 
-The last four are not part of ``--table all``; curve and rating write ``curve.md`` and ``rating.md``,
-with ``.json`` and ``.png``, instead of tables.
+The last four are not part of ``--table all``; curve and rating write ``curve.md`` and
+``rating.md``, with ``.json`` and ``.png``, instead of tables.
 """
 
 from pyseg.reproduce.cli import main, reproduce
