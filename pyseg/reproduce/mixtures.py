@@ -34,9 +34,10 @@ class MLPOfFeature(MLP):
 
     def __init__(self, num_classes: int, *, feature: int = 0, **more: Any) -> None:
         super().__init__(num_classes, **more)
-        kept = [number == feature for number in range(len(self.feature_sizes))]
-        sizes = torch.tensor(self.feature_sizes)
-        self.register_buffer("kept", torch.tensor(kept).repeat_interleave(sizes), persistent=False)
+        kept = [
+            number == feature for number, size in enumerate(self.feature_sizes) for _ in range(size)
+        ]
+        self.register_buffer("kept", torch.tensor(kept), persistent=False)
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Classifies prepared frames, see `FrameClassifier.classify`."""

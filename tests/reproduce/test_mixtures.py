@@ -19,6 +19,8 @@ from pyseg.runs import Run
 def test_a_perceptron_of_one_feature_sees_no_other() -> None:
     sizes = {"feature_sizes": (5, 3), "hidden_size": 8}
     model = models.create("mlp-of-feature", num_classes=2, feature=1, **sizes).eval()
+    count = models.count_parameters("mlp-of-feature", num_classes=2, **sizes)  # as in training
+    assert count == sum(parameter.numel() for parameter in model.parameters())
     x = torch.randn(4, 2, 8)
     expected = model(x)
     torch.testing.assert_close(model(torch.cat((torch.randn(4, 2, 5), x[..., 5:]), 2)), expected)
