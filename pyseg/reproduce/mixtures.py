@@ -30,18 +30,15 @@ class MLPOfFeature(MLP):
         **more: See `MLP`.
     """
 
-    kept: Tensor
-
     def __init__(self, num_classes: int, *, feature: int = 0, **more: Any) -> None:
         super().__init__(num_classes, **more)
-        kept = [
-            number == feature for number, size in enumerate(self.feature_sizes) for _ in range(size)
-        ]
-        self.register_buffer("kept", torch.tensor(kept), persistent=False)
+        self.feature = feature
 
     def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Classifies prepared frames, see `FrameClassifier.classify`."""
-        return super().classify(x * self.kept, mask)
+        parts = enumerate(x.split(self.feature_sizes, -1))
+        kept = [part if n == self.feature else torch.zeros_like(part) for n, part in parts]
+        return super().classify(torch.cat(kept, -1), mask)
 
 
 class MeanOfLogits(nn.Module):

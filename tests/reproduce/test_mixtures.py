@@ -16,15 +16,17 @@ from pyseg.reproduce.mixtures import MeanOfLogits
 from pyseg.runs import Run
 
 
-def test_a_perceptron_of_one_feature_sees_no_other() -> None:
+def test_a_perceptron_of_one_feature_sees_no_other(tmp_path: Path) -> None:
     sizes = {"feature_sizes": (5, 3), "hidden_size": 8}
-    model = models.create("mlp-of-feature", num_classes=2, feature=1, **sizes).eval()
-    count = models.count_parameters("mlp-of-feature", num_classes=2, **sizes)  # as in training
-    assert count == sum(parameter.numel() for parameter in model.parameters())
+    trained = models.create("mlp-of-feature", num_classes=2, feature=1, **sizes).eval()
+    models.save(trained, tmp_path)
     x = torch.randn(4, 2, 8)
-    expected = model(x)
-    torch.testing.assert_close(model(torch.cat((torch.randn(4, 2, 5), x[..., 5:]), 2)), expected)
-    assert (model(torch.cat((x[..., :5], -x[..., 5:]), 2)) - expected).abs().min() > 1e-4
+    expected = trained(x)
+    for model in (trained, models.load(tmp_path)):
+        torch.testing.assert_close(
+            model(torch.cat((torch.randn(4, 2, 5), x[..., 5:]), 2)), expected
+        )
+        assert (model(torch.cat((x[..., :5], -x[..., 5:]), 2)) - expected).abs().min() > 1e-4
 
 
 def test_mean_of_logits() -> None:
