@@ -32,12 +32,17 @@ def requires(extra: str, what: str) -> Iterator[None]:
         what: What they are needed for, for the message.
 
     Raises:
-        pyseg.errors.UserError: One of them is not installed.
+        pyseg.errors.UserError: One of them is not installed, or fails when imported.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         raise UserError(f"{what} needs {error.name}: {install_command(extra)} ({error})") from error
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs a package that is installed but fails when imported: {error}; newer "
+            f"versions may be there: {install_command(extra)} --upgrade"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pyseg import _build
-from pyseg._extras import install_command
+from pyseg._extras import install_command, requires
+from pyseg.errors import UserError
 
 pytestmark = pytest.mark.skipif(_build.INSTALLED, reason="pyproject.toml is in a checkout only")
 PYPROJECT = _build.PACKAGE.parent / "pyproject.toml"
@@ -31,3 +32,9 @@ def test_name_is_that_of_the_distribution() -> None:
 def test_all_messages_use_install_command() -> None:
     sources = _build.PACKAGE.rglob("*.py")
     assert [p.name for p in sources if "pip install" in p.read_text()] == ["_extras.py"]
+
+
+def test_a_package_that_fails_when_imported() -> None:
+    said = "--tracker x needs a package that is installed but fails"
+    with pytest.raises(UserError, match=said), requires("mlflow", "--tracker x"):
+        raise ImportError("cannot import name 'service' from 'google.protobuf'")

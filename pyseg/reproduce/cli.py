@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyseg import _cli
@@ -15,10 +15,9 @@ from pyseg.errors import UserError
 from pyseg.reproduce.comparisons import Comparison, make_comparisons
 from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.curve import run_curve
-from pyseg.reproduce.estimates import Estimate
 from pyseg.reproduce.experiments import Experiment, open_experiment
 from pyseg.reproduce.mixtures import mixture_tables
-from pyseg.reproduce.output import Results, can_draw
+from pyseg.reproduce.output import Results, can_draw, result_line
 from pyseg.reproduce.rating import run_rating
 from pyseg.reproduce.runner import Runner, run_all
 from pyseg.reproduce.segments import segment_tables
@@ -33,7 +32,13 @@ def _mixtures(config: ReproduceConfig, experiment: Experiment) -> None:
     run_ways(config, experiment, mixture_tables(experiment))
 
 
-_ALONE = {"rating": run_rating, "curve": run_curve, "segments": _segments, "mixtures": _mixtures}
+# Tables that have to be named, and whether an experiment has the data for them.
+_ALONE: dict[str, tuple[Callable[[ReproduceConfig, Experiment], None], Callable[..., bool]]] = {
+    "curve": (run_curve, lambda experiment: experiment.has_shares),
+    "segments": (_segments, lambda experiment: experiment.pretrain is not None),
+    "mixtures": (_mixtures, lambda experiment: True),
+    "rating": (run_rating, lambda experiment: True),
+}
 
 
 def reproduce(config: ReproduceConfig) -> Path:
@@ -53,29 +58,23 @@ def reproduce(config: ReproduceConfig) -> Path:
     )
     if config.quick:
         experiment.shorten()
-    if config.table == "curve" and not experiment.has_shares:
-        raise UserError(f"--table curve: expected --data yt8m with it, found {config.data}")
-    if config.table == "segments" and experiment.pretrain is None:
-        raise UserError(
-            f"--table segments: expected --data audioset or sample with it, found {config.data}"
-        )
-    alone = _ALONE.get(config.table)
-    comparisons = make_comparisons(experiment) if alone is None else []
-    if alone is None and config.table != "all":
-        known = ", ".join(comparison.name for comparison in comparisons)
-        comparisons = [found for found in comparisons if found.name == config.table]
-        if not comparisons:
+    comparisons = make_comparisons(experiment)
+    alone = {name: run for name, (run, has_data) in _ALONE.items() if has_data(experiment)}
+    if config.table != "all":
+        known = [*(comparison.name for comparison in comparisons), *alone]
+        if config.table not in known:
             raise UserError(
-                f"--table {config.table}: expected one of {known}, which {config.data} has the "
-                "data for"
+                f"--table {config.table}: expected one of {', '.join(known)}, which {config.data} "
+                "has the data for"
             )
+        comparisons = [found for found in comparisons if found.name == config.table]
     if not can_draw():
         print(f"no pictures without matplotlib: {install_command('report')}")
     out.mkdir(parents=True, exist_ok=True)
     with sole_owner(out):
         remove_unfinished(out)
-        if alone is not None:
-            alone(config, experiment)
+        if config.table in alone:
+            alone[config.table](config, experiment)
         else:
             _run(config, experiment, comparisons)
     return out
@@ -95,14 +94,8 @@ def _run(
             outcomes = []
             for variant in comparison.variants:
                 outcome = run_all(runner, variant, config.used_seeds, bar)
-                means = ", ".join(
-                    f"{measure} {Estimate.of(outcome.values(measure)).text('.4f')}"
-                    for measure in outcome.classes
-                )
-                bar.write(
-                    f"{comparison.name}: {variant.name.strip()}: {means} "
-                    f"({outcome.seconds:.0f} s a run)"
-                )
+                line = result_line(comparison.name, outcome)
+                bar.write(f"{line} ({outcome.seconds:.0f} s a run)")
                 outcomes.append(outcome)
             results.add(comparison, outcomes)
     print(f"{time.perf_counter() - began:.0f} s; written: {results.tables_file}")

@@ -47,6 +47,12 @@ def describe(comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequ
     return f"{title}\n\n{Table(head, rows, numeric=range(1, len(head))).markdown()}\n"
 
 
+def result_line(table: str, outcome: Outcome) -> str:
+    """Returns a row of a table as a line to print."""
+    means = (f"{m} {Estimate.of(outcome.values(m)).text('.4f')}" for m in outcome.classes)
+    return f"{table}: {outcome.variant.name.strip()}: {', '.join(means)}"
+
+
 def to_json(
     comparison: Comparison, outcomes: Sequence[Outcome], measures: Sequence[str]
 ) -> dict[str, Any]:

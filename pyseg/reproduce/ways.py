@@ -12,7 +12,7 @@ from pyseg.reproduce.comparisons import Comparison, Variant
 from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.estimates import Outcome
 from pyseg.reproduce.experiments import Experiment, Scored
-from pyseg.reproduce.output import Results
+from pyseg.reproduce.output import Results, result_line
 from pyseg.reproduce.runner import Runner
 
 
@@ -36,7 +36,7 @@ def run_ways(config: ReproduceConfig, experiment: Experiment, tables: Sequence[W
     runner = Runner(experiment, config.out_folder / "runs", device=config.device)
     results = Results(config, experiment, experiment.finetune.steps)
     measures = experiment.measures
-    with Progress("reproduce", "seeds", len(tables) * len(config.used_seeds)) as bar:
+    with Progress("reproduce", "runs", len(tables) * len(config.used_seeds)) as bar:
         for table in tables:
             runs = []
             for seed in config.used_seeds:
@@ -47,6 +47,7 @@ def run_ways(config: ReproduceConfig, experiment: Experiment, tables: Sequence[W
             for found in zip(*runs, strict=True):  # of a row, from every seed
                 classes = {m: np.array([values[m] for _, values in found]) for m in measures}
                 outcomes.append(Outcome(found[0][0], classes, 0.0))
+                bar.write(result_line(table.name, outcomes[-1]))
             rows = [outcome.variant for outcome in outcomes]
             results.add(Comparison(table.name, table.title, rows), outcomes)
     print(f"written: {results.tables_file}")

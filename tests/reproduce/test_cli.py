@@ -39,10 +39,10 @@ def test_what_cannot_be_done_is_told(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="seeds: expected at least 1, found 0"):
         ReproduceConfig(seeds=0)
     monkeypatch.setattr(GeneratedSample, "architectures", {})
-    with pytest.raises(UserError, match="--table 2: expected one of 3, 4, 5, gcn, best, steps, "):
-        reproduce(ReproduceConfig(table="2", out=str(tmp_path)))
-    with pytest.raises(UserError, match="--table curve: expected --data yt8m with it, found samp"):
-        reproduce(ReproduceConfig(table="curve", out=str(tmp_path)))
+    known = "expected one of 3, 4, 5, gcn, best, steps, segments, mixtures, rating, which sample"
+    for table in ("2", "literature", "curve"):
+        with pytest.raises(UserError, match=f"--table {table}: {known}"):
+            reproduce(ReproduceConfig(table=table, out=str(tmp_path)))  # type: ignore[arg-type]
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--out .*file: expected a folder, found a file"):
         reproduce(ReproduceConfig(out=str(tmp_path / "file")))

@@ -82,5 +82,5 @@ def test_only_where_videos_have_time(tmp_path: Path, monkeypatch) -> None:
     from pyseg.reproduce.experiments import GeneratedSample
 
     monkeypatch.setattr(GeneratedSample, "pretrain", None)
-    with pytest.raises(UserError, match="--table segments: expected --data audioset or sample"):
+    with pytest.raises(UserError, match=r"--table segments: expected one of 2, .*, mixtures, "):
         reproduce(ReproduceConfig(table="segments", out=str(tmp_path)))
