@@ -227,13 +227,13 @@ class Inspector:
     """
 
     def __init__(self, data: str | os.PathLike[str], on_error: OnError) -> None:
-        self._data = _as_folder(data)
+        self.data = _as_folder(data)  # what was asked for, if it is a folder
         self._on_error = on_error
         self._described: dict[Path | str, tuple[Format, FeatureSet, Path | str] | None] = {}
 
     def folders(self, path: str) -> list[Path | str]:
         """Returns the folders with tables that belong to a file, the nearest one first."""
-        return [*parents(path), *self._data]
+        return [*parents(path), *self.data]
 
     def inspect(self, path: str) -> tuple[RecordKind | None, Kind]:
         """Returns the first record of a file, and the kind that the file has if it has labels.
@@ -321,8 +321,7 @@ def look(data: str | os.PathLike[str], on_error: OnError = "raise") -> Found:
         raise DataError(f"{os.fspath(data)}: expected {expected}; {unusable}")
     of_kind = set(kinds[chosen])
     used = tuple(path for path in records if path in of_kind)
-    near = _as_folder(data)
-    near += [folder for path in used for folder in inspector.folders(path)]
+    near = [*inspector.data, *(folder for path in used for folder in inspector.folders(path))]
     return Found(
         format=_FORMATS[chosen.name],
         features=chosen.features,
@@ -347,10 +346,10 @@ def _sort(
     kinds: dict[Kind, list[str]] = {}
     rated: set[str] = set()
     unusable = ""
-    empty = [path for path in paths if is_file(path) and not size_of(path)]
+    empty = {path: None for path in paths if is_file(path) and not size_of(path)}
     if empty:
-        kinds[Kind("empty")] = empty
-        paths = [path for path in paths if path not in kinds[Kind("empty")]]
+        kinds[Kind("empty")] = list(empty)
+        paths = [path for path in paths if path not in empty]
     for series in _series(paths):
         seen = {path: inspector.inspect(path) for path in sample_of(series)}
         kinds_seen = {_labelled(*found) for found in seen.values()}

@@ -24,6 +24,7 @@ from pyseg._containers import Shapes
 from pyseg._extras import requires
 from pyseg._paths import path_text
 from pyseg._progress import Progress
+from pyseg._remote import version
 from pyseg._table import Table
 from pyseg._urls import is_url
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
@@ -244,9 +245,8 @@ class _Video(NamedTuple):
 
     def written(self, names: Sequence[str]) -> SourceVideo:
         """Returns what `write_collection` takes."""
-        status = self.source.path.stat()
+        stamp = version(os.fspath(self.source.path))
         [num_frames, *_] = {shape[0] for shape, _ in self.shapes.values()}
-        stamp = f"{status.st_size} {status.st_mtime_ns}"
         return SourceVideo(self.source.id, num_frames, functools.partial(self.read, names), stamp)
 
 

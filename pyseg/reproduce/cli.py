@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,20 +24,14 @@ from pyseg.reproduce.runner import Runner, run_all
 from pyseg.reproduce.segments import segment_tables
 from pyseg.reproduce.ways import run_ways
 
-
-def _segments(config: ReproduceConfig, experiment: Experiment) -> None:
-    run_ways(config, experiment, segment_tables(experiment))
-
-
-def _mixtures(config: ReproduceConfig, experiment: Experiment) -> None:
-    run_ways(config, experiment, mixture_tables(experiment))
-
-
 # Tables that have to be named, and whether an experiment has the data for them.
 _ALONE: dict[str, tuple[Callable[[ReproduceConfig, Experiment], None], Callable[..., bool]]] = {
     "curve": (run_curve, lambda experiment: experiment.has_shares),
-    "segments": (_segments, lambda experiment: experiment.pretrain is not None),
-    "mixtures": (_mixtures, lambda experiment: True),
+    "segments": (
+        functools.partial(run_ways, make_tables=segment_tables),
+        lambda experiment: experiment.pretrain is not None,
+    ),
+    "mixtures": (functools.partial(run_ways, make_tables=mixture_tables), lambda experiment: True),
     "rating": (run_rating, lambda experiment: True),
 }
 
@@ -85,7 +80,7 @@ def _run(
 ) -> None:
     """Runs comparisons and writes their tables, in a folder that no other command uses."""
     runner = Runner(experiment, config.out_folder / "runs", device=config.device)
-    results = Results(config, experiment, experiment.finetune.steps)
+    results = Results(config, experiment)
     print(f"{experiment.name}: {experiment.description}")
     variants = sum(len(comparison.variants) for comparison in comparisons)
     began = time.perf_counter()

@@ -135,16 +135,7 @@ def with_graph(model: ModelSpec, **overrides: Any) -> ModelSpec:
 # Beside `nextvlad-small`; branches of a mixture share the normalization of frames.
 _UNLIKE_FRAMES = {
     "architectures": {
-        "DBoF": ModelSpec(
-            "dbof",
-            {
-                "clusters": 512,
-                "hidden_size": 256,
-                "batch_norm_momentum": 0.1,
-                "head": "logistic",
-                "normalization": "dequantize",
-            },
-        ),
+        "DBoF": _graph_models(normalization="dequantize")["DBoF"],
         "attention GRU": ModelSpec("attention-gru", {k: _GRU[k] for k in _GRU if k != "name"}),
     }
 }
@@ -275,13 +266,8 @@ class Experiment(ABC):
         return model.node_features
 
 
-_PERCEPTRON = {
-    "hidden_size": 512,
-    "normalization": "l2",
-    "input_dropout": 0.3,
-    "dropout": 0.6,
-    "prior": _PRIOR,
-}
+_LAYERS = {"hidden_size": 512, "normalization": "l2", "input_dropout": 0.3, "dropout": 0.6}
+_PERCEPTRON = {**_LAYERS, "prior": _PRIOR}
 
 
 class IncompleteVideos(Experiment):
@@ -311,9 +297,7 @@ class IncompleteVideos(Experiment):
     unlike: ClassVar = {
         "architectures": {
             "linear": ModelSpec("linear", {"normalization": "l2", "prior": _PRIOR}),
-            "perceptron with experts": ModelSpec(
-                "mlp", {**{k: _PERCEPTRON[k] for k in _PERCEPTRON if k != "prior"}, "head": "moe"}
-            ),
+            "perceptron with experts": ModelSpec("mlp", {**_LAYERS, "head": "moe"}),
         },
         "features": {
             name: ModelSpec("mlp-of-feature", {**_PERCEPTRON, "feature": number})

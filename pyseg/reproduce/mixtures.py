@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pyseg import distributed, models
 from pyseg.evaluate import predictions
 from pyseg.models import register
 from pyseg.nn import MLP, Mixture
@@ -60,15 +59,14 @@ class MeanOfLogits(nn.Module):
 def mixture_tables(experiment: Experiment) -> list[Ways]:
     """Returns the table, with the targets of ``--recipe best``."""
     title = f"three models, with the targets of --recipe best, beside one {experiment.model.name}"
-    return [Ways("mixtures", title, functools.partial(_rows, experiment))]
+    return [Ways("mixtures", title, _rows)]
 
 
-def _rows(experiment: Experiment, runner: Runner, seed: int) -> Iterator[tuple[Variant, Scored]]:
-    best = functools.partial(recipe_variant, recipe="best")
+def _rows(runner: Runner, seed: int) -> Iterator[tuple[Variant, Scored]]:
+    experiment, best = runner.experiment, functools.partial(recipe_variant, recipe="best")
 
     def trained(variant: Variant) -> nn.Module:
-        device = distributed.pick_device(runner.device)
-        return models.load(runner.trained(variant, seed)[0], device=device)
+        return runner.load(runner.trained(variant, seed)[0])
 
     def row(variant: Variant, *members: Variant) -> tuple[Variant, Scored]:
         """Returns a row of one model, or of the mean of several."""
@@ -80,23 +78,28 @@ def _rows(experiment: Experiment, runner: Runner, seed: int) -> Iterator[tuple[V
     together = best(
         f"{COPIES} of it, trained together (--copies {COPIES})", one.model, copies=COPIES
     )
-    yield row(together)
-    branch = cast(Mixture, trained(together)).branches[0]
+    mixture = cast(Mixture, trained(together))
+    branch = mixture.branches[0]
+    yield together, functools.partial(predictions, mixture)
     yield replace(together, name="  its first branch alone"), functools.partial(predictions, branch)
     yield row(_undistilled(replace(one, model=_mixture([one] * COPIES))))
-    apart = [replace(one, draw=number) for number in range(COPIES)]
-    yield row(replace(one, name=f"{COPIES} of it, trained apart, mean of the logits"), *apart)
+    apart = replace(one, name=f"{COPIES} of it, trained apart, mean of the logits")
+    yield row(apart, *_draws(one))
     for difference, others in experiment.unlike.items():
         members = [one]
         for name, model in others.items():
             members.append(best(f"one {name}", model))
             yield row(members[-1])
-            alike = [replace(members[-1], draw=number) for number in range(COPIES)]
-            yield row(replace(alike[0], name=f"  {COPIES} of it, trained apart"), *alike)
+            apart = replace(members[-1], name=f"  {COPIES} of it, trained apart")
+            yield row(apart, *_draws(members[-1]))
         together = best(f"one of each, {difference}, trained together", _mixture(members))
         yield row(together)
         yield row(_undistilled(together))
         yield row(replace(together, name="  trained apart, mean of the logits"), *members)
+
+
+def _draws(variant: Variant) -> list[Variant]:
+    return [replace(variant, draw=number) for number in range(COPIES)]
 
 
 def _mixture(members: Sequence[Variant]) -> ModelSpec:

@@ -160,15 +160,13 @@ class Results:
     Args:
         config: The command's options.
         experiment: The experiment.
-        steps: The steps of fine-tuning.
     """
 
-    def __init__(self, config: ReproduceConfig, experiment: Experiment, steps: int) -> None:
+    def __init__(self, config: ReproduceConfig, experiment: Experiment) -> None:
         self.folder = config.out_folder
         self.tables_file = self.folder / "tables.md"
         self._config = config
         self._experiment = experiment
-        self._steps = steps
         self._texts: list[str] = []
         self._numbers: list[dict[str, Any]] = []
 
@@ -188,11 +186,12 @@ class Results:
     def _introduction(self) -> list[str]:
         """Returns the lines before the first table."""
         experiment, seeds = self._experiment, len(self._config.used_seeds)
+        stage = experiment.finetune
         return [
             f"# The paper's tables on {experiment.name}",
             "",
-            f"{experiment.description[0].upper()}{experiment.description[1:]}. {self._steps} steps "
-            f"of {experiment.finetune.batch_size}; {seeds} seed{'s' * (seeds > 1)}, mean ± "
+            f"{experiment.description[0].upper()}{experiment.description[1:]}. {stage.steps} steps "
+            f"of {stage.batch_size}; {seeds} seed{'s' * (seeds > 1)}, mean ± "
             "standard error over seeds; differences are from the first row, seed by seed, with a "
             "second standard error over classes (bootstrap); * marks those of more than two "
             "standard errors, of both together."

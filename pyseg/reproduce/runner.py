@@ -24,6 +24,7 @@ from pyseg.config import LossConfig, StageConfig, TrainConfig
 from pyseg.data import Collection
 from pyseg.errors import DataError, MissingFileError, UserError
 from pyseg.evaluate import predictions
+from pyseg.nn import FrameClassifier
 from pyseg.reproduce.comparisons import PLAIN, Variant
 from pyseg.reproduce.estimates import Outcome
 from pyseg.reproduce.experiments import Experiment
@@ -76,7 +77,7 @@ class Runner:
             return found
         began = time.perf_counter()
         self.trained(variant, seed)
-        model = models.load(folder, device=distributed.pick_device(self.device))
+        model = self.load(folder)
         measured = self.experiment.measure(functools.partial(predictions, model), seed)
         classes = {name: values.tolist() for name, values in measured.items()}
         found = {"classes": classes, "seconds": time.perf_counter() - began}
@@ -96,6 +97,10 @@ class Runner:
             config = replace(config, init=str(before))
         self._train(replace(config, run=str(folder)), variant, seed)
         return folder, before
+
+    def load(self, folder: Path) -> FrameClassifier:
+        """Returns the model of a run, on the device."""
+        return models.load(folder, device=distributed.pick_device(self.device))
 
     def _config(self, variant: Variant, seed: int) -> TrainConfig:
         return TrainConfig(

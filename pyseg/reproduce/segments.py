@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyseg import distributed, models
 from pyseg.data import Batch, RecordDataset
 from pyseg.data.loading import loader
 from pyseg.evaluate import predictions
@@ -46,12 +45,8 @@ def _rows(variant: Variant, runner: Runner, seed: int) -> Iterator[tuple[Variant
 
 def _ways(runner: Runner, variant: Variant, seed: int) -> Iterator[tuple[str, Scored]]:
     """Yields the ways to score segments, by name; the first one is to score their own frames."""
-    device = distributed.pick_device(runner.device)
-    tuned, pretrained = (
-        None if folder is None else models.load(folder, device=device)
-        for folder in runner.trained(variant, seed)
-    )
-    assert tuned is not None
+    folder, before = runner.trained(variant, seed)
+    tuned, pretrained = runner.load(folder), None if before is None else runner.load(before)
     collection = runner.experiment.collection(seed)
     videos = {e.id: torch.tensor(e.frames) for e in collection.videos("test")}
     in_windows = functools.partial(_scored_in_windows, tuned, videos)

@@ -31,10 +31,15 @@ class Ways(NamedTuple):
     score: Callable[[Runner, int], Iterator[tuple[Variant, Scored]]]
 
 
-def run_ways(config: ReproduceConfig, experiment: Experiment, tables: Sequence[Ways]) -> None:
+def run_ways(
+    config: ReproduceConfig,
+    experiment: Experiment,
+    make_tables: Callable[[Experiment], Sequence[Ways]],
+) -> None:
     """Trains what tables need, and writes them."""
+    tables = make_tables(experiment)
     runner = Runner(experiment, config.out_folder / "runs", device=config.device)
-    results = Results(config, experiment, experiment.finetune.steps)
+    results = Results(config, experiment)
     measures = experiment.measures
     with Progress("reproduce", "runs", len(tables) * len(config.used_seeds)) as bar:
         for table in tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -131,18 +132,10 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, offsets: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
         """Returns the loss of (B, C) logits; the ratings are those of a `pyseg.data.Batch`."""
+        loss = functools.partial(rated_bce_with_logits, absent_evidence=self.absent_evidence)
         if self.absent is not None:
-            return rated_bce_with_logits_reference(
-                logits,
-                offsets,
-                classes,
-                scores,
-                self.correlation,
-                rated_weight=self.rated_weight,
-                unrated_weight=self.unrated_weight,
-                absent=self.absent,
-            )
-        return rated_bce_with_logits(
+            loss = functools.partial(rated_bce_with_logits_reference, absent=self.absent)
+        return loss(
             logits,
             offsets,
             classes,
@@ -150,5 +143,4 @@ class Loss(nn.Module):
             self.correlation,
             rated_weight=self.rated_weight,
             unrated_weight=self.unrated_weight,
-            absent_evidence=self.absent_evidence,
         )
