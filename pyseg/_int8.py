@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 _LEVELS = 127  # a value is one of -127..127 steps
@@ -39,6 +39,17 @@ def int8_products(used: bool) -> Iterator[None]:
         _state.used = before
 
 
+def has_large_layer(model: nn.Module) -> bool:
+    """Returns whether a model has a linear layer that `int8_products` makes faster."""
+    return any(
+        isinstance(layer, nn.Linear) and _is_large(layer.weight) for layer in model.modules()
+    )
+
+
+def _is_large(weight: Tensor) -> bool:
+    return weight.numel() > _FEWEST_WEIGHTS and weight.shape[1] <= _MOST_FEATURES
+
+
 def takes_int8(x: Tensor, weight: Tensor) -> bool:
     """Returns whether a layer has to multiply 8-bit integers.
 
@@ -53,8 +64,7 @@ def takes_int8(x: Tensor, weight: Tensor) -> bool:
         _state.used
         and weight.is_cpu
         and x.dtype == weight.dtype == torch.float32
-        and weight.numel() > _FEWEST_WEIGHTS
-        and weight.shape[1] <= _MOST_FEATURES
+        and _is_large(weight)
     )
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
-from pyseg._int8 import has_fast_int8, int8_products
+from pyseg._int8 import has_fast_int8, has_large_layer, int8_products
 from pyseg.errors import ArgumentError
 
 MixedPrecisionName = Literal["fp32", "bf16", "fp16"]
@@ -48,7 +49,11 @@ class Precision:
 
     @classmethod
     def on(
-        cls, device: torch.device, name: PrecisionName | None = None, tf32: bool | None = None
+        cls,
+        device: torch.device,
+        name: PrecisionName | None = None,
+        tf32: bool | None = None,
+        model: nn.Module | None = None,
     ) -> Precision:
         """Returns the precision that options mean on a device.
 
@@ -59,6 +64,8 @@ class Precision:
                 "fp32" on a processor that is no faster with it, and a log line says so.
             tf32: The option ``tf32``, which has no effect on a CPU; default: on a GPU, unless
                 "fp32" is asked for.
+            model: The model that is to use it, if known: "int8" becomes "fp32" for one without a
+                large layer, and a log line says so.
 
         Raises:
             ValueError: An option has another value, or "int8" is asked for on a GPU.
@@ -75,6 +82,12 @@ class Precision:
                     "which is for a CPU"
                 )
             name = _int8_or_fp32()
+            if name == "int8" and model is not None and not has_large_layer(model):
+                name = "fp32"
+                _LOG.warning(
+                    "precision int8: expected a model with a layer of many weights, found none "
+                    "that is faster with it; float32 is used"
+                )
         if tf32 is None:
             tf32 = device.type == "cuda" and name != "fp32"
         return cls(name or ("bf16" if _has_bfloat16(device) else "fp32"), tf32)

@@ -449,3 +449,36 @@ def flat_options(config: TrainConfig) -> dict[str, Any]:
         return found
 
     return flat(json.loads(json.dumps(asdict(config))))
+
+
+_OF_STEPS = {"compile": True, "cuda_graph": True, "on_nan": "skip", "pad_frames": True}
+"""Options that only steps use, with the value that asks for something."""
+
+
+def unused_by_ridge(config: TrainConfig) -> list[str]:
+    """Returns the options that are given though ``--solver ridge`` has no use for them.
+
+    Example:
+        >>> unused_by_ridge(TrainConfig(model="ridge", compile=True))
+        ['--compile']
+        >>> unused_by_ridge(TrainConfig(model="mlp", compile=True))
+        []
+    """
+    if config.solver != "ridge":
+        return []
+    default = flat_options(TrainConfig(recipe=config.recipe, model=config.model))
+    given = flat_options(config)
+    used = ("batch_size", "loss", "loss_overrides")
+    of_steps = [option.name for option in fields(StageConfig) if option.name not in used]
+    names = [f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in of_steps]
+    names += ["loss.rated_weight", "loss.unrated_weight"]
+    unused = [
+        name
+        for name in names
+        if given[name] != default[name]
+        and (given[name] or not name.endswith(".steps"))  # 0 leaves the stage out
+    ]
+    unused += [name for name, value in _OF_STEPS.items() if given[name] == value]
+    if config.precision in ("bf16", "fp16"):
+        unused.append("precision")
+    return [f"--{name}" for name in unused]

@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,19 @@ import torch
 from pyseg import _cli, models, results
 from pyseg._containers import parse_json
 from pyseg._paths import path_text
+from pyseg._remote import location
 from pyseg.calibration import Calibration
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
-from pyseg.data import Collection, FeatureSet, features, open_collection, vocabulary
+from pyseg.data import (
+    Collection,
+    FeatureSet,
+    features,
+    find_shards,
+    open_collection,
+    vocabulary,
+)
+from pyseg.data.collection import find_data
 from pyseg.data.records import OnError
 from pyseg.errors import DataError, UserError
 from pyseg.labels import LabelCorrelation
@@ -299,3 +308,41 @@ def open_data(
         test_fraction=config.test_fraction,
         seed=config.seed,
     )
+
+
+def is_own(config: TrainConfig, data: str | None, shards: Iterable[str]) -> bool:
+    """Returns whether records, or some of them, are those that a run was trained on.
+
+    Args:
+        config: The run's options.
+        data: What the user named; None: the run's data.
+        shards: The files of the records.
+    """
+    if data is None:
+        return True
+    try:
+        own = {location(path) for path in find_shards(find_data(config.data))}
+    except (DataError, FileNotFoundError):  # they are there no more
+        return False
+    return any(location(path) in own for path in shards)
+
+
+def check_held_out(run: Run, data: str | None, shards: Iterable[str], hint: str = "") -> None:
+    """Checks that a run was not trained on the videos that it holds out of records.
+
+    Args:
+        run: The run.
+        data: What the user named; None: the run's data.
+        shards: The files of the records.
+        hint: What the message ends with.
+
+    Raises:
+        pyseg.errors.UserError: It was trained on all of them.
+    """
+    config = run.config()
+    if not config.test_fraction or (config.final_fit and is_own(config, data, shards)):
+        option = "--final_fit" if config.final_fit else "--test_fraction 0"
+        raise UserError(
+            f"--run {run}: expected videos that were held out, found that it was trained on all "
+            f"with {option}: name --data of other videos, with --part all{hint}"
+        )

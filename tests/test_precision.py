@@ -56,6 +56,17 @@ def test_int8_is_for_processors_that_are_fast_with_it(monkeypatch, caplog, fast)
         Precision.on(GPU, "int8")
 
 
+@pytest.mark.parametrize("width", [512, 513])
+def test_int8_is_for_models_with_a_large_layer(monkeypatch, caplog, width) -> None:
+    monkeypatch.setattr(_precision, "_int8_or_fp32", lambda: "int8")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(512, width))
+    found = Precision.on(CPU, "int8", model=model)
+    assert found == Precision("int8" if width > 512 else "fp32")
+    assert [
+        r.message.startswith("precision int8: expected a model with") for r in caplog.records
+    ] == [True] * (width == 512)
+
+
 def test_int8_is_left_after_an_error() -> None:
     x, weight = torch.ones(1, 1024), torch.ones(512, 1024)
     with contextlib.suppress(ZeroDivisionError), Precision("int8").used_on(CPU):

@@ -224,7 +224,7 @@ def test_an_empty_held_out_part_is_reported_at_the_start(tmp_path, capsys):
         "evaluation, whatever evaluate_every says"
     )
     assert not any(line["stage"] == "evaluate" for line in log_of(run))
-    with pytest.raises(UserError, match="there is nothing to evaluate: no segment is rated"):
+    with pytest.raises(UserError, match="trained on all with --test_fraction 0: name --data"):
         evaluate.main(["--run", str(run)])
     patient = {"finetune": StageConfig(2, 1e-3, 8, evaluate_every=1, patience=3)}
     for changes, message in (

@@ -11,19 +11,18 @@ import numpy as np
 
 from pyseg._progress import Progress
 from pyseg._registry import unknown
-from pyseg._remote import location
 from pyseg.calibrate.config import CalibrateConfig
-from pyseg.data import Collection, ReadReport, find_shards
+from pyseg.data import Collection, ReadReport
 from pyseg.data.annotations import Annotations, Settled, settle
 from pyseg.data.annotations.answers import RANDOM, interval_of, read_answers
-from pyseg.data.collection import Split, find_data
+from pyseg.data.collection import Split
 from pyseg.data.formats import id_key
 from pyseg.data.records import read_frames
 from pyseg.data.segments import SegmentBlock, read_segments
 from pyseg.errors import DataError, UserError
 from pyseg.evaluate import check_collection, predictions
 from pyseg.predict import Scorer
-from pyseg.runs import open_data
+from pyseg.runs import check_held_out, is_own, open_data
 
 _MOST_SEGMENTS = 20_000
 _MOST_SCORES = 20_000_000
@@ -95,30 +94,15 @@ class HeldOut:
 
     def _check(self) -> None:
         """Checks that the videos of the options were not trained on."""
-        config, trained = self.config, self.scorer.trained
-        if not self._is_own():
+        config, scorer = self.config, self.scorer
+        if not is_own(scorer.trained, config.data, scorer.shards):
             return
         if config.part != "test":
             raise UserError(
                 f"--part {config.part}: expected test with the run's training data, whose other "
                 "videos it was trained on"
             )
-        if trained.final_fit or not trained.test_fraction:
-            option = "--final_fit" if trained.final_fit else "--test_fraction 0"
-            raise UserError(
-                f"--run {config.run}: expected videos that were held out, found that it was "
-                f"trained on all with {option}: name --data of other videos, with --part all"
-            )
-
-    def _is_own(self) -> bool:
-        """Returns whether the records, or some of them, are those that the run was trained on."""
-        if self.config.data is None:
-            return True
-        try:
-            own = {location(path) for path in find_shards(find_data(self.scorer.trained.data))}
-        except (DataError, FileNotFoundError):  # they are there no more
-            return False
-        return any(location(path) in own for path in self.scorer.shards)
+        check_held_out(scorer.run, config.data, scorer.shards)
 
     def _open(self) -> Collection | None:
         """Returns the collection; None where its records are not labeled."""

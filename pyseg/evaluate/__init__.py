@@ -38,7 +38,7 @@ from pyseg.data.records import OnError, ReadReport, is_record_file, without_reco
 from pyseg.data.shards import named_as_records
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.results import KINDS, LOG_KEYS, LabelResult, RatedResult, Result
-from pyseg.runs import Run, open_data
+from pyseg.runs import Run, check_held_out, open_data
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def predictions(
         The batch, and its logits (B, C) float32.
     """
     device = next(model.parameters()).device
-    used = Precision.on(device, precision, tf32)
+    used = Precision.on(device, precision, tf32, model)
     was_training = model.training
     waiting: list[tuple[Batch, Download]] = []
 
@@ -394,6 +394,13 @@ def check_collection(model: Any, collection: Collection, run: Run, data: str) ->
     return classes
 
 
+def _check_part(run: Run, data: str | None, collection: Collection, part: Part) -> None:
+    """Checks that held-out videos are to be evaluated only where the run has such."""
+    if part == "test":
+        shards = {*collection.video_paths, *collection.segment_paths}
+        check_held_out(run, data, shards, "; --part train evaluates on those that it knows")
+
+
 def note_level(model: Any, found: str, run: Run, data: str) -> None:
     """Warns if a model of mean features of videos is applied to frames, or vice versa.
 
@@ -439,6 +446,8 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]
         else:
             collection = open_data(trained, source, config.labels, on_error)
         part = config.part or ("all" if trained is None else "test")
+        if config.run is not None:
+            _check_part(Run(config.run), config.truth or config.data, collection, part)
         # All of the data, also in one of several processes.
         segments = collection.segments(part, cache=False, rank=0, world_size=1)
         if segments is None:
@@ -478,6 +487,7 @@ def evaluate_run(config: EvaluateConfig) -> Result:
     classes = check_collection(model, collection, run, data)
     note_level(model, collection.level, run, data)
     part = config.part or "test"
+    _check_part(run, config.data, collection, part)
     report = ReadReport()
     # One process reads them once, in this order. Several would each have rows of other segments,
     # and of equal scores another would come first.
@@ -501,8 +511,14 @@ def evaluate_run(config: EvaluateConfig) -> Result:
     return result
 
 
-def _calibration_line(run: Run) -> str | None:
-    """Returns a line on a run's calibration, if it has one; its own, as evaluations rank."""
+def _calibration_line(config: EvaluateConfig) -> str | None:
+    """Returns a line on a run's calibration, if it has one and its held-out videos are evaluated.
+
+    It repeats what `pyseg.calibrate` measured, as an evaluation ranks.
+    """
+    run = Run(cast(str, config.run))
+    if config.data not in (None, run.config().data) or config.part not in (None, "test"):
+        return None
     try:
         found = run.calibration(cast(Any, run.model()).num_classes)
     except DataError as error:
@@ -528,7 +544,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with distributed.session(distributed.pick_device(config.device)):
         if config.submission is None:
             print(evaluate_run(config).describe())
-            if line := _calibration_line(Run(cast(str, config.run))):
+            if line := _calibration_line(config):
                 print(line)
             return
         result, notes = evaluate_submission(config)

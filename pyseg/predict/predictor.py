@@ -122,9 +122,9 @@ class Predictor:
         tf32: bool | None = None,
     ) -> None:
         self.device = distributed.local_device(distributed.pick_device(device))
-        self._precision = Precision.on(self.device, precision, tf32)
         self.run = Run(run)
         model = cast(Any, self.run.model().to(self.device))
+        self._precision = Precision.on(self.device, precision, tf32, model)
         if model.config.level == "video":
             raise UserError(
                 f"{run}: expected a run that was trained on frames, found one that was trained on "

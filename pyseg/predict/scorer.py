@@ -69,7 +69,6 @@ class Scorer:
     def __init__(self, config: PredictConfig) -> None:
         self.config = config
         self.device = distributed.local_device(distributed.pick_device(config.device))
-        self.precision = Precision.on(self.device, config.precision, config.tf32)
         self.run = Run(config.run)
         self.trained = self.run.config()
         self.run.warn_unfinished()
@@ -85,6 +84,8 @@ class Scorer:
         if config.video_top is not None or config.video_weight > 0:
             self.video_run, self.video_model = self._load_video_model(config.video_run)
             self._max_frames = self.video_run.config().max_frames
+        used = nn.ModuleList(filter(None, (self.model, self.video_model)))
+        self.precision = Precision.on(self.device, config.precision, config.tf32, used)
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:

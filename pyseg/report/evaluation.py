@@ -15,7 +15,7 @@ from pyseg.metrics import MeanAveragePrecisionAtK, map_at_k
 from pyseg.predict import PredictConfig, Scorer, timelines
 from pyseg.report.config import ReportConfig
 from pyseg.report.runs import BEST_LABELS, Evaluation, ReportedRun
-from pyseg.runs import open_data
+from pyseg.runs import check_held_out, open_data
 from pyseg.timeline import Rating
 
 if TYPE_CHECKING:
@@ -53,6 +53,12 @@ def add_evaluation(run: ReportedRun, config: ReportConfig) -> None:
             raise
         run.missing = str(error)
         return
+    if config.part == "test":
+        try:
+            check_held_out(scorer.run, config.data, scorer.shards)
+        except UserError as error:
+            run.missing = str(error)
+            return
     evaluation = _evaluate(scorer, collection, config, classes)
     if not evaluation.precision.positives.any():
         run.missing = f"part {config.part} of its data has no positive rating or label"

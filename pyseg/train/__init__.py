@@ -27,9 +27,10 @@ import torch
 from pyseg import _cli, _ext, distributed
 from pyseg._memory import keep_memory
 from pyseg._precision import allow_tf32
-from pyseg.config import TrainConfig, make_parser, recipe_defaults
+from pyseg.config import TrainConfig, make_parser, recipe_defaults, unused_by_ridge
 from pyseg.data import Collection, ReadReport
 from pyseg.data.records import without_record_warnings
+from pyseg.errors import UserError
 from pyseg.evaluate import evaluate
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
@@ -59,6 +60,9 @@ FEW_RATINGS = 50
 
 MANY_CLASSES = 40
 """From so many classes on it suggests ``--recipe best``, for which unrated classes are absent."""
+
+MOST_EXPECTED = 0.5
+"""Share of the other classes from which on `train` suggests to leave out the correlation."""
 
 _LINEAR = ("linear", "ridge")
 
@@ -133,7 +137,8 @@ def _train(
         start_from(model, Path(config.init))
     classes = classes_to_tune(config, collection)
     stages, correlation = make_stages(config, collection, classes, graph, device, counted)
-    _check_solver(config, model, stages)
+    if config.solver == "ridge":
+        _check_ridge(config, model, stages)
     if distributed.rank():  # the same weights in all processes, but different dropout and noise
         torch.manual_seed(config.seed + distributed.rank())
 
@@ -157,10 +162,16 @@ def _train(
     return run
 
 
-def _check_solver(config: TrainConfig, model: FrameClassifier, stages: Sequence[Stage]) -> None:
-    if config.solver == "ridge":
-        for stage in stages:
-            check_solvable(model, stage)
+def _check_ridge(config: TrainConfig, model: FrameClassifier, stages: Sequence[Stage]) -> None:
+    if config.copies > 1:
+        raise UserError(
+            f"--copies {config.copies}: expected 1 with --solver ridge (as of --model ridge and "
+            "--recipe best), whose solution is the same for all copies"
+        )
+    for stage in stages:
+        check_solvable(model, stage)
+    if unused := unused_by_ridge(config):
+        print(f"solver: ridge takes no steps, and has no use for {', '.join(unused)}")
 
 
 def _print_task(
@@ -187,28 +198,44 @@ def _print_task(
         source = config.loss.correlation
         where = f"of {source}" if source != "auto" else "of the training videos' labels"
         print(f"label correlation: {len(correlation.values)} relations {where}")
+        pairs = correlation.num_classes * (correlation.num_classes - 1)
+        if pairs and (share := float(correlation.values.sum()) / pairs) > MOST_EXPECTED:
+            print(
+                f"label correlation: where one class is, it expects {share:.0%} of the others; if "
+                "segments have fewer, as they are shorter than videos, --loss.correlation none is "
+                "better"
+            )
     if summary := counted.summary():
         print(f"label correlation: {summary}")
 
 
 def _suggest_linear(config: TrainConfig, stages: Sequence[Stage], num_classes: int) -> None:
-    """Prints that a simpler model may do, if there are few ratings."""
+    """Prints that another model may do as well or better, if there are few ratings or classes."""
+    few = num_classes < MANY_CLASSES
+    if config.solver == "ridge" and few:
+        print(
+            f"data: {num_classes} classes; ridge counts an unrated class as absent, so that with "
+            "so few of them --model linear is often better"
+        )
     for stage in stages:
         if stage.name != "finetune" or not stage.config.steps or config.model in _LINEAR:
             continue
         if stage.dataset.cached and (number := ratings_per_class(stage.dataset)) < FEW_RATINGS:
-            option = "--recipe best" if num_classes >= MANY_CLASSES else "--model linear"
+            option = "--model linear" if few else "--recipe best"
             print(f"data: {number} ratings a class; with so few, {option} is often as good")
 
 
 def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:
     """Prints the run's folder, and commands to go on with."""
     print(f"run folder: {run}")
-    if evaluated:
+    if config.final_fit:
+        print("the evaluation above is of the weights before the final fit, on all ratings")
+    elif evaluated:
         print(f"evaluate again: {_cli.follow_up(f'pyseg.evaluate --run {run}')}")
     if config.data == "sample":
+        option = "--recipe best" if config.solver == "ridge" else "--model nextvlad1"
         print(
-            "on YouTube-8M: python -m pyseg.train --model nextvlad1 "
+            f"on YouTube-8M: python -m pyseg.train {option} "
             "--data <folder of train*.tfrecord and validate*.tfrecord>"
         )
 

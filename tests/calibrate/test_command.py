@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pyseg
-from pyseg import calibrate, evaluate, models, predict, train
+from pyseg import calibrate, evaluate, models, predict, report, train
 from pyseg.calibration import Calibration
 from pyseg.config import StageConfig, TrainConfig
 from pyseg.data import Ratings, encode_frames, held_out, write_records
@@ -207,11 +207,39 @@ def test_unknown_classes_and_parts(made: Made, run: Path, tmp_path: Path) -> Non
             calibrate.main(["--run", str(run), "--part", "all", *words])
 
 
-def test_runs_without_held_out_videos(made: Made, run: Path) -> None:
+def test_runs_without_held_out_videos(made: Made, run: Path, capsys) -> None:
+    """Their training videos are not taken for held-out ones, by no command that would."""
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("final_fit: false", "final_fit: true"))
+    own = f"{made.data}/*.tfrecord"
+    for words in ([], ["--data", own]):
+        for command in (calibrate, evaluate):
+            with pytest.raises(UserError, match="trained on all with --final_fit: name --data"):
+                command.main(["--run", str(run), *words])
+        report.main(["--run", str(run), *words])
+        assert f"was not evaluated: --run {run}: expected" in capsys.readouterr().out
     with pytest.raises(UserError, match="trained on all with --final_fit: name --data"):
-        calibrate.main(["--run", str(run)])
+        evaluate.main(["--run", str(run), "--submission", str(config)])
+    for words in (["--part", "train"], ["--data", shutil.copytree(made.data, run / "other")]):
+        evaluate.main(["--run", str(run), *map(str, words)])
+        assert "MAP@100k" in capsys.readouterr().out
+    config.write_text(config.read_text().replace("test_fraction: 0.5", "test_fraction: 0.0"))
+    with pytest.raises(UserError, match="trained on all with --"):
+        evaluate.main(["--run", str(run)])
+
+
+def test_a_calibration_is_repeated_for_held_out_videos_only(run: Path, tmp_path: Path, capsys):
+    calibrate.main(["--run", str(run)])
+    data = Run(run).config().data
+    for words, repeated in (
+        ([], True),
+        (["--data", data], True),
+        (["--part", "all"], False),
+        (["--data", str(shutil.copytree(data, tmp_path / "other"))], False),
+    ):
+        capsys.readouterr()
+        evaluate.main(["--run", str(run), *words])
+        assert ("calibration error" in capsys.readouterr().out) == repeated, words
 
 
 def test_predictions_use_it(run: Path, tmp_path: Path, capsys) -> None:

@@ -273,4 +273,29 @@ def test_an_interrupted_stage_starts_again(
 
 def test_a_final_fit_uses_the_held_out_segments_too(folder: Path, tmp_path: Path, capsys) -> None:
     train.train(ridge(folder, tmp_path / "run", final_fit=True))
-    assert "final: ridge regression on 120 examples" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "final: ridge regression on 120 examples" in printed
+    assert "the evaluation above is of the weights before the final fit" in printed
+    assert "evaluate again" not in printed
+
+
+def test_options_that_only_steps_use_are_named(folder: Path, tmp_path: Path, capsys) -> None:
+    default = TrainConfig(model="ridge")
+    stage = replace(default.finetune, steps=7, learning_rate=0.1, ema=0.5)
+    given = {"pretrain": default.pretrain, "finetune": stage, "precision": "bf16", "compile": True}
+    train.train(ridge(folder, tmp_path / "run", **given))
+    expected = "--finetune.steps, --finetune.learning_rate, --finetune.ema, --compile, --precision"
+    assert (
+        f"solver: ridge takes no steps, and has no use for {expected}\n" in capsys.readouterr().out
+    )
+    used = {
+        "pretrain": replace(default.pretrain, steps=0, batch_size=7),
+        "finetune": default.finetune,
+    }
+    train.train(ridge(folder, tmp_path / "none", **used))
+    assert "has no use for" not in capsys.readouterr().out
+
+
+def test_copies_of_a_solution_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--copies 2: expected 1 with --solver ridge"):
+        train.train(ridge(folder, tmp_path / "run", copies=2))
