@@ -205,7 +205,7 @@ def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:
     """Prints the run's folder, and commands to go on with."""
     print(f"run folder: {run}")
     if evaluated:
-        print(f"evaluate again: {_cli.follow_up(f'pyseg.evaluate --run {run}')}")
+        print(f"evaluate again: {run.follow_up('pyseg.evaluate --run')}")
     if config.data == "sample":
         print(
             "on YouTube-8M: python -m pyseg.train --model nextvlad1 "
