@@ -92,27 +92,30 @@ def _error(url: str, error: Exception) -> PysegError:
 def _reason(url: str, error: Exception) -> str:
     """Returns why reading failed, of HTTP in plain words: aiohttp's are those of its classes."""
     text = " ".join(_urls.redacted(str(error)).split())[:300] or type(error).__name__
-    server = f"the server {_urls.host(url)}"
-    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
-        return f"{server} did not answer in time" if _urls.host(url) else text
-    if not type(error).__module__.startswith("aiohttp"):
+    package, name = type(error).__module__.partition(".")[0], type(error).__name__
+    server = f"the server {_urls.host(url)}".rstrip()
+    if package in ("aiohttp", "asyncio", "builtins", "fsspec") and "Timeout" in name:
+        return f"{server} did not answer in time"
+    if package != "aiohttp":
         return text
+    if any("Payload" in kind.__name__ for kind in type(error).__mro__):
+        return f"{server} ended the transfer early"
+    if type(error.__cause__).__module__ == "aiohttp.http_exceptions":  # its status is made up
+        return f"{server} answered with something else than HTTP"
     status = getattr(error, "status", None)
     if status is not None:
         phrase = HTTPStatus(status).phrase if status in [*HTTPStatus] else "no known status"
         return f"{server} answered with the status {status} ({phrase})"
-    if "Payload" in type(error).__name__:
-        return f"{server} ended the transfer early"
-    if "Disconnected" in type(error).__name__:
+    if "Disconnected" in name:
         return f"{server} closed the connection without an answer"
     found = getattr(error, "certificate_error", None) or getattr(error, "os_error", error)
     if isinstance(found, ssl.SSLError):
         text = getattr(found, "verify_message", "") or (found.reason or text).replace("_", " ")
-        return f"{server} cannot be reached over TLS: {text.lower()}"
+        return f"the TLS connection to {server} failed: {text.lower()}"
     if isinstance(found, OSError):
         known = found.errno is not None and found.errno > 0  # those of names of hosts are negative
         text = os.strerror(found.errno) if known else found.strerror or text
-        return f"{server} cannot be reached: {text}"
+        return f"the connection to {server} failed: {text}"
     return text
 
 
