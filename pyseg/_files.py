@@ -98,8 +98,8 @@ def open_shard(path: str) -> io.RawIOBase:
         raise
     except OSError as error:
         raise UserError(
-            f"{_CACHE} {folder}: expected a folder that can be made, written to and read, found: "
-            f"{error.strerror or error}"
+            f"{_CACHE} {folder}: expected a folder that can be made, written to and read, for a "
+            f"copy of {path}; found: {error.strerror or error}"
         ) from error
 
 

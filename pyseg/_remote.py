@@ -113,8 +113,8 @@ def _reason(url: str, error: Exception) -> str:
         text = getattr(found, "verify_message", "") or (found.reason or text).replace("_", " ")
         return f"the TLS connection to {server} failed: {text.lower()}"
     if isinstance(found, OSError):
-        known = found.errno is not None and found.errno > 0  # those of names of hosts are negative
-        text = os.strerror(found.errno) if known else found.strerror or text
+        number = found.errno or 0  # that of an unknown host is negative
+        text = os.strerror(number) if number > 0 else found.strerror or text
         return f"the connection to {server} failed: {text}"
     return text
 

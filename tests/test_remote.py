@@ -452,7 +452,8 @@ def test_an_unusable_cache(put, tmp_path, monkeypatch, folder: str, found: str) 
     assert error.startswith("PYSEG_REMOTE_CACHE")
     assert error.endswith(found)
     if "://" not in folder:
-        assert f" {folder}: expected a folder that can be made, written to and read" in error
+        assert f" {folder}: expected a folder that can be made, written to and read, for a" in error
+        assert "copy of memory://b.tfrecord; found" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "made"]
 
 

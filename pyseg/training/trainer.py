@@ -12,7 +12,6 @@ from torch import nn
 
 from pyseg import _cli, distributed, models
 from pyseg._files import remove_unfinished
-from pyseg._urls import is_url
 from pyseg.checkpoint import list_checkpoints, remove_checkpoints_after, save_checkpoint
 from pyseg.config import TrainConfig, flat_options
 from pyseg.data.loading import worker_errors
@@ -175,13 +174,13 @@ class Trainer:
 
     @contextlib.contextmanager
     def _saying_how_to_resume(self) -> Iterator[None]:
-        """Adds it to errors that are not of the data: of workers, and of shards at URLs."""
+        """Adds it to errors of workers, and of shards at URLs, which may pass."""
         try:
             with worker_errors():
                 yield
         except (WorkerError, RecordError) as error:
-            passing = isinstance(error, WorkerError) or is_url(str(error))  # it begins with a path
-            if not passing or not list_checkpoints(self.run.checkpoints_folder):
+            may_pass = isinstance(error, WorkerError) or "://" in str(error)
+            if not may_pass or not list_checkpoints(self.run.checkpoints_folder):
                 raise
             error.args = (f"{error}; {self.run.how_to_resume}",)
             raise
