@@ -18,10 +18,11 @@ from typing import IO, BinaryIO
 from pyseg import _remote, _urls
 from pyseg._paths import path_text
 from pyseg._remote import RemoteFile
-from pyseg.errors import ArgumentError, MissingFileError, UserError
+from pyseg.errors import ArgumentError, MissingFileError, PysegError, UserError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
+_CACHE = "PYSEG_REMOTE_CACHE"
 _UNFINISHED = ".part"
 LOCK = ".lock"
 """The name of the lock in a folder that a process owns (`sole_owner`)."""
@@ -51,6 +52,8 @@ def find_files(
         if _urls.is_url(text):
             files, is_folder = _remote.find(text, of_folder)
             problem = missing if is_folder else "no such file or folder, or none that matches"
+            if (query := _urls.query(text)) and "=" not in query:
+                problem += "; over HTTP a ? begins a query: write * or [0-9] in a glob"
         elif os.path.isdir(text):
             files, problem = of_folder(text), missing
         elif os.path.exists(text):
@@ -73,33 +76,52 @@ def open_shard(path: str) -> io.RawIOBase:
     """Opens a file of records, unbuffered: a local one, or one at a URL.
 
     Where the environment variable PYSEG_REMOTE_CACHE names a folder, files at URLs are copied there
-    first, each version of a file once, whatever the number of processes that read it.
+    first, each version of a file once, whatever the number of processes that read it. A copy whose
+    size is not the file's is made again.
 
     Args:
         path: The file, or the name of its URL (`pyseg._urls.named`).
 
     Raises:
-        pyseg.errors.PysegError: The URL cannot be read.
-        OSError: The file cannot be read, or the copy cannot be written.
+        pyseg.errors.PysegError: The URL cannot be read, or the copy cannot be written.
+        OSError: The local file cannot be read.
     """
     if not _urls.is_url(path):
         return open(path, "rb", buffering=0)
-    cache = os.environ.get("PYSEG_REMOTE_CACHE")
-    return open(_copy_of(path, Path(cache)), "rb", buffering=0) if cache else RemoteFile(path)
+    cache = os.environ.get(_CACHE)
+    if not cache:
+        return RemoteFile(path)
+    folder = Path(path_text(cache, _CACHE))
+    try:
+        return open(_copy_of(path, folder), "rb", buffering=0)
+    except PysegError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{_CACHE} {folder}: expected a folder that can be made, written to and read, for a "
+            f"copy of {path}; found: {error.strerror or error}"
+        ) from error
 
 
 def _copy_of(url: str, folder: Path) -> Path:
-    """Returns the local copy of a file at a URL, after making it if there is none."""
+    """Returns the local copy of a file at a URL, after making it if there is none of its size."""
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(f"{url} {_remote.version(url)}".encode()).hexdigest()[:24]
-    copy, lock = folder / f"{digest}-{_urls.split(url)[1]}", folder / f".{digest}{LOCK}"
-    if not copy.is_file():
-        with open(lock, "ab") as file, locked(file):
-            if not copy.is_file():
-                with RemoteFile(url) as source, atomic_write(copy) as whole:
-                    shutil.copyfileobj(source, whole, 1 << 20)
-            lock.unlink(missing_ok=True)
+    with _remote.asking_once():
+        size = _remote.size_of(url)
+        digest = hashlib.sha256(f"{url} {_remote.version(url)}".encode()).hexdigest()[:24]
+        copy, lock = folder / f"{digest}-{_urls.split(url)[1]}", folder / f".{digest}{LOCK}"
+        if not _is_whole(copy, size):
+            with open(lock, "ab") as file, locked(file):
+                if not _is_whole(copy, size):
+                    with RemoteFile(url) as source, atomic_write(copy) as whole:
+                        shutil.copyfileobj(source, whole, 1 << 20)
+                lock.unlink(missing_ok=True)
     return copy
+
+
+def _is_whole(copy: Path, size: int) -> bool:
+    """Returns whether there is a copy of so many bytes; of any number where size is -1."""
+    return copy.is_file() and size in (-1, copy.stat().st_size)
 
 
 @contextlib.contextmanager

@@ -11,11 +11,15 @@ import io
 import itertools
 import logging
 import os
+import re
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextvars import ContextVar
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -40,6 +44,23 @@ _PATIENCE = 1.0  # seconds to wait for the blocks that nobody wants any more
 _VERSIONS = ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "blob_id")
 _LOG = logging.getLogger("pyseg")
 _files: set[str] = set()  # URLs that were found to be files
+_known: ContextVar[dict[str, dict[str, Any] | PysegError] | None] = ContextVar(
+    "_known", default=None
+)
+
+
+@contextlib.contextmanager
+def asking_once() -> Iterator[None]:
+    """Keeps what servers say of files while the block runs, so that each is asked once for it.
+
+    Its threads share that, if they see its context variables (`pyseg._threads.map_in_order`).
+    """
+    token = None if _known.get() is not None else _known.set({})
+    try:
+        yield
+    finally:
+        if token is not None:
+            _known.reset(token)
 
 
 @contextlib.contextmanager
@@ -60,12 +81,42 @@ def _error(url: str, error: Exception) -> PysegError:
     if type(error.__cause__).__module__.startswith("aiohttp"):
         cause = cast(Exception, error.__cause__)  # HTTP's size of a file calls any failure missing
     status = getattr(cause, "status", None)
-    reason = " ".join(_urls.redacted(str(cause)).split())[:300] or type(cause).__name__
+    reason = _reason(url, cause)
     if isinstance(cause, PermissionError) or status in (401, 403):
         return UserError(f"{url}: expected a file that you may read, found: {reason}")
     if isinstance(error, FileNotFoundError) and (cause is error or status in (404, 410)):
         return MissingFileError(f"{url}: no such file or folder")
     return UserError(f"{url}: reading failed: {reason}")
+
+
+def _reason(url: str, error: Exception) -> str:
+    """Returns why reading failed, of HTTP in plain words: aiohttp's are those of its classes."""
+    text = " ".join(_urls.redacted(str(error)).split())[:300] or type(error).__name__
+    package, name = type(error).__module__.partition(".")[0], type(error).__name__
+    server = f"the server {_urls.host(url)}".rstrip()
+    if package in ("aiohttp", "asyncio", "builtins", "fsspec") and "Timeout" in name:
+        return f"{server} did not answer in time"
+    if package != "aiohttp":
+        return text
+    if any("Payload" in kind.__name__ for kind in type(error).__mro__):
+        return f"{server} ended the transfer early"
+    if type(error.__cause__).__module__ == "aiohttp.http_exceptions":  # its status is made up
+        return f"{server} answered with something else than HTTP"
+    status = getattr(error, "status", None)
+    if status is not None:
+        phrase = HTTPStatus(status).phrase if status in [*HTTPStatus] else "no known status"
+        return f"{server} answered with the status {status} ({phrase})"
+    if "Disconnected" in name:
+        return f"{server} closed the connection without an answer"
+    found = getattr(error, "certificate_error", None) or getattr(error, "os_error", error)
+    if isinstance(found, ssl.SSLError):
+        text = getattr(found, "verify_message", "") or (found.reason or text).replace("_", " ")
+        return f"the TLS connection to {server} failed: {text.lower()}"
+    if isinstance(found, OSError):
+        number = found.errno or 0  # that of an unknown host is negative
+        text = os.strerror(number) if number > 0 else found.strerror or text
+        return f"the connection to {server} failed: {text}"
+    return text
 
 
 def _resolve(url: str) -> tuple[Any, str]:
@@ -80,8 +131,8 @@ def _resolve(url: str) -> tuple[Any, str]:
     real = _urls.revealed(url)
     if real is None:
         raise UserError(
-            f"{url}: expected the URL with its password or signature, which pyseg does not store: "
-            "name it again, found this name of it"
+            f"{url}: expected the URL with its password or signature, found them hidden, as pyseg "
+            "does not store them: give the whole URL again, such as with --data"
         )
     try:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(real))
@@ -96,26 +147,38 @@ def _resolve(url: str) -> tuple[Any, str]:
     raise AssertionError("unreachable")
 
 
-def _info(url: str) -> dict[str, Any] | None:
-    """Returns what is known of a file or folder; None: there is none."""
-    try:
-        with _explained(url):
-            fs, path = _resolve(url)
-            return cast(dict[str, Any], fs.info(path))
-    except MissingFileError:
-        return None
+def _info(url: str) -> dict[str, Any]:
+    """Returns what the server says of a file or folder; see `asking_once`."""
+    known = _known.get()
+    found = None if known is None else known.get(url)
+    if found is None:
+        try:
+            with _explained(url):
+                fs, path = _resolve(url)
+                found = dict(fs.info(path))
+        except PysegError as error:
+            found = error
+        if known is not None:
+            known[url] = found
+    if isinstance(found, PysegError):
+        raise found
+    return found
 
 
 def _kind(url: str) -> str | None:
     """Returns "file" or "directory", as fsspec calls what is at a URL; None: there is nothing."""
     if url in _files:
         return "file"
-    if _urls.has_magic(url) or (info := _info(url)) is None:
+    if _urls.has_magic(url):
         return None
-    if info.get("mimetype") == "text/html":  # it may be a list of links
+    try:
+        info = _info(url)
+    except MissingFileError:
+        return None
+    if info.pop("mimetype", None) == "text/html":  # it may be a list of links
         with _explained(url):
             fs, path = _resolve(url)
-            return "directory" if fs.isdir(path) else "file"
+            info["type"] = "directory" if fs.isdir(path) else "file"
     return cast(str, info["type"])
 
 
@@ -152,10 +215,7 @@ def size_of(path: str) -> int:
     """
     if not _urls.is_url(path):
         return os.path.getsize(path)
-    info = _info(path)
-    if info is None:
-        raise MissingFileError(f"{path}: no such file or folder")
-    return _size(info)
+    return _size(_info(path))
 
 
 def _size(info: dict[str, Any]) -> int:
@@ -173,9 +233,7 @@ def version(path: str) -> str:
     if not _urls.is_url(path):
         stamp = os.stat(path)
         return f"{stamp.st_size} {stamp.st_mtime_ns}"
-    with _explained(path):
-        fs, place = _resolve(path)
-        return _version(fs.info(place))
+    return _version(_info(path))
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -194,14 +252,14 @@ def ends_of(path: str, count: int) -> tuple[int, bytes]:
             ends = file.read(count)
             file.seek(max(0, size - count))
             return size, ends + file.read()
+    info = _info(path)
+    size = _size(info)
     with _explained(path):
         fs, place = _resolve(path)
-        info = fs.info(place)
-        size = _size(info)
         if _has_ranges(fs, size):
             spans = (0, min(count, size)), (max(0, size - count), size)
             return size, b"".join(_part(fs, place, *span) for span in spans)
-        with _open_stream(fs, place) as file:
+        with _open_stream(fs, place, size) as file:
             return size, file.read(count) + _version(info).encode()
 
 
@@ -216,21 +274,57 @@ def files_below(folder: str) -> list[str]:
 
 def find(url: str, of_folder: Callable[[str], list[str]]) -> tuple[list[str], bool]:
     """Returns the files of a glob, a folder or a file at a URL, and whether it is a folder."""
-    if _urls.has_magic(url):
+    if _urls.has_magic(url) and not _is_so_called(url):
+        _refuse_query(url, "a glob")
         with _explained(url):
             fs, place = _resolve(url)
-            found = fs.glob(place, detail=True)
-            names = [name for name, info in found.items() if info["type"] == "file"]
+            names = _glob(fs, place)
             hidden = _urls.split(url)[1].startswith(".")
             files = _names(url, names)
             return [f for f in files if hidden or not _urls.split(f)[1].startswith(".")], False
     kind = _kind(url)
     if kind == "directory":
+        _refuse_query(url, "a folder")
         return of_folder(url), True
     if kind is None:
         return [], False
     _files.add(url)
     return [url], False
+
+
+def _is_so_called(url: str) -> bool:
+    """Returns whether brackets belong to the name of a file; of HTTP only single files are sure."""
+    if not _urls.is_http(url) or "*" in url:
+        return False
+    with contextlib.suppress(MissingFileError):
+        _info(url)
+        _files.add(url)
+    return url in _files
+
+
+def _refuse_query(url: str, what: str) -> None:
+    """Raises where files would have to be listed with a query, which may hold for one file only."""
+    if _urls.query(url):
+        raise UserError(
+            f"{url}: expected the URL of a file, or one without a query, found {what} with a "
+            "query, which cannot be listed: give a file with its own signature, or the token as "
+            "a header (FSSPEC_HTTPS)"
+        )
+
+
+def _glob(fs: Any, place: str) -> list[str]:
+    """Returns the files of a glob."""
+    if not _protocols(fs) & {"http", "https"}:
+        return [at for at, info in fs.glob(place, detail=True).items() if info["type"] == "file"]
+    from fsspec.utils import glob_translate
+
+    # fsspec takes the brackets of an address, [::1], for a part of the glob.
+    site, path = re.findall("(.*?://[^/]*/)(.*)", place, re.DOTALL)[0]
+    folder = re.split(r"[*\[]", path, maxsplit=1)[0].rpartition("/")[:2]
+    root = site + "".join(folder)
+    matches = re.compile(glob_translate(path)).match
+    depth = None if "**" in path else f"{site}{path}".count("/") - root.count("/") + 1
+    return [at for at in fs.find(root, maxdepth=depth) if matches(at.removeprefix(site))]
 
 
 def _names(url: str, places: list[str]) -> list[str]:
@@ -274,17 +368,20 @@ def _part(fs: Any, path: str, start: int, end: int) -> bytes:
     return cast(bytes, fs.cat_file(path, start=start, end=end))  # their places are not the same
 
 
-def _open_stream(fs: Any, path: str) -> Any:
+def _open_stream(fs: Any, path: str, size: int) -> Any:
     """Opens a file that is read from its start, in one request where that is possible."""
-    whole = {"block_size": 0} if _protocols(fs) & {"http", "https", "hf"} else {}
+    protocols = _protocols(fs)
+    whole = {"block_size": 0} if protocols & {"http", "https", "hf"} else {}
+    if protocols & {"http", "https"} and size > 0:
+        whole["size"] = size  # or fsspec asks for it again
     return fs.open(path, "rb", **whole)
 
 
 class _Stream:
     """Fetches the blocks of a file one after the other; after a failure it opens the file again."""
 
-    def __init__(self, fs: Any, path: str) -> None:
-        self._fs, self._path = fs, path
+    def __init__(self, fs: Any, path: str, size: int) -> None:
+        self._fs, self._path, self._size = fs, path, size
         self._file: Any = None
         self._at = 0
 
@@ -298,7 +395,7 @@ class _Stream:
     def _next(self, start: int, count: int) -> bytes:
         if self._file is None or self._at != start:
             self.close()
-            self._file, self._at = _open_stream(self._fs, self._path), 0
+            self._file, self._at = _open_stream(self._fs, self._path, self._size), 0
             while self._at < start:
                 if not self._read(min(start - self._at, BLOCK)):
                     raise OSError(f"expected at least {start} bytes, found {self._at}")
@@ -342,14 +439,14 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url = url
+        info = _info(url)
+        if info["type"] == "directory":
+            raise UserError(f"{url}: expected a file, found a folder")
+        self.size = _size(info)
         with _explained(url):
             fs, path = _resolve(url)
-            info = fs.info(path)
-            if info["type"] == "directory":
-                raise UserError(f"{url}: expected a file, found a folder")
-            self.size = _size(info)
             self._ahead = 1
-            self._fetch: Callable[[int, int], bytes] = _Stream(fs, path)
+            self._fetch: Callable[[int, int], bytes] = _Stream(fs, path, self.size)
             if _has_ranges(fs, self.size):
                 self._ahead = AHEAD
                 self._fetch = lambda start, count: _part(fs, path, start, start + count)

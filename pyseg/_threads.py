@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import itertools
 import os
@@ -51,10 +52,14 @@ def shares(length: int, at_least: int) -> list[tuple[int, int]]:
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int
 ) -> Generator[Result, None, None]:
-    """Yields ``function(item)`` of each item, in order; a consumer that stops cancels the rest."""
+    """Yields ``function(item)`` of each item, in order; a consumer that stops cancels the rest.
+
+    The threads see the context variables of the caller.
+    """
     pool = ThreadPoolExecutor(threads)
+    contexts = [contextvars.copy_context() for _ in items]
     try:
-        yield from pool.map(function, items)
+        yield from pool.map(lambda context, item: context.run(function, item), contexts, items)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -7,8 +7,10 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
+import ipaddress
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +26,9 @@ _QUERY = re.compile(r"\?(?=[^?/]*=).*", re.DOTALL)
 _USER = re.compile(
     r"(?:(?<=http://)|(?<=https://))[^/?#\s]+@|(?<=://)[^/?#@:\s]*:[^/?#\s]*@", re.IGNORECASE
 )
+_HOST = re.compile(r"https?://(?:[^/?#]*@)?([^/?#]*)", re.IGNORECASE)
+_BARE_HOST = re.compile(r"\[[^\]/]*\]|[^/?#:]*")  # without the port
+_ADDRESS = re.compile(r"(?:(?<=://\[)|(?<=@\[))[0-9A-Fa-f:.]*::[0-9A-Fa-f:.]*(?=\])")
 _VALUE = re.compile(r"(?<=[?&;])([^?&;=:\s'\"]+)=([^&;\s'\">]*)")
 _SECRET = re.compile(
     "x-(amz|goog)-|sig|token|key|secret|pass|pwd|cred|auth|policy|expires|session|jwt|hmac|^code$",
@@ -85,11 +90,41 @@ def beside(folder: Path | str, name: str) -> Path | str:
     return f"{start}{place}{'/' if place else ''}{name}{rest}"
 
 
+def is_http(url: str) -> bool:
+    """Returns whether a URL is one of HTTP, if need be through a cache of fsspec."""
+    return parts(url)[0].lower().endswith(("http://", "https://"))
+
+
+def query(url: str) -> str:
+    """Returns the query of a URL of HTTP, with the ``?`` that begins it.
+
+    Example:
+        >>> query("https://host/yt8m/?token=x"), query("s3://bucket/train?.tfrecord")
+        ('?token=x', '')
+    """
+    return "".join(parts(url)[1].partition("?")[1:]) if is_http(url) else ""
+
+
 def has_magic(url: str) -> bool:
-    """Returns whether a URL is a glob; a ``?`` may begin its query instead."""
-    start, place, _ = parts(url)
-    place = _QUERY.sub("", place).removeprefix(f"{_HIDDEN}@")
-    return "*" in place or (glob.has_magic(place) and not start.endswith(("http://", "https://")))
+    """Returns whether a URL is a glob.
+
+    Of HTTP a ``?`` begins a query instead, and brackets may be those of an address, ``[::1]``.
+    """
+    place = parts(url)[1]
+    if is_http(url):
+        return glob.has_magic(place.partition("?")[0].partition("/")[2])
+    return glob.has_magic(_QUERY.sub("", place).removeprefix(f"{_HIDDEN}@"))
+
+
+def host(url: str) -> str:
+    """Returns the host of a URL of HTTP, which may be the last of a chain, with its port.
+
+    Example:
+        >>> host("zip://a.tfrecord::https://ann@host:80/b.zip")
+        'host:80'
+    """
+    found = _HOST.search(url)
+    return found[1] if found else ""
 
 
 def redacted(text: str) -> str:
@@ -114,15 +149,29 @@ def redacted(text: str) -> str:
     return _VALUE.sub(hidden, _USER.sub(f"{_HIDDEN}@", text))
 
 
+def _bare_host(place: str) -> str:
+    """Returns the host at the beginning of what follows the user in a URL."""
+    found = _BARE_HOST.match(place)
+    return found[0] if found else ""
+
+
+def _in_full(found: re.Match[str]) -> str:
+    """Returns an IPv6 address without a ``::``, which fsspec takes for that of a chain."""
+    with contextlib.suppress(ValueError):
+        words = ipaddress.IPv6Address(found[0]).exploded.split(":")
+        return ":".join(f"{int(word, 16):x}" for word in words)
+    return found[0]
+
+
 def named(path: Any) -> Any:
     """Returns the name of a URL, which `revealed` takes from now on, and anything else as it is."""
     if not is_url(path):
         return path
+    path = _ADDRESS.sub(_in_full, path)
     name = redacted(path)
     if name != path and f"{_HIDDEN}@" not in path:
         for user in _USER.finditer(path):
-            host = re.split("[/?#:]", path[user.end() :], maxsplit=1)[0]
-            _users[host] = user[0]
+            _users[_bare_host(path[user.end() :])] = user[0]
         _urls[name] = path
     return name
 
@@ -137,11 +186,22 @@ def revealed(name: str) -> str | None:
     at = f"://{_HIDDEN}@"
     before, found, place = name.partition(at)
     if found:
-        user = _users.get(re.split("[/?#:]", place, maxsplit=1)[0])
+        user = _users.get(_bare_host(place))
         if user is None:
             return None
         name = f"{before}://{user}{place}"
     return None if f"={_HIDDEN}" in name else name
+
+
+def hides(name: object) -> bool:
+    """Returns whether a secret is hidden in the name of a URL, so that no other process opens it.
+
+    Example:
+        >>> hides("https://***@host/a"), hides("https://host/a?sig=***"), hides("s3://bucket/***")
+        (True, True, False)
+    """
+    hidden = f"://{_HIDDEN}@", f"={_HIDDEN}"
+    return isinstance(name, str) and is_url(name) and any(text in name for text in hidden)
 
 
 def secrets() -> tuple[dict[str, str], dict[str, str]]:

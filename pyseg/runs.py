@@ -17,6 +17,7 @@ A run folder holds
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ from pyseg import _cli, models, results
 from pyseg._containers import parse_json
 from pyseg._paths import path_text
 from pyseg._remote import location
+from pyseg._urls import hides
 from pyseg.calibration import Calibration
 from pyseg.checkpoint import list_checkpoints
 from pyseg.config import TrainConfig, make_parser, recipe_defaults
@@ -44,7 +46,7 @@ from pyseg.data import (
 )
 from pyseg.data.collection import find_data
 from pyseg.data.records import OnError
-from pyseg.errors import DataError, UserError
+from pyseg.errors import DataError, PysegError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 
@@ -157,10 +159,24 @@ class Run:
         """Whether its training has not ended, and can be resumed."""
         return bool(list_checkpoints(self.checkpoints_folder))
 
+    def follow_up(self, words: str, then: str = "") -> str:
+        """Returns the command ``python -m <words> <run>`` for messages, followed by ``then``.
+
+        If a secret is hidden in the URL of the run's data, it says to give that URL again.
+        """
+        command = _cli.follow_up(f"{words} {self}")
+        with contextlib.suppress(PysegError):  # the message is of something else
+            if hides(data := self.config().data):
+                return (
+                    f"{command} --data URL{then}; URL is {data} with its password or signature, "
+                    "which is not stored"
+                )
+        return command + then
+
     @property
     def how_to_resume(self) -> str:
         """The command that resumes its training, for messages."""
-        return f"{_cli.follow_up(f'pyseg.train --resume {self}')} continues"
+        return self.follow_up("pyseg.train --resume", " continues")
 
     def warn_unfinished(self) -> None:
         """Prints a line if its training has not ended, so that its weights are not final."""

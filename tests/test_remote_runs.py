@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -30,7 +31,7 @@ from pyseg.data import (
 )
 from pyseg.data import __main__ as data_command
 from pyseg.data.importing import ImportConfig
-from pyseg.errors import UserError
+from pyseg.errors import RecordError, UserError
 from pyseg.evaluate import EvaluateConfig
 from pyseg.predict import PredictConfig
 from pyseg.rate.config import RateConfig
@@ -225,18 +226,44 @@ def test_a_run_stores_no_secrets(served, tmp_path, monkeypatch, capsys) -> None:
     data = f"http://ann:hunter2@{served}/"
     quick = ["--model", "linear", "--stage", "pretrain", "--pretrain.steps", "2"]
     train.main(["--data", data, "--run", "run", *quick])
+    again = "evaluate again: python -m pyseg.evaluate --run run --data URL; URL is http://***@"
+    assert again in (printed := capsys.readouterr().out)
     evaluate.main(["--run", "run", "--data", data])
     with pytest.raises(UserError, match="expected a checkpoint, found none"):  # the same data
         train.main(["--resume", "run", "--data", data])
     monkeypatch.setattr(_urls, "_users", {})  # as in a process of its own
     monkeypatch.setattr(_urls, "_urls", {})
-    with pytest.raises(UserError, match=r"with its password or signature.*: name it again"):
+    with pytest.raises(UserError, match=r"found them hidden, .*: give the whole URL again"):
         evaluate.main(["--run", "run"])
     assert Run("run").config().data == f"http://***@{served}/"
     stored = b"".join(path.read_bytes() for path in Path("run").rglob("*") if path.is_file())
     assert b"hunter2" not in stored
-    assert "hunter2" not in "".join(capsys.readouterr())
+    assert "hunter2" not in printed + "".join(capsys.readouterr())
     assert "hunter2" not in str(flat_options(TrainConfig(data)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_server_that_fails_during_training(workers, served, tmp_path, monkeypatch) -> None:
+    """The error is one line, and says how to continue, as after Ctrl-C."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_remote, "_PAUSE", 0.0)
+    monkeypatch.setattr(Quiet, "failing", failing := threading.Event())
+    monkeypatch.setattr("pyseg.training.StageRun._save_if_due", lambda _: failing.set())
+    options = {**QUICK, "pretrain": StageConfig(1000, 1e-3, 4), "workers": workers}
+    with pytest.raises(RecordError) as raised:
+        train.train(TrainConfig(f"http://ann:pw@{served}/", run="run", **options))
+    assert str(raised.value) == (
+        f"http://***@{served}/videos-00000.tfrecord: reading failed: the server {served} answered "
+        "with the status 503 (Service Unavailable); python -m pyseg.train --resume run --data URL "
+        f"continues; URL is http://***@{served}/ with its password or signature, which is not "
+        "stored"
+    )
+    failing.clear()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    data = f"http://ann:pw@{served}/"
+    train.main(["--resume", "run", "--data", data, "--pretrain.steps", "3"])
+    assert not Run("run").is_unfinished
 
 
 @pytest.mark.parametrize(
@@ -257,5 +284,13 @@ def test_options_have_no_secrets(make) -> None:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    failing: ClassVar[threading.Event] = threading.Event()
+
     def log_message(self, *_: object) -> None:
         pass
+
+    def send_head(self) -> Any:
+        if not self.failing.is_set():
+            return super().send_head()
+        self.send_error(503)
+        return None

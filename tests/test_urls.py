@@ -58,6 +58,23 @@ def test_globs() -> None:
     assert _urls.has_magic("s3://bucket/train?.tfrecord")
     assert not _urls.has_magic("s3://bucket/a.tfrecord?versionId=3")
     assert not _urls.has_magic("https://host/a?b")
+    assert _urls.has_magic("https://host/train[0-2].tfrecord")
+    assert _urls.has_magic("https://***@host/*.tfrecord?token=***")
+    assert not _urls.has_magic("https://host/a?b[]=*")
+    assert not _urls.has_magic("https://ann:pw@[0:0:0:0:0:0:0:1]:80/a.tfrecord")
+    assert _urls.has_magic("simplecache::http://[0:0:0:0:0:0:0:1]/a[01].tfrecord")
+
+
+def test_addresses_are_no_chains() -> None:
+    """fsspec takes ``::`` for what joins the links of a chain."""
+    assert _urls.named("http://[::1]:80/a[0-2]") == "http://[0:0:0:0:0:0:0:1]:80/a[0-2]"
+    assert _urls.named("s3://bucket/[::]") == "s3://bucket/[::]"
+    assert _urls.named("http://[::g]/a") == "http://[::g]/a"
+    name = _urls.named("http://ann:pw@[fe80::2]:80/a")
+    assert name == "http://***@[fe80:0:0:0:0:0:0:2]:80/a"
+    assert _urls.revealed(name) == "http://ann:pw@[fe80:0:0:0:0:0:0:2]:80/a"
+    assert _urls.revealed(name.replace(":2]:80/a", ":2]/b")) is not None
+    assert _urls.revealed(name.replace(":2]", ":3]")) is None  # another host
 
 
 @pytest.mark.parametrize(
@@ -79,6 +96,8 @@ def test_globs() -> None:
 def test_secrets_are_hidden_and_found_again(url: str) -> None:
     name = _urls.named(url)
     assert name != url
+    assert _urls.hides(name)
+    assert not _urls.hides(url)
     assert not any(secret in name for secret in ("pw", "ann", "AKIA", "0f3a", "p%40w", "789abc"))
     assert _urls.redacted(f"cannot open url='{url}' (x)") == f"cannot open url='{name}' (x)"
     assert _urls.named(name) == name

@@ -15,6 +15,7 @@ import numpy as np
 
 from pyseg._paths import path_text
 from pyseg._registry import Registry
+from pyseg._remote import asking_once
 from pyseg._urls import is_url
 from pyseg.data.datasets import (
     VIEW_OPTIONS,
@@ -285,6 +286,7 @@ def find_data(data: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return name if is_url(name) else data
 
 
+@asking_once()
 def open_collection(
     data: str | os.PathLike[str],
     *,

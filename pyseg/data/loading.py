@@ -23,7 +23,7 @@ from pyseg.data.batch import Batch, Example, collate
 from pyseg.data.datasets import RecordDataset
 from pyseg.data.memory import MOST_WORKERS
 from pyseg.data.stream import Start
-from pyseg.errors import ArgumentError, WorkerError
+from pyseg.errors import ArgumentError, PysegError, WorkerError
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([\w ]+)|exited)")
 _SHARED_MEMORY = re.compile(r"shared memory|Bus error|</torch_")
@@ -86,11 +86,16 @@ class _Loader(DataLoader[Batch]):
             try:
                 with worker_errors(batches._workers):
                     yield from batches
-            except Exception:
+            except Exception as error:
                 # The traceback keeps the iterator in a cycle, of which the garbage collector may
                 # first delete the queues that tell workers to end.
                 self._iterator = None
                 batches._shutdown_workers()
+                # torch puts the worker's traceback into the message, and the error's line last.
+                name = f"\n{type(error).__module__}.{type(error).__qualname__}: "
+                _, found, line = str(error).rpartition(name)
+                if isinstance(error, PysegError) and found:
+                    raise type(error)(line.rstrip()) from error
                 raise
 
         return explained()

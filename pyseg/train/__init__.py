@@ -231,7 +231,7 @@ def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:
     if config.final_fit:
         print("the evaluation above is of the weights before the final fit, on all ratings")
     elif evaluated:
-        print(f"evaluate again: {_cli.follow_up(f'pyseg.evaluate --run {run}')}")
+        print(f"evaluate again: {run.follow_up('pyseg.evaluate --run')}")
     if config.data == "sample":
         option = "--recipe best" if config.solver == "ridge" else "--model nextvlad1"
         print(

@@ -15,7 +15,7 @@ from pyseg._files import remove_unfinished
 from pyseg.checkpoint import list_checkpoints, remove_checkpoints_after, save_checkpoint
 from pyseg.config import TrainConfig, flat_options
 from pyseg.data.loading import worker_errors
-from pyseg.errors import WorkerError
+from pyseg.errors import RecordError, WorkerError
 from pyseg.nn import FrameClassifier
 from pyseg.results import Result
 from pyseg.runs import Run
@@ -102,7 +102,7 @@ class Trainer:
         best_step = 0  # of the previous stage
         with (
             contextlib.closing(self.log),
-            self._explained_worker_errors(),
+            self._saying_how_to_resume(),
             _cli.stop_requests() as stopped,
         ):
             for number, stage in list(enumerate(self.stages))[first:]:
@@ -173,11 +173,14 @@ class Trainer:
         return number + 1 < len(self.stages) and self.stages[number + 1].refit
 
     @contextlib.contextmanager
-    def _explained_worker_errors(self) -> Iterator[None]:
+    def _saying_how_to_resume(self) -> Iterator[None]:
+        """Adds it to errors of workers, and of shards at URLs, which may pass."""
         try:
             with worker_errors():
                 yield
-        except WorkerError as error:
-            if not list_checkpoints(self.run.checkpoints_folder):
+        except (WorkerError, RecordError) as error:
+            may_pass = isinstance(error, WorkerError) or "://" in str(error)
+            if not may_pass or not list_checkpoints(self.run.checkpoints_folder):
                 raise
-            raise WorkerError(f"{error}; {self.run.how_to_resume}") from error
+            error.args = (f"{error}; {self.run.how_to_resume}",)
+            raise

@@ -12,7 +12,7 @@ from pyseg.data import (
     loader,
 )
 from pyseg.data.loading import worker_errors
-from pyseg.errors import WorkerError
+from pyseg.errors import RecordError, WorkerError
 
 from .conftest import Frames
 
@@ -50,6 +50,20 @@ def test_what_becomes_of_workers(told: str, message: str) -> None:
 def test_other_errors_are_not_the_workers(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)), worker_errors():
         raise error
+
+
+def test_the_error_of_a_worker_is_its_line(frame_shards) -> None:
+    """Without the worker's traceback, which torch puts before it; that is the cause's."""
+    [shard] = frame_shards([6])
+    data = Path(shard).read_bytes()
+    Path(shard).write_bytes(data[:-1])
+    with pytest.raises(RecordError) as alone:
+        list(loader(Frames([shard]), 3))
+    with pytest.raises(RecordError) as raised:
+        list(loader(Frames([shard]), 3, workers=1))
+    assert str(raised.value) == str(alone.value)
+    assert "\n" not in str(raised.value)
+    assert "in DataLoader worker" in str(raised.value.__cause__)
 
 
 def test_batches_from_workers_are_whole(frame_shards) -> None:

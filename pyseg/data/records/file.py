@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from pyseg._files import open_shard
 from pyseg._remote import RemoteFile
+from pyseg._urls import is_url
 from pyseg.data.records.engine import engine
 from pyseg.data.records.framing import LARGEST_RECORD, mask
 from pyseg.data.records.report import ReadReport
@@ -75,6 +76,9 @@ class RecordFile:
         else:
             source = Rest(head, self._file)
         self._head = head
+        self._copy = ""  # what to say of a fault in the local copy of a file at a URL
+        if is_url(self._path) and not isinstance(self._file, RemoteFile):
+            self._copy = f"; read from the copy {self._file.name}: delete it to fetch it again"
         self._unpacked: Gunzip | None = None
         # A record length of 35,615 bytes begins with 1f 8b too; its checksum tells the two apart.
         if head[:2] == b"\x1f\x8b" and not self._is_header(head[:12]):
@@ -154,6 +158,8 @@ class RecordFile:
                 record, offset = self._reader.record, self._reader.offset
                 text = f"{error} (in record {record} at byte {offset})"
                 raise RecordError(text, self._path, record, offset) from error
+            if fatal or "checksum" in text:
+                text += self._copy
             self._skip_or_raise(text, record, offset)
             if fatal:
                 return None
