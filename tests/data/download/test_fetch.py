@@ -266,7 +266,7 @@ def test_command(
         "download", "--subset", "frame", "--partition", "train", "--server", server.url + "/",
         "--folder", str(tmp_path), "--shard", "1,1",
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"^1 of 2 files are missing; the same command continues"):
+    with pytest.raises(UserError, match=r"^1 of 2 files missing; the same command continues"):
         __main__.main(options)
     out, err = capsys.readouterr()
     assert out == f"{folder}: 2 files: 0 there before, 1 fetched (0.1 MB)\n"
