@@ -72,7 +72,7 @@ def _check_compiler() -> None:
 
 
 def _write_aoti(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
-    print("compiling the model, which takes a minute or more", flush=True)
+    print("compiling the model, which may take minutes", flush=True)
     configs = {"aot_inductor.metadata": dict(metadata)}
     torch._inductor.aoti_compile_and_package(
         program, package_path=str(path), inductor_configs=configs
