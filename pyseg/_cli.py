@@ -578,8 +578,10 @@ def write_config(parser: ArgumentParser, config: DataclassInstance, path: Path) 
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Records Ctrl-C and SIGTERM, so that a loop can stop at a safe point.
 
-    A second signal takes effect immediately. Signals that the process inherited as ignored stay
-    ignored. Outside of the main thread, which alone may set handlers, this does nothing.
+    A KeyboardInterrupt that leaves the context gets the signal as its argument, from which `run`
+    makes the exit status. A second signal takes effect immediately. Signals that the process
+    inherited as ignored stay ignored. Outside of the main thread, which alone may set handlers,
+    this does nothing.
 
     Yields:
         A function that returns whether a signal was received.
@@ -603,6 +605,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         signal.signal(number, note)
     try:
         yield lambda: bool(received)
+    except KeyboardInterrupt as error:
+        error.args = tuple(received)  # for the exit status
+        raise
     finally:
         restore()
 
@@ -636,10 +641,10 @@ def run(main: Callable[[], None]) -> None:
         where = f" (rank {rank})" if several else ""
         print(f"pyseg: error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # Only one of several processes gets here (`pyseg.distributed.session`).
         _command.tell_interrupted()
-        sys.exit(130)
+        sys.exit(_command.interrupted_status(error))
 
 
 def _reader_is_gone() -> bool:

@@ -51,6 +51,16 @@ def tell_interrupted() -> None:
     print(f"{after_echo}pyseg: interrupted", file=sys.stderr, flush=True)
 
 
+def interrupted_status(error: BaseException) -> int:
+    """Returns the exit status for a KeyboardInterrupt: 128 and the signal, by default Ctrl-C's.
+
+    Args:
+        error: Its argument is the signal, if it is known.
+    """
+    number = next(iter(error.args), None)
+    return 128 + (number if isinstance(number, int) else signal.SIGINT)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     tell_interrupted()
     os._exit(128 + number)  # what the imports have begun is not worth a clean end

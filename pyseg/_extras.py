@@ -36,13 +36,10 @@ def requires(extra: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise UserError(f"{what} needs {error.name}: {install_command(extra)} ({error})") from error
     except ImportError as error:
-        raise UserError(
-            f"{what} needs a package that is installed but fails when imported: {error}; newer "
-            f"versions may be there: {install_command(extra)} --upgrade"
-        ) from error
+        install = install_command(extra)
+        upgrade = f"; newer versions may be there: {install} --upgrade"
+        raise _useless(error, what, "a package that", install, upgrade) from error
 
 
 @contextlib.contextmanager
@@ -60,13 +57,20 @@ def requires_package(package: str, what: str, install: str | None = None) -> Ite
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name is not None:
-            advice = f"pip install {install or package}"
-            raise UserError(f"{what} needs {error.name}: {advice} ({error})") from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{what} needs {package}, which is installed but fails when imported: {reason}"
-        ) from error
+        advice = f"pip install {install or package}"
+        raise _useless(error, what, f"{package}, which", advice) from error
+
+
+def _useless(
+    error: Exception, what: str, package: str, install: str, upgrade: str = ""
+) -> UserError:
+    """Returns the error about a package that is missing, or fails when imported."""
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return UserError(f"{what} needs {error.name}: {install} ({error})")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"{what} needs {package} is installed but fails when imported: {reason}{upgrade}"
+    )
 
 
 def find_module(name: str) -> ModuleType | None:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pyseg import _cli, distributed
+from pyseg import _cli, _text, distributed
 from pyseg._progress import Progress
 from pyseg._remote import size_of
 from pyseg.data import ReadReport, vocabulary, youtube8m
@@ -218,7 +218,7 @@ def _run(config: CooccurConfig) -> None:
     if summary := report.summary():
         print(f"records: {summary}")
     print(f"videos: {counted.num_videos}, left out: {left_out}")
-    print(f"labels: {counted.counts.sum()} of {(counted.counts > 0).sum()} classes")
+    print(f"labels: {counted.counts.sum()} of {_text.counted((counted.counts > 0).sum(), 'class')}")
     print(f"pairs: {counted.values.sum()}, different: {len(counted.values)}")
     if config.prior == "fit":
         print(f"base rates are worth {strength:.3g} videos")
@@ -244,7 +244,7 @@ def strongest(
         one, other = (numbers[k] for k in (rows[at], columns[at]))
         yield (
             f"  {names.get(one, one)} -> {names.get(other, other)}: {values[at]:.2f} "
-            f"of {counted.counts[one]} videos"
+            f"of {_text.counted(counted.counts[one], 'video')}"
         )
 
 

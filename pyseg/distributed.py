@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pyseg._command import interrupted_status
 from pyseg.errors import ArgumentError, UserError
 
 Value = TypeVar("Value")
@@ -254,7 +255,8 @@ def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> I
         wait()  # no process leaves early: a failure of another one must still end it
     except BaseException as error:
         if not _is_first_failure():
-            raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+            stopped = isinstance(error, KeyboardInterrupt)
+            raise SystemExit(interrupted_status(error) if stopped else 1) from None
         if _is_loss_of_another(error):
             raise UserError(f"another process is lost: {_line(error)}") from error
         raise

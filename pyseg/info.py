@@ -20,6 +20,7 @@ import torch
 
 import pyseg
 from pyseg import _build, _cli, _ext, _rates
+from pyseg._int8 import has_fast_int8
 from pyseg._table import Table
 from pyseg.errors import UserError
 from pyseg.nn import NeXtVLAD
@@ -36,7 +37,10 @@ SWITCHES = (
     "PYSEG_CACHE",
     "PYSEG_LOG",
 )
-_INSTRUCTIONS = ("sse4_2", "pclmulqdq", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
+_INSTRUCTIONS = (
+    *("sse4_2", "pclmulqdq", "avx2", "fma", "avx_vnni"),
+    *("avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+)
 
 
 def collect() -> dict[str, str]:
@@ -64,6 +68,11 @@ def collect() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             facts[name] = "not installed"
     facts["CPU"] = f"{torch.get_num_threads()} threads, {_instructions()}"
+    facts["int8"] = (
+        "fast and exact on this CPU (VNNI or AMX)"
+        if has_fast_int8()
+        else "not fast and exact on this CPU: --precision int8 computes in float32"
+    )
     facts["GPU"] = _gpus()
     for name, known in _known_rates().items():
         facts[f"rates of {name}"] = _rates_text(known)

@@ -308,28 +308,28 @@ class SubmissionReport(NamedTuple):
     def lines(self) -> Iterator[str]:
         """Yields a line for each kind of difference that was found."""
         for text, numbers in (
-            ("with a rated positive are missing and count 0", self.missing_classes),
-            ("have no rating and do not count", self.unknown_classes),
+            ("classes with a rated positive that are missing and count 0", self.missing_classes),
+            ("classes without a rating, which do not count", self.unknown_classes),
         ):
             if numbers:
                 some = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
-                yield f"{len(numbers)} classes {text}: {some}"
+                yield f"{text}: {len(numbers)} ({some})"
         if self.duplicates:
-            yield f"{self.duplicates} segments are repeated in their class: the first place counts"
+            yield f"segments repeated in a class, where the first place counts: {self.duplicates}"
         if self.beyond:
-            yield f"{self.beyond} segments beyond the allowed number per class do not count"
+            yield f"segments beyond the allowed number per class, which do not count: {self.beyond}"
         if self.malformed[0]:
             yield (
-                f"{self.malformed[0]} different entries are not id:number, with a whole number "
-                f"without leading zeros, and do not count, for example {shown(self.malformed[1])}"
+                "different entries that are not id:number, with a whole number without leading "
+                f"zeros, and do not count: {self.malformed[0]}, such as {shown(self.malformed[1])}"
             )
         if self.unknown[0]:
             yield (
-                f"{self.unknown[0]} different segments are of no rated video and do not count, "
-                f"for example {shown(self.unknown[1])}"
+                "different segments of no rated video, which do not count: "
+                f"{self.unknown[0]}, such as {shown(self.unknown[1])}"
             )
         if self.unlisted:
-            yield f"{self.unlisted} rated pairs are not in the submission"
+            yield f"rated pairs that are not in the submission: {self.unlisted}"
 
 
 def judge(

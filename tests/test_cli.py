@@ -1,7 +1,9 @@
 """The command line: options, their errors, recipes and the lines of the log."""
 
 import logging
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -373,6 +375,19 @@ def test_an_interruption_is_a_line(capsys):
     with pytest.raises(SystemExit) as stop:
         _cli.run(interrupted)
     assert (stop.value.code, capsys.readouterr().err) == (130, "pyseg: interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_status_tells_the_signal(number, capsys, ctrl_c):
+    def stopped_by_itself():
+        with _cli.stop_requests() as stopped:
+            os.kill(os.getpid(), number)
+            if stopped():
+                raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        _cli.run(stopped_by_itself)
+    assert (stop.value.code, capsys.readouterr().err) == (128 + number, "pyseg: interrupted\n")
 
 
 def test_log_level_is_checked(capsys, monkeypatch, log):

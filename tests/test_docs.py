@@ -17,6 +17,7 @@ import pytest
 import pyseg
 from pyseg import __main__ as door
 from pyseg import models
+from pyseg.data.__main__ import _COMMANDS
 from pyseg.metrics import _device_keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +91,13 @@ def test_environment_variables_are_documented() -> None:
     assert "PYSEG_CACHE" in named
     table = TEXTS[ROOT / "docs" / "configuration.md"]
     assert not [name for name in named if f"| `{name}` |" not in table]
+
+
+def test_every_command_is_in_the_table() -> None:
+    table = TEXTS[ROOT / "docs" / "configuration.md"]
+    listed = re.findall(r"^\| `pyseg ([a-z ]+)` \|.*\|$", table, re.MULTILINE)
+    assert [*dict.fromkeys(words.split()[0] for words in listed)] == [*door.COMMANDS]
+    assert [words for words in listed if " " in words] == [f"data {name}" for name in _COMMANDS]
 
 
 def test_notebooks_are_kept_without_outputs() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pyseg import _build
-from pyseg._extras import install_command, requires
+from pyseg._extras import install_command, requires, requires_package
 from pyseg.errors import UserError
 
 pytestmark = pytest.mark.skipif(_build.INSTALLED, reason="pyproject.toml is in a checkout only")
@@ -35,6 +35,19 @@ def test_all_messages_use_install_command() -> None:
 
 
 def test_a_package_that_fails_when_imported() -> None:
-    said = "--tracker x needs a package that is installed but fails"
+    said = "^--tracker x needs a package that is installed but fails when imported: cannot import "
+    said += r"name 'service'; newer versions may be there: pip install .*\[mlflow\]' --upgrade$"
     with pytest.raises(UserError, match=said), requires("mlflow", "--tracker x"):
-        raise ImportError("cannot import name 'service' from 'google.protobuf'")
+        raise ImportError("cannot import name 'service'")
+    said = "^x needs timm, which is installed but fails when imported: libcudart$"
+    with pytest.raises(UserError, match=said), requires_package("timm", "x"):
+        raise OSError("libcudart\nmore")
+
+
+def test_a_package_that_is_missing() -> None:
+    said = r"^x needs no_such: pip install open_clip_torch \(No module named 'no_such'\)$"
+    with (
+        pytest.raises(UserError, match=said),
+        requires_package("open_clip", "x", "open_clip_torch"),
+    ):
+        import no_such  # noqa: F401

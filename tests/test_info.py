@@ -18,6 +18,12 @@ def test_collect_names_what_is_loaded_and_why_not():
         assert facts[name].startswith(expected)
 
 
+@pytest.mark.parametrize(("fast", "expected"), [(True, "fast and exact"), (False, "not fast and")])
+def test_collect_tells_whether_int8_pays(fast, expected, monkeypatch):
+    monkeypatch.setattr(info, "has_fast_int8", lambda: fast)
+    assert info.collect()["int8"].startswith(expected)
+
+
 @pytest.mark.skipif(not _ext.HAS_CPU_OPS, reason=f"{_ext.CPU_REASON}")
 def test_collect_tells_of_changed_sources(monkeypatch):
     monkeypatch.setattr(_build, "source_digest", lambda: "another")

@@ -87,8 +87,14 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_nothing_is_left_of_checkpoints(whole: Path) -> None:
     assert not Run(whole).checkpoints_folder.exists()
-    with pytest.raises(UserError, match="found none: its training has ended, or they were removed"):
+    with pytest.raises(UserError) as refused:
         train.main(["--resume", str(whole)])
+    assert str(refused.value) == (
+        f"--resume {whole}: expected a checkpoint, found none: its training has ended, or they "
+        f"were removed; python -m pyseg.evaluate --run {whole} evaluates it, and python -m "
+        f"pyseg.train --config {whole}/config.yaml with --run NEW_FOLDER and more "
+        "--pretrain.steps or --finetune.steps trains longer, from the start"
+    )
 
 
 def test_requests_to_stop_and_resuming(

@@ -12,6 +12,7 @@ from pyseg import _cli
 from pyseg._files import sole_owner
 from pyseg._memory import keep_memory
 from pyseg._table import Table
+from pyseg._text import counted
 from pyseg.calibrate.config import CalibrateConfig
 from pyseg.calibrate.pairs import HeldOut, RatedPairs
 from pyseg.calibration import Calibration
@@ -110,7 +111,7 @@ def _check_number(config: CalibrateConfig, pairs: RatedPairs, scores: np.ndarray
 def _summary(found: Calibration, scorer: Scorer, segments: int) -> Iterator[str]:
     """Yields the lines that say what a calibration rests on, and how good it is."""
     rated = np.flatnonzero(found.rated)
-    yield f"{found.source}, {found.positives.sum()} positive, of {len(rated)} classes"
+    yield f"{found.source}, {found.positives.sum()} positive, of {counted(len(rated), 'class')}"
     if not found.is_sample:
         yield "they may not be a random sample: the probabilities are those of segments like them"
     before, after = found.before, found.after
@@ -122,7 +123,7 @@ def _summary(found: Calibration, scorer: Scorer, segments: int) -> Iterator[str]
     if not found.changes:
         yield "there is no evidence that other probabilities are better: they stay as they are"
     assert found.thresholds is not None
-    yield f"thresholds of events: of {segments} segments, for the best expected F1"
+    yield f"thresholds of events: of {counted(segments, 'segment')}, for the best expected F1"
     shown = sorted(rated.tolist(), key=lambda c: (-found.rated[c], c))
     numbers = list(scorer.classes.column)
     names = scorer.classes.names([numbers[c] for c in shown[:_MOST_CLASSES]])

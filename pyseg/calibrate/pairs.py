@@ -11,6 +11,7 @@ import numpy as np
 
 from pyseg._progress import Progress
 from pyseg._registry import unknown
+from pyseg._text import counted
 from pyseg.calibrate.config import CalibrateConfig
 from pyseg.data import Collection, ReadReport
 from pyseg.data.annotations import Annotations, Settled, settle
@@ -174,7 +175,7 @@ class HeldOut:
         what = "random answers" if has_reasons else "ratings"
         pairs = RatedPairs(source=f"{what} about {self._name}", is_sample=has_reasons)
         if others := len(settled) - len(chosen):
-            pairs.left_out.append(f"{others} answers to questions that were not random")
+            pairs.left_out.append(f"{counted(others, 'answer')} to questions that were not random")
         column = self._columns(chosen, path)
         annotations = Annotations.match(
             self._ids(), [interval_of(found, path) for found in chosen], on_error="skip"
@@ -194,7 +195,9 @@ class HeldOut:
             pairs.add(logits[rows, labels], labels, scores, np.full(len(rows), number))
         unseen = rated - seen
         if left := sum(len(annotations.intervals[id]) for id in unseen):
-            pairs.left_out.append(f"{left} answers about videos that the run was trained on")
+            pairs.left_out.append(
+                f"{counted(left, 'answer')} about videos that the run was trained on"
+            )
         return pairs
 
     def _columns(self, answers: list[Settled], path: str) -> Mapping[str, int]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pyseg._progress import Progress
 from pyseg._registry import Registry
 from pyseg._remote import is_file, is_folder, size_of
+from pyseg._text import counted
 from pyseg._threads import map_in_order
 from pyseg._urls import beside, is_url, parents, split
 from pyseg.data.features import FeatureSet
@@ -392,7 +393,6 @@ def _may_be_rated(kind: Kind) -> bool:
 
 
 def _left_out(chosen: Kind, kind: Kind, paths: Sequence[str]) -> str:
-    number = f"{len(paths)} file" + "s" * (len(paths) > 1)
     what = _USELESS.get(kind.name) or _FORMATS[kind.name].title
     if kind.name == chosen.name and chosen.features is not None and kind.features is not None:
         differences = chosen.features.differences(kind.features)
@@ -401,7 +401,8 @@ def _left_out(chosen: Kind, kind: Kind, paths: Sequence[str]) -> str:
                 f"id_key: expected {chosen.features.id_key}, found {kind.features.id_key}"
             )
         what += f" ({'; '.join(differences)})"
-    return f"left out {number} of {what}: {paths[0]}" + ", ..." * (len(paths) > 1)
+    more = ", ..." * (len(paths) > 1)
+    return f"left out {counted(len(paths), 'file')} of {what}: {paths[0]}{more}"
 
 
 def _series(paths: Sequence[str]) -> Iterator[list[str]]:

@@ -26,6 +26,7 @@ from pyseg._paths import path_text
 from pyseg._progress import Progress
 from pyseg._remote import version
 from pyseg._table import Table
+from pyseg._text import counted
 from pyseg._urls import is_url
 from pyseg.data.annotations import AnnotationFormat, Annotations, ElanClasses
 from pyseg.data.annotations.reading import Paths
@@ -325,7 +326,7 @@ def _shapes(source: Source, videos: Mapping[str, _Video]) -> Shapes:
     """Returns shape and type of the features of a video that is not among others, by name."""
     name = source.name
     if (wrong := why_not_an_id(source.id)) is not None:
-        raise DataError(f"{name!r}: the id of the video: {wrong}")
+        raise DataError(f"{name}: the id of the video: {wrong}")
     if (same := videos.get(source.id)) is not None:
         raise DataError(
             f"{name}: expected every video once, found {source.id!r} in {same.source.name}, too"
@@ -383,7 +384,7 @@ def _with_ranges(
         chosen.append((low, high))
         source = "as given"
         if name in measured:
-            source = f"the least and the greatest value of the first {several} videos"
+            source = f"the least and the greatest value of the first {counted(several, 'video')}"
         elif name not in given:
             source = "the default for bytes, see ranges"
         notes.append(f"{name}: range {low:.6g} to {high:.6g}, {source}")
@@ -584,4 +585,4 @@ def class_table(report: WriteReport) -> Iterable[str]:
     rows = [[name, str(count), str(report.positive[name])] for name, count in most]
     table = Table(["class", "rated segments", "positive"], rows, numeric=(1, 2))
     more = len(report.rated) - len(most)
-    return [table.markdown(), *([f"and {more} more classes"] if more else [])]
+    return [table.markdown(), *([f"and {counted(more, 'more class')}"] if more else [])]

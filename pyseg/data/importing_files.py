@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 import numpy.typing as npt
 
 from pyseg._containers import Shapes, arrays_in, read_arrays, read_shapes, shapes_in, text_error
+from pyseg.data.records import is_line_of_text
 from pyseg.errors import DataError
 
 SUFFIXES = (".npy", ".npz")
@@ -68,7 +69,8 @@ def in_numpy(path: Path, folder: Path, feature_name: str) -> Found:
 
     id = path.relative_to(folder).with_suffix("").as_posix()
     shapes, read = functools.partial(named, read_shapes), functools.partial(named, read_arrays)
-    return Found([Source(path, os.fspath(path), id, shapes, read)], [])
+    shown = f"{path}" if is_line_of_text(f"{path}") else repr(f"{path}")
+    return Found([Source(path, shown, id, shapes, read)], [])
 
 
 def in_tar(path: Path, feature_name: str) -> Found:

@@ -8,6 +8,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from pyseg._containers import Shapes, text_error
 from pyseg.data.importing_files import Arrays, Found, Source
 from pyseg.errors import DataError
 
-_IDS = ("video", "id")  # the first of them that has text
+_IDS = ("video", "id")
 _ORDERS = ("frame", "time")
 
 
@@ -39,14 +40,9 @@ def in_parquet(path: Path) -> Found:
         axes = {column.name: _axes(column.type) for column in schema}
         per_video = 2 in axes.values()
         features = [name for name, found in axes.items() if found == (2 if per_video else 1)]
-        texts = {column.name for column in schema if _is_text(column.type)}
-        id_column = next((name for name in _IDS if name in texts), None)
-        if id_column is None or not features:
-            there = ", ".join(f"{column.name} ({column.type})" for column in schema)
-            raise DataError(
-                f"{path}: expected a column video or id of text, and columns of lists of numbers "
-                f"(a frame) or of lists of these (a video), found {there or 'none'}"
-            )
+        id_column = _id_column(path, schema)
+        if not features:
+            raise DataError(f"{path}: {_without_features(schema)}")
         order = None if per_video else next((name for name in _ORDERS if axes.get(name) == 0), None)
         columns = tuple([*features, order] if order else features)
         groups = (file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))
@@ -64,6 +60,35 @@ def in_parquet(path: Path) -> Found:
         if start != file.metadata.num_rows:
             raise ValueError(f"{start} ids in {file.metadata.num_rows} rows")
     return Found(sources, [])
+
+
+def _id_column(path: Path, schema: Any) -> str:
+    """Returns the name of the column of ids.
+
+    Raises:
+        pyseg.errors.DataError: There is none, or more than one could be it.
+    """
+    there = {column.name: column.type for column in schema if column.name in _IDS}
+    texts = [name for name, kind in there.items() if _is_text(kind)]
+    if len(texts) > 1:
+        raise DataError(
+            f"{path}: expected the ids of videos in the column video or id, found text in both: "
+            "leave one out, or give it another name"
+        )
+    if not texts:
+        found = ", ".join(f"{name} of {kind}" for name, kind in there.items()) or "neither"
+        raise DataError(f"{path}: expected a column video or id of text, found {found}")
+    return texts[0]
+
+
+def _without_features(schema: Any) -> str:
+    """Returns what is wrong with a table that has no column of features."""
+    expected = "lists of floating point numbers or uint8 (a frame), or lists of these (a video)"
+    for column in schema:
+        if _is_list(column.type) or isinstance(column.type, pyarrow.FixedShapeTensorType):
+            return f"expected {expected} in the column {column.name}, found {column.type}"
+    names = shorten(", ".join(column.name for column in schema), 100, placeholder=" ...")
+    return f"expected a column of {expected}, found only {names}"
 
 
 def _axes(kind: Any) -> int:

@@ -23,6 +23,7 @@ from pyseg._containers import read_json
 from pyseg._files import LOCK, sole_owner, write_file
 from pyseg._paths import path_text
 from pyseg._progress import Progress
+from pyseg._text import counted
 from pyseg.data import features as feature_set
 from pyseg.data import vocabulary
 from pyseg.data.annotations import Annotations
@@ -130,8 +131,8 @@ class WriteReport:
     def lines(self) -> Iterator[str]:
         """Yields lines on what was written and what was left out, except the table of classes."""
         yield (
-            f"{self.videos} videos, {self.frames} frames; {self.segments} segments are rated, "
-            f"{sum(self.rated.values())} ratings"
+            f"{counted(self.videos, 'video')}, {counted(self.frames, 'frame')}; "
+            f"{counted(self.segments, 'rated segment')}, {counted(self.rated.total(), 'rating')}"
         )
         if self.kept or self.replaced:
             yield f"of the ratings before, {self.kept} are kept and {self.replaced} are changed"
@@ -139,14 +140,14 @@ class WriteReport:
             yield f"{name}: {self.clipped[name] / max(values, 1):.2%} of the values were clipped"
         if self.conflicts:
             yield (
-                f"contradictory ratings in {len(self.conflicts)} videos count as their mean: "
-                f"{self.conflicts[0]}"
+                f"contradictory ratings in {counted(len(self.conflicts), 'video')} count as their "
+                f"mean: {self.conflicts[0]}"
             )
         if self.too_short:
-            yield f"{self.too_short} rated intervals cover less than half of every segment"
+            yield f"rated intervals that cover less than half of every segment: {self.too_short}"
         yield from self.notes
         if self.left_out:
-            yield f"left out {len(self.left_out)} videos: {self.left_out[0]}"
+            yield f"left out {counted(len(self.left_out), 'video')}: {self.left_out[0]}"
 
 
 def write_collection(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +27,13 @@ Runner = Callable[[Tensor, Tensor], Tensor]
 
 _OPSET = 20  # of 2023: what runtimes and servers of the last years read
 _LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: the limit of protobuf, and room for the graph
+
+# How warnings of some loggers begin that a user can do nothing about: no model has operators of
+# torchvision, and the file is checked however it gets its version.
+_IDLE_WARNINGS = {
+    "torch.onnx._internal.exporter._registration": "torchvision is not installed",
+    "onnxscript.version_converter": "The model version conversion is not supported by",
+}
 
 
 class Format(NamedTuple):
@@ -63,6 +72,7 @@ def _check_compiler() -> None:
 
 
 def _write_aoti(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    print("compiling the model, which may take minutes", flush=True)
     configs = {"aot_inductor.metadata": dict(metadata)}
     torch._inductor.aoti_compile_and_package(
         program, package_path=str(path), inductor_configs=configs
@@ -89,20 +99,36 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str
             f"--format onnx: expected at most {_LARGEST_ONNX:,} bytes of weights, which one file "
             f"can hold, found {weights:,}: take --format pt2 or aoti"
         )
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=_OPSET,
-        input_names=INPUTS,
-        output_names=[OUTPUT],
-        verbose=False,
-    )
+    with _without_idle_warnings():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=INPUTS,
+            output_names=[OUTPUT],
+            verbose=False,
+        )
     assert exported is not None
     model = exported.model_proto
     _name_dimensions(model)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _without_idle_warnings() -> Iterator[None]:
+    def is_shown(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_IDLE_WARNINGS[record.name])
+
+    loggers = [logging.getLogger(name) for name in _IDLE_WARNINGS]
+    for logger in loggers:
+        logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_shown)
 
 
 def _name_dimensions(model: ModelProto) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pyseg import _cli
 from pyseg._memory import keep_memory
+from pyseg._text import counted
 from pyseg.data.importing import class_table
 from pyseg.extract import manifest
 from pyseg.extract.config import ExtractConfig
@@ -55,10 +56,10 @@ def _next(config: ExtractConfig, done: Extraction) -> Iterator[str]:
 
 def summary(done: Extraction) -> Iterator[str]:
     """Yields lines on what was done."""
-    for status, what in (("skipped", "could not be read"), ("truncated", "end early")):
+    for status, what in (("skipped", "could not be read"), ("truncated", "ended early")):
         found = [(video, o) for video, o in done.outcomes if o.status == status]
         if found:
-            yield f"{len(found)} of {len(done.outcomes)} videos {what}:"
+            yield f"{len(found)} of {counted(len(done.outcomes), 'video')} {what}:"
             for video, outcome in found[:_TOLD]:
                 reason = str(outcome.reason)
                 yield "  " + (reason if video.path in reason else f"{video.path}: {reason}")
@@ -66,8 +67,9 @@ def summary(done: Extraction) -> Iterator[str]:
                 yield f"  and {len(found) - _TOLD} more, see {manifest.FILE}"
     corrupt = [outcome.corrupt_frames for _, outcome in done.outcomes if outcome.corrupt_frames]
     if corrupt:
-        yield f"{sum(corrupt)} damaged frames in {len(corrupt)} videos"
+        frames, videos = counted(sum(corrupt), "damaged frame"), counted(len(corrupt), "video")
+        yield f"{frames} in {videos}"
     if renamed := sum(video.note is not None for video, _ in done.outcomes):
-        yield f"{renamed} videos have an id other than their name, see {manifest.FILE}"
+        yield f"{counted(renamed, 'video')} with an id other than the name, see {manifest.FILE}"
     yield from done.report.lines()
     yield from class_table(done.report)

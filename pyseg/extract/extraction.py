@@ -18,6 +18,7 @@ import torch
 from pyseg import _cli, distributed
 from pyseg._files import remove_unfinished
 from pyseg._progress import Progress
+from pyseg._text import counted
 from pyseg.backbones import Backbone, make_backbone
 from pyseg.data import Annotations, FeatureSet, SourceVideo, WriteReport, write_collection
 from pyseg.data import features as feature_set
@@ -104,7 +105,7 @@ def extract(config: ExtractConfig) -> Extraction:
             good = [video for video in videos if outcomes[video.key].status != "skipped"]
             if not good:
                 reason = outcomes[videos[0].key].reason
-                raise DataError(f"none of {len(videos)} videos can be read: {reason}")
+                raise DataError(f"none of {counted(len(videos), 'video')} can be read: {reason}")
             features = _with_ranges(features, ranges, parts, good)
             features.write(parts.features)  # `out` has no such file while it is replaced
             report = _write(out, features, parts, good, annotations)
@@ -279,7 +280,9 @@ def _compute(config: ExtractConfig, videos: Sequence[Video], work: Work) -> dict
             run(todo, work, stopped, hear)
         except StoppedError:
             manifest.write_manifest(work.parts.folder.parent, outcomes, videos)
-            bar.write(f"stopped after {len(outcomes)} videos: the same command continues")
+            bar.write(
+                f"stopped after {counted(len(outcomes), 'video')}: the same command continues"
+            )
             raise KeyboardInterrupt from None
     return outcomes
 
@@ -383,7 +386,8 @@ def _write(
     lost = {*known.intervals, *known.labels} - ids
     notes = known.notes
     if lost:
-        notes = (*notes, f"left out the annotations of {len(lost)} videos that cannot be read")
+        unread = counted(len(lost), "video")
+        notes = (*notes, f"left out the annotations of {unread} that cannot be read")
     kept = replace(
         known,
         intervals={id: some for id, some in known.intervals.items() if id in ids},

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyseg._text import counted
 from pyseg.data import features as feature_set
 from pyseg.data import vocabulary
 from pyseg.errors import DataError
@@ -63,13 +64,14 @@ class Snapshot:
         videos = [id for id, path in self.videos.items() if not {id, path} & now.every]
         rated = [name for name in self.rated if name not in now.rated]
         classes = [name for name in self.classes if name not in {*now.classes, *rated}]
-        for what, names in (
-            ("{} videos", videos),
-            ("all ratings of {} classes", rated),
-            ("{} classes", classes),
+        for what, noun, names in (
+            ("{}", "video", videos),
+            ("all ratings of {}", "class", rated),
+            ("{}", "class", classes),
         ):
             if names:
-                yield f"left out {what.format(len(names))} that {folder} had: {_listed(names)}"
+                number = what.format(counted(len(names), noun))
+                yield f"left out {number} that {folder} had: {_listed(names)}"
 
 
 def _listed(names: Sequence[str]) -> str:

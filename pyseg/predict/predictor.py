@@ -17,6 +17,7 @@ from pyseg import distributed
 from pyseg._containers import read_arrays, read_named_arrays
 from pyseg._precision import Precision, PrecisionName
 from pyseg._progress import Progress
+from pyseg._text import counted
 from pyseg.backbones import Backbone, find_backbone, make_backbone
 from pyseg.data import BackboneInfo, FeatureSet
 from pyseg.errors import ArgumentError, DataError, UserError
@@ -140,7 +141,8 @@ class Predictor:
     def __repr__(self) -> str:
         """Says what it scores, in one line."""
         widths = ", ".join(f"{name} ({width})" for name, width in self.features.features)
-        return f"Predictor({str(self.run)!r}: {len(self.class_names)} classes, frames of {widths})"
+        classes = counted(len(self.class_names), "class")
+        return f"Predictor({str(self.run)!r}: {classes}, frames of {widths})"
 
     @functools.cached_property
     def backbone(self) -> Backbone:

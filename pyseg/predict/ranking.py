@@ -14,6 +14,7 @@ from pyseg import _cli, distributed
 from pyseg._files import sole_owner
 from pyseg._progress import Progress
 from pyseg._remote import location, size_of
+from pyseg._text import counted
 from pyseg._threads import read_ahead
 from pyseg.data import ReadReport
 from pyseg.data.segments import UNRATED_ENDS, read_segments
@@ -55,7 +56,7 @@ def _predict(config: PredictConfig, out: Path, folder: Path) -> None:
         folders = [folder / f"{number + 1}-of-{processes}" for number in range(processes)]
     work = _begin(scorer, request, folders[rank])
     if work.resume():
-        print(f"continuing from {folder}: {work.num_segments} segments are done")
+        print(f"continuing from {folder}: {counted(work.num_segments, 'segment')} done")
     # Consecutive shards keep the segments in the order of a single process.
     bounds = [len(shards) * n // processes for n in range(processes + 1)]
     report = ReadReport()
@@ -137,7 +138,8 @@ def _rank(
             bar.update(len(scores))
             if stopped():
                 work.save()
-                print(f"stopped after {work.num_segments} segments: the same command continues")
+                done = counted(work.num_segments, "segment")
+                print(f"stopped after {done}: the same command continues")
                 raise KeyboardInterrupt
             work.save_if_due()
 
@@ -163,8 +165,8 @@ def _print_summary(
         print(f"records: {summary}")
     note_level(scorer.model, "frame", scorer.run, config.data or scorer.trained.data)
     print(
-        f"{work.num_segments} segments of {len(work.videos)} videos, {len(scorer.classes.numbers)} "
-        f"classes, {rate:.0f} segments/s"
+        f"{counted(work.num_segments, 'segment')} of {counted(len(work.videos), 'video')}, "
+        f"{counted(len(scorer.classes.numbers), 'class')}, {rate:.0f} segments/s"
     )
     if config.scores is not None:
         print(f"scores: {config.scores}")

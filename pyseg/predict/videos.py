@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pyseg import _cli
+from pyseg._text import counted
 from pyseg.data.segments import SegmentBlock, read_segments
 from pyseg.errors import DataError, UserError
 from pyseg.extract.manifest import Video, list_videos
@@ -167,7 +168,7 @@ def file_timelines(config: PredictConfig) -> Iterator[Timeline]:
         _report(found, config.for_video(video.id))
         yield found
     if skipped:
-        print(f"{len(skipped)} of {len(videos)} videos could not be read:")
+        print(f"{len(skipped)} of {counted(len(videos), 'video')} could not be read:")
         for reason in skipped:
             print(f"  {reason}")
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pyseg import _cli
 from pyseg._memory import keep_memory
 from pyseg._table import Table
+from pyseg._text import counted
 from pyseg.errors import UserError
 from pyseg.rate.answers import AnswerFile
 from pyseg.rate.config import RateConfig
@@ -118,8 +119,9 @@ def rate(config: RateConfig) -> None:
     for note in notes:
         print(note)
     print(
-        f"{len(pool):,} segments of {len(pool.ids):,} videos, {len(names):,} classes, "
-        f"{len(rated):,} ratings of the data, {len(rows):,} lines in {config.out}"
+        f"{counted(len(pool), 'segment', ',')} of {counted(len(pool.ids), 'video', ',')}, "
+        f"{counted(len(names), 'class', ',')}, {counted(len(rated), 'rating', ',')} of the data, "
+        f"{counted(len(rows), 'line', ',')} in {config.out}"
     )
     if len(said.answers):
         print(f"learning from {len(said.answers):,} answers and ratings", flush=True)
@@ -230,7 +232,7 @@ def _ask(
         if doubts is not None:
             own = known.own
             changed = sum(own[d.segment, d.label] != verdict_of(d.score) for d in doubts)
-            print(f"{changed} of {len(doubts)} answers have changed at the second look")
+            print(f"{changed} of {counted(len(doubts), 'answer')} changed at the second look")
         for line in _summary(session):
             print(line)
         for line in _next(config, extracted=bool(setting.records.paths) and not known.rated):
@@ -251,7 +253,7 @@ def _summary(session: Session) -> Iterator[str]:
         table = Table(["class", "yes", "no", "skipped"], rows[:_SHOWN_CLASSES], numeric=(1, 2, 3))
         yield table.markdown()
     if len(rows) > _SHOWN_CLASSES:
-        yield f"and {len(rows) - _SHOWN_CLASSES} more classes"
+        yield f"and {counted(len(rows) - _SHOWN_CLASSES, 'more class')}"
     if progress.held_out is not None:
         held = progress.held_out
         yield (

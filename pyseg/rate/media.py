@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pyseg._extras import requires
 from pyseg._files import Paths
 from pyseg._paths import path_text
+from pyseg._text import counted
 from pyseg.data._tables import read_table, shown
 from pyseg.data.annotations.names import VideoNames
 from pyseg.errors import ArgumentError, DataError, MissingFileError, UserError
@@ -168,8 +169,8 @@ class Media:
         linked = {} if links is None else _read_links(links, names, notes)
         if not files and not linked:
             raise ArgumentError(
-                f"videos: expected files or links of the {len(ids)} videos of the features "
-                f"({_some(map(shown, ids))}), found none"
+                f"videos: expected files or links of the {counted(len(ids), 'video')} of the "
+                f"features ({_some(map(shown, ids))}), found none"
             )
         return Media(files, linked), tuple(notes)
 

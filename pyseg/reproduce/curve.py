@@ -14,6 +14,7 @@ from pyseg._charts import new_axes, new_figure, png
 from pyseg._files import write_file
 from pyseg._progress import Progress
 from pyseg._table import Table
+from pyseg._text import counted
 from pyseg.reproduce.comparisons import Comparison, curve_lines
 from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.estimates import Estimate, Outcome, gaps_closed
@@ -118,7 +119,7 @@ def _write_all(
     lines = [
         f"# Learning curves on {experiment.name}",
         "",
-        f"{measure}: {experiment.measures[measure]}. {seeds} seed{'s' * (seeds > 1)}, mean ± "
+        f"{measure}: {experiment.measures[measure]}. {counted(seeds, 'seed')}, mean ± "
         "standard error over seeds; shares of the gap between plain targets and complete labels "
         f"with a second one over classes (bootstrap).{held_out}",
         "",

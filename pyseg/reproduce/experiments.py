@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from pyseg import _cli
 from pyseg._files import atomic_write
 from pyseg.config import LossConfig, StageConfig
 from pyseg.data import (
@@ -324,16 +325,18 @@ class IncompleteVideos(Experiment):
         """
         super().__init__(folder, part)
         self._saved: set[Path] = set()
-        for name in (_LABEL_LISTS, vocabulary.FILE, vocabulary.SEGMENT_FILE):
-            if not (folder / name).is_file():
-                raise MissingFileError(f"{folder / name}: no such file")
         shards = "video_level*.tfrecord*"
-        self._opened = open_collection(
-            folder / shards, test_fraction=TEST_FRACTION, seed=_TEST_SEED
-        )
+        with _cli.path_option("folder"):
+            for name in (_LABEL_LISTS, vocabulary.FILE, vocabulary.SEGMENT_FILE):
+                if not (folder / name).is_file():
+                    raise MissingFileError(f"{folder / name}: no such file")
+            self._opened = open_collection(
+                folder / shards, test_fraction=TEST_FRACTION, seed=_TEST_SEED
+            )
         self.more = more
         if more is not None:
-            paths = open_collection(more / shards).video_paths
+            with _cli.path_option("more"):
+                paths = open_collection(more / shards).video_paths
             self._opened = replace(self._opened, video_paths=(*self._opened.video_paths, *paths))
         self._lists = folder / _LABEL_LISTS
         self._classes = vocabulary.read_segment_vocabulary(folder / vocabulary.SEGMENT_FILE).classes
@@ -444,9 +447,10 @@ class RatedClips(Experiment):
             pyseg.errors.DataError: The folder holds something else.
         """
         super().__init__(folder, part)
-        self._opened = open_collection(folder, test_fraction=TEST_FRACTION, seed=_TEST_SEED)
+        with _cli.path_option("folder"):
+            self._opened = open_collection(folder, test_fraction=TEST_FRACTION, seed=_TEST_SEED)
         if self._opened.name != "audioset" or not self._opened.has_segments:
-            raise UserError(f"{folder}: expected AudioSet records with strong labels")
+            raise UserError(f"--folder {folder}: expected AudioSet records with strong labels")
 
     def _open(self, seed: int, complete: bool, share: float) -> Collection:
         make = self._opened.make_segments

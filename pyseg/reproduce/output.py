@@ -17,6 +17,7 @@ import pyseg
 from pyseg._charts import color, label, new_axes, new_figure, png
 from pyseg._files import write_file
 from pyseg._table import Table
+from pyseg._text import counted
 from pyseg.reproduce.comparisons import Comparison
 from pyseg.reproduce.config import ReproduceConfig
 from pyseg.reproduce.estimates import Estimate, Outcome, differences, gaps_closed
@@ -191,7 +192,7 @@ class Results:
             f"# The paper's tables on {experiment.name}",
             "",
             f"{experiment.description[0].upper()}{experiment.description[1:]}. {stage.steps} steps "
-            f"of {stage.batch_size}; {seeds} seed{'s' * (seeds > 1)}, mean ± "
+            f"of {stage.batch_size}; {counted(seeds, 'seed')}, mean ± "
             "standard error over seeds; differences are from the first row, seed by seed, with a "
             "second standard error over classes (bootstrap); * marks those of more than two "
             "standard errors, of both together."

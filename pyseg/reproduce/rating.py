@@ -19,6 +19,7 @@ from pyseg._containers import parse_json
 from pyseg._files import write_file
 from pyseg._progress import Progress
 from pyseg._table import Table
+from pyseg._text import counted
 from pyseg.errors import DataError
 from pyseg.reproduce.asking import BUDGETS, Asking, Truth, read_truth, simulate
 from pyseg.reproduce.config import ReproduceConfig
@@ -163,8 +164,8 @@ def _write_all(
     lines = [
         f"# Answers needed, on {experiment.name}",
         "",
-        f"MAP over complete labels of held-out segments after so many answers a class; {seeds} "
-        f"seed{'s' * (seeds > 1)}, mean ± standard error. Needed: the answers a class after which "
+        "MAP over complete labels of held-out segments after so many answers a class; "
+        f"{counted(seeds, 'seed')}, mean ± standard error. Needed: the answers a class after which "
         f"it is what {BUDGETS[-1]} random questions a class give.{held_out}",
         "",
         describe_curves(curves),

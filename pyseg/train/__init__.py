@@ -117,7 +117,8 @@ def _train(
     """Trains in one process of the run; adds the lock of the run's folder to `owned`."""
     config = settle(config, device)
     for name in config.trackers if distributed.is_first() else ():
-        make_tracker(name)  # raises before a run folder is made
+        with _cli.option("tracker", name):
+            make_tracker(name)  # raises before a run folder is made
     checkpoint = None if config.resume is None else resume(config, owned)
     if checkpoint is None and config.run is not None:
         check_new(Run(config.run))  # before the data is read, which may take minutes

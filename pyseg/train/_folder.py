@@ -173,5 +173,7 @@ def _shown(value: Any) -> str:
 def _no_checkpoint(run: Run) -> UserError:
     return UserError(
         f"--resume {run}: expected a checkpoint, found none: its training has ended, or they were "
-        "removed"
+        f"removed; {_cli.follow_up(f'pyseg.evaluate --run {run}')} evaluates it, and "
+        f"{_cli.follow_up(f'pyseg.train --config {run.config_file}')} with --run NEW_FOLDER and "
+        "more --pretrain.steps or --finetune.steps trains longer, from the start"
     )

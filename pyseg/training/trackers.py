@@ -93,7 +93,7 @@ def make_tracker(name: str) -> Tracker:
         pyseg.errors.ArgumentError: There is no such tracker.
         pyseg.errors.UserError: It needs a package that is not installed.
     """
-    return _TRACKERS.find(name, "--tracker")()
+    return _TRACKERS.find(name)()
 
 
 @register_tracker("tensorboard")

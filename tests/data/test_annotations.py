@@ -136,7 +136,7 @@ def test_via(write) -> None:
         ("my film.mp4", 1.25, 3.5, "dog", 1.0),
         ("my film.mp4", 4.0, 6.0, "cat, big", 1.0),
     ]
-    assert "left out 1 rows" in read_annotations(path).notes[0]
+    assert "left out 1 row without" in read_annotations(path).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_label_studio_counts_frames_from_1_to_the_last_one(write) -> None:
     ]
     found = read_annotations(path, fps=25)
     assert list(found.videos)[2:] == ["d.mp4"]  # looked at, nothing found
-    assert found.notes == [f"{path}: left out 1 results without timelinelabels"]
+    assert found.notes == [f"{path}: left out 1 result without timelinelabels"]
     ids = ["film", "films/b c", "d", "e"]
     assert list(Annotations.match(ids, found).intervals) == ["film", "films/b c", "d"]
 
@@ -220,7 +220,7 @@ def test_audacity_points_and_labels_without_text_rate_nothing(write) -> None:
     assert [interval.name for interval in found.intervals] == ["dog"]
     assert found.notes == [
         f"left out 2 points in time of {path}",
-        f"left out 1 labels without text of {path}",
+        f"left out 1 label without text of {path}",
     ]
 
 
@@ -254,13 +254,13 @@ def test_elan(write) -> None:
     assert tier == ("file:///C:/films/my%20film.mp4", 1.5, 4.0, "dog", 1.0)
     [value] = read(path, elan_classes="values")
     assert value[3] == "barks & runs"
-    assert read_annotations(path).notes == [f"{path}: left out 1 annotations that refer to others"]
+    assert read_annotations(path).notes == [f"{path}: left out 1 reference to other annotations"]
     unnamed = (
         f'<TIER TIER_ID="dog">{annotation("t1", "t2", " ")}{annotation("t1", "t2", "cat")}</TIER>'
     )
     found = read_annotations(write("empty.eaf", elan(unnamed)), elan_classes="values")
     assert [interval.name for interval in found.intervals] == ["cat"]
-    assert found.notes == [f"left out 1 annotations without text of {path.with_name('empty.eaf')}"]
+    assert found.notes == [f"left out 1 annotation without text of {path.with_name('empty.eaf')}"]
     assert list(Annotations.match(["my film"], read_annotations(path)).intervals) == ["my film"]
     shifted = media.replace("MIME_TYPE", 'TIME_ORIGIN="500" MIME_TYPE', 1)
     assert read(write("b.eaf", elan(tiers, shifted)))[0][1:3] == (2.0, 4.5)
@@ -503,7 +503,7 @@ def test_labels_of_videos(write) -> None:
     assert found.classes == ["cat", "dog", "zebra"]
     assert found.rated_classes == ["dog"]
     assert Annotations.match("abc", intervals).classes == ["dog"]
-    with pytest.raises(DataError, match=r"labels\.csv, line 2: expected one of 1 videos, found"):
+    with pytest.raises(DataError, match=r"labels\.csv, line 2: expected one of 1 video, found"):
         Annotations.read("b", None, path)
 
 

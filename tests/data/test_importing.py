@@ -50,7 +50,7 @@ def test_from_files_to_answers(
     tables = ["--ratings", str(tmp_path / "ratings.csv"), "--labels", str(tmp_path / "labels.csv")]
     run("--features", str(folder), *tables, "--out", out, "--feature_name", "clip")
     printed = capsys.readouterr().out
-    assert "4 videos, 80 frames; 16 segments are rated, 16 ratings" in printed
+    assert "4 videos, 80 frames; 16 rated segments, 16 ratings" in printed
     assert "| dog, big | 16 | 8 |" in printed
     assert printed.endswith(f"python -m pyseg.train --data '{out}' --model linear\n")
     steps = ["--pretrain.steps=2", "--finetune.steps=2"]
@@ -149,7 +149,7 @@ def test_times(folder: Path, tmp_path: Path) -> None:
             np.zeros((20, 4)),
             r"plain\.npz: expected every video once, found 'plain' in .*plain\.npy, too",
         ),
-        (" z.npy", np.zeros((20, 4)), r" z\.npy': the id of the video: .* white space"),
+        (" z.npy", np.zeros((20, 4)), r" z\.npy: the id of the video: .* white space"),
         ("z\n.npy", np.zeros((20, 4)), r"z\\n\.npy': the id of the video"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_tar_gives_the_records_of_numpy_files(
     report = import_features(folder, tmp_path / "again")
     [left_out] = report.left_out
     assert left_out.endswith("shard-0.tar, 'films/z': no member ends in .npy or .npz")
-    assert "left out 1 videos: " in "\n".join(report.lines())
+    assert "left out 1 video: " in "\n".join(report.lines())
 
 
 def test_several_kinds_of_files_in_a_folder(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ LARGE = saved(np.ones((1000, 4), np.float32))
             r"x\.tar, 'z\.features\.npy': expected features once, found it again",
         ),
         ([("z .npy", GOOD)], r"the id of the video: .* white space"),
-        ([("z\n.npy", GOOD)], r"the id of the video: .* control characters"),
+        ([("z\n.npy", GOOD)], r"tar, 'z\\n': the id of the video: .* characters, found 'z\\n'$"),
     ],
 )
 def test_a_bad_sample(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
@@ -328,12 +328,20 @@ def test_files_without_videos(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"video": ["a"]}, r"expected a column video or id of text, .* found video \(string\)"),
-        ({"name": ["a"], "x": [[[1.0]]]}, r"expected a column video or id"),
-        ({"video": ["a"], "x": [[1]]}, r"found video \(string\), x \(list<.*int64>\)"),
-        ({"video": [3], "x": [[1.0]]}, r"a column video or id of text, .* found video \(int64\)"),
-        ({"id": ["a "], "x": [[1.0]]}, r"rows 0 to 0': the id of the video: .* white space"),
-        ({"video": ["a", None], "x": [[[1.0]]] * 2}, r"row 1': .* expected text, found None"),
+        ({"video": ["a"], "y": [1.0]}, r"a column of lists of floating .*, found only video, y$"),
+        ({"name": ["a"], "x": [[[1.0]]]}, r"expected a column video or id of text, found neither$"),
+        ({"video": ["a"], "y": [1.0], "x": [[1]]}, r" in the column x, found list<\w+: int64>$"),
+        (
+            {"id": ["a"], "x": [[[[1.0]]]]},
+            r"these \(a video\) in the column x, found list<",
+        ),
+        ({"id": [3], "x": [[1.0]]}, r"a column video or id of text, found id of int64$"),
+        (
+            {"id": ["a"], "video": ["b"], "x": [[1.0]]},
+            r"or id, found text in both: leave one",
+        ),
+        ({"id": ["a "], "x": [[1.0]]}, r"rows 0 to 0: the id of the video: .* white space"),
+        ({"video": ["a", None], "x": [[[1.0]]] * 2}, r"row 1: .* expected text, found None"),
         ({"id": ["a", "b", "a"], "x": [[1.0]] * 3}, r"rows 2 to 2: expected every video once"),
         ({"id": ["a", "a"], "x": [[[1.0]]] * 2}, r"row 1: expected every video once"),
         ({"id": ["a"] * 2, "x": [[1.0], [1.0, 2.0]]}, r"lists of one length in x, found 1 and 2"),

@@ -73,7 +73,7 @@ def test_answers_about_a_collection_become_its_ratings(
     run("--features", clips, "--ratings", ratings, "--labels", labels, "--out", out)
 
     printed = capsys.readouterr().out
-    assert "24 videos, 576 frames; 96 segments are rated, 98 ratings" in printed
+    assert "24 videos, 576 frames; 96 rated segments, 98 ratings" in printed
     assert "of the ratings before, 95 are kept and 1 are changed" in printed
     assert "raters disagree on 1 rating" in printed
     assert f"python -m pyseg.train --data {out}" in printed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import json
+import logging
 import re
 import runpy
 import subprocess
@@ -194,6 +196,45 @@ def test_onnx_says_what_it_is(mlp: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("num_frames", "tensor(int64)", ["batch"]),
         ("probabilities", "tensor(float)", ["batch", len(CLASSES)]),
     ]
+
+
+def test_onnx_is_written_without_idle_warnings(
+    mlp: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where torchvision is not installed; other warnings are kept."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torchvision" else find(name)
+    )
+    write = torch.onnx.export
+
+    def warned(*values: Any, **options: Any) -> Any:
+        converter = logging.getLogger("onnxscript.version_converter")
+        converter.warning("The model version conversion is not supported by the onnxscript ...")
+        converter.warning("Failed to convert the model")
+        return write(*values, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", warned)
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    monkeypatch.setattr(registry, "handlers", [caplog.handler])
+    monkeypatch.setattr(registry, "propagate", False)
+    caplog.handler.setLevel(logging.WARNING)
+    export.main(["--run", str(mlp), "--format", "onnx"])
+    assert caplog.messages == ["Failed to convert the model"]
+    registry.warning("torchvision is not installed")
+    assert caplog.messages[1:] == ["torchvision is not installed"]
+
+
+def test_aoti_says_first_that_it_takes_long(
+    mlp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile(*_: object, **__: object) -> None:
+        assert capsys.readouterr().out == "compiling the model, which may take minutes\n"
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile)
+    with pytest.raises(UserError, match="found: stopped"):
+        export.main(["--run", str(mlp), "--format", "aoti"])
 
 
 def test_a_run_of_mean_features_takes_floats(mlp: Path) -> None:

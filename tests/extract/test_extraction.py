@@ -116,7 +116,7 @@ def test_ratings_and_labels_go_into_the_records(videos: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     done = extract(config(given, out, ratings=str(ratings), labels=str(labels), complete=["dog"]))
     assert done.report.rated == {"dog": 3 + 6, "cat": 2}
-    assert any("left out the annotations of 1 videos" in note for note in done.report.notes)
+    assert any("left out the annotations of 1 video that" in note for note in done.report.notes)
     records = {
         record.id: record
         for record in read_frames(out / "videos-00000.tfrecord", done.features.schema)
@@ -197,7 +197,7 @@ def test_a_repetition_tells_what_it_leaves_out(videos: Path, tmp_path: Path) -> 
     ]
     assert extract(config(some, out)).report.notes == [
         f"left out all ratings of 2 classes that {out} had: cat, dog",
-        f"left out 1 classes that {out} had: rain",
+        f"left out 1 class that {out} had: rain",
     ]
     ratings.write_text("video,start,end,class,score\n")
     done = extract(config(videos, out, ratings=str(ratings)))
@@ -449,7 +449,7 @@ def test_ids(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert by_path["x/film.mp4"]["note"] == "2 videos have this name"
     assert by_path["ünïcode, with comma.mp4"]["id"] == "ünïcode, with comma"
     assert {line["id"] for line in lines} == {*numbers(out)}
-    assert "have an id other than their name, see manifest.jsonl" in capsys.readouterr().out
+    assert "with an id other than the name, see manifest.jsonl" in capsys.readouterr().out
 
 
 def test_ratings_name_videos_by_their_paths(videos: Path, tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ def test_ratings_name_videos_by_their_paths(videos: Path, tmp_path: Path) -> Non
         ({"backbone": "resnet"}, ArgumentError, "backbone: expected one of"),
         ({"ratings": "ratings.csv"}, DataError, "ratings.csv, line 2: expected one of 3 videos"),
         ({"ratings": "no.csv"}, MissingFileError, "no.csv: no such file"),
-        ({"videos": ["bad.mp4"]}, DataError, "none of 1 videos can be read: bad.mp4: expected"),
+        ({"videos": ["bad.mp4"]}, DataError, "none of 1 video can be read: bad.mp4: expected"),
     ],
 )
 def test_errors_leave_nothing(

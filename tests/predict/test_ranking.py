@@ -187,7 +187,7 @@ def test_evaluating_against_a_table_or_records(
     assert lines[0] == lines[1]
     # A glob of the records alone does not determine the number of classes.
     assert lines[0][0].split(",")[0] == lines[2][0].split(",")[0]
-    assert "segments are of no rated video" in lines[0][1]
+    assert "different segments of no rated video" in lines[0][1]
 
 
 class StopError(Exception):

@@ -118,7 +118,7 @@ def test_a_second_look_finds_slips(
     found = {(view.video, view.start, view.name) for view in asked} & wrong
     assert len(found) >= len(wrong) / 2
     assert all(view.second_look for view in asked)
-    assert f"{len(found)} of {len(asked)} answers have changed at the second look" in output
+    assert f"{len(found)} of {len(asked)} answers changed at the second look" in output
     rows = AnswerFile("ratings.csv", "ann").rows()
     assert len(rows) == 160 + len(asked)
     assert {row.reason for row in rows[160:]} == {"check"}

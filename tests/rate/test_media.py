@@ -140,7 +140,7 @@ def test_only_web_addresses_are_links(tmp_path: Path, url: str) -> None:
         (["a,"], "line 2: expected a value for url, found none"),
         (["a"], "line 2: expected 2 fields, found 1"),
         (["a,https://a.org/", "a,https://b.org/"], "line 3: expected one link of the video 'a'"),
-        (["b,https://a.org/"], "videos: expected files or links of the 1 videos"),
+        (["b,https://a.org/"], "videos: expected files or links of the 1 video "),
     ],
 )
 def test_lines_of_links_that_are_wrong(tmp_path: Path, lines: list[str], message: str) -> None:

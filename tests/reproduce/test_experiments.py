@@ -129,9 +129,9 @@ def test_sample() -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"labelsets\.csv\.gz: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"^--folder .*labelsets\.csv\.gz: no such file"):
         open_experiment("yt8m", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no file in this folder ends in"):
+    with pytest.raises(FileNotFoundError, match=r"^--folder .*: no file in this folder ends in"):
         open_experiment("audioset", tmp_path)
 
 

@@ -119,9 +119,12 @@ def test_missing_packages_are_named(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_trackers_are_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"--tracker: .* unknown tracker 'mlfow' .*'mlflow'"):
+    known = r"expected one of mlflow, .*; found the unknown tracker 'mlfow' \(did you mean 'mlflow'"
+    with pytest.raises(UserError, match=f"^--tracker mlfow: {known}"):
         train.train(TrainConfig(run=str(tmp_path / "run"), tracker=["mlfow"]))
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ArgumentError, match=f"^tracker: {known}"):
+        make_tracker("mlfow")
     with pytest.raises(ArgumentError, match="name of a new tracker, found 'wandb'"):
         register_tracker("wandb")(object)
 

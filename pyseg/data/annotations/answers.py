@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pyseg._paths import path_text
+from pyseg._text import counted
 from pyseg.data._tables import Row, find_delimiter, read_rows, read_table
 from pyseg.data.annotations.interval import (
     AnnotationFile,
@@ -259,7 +260,7 @@ def read_ratings(path: str) -> AnnotationFile:
     if ties:
         one = ties[0]
         found.notes.append(
-            f"raters disagree on {len(ties)} ratings, which are left out, such as {one.name!r} in "
+            f"raters disagree on {counted(len(ties), 'rating')}, left out, such as {one.name!r} in "
             f"{one.video!r} from {one.start:g} to {one.end:g} s ({path}, line {one.line})"
         )
     return found

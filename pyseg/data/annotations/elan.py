@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NoReturn
 from xml.parsers import expat
 
+from pyseg._text import counted
 from pyseg.data.annotations.interval import AnnotationFile, Interval, read_bounded, stem
 from pyseg.errors import DataError
 
@@ -38,10 +39,9 @@ def read_elan(path: str, classes: ElanClasses) -> AnnotationFile:
     for interval in document.intervals():
         found.add(interval)
     if document.references:
-        found.notes.append(
-            f"{path}: left out {document.references} annotations that refer to others"
-        )
-    found.left_out(document.unnamed, "annotations without text", path)
+        references = counted(document.references, "reference")
+        found.notes.append(f"{path}: left out {references} to other annotations")
+    found.left_out(document.unnamed, "annotation", path, " without text")
     return found
 
 

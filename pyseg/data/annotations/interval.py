@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pyseg._text import counted
 from pyseg.data.records import why_not_an_id
 from pyseg.errors import DataError
 
@@ -57,10 +58,10 @@ class AnnotationFile:
         self.intervals.append(interval)
         self.videos.setdefault(interval.video, interval.source)
 
-    def left_out(self, number: int, what: str, path: str) -> None:
-        """Notes that a file has parts which rate nothing."""
+    def left_out(self, number: int, noun: str, path: str, which: str = "") -> None:
+        """Notes that a file has parts which rate nothing: such nouns, with words after them."""
         if number:
-            self.notes.append(f"left out {number} {what} of {path}")
+            self.notes.append(f"left out {counted(number, noun)}{which} of {path}")
 
     def extend(self, other: AnnotationFile) -> None:
         """Adds the content of another file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from pyseg._containers import parse_json
+from pyseg._text import counted
 from pyseg.data.annotations.interval import AnnotationFile, Interval, read_bounded
 from pyseg.errors import ArgumentError, DataError
 
@@ -48,7 +49,7 @@ def read_label_studio(path: str, fps: float | None) -> AnnotationFile:
     for number, task in enumerate(tasks):
         others += _Task(path, number, task, found, fps or 1.0).read()
     if others:
-        found.notes.append(f"{path}: left out {others} results without timelinelabels")
+        found.notes.append(f"{path}: left out {counted(others, 'result')} without timelinelabels")
     return found
 
 

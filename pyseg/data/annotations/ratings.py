@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pyseg._paths import path_text
 from pyseg._registry import suggestion
+from pyseg._text import counted
 from pyseg.data._tables import shown
 from pyseg.data.annotations.covering import SegmentRatings, rate_segments
 from pyseg.data.annotations.elan import ElanClasses
@@ -222,8 +223,8 @@ class _Matching:
                 )
             elif not ids:
                 self.problems.append(
-                    f"{_where(source)}expected one of {len(self._ids)} videos, found {shown(name)}"
-                    f"{self._suggestion(name)}"
+                    f"{_where(source)}expected one of {counted(len(self._ids), 'video')}, found "
+                    f"{shown(name)}{self._suggestion(name)}"
                 )
         return self._found[name]
 

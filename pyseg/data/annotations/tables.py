@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyseg._containers import parse_json
+from pyseg._text import counted
 from pyseg.data._tables import Row, find_delimiter, read_rows, read_table, shown
 from pyseg.data.annotations.interval import AnnotationFile, Interval, check_name, stem
 from pyseg.errors import DataError
@@ -69,8 +70,8 @@ def read_audacity(path: str) -> AnnotationFile:
         if start != end and label:
             source = f"{path}, line {line}"
             found.add(Interval(video, start, end, row.text("label"), source=source))
-    found.left_out(points, "points in time", path)
-    found.left_out(unnamed, "labels without text", path)
+    found.left_out(points, "point", path, " in time")
+    found.left_out(unnamed, "label", path, " without text")
     return found
 
 
@@ -117,7 +118,7 @@ def read_via(path: str) -> AnnotationFile:
             )
         )
     if others:
-        found.notes.append(f"{path}: left out {others} rows that are no temporal segments")
+        found.notes.append(f"{path}: left out {counted(others, 'row')} without a temporal segment")
     return found
 
 

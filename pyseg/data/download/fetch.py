@@ -14,6 +14,7 @@ from pathlib import Path
 from pyseg import _cli
 from pyseg._files import atomic_write
 from pyseg._progress import Progress
+from pyseg._text import counted
 from pyseg._threads import in_threads
 from pyseg.data import vocabulary
 from pyseg.data.download.client import Client, LastingError
@@ -300,8 +301,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     report = download(_cli.parse(parser, DownloadConfig, argv))
     print(
-        f"{report.folder}: {report.files} files: {report.there} were there, {report.fetched} "
-        f"fetched ({report.bytes / 1e6:.1f} MB)"
+        f"{report.folder}: {counted(report.files, 'file')}: {report.there} there before, "
+        f"{report.fetched} fetched ({report.bytes / 1e6:.1f} MB)"
     )
     for name in report.damaged:
         print(f"damaged, fetched again: {name}", file=sys.stderr)
@@ -314,6 +315,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if not report.complete:
         raise UserError(
-            f"{report.files - report.there - report.fetched} of {report.files} files are missing; "
-            "the same command continues from here"
+            f"{report.files - report.there - report.fetched} of {counted(report.files, 'file')} "
+            "missing; the same command continues from here"
         )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
+from pyseg._text import counted
 from pyseg.data.records.framing import LARGEST_RECORD, crc32c, mask
 from pyseg.data.records.schema import LONGEST_ID, RATING_KEYS
 from pyseg.data.records.wire import (
@@ -180,9 +181,9 @@ def _context(message: Message, name: bytes, kind: int | None, size: int | None) 
             f"expected {KINDS[kind]} in context feature {quote(name)}, found {KINDS[value.kind]}"
         )
     if size is not None and value.size != size:
-        values = "1 value" if size == 1 else f"{size} values"
         raise ContentError(
-            f"expected {values} in context feature {quote(name)}, found {value.size}"
+            f"expected {counted(size, 'value')} in context feature {quote(name)}, found "
+            f"{value.size}"
         )
     return value
 

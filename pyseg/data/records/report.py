@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from pyseg._text import counted
 from pyseg.errors import ArgumentError
 
 OnError = Literal["raise", "skip"]
@@ -73,15 +74,15 @@ class ReadReport:
         """
         parts = []
         if self.skipped:
-            records = _count(self.skipped, "record")
+            records = counted(self.skipped, "record")
             parts.append(f"skipped {records} (the first: {self.first_error})")
         if self.unlabelled:
-            parts.append(f"found {_count(self.unlabelled, 'record')} without labels")
+            parts.append(f"found {counted(self.unlabelled, 'record')} without labels")
         if self.dropped_segments:
-            segments = _count(self.dropped_segments, "rated segment")
+            segments = counted(self.dropped_segments, "rated segment")
             parts.append(f"dropped {segments} past the end of the video")
         if self.duplicate_ratings:
-            parts.append(f"overwrote {_count(self.duplicate_ratings, 'rating')} by later ones")
+            parts.append(f"overwrote {counted(self.duplicate_ratings, 'rating')} by later ones")
         return ", ".join(parts)
 
     def warn(self, what: str, stacklevel: int = 2) -> None:
@@ -102,7 +103,3 @@ def check_on_error(on_error: str) -> None:
     """
     if on_error not in ("raise", "skip"):
         raise ArgumentError(f"on_error: expected 'raise' or 'skip', found {on_error!r}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -266,16 +266,16 @@ def test_command(
         "download", "--subset", "frame", "--partition", "train", "--server", server.url + "/",
         "--folder", str(tmp_path), "--shard", "1,1",
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"^1 of 2 files are missing; the same command continues"):
+    with pytest.raises(UserError, match=r"^1 of 2 files missing; the same command continues"):
         __main__.main(options)
     out, err = capsys.readouterr()
-    assert out == f"{folder}: 2 files: 0 were there, 1 fetched (0.1 MB)\n"
+    assert out == f"{folder}: 2 files: 0 there before, 1 fetched (0.1 MB)\n"
     url = f"{server.url}{SHARDS}trainab.tfrecord"
     assert err == f"missing: train0001.tfrecord: {url}: 404 Not Found\n"
     (folder / "train0000.tfrecord").write_bytes(b"damaged")
     __main__.main(options)
     out, err = capsys.readouterr()
-    assert out == f"{folder}: 2 files: 0 were there, 2 fetched (0.2 MB)\n"
+    assert out == f"{folder}: 2 files: 0 there before, 2 fetched (0.2 MB)\n"
     assert err == "damaged, fetched again: train0000.tfrecord\n"
     __main__.main(options)
-    assert capsys.readouterr() == (f"{folder}: 2 files: 2 were there, 0 fetched (0.0 MB)\n", "")
+    assert capsys.readouterr() == (f"{folder}: 2 files: 2 there before, 0 fetched (0.0 MB)\n", "")
