@@ -222,7 +222,8 @@ def _suggest_linear(config: TrainConfig, stages: Sequence[Stage], num_classes: i
         if stage.name != "finetune" or not stage.config.steps or config.model in _LINEAR:
             continue
         if stage.dataset.cached and (number := ratings_per_class(stage.dataset)) < FEW_RATINGS:
-            option = "--model linear" if few else "--recipe best"
+            best = "--model ridge" if config.recipe == "best" else "--recipe best"
+            option = "--model linear" if few else best
             print(f"data: {number} ratings a class; with so few, {option} is often as good")
 
 
