@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import errno
 import importlib.metadata
 import io
 import json
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
 from pyseg import __version__, _command, _help
 from pyseg._extras import find_module
-from pyseg._files import behind_links, why_not_a_file, write_file
+from pyseg._files import FULL, behind_links, why_not_a_file, write_file
 from pyseg._urls import is_url, named
 from pyseg.errors import ArgumentError, MissingFileError, PysegError, UserError
 
@@ -47,8 +46,6 @@ _LOCAL = frozenset(
     )
 )
 """Options that are paths of this machine, whatever the command; `--data` may be a URL."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing that carry no file name
 
 
 @contextlib.contextmanager
@@ -635,7 +632,7 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.exit(128 + signal.SIGPIPE)
     except (PysegError, OSError) as error:
-        expected = isinstance(error, PysegError) or error.filename or error.errno in _FULL
+        expected = isinstance(error, PysegError) or error.filename or error.errno in FULL
         if not expected:
             raise
         where = f" (rank {rank})" if several else ""

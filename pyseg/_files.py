@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -21,6 +22,9 @@ from pyseg._remote import RemoteFile
 from pyseg.errors import ArgumentError, MissingFileError, PysegError, UserError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The numbers of errors of writing, which carry no name of a file."""
 
 _CACHE = "PYSEG_REMOTE_CACHE"
 _UNFINISHED = ".part"
@@ -152,8 +156,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+            error.filename = str(path)
         raise
 
 

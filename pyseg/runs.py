@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ from pyseg.data import (
 )
 from pyseg.data.collection import find_data
 from pyseg.data.records import OnError
-from pyseg.errors import DataError, PysegError, UserError
+from pyseg.data.shards import fingerprints
+from pyseg.errors import DataError, MissingFileError, PysegError, UserError
 from pyseg.labels import LabelCorrelation
 from pyseg.nn import FrameClassifier
 
@@ -326,8 +327,26 @@ def open_data(
     )
 
 
-def is_own(config: TrainConfig, data: str | None, shards: Iterable[str]) -> bool:
-    """Returns whether records, or some of them, are those that a run was trained on.
+@contextlib.contextmanager
+def saying_whose(data: str | None) -> Iterator[None]:
+    """Adds to an error about missing records that the user did not name them, but the run.
+
+    Args:
+        data: What the user named; None: the run's data, which the enclosed call looks for.
+    """
+    try:
+        yield
+    except MissingFileError as error:
+        if data is not None:
+            raise
+        raise MissingFileError(
+            f"{error}; this is what the run was trained on: if it is elsewhere now, or in another "
+            "folder than this one, name it with --data"
+        ) from error
+
+
+def is_own(config: TrainConfig, data: str | None, shards: Sequence[str]) -> bool:
+    """Returns whether records, or some of them, are those that a run was trained on, or copies.
 
     Args:
         config: The run's options.
@@ -337,28 +356,37 @@ def is_own(config: TrainConfig, data: str | None, shards: Iterable[str]) -> bool
     if data is None:
         return True
     try:
-        own = {location(path) for path in find_shards(find_data(config.data))}
+        own = find_shards(find_data(config.data))
     except (DataError, FileNotFoundError):  # they are there no more
         return False
-    return any(location(path) in own for path in shards)
+    if {*map(location, own)} & {*map(location, shards)}:
+        return True
+    return bool({*fingerprints(own).values()} & {*fingerprints(shards).values()})
 
 
-def check_held_out(run: Run, data: str | None, shards: Iterable[str], hint: str = "") -> None:
+def check_held_out(run: Run, data: str | None, shards: Sequence[str], hint: str = "") -> None:
     """Checks that a run was not trained on the videos that it holds out of records.
 
     Args:
         run: The run.
         data: What the user named; None: the run's data.
         shards: The files of the records.
-        hint: What the message ends with.
+        hint: What the message ends with where the records are those of training.
 
     Raises:
-        pyseg.errors.UserError: It was trained on all of them.
+        pyseg.errors.UserError: It was trained on all of them, or holds out none of any records.
     """
     config = run.config()
-    if not config.test_fraction or (config.final_fit and is_own(config, data, shards)):
-        option = "--final_fit" if config.final_fit else "--test_fraction 0"
+    if not config.final_fit and config.test_fraction:
+        return
+    option = "--final_fit" if config.final_fit else "--test_fraction 0"
+    if is_own(config, data, shards):
         raise UserError(
             f"--run {run}: expected videos that were held out, found that it was trained on all "
             f"with {option}: name --data of other videos, with --part all{hint}"
+        )
+    if not config.test_fraction:
+        raise UserError(
+            f"--part test: expected all with --data of other videos, as {run} was trained with "
+            f"{option} and holds out none"
         )

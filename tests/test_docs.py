@@ -100,6 +100,14 @@ def test_every_command_is_in_the_table() -> None:
     assert [words for words in listed if " " in words] == [f"data {name}" for name in _COMMANDS]
 
 
+def test_every_preset_is_in_the_table_of_models() -> None:
+    listed = re.findall(
+        r"^\| `([\w-]+)` \| [\d,]+ \|", TEXTS[ROOT / "docs" / "models.md"], re.MULTILINE
+    )
+    assert set(models.names()) - set(listed) == set()
+    assert listed == sorted(listed)
+
+
 def test_notebooks_are_kept_without_outputs() -> None:
     notebooks = [*ROOT.glob("docs/**/*.ipynb")]
     assert notebooks

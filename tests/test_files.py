@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def test_nothing_is_left_where_the_block_raises(tmp_path):
 
     with pytest.raises(KeyError):
         interrupted()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [None, "other"])
+def test_a_full_disk_is_told_with_the_file(tmp_path, name):
+    def full() -> None:
+        with atomic_write(tmp_path / "file"):
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+
+    with pytest.raises(OSError, match=f"No space left on device: '.*{name or 'file'}'") as raised:
+        full()
+    assert raised.value.filename == (name or str(tmp_path / "file"))
     assert not list(tmp_path.iterdir())
 
 

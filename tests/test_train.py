@@ -228,7 +228,7 @@ def test_an_empty_held_out_part_is_reported_at_the_start(tmp_path, capsys):
         evaluate.main(["--run", str(run)])
     patient = {"finetune": StageConfig(2, 1e-3, 8, evaluate_every=1, patience=3)}
     for changes, message in (
-        ({"final_fit": True}, "--final_fit True: expected a rated segment that is held out"),
+        ({"final_fit": True}, "--final_fit: expected a rated segment that is held out"),
         (patient, "--finetune.patience 3: expected a rated segment that is held out"),
         ({"test_fraction": 1.0}, "--test_fraction 1 --seed 0: expected videos to train on"),
     ):
@@ -398,6 +398,10 @@ def test_a_run_is_never_overwritten(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"or delete it$"):  # it has failed, or has ended
+        train.train(config(tmp_path, folder))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "checkpoint-000000001.pt").touch()
     with pytest.raises(UserError, match=r"or delete it; --resume .*/run continues it$"):
         train.train(config(tmp_path, folder))
     for run in (file, file / "run"):

@@ -91,10 +91,17 @@ def test_nothing_is_left_of_checkpoints(whole: Path) -> None:
         train.main(["--resume", str(whole)])
     assert str(refused.value) == (
         f"--resume {whole}: expected a checkpoint, found none: its training has ended, or they "
-        f"were removed; python -m pyseg.evaluate --run {whole} evaluates it, and python -m "
+        f"were removed; python -m pyseg.evaluate --run {whole} evaluates it; python -m "
         f"pyseg.train --config {whole}/config.yaml with --run NEW_FOLDER and more "
         "--pretrain.steps or --finetune.steps trains longer, from the start"
     )
+
+
+def test_a_run_that_failed_at_its_start(whole: Path, tmp_path: Path) -> None:
+    failed = Path(shutil.copytree(whole, tmp_path / "failed"))
+    (failed / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"failed before the first one: delete the folder, and"):
+        train.main(["--resume", str(failed)])
 
 
 def test_requests_to_stop_and_resuming(

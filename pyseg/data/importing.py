@@ -140,6 +140,8 @@ def import_features(
     """
     check_on_error(on_error)
     folder, out = Path(path_text(features, "features")), path_text(out, "out")
+    if os.path.realpath(out) == os.path.realpath(folder):
+        raise ArgumentError(f"out: expected another folder than that of the features, found {out}")
     frames = frames_of_a_segment(fps, segment_seconds)
     videos, left_out = _look(folder, feature_name, on_error)
     names = list(videos[0].shapes)
@@ -289,8 +291,8 @@ def _look(folder: Path, feature_name: str, on_error: OnError) -> tuple[list[_Vid
                     _compare(video, next(iter(videos.values()), video))
                     videos[source.id] = video
     if not videos:
-        reason = left_out[0] if left_out else "none has a video"
-        raise DataError(f"{folder}: expected a file that can be read; {reason}")
+        reason = left_out[0] if left_out else f"{paths[0]} has none"
+        raise DataError(f"{folder}: expected a video, found none; {reason}")
     return list(videos.values()), left_out
 
 
@@ -328,8 +330,11 @@ def _shapes(source: Source, videos: Mapping[str, _Video]) -> Shapes:
     if (wrong := why_not_an_id(source.id)) is not None:
         raise DataError(f"{name}: the id of the video: {wrong}")
     if (same := videos.get(source.id)) is not None:
+        torn = source.path == same.source.path and f"{source.path}, rows " in name
+        hint = "; the rows of a video have to follow each other" if torn else ""
         raise DataError(
             f"{name}: expected every video once, found {source.id!r} in {same.source.name}, too"
+            f"{hint}"
         )
     shapes = source.shapes()
     if not shapes:

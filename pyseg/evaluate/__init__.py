@@ -38,7 +38,7 @@ from pyseg.data.records import OnError, ReadReport, is_record_file, without_reco
 from pyseg.data.shards import named_as_records
 from pyseg.errors import ArgumentError, DataError, UserError
 from pyseg.results import KINDS, LOG_KEYS, LabelResult, RatedResult, Result
-from pyseg.runs import Run, check_held_out, open_data
+from pyseg.runs import Run, check_held_out, open_data, saying_whose
 from pyseg.submission import TOP, judge, read_submission, read_truth, truth_of_segments
 
 if TYPE_CHECKING:
@@ -397,8 +397,8 @@ def check_collection(model: Any, collection: Collection, run: Run, data: str) ->
 def _check_part(run: Run, data: str | None, collection: Collection, part: Part) -> None:
     """Checks that held-out videos are to be evaluated only where the run has such."""
     if part == "test":
-        shards = {*collection.video_paths, *collection.segment_paths}
-        check_held_out(run, data, shards, "; --part train evaluates on those that it knows")
+        shards = sorted({*collection.video_paths, *collection.segment_paths})
+        check_held_out(run, data, shards, "; --part all evaluates on those that it knows")
 
 
 def note_level(model: Any, found: str, run: Run, data: str) -> None:
@@ -444,7 +444,8 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]
         if trained is None:
             collection = open_collection(source, labels=config.labels, on_error=on_error or "raise")
         else:
-            collection = open_data(trained, source, config.labels, on_error)
+            with saying_whose(config.truth or config.data):
+                collection = open_data(trained, source, config.labels, on_error)
         part = config.part or ("all" if trained is None else "test")
         if config.run is not None:
             _check_part(Run(config.run), config.truth or config.data, collection, part)
@@ -482,7 +483,8 @@ def evaluate_run(config: EvaluateConfig) -> Result:
     run.warn_unfinished()
     device = distributed.local_device(distributed.pick_device(config.device))
     model: Any = run.model().to(device)
-    collection = open_data(trained, config.data, config.labels, config.on_error)
+    with saying_whose(config.data):
+        collection = open_data(trained, config.data, config.labels, config.on_error)
     data = config.data or trained.data
     classes = check_collection(model, collection, run, data)
     note_level(model, collection.level, run, data)

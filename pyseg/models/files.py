@@ -114,7 +114,8 @@ def load(folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         )
         raise DataError(
             f"{weights}: expected the weights that {CONFIG} describes, {expected}; "
-            f"found {found if described else 'no description: not written by pyseg.models.save'}"
+            "found "
+            + (found if described else "no description: damaged, or not of pyseg.models.save")
         )
     try:
         with torch.device("meta"):  # the values come from the file: do not draw them

@@ -23,7 +23,7 @@ from pyseg.data.segments import SegmentBlock
 from pyseg.errors import DataError, RecordError, UserError
 from pyseg.predict.classes import scored_classes
 from pyseg.predict.config import PredictConfig
-from pyseg.runs import Run
+from pyseg.runs import Run, saying_whose
 from pyseg.timeline import Rating
 
 
@@ -73,8 +73,9 @@ class Scorer:
         self.trained = self.run.config()
         self.run.warn_unfinished()
         self.model = cast(Any, self.run.model().to(self.device))
-        data = find_data(config.data or self.trained.data)
-        self.shards = find_shards(data)
+        with saying_whose(config.data):
+            data = find_data(config.data or self.trained.data)
+            self.shards = find_shards(data)
         self.features = self._find_features(data)
         self.schema = replace(self.features.schema, labels_key=None)
         self.classes = scored_classes(self.run, self.model, config.classes)

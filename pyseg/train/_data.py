@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyseg import distributed
+from pyseg._cli import check_in
 from pyseg._progress import Progress
 from pyseg.config import LossConfig, TrainConfig
 from pyseg.data import Collection, Example, ReadReport, RecordDataset, frame_moments
@@ -51,6 +52,7 @@ def label_correlation(
         return None
     expected = collection.num_classes if classes is None else len(classes)
     if config.correlation != "auto":
+        check_in("loss.correlation", config.correlation)
         correlation = LabelCorrelation.load(config.correlation)
         if correlation.num_classes != expected:
             raise UserError(
@@ -156,8 +158,9 @@ def hold_out(config: TrainConfig, collection: Collection) -> tuple[TrainConfig, 
         ("finetune.patience", config.finetune.patience),
     ):
         if value:
+            option = f"--{name}" if value is True else f"--{name} {value}"
             raise UserError(
-                f"--{name} {value}: expected a {what} that is held out, found none ({why})"
+                f"{option}: expected a {what} that is held out, found none ({why})"
                 f"{_better_seed(given)}"
             )
     line = f"no {what} is held out ({why}): training without evaluation"

@@ -45,7 +45,7 @@ def check_new(run: Run) -> None:
     if not distributed.is_first():
         return
     if run.folder.is_dir() and any(run.folder.iterdir()):
-        goes_on = f"; --resume {run} continues it" if run.config_file.exists() else ""
+        goes_on = f"; --resume {run} continues it" if run.is_unfinished else ""
         raise UserError(
             f"--run {run} exists already and is not an empty folder: name another, or delete it"
             f"{goes_on}"
@@ -171,9 +171,19 @@ def _shown(value: Any) -> str:
 
 
 def _no_checkpoint(run: Run) -> UserError:
-    return UserError(
-        f"--resume {run}: expected a checkpoint, found none: its training has ended, or they were "
-        f"removed; {_cli.follow_up(f'pyseg.evaluate --run {run}')} evaluates it, and "
-        f"{_cli.follow_up(f'pyseg.train --config {run.config_file}')} with --run NEW_FOLDER and "
-        "more --pretrain.steps or --finetune.steps trains longer, from the start"
-    )
+    expected = f"--resume {run}: expected a checkpoint, found none: "
+    if not run.weights_file.is_file():
+        return UserError(
+            f"{expected}its training has failed before the first one: delete the folder, and train "
+            "again"
+        )
+    config, found = run.config(), "its training has ended, or they were removed"
+    if not config.final_fit:
+        found += f"; {_cli.follow_up(f'pyseg.evaluate --run {run}')} evaluates it"
+    if config.solver != "ridge":
+        again = _cli.follow_up(f"pyseg.train --config {run.config_file}")
+        found += (
+            f"; {again} with --run NEW_FOLDER and more --pretrain.steps or --finetune.steps trains "
+            "longer, from the start"
+        )
+    return UserError(expected + found)

@@ -16,7 +16,7 @@ import pyseg
 from pyseg import calibrate, evaluate, models, predict, report, train
 from pyseg.calibration import Calibration
 from pyseg.config import StageConfig, TrainConfig
-from pyseg.data import Ratings, encode_frames, held_out, write_records
+from pyseg.data import Ratings, encode_frames, held_out, read_records, write_records
 from pyseg.data.features import FeatureSet
 from pyseg.errors import DataError, MissingFileError, UserError
 from pyseg.runs import Run
@@ -86,6 +86,15 @@ def run(made: Made, tmp_path: Path) -> Path:
     """A copy of the run."""
     shutil.copytree(made.run, tmp_path / "run")
     return tmp_path / "run"
+
+
+def other_data(made: Made, folder: Path) -> Path:
+    """Copies the data into a folder, without the last video, so that its file is another one."""
+    other = folder / "other"
+    shutil.copytree(made.data, other)
+    [shard] = other.glob("*.tfrecord")
+    write_records(shard, [*read_records(shard)][:-1])
+    return other
 
 
 def write_answers(path: Path, made: Made, count: int, *, reason: str = "random") -> None:
@@ -158,10 +167,10 @@ def test_a_table_without_reasons(made: Made, run: Path, tmp_path: Path) -> None:
 
 
 def test_other_data(made: Made, run: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(made.data, tmp_path / "other")
+    other = other_data(made, tmp_path)
     calibrate.main(["--run", str(run), "--data", str(other), "--part", "all"])
     found = Calibration.read(run / "calibration.json")
-    assert found.source == f"{SEGMENTS * VIDEOS} ratings of videos of {other}"
+    assert found.source == f"{SEGMENTS * (VIDEOS - 1)} ratings of videos of {other}"
 
 
 def test_too_few(made: Made, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,12 +229,20 @@ def test_runs_without_held_out_videos(made: Made, run: Path, capsys) -> None:
         assert f"was not evaluated: --run {run}: expected" in capsys.readouterr().out
     with pytest.raises(UserError, match="trained on all with --final_fit: name --data"):
         evaluate.main(["--run", str(run), "--submission", str(config)])
-    for words in (["--part", "train"], ["--data", shutil.copytree(made.data, run / "other")]):
-        evaluate.main(["--run", str(run), *map(str, words)])
+    copied = str(shutil.copytree(made.data, run / "copied"))
+    with pytest.raises(UserError, match="trained on all with --final_fit: name --data"):
+        evaluate.main(["--run", str(run), "--data", copied])
+    other = other_data(made, run)
+    for words in (["--part", "all"], ["--data", str(other)]):
+        evaluate.main(["--run", str(run), *words])
         assert "MAP@100k" in capsys.readouterr().out
     config.write_text(config.read_text().replace("test_fraction: 0.5", "test_fraction: 0.0"))
-    with pytest.raises(UserError, match="trained on all with --"):
+    config.write_text(config.read_text().replace("final_fit: true", "final_fit: false"))
+    with pytest.raises(UserError, match="trained on all with --test_fraction 0: name --data"):
         evaluate.main(["--run", str(run)])
+    with pytest.raises(UserError, match="--part test: expected all with --data of other videos"):
+        evaluate.main(["--run", str(run), "--data", str(other)])
+    evaluate.main(["--run", str(run), "--data", str(other), "--part", "all"])
 
 
 def test_a_calibration_is_repeated_for_held_out_videos_only(run: Path, tmp_path: Path, capsys):

@@ -176,6 +176,8 @@ def test_files_that_are_no_arrays(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"z\.npz: expected as many frames of every feature"):
         import_features(folder, tmp_path / "out")
     (tmp_path / "empty").mkdir()
+    with pytest.raises(ArgumentError, match="out: expected another folder than that of the feat"):
+        import_features(folder, folder / "in" / "..")
     for missing in ("none", "empty"):
         with pytest.raises(MissingFileError, match=missing):
             import_features(tmp_path / missing, tmp_path / "out")

@@ -560,7 +560,7 @@ def test_foreign_weights(tmp_path: Path) -> None:
     models.save(make(), tmp_path)
     path = tmp_path / "model.safetensors"
     save_file(load_file(path), path)
-    with pytest.raises(ValueError, match=r"found no description: not written by pyseg"):
+    with pytest.raises(ValueError, match=r"found no description: damaged, or not of pyseg"):
         models.load(tmp_path)
 
 
