@@ -167,12 +167,8 @@ def _resolve(url: str) -> tuple[Any, str]:
     with requires("remote", f"reading {url}"):
         import fsspec
 
-    real = _urls.revealed(url)
-    if real is None:
-        raise UserError(
-            f"{url}: expected the URL with its password or signature, found them hidden, as pyseg "
-            "does not store them: give the whole URL again, such as with --data"
-        )
+    check_whole(url)
+    real = cast(str, _urls.revealed(url))
     try:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(real, **_options(real)))
     except ImportError as error:
@@ -184,6 +180,24 @@ def _resolve(url: str) -> tuple[Any, str]:
             raise
         raise UserError(f"{url}: expected a protocol that fsspec knows, found none") from None
     raise AssertionError("unreachable")
+
+
+def check_whole(path: str | None, option: str = "") -> None:
+    """Checks that the URL that a name stands for is known, before anything is read there.
+
+    Args:
+        path: The name, a local path, or None.
+        option: The option of commands whose value it is, if that is known.
+
+    Raises:
+        pyseg.errors.UserError: It is not.
+    """
+    if path is not None and _urls.is_url(path) and _urls.revealed(path) is None:
+        again = f"with --{option}" if option else "such as with --data"
+        raise UserError(
+            f"{path}: expected the URL with its password or signature, found them hidden, as pyseg "
+            f"does not store them: give the whole URL again, {again}"
+        )
 
 
 def _options(url: str) -> dict[str, Any]:
