@@ -169,6 +169,8 @@ def _resolve(url: str) -> tuple[Any, str]:
 
     check_whole(url)
     real = cast(str, _urls.revealed(url))
+    if problem := _urls.problem(real):
+        raise UserError(f"{url}: expected {problem}")
     try:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(real, **_options(real)))
     except ImportError as error:

@@ -362,11 +362,15 @@ def test_an_unreadable_file_is_not_left_out(put, monkeypatch) -> None:
     ("url", "error"),
     [
         ("nothing://b", "nothing://b: expected a protocol that fsspec knows, found none"),
+        ("http://ann:p/w@host/x", r"http://\*\*\*@host/x: expected /, # and \? in a password as"),
+        ("HTTP:///x", "http:///x: expected a host after ://, found none"),
+        ("file://root/s", "file://root/s: expected file:///absolute/path, found a relative one"),
+        ("http:/ann:pw@host/x", r"http:/\*\*\*@host/x: no file matches"),
         ("gs://b", "reading gs://b needs gcsfs: pip install gcsfs"),
     ],
 )
 def test_protocols_that_are_not_there(url: str, error: str) -> None:
-    with pytest.raises(UserError, match=error):
+    with pytest.raises((UserError, MissingFileError), match=error):
         find_shards(url)
 
 
@@ -477,6 +481,28 @@ def test_an_unusable_cache(put, tmp_path, monkeypatch, folder: str, found: str) 
         assert f" {folder}: expected a folder that can be made, written to and read, for a" in error
         assert "copy of memory://b.tfrecord; found" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "made"]
+
+
+def test_a_cache_with_a_blank_name(put, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYSEG_REMOTE_CACHE", " ")
+    put("memory://b.tfrecord")
+    with pytest.raises(UserError, match=r"^PYSEG_REMOTE_CACHE: expected .*, found the blank ' '$"):
+        _files.open_shard("memory://b.tfrecord")
+    assert not Path(" ").exists()
+
+
+def test_a_folder_where_a_copy_belongs(put, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PYSEG_REMOTE_CACHE", str(tmp_path / "cache"))
+    put("memory://b.tfrecord")
+    assert outcome("memory://b.tfrecord")[1] == ""
+    [copy] = (tmp_path / "cache").iterdir()
+    copy.unlink()
+    copy.mkdir()
+    assert outcome("memory://b.tfrecord")[1] == (
+        f"PYSEG_REMOTE_CACHE {copy}: expected a file, found a folder, where the copy of "
+        "memory://b.tfrecord belongs"
+    )
 
 
 def test_a_full_cache(put, tmp_path, monkeypatch) -> None:
