@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -50,9 +51,17 @@ _VERSIONS = ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "
 _LINKS_OF_HTTP = re.compile(r"(?:^|::)(https?)://")
 _LOG = logging.getLogger("pyseg")
 _files: set[str] = set()  # URLs that were found to be files
-_known: ContextVar[dict[str, dict[str, Any] | PysegError] | None] = ContextVar(
-    "_known", default=None
-)
+
+
+@dataclass
+class _Answers:
+    """What servers say of files, and the errors of those that are taken for missing."""
+
+    known: dict[str, dict[str, Any] | PysegError] = field(default_factory=dict)
+    refused: dict[str, None] = field(default_factory=dict)
+
+
+_answers: ContextVar[_Answers | None] = ContextVar("_answers", default=None)
 
 
 @contextlib.contextmanager
@@ -61,12 +70,26 @@ def asking_once() -> Iterator[None]:
 
     Its threads share that, if they see its context variables (`pyseg._threads.map_in_order`).
     """
-    token = None if _known.get() is not None else _known.set({})
+    if _answers.get() is not None:
+        yield
+        return
+    token = _answers.set(answers := _Answers())
     try:
         yield
     finally:
-        if token is not None:
-            _known.reset(token)
+        _answers.reset(token)
+        _warn_of(answers)
+
+
+def _warn_of(answers: _Answers) -> None:
+    """Logs one line on the files that are taken for missing, if there are any."""
+    if answers.refused:
+        text = f"{next(iter(answers.refused))}; taken for missing"
+        if more := len(answers.refused) - 1:
+            text += f", and so are {more} more"
+        if any("/vocabulary.csv" in error for error in answers.refused):
+            text += "; a vocabulary.csv that exists can be given with --vocabulary"
+        _LOG.warning("%s", text)
 
 
 @contextlib.contextmanager
@@ -222,15 +245,15 @@ def _options(url: str) -> dict[str, Any]:
 
 def _info(url: str) -> dict[str, Any]:
     """Returns what the server says of a file or folder; see `asking_once`."""
-    known = _known.get()
-    found = None if known is None else known.get(url)
+    answers = _answers.get()
+    found = None if answers is None else answers.known.get(url)
     if found is None:
         try:
             found = _asked(url, lambda fs, path: dict(fs.info(path)))
         except PysegError as error:
             found = error
-        if known is not None:
-            known[url] = found
+        if answers is not None:
+            answers.known[url] = found
     if isinstance(found, PysegError):
         raise found
     return found
@@ -263,7 +286,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     """Returns whether there is a file at a path or URL.
 
     A store that lists nothing refuses what is not there, too: what may not be read counts as not
-    there, with a warning.
+    there, with a warning, which is one for all that is asked in `asking_once`.
     """
     if not _urls.is_url(path):
         return os.path.isfile(path)
@@ -272,7 +295,8 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     except UserError as error:
         if "that you may read" not in str(error):
             raise
-        _LOG.warning("%s; taken for missing", error)
+        with asking_once():
+            cast(_Answers, _answers.get()).refused[str(error)] = None
         return False
 
 

@@ -347,7 +347,15 @@ def test_a_file_beside_that_may_not_be_read(put, monkeypatch, caplog) -> None:
 
     monkeypatch.setattr(Parts, "info", info)
     assert not _remote.is_file("parts://b/vocabulary.csv")
-    assert "parts://b/vocabulary.csv: expected a file that you may read" in caplog.text
+    reason = "expected a file that you may read, found: Forbidden; taken for missing"
+    hint = "; a vocabulary.csv that exists can be given with --vocabulary"
+    assert caplog.messages == [f"parts://b/vocabulary.csv: {reason}{hint}"]
+    caplog.clear()
+    with _remote.asking_once():
+        for name in ("a", "b", "c", "a"):
+            assert not _remote.is_file(f"parts://b/{name}.csv")
+        assert caplog.messages == []
+    assert caplog.messages == [f"parts://b/a.csv: {reason}, and so are 2 more"]
 
 
 def test_an_unreadable_file_is_not_left_out(put, monkeypatch) -> None:
