@@ -95,6 +95,8 @@ def open_shard(path: str) -> io.RawIOBase:
     cache = os.environ.get(_CACHE)
     if not cache:
         return RemoteFile(path)
+    if not cache.strip():
+        raise UserError(f"{_CACHE}: expected the name of a folder, found the blank {cache!r}")
     folder = Path(path_text(cache, _CACHE))
     try:
         return open(_copy_of(path, folder), "rb", buffering=0)
@@ -114,6 +116,8 @@ def _copy_of(url: str, folder: Path) -> Path:
         size = _remote.size_of(url)
         digest = hashlib.sha256(f"{url} {_remote.version(url)}".encode()).hexdigest()[:24]
         copy, lock = folder / f"{digest}-{_urls.split(url)[1]}", folder / f".{digest}{LOCK}"
+        if problem := why_not_a_file(copy):
+            raise UserError(f"{_CACHE} {copy}: {problem}, where the copy of {url} belongs")
         if not _is_whole(copy, size):
             with open(lock, "ab") as file, locked(file):
                 if not _is_whole(copy, size):

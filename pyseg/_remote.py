@@ -13,19 +13,23 @@ import logging
 import os
 import re
 import ssl
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from pyseg import _urls
 from pyseg._extras import requires, requires_package
 from pyseg.errors import MissingFileError, PysegError, UserError
+
+Answer = TypeVar("Answer")
 
 FIRST = 1 << 18
 """Bytes of the first block that is read of a file; each one is twice as long as the one before."""
@@ -37,16 +41,27 @@ AHEAD = 4
 """Blocks that are read ahead, at once, where files can be read in parts; elsewhere it is one."""
 
 ATTEMPTS = 3
-"""How often a block is tried, beside the retries of fsspec."""
+"""How often a question or a block is tried, beside the retries of fsspec."""
 
 _PAUSE = 0.5  # seconds before the second attempt, and four times as many before the third
 _PATIENCE = 1.0  # seconds to wait for the blocks that nobody wants any more
+_TIMEOUTS = {"sock_connect": 30.0, "sock_read": 60.0}  # of HTTP, in seconds
+_LASTING = (FileNotFoundError, PermissionError, ValueError, NotImplementedError, ImportError)
 _VERSIONS = ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "blob_id")
+_LINKS_OF_HTTP = re.compile(r"(?:^|::)(https?)://")
 _LOG = logging.getLogger("pyseg")
 _files: set[str] = set()  # URLs that were found to be files
-_known: ContextVar[dict[str, dict[str, Any] | PysegError] | None] = ContextVar(
-    "_known", default=None
-)
+
+
+@dataclass
+class _Answers:
+    """What servers say of files, and the errors of those that are taken for missing."""
+
+    known: dict[str, dict[str, Any] | PysegError] = field(default_factory=dict)
+    refused: dict[str, None] = field(default_factory=dict)
+
+
+_answers: ContextVar[_Answers | None] = ContextVar("_answers", default=None)
 
 
 @contextlib.contextmanager
@@ -55,12 +70,26 @@ def asking_once() -> Iterator[None]:
 
     Its threads share that, if they see its context variables (`pyseg._threads.map_in_order`).
     """
-    token = None if _known.get() is not None else _known.set({})
+    if _answers.get() is not None:
+        yield
+        return
+    token = _answers.set(answers := _Answers())
     try:
         yield
     finally:
-        if token is not None:
-            _known.reset(token)
+        _answers.reset(token)
+        _warn_of(answers)
+
+
+def _warn_of(answers: _Answers) -> None:
+    """Logs one line on the files that are taken for missing, if there are any."""
+    if answers.refused:
+        text = f"{next(iter(answers.refused))}; taken for missing"
+        if more := len(answers.refused) - 1:
+            text += f", and so are {more} more"
+        if any("/vocabulary.csv" in error for error in answers.refused):
+            text += "; a vocabulary.csv that exists can be given with --vocabulary"
+        _LOG.warning("%s", text)
 
 
 @contextlib.contextmanager
@@ -77,16 +106,49 @@ def _explained(url: str) -> Iterator[None]:
 
 def _error(url: str, error: Exception) -> PysegError:
     """Returns the error of pyseg for a failure at a URL."""
-    cause = error
-    if type(error.__cause__).__module__.startswith("aiohttp"):
-        cause = cast(Exception, error.__cause__)  # HTTP's size of a file calls any failure missing
-    status = getattr(cause, "status", None)
+    cause, status = _cause(error)
     reason = _reason(url, cause)
     if isinstance(cause, PermissionError) or status in (401, 403):
         return UserError(f"{url}: expected a file that you may read, found: {reason}")
     if isinstance(error, FileNotFoundError) and (cause is error or status in (404, 410)):
         return MissingFileError(f"{url}: no such file or folder")
     return UserError(f"{url}: reading failed: {reason}")
+
+
+def _cause(error: Exception) -> tuple[Exception, int | None]:
+    """Returns what went wrong, and its status of HTTP, if it is one.
+
+    For fsspec a file of HTTP is missing when asking for its size fails in any way.
+    """
+    cause = error.__cause__
+    of_aiohttp = type(cause).__module__.startswith("aiohttp")
+    if of_aiohttp or isinstance(cause, TimeoutError | ConnectionError):
+        error = cast(Exception, cause)
+    status = getattr(error, "status", None)
+    return error, status if isinstance(status, int) else None
+
+
+def _tried(url: str, fetch: Callable[[], Answer]) -> Answer:
+    """Returns what ``fetch`` returns, which is tried `ATTEMPTS` times if that may help."""
+    for attempt in itertools.count(1):
+        try:
+            return fetch()
+        except PysegError:
+            raise
+        except Exception as error:
+            cause, status = _cause(error)
+            lasting = isinstance(cause, _LASTING) if status is None else status // 100 == 4
+            if attempt == ATTEMPTS or (lasting and status not in (408, 429)):
+                raise
+            _LOG.warning("%s; trying again", _error(url, error))
+        time.sleep(_PAUSE * 4 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+def _asked(url: str, question: Callable[[Any, str], Answer]) -> Answer:
+    """Returns what the file system of a URL answers to a question about the path in it."""
+    with _explained(url):
+        return _tried(url, lambda: question(*_resolve(url)))
 
 
 def _reason(url: str, error: Exception) -> str:
@@ -102,7 +164,7 @@ def _reason(url: str, error: Exception) -> str:
         return f"{server} ended the transfer early"
     if type(error.__cause__).__module__ == "aiohttp.http_exceptions":  # its status is made up
         return f"{server} answered with something else than HTTP"
-    status = getattr(error, "status", None)
+    status = _cause(error)[1]
     if status is not None:
         phrase = HTTPStatus(status).phrase if status in [*HTTPStatus] else "no known status"
         return f"{server} answered with the status {status} ({phrase})"
@@ -128,14 +190,12 @@ def _resolve(url: str) -> tuple[Any, str]:
     with requires("remote", f"reading {url}"):
         import fsspec
 
-    real = _urls.revealed(url)
-    if real is None:
-        raise UserError(
-            f"{url}: expected the URL with its password or signature, found them hidden, as pyseg "
-            "does not store them: give the whole URL again, such as with --data"
-        )
+    check_whole(url)
+    real = cast(str, _urls.revealed(url))
+    if problem := _urls.problem(real):
+        raise UserError(f"{url}: expected {problem}")
     try:
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(real))
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(real, **_options(real)))
     except ImportError as error:
         cause = error.__cause__ or error
         with requires_package(getattr(cause, "name", None) or "a package", f"reading {url}"):
@@ -147,19 +207,53 @@ def _resolve(url: str) -> tuple[Any, str]:
     raise AssertionError("unreachable")
 
 
+def check_whole(path: str | None, option: str = "") -> None:
+    """Checks that the URL that a name stands for is known, before anything is read there.
+
+    Args:
+        path: The name, a local path, or None.
+        option: The option of commands whose value it is, if that is known.
+
+    Raises:
+        pyseg.errors.UserError: It is not.
+    """
+    if path is not None and _urls.is_url(path) and _urls.revealed(path) is None:
+        again = f"with --{option}" if option else "such as with --data"
+        raise UserError(
+            f"{path}: expected the URL with its password or signature, found them hidden, as pyseg "
+            f"does not store them: give the whole URL again, {again}"
+        )
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Returns fsspec's options for the links of HTTP in the chain of a URL: timeouts.
+
+    By default aiohttp ends any request after five minutes. What the user's configuration of fsspec
+    names goes first.
+    """
+    schemes = set(_LINKS_OF_HTTP.findall(url))
+    if not schemes:
+        return {}
+    import aiohttp
+    from fsspec.config import conf
+
+    named = {**conf.get("http", {}), **conf.get("https", {})}.get("client_kwargs", {})
+    if not named.keys() & {"timeout", "read_timeout", "conn_timeout"}:
+        named = {**named, "timeout": aiohttp.ClientTimeout(total=None, **_TIMEOUTS)}
+    return {scheme: {"client_kwargs": named} for scheme in schemes}
+
+
 def _info(url: str) -> dict[str, Any]:
     """Returns what the server says of a file or folder; see `asking_once`."""
-    known = _known.get()
-    found = None if known is None else known.get(url)
+    answers = _answers.get()
+    found = None if answers is None else answers.known.get(url)
     if found is None:
         try:
-            with _explained(url):
-                fs, path = _resolve(url)
-                found = dict(fs.info(path))
+            found = _asked(url, lambda fs, path: dict(fs.info(path)))
         except PysegError as error:
             found = error
-        if known is not None:
-            known[url] = found
+        if answers is not None:
+            answers.known[url] = found
     if isinstance(found, PysegError):
         raise found
     return found
@@ -176,9 +270,8 @@ def _kind(url: str) -> str | None:
     except MissingFileError:
         return None
     if info.pop("mimetype", None) == "text/html":  # it may be a list of links
-        with _explained(url):
-            fs, path = _resolve(url)
-            info["type"] = "directory" if fs.isdir(path) else "file"
+        is_page = _asked(url, lambda fs, path: bool(fs.isdir(path)))
+        info["type"] = "directory" if is_page else "file"
     return cast(str, info["type"])
 
 
@@ -193,7 +286,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     """Returns whether there is a file at a path or URL.
 
     A store that lists nothing refuses what is not there, too: what may not be read counts as not
-    there, with a warning.
+    there, with a warning, which is one for all that is asked in `asking_once`.
     """
     if not _urls.is_url(path):
         return os.path.isfile(path)
@@ -202,7 +295,8 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     except UserError as error:
         if "that you may read" not in str(error):
             raise
-        _LOG.warning("%s; taken for missing", error)
+        with asking_once():
+            cast(_Answers, _answers.get()).refused[str(error)] = None
         return False
 
 
@@ -254,34 +348,31 @@ def ends_of(path: str, count: int) -> tuple[int, bytes]:
             return size, ends + file.read()
     info = _info(path)
     size = _size(info)
-    with _explained(path):
-        fs, place = _resolve(path)
+
+    def both(fs: Any, place: str) -> bytes:
         if _has_ranges(fs, size):
             spans = (0, min(count, size)), (max(0, size - count), size)
-            return size, b"".join(_part(fs, place, *span) for span in spans)
+            return b"".join(_part(fs, place, *span) for span in spans)
         with _open_stream(fs, place, size) as file:
-            return size, file.read(count) + _version(info).encode()
+            return cast(bytes, file.read(count)) + _version(info).encode()
+
+    return size, _asked(path, both)
 
 
 def files_below(folder: str) -> list[str]:
     """Returns all files in a folder, at any depth, in the order of their names."""
     if not _urls.is_url(folder):
         return sorted(str(path) for path in Path(folder).rglob("*") if not path.is_dir())
-    with _explained(folder):
-        fs, place = _resolve(folder)
-        return _names(folder, fs.find(place))
+    return _names(folder, _asked(folder, _listed))
 
 
 def find(url: str, of_folder: Callable[[str], list[str]]) -> tuple[list[str], bool]:
     """Returns the files of a glob, a folder or a file at a URL, and whether it is a folder."""
     if _urls.has_magic(url) and not _is_so_called(url):
         _refuse_query(url, "a glob")
-        with _explained(url):
-            fs, place = _resolve(url)
-            names = _glob(fs, place)
-            hidden = _urls.split(url)[1].startswith(".")
-            files = _names(url, names)
-            return [f for f in files if hidden or not _urls.split(f)[1].startswith(".")], False
+        hidden = _urls.split(url)[1].startswith(".")
+        files = _names(url, _asked(url, _glob))
+        return [f for f in files if hidden or not _urls.split(f)[1].startswith(".")], False
     kind = _kind(url)
     if kind == "directory":
         _refuse_query(url, "a folder")
@@ -324,7 +415,28 @@ def _glob(fs: Any, place: str) -> list[str]:
     root = site + "".join(folder)
     matches = re.compile(glob_translate(path)).match
     depth = None if "**" in path else f"{site}{path}".count("/") - root.count("/") + 1
-    return [at for at in fs.find(root, maxdepth=depth) if matches(at.removeprefix(site))]
+    return [at for at in _listed(fs, root, depth) if matches(at.removeprefix(site))]
+
+
+def _listed(fs: Any, root: str, depth: int | None = None) -> list[str]:
+    """Returns the files in a folder, down to a depth.
+
+    fsspec leaves out the pages of HTTP that cannot be read now, and so their files.
+    """
+    if not _protocols(fs) & {"http", "https"}:
+        return list(fs.find(root, maxdepth=depth))
+    files: set[str] = set()
+    pages, seen = [root.rstrip("/")], {root.rstrip("/")}
+    while pages and depth != 0:
+        found: set[str] = set()
+        for page in pages:
+            with contextlib.suppress(FileNotFoundError):  # a link to nothing
+                for link in fs.ls(page):
+                    (found if link["type"] == "directory" else files).add(link["name"])
+        pages = sorted({name.rstrip("/") for name in found} - seen)
+        seen.update(pages)
+        depth = None if depth is None else depth - 1
+    return sorted(files)
 
 
 def _names(url: str, places: list[str]) -> list[str]:
@@ -447,8 +559,10 @@ class RemoteFile(io.RawIOBase):
             fs, path = _resolve(url)
             self._ahead = 1
             self._fetch: Callable[[int, int], bytes] = _Stream(fs, path, self.size)
+            # Some servers say of any file that it has no bytes.
+            self._end = sys.maxsize if self.size < 0 else max(self.size, 1)
             if _has_ranges(fs, self.size):
-                self._ahead = AHEAD
+                self._ahead, self._end = AHEAD, self.size
                 self._fetch = lambda start, count: _part(fs, path, start, start + count)
         self._blocks: deque[tuple[int, Future[bytes]]] = deque()
         self._ready = memoryview(b"")
@@ -493,21 +607,40 @@ class RemoteFile(io.RawIOBase):
 
     def _ask(self, blocks: int) -> None:
         """Starts threads for the next blocks, until so many are on their way or waiting."""
-        while len(self._blocks) < blocks and (self.size < 0 or self._asked < self.size):
-            count = self._block if self.size < 0 else min(self._block, self.size - self._asked)
-            self._blocks.append((count, _in_thread(self._whole, self._asked, count)))
+        while len(self._blocks) < blocks and self._asked < self._end:
+            count = min(self._block, self._end - self._asked)
+            self._blocks.append((count, self._in_thread(self._asked, count)))
             self._asked += count
             self._block = min(2 * self._block, BLOCK)
 
     def _whole(self, start: int, count: int) -> bytes:
-        """Fetches a block, which is shorter only where the size is unknown and the file ends."""
-        data = self._fetch(start, count)
-        if len(data) != count and self.size >= 0:
-            raise OSError(
-                f"expected {self.size} bytes in the file, found {start + len(data)}: the transfer "
-                "has ended early, or the file has changed"
-            )
+        """Fetches a block, and of the last one a byte more, which tells whether the file ends.
+
+        It is shorter only where the size is unknown or 0, and the file ends.
+        """
+        if self.size < 0:
+            return self._fetch(start, count)
+        count = min(count, self.size - start)
+        data = self._fetch(start, count + (start + count == self.size))
+        if len(data) != count:
+            found = f"{start + len(data)}: the transfer has ended early, or the file has changed"
+            if len(data) > count:
+                found = "more: the server names another size, or the file has changed"
+            raise OSError(f"expected {self.size} bytes in the file, found {found}")
         return data
+
+    def _in_thread(self, start: int, count: int) -> Future[bytes]:
+        """Fetches a block in a thread that does not delay the end of the process."""
+        future: Future[bytes] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(_tried(self._url, lambda: self._whole(start, count)))
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="pyseg-remote", daemon=True).start()
+        return future
 
     def close(self) -> None:
         """Closes the file."""
@@ -518,23 +651,3 @@ class RemoteFile(io.RawIOBase):
                 with contextlib.suppress(Exception):
                     self._fetch.close()
         super().close()
-
-
-def _in_thread(fetch: Callable[[int, int], bytes], start: int, count: int) -> Future[bytes]:
-    """Fetches a block in a thread that does not delay the end of the process."""
-    future: Future[bytes] = Future()
-
-    def run() -> None:
-        for attempt in itertools.count(1):
-            try:
-                future.set_result(fetch(start, count))
-                return
-            except Exception as error:
-                lasting = isinstance(error, FileNotFoundError | PermissionError)
-                if lasting or attempt == ATTEMPTS:
-                    future.set_exception(error)
-                    return
-            time.sleep(_PAUSE * 4 ** (attempt - 1))
-
-    threading.Thread(target=run, name="pyseg-remote", daemon=True).start()
-    return future

@@ -20,22 +20,40 @@ from typing import Any
 # Schemes as fsspec chains them: what precedes the path, the path, and what it is a part of, as in
 # simplecache::s3://bucket/a.tfrecord and zip://a.tfrecord::s3://bucket/b.zip.
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
+_SCHEMES = re.compile(rf"(?:^|(?<=::)){_SCHEME}(?=::|://)")
 _URL = re.compile(rf"((?:{_SCHEME}::)*{_SCHEME}://)(.*?)(::{_SCHEME}(?:::|://).*)?", re.DOTALL)
 _QUERY = re.compile(r"\?(?=[^?/]*=).*", re.DOTALL)
 # A name alone is an account, as in sftp://ann@host, or a container; of HTTP it may be a token.
-_USER = re.compile(
-    r"(?:(?<=http://)|(?<=https://))[^/?#\s]+@|(?<=://)[^/?#@:\s]*:[^/?#\s]*@", re.IGNORECASE
+# A password with an unescaped / is told from a port, which is a number.
+_UNESCAPED = (
+    r"(?:(?<=http://)|(?<=https://)|(?<=ftp://))"
+    r"[^/?#@:\s\[]*:(?!\d*[/?#])[^/?#@\s]*[/?#]\S*@"
 )
+_USER = re.compile(
+    rf"{_UNESCAPED}|(?:(?<=http://)|(?<=https://))/*[^/?#\s]+@|(?<=://)[^/?#@:\s]*:[^/?#\s]*@",
+    re.IGNORECASE,
+)
+_MISTYPED = re.compile(r"^((?:https?|s?ftp)(?::/{0,2}|//))[^/\s]*:\S*@", re.IGNORECASE)
+_PROBLEMS = {
+    _UNESCAPED: "/, # and ? in a password as %2F, %23 and %3F, found one as it is",
+    r"(?:^|::)https?://(?:[^/?#]*@)?(?:[:/?#]|$)": "a host after ://, found none",
+    r"(?:^|::)(?:file|local)://(?!/)": "file:///absolute/path, found a relative one",
+}
 _HOST = re.compile(r"https?://(?:[^/?#]*@)?([^/?#]*)", re.IGNORECASE)
 _BARE_HOST = re.compile(r"\[[^\]/]*\]|[^/?#:]*")  # without the port
 _ADDRESS = re.compile(r"(?:(?<=://\[)|(?<=@\[))[0-9A-Fa-f:.]*::[0-9A-Fa-f:.]*(?=\])")
-_VALUE = re.compile(r"(?<=[?&;])([^?&;=:\s'\"]+)=([^&;\s'\">]*)")
+_VALUE = re.compile(r"(?<=[?&;#])([^?&;#=:\s'\"]+)=([^&#\s'\">]*)")
 _SECRET = re.compile(
-    "x-(amz|goog)-|sig|token|key|secret|pass|pwd|cred|auth|policy|expires|session|jwt|hmac|^code$",
+    "x-(amz|goog)-|sig|token|key|secret|pass|pwd|cred|auth|policy|expires|session|jwt|hmac|^(code|pw|sas)$",
     re.IGNORECASE,
 )
 _LONG = 20  # characters of a value that may be a secret, whatever it is called
+# A query or a fragment of HTTP without a name.
+_BARE = re.compile(
+    rf"(https?://[^\s'\"]*?[?#])([^=&#\s'\">]{{{_LONG},}}=*)(?=[&#\s'\">]|$)", re.IGNORECASE
+)
 _HIDDEN = "***"
+_HIDES = re.compile(r"://\*{3}@|=\*{3}|https?://.*[?#]\*{3}", re.DOTALL)
 
 _users: dict[str, str] = {}  # by host
 _urls: dict[str, str] = {}  # by name
@@ -136,17 +154,34 @@ def redacted(text: str) -> str:
     """
 
     def hidden(found: re.Match[str]) -> str:
-        key, value = found[1], found[2]
-        if _SECRET.search(key):
-            return f"{key}={_HIDDEN}"
-        if len(value) < _LONG or value.startswith(_HIDDEN):
-            return found[0]
-        # Some digits of a digest keep the names of different files apart.
-        return f"{key}={_HIDDEN}{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+        if _SECRET.search(found[1]):  # it may have a ; of its own
+            return f"{found[1]}={_HIDDEN}"
+        value, semicolon, rest = found[2].partition(";")
+        rest = _VALUE.sub(hidden, semicolon + rest)
+        return f"{found[1]}={_digest(value)}{rest}"
 
     if "://" not in text:
         return text
+    text = _BARE.sub(lambda found: found[1] + _digest(found[2]), text)
     return _VALUE.sub(hidden, _USER.sub(f"{_HIDDEN}@", text))
+
+
+def _digest(value: str) -> str:
+    """Returns a value of a query, hidden if it is long, with digits that tell it from others."""
+    if len(value) < _LONG or value.startswith(_HIDDEN):
+        return value
+    return _HIDDEN + hashlib.sha256(value.encode()).hexdigest()[:8]
+
+
+def problem(url: str) -> str | None:
+    """Returns what is wrong with a URL, as "what was expected, found ..."; None: nothing is.
+
+    Example:
+        >>> problem("http:///a.tfrecord"), problem("http://host/a.tfrecord")
+        ('a host after ://, found none', None)
+    """
+    found = (text for wrong, text in _PROBLEMS.items() if re.search(wrong, url))
+    return next(found, None)
 
 
 def _bare_host(place: str) -> str:
@@ -164,10 +199,13 @@ def _in_full(found: re.Match[str]) -> str:
 
 
 def named(path: Any) -> Any:
-    """Returns the name of a URL, which `revealed` takes from now on, and anything else as it is."""
+    """Returns the name of a URL, which `revealed` takes from now on, and anything else as it is.
+
+    Except that the password of a URL whose scheme is mistyped is hidden. A scheme has no case.
+    """
     if not is_url(path):
-        return path
-    path = _ADDRESS.sub(_in_full, path)
+        return _MISTYPED.sub(rf"\1{_HIDDEN}@", path) if isinstance(path, str) else path
+    path = _SCHEMES.sub(lambda found: found[0].lower(), _ADDRESS.sub(_in_full, path))
     name = redacted(path)
     if name != path and f"{_HIDDEN}@" not in path:
         for user in _USER.finditer(path):
@@ -190,7 +228,7 @@ def revealed(name: str) -> str | None:
         if user is None:
             return None
         name = f"{before}://{user}{place}"
-    return None if f"={_HIDDEN}" in name else name
+    return None if _HIDES.search(name) else name
 
 
 def hides(name: object) -> bool:
@@ -200,8 +238,7 @@ def hides(name: object) -> bool:
         >>> hides("https://***@host/a"), hides("https://host/a?sig=***"), hides("s3://bucket/***")
         (True, True, False)
     """
-    hidden = f"://{_HIDDEN}@", f"={_HIDDEN}"
-    return isinstance(name, str) and is_url(name) and any(text in name for text in hidden)
+    return isinstance(name, str) and is_url(name) and _HIDES.search(name) is not None
 
 
 def secrets() -> tuple[dict[str, str], dict[str, str]]:

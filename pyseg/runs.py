@@ -31,7 +31,7 @@ import torch
 from pyseg import _cli, models, results
 from pyseg._containers import parse_json
 from pyseg._paths import path_text
-from pyseg._remote import location
+from pyseg._remote import check_whole, location
 from pyseg._urls import hides
 from pyseg.calibration import Calibration
 from pyseg.checkpoint import list_checkpoints
@@ -163,16 +163,19 @@ class Run:
     def follow_up(self, words: str, then: str = "") -> str:
         """Returns the command ``python -m <words> <run>`` for messages, followed by ``then``.
 
-        If a secret is hidden in the URL of the run's data, it says to give that URL again.
+        If a secret is hidden in the URL of one of the run's options, it says to give that again.
         """
         command = _cli.follow_up(f"{words} {self}")
+        hidden: dict[str, Any] = {}
         with contextlib.suppress(PysegError):  # the message is of something else
-            if hides(data := self.config().data):
-                return (
-                    f"{command} --data URL{then}; URL is {data} with its password or signature, "
-                    "which is not stored"
-                )
-        return command + then
+            hidden = {name: url for name, url in vars(self.config()).items() if hides(url)}
+        if not hidden:
+            return command + then
+        given = "".join(f" --{name} URL" for name in hidden)
+        return (
+            f"{command}{given}{then}; URL is {', then '.join(hidden.values())} with its password "
+            "or signature, which is not stored"
+        )
 
     @property
     def how_to_resume(self) -> str:
@@ -308,6 +311,7 @@ def open_data(
     data: str | None = None,
     labels: str | None = None,
     on_error: OnError | None = None,
+    vocabulary: str | None = None,
 ) -> Collection:
     """Opens a run's collection, or another one with the same split.
 
@@ -316,11 +320,19 @@ def open_data(
         data: The records; default: the run's, with the run's strong labels.
         labels: Tables of strong labels; default: those of the data.
         on_error: "raise" or "skip" damaged records; default: the run's option.
+        vocabulary: The classes; default: the run's vocabulary.
+
+    Raises:
+        pyseg.errors.UserError: A secret is hidden in the URL of one of them, and not known.
     """
+    labels = labels or (config.labels if data in (None, config.data) else None)
+    data, vocabulary = data or config.data, vocabulary or config.vocabulary
+    for name, url in (("data", data), ("labels", labels), ("vocabulary", vocabulary)):
+        check_whole(url, name)
     return open_collection(
-        data or config.data,
-        labels=labels or (config.labels if data in (None, config.data) else None),
-        vocabulary=config.vocabulary,
+        data,
+        labels=labels,
+        vocabulary=vocabulary,
         on_error=on_error or config.on_error,
         test_fraction=config.test_fraction,
         seed=config.seed,

@@ -55,7 +55,7 @@ class Parts(MemoryFileSystem):
         with self.lock:
             Parts.at_once += 1
             Parts.most_at_once = max(Parts.most_at_once, Parts.at_once)
-            self.asked.append((start, end))
+            self.asked.append((start, min(end, self.size(path))))
             failure = self.failures.pop() if self.failures else None
         time.sleep(self.delay)
         with self.lock:
@@ -117,6 +117,19 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data[:-1000] if server.cuts else data)
             server.cuts -= bool(server.cuts)
+        elif path.startswith("/busy") and server.refusals:
+            server.refusals -= 1
+            self.send_error(503)
+        elif path.startswith("/lost"):
+            server.ended.wait(10)
+        elif path.startswith("/stalls"):
+            data = Path(self.directory, path[8:]).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[:100_000])
+            self.wfile.flush()
+            server.ended.wait(10)
         elif path.startswith("/chunks"):
             self.protocol_version = "HTTP/1.1"
             self.send_response(200)
@@ -125,14 +138,21 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             data = Path(self.directory, path[8:]).read_bytes()
             self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
         else:
+            if path.startswith(("/says", "/busy")):
+                self.path = "/" + path[1:].partition("/")[2]
             super().do_GET()
 
     def do_HEAD(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
-        if self.path.startswith("/cut/"):
-            self.path = self.path[4:]
+        kind, _, rest = self.path[1:].partition("/")
+        if kind in ("cut", "stalls"):
+            self.path = f"/{rest}"
             super().do_HEAD()
-        elif self.path.startswith(("/chunks", "/denied", "/broken")):
+        elif kind.startswith("says"):
+            self.send_response(200)
+            self.send_header("Content-Length", kind[4:])
+            self.end_headers()
+        elif self.path.startswith(("/chunks", "/denied", "/broken", "/busy")):
             self.send_error(405)
         else:
             super().do_HEAD()
@@ -158,12 +178,14 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     except OSError:
         pytest.skip(f"no address {address} here")
     with started as running:
-        running.folder, running.requests, running.cuts = tmp_path / "www", [], 0
-        running.asked = []
+        running.folder, running.requests, running.asked = tmp_path / "www", [], []
+        running.cuts = running.refusals = 0
+        running.ended = threading.Event()
         host = f"[{address}]" if ":" in address else address
         running.url = f"http://{host}:{running.server_port}"
         threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield running
+        running.ended.set()
         running.shutdown()
 
 
@@ -325,7 +347,15 @@ def test_a_file_beside_that_may_not_be_read(put, monkeypatch, caplog) -> None:
 
     monkeypatch.setattr(Parts, "info", info)
     assert not _remote.is_file("parts://b/vocabulary.csv")
-    assert "parts://b/vocabulary.csv: expected a file that you may read" in caplog.text
+    reason = "expected a file that you may read, found: Forbidden; taken for missing"
+    hint = "; a vocabulary.csv that exists can be given with --vocabulary"
+    assert caplog.messages == [f"parts://b/vocabulary.csv: {reason}{hint}"]
+    caplog.clear()
+    with _remote.asking_once():
+        for name in ("a", "b", "c", "a"):
+            assert not _remote.is_file(f"parts://b/{name}.csv")
+        assert caplog.messages == []
+    assert caplog.messages == [f"parts://b/a.csv: {reason}, and so are 2 more"]
 
 
 def test_an_unreadable_file_is_not_left_out(put, monkeypatch) -> None:
@@ -340,11 +370,15 @@ def test_an_unreadable_file_is_not_left_out(put, monkeypatch) -> None:
     ("url", "error"),
     [
         ("nothing://b", "nothing://b: expected a protocol that fsspec knows, found none"),
+        ("http://ann:p/w@host/x", r"http://\*\*\*@host/x: expected /, # and \? in a password as"),
+        ("HTTP:///x", "http:///x: expected a host after ://, found none"),
+        ("file://root/s", "file://root/s: expected file:///absolute/path, found a relative one"),
+        ("http:/ann:pw@host/x", r"http:/\*\*\*@host/x: no file matches"),
         ("gs://b", "reading gs://b needs gcsfs: pip install gcsfs"),
     ],
 )
 def test_protocols_that_are_not_there(url: str, error: str) -> None:
-    with pytest.raises(UserError, match=error):
+    with pytest.raises((UserError, MissingFileError), match=error):
         find_shards(url)
 
 
@@ -457,6 +491,28 @@ def test_an_unusable_cache(put, tmp_path, monkeypatch, folder: str, found: str) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "made"]
 
 
+def test_a_cache_with_a_blank_name(put, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYSEG_REMOTE_CACHE", " ")
+    put("memory://b.tfrecord")
+    with pytest.raises(UserError, match=r"^PYSEG_REMOTE_CACHE: expected .*, found the blank ' '$"):
+        _files.open_shard("memory://b.tfrecord")
+    assert not Path(" ").exists()
+
+
+def test_a_folder_where_a_copy_belongs(put, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PYSEG_REMOTE_CACHE", str(tmp_path / "cache"))
+    put("memory://b.tfrecord")
+    assert outcome("memory://b.tfrecord")[1] == ""
+    [copy] = (tmp_path / "cache").iterdir()
+    copy.unlink()
+    copy.mkdir()
+    assert outcome("memory://b.tfrecord")[1] == (
+        f"PYSEG_REMOTE_CACHE {copy}: expected a file, found a folder, where the copy of "
+        "memory://b.tfrecord belongs"
+    )
+
+
 def test_a_full_cache(put, tmp_path, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -524,6 +580,76 @@ def test_http_transfers_that_end_early(server) -> None:
     assert error.startswith(
         f"{server.url}/cut/a.tfrecord: reading failed: the server {host} ended the transfer early "
     )
+
+
+@pytest.mark.parametrize("kept", [0, 10, 39])
+def test_a_size_that_is_too_small(server, put, monkeypatch, kept: int) -> None:
+    """Not even where the size that the server names is that of some whole records."""
+    size = kept * (len(PAYLOADS[0]) + 16)
+    write_records(server.folder / "a.tfrecord", PAYLOADS)
+    url = f"{server.url}/says{size}/a.tfrecord"
+    error = f"reading failed: expected {size} bytes in the file, found more: the server names"
+    assert error in outcome(url, "skip")[1]
+    if kept:  # a store knows when a file has no bytes
+        put("memory://b.tfrecord")
+        monkeypatch.setattr(Parts, "info", lambda *_: {"size": size, "type": "file"})
+        assert error in outcome("parts://b.tfrecord")[1]
+
+
+def test_an_empty_file_of_http(server) -> None:
+    (server.folder / "a.tfrecord").touch()
+    assert outcome(f"{server.url}/a.tfrecord") == ([], "")
+
+
+def test_a_server_that_stalls(server, monkeypatch) -> None:
+    monkeypatch.setattr(_remote, "_TIMEOUTS", {"sock_connect": 10.0, "sock_read": 0.1})
+    write_records(server.folder / "a.tfrecord", PAYLOADS)
+    error = f"the server {server.url.partition('//')[2]} did not answer in time"
+    assert error in outcome(f"{server.url}/stalls/a.tfrecord")[1]
+    assert len(server.requests) == _remote.ATTEMPTS
+
+
+@pytest.mark.parametrize("named", [{"client_kwargs": {"read_timeout": 7}}, {"timeout": 7}, {}])
+def test_timeouts_of_the_user(named: dict[str, Any], monkeypatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "http", named)
+    fs, _ = _remote._resolve("https://host/a")
+    if "client_kwargs" in named:
+        assert fs.client_kwargs == named["client_kwargs"]
+    else:
+        timeout = fs.client_kwargs["timeout"]
+        assert (timeout.total, timeout.sock_read, fs.kwargs) == (None, 60.0, named)
+    cached, _ = _remote._resolve("simplecache::http://host/a?u=::https://b")
+    assert cached.fs.client_kwargs == fs.client_kwargs
+
+
+@pytest.mark.parametrize("place", ["a.tfrecord", "", "*.tfrecord"])
+def test_the_first_question_is_tried_again(server, caplog, place: str) -> None:
+    write_records(server.folder / "a.tfrecord", PAYLOADS)
+    server.refusals = _remote.ATTEMPTS - 1
+    assert find_shards(f"{server.url}/busy/{place}") == [f"{server.url}/busy/a.tfrecord"]
+    assert caplog.text.count("(Service Unavailable); trying again") == _remote.ATTEMPTS - 1
+    _remote._files.clear()
+    server.refusals = 99
+    with pytest.raises(UserError, match=r"answered with the status 503 \(Service Unavailable\)$"):
+        find_shards(f"{server.url}/busy/{place}")
+
+
+def test_what_lasts_is_asked_once(server) -> None:
+    for path in ("none", "denied"):
+        server.requests.clear()
+        with pytest.raises((UserError, MissingFileError)):
+            find_shards(f"{server.url}/{path}/a.tfrecord")
+        assert len(server.requests) == 1
+
+
+def test_no_page_of_a_list_is_left_out(server, monkeypatch) -> None:
+    """As fsspec does with one that takes too long."""
+    monkeypatch.setattr(_remote, "_TIMEOUTS", {"sock_connect": 10.0, "sock_read": 0.1})
+    write_records(server.folder / "a.tfrecord", PAYLOADS)
+    (server.folder / "lost").mkdir()
+    with pytest.raises(UserError, match=r"/: reading failed: the server .* in time$"):
+        find_shards(f"{server.url}/")
+    assert len(find_shards(f"{server.url}/*.tfrecord")) == 1
 
 
 @pytest.mark.parametrize(

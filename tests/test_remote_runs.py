@@ -242,6 +242,48 @@ def test_a_run_stores_no_secrets(served, tmp_path, monkeypatch, capsys) -> None:
     assert "hunter2" not in str(flat_options(TrainConfig(data)))
 
 
+def test_a_signed_vocabulary_is_given_again(served, clips, tmp_path, monkeypatch, capsys) -> None:
+    """Every command that opens the run's data takes it, and without it says so."""
+    monkeypatch.chdir(tmp_path)
+    name, signed = (f"http://{served}/vocabulary.csv?sig={sig}" for sig in ("***", "hunter2"))
+    quick = ["--model", "linear", "--stage", "pretrain", "--pretrain.steps", "2"]
+    train.main(["--data", str(clips), "--vocabulary", signed, "--run", "run", *quick])
+    printed = capsys.readouterr().out
+    again = f"pyseg.evaluate --run run --vocabulary URL; URL is {name} with its password"
+    assert again in printed
+    predict.cli.main(["--run", "run"])
+    commands = [
+        (evaluate.main, ["--run", "run"]),
+        (evaluate.main, ["--run", "run", "--submission", "submission.csv"]),
+        (calibrate.cli.main, ["--run", "run"]),
+        (report.cli.main, ["--run", "run"]),
+    ]
+    for main, words in commands:
+        for vocabulary in (signed, str(clips / "vocabulary.csv")):
+            monkeypatch.setattr(_urls, "_urls", {})  # as in a process of its own
+            main([*words, "--vocabulary", vocabulary])
+    assert "again, with --vocabulary" not in Path("run/report.html").read_text()
+    monkeypatch.setattr(_urls, "_urls", {})
+    for main, words in commands[:-1]:
+        with pytest.raises(UserError, match=r"\?sig=\*\*\*: .* again, with --vocabulary$"):
+            main(words)
+    report.cli.main(["--run", "run"])
+    assert "again, with --vocabulary" in Path("run/report.html").read_text()
+    predict.cli.main(["--run", "run", "--video", "v03"])
+    assert "hunter2" not in printed + "".join(capsys.readouterr())
+
+
+def test_a_follow_up_names_all_that_is_hidden(tmp_path) -> None:
+    run = Run(tmp_path)
+    urls = {name: f"https://ann:pw@host/{name}" for name in ("data", "labels", "vocabulary")}
+    run.write_config(TrainConfig(**urls))
+    hidden = ", then ".join(f"https://***@host/{name}" for name in urls)
+    assert run.how_to_resume == (
+        f"python -m pyseg.train --resume {run} --data URL --labels URL --vocabulary URL continues; "
+        f"URL is {hidden} with its password or signature, which is not stored"
+    )
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_server_that_fails_during_training(workers, served, tmp_path, monkeypatch) -> None:
     """The error is one line, and says how to continue, as after Ctrl-C."""

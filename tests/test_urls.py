@@ -91,6 +91,17 @@ def test_addresses_are_no_chains() -> None:
         "https://host/a?id=3&access_key=pw",
         "https://acc.blob.net/a?sv=2024&sig=pw%3D",
         "https://host/a?q=0123456789abcdef0123456789",
+        "http://ann:p/pw@host/x",
+        "https://ann:p#pw@host:80/x?part=1",
+        "ftp://ann:w?pw/@host/x",
+        "http:///ann:pw@host/x",
+        "https://host/a?PW=ann",
+        "https://host/a?sas=ann",
+        "https://host/a?X-Amz-Signature=0f3a;pw&part=2",
+        "https://host/a?part=2;sig=0f3a;pw",
+        "https://host/a?0123456789abcdef0123456789abc/==",
+        "zip://b::https://host/a?part=2#token=pw",
+        "https://host/a?part=2#0123456789abcdef0123456789abc",
     ],
 )
 def test_secrets_are_hidden_and_found_again(url: str) -> None:
@@ -121,8 +132,56 @@ def test_other_files_have_other_names() -> None:
     assert _urls.named(again) == _urls.named(SIGNED)  # signed anew
 
 
+@pytest.mark.parametrize("scheme", ["http//", "http:/", "https:", "sftp//"])
+@pytest.mark.parametrize("password", ["pw", "p/w"])
+def test_a_mistyped_scheme(scheme: str, password: str) -> None:
+    assert _urls.named(f"{scheme}ann:{password}@host/x") == f"{scheme}***@host/x"
+
+
+def test_schemes_have_no_case() -> None:
+    assert _urls.named("HTTP://Host/A") == "http://Host/A"
+    name = _urls.named("ZIP://A::SimpleCache::HTTPS://Ann:PW@Host/B")
+    assert name == "zip://A::simplecache::https://***@Host/B"
+    assert _urls.revealed(name) == "zip://A::simplecache::https://Ann:PW@Host/B"
+
+
 @pytest.mark.parametrize(
-    "text", ["s3://bucket/train?.tfrecord", "https://host/a?id=3", "sftp://joe@host/a", "a?b=c", 3]
+    ("url", "problem"),
+    [
+        ("http://ann:p/w@host/x", "/, # and ? in a password as %2F, %23 and %3F, found one as it"),
+        ("http://", "a host after ://, found none"),
+        ("simplecache::https:///x", "a host after ://, found none"),
+        ("http://ann:pw@/x", "a host after ://, found none"),
+        ("http://:80/x", "a host after ://, found none"),
+        ("file://root/s", "file:///absolute/path, found a relative one"),
+        ("zip://a::file://x.zip", "file:///absolute/path, found a relative one"),
+        ("http://ann:pw@host:80/a:b/c@d?e=f@g", ""),
+        ("http://ann:p@w@host/a@b", ""),
+        ("http://host:80/a@b", ""),
+        ("http://[0:0:0:0:0:0:0:1]:80/a@b", ""),
+        ("zip://a::https://ann@host/x/y@z", ""),
+        ("file:///a", ""),
+        ("memory://a:b/c@d", ""),
+    ],
+)
+def test_problems_of_urls(url: str, problem: str) -> None:
+    found = _urls.problem(url)
+    assert found is not None and found.startswith(problem) if problem else found is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/train?.tfrecord",
+        "s3://bucket/train?-of-many-more-shards.tfrecord",
+        "https://host/a?id=3",
+        "http://host:80/a@b?c#d=e",
+        "memory://a:b/c@d",
+        "sftp://joe@host/a",
+        "a?b=c",
+        "http/ann:b@c",
+        3,
+    ],
 )
 def test_what_has_no_secrets_stays(text: object) -> None:
     assert _urls.named(text) == text

@@ -17,6 +17,10 @@ class CalibrateConfig:
     Args:
         run: The run folder that `pyseg.train` wrote.
         data: Records as a folder, glob, file or URL, or "sample"; default: the run's training data.
+        labels: Tables of AudioSet's strong labels, file or glob; default: those beside the records,
+            or what the run was trained on.
+        vocabulary: A vocabulary.csv that names the classes; default: the run's, or the one beside
+            the records.
         ratings: The answers of `pyseg.rate`, or a table of ratings with the columns video, start,
             end, class and score; default: the rated segments of the data.
         part: Videos of other data than the run's: those that a run would hold out ("test"), the
@@ -36,6 +40,8 @@ class CalibrateConfig:
 
     run: str
     data: str | None = None
+    labels: str | None = None
+    vocabulary: str | None = None
     ratings: str | None = None
     part: Part = "test"
     batch_size: int = 512

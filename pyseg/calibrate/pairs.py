@@ -107,10 +107,13 @@ class HeldOut:
 
     def _open(self) -> Collection | None:
         """Returns the collection; None where its records are not labeled."""
+        config = self.config
         try:
-            return open_data(self.scorer.trained, self.config.data, on_error=self.config.on_error)
+            return open_data(
+                self.scorer.trained, config.data, config.labels, config.on_error, config.vocabulary
+            )
         except DataError:
-            if self.config.ratings is None:
+            if config.ratings is None:
                 raise
             return None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyseg._progress import Progress
 from pyseg._registry import Registry
-from pyseg._remote import is_file, is_folder, size_of
+from pyseg._remote import asking_once, is_file, is_folder, size_of
 from pyseg._text import counted
 from pyseg._threads import map_in_order
 from pyseg._urls import beside, is_url, parents, split
@@ -525,6 +525,7 @@ def _contents(kind: RecordKind | None) -> str:
     return "the features " + ", ".join(names) if names else "no features"
 
 
+@asking_once()
 def frames_like(
     trained: FeatureSet,
     level: Literal["frame", "video"],

@@ -59,6 +59,8 @@ class EvaluateConfig:
             trained on.
         labels: Tables of AudioSet's strong labels, file or glob; default: those
             beside the records, or what the run was trained on.
+        vocabulary: A vocabulary.csv that names the classes; default: the run's, or the one beside
+            the records.
         part: Videos to evaluate on: those that the run held out ("test"), its training videos, or
             all; default: "test", without a run all.
         submission: A submission to evaluate, of --run or any other model.
@@ -82,6 +84,7 @@ class EvaluateConfig:
     run: str | None = None
     data: str | None = None
     labels: str | None = None
+    vocabulary: str | None = None
     part: Part | None = None
     submission: str | None = None
     truth: str | None = None
@@ -442,10 +445,15 @@ def evaluate_submission(config: EvaluateConfig) -> tuple[RatedResult, list[str]]
     else:
         on_error = config.on_error
         if trained is None:
-            collection = open_collection(source, labels=config.labels, on_error=on_error or "raise")
+            collection = open_collection(
+                source,
+                labels=config.labels,
+                vocabulary=config.vocabulary,
+                on_error=on_error or "raise",
+            )
         else:
             with saying_whose(config.truth or config.data):
-                collection = open_data(trained, source, config.labels, on_error)
+                collection = open_data(trained, source, config.labels, on_error, config.vocabulary)
         part = config.part or ("all" if trained is None else "test")
         if config.run is not None:
             _check_part(Run(config.run), config.truth or config.data, collection, part)
@@ -484,7 +492,9 @@ def evaluate_run(config: EvaluateConfig) -> Result:
     device = distributed.local_device(distributed.pick_device(config.device))
     model: Any = run.model().to(device)
     with saying_whose(config.data):
-        collection = open_data(trained, config.data, config.labels, config.on_error)
+        collection = open_data(
+            trained, config.data, config.labels, config.on_error, config.vocabulary
+        )
     data = config.data or trained.data
     classes = check_collection(model, collection, run, data)
     note_level(model, collection.level, run, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pyseg.timeline import Event, Rating, Timeline, clock
 from pyseg.timeline.events import ON, per_class
 from pyseg.video import find_videos
 
+_LOG = logging.getLogger("pyseg")
 _MOST_EVENTS = 50  # to print
 
 
@@ -217,11 +219,17 @@ def _peak(timeline: Timeline, column: int) -> str:
 
 
 def _ratings(scorer: Scorer, video: str) -> list[Rating]:
-    """Returns the ratings of a video; none where the records are not labeled."""
+    """Returns the ratings of a video; none where the records are not labeled.
+
+    Nor where the run's vocabulary or labels need a secret, which no option of this command gives.
+    """
     try:
         collection = open_data(scorer.trained, scorer.config.data)
         rated = collection.segments("all", cache=False, keep=video.__eq__, rank=0, world_size=1)
     except DataError:
+        return []
+    except UserError as error:
+        _LOG.warning("%s, of another command; the ratings are left out", error)
         return []
     return [
         scorer.rating(example.id, number, score > 0.5)

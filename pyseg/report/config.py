@@ -20,6 +20,10 @@ class ReportConfig:
         out: The HTML file; default: report.html in the first run.
         data: Records as a folder, glob, file or URL, or "sample"; default: each run's training
             data.
+        labels: Tables of AudioSet's strong labels, file or glob; default: those beside the records,
+            or what the run was trained on.
+        vocabulary: A vocabulary.csv that names the classes; default: the run's, or the one beside
+            the records.
         part: Videos to evaluate on: those that the run held out ("test"), its training
             videos, or all.
         evaluate: Evaluate the models; without it, everything that needs the data is left out.
@@ -39,6 +43,8 @@ class ReportConfig:
     run: list[str]
     out: str | None = None
     data: str | None = None
+    labels: str | None = None
+    vocabulary: str | None = None
     part: Part = "test"
     evaluate: bool = True
     videos: int = 4

@@ -45,11 +45,11 @@ def add_evaluation(run: ReportedRun, config: ReportConfig) -> None:
                 tf32=config.tf32,
             )
         )
-        collection = open_data(run.config, config.data)
+        collection = open_data(run.config, config.data, config.labels, vocabulary=config.vocabulary)
         data = config.data or run.config.data
         classes = check_collection(scorer.model, collection, scorer.run, data)
     except (UserError, DataError, FileNotFoundError) as error:
-        if config.data is not None:
+        if any((config.data, config.labels, config.vocabulary)):
             raise
         run.missing = str(error)
         return
