@@ -369,7 +369,7 @@ def is_own(config: TrainConfig, data: str | None, shards: Sequence[str]) -> bool
         return True
     try:
         own = find_shards(find_data(config.data))
-    except (DataError, FileNotFoundError):  # they are there no more
+    except (DataError, UserError, FileNotFoundError):  # they cannot be read now
         return False
     if {*map(location, own)} & {*map(location, shards)}:
         return True

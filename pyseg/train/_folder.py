@@ -179,7 +179,7 @@ def _no_checkpoint(run: Run) -> UserError:
         )
     config, found = run.config(), "its training has ended, or they were removed"
     if not config.final_fit:
-        found += f"; {_cli.follow_up(f'pyseg.evaluate --run {run}')} evaluates it"
+        found += f"; {run.follow_up('pyseg.evaluate --run', ' evaluates it')}"
     if config.solver != "ridge":
         again = _cli.follow_up(f"pyseg.train --config {run.config_file}")
         found += (
