@@ -310,6 +310,7 @@ class RidgeRun:
             "processes": [{}] * distributed.world_size(),
         }
         trainer.save_checkpoint(name, 0, state)  # if the folder is not writable, this fails now
+        trainer.log.start()
         self.model.eval()
         head = self.model.head.linear
         regression = RidgeRegression(head.in_features, head.out_features, trainer.device)
