@@ -28,9 +28,10 @@ class Tracker(Protocol):
     """What `register_tracker` registers makes one for each run, in the first process only.
 
     Its constructor takes no argument and checks what the tracker needs: it is called before there
-    is a run folder. Where a method raises a `pyseg.errors.UserError`, its message is a line: `start`
-    ends training, which can be resumed, and with `log` and `finish` training goes on without the
-    tracker. Every other error is a fault of the tracker, and ends training with its traceback.
+    is a run folder. A `pyseg.errors.UserError` of a method is reported in a line: from `start` it
+    ends training, which can be resumed, and after one from `log` or `finish` training goes on
+    without the tracker. Every other error is a fault of the tracker, and ends training with its
+    traceback.
     """
 
     def start(self, run: Path, options: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -250,10 +251,11 @@ def test_a_fault_of_a_tracker_keeps_its_traceback(
 ) -> None:
     monkeypatch.setattr(failing, "fails", method)
     monkeypatch.setattr(failing, "error", KeyError("fault"))
-    log = Log(Run(tmp_path), ["wandb"])
-    with pytest.raises(KeyError, match="fault"):
+    with (
+        pytest.raises(KeyError, match="fault"),
+        contextlib.closing(Log(Run(tmp_path), ["wandb"])) as log,
+    ):
         log.write("pretrain", step=4, loss=0.5)
-        log.close()
 
 
 def test_unknown_trackers_are_refused_before_training(tmp_path: Path) -> None:
