@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pyseg import distributed
 from pyseg._progress import Progress
+from pyseg._text import counted
 from pyseg.data import Batch
 from pyseg.data.loading import loader
 from pyseg.errors import UserError
@@ -329,8 +330,8 @@ class RidgeRun:
             head.bias.copy_(slope * solution.bias + bias)
         seconds = time.perf_counter() - began
         print(
-            f"{name}: ridge regression on {regression.count} examples in {seconds:.0f} s, penalty "
-            f"{solution.penalty:.3g}, {solution.freedom:.0f} degrees of freedom"
+            f"{name}: ridge regression on {counted(regression.count, 'example')} in {seconds:.0f} s, "
+            f"penalty {solution.penalty:.3g}, {counted(round(solution.freedom), 'degree')} of freedom"
         )
         self.stage.print_problems()
         trainer.log.write(
