@@ -186,8 +186,8 @@ def _description(run: Run, model: Any) -> str:
     made = f", computed by {_code(features.backbone.name)}" if features.backbone else ""
     return (
         f"Classifies {unit}{length} of videos: {counted(model.num_classes, 'class')}, any number "
-        f"of which may be present. A model of the preset {_code(model.config.name)} with {parameters:,} "
-        f"parameters, for frames every {features.frame_seconds:g} s of the features "
+        f"of which may be present. A model of the preset {_code(model.config.name)} with "
+        f"{parameters:,} parameters, for frames every {features.frame_seconds:g} s of the features "
         f"{_code(widths)}{made}."
     )
 
@@ -239,9 +239,10 @@ def _limits(run: Run, model: Any, found: dict[str, Result]) -> Iterator[str]:
         yield "It has not been measured."
     for result in found.values():
         if isinstance(result, RatedResult) and result.classes < result.all_classes:
+            known = counted(result.all_classes, "class")
             yield (
-                f"{result.all_classes - result.classes} of {counted(result.all_classes, 'class')} have "
-                "no positive among the ratings of an evaluation, so that it says nothing about them."
+                f"{result.all_classes - result.classes} of {known} have no "
+                "positive among the ratings of an evaluation, so that it says nothing about them."
             )
             break
 

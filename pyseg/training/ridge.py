@@ -330,8 +330,9 @@ class RidgeRun:
             head.bias.copy_(slope * solution.bias + bias)
         seconds = time.perf_counter() - began
         print(
-            f"{name}: ridge regression on {counted(regression.count, 'example')} in {seconds:.0f} s, "
-            f"penalty {solution.penalty:.3g}, {counted(round(solution.freedom), 'degree')} of freedom"
+            f"{name}: ridge regression on {counted(regression.count, 'example')} in "
+            f"{seconds:.0f} s, penalty {solution.penalty:.3g}, "
+            f"{counted(round(solution.freedom), 'degree')} of freedom"
         )
         self.stage.print_problems()
         trainer.log.write(
