@@ -185,7 +185,22 @@ def find_compiler() -> tuple[list[str], str] | str:
         command = [word for word in shlex.split(candidate) if not word.endswith("ccache")]
         if version := output_of(*command, "--version"):
             return command, version.splitlines()[0]
-    return f"CXX={wanted} is not on PATH" if wanted else "no C++ compiler: g++ is not on PATH"
+    if not wanted:
+        return "no C++ compiler: g++ is not on PATH"
+    try:
+        tried = subprocess.run(
+            [*command, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        where = "does not exist" if "/" in "".join(command[:1]) else "is not on PATH"
+        return f"CXX={wanted} {where}"
+    except OSError as error:
+        return f"CXX={wanted} cannot be run: {error.strerror}"
+    said = (tried.stderr + tried.stdout).strip().splitlines() or ["nothing"]
+    return (
+        f"CXX={wanted} does not work as a compiler: with --version it ends with the exit status "
+        f"{tried.returncode} and says {said[0]}"
+    )
 
 
 @functools.cache

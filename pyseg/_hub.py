@@ -17,6 +17,7 @@ from typing import Any
 
 from pyseg import models, results
 from pyseg._extras import requires
+from pyseg._text import counted
 from pyseg.backbones.registry import imports_code
 from pyseg.calibration import Calibration
 from pyseg.data import FeatureSet
@@ -184,9 +185,9 @@ def _description(run: Run, model: Any) -> str:
     length = "" if unit == "videos" else f" of {features.segment_seconds:g} s"
     made = f", computed by {_code(features.backbone.name)}" if features.backbone else ""
     return (
-        f"Classifies {unit}{length} of videos: {model.num_classes} classes, any number of which "
-        f"may be present. A model of the preset {_code(model.config.name)} with {parameters:,} "
-        f"parameters, for frames every {features.frame_seconds:g} s of the features "
+        f"Classifies {unit}{length} of videos: {counted(model.num_classes, 'class')}, any number "
+        f"of which may be present. A model of the preset {_code(model.config.name)} with "
+        f"{parameters:,} parameters, for frames every {features.frame_seconds:g} s of the features "
         f"{_code(widths)}{made}."
     )
 
@@ -238,8 +239,9 @@ def _limits(run: Run, model: Any, found: dict[str, Result]) -> Iterator[str]:
         yield "It has not been measured."
     for result in found.values():
         if isinstance(result, RatedResult) and result.classes < result.all_classes:
+            known = counted(result.all_classes, "class")
             yield (
-                f"{result.all_classes - result.classes} of {result.all_classes} classes have no "
+                f"{result.all_classes - result.classes} of {known} have no "
                 "positive among the ratings of an evaluation, so that it says nothing about them."
             )
             break

@@ -198,7 +198,8 @@ def _resolve(url: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(real, **_options(real)))
     except ImportError as error:
         cause = error.__cause__ or error
-        with requires_package(getattr(cause, "name", None) or "a package", f"reading {url}"):
+        name, what = getattr(cause, "name", None) or "a package", f"reading {url}"
+        with requires("remote", what) if name == "aiohttp" else requires_package(name, what):
             raise cause from None
     except ValueError as error:
         if "Protocol not known" not in str(error):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from pyseg._text import counted
 from pyseg.metrics import MeanAveragePrecision
 
 
@@ -94,9 +95,9 @@ class RatedResult(Result):
                 "counts"
             )
         return (
-            f"MAP@100k {self.map:.4f} (mean over {self.classes} classes with a positive, "
-            f"{self.map_all_classes:.4f} over all {self.all_classes}; {self.rated} ratings, "
-            f"{self.positives} positive)"
+            f"MAP@100k {self.map:.4f} (mean over {counted(self.classes, 'class')} with a positive, "
+            f"{self.map_all_classes:.4f} over all {self.all_classes}; "
+            f"{counted(self.rated, 'rating')}, {self.positives} positive)"
         )
 
 
@@ -125,7 +126,8 @@ class LabelResult(Result):
     def _line(self) -> str:
         return (
             f"GAP@20 {self.gap:.4f}, Hit@1 {self.hit_at_1:.4f}, PERR {self.perr:.4f}, "
-            f"MAP {self.map:.4f} ({self.examples} videos, {self.classes} classes that occur)"
+            f"MAP {self.map:.4f} ({counted(self.examples, 'video')}, "
+            f"{counted(self.classes, 'class')} that occur)"
         )
 
 

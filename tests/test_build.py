@@ -169,6 +169,23 @@ def test_missing_compiler(monkeypatch):
     assert _build.find_compiler() == "CXX=no-such-compiler -m64 is not on PATH"
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("exit 1", "1 and says nothing"), ("echo broken >&2\necho more\nexit 3", "3 and says broken")],
+)
+def test_useless_compiler(body, said, monkeypatch, tmp_path):
+    """It exists, so that nobody has to look for it."""
+    compiler = script(tmp_path / "c++", body)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert _build.find_compiler() == (
+        f"CXX={compiler} does not work as a compiler: with --version it ends with the exit status "
+        f"{said}"
+    )
+    _build.find_compiler.cache_clear()
+    monkeypatch.setenv("CXX", f"{tmp_path}/none")
+    assert _build.find_compiler() == f"CXX={tmp_path}/none does not exist"
+
+
 def test_compiler_behind_ccache(monkeypatch, tmp_path):
     """torch finds ccache by itself, and takes CXX for the name of a program."""
     compiler = script(tmp_path / "g++", "echo version 1")

@@ -382,6 +382,15 @@ def test_protocols_that_are_not_there(url: str, error: str) -> None:
         find_shards(url)
 
 
+def test_http_without_its_package(monkeypatch) -> None:
+    """Which the extra installs, other than those of other protocols."""
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "http", raising=False)
+    with pytest.raises(UserError, match=r"reading http://h/a needs aiohttp: pip .*\[remote\]'"):
+        find_shards("http://h/a")
+
+
 def test_without_fsspec(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(UserError, match=r"reading s3://b needs fsspec: pip install .*\[remote\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -198,6 +199,86 @@ def test_killed_runs_end_with_the_same_weights(data: Path, tmp_path: Path, pytho
     # Leftovers of a killed write are removed with the folder.
     assert not Run(run).checkpoints_folder.exists()
     assert_same_run(run, whole)
+
+
+GROUP = """
+    import os, subprocess, sys, time, torch
+    from pathlib import Path
+    from pyseg import _cli, evaluate, train, training
+    from pyseg.data.loading import _Loader
+    sys.path.insert(0, {tests!r})
+    from test_training import config, living
+
+    torch.set_num_threads(1)
+    data, runs = Path(sys.argv[1]), Path(sys.argv[2])
+
+    def end_group():
+        assert len(living(os.getpid())) > 1, "no worker to end"
+        subprocess.run(["kill", "-TERM", "--", f"-{{os.getpid()}}"])  # workers obey their parent
+        time.sleep(0.5)  # so that the end of a worker is noticed
+
+    def train_with(workers):
+        plain = training.StageRun._take_step
+        def step(self, batch):
+            if self.step == 3:
+                end_group()
+            return plain(self, batch)
+        training.StageRun._take_step = step
+        train.train(config(data, runs / str(workers), workers=workers, checkpoint_steps=100))
+
+    def evaluate_with(workers):
+        plain = _Loader.__iter__
+        def batches(self):
+            for batch in plain(self):
+                end_group()
+                yield batch
+        _Loader.__iter__ = batches
+        evaluate.main(["--run", sys.argv[3], "--workers", str(workers), "--device", "cpu"])
+
+    for function, workers in [(train_with, 1), (train_with, 2), (evaluate_with, 1)]:
+        group = os.fork()
+        if group == 0:
+            os.setpgid(0, 0)
+            _cli.run(lambda: function(workers))
+            sys.exit(0)
+        status = os.waitpid(group, 0)[1]
+        until = time.monotonic() + 20
+        while living(group) and time.monotonic() < until:
+            time.sleep(0.1)
+        code, left = os.waitstatus_to_exitcode(status), living(group)
+        print(f"{{function.__name__}} {{workers}}: {{code}}, {{len(left)}} left", flush=True)
+"""
+
+
+def living(group: int) -> list[int]:
+    """Returns the processes of a group that have not ended."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(file.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc lists the processes")
+def test_workers_outlive_a_request_to_stop_of_all_processes(
+    data: Path, whole: Path, tmp_path: Path, python
+) -> None:
+    """As of ``timeout`` and batch systems; where nobody handles it, all end at once."""
+    source = textwrap.dedent(GROUP).format(tests=str(Path(__file__).parent))
+    done = python("-c", source, str(data), str(tmp_path), str(whole))
+    assert done.returncode == 0, done.stdout + done.stderr
+    ends = re.findall(r"^(\w+_with.*)$", done.stdout, re.M)
+    expected = ["train_with 1: 143, 0 left", "train_with 2: 143, 0 left"]
+    assert ends == [*expected, "evaluate_with 1: -15, 0 left"], done.stdout + done.stderr
+    for workers in ("1", "2"):
+        stopped = (
+            f"stopped at pretrain, step 4: python -m pyseg.train --resume {tmp_path}/{workers} "
+        )
+        assert stopped in done.stdout
+        names = [path.name for path in list_checkpoints(Run(tmp_path / workers).checkpoints_folder)]
+        assert "checkpoint-000000004.pt" in names
 
 
 def test_checkpoints_hold_everything(data: Path, tmp_path: Path, monkeypatch) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import re
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -67,6 +69,38 @@ def worker_errors(workers: Sequence[BaseProcess] = ()) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _stop_requests_spare_workers() -> Iterator[None]:
+    """Has the processes that its block starts outlive SIGTERM if this process handles it.
+
+    Batch systems and ``timeout`` send it to all processes; this one still needs its workers to get
+    to a point where it can stop. They inherit that it is blocked; `_end_with_parent` ends them.
+    """
+    if not callable(signal.getsignal(signal.SIGTERM)):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(_: int) -> None:
+    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(forked_by: int) -> None:
+    """Ends a worker in which SIGTERM is blocked if its parent sends it, or has ended."""
+    parent = multiprocessing.parent_process()
+    while os.getppid() == forked_by:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if received is not None and parent is not None and received.si_pid == parent.pid:
+            break
+    os._exit(0)  # as torch's workers do
+
+
 class _Loader(DataLoader[Batch]):
     """A DataLoader that reports how its workers died.
 
@@ -80,7 +114,8 @@ class _Loader(DataLoader[Batch]):
             _ = [multiprocessing.Lock() for _ in range(4 * (self.num_workers + 1))]
         except OSError as error:
             raise WorkerError(_TOO_LITTLE) from error
-        batches: Any = super().__iter__()
+        with _stop_requests_spare_workers():
+            batches: Any = super().__iter__()
 
         def explained() -> Iterator[Batch]:
             try:
@@ -156,6 +191,7 @@ def loader(
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=prefetch if workers else None,
+        worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),
     )
 

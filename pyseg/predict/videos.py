@@ -87,7 +87,8 @@ def timeline(config: PredictConfig) -> Timeline:
     ratings = {config.video: _ratings(scorer, config.video)}
     found = next(timelines(scorer, scorer.shards, ratings), None)
     if found is None:
-        raise UserError(f"--video {config.video}: no such video in {len(scorer.shards)} shards")
+        shards = counted(len(scorer.shards), "shard")
+        raise UserError(f"--video {config.video}: no such video in {shards}")
     _report(found, config)
     return found
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from pyseg import _cli, _ext, distributed
+from pyseg import _cli, _ext, _text, distributed
 from pyseg._memory import keep_memory
 from pyseg._precision import allow_tf32
 from pyseg.config import TrainConfig, make_parser, recipe_defaults, unused_by_ridge
@@ -187,7 +187,7 @@ def _print_task(
     weight = next(model.parameters())
     parameters = sum(p.numel() for p in model.parameters())
     print(
-        f"data: {collection.name}, {collection.num_classes} classes; "
+        f"data: {collection.name}, {_text.counted(collection.num_classes, 'class')}; "
         f"model: {config.trained}, {parameters:,} parameters, on {weight.device}"
     )
     if _ext.CPU_REASON:
@@ -198,7 +198,8 @@ def _print_task(
     if correlation is not None:
         source = config.loss.correlation
         where = f"of {source}" if source != "auto" else "of the training videos' labels"
-        print(f"label correlation: {len(correlation.values)} relations {where}")
+        relations = _text.counted(len(correlation.values), "relation")
+        print(f"label correlation: {relations} {where}")
         pairs = correlation.num_classes * (correlation.num_classes - 1)
         if pairs and (share := float(correlation.values.sum()) / pairs) > MOST_EXPECTED:
             print(
@@ -215,8 +216,8 @@ def _suggest_linear(config: TrainConfig, stages: Sequence[Stage], num_classes: i
     few = num_classes < MANY_CLASSES
     if config.solver == "ridge" and few:
         print(
-            f"data: {num_classes} classes; ridge counts an unrated class as absent, so that with "
-            "so few of them --model linear is often better"
+            f"data: {_text.counted(num_classes, 'class')}; ridge counts an unrated class as "
+            "absent, so that with so few of them --model linear is often better"
         )
     for stage in stages:
         if stage.name != "finetune" or not stage.config.steps or config.model in _LINEAR:
@@ -224,7 +225,8 @@ def _suggest_linear(config: TrainConfig, stages: Sequence[Stage], num_classes: i
         if stage.dataset.cached and (number := ratings_per_class(stage.dataset)) < FEW_RATINGS:
             best = "--model ridge" if config.recipe == "best" else "--recipe best"
             option = "--model linear" if few else best
-            print(f"data: {number} ratings a class; with so few, {option} is often as good")
+            ratings = _text.counted(number, "rating")
+            print(f"data: {ratings} a class; with so few, {option} is often as good")
 
 
 def _print_next_steps(config: TrainConfig, run: Run, evaluated: bool) -> None:

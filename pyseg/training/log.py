@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyseg import distributed
+from pyseg.checkpoint import list_checkpoints
+from pyseg.errors import UserError
 from pyseg.runs import Run
 from pyseg.training.trackers import Tracker, make_tracker
+
+_LOG = logging.getLogger("pyseg")
 
 
 class Log:
@@ -18,7 +23,7 @@ class Log:
 
     Args:
         run: The run; its log is appended to.
-        trackers: The names of registered trackers, which start with the first line.
+        trackers: The names of registered trackers, which start with `start` or the first line.
         options: The run's options, for the trackers.
 
     Attributes:
@@ -37,23 +42,47 @@ class Log:
         self._trackers = [make_tracker(name) for name in trackers if distributed.is_first()]
         self._started: list[Tracker] = []
 
+    def start(self) -> None:
+        """Starts the trackers, unless they have started.
+
+        Raises:
+            pyseg.errors.UserError: One of them cannot; the message tells how to resume the run.
+        """
+        while self._trackers:
+            tracker = self._trackers.pop(0)
+            try:
+                tracker.start(self._run.folder, self._options)
+            except UserError as error:
+                if list_checkpoints(self._run.checkpoints_folder):
+                    raise UserError(f"{error}; {self._run.how_to_resume}") from error
+                raise
+            self._started.append(tracker)
+
     def write(self, stage: str, *, step: int, **values: Any) -> None:
         """Adds a line about a step of a stage."""
         if not distributed.is_first():
             return
         self._run.append_to_log(stage, step=step, **values)
-        while self._trackers:
-            tracker = self._trackers.pop(0)
-            tracker.start(self._run.folder, self._options)
-            self._started.append(tracker)
+        self.start()
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        for tracker in self._started:
-            tracker.log(stage, self.steps_before + step, numbers)
+        for tracker in list(self._started):
+            try:
+                tracker.log(stage, self.steps_before + step, numbers)
+            except UserError as error:
+                self._started.remove(tracker)
+                _LOG.warning(
+                    "%s; training goes on without this tracker, and %s has all numbers",
+                    error,
+                    self._run.log_file,
+                )
 
     def close(self) -> None:
         """Ends the trackers."""
         while self._started:
-            self._started.pop().finish()
+            try:
+                self._started.pop().finish()
+            except UserError as error:
+                _LOG.warning("%s", error)
 
     def size(self) -> int:
         """Returns the size of the log in bytes."""

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pyseg import distributed
 from pyseg._progress import Progress
+from pyseg._text import counted
 from pyseg.data import Batch
 from pyseg.data.loading import loader
 from pyseg.errors import UserError
@@ -310,6 +311,7 @@ class RidgeRun:
             "processes": [{}] * distributed.world_size(),
         }
         trainer.save_checkpoint(name, 0, state)  # if the folder is not writable, this fails now
+        trainer.log.start()
         self.model.eval()
         head = self.model.head.linear
         regression = RidgeRegression(head.in_features, head.out_features, trainer.device)
@@ -328,8 +330,9 @@ class RidgeRun:
             head.bias.copy_(slope * solution.bias + bias)
         seconds = time.perf_counter() - began
         print(
-            f"{name}: ridge regression on {regression.count} examples in {seconds:.0f} s, penalty "
-            f"{solution.penalty:.3g}, {solution.freedom:.0f} degrees of freedom"
+            f"{name}: ridge regression on {counted(regression.count, 'example')} in "
+            f"{seconds:.0f} s, penalty {solution.penalty:.3g}, "
+            f"{counted(round(solution.freedom), 'degree')} of freedom"
         )
         self.stage.print_problems()
         trainer.log.write(

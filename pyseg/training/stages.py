@@ -164,6 +164,7 @@ class StageRun:
         self.model.train()
         if self.step == 0:
             self.save()  # if the folder is not writable, this fails now instead of after hours
+        self.trainer.log.start()
         began, before = time.perf_counter(), self.seconds
         with Progress(
             name, "steps", self.steps, initial=self.step, examples=config.batch_size

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyseg._extras import requires
 from pyseg._registry import Make, Registry
+from pyseg._urls import redacted
+from pyseg.errors import UserError
 from pyseg.runs import Run
 
 if TYPE_CHECKING:
@@ -25,11 +28,14 @@ class Tracker(Protocol):
     """What `register_tracker` registers makes one for each run, in the first process only.
 
     Its constructor takes no argument and checks what the tracker needs: it is called before there
-    is a run folder. An error of any of its methods ends training, which can be resumed.
+    is a run folder. A `pyseg.errors.UserError` of a method is reported in a line: from `start` it
+    ends training, which can be resumed, and after one from `log` or `finish` training goes on
+    without the tracker. Every other error is a fault of the tracker, and ends training with its
+    traceback.
     """
 
     def start(self, run: Path, options: Mapping[str, Any]) -> None:
-        """Starts tracking, or goes on where an interrupted run is resumed.
+        """Starts tracking, or goes on where an interrupted run is resumed, before the first step.
 
         Args:
             run: The run folder, where the tracker may keep a file.
@@ -96,52 +102,94 @@ def make_tracker(name: str) -> Tracker:
     return _TRACKERS.find(name)()
 
 
+@contextlib.contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Turns what a tracker's package, or what that uses, raises into a line.
+
+    Python's own exceptions, other than the operating system's, are faults of a program.
+    """
+    try:
+        with requires(name, f"--tracker {name}"):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        if type(error).__module__ == "builtins" and not isinstance(error, OSError):
+            raise
+        found = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(f"--tracker {name}: {redacted(found)}") from error
+
+
 @register_tracker("tensorboard")
 class TensorBoard:
     """Files for TensorBoard in the run folder: every number as ``<stage>/<name>``."""
 
+    @_errors_of("tensorboard")
     def __init__(self) -> None:
-        with requires("tensorboard", "--tracker tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
 
         self._make: Callable[..., SummaryWriter] = SummaryWriter
         self._writer: SummaryWriter | None = None
 
+    @_errors_of("tensorboard")
     def start(self, run: Path, options: Mapping[str, Any]) -> None:
         """See `Tracker`."""
-        self._folder = str(Run(run).tensorboard_folder)
+        self._folder = Run(run).tensorboard_folder
+        self._folder.mkdir(exist_ok=True)
 
+    @_errors_of("tensorboard")
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
         if self._writer is None:  # an interrupted run may have written this step and later ones
-            self._writer = self._make(self._folder, purge_step=step)
+            self._writer = self._make(str(self._folder), purge_step=step)
         for name, value in values.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
         self._writer.flush()
 
+    @_errors_of("tensorboard")
     def finish(self) -> None:
         """See `Tracker`."""
         if self._writer is not None:
             self._writer.close()
 
 
+@contextlib.contextmanager
+def _one_retry() -> Iterator[None]:
+    """Lets MLflow ask a server twice, not for minutes, unless the environment says how often."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 @register_tracker("mlflow")
 class MLflow:
     """A run of MLflow, at ``MLFLOW_TRACKING_URI``: options as parameters, numbers as metrics.
+
+    Without that variable it is where MLflow's own default is, ``mlflow.db`` in the working folder.
 
     It belongs to the experiment ``MLFLOW_EXPERIMENT_NAME``, by default "pyseg". Its id is kept in
     the run folder; a resumed run goes on with it, and logs no step of a metric twice.
     """
 
+    @_errors_of("mlflow")
     def __init__(self) -> None:
-        with requires("mlflow", "--tracker mlflow"):
-            import mlflow
+        import mlflow
 
         self._mlflow = mlflow
+        self._client = mlflow.MlflowClient()
+        self._name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        with _one_retry():
+            self._client.get_experiment_by_name(self._name)  # raises before a run folder is made
 
+    @_errors_of("mlflow")
     def start(self, run: Path, options: Mapping[str, Any]) -> None:
         """See `Tracker`."""
-        self._client = self._mlflow.MlflowClient()
         self._last: dict[str, int] = {}  # the last step of each metric before this session
         file = Run(run).tracker_file("mlflow")
         self._resumes = file.is_file()
@@ -149,9 +197,10 @@ class MLflow:
             self._id = file.read_text(encoding="utf-8").strip()
             self._client.update_run(self._id, status="RUNNING")
             return
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self._client.get_experiment_by_name(name)
-        experiment = self._client.create_experiment(name) if found is None else found.experiment_id
+        found = self._client.get_experiment_by_name(self._name)
+        experiment = (
+            self._client.create_experiment(self._name) if found is None else found.experiment_id
+        )
         self._id = self._client.create_run(experiment, run_name=run.name).info.run_id
         file.write_text(self._id + "\n", encoding="utf-8")
         given = [
@@ -161,6 +210,7 @@ class MLflow:
         for begin in range(0, len(given), _MOST_PARAMETERS):
             self._client.log_batch(self._id, params=given[begin : begin + _MOST_PARAMETERS])
 
+    @_errors_of("mlflow")
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
         now = int(time.time() * 1000)
@@ -179,6 +229,7 @@ class MLflow:
             self._last[key] = max((metric.step for metric in history), default=-1)
         return self._last[key]
 
+    @_errors_of("mlflow")
     def finish(self) -> None:
         """See `Tracker`."""
         self._client.set_terminated(self._id)
@@ -192,12 +243,13 @@ class WandB:
     folder; a resumed run goes on with it, and Weights & Biases ignores the steps that it has.
     """
 
+    @_errors_of("wandb")
     def __init__(self) -> None:
-        with requires("wandb", "--tracker wandb"):
-            import wandb
+        import wandb
 
         self._wandb = wandb
 
+    @_errors_of("wandb")
     def start(self, run: Path, options: Mapping[str, Any]) -> None:
         """See `Tracker`."""
         file = Run(run).tracker_file("wandb")
@@ -212,10 +264,12 @@ class WandB:
         )
         file.write_text(f"{self._run.id}\n", encoding="utf-8")
 
+    @_errors_of("wandb")
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
         self._run.log({f"{stage}/{name}": value for name, value in values.items()}, step=step)
 
+    @_errors_of("wandb")
     def finish(self) -> None:
         """See `Tracker`."""
         self._run.finish()

@@ -545,7 +545,7 @@ def test_repeated_ratings_count_once() -> None:
     rated = Interval("a", 0, 5, "dog", 1.0, "r.csv, line 2")
     found = Annotations.match("a", [rated, rated._replace(source="r.csv, line 3")])
     assert found.intervals["a"] == [rated]
-    assert found.notes == ("1 repeated ratings count once, such as r.csv, line 3",)
+    assert found.notes == ("1 repeated rating counts once, such as r.csv, line 3",)
 
 
 def test_intervals_outside_of_their_video() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +70,45 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(client.search_runs([found.info.experiment_id])) == 2
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's own
+def test_mlflow_where_the_user_has_said_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what the extra installs: MLflow's own default."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    pytest.importorskip("alembic", reason="alembic is not installed")
+    monkeypatch.chdir(tmp_path)
+    run = Run(tmp_path / "one")
+    run.folder.mkdir()
+    write_and_resume(run, "mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    [found] = client.search_runs([client.get_experiment_by_name("pyseg").experiment_id])
+    assert (found.info.run_name, found.data.metrics["finetune/loss"]) == ("one", 2)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("file:///{}", "maintenance mode.*MLFLOW_ALLOW_FILE_STORE=true"),
+        ("http://ann:pass@127.0.0.1:9", "API request to .*refused"),
+        ("foo://x", "unsupported URI 'foo://x'"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_a_line_before_there_is_a_run(
+    uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path / "store"))
+    with pytest.raises(UserError, match=rf"^--tracker mlflow: [^\n]*{message}[^\n]*$") as raised:
+        train.train(TrainConfig(run=str(tmp_path / "run"), tracker=["mlflow"]))
+    assert "pass@" not in str(raised.value)
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    assert list(tmp_path.iterdir()) == []
+
+
 class StandIn:
     """What `wandb.init` returns; as that, it ignores steps before its last one."""
 
@@ -116,6 +158,104 @@ def test_missing_packages_are_named(name: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"--tracker {name} needs {package}: pip .*\[{name}\]'"):
         make_tracker(name)
+
+
+class CommError(Exception):
+    """As Weights & Biases has one."""
+
+
+class Failing(StandIn):
+    """It fails in one of its methods, with an error."""
+
+    fails, error = "", CommError("server\nis away")
+
+    @classmethod
+    def init(cls, *, id: str | None, **options: Any) -> StandIn:
+        if cls.fails == "init":
+            raise cls.error
+        return super().init(id=id, **options)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if self.fails == "log" and step > 2:
+            raise self.error
+        super().log(values, step)
+
+    def finish(self) -> None:
+        if self.fails == "finish":
+            raise self.error
+        super().finish()
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[Failing]:
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Failing.init))
+    Failing.made = {}
+    return Failing
+
+
+def test_training_goes_on_without_a_tracker_that_fails(
+    failing: type[Failing],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(failing, "fails", "log")
+    run = Run(tmp_path)
+    log = Log(run, ["wandb"], OPTIONS)
+    with caplog.at_level(logging.WARNING, "pyseg"):
+        for step in (2, 4, 6):
+            log.write("pretrain", step=step, loss=0.5)
+        log.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "--tracker wandb: server is away; training goes on without this tracker, and "
+        f"{run.log_file} has all numbers"
+    ]
+    [made] = failing.made.values()
+    assert (list(made.rows), made.finished) == ([2], 0)
+    assert len(run.log_file.read_text().splitlines()) == 3
+
+
+def test_a_tracker_that_cannot_end_is_a_warning(
+    failing: type[Failing],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(failing, "fails", "finish")
+    log = Log(Run(tmp_path), ["wandb"])
+    with caplog.at_level(logging.WARNING, "pyseg"):
+        log.write("pretrain", step=2, loss=0.5)
+        log.close()
+    assert [record.getMessage() for record in caplog.records] == ["--tracker wandb: server is away"]
+
+
+@pytest.mark.parametrize("solver", ["steps", "ridge"])
+def test_a_tracker_that_cannot_start_is_a_line_before_the_first_step(
+    solver: str, failing: type[Failing], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failing, "fails", "init")
+    folder = tmp_path / "run"
+    options = ["--data", "sample", "--run", str(folder), "--tracker", "wandb", "--device", "cpu"]
+    model = ["--model", "ridge"] if solver == "ridge" else ["--model", "linear"]
+    with pytest.raises(UserError) as raised:
+        train.main([*options, *model])
+    assert str(raised.value) == (
+        f"--tracker wandb: server is away; python -m pyseg.train --resume {folder} continues"
+    )
+    assert not Run(folder).log_file.exists()
+
+
+@pytest.mark.parametrize("method", ["init", "log", "finish"])
+def test_a_fault_of_a_tracker_keeps_its_traceback(
+    method: str, failing: type[Failing], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failing, "fails", method)
+    monkeypatch.setattr(failing, "error", KeyError("fault"))
+    with (
+        pytest.raises(KeyError, match="fault"),
+        contextlib.closing(Log(Run(tmp_path), ["wandb"])) as log,
+    ):
+        log.write("pretrain", step=4, loss=0.5)
 
 
 def test_unknown_trackers_are_refused_before_training(tmp_path: Path) -> None:

@@ -268,7 +268,8 @@ def _drop_repeated(by_video: dict[str, list[Interval]]) -> list[str]:
     if not repeated:
         return []
     example = repeated[0].source or repr(repeated[0][:5])
-    return [f"{len(repeated)} repeated ratings count once, such as {example}"]
+    what = counted(len(repeated), "repeated rating")
+    return [f"{what} {'counts' if len(repeated) == 1 else 'count'} once, such as {example}"]
 
 
 def _completed(complete: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
