@@ -181,24 +181,32 @@ def find_compiler() -> tuple[list[str], str] | str:
     """Returns the C++ compiler's command and version line, or the reason why there is none."""
     wanted = os.environ.get("CXX", "").strip()
     for candidate in [wanted] if wanted else ["g++", "c++", "clang++"]:
-        # torch runs a ccache on PATH by itself.
-        command = [word for word in shlex.split(candidate) if not word.endswith("ccache")]
+        command = _command(candidate)
         if version := output_of(*command, "--version"):
             return command, version.splitlines()[0]
-    if not wanted:
-        return "no C++ compiler: g++ is not on PATH"
+    return _why_not(wanted) if wanted else "no C++ compiler: g++ is not on PATH"
+
+
+def _command(compiler: str) -> list[str]:
+    """Returns the words of a compiler's command; torch runs a ccache on PATH by itself."""
+    return [word for word in shlex.split(compiler) if not word.endswith("ccache")]
+
+
+def _why_not(compiler: str) -> str:
+    """Returns why the compiler that CXX names is none."""
+    command = _command(compiler)
     try:
         tried = subprocess.run(
             [*command, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
     except FileNotFoundError:
         where = "does not exist" if "/" in "".join(command[:1]) else "is not on PATH"
-        return f"CXX={wanted} {where}"
+        return f"CXX={compiler} {where}"
     except OSError as error:
-        return f"CXX={wanted} cannot be run: {error.strerror}"
+        return f"CXX={compiler} cannot be run: {error.strerror}"
     said = (tried.stderr + tried.stdout).strip().splitlines() or ["nothing"]
     return (
-        f"CXX={wanted} does not work as a compiler: with --version it ends with the exit status "
+        f"CXX={compiler} does not work as a compiler: with --version it ends with the exit status "
         f"{tried.returncode} and says {said[0]}"
     )
 
