@@ -362,7 +362,7 @@ def judge(
         >>> round(result.map, 4)  # (1/1 + 2/3) / 2
         0.8333
         >>> list(report.lines())
-        ["1 different segments are of no rated video and do not count, for example 'z:0'"]
+        ["different segments of no rated video, which do not count: 1, such as 'z:0'"]
     """
     classes: list[np.ndarray] = []
     relevance: list[list[bool]] = []

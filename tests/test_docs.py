@@ -19,6 +19,7 @@ from pyseg import __main__ as door
 from pyseg import models
 from pyseg.data.__main__ import _COMMANDS
 from pyseg.metrics import _device_keys
+from pyseg.models.registry import _preset
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {path: path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
@@ -104,8 +105,9 @@ def test_every_preset_is_in_the_table_of_models() -> None:
     listed = re.findall(
         r"^\| `([\w-]+)` \| [\d,]+ \|", TEXTS[ROOT / "docs" / "models.md"], re.MULTILINE
     )
-    assert set(models.names()) - set(listed) == set()
-    assert listed == sorted(listed)
+    places = ("pyseg.models.", "pyseg.nn.")  # other tests may have registered presets of plugins
+    own = [name for name in models.names() if _preset(name).make.__module__.startswith(places)]
+    assert listed == sorted(own)
 
 
 def test_notebooks_are_kept_without_outputs() -> None:

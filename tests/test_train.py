@@ -678,7 +678,7 @@ def test_correlation_of_a_file(pairs_folder, tmp_path, capsys):
     loss = LossConfig(correlation=str(path))
     run = train.train(config(pairs_folder, tmp_path / "run", loss=loss))
     assert LabelCorrelation.load(run / "correlation.npz").related(0) == [(3, pytest.approx(0.7))]
-    assert f"label correlation: 1 relations of {path}" in capsys.readouterr().out
+    assert f"label correlation: 1 relation of {path}" in capsys.readouterr().out
     LabelCorrelation(torch.tensor([0, 0]), torch.zeros(0).long(), torch.zeros(0)).save(path)
     with pytest.raises(UserError, match="expected 4 classes, as the data has, found 1"):
         train.train(config(pairs_folder, tmp_path / "other", loss=loss))
