@@ -678,12 +678,22 @@ def test_correlation_of_a_file(pairs_folder, tmp_path, capsys):
     loss = LossConfig(correlation=str(path))
     run = train.train(config(pairs_folder, tmp_path / "run", loss=loss))
     assert LabelCorrelation.load(run / "correlation.npz").related(0) == [(3, pytest.approx(0.7))]
-    assert f"label correlation: 1 relation of {path}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"label correlation: 1 relation of {path}" in printed
+    assert "of the others" not in printed
+    full = torch.tensor([n for row in range(4) for n in range(4) if n != row])
+    LabelCorrelation(torch.arange(5) * 3, full, torch.full((12,), 0.75)).save(path)
+    train.train(config(pairs_folder, tmp_path / "full", loss=loss))
+    told = "where one class is, it expects 75% of the others; if segments have fewer, as they are"
+    assert f"label correlation: {told}" in capsys.readouterr().out
     LabelCorrelation(torch.tensor([0, 0]), torch.zeros(0).long(), torch.zeros(0)).save(path)
     with pytest.raises(UserError, match="expected 4 classes, as the data has, found 1"):
         train.train(config(pairs_folder, tmp_path / "other", loss=loss))
     path.write_bytes(b"something else")
     with pytest.raises(DataError, match=r"correlation\.npz: expected"):
+        train.train(config(pairs_folder, tmp_path / "other", loss=loss))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"--loss.correlation {path}: no such file"):
         train.train(config(pairs_folder, tmp_path / "other", loss=loss))
     assert not (tmp_path / "other").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -243,6 +244,16 @@ def test_runs_without_held_out_videos(made: Made, run: Path, capsys) -> None:
     with pytest.raises(UserError, match="--part test: expected all with --data of other videos"):
         evaluate.main(["--run", str(run), "--data", str(other)])
     evaluate.main(["--run", str(run), "--data", str(other), "--part", "all"])
+
+
+def test_data_that_has_moved_is_told_to_be_the_runs(run: Path) -> None:
+    config = Run(run).config()
+    Run(run).write_config(replace(config, data="gone"))
+    for main in (evaluate.main, calibrate.main, lambda w: predict.main([*w, "--out", "x.csv"])):
+        with pytest.raises(MissingFileError, match=r"^gone: no such .*; this is what the run was"):
+            main(["--run", str(run)])
+        with pytest.raises(MissingFileError, match=r"^lost: no such [^;]*; your own has [^;]*$"):
+            main(["--run", str(run), "--data", "lost"])
 
 
 def test_a_calibration_is_repeated_for_held_out_videos_only(run: Path, tmp_path: Path, capsys):

@@ -160,6 +160,7 @@ def test_trains_both_stages(folder: Path, tmp_path: Path, capsys) -> None:
     output = capsys.readouterr().out
     assert "pretrain: ridge regression on 4" in output
     assert "finetune: ridge regression on 9" in output
+    assert "classes; ridge counts an unrated class as absent, so that with so few" in output
     model = models.load(run)
     assert model.unit_length
     segments = np.full((2, 5, 1152), 128, np.uint8)
