@@ -422,20 +422,21 @@ def _glob(fs: Any, place: str) -> list[str]:
 def _listed(fs: Any, root: str, depth: int | None = None) -> list[str]:
     """Returns the files in a folder, down to a depth.
 
-    fsspec leaves out the pages of HTTP that cannot be read now, and so their files.
+    fsspec leaves out the pages of HTTP that cannot be read now, and so their files. Pages are asked
+    for with their slash, without which some servers have none.
     """
     if not _protocols(fs) & {"http", "https"}:
         return list(fs.find(root, maxdepth=depth))
     files: set[str] = set()
-    pages, seen = [root.rstrip("/")], {root.rstrip("/")}
+    pages, seen = [root], {root.rstrip("/")}
     while pages and depth != 0:
         found: set[str] = set()
         for page in pages:
             with contextlib.suppress(FileNotFoundError):  # a link to nothing
                 for link in fs.ls(page):
                     (found if link["type"] == "directory" else files).add(link["name"])
-        pages = sorted({name.rstrip("/") for name in found} - seen)
-        seen.update(pages)
+        pages = sorted(page for page in found if page.rstrip("/") not in seen)
+        seen.update(page.rstrip("/") for page in pages)
         depth = None if depth is None else depth - 1
     return sorted(files)
 

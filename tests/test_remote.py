@@ -759,6 +759,10 @@ def test_http_globs(server) -> None:
     assert found("**/train[27].tfrecord") == ["in/train2.tfrecord", "train7.tfrecord"]
     assert found("i[n]/*") == ["in/train2.tfrecord"]
     assert found("in") == ["in/train2.tfrecord"]
+    server.requests.clear()
+    assert found("in/") == ["in/train2.tfrecord"]
+    assert len(found("")) == 5
+    assert "/in" not in [path for path, _ in server.requests]  # which not every server has
     assert found("odd[1].tfrecord") == ["odd[1].tfrecord"]  # what exists is no glob, as locally
     assert outcome(f"{server.url}/train0.tfrecord?part=1") == (PAYLOADS[:1], "")
     with pytest.raises(MissingFileError, match=r"none that matches$"):

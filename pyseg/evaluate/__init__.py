@@ -401,7 +401,7 @@ def _check_part(run: Run, data: str | None, collection: Collection, part: Part) 
     """Checks that held-out videos are to be evaluated only where the run has such."""
     if part == "test":
         shards = sorted({*collection.video_paths, *collection.segment_paths})
-        check_held_out(run, data, shards, "; --part all evaluates on those that it knows")
+        check_held_out(run, data, shards, "; --part all without it shows how well it knows its own")
 
 
 def note_level(model: Any, found: str, run: Run, data: str) -> None:
