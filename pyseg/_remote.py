@@ -107,7 +107,7 @@ def _explained(url: str) -> Iterator[None]:
 def _error(url: str, error: Exception) -> PysegError:
     """Returns the error of pyseg for a failure at a URL."""
     cause, status = _cause(error)
-    reason = _reason(url, cause)
+    reason = _reason(url, cause, status)
     if isinstance(cause, PermissionError) or status in (401, 403):
         return UserError(f"{url}: expected a file that you may read, found: {reason}")
     if isinstance(error, FileNotFoundError) and (cause is error or status in (404, 410)):
@@ -151,7 +151,7 @@ def _asked(url: str, question: Callable[[Any, str], Answer]) -> Answer:
         return _tried(url, lambda: question(*_resolve(url)))
 
 
-def _reason(url: str, error: Exception) -> str:
+def _reason(url: str, error: Exception, status: int | None) -> str:
     """Returns why reading failed, of HTTP in plain words: aiohttp's are those of its classes."""
     text = " ".join(_urls.redacted(str(error)).split())[:300] or type(error).__name__
     package, name = type(error).__module__.partition(".")[0], type(error).__name__
@@ -164,7 +164,6 @@ def _reason(url: str, error: Exception) -> str:
         return f"{server} ended the transfer early"
     if type(error.__cause__).__module__ == "aiohttp.http_exceptions":  # its status is made up
         return f"{server} answered with something else than HTTP"
-    status = _cause(error)[1]
     if status is not None:
         phrase = HTTPStatus(status).phrase if status in [*HTTPStatus] else "no known status"
         return f"{server} answered with the status {status} ({phrase})"

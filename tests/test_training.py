@@ -739,7 +739,7 @@ def test_numbers_for_tensorboard(data: Path, tmp_path: Path, monkeypatch) -> Non
 
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("pyseg.distributed.is_first", lambda: False)
-    log = training.Log(Run(tmp_path), ["tensorboard"])
+    log = training.Log(Run(tmp_path), [training.make_tracker("tensorboard")])
     log.write("pretrain", step=1, loss=0.5)
     log.close()
     assert list(tmp_path.iterdir()) == []

@@ -96,14 +96,13 @@ class HeldOut:
     def _check(self) -> None:
         """Checks that the videos of the options were not trained on."""
         config, scorer = self.config, self.scorer
-        if not is_own(scorer.trained, config.data, scorer.shards):
-            return
-        if config.part != "test":
+        if config.part == "test":
+            check_held_out(scorer.run, config.data, scorer.shards)
+        elif is_own(scorer.trained, config.data, scorer.shards):
             raise UserError(
                 f"--part {config.part}: expected test with the run's training data, whose other "
                 "videos it was trained on"
             )
-        check_held_out(scorer.run, config.data, scorer.shards)
 
     def _open(self) -> Collection | None:
         """Returns the collection; None where its records are not labeled."""

@@ -48,7 +48,7 @@ from pyseg.train._folder import RESUMABLE, check_new, check_resumed, create, res
 from pyseg.train._machine import settle
 from pyseg.train._model import known_overrides, make_model, start_from
 from pyseg.train._stages import make_stages
-from pyseg.training import Stage, Trainer, make_tracker
+from pyseg.training import Stage, Tracker, Trainer, make_tracker
 from pyseg.training.identity import check_features
 from pyseg.training.ridge import check_solvable
 
@@ -116,9 +116,7 @@ def _train(
 ) -> Run:
     """Trains in one process of the run; adds the lock of the run's folder to `owned`."""
     config = settle(config, device)
-    for name in config.trackers if distributed.is_first() else ():
-        with _cli.option("tracker", name):
-            make_tracker(name)  # raises before a run folder is made
+    trackers = _make_trackers(config)  # raises before a run folder is made
     checkpoint = None if config.resume is None else resume(config, owned)
     if checkpoint is None and config.run is not None:
         check_new(Run(config.run))  # before the data is read, which may take minutes
@@ -149,7 +147,8 @@ def _train(
 
     if run is None:
         run = create(config, collection, correlation, owned)
-    trainer = Trainer(model, stages, config, run, None if blind else on_held_out, checkpoint)
+    tested = None if blind else on_held_out
+    trainer = Trainer(model, stages, config, run, tested, checkpoint, trackers)
     if checkpoint is None:
         trainer.save_weights(model)
     elif distributed.is_first():  # the options that may have changed
@@ -161,6 +160,15 @@ def _train(
     trainer.fit()
     _print_next_steps(config, run, evaluated=not blind)
     return run
+
+
+def _make_trackers(config: TrainConfig) -> list[Tracker]:
+    """Makes the trackers, in the first process."""
+    trackers = []
+    for name in config.trackers if distributed.is_first() else ():
+        with _cli.option("tracker", name):
+            trackers.append(make_tracker(name))
+    return trackers
 
 
 def _check_ridge(config: TrainConfig, model: FrameClassifier, stages: Sequence[Stage]) -> None:

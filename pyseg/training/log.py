@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyseg import distributed
-from pyseg.checkpoint import list_checkpoints
 from pyseg.errors import UserError
 from pyseg.runs import Run
-from pyseg.training.trackers import Tracker, make_tracker
+from pyseg.training.trackers import Tracker
 
 _LOG = logging.getLogger("pyseg")
 
@@ -23,23 +22,20 @@ class Log:
 
     Args:
         run: The run; its log is appended to.
-        trackers: The names of registered trackers, which start with `start` or the first line.
+        trackers: The trackers, which start with `start` or the first line.
         options: The run's options, for the trackers.
 
     Attributes:
         steps_before: Steps of the earlier stages, which the trackers' steps include.
-
-    Raises:
-        pyseg.errors.UserError: A tracker is not known, or needs a package that is not installed.
     """
 
     def __init__(
-        self, run: Run, trackers: Iterable[str] = (), options: Mapping[str, Any] | None = None
+        self, run: Run, trackers: Iterable[Tracker] = (), options: Mapping[str, Any] | None = None
     ) -> None:
         self.steps_before = 0
         self._run = run
         self._options = options or {}
-        self._trackers = [make_tracker(name) for name in trackers if distributed.is_first()]
+        self._trackers = list(trackers)
         self._started: list[Tracker] = []
 
     def start(self) -> None:
@@ -53,7 +49,7 @@ class Log:
             try:
                 tracker.start(self._run.folder, self._options)
             except UserError as error:
-                if list_checkpoints(self._run.checkpoints_folder):
+                if self._run.is_unfinished:
                     raise UserError(f"{error}; {self._run.how_to_resume}") from error
                 raise
             self._started.append(tracker)

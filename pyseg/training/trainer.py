@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from pyseg import _cli, distributed, models
 from pyseg._files import remove_unfinished
-from pyseg.checkpoint import list_checkpoints, remove_checkpoints_after, save_checkpoint
+from pyseg.checkpoint import remove_checkpoints_after, save_checkpoint
 from pyseg.config import TrainConfig, flat_options
 from pyseg.data.loading import worker_errors
 from pyseg.errors import RecordError, WorkerError
@@ -23,6 +23,7 @@ from pyseg.training.identity import check_resumed, identify
 from pyseg.training.log import Log
 from pyseg.training.ridge import RidgeRun
 from pyseg.training.stages import Stage, StageRun
+from pyseg.training.trackers import Tracker
 
 
 class Trainer:
@@ -36,6 +37,7 @@ class Trainer:
         evaluate: Returns the result of a model on held-out videos, whose ``score`` decides which
             weights are kept. None: nothing is held out, and the weights of the last step are kept.
         checkpoint: Path and content of the checkpoint to resume from; default: a new run.
+        trackers: What receives the numbers of metrics.jsonl, too; in the first process only.
 
     Attributes:
         identity: The identity that the run's checkpoints must match (`pyseg.training.identity`).
@@ -54,13 +56,14 @@ class Trainer:
         run: Run,
         evaluate: Callable[[FrameClassifier], Result] | None,
         checkpoint: tuple[Path, dict[str, Any]] | None = None,
+        trackers: Iterable[Tracker] = (),
     ) -> None:
         self.model = model
         self.stages = stages
         self.config = config
         self.run = run
         self.evaluate = evaluate
-        self.log = Log(run, config.trackers, flat_options(config))
+        self.log = Log(run, trackers, flat_options(config))
         self.device = next(model.parameters()).device
         self.identity = identify(config, model, stages)
         self._printed: set[str] = set()
@@ -180,7 +183,7 @@ class Trainer:
                 yield
         except (WorkerError, RecordError) as error:
             may_pass = isinstance(error, WorkerError) or "://" in str(error)
-            if not may_pass or not list_checkpoints(self.run.checkpoints_folder):
+            if not may_pass or not self.run.is_unfinished:
                 raise
             error.args = (f"{error}; {self.run.how_to_resume}",)
             raise

@@ -24,12 +24,12 @@ OPTIONS: dict[str, Any] = {"model": "mlp", "overrides.hidden_size": 4, "tracker"
 
 def write_and_resume(run: Run, tracker: str, first: Any = lambda: None) -> None:
     """Writes a log that is interrupted after step 6 of a run whose last checkpoint is of step 4."""
-    log = Log(run, [tracker], OPTIONS)
+    log = Log(run, [make_tracker(tracker)], OPTIONS)
     for step, loss in ((2, 0.5), (4, 0.25), (6, 0.125)):
         log.write("pretrain", step=step, loss=loss, skipped=[1], note="text")
     log.close()
     first()
-    log = Log(run, [tracker], OPTIONS | {"tracker": []})
+    log = Log(run, [make_tracker(tracker)], OPTIONS | {"tracker": []})
     log.write("pretrain", step=6, loss=0.125)
     log.steps_before = 6
     log.write("evaluate", step=0, after="pretrain", map=0.5)
@@ -201,7 +201,7 @@ def test_training_goes_on_without_a_tracker_that_fails(
 ) -> None:
     monkeypatch.setattr(failing, "fails", "log")
     run = Run(tmp_path)
-    log = Log(run, ["wandb"], OPTIONS)
+    log = Log(run, [make_tracker("wandb")], OPTIONS)
     with caplog.at_level(logging.WARNING, "pyseg"):
         for step in (2, 4, 6):
             log.write("pretrain", step=step, loss=0.5)
@@ -222,7 +222,7 @@ def test_a_tracker_that_cannot_end_is_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(failing, "fails", "finish")
-    log = Log(Run(tmp_path), ["wandb"])
+    log = Log(Run(tmp_path), [make_tracker("wandb")])
     with caplog.at_level(logging.WARNING, "pyseg"):
         log.write("pretrain", step=2, loss=0.5)
         log.close()
@@ -253,7 +253,7 @@ def test_a_fault_of_a_tracker_keeps_its_traceback(
     monkeypatch.setattr(failing, "error", KeyError("fault"))
     with (
         pytest.raises(KeyError, match="fault"),
-        contextlib.closing(Log(Run(tmp_path), ["wandb"])) as log,
+        contextlib.closing(Log(Run(tmp_path), [make_tracker("wandb")])) as log,
     ):
         log.write("pretrain", step=4, loss=0.5)
 
