@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
 import itertools
 import operator
@@ -242,6 +243,11 @@ def session(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> I
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
+    # Its functions take the default group as default arguments. Imported later, as by
+    # DistributedDataParallel and torch.compile, it would keep that group to the end of the process.
+    # `destroy_process_group` would then not wait for gloo's threads, and one of them that releases
+    # a Python object too late would abort the process.
+    importlib.import_module("torch.distributed.nn")
     try:
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -537,6 +538,31 @@ def test_as_many_processes_resume(runs: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("continuing from finetune, step ") == 1
     assert (run / models.WEIGHTS).is_file()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_no_thread_outlives_the_session() -> None:
+    """One that still needs the GIL when Python ends would abort the process."""
+    program = """
+        from pathlib import Path
+        import torch
+        from pyseg import distributed
+
+        def threads():
+            return [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+
+        distributed._launched = lambda: True
+        with distributed.session(torch.device("cpu")):
+            step = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+            step(torch.ones(1)).backward()
+            assert any("gloo" in name for name in threads()), threads()
+        del step
+        assert not any("gloo" in name for name in threads()), threads()
+    """
+    launched = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env=os.environ | launched, check=True
+    )
 
 
 def test_alone() -> None:
