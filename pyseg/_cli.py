@@ -389,10 +389,10 @@ def _collected(words: Sequence[str], config_class: type) -> list[str]:
 _plugins: list[str] = []  # of the command that runs
 
 
-def follow_up(words: str) -> str:
-    """Returns the command ``python -m <words>`` with the plugins of this one."""
+def follow_up(words: str, launcher: str = "python -m") -> str:
+    """Returns the command ``<launcher> <words>`` with the plugins of this one."""
     given = f" --plugin {','.join(_plugins)}" if _plugins else ""
-    return f"python -m {words}{given}"
+    return f"{launcher} {words}{given}"
 
 
 def plugins() -> str | None:

@@ -94,10 +94,11 @@ class RatedResult(Result):
                 f"MAP@100k nan: none of the {self.rated} ratings is positive, so that no class "
                 "counts"
             )
+        hint = "; with no negative one it says nothing" if self.positives == self.rated else ""
         return (
             f"MAP@100k {self.map:.4f} (mean over {counted(self.classes, 'class')} with a positive, "
             f"{self.map_all_classes:.4f} over all {self.all_classes}; "
-            f"{counted(self.rated, 'rating')}, {self.positives} positive)"
+            f"{counted(self.rated, 'rating')}, {self.positives} positive{hint})"
         )
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from pyseg import _cli, models, results
+from pyseg import _cli, distributed, models, results
 from pyseg._containers import parse_json
 from pyseg._paths import path_text
 from pyseg._remote import check_whole, location
@@ -160,12 +160,12 @@ class Run:
         """Whether its training has not ended, and can be resumed."""
         return bool(list_checkpoints(self.checkpoints_folder))
 
-    def follow_up(self, words: str, then: str = "") -> str:
+    def follow_up(self, words: str, then: str = "", launcher: str = "python -m") -> str:
         """Returns the command ``python -m <words> <run>`` for messages, followed by ``then``.
 
         If a secret is hidden in the URL of one of the run's options, it says to give that again.
         """
-        command = _cli.follow_up(f"{words} {self}")
+        command = _cli.follow_up(f"{words} {self}", launcher)
         hidden: dict[str, Any] = {}
         with contextlib.suppress(PysegError):  # the message is of something else
             hidden = {name: url for name, url in vars(self.config()).items() if hides(url)}
@@ -180,7 +180,9 @@ class Run:
     @property
     def how_to_resume(self) -> str:
         """The command that resumes its training, for messages."""
-        return self.follow_up("pyseg.train --resume", " continues")
+        processes = distributed.world_size()
+        words = f"pyseg.train{' --' if processes > 1 else ''} --resume"
+        return self.follow_up(words, " continues", distributed.launcher(processes))
 
     def warn_unfinished(self) -> None:
         """Prints a line if its training has not ended, so that its weights are not final."""

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -136,10 +137,21 @@ def launch(name: str, processes: int, data: Path, runs: Path) -> None:
         max_restarts=0,
         start_method="fork",
     )
+    forked = multiprocessing.get_context("fork").Barrier(processes)
     with contextlib.suppress(ChildFailedError):
-        elastic_launch(config, _cli.run)(functools.partial(globals()[name], data, runs))
+        elastic_launch(config, _cli.run)(functools.partial(call, forked, name, data, runs))
         return
     sys.exit(1)
+
+
+def call(forked: Any, name: str, data: Path, runs: Path) -> None:
+    """Calls a function of this file once all processes are forked.
+
+    Until then none may connect to the agent: a thread of the agent looks up where from, and if the
+    next process were forked at that moment, the C library's resolver would stay locked in it.
+    """
+    forked.wait(60)
+    globals()[name](data, runs)
 
 
 # ---------------------------------------------------------------- functions of the processes
@@ -497,7 +509,8 @@ def test_one_process_prints(runs: Path) -> None:
 def test_a_stop_in_one_process_stops_all_and_resumes(runs: Path) -> None:
     run = runs / "stopped"
     assert outcome(runs, "all_checks").err.count("pyseg: interrupted") == 1
-    stopped = "stopped at finetune, step 3: python -m pyseg.train --resume"
+    torchrun = "torchrun --nproc_per_node=3 -m pyseg.train --"
+    stopped = f"stopped at finetune, step 3: {torchrun} --resume {run} continues"
     assert stopped in outcome(runs, "all_checks").out
     done = outcome(runs, "go_on")
     assert done.code == 0, done.out + done.err
@@ -525,7 +538,7 @@ def test_a_lost_process_ends_the_run(runs: Path, function: str, rank: int, text:
 def test_as_many_processes_resume(runs: Path) -> None:
     """README's command; all other processes here are forked."""
     run = runs / "failed"
-    with pytest.raises(UserError, match="expected 2 processes, as before; found 1"):
+    with pytest.raises(UserError, match=r"expected 2 processes, as before; found 1: torchrun "):
         train.main(["--resume", str(run)])
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     done = subprocess.run(

@@ -101,6 +101,9 @@ def test_rated_results_count_classes_without_a_positive_or_not():
     assert (found.classes, found.rated, found.positives) == (1, 4, 2)
     assert "MAP@100k 0.8333" in found.describe()
     assert "0.2778 over all 3" in found.describe()
+    assert found.describe().endswith("4 ratings, 2 positive)")
+    only_positive = RatedResult.of(map_at_k([0, 0], [2, 1], [1, 1], num_classes=1))
+    assert only_positive.describe().endswith("2 positive; with no negative one it says nothing)")
 
 
 @pytest.mark.parametrize("split", [1, 2])

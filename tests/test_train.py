@@ -388,6 +388,17 @@ def test_print_config_is_read_back(tmp_path, capsys):
     assert read.finetune == TrainConfig().finetune
 
 
+def test_a_start_that_was_killed_is_no_run(segments_folder, tmp_path):
+    """The files are those that a process killed before it had written config.yaml leaves."""
+    options = config(segments_folder, tmp_path / "run", finetune=StageConfig(0, 1.0))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "features.json").touch()
+    with pytest.raises(UserError, match="exists already"):
+        train.train(options)
+    (tmp_path / "run" / ".lock").touch()
+    assert Run(train.train(options)).features().features
+
+
 def test_a_run_is_never_overwritten(tmp_path, monkeypatch):
     """This is reported before the data is opened, which can take minutes."""
     monkeypatch.setattr(train, "open_data", None)

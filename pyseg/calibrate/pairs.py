@@ -99,9 +99,11 @@ class HeldOut:
         if config.part == "test":
             check_held_out(scorer.run, config.data, scorer.shards)
         elif is_own(scorer.trained, config.data, scorer.shards):
+            trained = scorer.trained
+            held_out = bool(trained.test_fraction) and not trained.final_fit
             raise UserError(
-                f"--part {config.part}: expected test with the run's training data, whose other "
-                "videos it was trained on"
+                f"--part {config.part}: expected --data of other videos"
+                f"{' or --part test' if held_out else ''}, as the run was trained on these"
             )
 
     def _open(self) -> Collection | None:

@@ -80,12 +80,14 @@ def in_tar(path: Path, feature_name: str) -> Found:
     the id of the video. ``ID.npy`` has the feature ``feature_name``, ``ID.clip.npy`` the feature
     clip, and ``ID.npz`` several by name.
 
+    A sample that has a member twice, or one that is no regular file, raises when it is looked at.
+
     Raises:
-        pyseg.errors.DataError: It is no tar file, damaged, cut short or compressed, or has a member
-            twice, or one that is no regular file.
+        pyseg.errors.DataError: It is no tar file, damaged, cut short or compressed.
         OSError: It cannot be read.
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    wrong: dict[str, DataError] = {}
     for member in _members(path):
         if member.isdir():
             continue
@@ -93,14 +95,17 @@ def in_tar(path: Path, feature_name: str) -> Found:
         base, _, rest = base.partition(".")
         if not base or not rest:
             continue  # hidden, or no sample
-        members = samples.setdefault(posixpath.join(head, base), {})
+        id = posixpath.join(head, base)
+        members = samples.setdefault(id, {})
         if not f".{rest}".endswith(SUFFIXES):
             continue
         name = f"{path}, {member.name!r}"
         if not member.isreg() or member.issparse():
-            raise DataError(f"{name}: expected a regular file, found a link or a special file")
+            wrong[id] = DataError(
+                f"{name}: expected a regular file, found a link or a special file"
+            )
         if rest in members:
-            raise DataError(f"{name}: expected every member once, found it again")
+            wrong[id] = DataError(f"{name}: expected every member once, found it again")
         members[rest] = member
     found = Found([], [])
     for id, members in samples.items():
@@ -110,8 +115,14 @@ def in_tar(path: Path, feature_name: str) -> Found:
             continue
         read = functools.partial(_of_members, path, members, feature_name)
         look, take = functools.partial(read, shapes_in), functools.partial(read, _read_member)
+        if id in wrong:
+            look = functools.partial(_fail, wrong[id])
         found.sources.append(Source(path, name, id, look, take))
     return found
+
+
+def _fail(error: DataError) -> dict[str, Any]:
+    raise error
 
 
 def _members(path: Path) -> list[tarfile.TarInfo]:

@@ -116,10 +116,10 @@ def _train(
 ) -> Run:
     """Trains in one process of the run; adds the lock of the run's folder to `owned`."""
     config = settle(config, device)
+    if config.resume is None and config.run is not None:
+        check_new(Run(config.run))  # before the data is read, which may take minutes
     trackers = _make_trackers(config)  # raises before a run folder is made
     checkpoint = None if config.resume is None else resume(config, owned)
-    if checkpoint is None and config.run is not None:
-        check_new(Run(config.run))  # before the data is read, which may take minutes
     owned.enter_context(allow_tf32(bool(config.tf32)))
     torch.manual_seed(config.seed)
 

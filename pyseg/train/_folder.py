@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pyseg import _cli, distributed
-from pyseg._files import sole_owner
+from pyseg._files import LOCK, sole_owner
 from pyseg.checkpoint import load_last_checkpoint
 from pyseg.config import TrainConfig, flat_options
 from pyseg.data import Collection
@@ -37,14 +37,16 @@ RESUMABLE = (
 
 
 def check_new(run: Run) -> None:
-    """Checks that the folder of a new run is empty or can be created.
+    """Checks that the folder of a new run can be created, is empty, or has only begun to be filled.
 
     Raises:
         pyseg.errors.UserError: It is not.
     """
     if not distributed.is_first():
         return
-    if run.folder.is_dir() and any(run.folder.iterdir()):
+    found = {path.name for path in run.folder.iterdir()} if run.folder.is_dir() else set()
+    begun = {LOCK, run.features_file.name}  # what `create` makes before config.yaml
+    if found and not (LOCK in found and found <= begun):
         goes_on = f"; --resume {run} continues it" if run.is_unfinished else ""
         raise UserError(
             f"--run {run} exists already and is not an empty folder: name another, or delete it"

@@ -72,7 +72,9 @@ def check_resumed(
     processes = len(checkpoint["processes"])
     if processes != distributed.world_size():
         raise UserError(
-            f"{prefix}: expected {processes} processes, as before; found {distributed.world_size()}"
+            f"{prefix}: expected {processes} processes, as before; found "
+            f"{distributed.world_size()}: {distributed.launcher(processes)} pyseg.train"
+            f"{' --' if processes > 1 else ''} {prefix}"
         )
     for name, value in identity["model"].items():
         if value != before["model"][name]:

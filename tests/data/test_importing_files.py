@@ -237,10 +237,13 @@ def test_a_bad_sample(tmp_path: Path, members: list[tuple[str, bytes]], message:
     assert (report.videos, len(report.left_out)) == (1, 1)
 
 
-def test_only_the_bad_sample_of_a_tar_is_left_out(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {"x.npy": GOOD, "y.npy": b"no", "z.npy": GOOD})
+@pytest.mark.parametrize("bad", [[b"no"], [GOOD, GOOD], [GOOD, GOOD, GOOD]])
+def test_only_the_bad_sample_of_a_tar_is_left_out(tmp_path: Path, bad: list[bytes]) -> None:
+    members = [("x.npy", GOOD), *(("y.npy", content) for content in bad), ("z.npy", GOOD)]
+    write_tar(tmp_path / "a.tar", members)
     report = import_features(tmp_path, tmp_path / "out", on_error="skip")
     assert (report.videos, len(report.left_out)) == (2, 1)
+    assert "a.tar, 'y.npy': expected " in report.left_out[0]
 
 
 def test_every_cut_of_a_tar_is_an_error(tmp_path: Path) -> None:
