@@ -389,10 +389,16 @@ def _collected(words: Sequence[str], config_class: type) -> list[str]:
 _plugins: list[str] = []  # of the command that runs
 
 
-def follow_up(words: str, launcher: str = "python -m") -> str:
-    """Returns the command ``<launcher> <words>`` with the plugins of this one."""
+def follow_up(words: str, processes: int = 1) -> str:
+    """Returns the command ``python -m <words>`` with the plugins of this one.
+
+    For several processes it is that of torchrun, which takes what follows the module after ``--``.
+    """
     given = f" --plugin {','.join(_plugins)}" if _plugins else ""
-    return f"{launcher} {words}{given}"
+    if processes > 1:
+        module, _, options = words.partition(" ")
+        return f"torchrun --nproc_per_node={processes} -m {module} -- {options}{given}"
+    return f"python -m {words}{given}"
 
 
 def plugins() -> str | None:

@@ -63,16 +63,6 @@ def rank() -> int:
     return distributed.get_rank() if _connected() else 0
 
 
-def launcher(processes: int) -> str:
-    """Returns the start of the command that runs a module in so many processes.
-
-    Example:
-        >>> launcher(1), launcher(2)
-        ('python -m', 'torchrun --nproc_per_node=2 -m')
-    """
-    return "python -m" if processes == 1 else f"torchrun --nproc_per_node={processes} -m"
-
-
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
     return rank() == 0

@@ -160,12 +160,13 @@ class Run:
         """Whether its training has not ended, and can be resumed."""
         return bool(list_checkpoints(self.checkpoints_folder))
 
-    def follow_up(self, words: str, then: str = "", launcher: str = "python -m") -> str:
+    def follow_up(self, words: str, then: str = "", processes: int = 1) -> str:
         """Returns the command ``python -m <words> <run>`` for messages, followed by ``then``.
 
+        For several processes it is that of torchrun.
         If a secret is hidden in the URL of one of the run's options, it says to give that again.
         """
-        command = _cli.follow_up(f"{words} {self}", launcher)
+        command = _cli.follow_up(f"{words} {self}", processes)
         hidden: dict[str, Any] = {}
         with contextlib.suppress(PysegError):  # the message is of something else
             hidden = {name: url for name, url in vars(self.config()).items() if hides(url)}
@@ -180,9 +181,7 @@ class Run:
     @property
     def how_to_resume(self) -> str:
         """The command that resumes its training, for messages."""
-        processes = distributed.world_size()
-        words = f"pyseg.train{' --' if processes > 1 else ''} --resume"
-        return self.follow_up(words, " continues", distributed.launcher(processes))
+        return self.follow_up("pyseg.train --resume", " continues", distributed.world_size())
 
     def warn_unfinished(self) -> None:
         """Prints a line if its training has not ended, so that its weights are not final."""
@@ -378,6 +377,11 @@ def is_own(config: TrainConfig, data: str | None, shards: Sequence[str]) -> bool
     return bool({*fingerprints(own).values()} & {*fingerprints(shards).values()})
 
 
+def holds_out(config: TrainConfig) -> bool:
+    """Whether a run with these options was not trained on a part of its videos."""
+    return not config.final_fit and config.test_fraction > 0
+
+
 def check_held_out(run: Run, data: str | None, shards: Sequence[str], hint: str = "") -> None:
     """Checks that a run was not trained on the videos that it holds out of records.
 
@@ -391,7 +395,7 @@ def check_held_out(run: Run, data: str | None, shards: Sequence[str], hint: str 
         pyseg.errors.UserError: It was trained on all of them, or holds out none of any records.
     """
     config = run.config()
-    if not config.final_fit and config.test_fraction:
+    if holds_out(config):
         return
     option = "--final_fit" if config.final_fit else "--test_fraction 0"
     if is_own(config, data, shards):

@@ -23,7 +23,7 @@ from pyseg.data.segments import SegmentBlock, read_segments
 from pyseg.errors import DataError, UserError
 from pyseg.evaluate import check_collection, predictions
 from pyseg.predict import Scorer
-from pyseg.runs import check_held_out, is_own, open_data
+from pyseg.runs import check_held_out, holds_out, is_own, open_data
 
 _MOST_SEGMENTS = 20_000
 _MOST_SCORES = 20_000_000
@@ -99,11 +99,10 @@ class HeldOut:
         if config.part == "test":
             check_held_out(scorer.run, config.data, scorer.shards)
         elif is_own(scorer.trained, config.data, scorer.shards):
-            trained = scorer.trained
-            held_out = bool(trained.test_fraction) and not trained.final_fit
+            other = " or --part test" if holds_out(scorer.trained) else ""
             raise UserError(
-                f"--part {config.part}: expected --data of other videos"
-                f"{' or --part test' if held_out else ''}, as the run was trained on these"
+                f"--part {config.part}: expected --data of other videos{other}, as the run was "
+                "trained on these"
             )
 
     def _open(self) -> Collection | None:

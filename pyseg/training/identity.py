@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from pyseg import distributed, models
+from pyseg import _cli, distributed, models
 from pyseg.config import TrainConfig, flat_options
 from pyseg.data import FeatureSet
 from pyseg.errors import UserError
@@ -73,8 +73,7 @@ def check_resumed(
     if processes != distributed.world_size():
         raise UserError(
             f"{prefix}: expected {processes} processes, as before; found "
-            f"{distributed.world_size()}: {distributed.launcher(processes)} pyseg.train"
-            f"{' --' if processes > 1 else ''} {prefix}"
+            f"{distributed.world_size()}: {_cli.follow_up(f'pyseg.train {prefix}', processes)}"
         )
     for name, value in identity["model"].items():
         if value != before["model"][name]:
